@@ -1,0 +1,122 @@
+"""The values that travel between the parts of gnmt.
+
+Shape suffixes: B batch, S source length, T target length, H hidden, V vocabulary, K beam.
+Everything here is batch-major; masks are bool and True marks a real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+
+
+class InputError(ValueError):
+    """Something that a user gave is wrong: a config, a file, a checkpoint, a line of text.
+
+    The message is the product: it names the key or `path:line`, what was found, what is allowed
+    and how to mend it. Scripts print it alone; a traceback is for our own bugs.
+    """
+
+
+class Tokens(NamedTuple):
+    """Padded token ids of one side of a batch.
+
+    ids_BT: int64, PAD_ID behind each row's end. lengths_B: int64, real tokens in each row.
+    """
+
+    ids_BT: Tensor
+    lengths_B: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """bool [B, T], True for a real token."""
+        positions_T = torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device)
+        return positions_T < self.lengths_B[:, None]
+
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(self.ids_BT.to(device, non_blocking=True), self.lengths_B.to(device, non_blocking=True))
+
+
+class Batch(NamedTuple):
+    """Sentence pairs with the framing of training.
+
+    source: pieces and EOS. target: BOS, pieces and EOS, so its lengths are |Y| + 1.
+    pairs_B: int64, each row's index in the prepared store.
+    """
+
+    source: Tokens
+    target: Tokens
+    pairs_B: Tensor
+
+    @property
+    def target_input(self) -> Tokens:
+        """What the decoder reads: BOS and the pieces, |Y| tokens a row."""
+        lengths_B = self.target.lengths_B - 1
+        inputs = Tokens(self.target.ids_BT[:, :-1], lengths_B)
+        return Tokens(inputs.ids_BT.masked_fill(~inputs.mask_BT, PAD_ID), lengths_B)
+
+    @property
+    def labels(self) -> Tokens:
+        """What the decoder must say: the pieces and EOS, |Y| tokens a row."""
+        return Tokens(self.target.ids_BT[:, 1:], self.target.lengths_B - 1)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.source.to(device), self.target.to(device), self.pairs_B)
+
+
+class Memory(NamedTuple):
+    """What attention needs of the source, computed once; `B` rows, never copied for the beam.
+
+    states_BSH: encoder outputs. mask_BS: bool, True for a real source token (with EOS).
+    extras: what a decoder prepares once for all its steps, such as projected keys; batch-first.
+    """
+
+    states_BSH: Tensor
+    mask_BS: Tensor
+    extras: Mapping[str, Tensor]
+
+    def select(self, rows_N: Tensor) -> Memory:
+        """The given rows, in that order (sentences that stay, or repeated ones)."""
+        extras = {name: tensor.index_select(0, rows_N) for name, tensor in self.extras.items()}
+        return Memory(self.states_BSH.index_select(0, rows_N), self.mask_BS.index_select(0, rows_N), extras)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a decoder remembers between steps: every tensor is [B, K, ...] and each row owns its position.
+
+    One mapping for every architecture, so that `select` and `reorder` serve them all.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def reorder(self, parents_BK: Tensor) -> State:
+        """Each beam entry takes the state of its parent entry, int64 [B, K], within its sentence."""
+        rows_B1 = torch.arange(parents_BK.shape[0], device=parents_BK.device)[:, None]
+        return State({name: tensor[rows_B1, parents_BK] for name, tensor in self.tensors.items()})
+
+    def select(self, rows_N: Tensor) -> State:
+        """The given sentences, in that order."""
+        return State({name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translation.
+
+    text: detokenised. score: eq. 14 of Wu et al. 2016. tokens: the pieces' ids, with EOS where finished.
+    attention_TS: fp32, one row a target token, one column a source token with EOS; None where not asked for.
+    finished: False where the length limit cut it off.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...]
+    attention_TS: Tensor | None = None
+    finished: bool = True
