@@ -120,3 +120,16 @@ class Translation:
     tokens: tuple[int, ...]
     attention_TS: Tensor | None = None
     finished: bool = True
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number in a config may take, as annotation: `Annotated[float, Range(0, 1)]`.
+
+    `gnmt.config.check_config` reads it; None leaves a side open, open_low and open_high exclude the bound itself.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False

@@ -1,0 +1,174 @@
+"""A checkpoint file: written so that it is whole or absent, read so that it cannot run code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnmt.config import build, check_component
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.types import InputError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a checkpoint holds for use: the model in eval mode on the device, and what belongs to it.
+
+    config: the resolved training config. contents: the whole file's dictionary.
+    """
+
+    model: Seq2Seq
+    tokenizers: Tokenizers
+    config: dict[str, Any]
+    contents: dict[str, Any]
+
+
+def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
+    """Writes contents under that name, or leaves what was there untouched.
+
+    contents: nested dictionaries, lists, tuples, tensors and plain Python values.
+    Raises OSError where the disk is full or not writable.
+    """
+    sealed = {**contents, "format_version": FORMAT_VERSION, "checksum": checksum(contents)}
+    buffer = io.BytesIO()
+    torch.save(sealed, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Writes to a temporary name beside path, flushes to the disk and renames."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint, tensors on the CPU; nothing in the file is run.
+
+    Raises InputError for a file that is missing, damaged, foreign or of another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} is not a file{nearby_checkpoints(path)}")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path} holds objects that only running its code could rebuild, and was refused; nothing ran. "
+            f"Checkpoints of this project hold plain values and tensors alone. ({first_line(error)})"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"checkpoint {path} is damaged or is no checkpoint ({first_line(error)}): use another one of its folder"
+        ) from None
+    if not isinstance(contents, dict) or "format_version" not in contents:
+        raise InputError(f"{path} is a torch file, but no checkpoint of this project: it has no format_version")
+    if contents["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"checkpoint {path} has format version {contents['format_version']}, this code reads {FORMAT_VERSION}: "
+            "use the version of gnmt that wrote it"
+        )
+    if contents.get("checksum") != checksum(contents):
+        raise InputError(f"checkpoint {path} is damaged: its checksum differs; use another one of its folder")
+    return contents
+
+
+def load_model(path: str | Path, device: torch.device, trusted_packages: tuple[str, ...] = ()) -> LoadedModel:
+    """Builds the model that a checkpoint describes, after its description passed the check of any config."""
+    contents = read_checkpoint(path)
+    try:
+        config = json.loads(contents["config"])
+        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
+        model_node, weights = config["model"], contents["model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"checkpoint {path} lacks or garbles a part of a checkpoint: {first_line(error)}") from None
+    model = build_model(model_node, tokenizers, trusted_packages, str(path))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"checkpoint {path}: the weights do not fit the model that it describes: {error}") from None
+    return LoadedModel(model.to(device).eval(), tokenizers, config, contents)
+
+
+def build_model(
+    node: Mapping[str, Any], tokenizers: Tokenizers, trusted_packages: tuple[str, ...], origin: str
+) -> Seq2Seq:
+    """A Seq2Seq from its config node, with the vocabulary sizes of the tokenizers."""
+    sizes = {
+        "source_vocabulary_size": tokenizers.source.vocabulary_size,
+        "target_vocabulary_size": tokenizers.target.vocabulary_size,
+    }
+    errors = check_component(node, "model", trusted_packages=trusted_packages, supplied=frozenset(sizes))
+    if errors:
+        raise InputError(f"{origin}: the model's config was refused, nothing was built:\n  " + "\n  ".join(errors))
+    model = build(node, **sizes)
+    if not isinstance(model, Seq2Seq):
+        raise InputError(f"{origin}: model._target_ is {node['_target_']}, which is no gnmt.model.seq2seq.Seq2Seq")
+    return model
+
+
+def checksum(contents: Mapping[str, Any]) -> int:
+    """CRC-32 of all values but the seal itself, in the dictionary's order."""
+    value = 0
+    for piece in _bytes_of({key: contents[key] for key in contents if key not in ("format_version", "checksum")}):
+        value = zlib.crc32(piece, value)
+    return value
+
+
+def _bytes_of(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield repr(key).encode()
+            yield from _bytes_of(item)
+    elif isinstance(value, list | tuple):
+        yield f"{type(value).__name__}{len(value)}".encode()
+        for item in value:
+            yield from _bytes_of(item)
+    else:
+        yield repr(value).encode()
+
+
+def git_revision() -> str | None:
+    """The commit of this source tree, with "-dirty" where it has changes; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def nearby_checkpoints(path: Path) -> str:
+    """What a reader of "no such file" would look for next."""
+    folders = [path.parent, path.parent / "checkpoints", path]
+    found = sorted(str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.pt"))
+    return f"; there are: {', '.join(found[:8])}" if found else f"; no *.pt lies in {path.parent} either"
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's first line, or its kind where it has no text."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

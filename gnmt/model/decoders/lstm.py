@@ -1,0 +1,105 @@
+"""GNMT's decoder: a bottom LSTM that queries attention, residual LSTMs above that all see the context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gnmt.model.interfaces import Attention, Decoder
+from gnmt.model.recurrence import LSTM
+from gnmt.types import Memory, Range, State
+
+
+class LSTMDecoder(Decoder):
+    """Wu et al. 2016, section 3 and eq. 4: only the bottom layer queries attention, and never reads the context.
+
+    So the bottom layer runs over the whole target first, attention over all of it in one piece, and then
+    the upper layers, each on the layer below concatenated with the context.
+
+    query: which output of the bottom layer asks at step t. "previous" is that of step t-1, zero at the first
+    (the paper); "current" is that of step t (the later GNMT v2).
+    num_layers, residual_from, dropout: as in the encoder. The decoder starts from zero states.
+    """
+
+    def __init__(
+        self,
+        input_size: Annotated[int, Range(1)],
+        hidden_size: Annotated[int, Range(1)],
+        num_layers: Annotated[int, Range(2)],
+        attention: Attention,
+        query: Literal["previous", "current"] = "current",
+        residual_from: Annotated[int, Range(3)] | None = 3,
+        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.output_size = hidden_size
+        self.query = query
+        self.residual_from = residual_from
+        self.attention = attention
+        self.dropout = nn.Dropout(dropout)
+        self.bottom = LSTM(input_size, hidden_size)
+        upper_size = hidden_size + attention.output_size
+        self.upper = nn.ModuleList(LSTM(upper_size, hidden_size) for _ in range(num_layers - 1))
+
+    def prepare(self, states_BSH: Tensor) -> Mapping[str, Tensor]:
+        """The attention's projected keys."""
+        return {"keys": self.attention.keys(states_BSH)}
+
+    def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Hidden [B, T, H] and attention [B, T, S] for the whole target at once."""
+        outputs_TBH = self.bottom.over_time(self.dropout(embedded_BTE.transpose(0, 1)))
+        query_TBH = outputs_TBH if self.query == "current" else one_step_later(outputs_TBH)
+        context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
+        context_TBH = context_BTH.transpose(0, 1)
+        for number, layer in enumerate(self.upper, start=2):
+            assert isinstance(layer, LSTM)
+            inputs_TBH = outputs_TBH
+            outputs_TBH = layer.over_time(self.dropout(torch.cat((inputs_TBH, context_TBH), dim=-1)))
+            if self.is_residual(number):
+                outputs_TBH = outputs_TBH + inputs_TBH
+        return outputs_TBH.transpose(0, 1), weights_BTS
+
+    def start(self, memory: Memory, beam: int) -> State:
+        """Zero hidden and cell of every layer, each [B, beam, layers, H]."""
+        shape = (memory.mask_BS.shape[0], beam, 1 + len(self.upper), self.output_size)
+        zeros = torch.zeros(shape, device=memory.states_BSH.device, dtype=memory.states_BSH.dtype)
+        return State({"hidden": zeros, "cell": zeros})
+
+    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """One token for B sentences of K hypotheses; the memory stays at B rows."""
+        batch, beam = embedded_BKE.shape[:2]
+        hiddens = state.tensors["hidden"].flatten(0, 1).unbind(1)
+        cells = state.tensors["cell"].flatten(0, 1).unbind(1)
+        new_states = [self.bottom.step(embedded_BKE.flatten(0, 1), (hiddens[0], cells[0]))]
+        outputs_NH = new_states[0][0]
+        query_NH = outputs_NH if self.query == "current" else hiddens[0]
+        context_BKH, weights_BKS = self.attention(query_NH.reshape(batch, beam, -1), memory.extras["keys"], memory)
+        context_NH = context_BKH.flatten(0, 1)
+        for number, layer in enumerate(self.upper, start=2):
+            assert isinstance(layer, LSTM)
+            inputs_NH = outputs_NH
+            inputs_with_context = torch.cat((inputs_NH, context_NH), dim=-1)
+            new_states.append(layer.step(inputs_with_context, (hiddens[number - 1], cells[number - 1])))
+            outputs_NH = new_states[-1][0]
+            if self.is_residual(number):
+                outputs_NH = outputs_NH + inputs_NH
+        hidden, cell = (torch.stack(tensors, dim=1) for tensors in zip(*new_states, strict=True))
+        state = State(
+            {
+                "hidden": hidden.reshape(batch, beam, *hidden.shape[1:]),
+                "cell": cell.reshape(batch, beam, *cell.shape[1:]),
+            }
+        )
+        return outputs_NH.reshape(batch, beam, -1), weights_BKS, state
+
+    def is_residual(self, number: int) -> bool:
+        """Whether the layer of that number, counted from 1, adds its input to its output."""
+        return self.residual_from is not None and number >= self.residual_from
+
+
+def one_step_later(outputs_TBH: Tensor) -> Tensor:
+    """Moves every output to the next step; the first step gets zeros."""
+    return torch.cat((torch.zeros_like(outputs_TBH[:1]), outputs_TBH[:-1]))

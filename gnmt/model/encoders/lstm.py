@@ -1,0 +1,62 @@
+"""GNMT's encoder: bidirectional LSTMs below, unidirectional residual LSTMs above."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor, nn
+
+from gnmt.model.interfaces import Encoder
+from gnmt.model.recurrence import LSTM, BidirectionalLSTM
+from gnmt.types import InputError, Range
+
+
+class LSTMEncoder(Encoder):
+    """Wu et al. 2016, section 3: the first layer bidirectional, residual connections from the third layer up.
+
+    num_layers counts a bidirectional layer once. residual_from: the first layer, counted from 1, whose input
+    is added to its output (eq. 5-6); None for no residual connections. dropout: on every layer's input.
+    """
+
+    def __init__(
+        self,
+        input_size: Annotated[int, Range(1)],
+        hidden_size: Annotated[int, Range(1)],
+        num_layers: Annotated[int, Range(2)],
+        num_bidirectional_layers: Annotated[int, Range(0)] = 1,
+        residual_from: Annotated[int, Range(2)] | None = 3,
+        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_bidirectional_layers > num_layers:
+            raise InputError(
+                f"num_bidirectional_layers={num_bidirectional_layers} is more than num_layers={num_layers}: "
+                "choose at most that many"
+            )
+        self.residual_from = residual_from
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList()
+        width = input_size
+        for layer in range(num_layers):
+            kind = BidirectionalLSTM if layer < num_bidirectional_layers else LSTM
+            self.layers.append(kind(width, hidden_size))
+            width = 2 * hidden_size if kind is BidirectionalLSTM else hidden_size
+        self.output_size = width
+
+    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Tensor:
+        """States [B, S, output_size]."""
+        states_SBH = embedded_BSE.transpose(0, 1)
+        for number, layer in enumerate(self.layers, start=1):
+            inputs_SBH = states_SBH
+            if isinstance(layer, BidirectionalLSTM):
+                states_SBH = layer.over_time(self.dropout(inputs_SBH), lengths_B)
+            else:
+                assert isinstance(layer, LSTM)
+                states_SBH = layer.over_time(self.dropout(inputs_SBH))
+            if self.is_residual(number) and inputs_SBH.shape == states_SBH.shape:
+                states_SBH = states_SBH + inputs_SBH
+        return states_SBH.transpose(0, 1)
+
+    def is_residual(self, number: int) -> bool:
+        """Whether the layer of that number, counted from 1, adds its input to its output."""
+        return self.residual_from is not None and number >= self.residual_from

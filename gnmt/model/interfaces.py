@@ -1,0 +1,59 @@
+"""What an encoder, a decoder and an attention offer, so that they combine freely."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from gnmt.types import Memory, State
+
+
+class Encoder(nn.Module):
+    """Reads the embedded source. `output_size` is the width of the states that it returns."""
+
+    output_size: int
+
+    @abstractmethod
+    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Tensor:
+        """States [B, S, output_size]; what lies behind a row's length never reaches its real states."""
+
+
+class Decoder(nn.Module):
+    """Writes the target. `output_size` is the width of the hidden states before the output layer.
+
+    `forward` over a whole sequence and `step` after `step` give the same hidden states.
+    """
+
+    output_size: int
+
+    @abstractmethod
+    def prepare(self, states_BSH: Tensor) -> Mapping[str, Tensor]:
+        """What all steps share, computed once from the encoder's states: batch-first tensors."""
+
+    @abstractmethod
+    def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing: hidden [B, T, output_size] and attention [B, T, S], or None without attention."""
+
+    @abstractmethod
+    def start(self, memory: Memory, beam: int) -> State:
+        """The state before the first token, tensors [B, beam, ...]."""
+
+    @abstractmethod
+    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+        """One token further: hidden [B, K, output_size], attention [B, K, S] or None, and the new state."""
+
+
+class Attention(nn.Module):
+    """Looks up the source. `output_size` is the width of the context."""
+
+    output_size: int
+
+    @abstractmethod
+    def keys(self, states_BSH: Tensor) -> Tensor:
+        """The part of the score that depends on the source alone, [B, S, A]."""
+
+    @abstractmethod
+    def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Context [B, T, output_size] and weights [B, T, S], which are 0 on padding and sum to 1."""

@@ -1,0 +1,57 @@
+"""LSTMs over time. Recurrent code is time-major: [T, B, I]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LSTMState = tuple[Tensor, Tensor]
+"""hidden and cell, both [N, H]."""
+
+
+class LSTM(nn.LSTM):
+    """One unidirectional layer, run by the fused kernel of the device over whole sequences."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+
+    def over_time(self, inputs_TBI: Tensor) -> Tensor:
+        """Outputs [T, B, H] from a zero state. Padding behind a row's end changes only what lies behind it."""
+        outputs_TBH: Tensor = self(inputs_TBI)[0]
+        return outputs_TBH
+
+    def step(self, inputs_NI: Tensor, state: LSTMState) -> LSTMState:
+        """One step of N sequences: the new hidden (which is the output) and cell, [N, H]."""
+        # The cell function uses the parameters as they are; the module with T=1 would re-pack them at every call.
+        weights: list[Tensor] = self._flat_weights
+        hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *weights)
+        return hidden_NH, cell_NH
+
+
+def reverse_by_length(inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
+    """Turns each sequence round within its own length; padding stays behind it, where it is. Its own inverse."""
+    positions_T1 = torch.arange(inputs_TBI.shape[0], device=inputs_TBI.device)[:, None]
+    mirrored_TB = lengths_B - 1 - positions_T1
+    order_TB = torch.where(mirrored_TB >= 0, mirrored_TB, positions_T1)
+    columns_B = torch.arange(inputs_TBI.shape[1], device=inputs_TBI.device)
+    return inputs_TBI[order_TB, columns_B]
+
+
+class BidirectionalLSTM(nn.Module):
+    """Two LSTMs, one of which reads each sentence from its true end; outputs concatenated, [T, B, 2H].
+
+    Wu et al. 2016, section 3.2. Reversal by length, not packing, keeps the fused kernels and
+    keeps padding out of the backward direction.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.ahead = LSTM(input_size, hidden_size)
+        self.back = LSTM(input_size, hidden_size)
+
+    def over_time(self, inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
+        """Outputs [T, B, 2H]."""
+        ahead_TBH = self.ahead.over_time(inputs_TBI)
+        back_TBH = self.back.over_time(reverse_by_length(inputs_TBI, lengths_B))
+        return torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)

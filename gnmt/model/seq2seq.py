@@ -1,0 +1,95 @@
+"""A translator: embeddings, an encoder, a decoder and an output layer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gnmt.model.interfaces import Decoder, Encoder
+from gnmt.types import PAD_ID, InputError, Memory, Range, State, Tokens
+
+
+class Seq2Seq(nn.Module):
+    """Encoder and decoder behind the four calls that training and search use.
+
+    `encode` once; then `decode` and `output` with the target known (training, scoring),
+    or `start` and `step` token by token (search). `step` after `step` equals `decode`.
+
+    tie_embeddings: "none"; "source_target" shares one table between both sides (they need one vocabulary);
+    "all" also uses it as the output layer's weight, which needs decoder.output_size == embedding_size.
+    init_range: weights and biases start uniform in [-init_range, init_range]; the padding rows are zero.
+    The attention keeps its own initialisation of direction and scale.
+    output_dropout: on the hidden states before the output layer.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        source_vocabulary_size: Annotated[int, Range(4)],
+        target_vocabulary_size: Annotated[int, Range(4)],
+        embedding_size: Annotated[int, Range(1)],
+        tie_embeddings: Literal["none", "source_target", "all"] = "none",
+        init_range: Annotated[float, Range(0, open_low=True)] = 0.1,
+        output_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+    ) -> None:
+        super().__init__()
+        if tie_embeddings != "none" and source_vocabulary_size != target_vocabulary_size:
+            raise InputError(
+                f"model.tie_embeddings={tie_embeddings} shares one table, but the source has {source_vocabulary_size} "
+                f"pieces and the target {target_vocabulary_size}: use tokenizer.joint=true or model.tie_embeddings=none"
+            )
+        if tie_embeddings == "all" and decoder.output_size != embedding_size:
+            raise InputError(
+                f"model.tie_embeddings=all needs model.embedding_size ({embedding_size}) equal to the decoder's output "
+                f"size ({decoder.output_size}): make them equal or use model.tie_embeddings=source_target"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.source_embedding = nn.Embedding(source_vocabulary_size, embedding_size, padding_idx=PAD_ID)
+        if tie_embeddings == "none":
+            self.target_embedding = nn.Embedding(target_vocabulary_size, embedding_size, padding_idx=PAD_ID)
+        else:
+            self.target_embedding = self.source_embedding
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
+        if tie_embeddings == "all":
+            self.output_layer.weight = self.target_embedding.weight
+        self.initialise(init_range)
+
+    def initialise(self, init_range: float) -> None:
+        """Uniform weights, zero padding rows; draws from torch's global generator."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding | nn.Linear | nn.LSTM):
+                for parameter in module.parameters(recurse=False):
+                    nn.init.uniform_(parameter, -init_range, init_range)
+        with torch.no_grad():
+            for embedding in (self.source_embedding, self.target_embedding):
+                embedding.weight[PAD_ID].zero_()
+
+    def encode(self, source: Tokens) -> Memory:
+        """Reads the source (pieces and EOS): everything about it that decoding needs."""
+        states_BSH = self.encoder(self.source_embedding(source.ids_BT), source.lengths_B)
+        return Memory(states_BSH, source.mask_BT, self.decoder.prepare(states_BSH))
+
+    def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing over BOS and the pieces: hidden [B, T, H] and, where asked for, attention [B, T, S]."""
+        hidden_BTH, weights_BTS = self.decoder(self.target_embedding(target.ids_BT), memory)
+        return hidden_BTH, weights_BTS if attention else None
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., H]."""
+        logits: Tensor = self.output_layer(self.output_dropout(hidden))
+        return logits
+
+    def start(self, memory: Memory, beam: int) -> State:
+        """The decoder's state before the first token, tensors [B, beam, ...]."""
+        return self.decoder.start(memory, beam)
+
+    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+        """Feeds one token: fp32 log-probabilities of the next [B, K, V], attention [B, K, S], the new state."""
+        hidden_BKH, weights_BKS, state = self.decoder.step(self.target_embedding(tokens_BK), state, memory)
+        log_probs_BKV = torch.log_softmax(self.output(hidden_BKH).float(), dim=-1)
+        return log_probs_BKV, weights_BKS, state

@@ -1,0 +1,65 @@
+"""Which device and which precision a command runs with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from gnmt.types import InputError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """name: fp32, tf32, bf16 or fp16. Weights stay fp32; products run in the named type by autocast."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.name in ("fp32", "tf32"):
+            return nullcontext()
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device={name} is no device: choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device={name} is not supported: choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto or cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision of that name; "auto" takes bf16 where the hardware multiplies in it, else fp32."""
+    if name not in PRECISIONS:
+        raise InputError(f"precision={name} is unknown: choose one of {', '.join(PRECISIONS)}")
+    if name == "auto":
+        name = "bf16" if has_fast_bf16(device) else "fp32"
+    if name in ("tf32", "fp16") and device.type != "cuda":
+        raise InputError(f"precision={name} needs a CUDA device, this run is on {device}: use precision=bf16 or fp32")
+    # Set both ways, so that a second run in the same process does not inherit the first one's choice.
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return Precision(name, device)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 there, and not only emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
