@@ -60,6 +60,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products are faster than fp32 there, and not only emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

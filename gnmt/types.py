@@ -66,7 +66,18 @@ class Batch(NamedTuple):
         """What the decoder must say: the pieces and EOS, |Y| tokens a row."""
         return Tokens(self.target.ids_BT[:, 1:], self.target.lengths_B - 1)
 
+    @property
+    def num_real_tokens(self) -> int:
+        """Source and target tokens with EOS, without BOS and padding: what throughput counts."""
+        return int(self.source.lengths_B.sum() + self.target.lengths_B.sum()) - len(self.pairs_B)
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """The same with padding: what memory and time go by."""
+        return self.source.ids_BT.numel() + self.target.ids_BT.numel() - len(self.pairs_B)
+
     def to(self, device: torch.device) -> Batch:
+        """The batch on that device; pairs_B, which only the host reads, stays where it is."""
         return Batch(self.source.to(device), self.target.to(device), self.pairs_B)
 
 

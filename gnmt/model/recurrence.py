@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,8 @@ class LSTM(nn.LSTM):
     def step(self, inputs_NI: Tensor, state: LSTMState) -> LSTMState:
         """One step of N sequences: the new hidden (which is the output) and cell, [N, H]."""
         # The cell function uses the parameters as they are; the module with T=1 would re-pack them at every call.
-        weights: list[Tensor] = self._flat_weights
-        hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *weights)
+        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *cast(list[Tensor], weights))
         return hidden_NH, cell_NH
 
 

@@ -23,5 +23,6 @@ class Objective(nn.Module):
         hidden_BTH, _ = self.model.decode(batch.target_input, memory)
         labels = batch.labels
         real_BT = labels.mask_BT
-        loss_sum = self.loss(hidden_BTH[real_BT], self.model.output, labels.ids_BT[real_BT])
+        hidden_NH = self.model.output_dropout(hidden_BTH[real_BT])
+        loss_sum = self.loss(hidden_NH, self.model.output_layer, labels.ids_BT[real_BT])
         return loss_sum, labels.lengths_B.sum()

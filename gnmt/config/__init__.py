@@ -1,0 +1,29 @@
+"""Configs: what keys there are, whether a config is right, and the objects that it describes.
+
+The only part of gnmt that knows Hydra and OmegaConf.
+"""
+
+from gnmt.config.assembly import build, check_config, decoding_node, resolve
+from gnmt.config.check import check_component
+from gnmt.config.entry import entry
+from gnmt.config.logs import configure_logging
+from gnmt.config.runs import changed_settings, current_run_folder, run_folder
+from gnmt.config.schemas import EvaluateConfig, InspectConfig, PrepareConfig, TrainConfig, TranslateConfig
+
+__all__ = [
+    "EvaluateConfig",
+    "InspectConfig",
+    "PrepareConfig",
+    "TrainConfig",
+    "TranslateConfig",
+    "build",
+    "changed_settings",
+    "check_component",
+    "check_config",
+    "configure_logging",
+    "current_run_folder",
+    "decoding_node",
+    "entry",
+    "resolve",
+    "run_folder",
+]

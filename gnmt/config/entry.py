@@ -1,0 +1,99 @@
+"""The door of every script: composes its config with Hydra, checks it, and reports errors in one message."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+
+from gnmt.config.assembly import check_config
+from gnmt.config.diagnosis import COMPOSITION_ERRORS, CONFIG_FOLDER, describe_groups, explain
+from gnmt.config.logs import configure_logging
+from gnmt.types import InputError
+
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Makes `main(cfg)` of a script its command: configs/<config_name>.yaml and the overrides of the command line.
+
+    The config is checked before main sees it. A wrong override or an InputError prints one message to stderr and
+    ends the process with exit code 2, Ctrl-C with 130; bugs keep their traceback. In a sweep (-m) the jobs after a
+    wrong one still run.
+    `--help` prints the script's docstring and the groups of its config.
+    """
+
+    def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
+        failures: list[str] = []
+        jobs: list[Any] = []
+
+        @functools.wraps(main)
+        def job(cfg: Any) -> None:
+            jobs.append(cfg)
+            try:
+                check_config(cfg)
+                main(cfg)
+            except InputError as error:
+                failures.append(str(error))
+                print(f"error: {error}", file=sys.stderr)
+
+        @functools.wraps(main)
+        def command() -> None:
+            if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+                print(help_text(inspect.getmodule(main), config_name))
+                return
+            arguments, unknown_flags = get_args_parser().parse_known_args()
+            if unknown_flags:
+                print(f"error: {flag_message(unknown_flags[0])}", file=sys.stderr)
+                sys.exit(EXIT_WRONG_INPUT)
+            configure_logging()
+            failures.clear()
+            jobs.clear()
+            # Lets errors of composition reach us, where Hydra would print them its own way and exit.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
+            except COMPOSITION_ERRORS as error:
+                if jobs:
+                    raise  # not of composition: a bug in main
+                message = explain(error, config_name, arguments.overrides, sweep=arguments.multirun)
+                print(f"error: {message}", file=sys.stderr)
+                sys.exit(EXIT_WRONG_INPUT)
+            except KeyboardInterrupt as interruption:
+                print(str(interruption) or "interrupted", file=sys.stderr)
+                sys.exit(EXIT_INTERRUPTED)
+            if failures:
+                sys.exit(EXIT_WRONG_INPUT)
+
+        return command
+
+    return decorate
+
+
+def help_text(script: Any, config_name: str) -> str:
+    """The script's docstring, and what every script understands."""
+    return f"""{(script.__doc__ or "").strip()}
+
+Groups (choose with group=choice):
+{describe_groups(config_name)}
+
+Every key can be overridden by its full name, as in optimizer.lr=0.001; null, true, false, numbers and [a,b] are YAML.
+Values with '=', ',', spaces or letters outside ASCII need quotes inside quotes: 'key="a=b"'.
+  --cfg job   show the whole config and stop; --resolve with it fills the ${{...}} in
+  -m          sweep: key=a,b runs one job for each value
+"""
+
+
+def flag_message(flag: str) -> str:
+    """For `--seed=3` and other flags that do not exist."""
+    return (
+        f"{flag}: is no flag of this command; overrides are written without dashes, as in seed=3. "
+        "Its flags are --help, --cfg job, -m and those of --hydra-help"
+    )

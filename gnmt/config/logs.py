@@ -1,0 +1,51 @@
+"""Where log messages go: stderr, past the progress bar, and the run's file. stdout belongs to results."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class StderrHandler(logging.Handler):
+    """Writes to the stderr of the moment, above a progress bar if one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+class ShortFormatter(logging.Formatter):
+    """The message alone, with its level where that is a warning or worse."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def configure_logging(run_file: Path | None = None) -> None:
+    """Sends log messages of level INFO and above to stderr, and to the end of run_file where one is given.
+
+    Called again (the next job of a sweep), it replaces what it set up before. Python's warnings come along.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if getattr(handler, "set_by_gnmt", False):
+            root.removeHandler(handler)
+            handler.close()
+    handlers: list[logging.Handler] = [StderrHandler()]
+    handlers[0].setFormatter(ShortFormatter())
+    if run_file is not None:
+        run_file.parent.mkdir(parents=True, exist_ok=True)
+        file_handler = logging.FileHandler(run_file, encoding="utf-8")
+        file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file_handler)
+    for handler in handlers:
+        handler.set_by_gnmt = True  # type: ignore[attr-defined]
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)

@@ -1,0 +1,133 @@
+"""Where a run lives, and what may change while it goes on.
+
+The folder's name says what makes the run different from the plain recipe and holds no time, so the same
+command comes back to the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+
+from gnmt.config.values import shown
+from gnmt.types import InputError
+
+# Limits, intervals, devices and places: they change how far or where a run goes, not what it computes.
+MAY_CHANGE = frozenset(
+    {
+        "name",
+        "runs",
+        "device",
+        "resume",
+        "trusted_packages",
+        "data.folder",
+        "data.prepared",
+        "data.download_folder",
+        "data.url",
+        "trainer.max_steps",
+        "trainer.max_epochs",
+        "trainer.microbatch_tokens",
+        "trainer.log_every_steps",
+        "trainer.evaluate_every_steps",
+        "trainer.save_every_steps",
+        "trainer.keep_checkpoints",
+        "trainer.patience_evaluations",
+        "trainer.num_sample_translations",
+        "trainer.evaluation_batch_size",
+    }
+)
+# The text in these files is compared itself, so a move of the files is no change.
+INPUT_FILES = re.compile(r"data\.(train|dev)\.(source|target|pairs)")
+GROUPS_THAT_NAME = ("experiment", "data")
+PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
+LONGEST_NAME = 120
+ABSENT = object()
+
+
+def current_run_folder(cfg: Any) -> Path:
+    """The folder of the run that Hydra is executing now; every job of a sweep has its own."""
+    hydra = HydraConfig.get()
+    return run_folder(cfg, list(hydra.overrides.task), sweep=hydra.mode == RunMode.MULTIRUN)
+
+
+def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Path:
+    """`<runs>/<name>`; without a name, the experiment (or the data) and a slug of the other overrides.
+
+    overrides: as on the command line. In a sweep a given name gets the slug as well, or all jobs would share it.
+    Raises InputError for a name that is no plain folder name.
+    """
+    chosen = effective_overrides(overrides)
+    if cfg.name is not None and not PLAIN.fullmatch(cfg.name):
+        raise InputError(
+            f"name: found {shown(cfg.name)}, allowed are letters, digits, '-' and '.', with single '_' between them"
+        )
+    if cfg.name is not None and not sweep:
+        return Path(cfg.runs) / str(cfg.name)
+    group = next((key for key in GROUPS_THAT_NAME if chosen.get(key) is not None), None)
+    base = cfg.name or (str(chosen[group]) if group else "demo")
+    parts = [slug(key, value) for key, value in sorted(chosen.items()) if key != group and not may_change(key)]
+    return Path(cfg.runs) / shortened("__".join([base, *parts]))
+
+
+def may_change(key: str) -> bool:
+    """Whether a setting may differ between two sessions of the same run; test sets are no part of training."""
+    return key in MAY_CHANGE or key == "data.test" or key.startswith("data.test.")
+
+
+def effective_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Keys and their last values, parsed, so that 1e-3 and 0.001 are the same."""
+    chosen: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        chosen[override.get_key_element().lstrip("+").replace("/", ".")] = override.value()
+    return chosen
+
+
+def slug(key: str, value: Any) -> str:
+    """`key-value` in letters, digits, '.', '_' and '-'; a hash tells apart what that makes equal."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if PLAIN.fullmatch(text) and PLAIN.fullmatch(key):
+        return f"{key}-{text}"
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key}-{text}").strip("_")
+    return f"{plain}-{short_hash(f'{key}={text}')}"
+
+
+def shortened(name: str) -> str:
+    """The name, or its start and a hash where a file system might refuse it."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{short_hash(name)}"
+
+
+def short_hash(text: str) -> str:
+    """8 hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old → new` for every setting of two resolved configs that must not change while a run goes on."""
+    before, after = flatten(old), flatten(new)
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if may_change(key) or INPUT_FILES.fullmatch(key):
+            continue
+        values = [side.get(key, ABSENT) for side in (before, after)]
+        if values[0] != values[1]:
+            lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
+    return lines
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

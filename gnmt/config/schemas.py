@@ -1,0 +1,129 @@
+"""The root keys of every command's config, with their types; the values stand in configs/*.yaml.
+
+OmegaConf checks the types while it composes. What it cannot say (choices, ranges, what a component node
+must build) stands in the fields' metadata, which `check_config` reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from gnmt.types import Range
+
+
+def choice(*choices: str) -> dict[str, Any]:
+    """A text that must be one of these."""
+    return {"choices": choices}
+
+
+def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any]:
+    """A node with `_target_` and the constructor's keywords.
+
+    kind: the dotted name of the class that the target must be or derive from. supplied: keywords that the
+    program gives itself. partial: a node without `_target_` is allowed too, it replaces single options of kind.
+    """
+    return {"component": kind, "supplied": supplied, "partial": partial}
+
+
+DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+SEED = {"range": Range(0)}
+AT_LEAST_ONE = {"range": Range(1)}
+CORPUS = component("gnmt.data.sources.Corpus")
+TOKENIZER = component("gnmt.data.tokenizer.TokenizerOptions")
+SEARCH = "gnmt.decoding.options.SearchOptions"
+
+
+@dataclass
+class TrainConfig:
+    """scripts/train.py"""
+
+    name: str | None = MISSING
+    runs: str = MISSING
+    seed: int = field(default=MISSING, metadata=SEED)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
+    resume: str = field(default=MISSING, metadata=choice("auto", "never"))
+    initialise_from: str | None = MISSING
+    trusted_packages: list[str] = MISSING
+    data: Any = field(default=MISSING, metadata=CORPUS)
+    tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
+    model: Any = field(
+        default=MISSING,
+        metadata=component("gnmt.model.seq2seq.Seq2Seq", "source_vocabulary_size", "target_vocabulary_size"),
+    )
+    loss: Any = field(
+        default=MISSING,
+        metadata=component("gnmt.training.loss.LabelSmoothedCrossEntropy", "vocabulary_size", "never_produced"),
+    )
+    optimizer: Any = field(default=MISSING, metadata=component("torch.optim.Optimizer", "params"))
+    schedule: Any = field(default=MISSING, metadata=component("gnmt.training.schedule.Schedule"))
+    trainer: Any = field(default=MISSING, metadata=component("gnmt.training.trainer.TrainerOptions"))
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH))
+
+
+@dataclass
+class PrepareConfig:
+    """scripts/prepare.py"""
+
+    data: Any = field(default=MISSING, metadata=CORPUS)
+    tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
+    overwrite: bool = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """scripts/evaluate.py"""
+
+    checkpoint: str = MISSING
+    test_set: str | None = MISSING
+    source: str | None = MISSING
+    target: str | None = MISSING
+    data_folder: str | None = MISSING
+    output: str | None = MISSING
+    bleu_tokenize: str | None = MISSING
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice("recorded", *PRECISIONS))
+    trusted_packages: list[str] = MISSING
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
+
+
+@dataclass
+class TranslateConfig:
+    """scripts/translate.py"""
+
+    checkpoint: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
+    trusted_packages: list[str] = MISSING
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
+
+
+@dataclass
+class InspectConfig:
+    """scripts/inspect.py"""
+
+    checkpoint: str = MISSING
+    format: str = field(default=MISSING, metadata=choice("text", "json"))
+    trusted_packages: list[str] = MISSING
+
+
+SCHEMAS = {
+    "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "translate": TranslateConfig,
+    "inspect": InspectConfig,
+}
+
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(group="schema", name=_name, node=_schema, package="_global_")

@@ -1,0 +1,186 @@
+"""Batches of tensors in planned order, without end, resumable at every batch."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gnmt.data.planning import EpochPlan, check_budget, cut, plan_epoch
+from gnmt.data.store import Store
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError, Tokens
+
+__all__ = ["BatchStream", "EpochPlan", "Position", "Sampling", "batch_of", "collate", "plan_epoch"]
+
+
+class Sampling(NamedTuple):
+    """Subword regularisation: the stored text is encoded again, otherwise in every epoch.
+
+    alpha: see `Tokenizer.encode_sampled`.
+    """
+
+    tokenizers: Tokenizers
+    alpha: float
+    seed: int
+    epoch: int
+
+    def encode(self, store: Store, pair: int) -> tuple[list[int], list[int]]:
+        """Ids of both sides: a function of (seed, epoch, pair) alone."""
+        digest = hashlib.blake2b(struct.pack("<qqq", self.seed, self.epoch, pair), digest_size=8).digest()
+        source_seed, target_seed = struct.unpack("<II", digest)
+        return (
+            self.tokenizers.source.encode_sampled(store.source_text(pair), self.alpha, source_seed),
+            self.tokenizers.target.encode_sampled(store.target_text(pair), self.alpha, target_seed),
+        )
+
+    def lengths(self, store: Store) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """int32 [N] for source and target: pieces of every pair of the store as `encode` cuts it."""
+        lengths = np.zeros((2, len(store)), dtype=np.int32)
+        for pair in range(len(store)):
+            lengths[:, pair] = [len(ids) for ids in self.encode(store, pair)]
+        return lengths[0], lengths[1]
+
+
+class Position(NamedTuple):
+    """How far training has come: `batches` global batches of `epoch` are consumed, both counted from 0."""
+
+    epoch: int = 0
+    batches: int = 0
+
+
+Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
+
+
+def collate(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: Sampling | None = None) -> Batch:
+    """The pairs as one batch, rows in the given order, source as pieces and EOS, target as BOS, pieces and EOS."""
+    return batch_of(*_encoded(store, pairs, sampling), np.asarray(pairs))
+
+
+def _encoded(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: Sampling | None) -> tuple[Rows, Rows]:
+    if sampling is None:
+        return [store.source_ids(pair) for pair in pairs], [store.target_ids(pair) for pair in pairs]
+    both = [sampling.encode(store, int(pair)) for pair in pairs]
+    return [source for source, _ in both], [target for _, target in both]
+
+
+def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64]) -> Batch:
+    """Rows of pieces (without BOS and EOS) as one batch; pairs_B: what the rows are called."""
+    return Batch(_padded(source, ()), _padded(target, (BOS_ID,)), torch.from_numpy(pairs_B.astype(np.int64)))
+
+
+def _padded(rows: Rows, prefix: tuple[int, ...]) -> Tokens:
+    lengths_B = np.array([len(row) for row in rows], dtype=np.int64) + len(prefix) + 1
+    ids_BT = np.full((len(rows), int(lengths_B.max())), PAD_ID, dtype=np.int64)
+    ids_BT[:, : len(prefix)] = prefix
+    for ids_T, row, length in zip(ids_BT, rows, lengths_B, strict=True):
+        ids_T[len(prefix) : length - 1] = row
+        ids_T[length - 1] = EOS_ID
+    return Tokens(torch.from_numpy(ids_BT), torch.from_numpy(lengths_B))
+
+
+class BatchStream:
+    """Iterates without end over updates: each is the list of microbatches of one global batch.
+
+    The order is that of `plan_epoch`; a stream made at the `position` of another goes on exactly as that one
+    does. A global batch is split into microbatches of at most microbatch_tokens padded tokens each; null leaves
+    it whole. Subword sampling makes sentences longer (by a third at alpha 0.1) and each by another share, so the plan
+    is made of the sampled lengths: budgets hold as ever, at the price of encoding the corpus once
+    more at the start of each epoch (some 30 microseconds a pair). Nothing is ever truncated; a pair that only its
+    sampled pieces bring over a limit makes a batch of its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        batch_tokens: int,
+        seed: int,
+        microbatch_tokens: int | None = None,
+        subword_sampling: float = 0.0,
+        tokenizers: Tokenizers | None = None,
+        position: Position = Position(),  # noqa: B008 (immutable)
+    ) -> None:
+        """tokenizers are needed for subword sampling only. Raises InputError where a pair exceeds a limit."""
+        if not 0 <= subword_sampling <= 1:
+            raise InputError(f"trainer.subword_sampling must be 0 to 1, found {subword_sampling}")
+        assert tokenizers is not None or subword_sampling == 0
+        for key, limit in (("batch_tokens", batch_tokens), ("microbatch_tokens", microbatch_tokens)):
+            if limit is not None:
+                check_budget(store.source_lengths, store.target_lengths, limit, f"trainer.{key}")
+        self._store = store
+        self._batch_tokens = batch_tokens
+        self._microbatch_tokens = microbatch_tokens
+        self._seed = seed
+        self._alpha = subword_sampling
+        self._tokenizers = tokenizers
+        self._plan = self._plan_of(position.epoch)
+        if position.batches >= len(self._plan):
+            raise InputError(
+                f"the data position is batch {position.batches} of epoch {position.epoch}, which has only "
+                f"{len(self._plan)} batches: the prepared text or trainer.batch_tokens changed since it was saved"
+            )
+        self.position = position
+        """Batches that were handed out; what a checkpoint saves."""
+        self.real_tokens = 0
+        self.padded_tokens = 0
+        """Source and target tokens handed out so far by this object, without and with padding; EOS counted, BOS not."""
+
+    def __len__(self) -> int:
+        """Number of global batches in the epoch at hand."""
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        epoch, batches = self.position
+        microbatches = self._microbatches(self._plan[batches], epoch)
+        for batch in microbatches:
+            self._count(batch)
+        if batches + 1 < len(self._plan):
+            self.position = Position(epoch, batches + 1)
+        else:
+            self.position = Position(epoch + 1, 0)
+            self._plan = self._plan_of(epoch + 1)
+        return microbatches
+
+    def largest_microbatch(self) -> Batch:
+        """The microbatch of this epoch with the most padded tokens: what decides how much memory training needs."""
+        lengths = self._store.source_lengths, self._store.target_lengths
+        costs = [
+            len(pairs_B) * sum(int(side[pairs_B].max()) + 1 for side in lengths)
+            for pairs_B in (self._plan[batch] for batch in range(len(self._plan)))
+        ]
+        microbatches = self._microbatches(self._plan[int(np.argmax(costs))], self.position.epoch)
+        return max(microbatches, key=lambda batch: batch.num_padded_tokens)
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        lengths = self._store.source_lengths, self._store.target_lengths
+        if (sampling := self._sampling(epoch)) is not None:
+            lengths = sampling.lengths(self._store)
+        return plan_epoch(*lengths, batch_tokens=self._batch_tokens, seed=self._seed, epoch=epoch)
+
+    def _sampling(self, epoch: int) -> Sampling | None:
+        if self._alpha == 0 or self._tokenizers is None:
+            return None
+        return Sampling(self._tokenizers, self._alpha, self._seed, epoch)
+
+    def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
+        source, target = _encoded(self._store, pairs_B, self._sampling(epoch))
+        if self._microbatch_tokens is None:
+            return [batch_of(source, target, pairs_B)]
+        source_lengths, target_lengths = (np.array([len(row) for row in rows]) for rows in (source, target))
+        starts = cut(source_lengths, target_lengths, self._microbatch_tokens)
+        pieces = [slice(start, end) for start, end in pairwise(starts)]
+        return [batch_of(source[piece], target[piece], pairs_B[piece]) for piece in pieces]
+
+    def _count(self, batch: Batch) -> None:
+        self.real_tokens += batch.num_real_tokens
+        self.padded_tokens += batch.num_padded_tokens

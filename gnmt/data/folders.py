@@ -1,0 +1,76 @@
+"""Folders that appear whole or not at all, and are built by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the right to build the folder; waits while another process (or thread) holds it.
+
+    What a dead process left half-made beside the folder is cleared away: whoever holds the lock knows
+    that nobody is building. The kernel gives the lock back when its holder dies.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = _beside(folder, "lock")
+    while True:
+        with path.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process is making %s; waiting for it", folder)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # The holder before us removed its lock file; a lock on a removed file guards nothing.
+            if not _is_same_file(path, file.fileno()):
+                continue
+            try:
+                _clear(folder)
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+@contextmanager
+def built_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the place of `folder` if the block ends without an error.
+
+    To be used under `locked`. After an error the temporary folder is removed and `folder` is as before.
+    """
+    temporary = _beside(folder, "new")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            folder.rename(_beside(folder, "old"))
+        temporary.rename(folder)
+    finally:
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    old = _beside(folder, "old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # stopped between the two renames of a replacement
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_beside(folder, "new"), ignore_errors=True)
+
+
+def _beside(folder: Path, role: str) -> Path:
+    return folder.with_name(f".{folder.name}.{role}")
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,100 @@
+"""Lines of text out of files, strictly: what every reader of text in gnmt goes through."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from gnmt.types import InputError
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of a UTF-8 file (gzip where its name ends in .gz), streamed, without their ends.
+
+    Only LF ends a line, and one CR before it goes with it; U+2028, U+0085, form feeds and lone CRs are
+    text. A byte order mark at the start of the file is removed. Raises InputError with `path:line`
+    for bytes that are not UTF-8, and for a file that is missing, unreadable or a damaged gzip.
+    """
+    number = 0
+    try:
+        with open_binary(path) as file:
+            for line in lines_of(file, path):
+                number += 1
+                yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole gzip file (after line {number}): {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """The lines of an open binary file, as `read_lines` gives them; name: what errors call it."""
+    for number, line in enumerate(file, start=1):
+        yield _decode(line, name, number)
+
+
+def open_binary(path: str) -> BinaryIO:
+    """The file's bytes, unpacked where its name ends in .gz."""
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.endswith(".gz") else open(path, "rb")
+
+
+def _decode(line: bytes, path: str, number: int) -> str:
+    if number == 1:
+        line = line.removeprefix(_BOM)
+    line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x}, number {error.start + 1} of the line "
+            f"({error.reason}); convert the file, for example with `iconv -f latin1 -t utf-8`"
+        ) from error
+
+
+def missing_file(path: str) -> InputError:
+    """The error for a file that is not there, with the nearest name that is."""
+    folder, name = Path(path).parent, Path(path).name
+    if not folder.is_dir():
+        return InputError(f"{path}: no such file, and its folder {folder} does not exist either")
+    nearest = difflib.get_close_matches(name, sorted(os.listdir(folder)), n=1)
+    return InputError(f"{path}: no such file" + (f"; did you mean {folder / nearest[0]}?" if nearest else ""))
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return missing_file(path)
+    if isinstance(error, IsADirectoryError):
+        return InputError(f"{path}: a folder, where a file of text is needed")
+    return InputError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What a file held when it was read: size in bytes, modification time, sha256 of its bytes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+def stamp_file(path: str, known: Mapping[str, FileStamp]) -> FileStamp:
+    """The file's stamp; the hash is taken from `known` where path, size and modification time agree with it."""
+    try:
+        status = os.stat(path)
+        old = known.get(path)
+        if old is not None and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return old
+        with open(path, "rb") as file:
+            return FileStamp(path, status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise _unreadable(path, error) from error

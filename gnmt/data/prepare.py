@@ -1,0 +1,251 @@
+"""Raw text to a prepared folder: tokenizer, cleaned and encoded training pairs, raw dev and test text."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from gnmt.data.cleaning import Cleaner, CleaningReport, NumberedPair
+from gnmt.data.corpus import ParallelText
+from gnmt.data.folders import built_folder, locked
+from gnmt.data.lines import FileStamp
+from gnmt.data.prepared import (
+    FORMAT,
+    Prepared,
+    read_manifest,
+    read_prepared,
+    write_manifest,
+    write_pairs,
+    write_report,
+    write_tokenizers,
+)
+from gnmt.data.sources import Corpus
+from gnmt.data.store import Store, StoreWriter
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
+
+_BLOCK_PAIRS = 4096  # pairs that are cleaned and encoded together
+_T = TypeVar("_T")
+
+
+def prepare(corpus: Corpus, options: TokenizerOptions, *, overwrite: bool = False) -> Prepared:
+    """The corpus' prepared folder, made if it is not there yet.
+
+    Done before with the same inputs and settings, it is only opened. With other inputs or settings InputError
+    lists every change, or with overwrite the folder is replaced. Interrupted or failing, it leaves the folder as
+    it was; of several processes one builds and the others wait for it.
+    """
+    folder = prepared_folder(corpus, options)
+    wanted = {
+        "format": FORMAT,
+        "settings": {"data": corpus.settings(), "tokenizer": asdict(options)},
+        "inputs": _inputs(corpus, _known_stamps(read_manifest(folder))),
+    }
+    if _up_to_date(folder, wanted, overwrite):
+        log.info("%s is up to date", folder)
+        return read_prepared(folder)
+    try:
+        with locked(folder):
+            # Asked again: another process may have made it while we waited.
+            if not _up_to_date(folder, wanted, overwrite):
+                log.info("preparing %s", folder)
+                with built_folder(folder) as temporary:
+                    _build(temporary, corpus, options, wanted)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be prepared: {error.strerror or error}") from error
+    prepared = read_prepared(folder)
+    log.info("%s: %s", folder, prepared.report.counts())
+    return prepared
+
+
+def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> bool:
+    old = read_manifest(folder)
+    if old is None:
+        return False
+    changes = describe_changes(old, wanted)
+    if not changes:
+        return not overwrite or _opens(folder)  # overwrite mends a damaged folder too
+    listed = f"{folder} was prepared from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
+    if not overwrite:
+        raise InputError(f"{listed}\nReplace it with overwrite=true, or keep both with another data.prepared=FOLDER")
+    log.info("%s", listed)
+    return False
+
+
+def prepared_folder(corpus: Corpus, options: TokenizerOptions) -> Path:
+    """data.prepared, or prepared/<name>-<digest of everything that the config says of the text>."""
+    if corpus.prepared is not None:
+        return Path(corpus.prepared)
+    said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": asdict(options)}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".") or "corpus"
+    return Path("prepared") / f"{name}-{digest[:8]}"
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        read_prepared(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    return {
+        "train": corpus.training_text().identity(known),
+        "dev": corpus.dev_text().identity(known),
+        "test": {name: text.identity(known) for name, text in corpus.test_texts().items()},
+    }
+
+
+def _texts(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    tests = {f"test.{name}": text for name, text in inputs["test"].items()}
+    return {"train": inputs["train"], "dev": inputs["dev"], **tests}
+
+
+def _known_stamps(manifest: Mapping[str, Any] | None) -> dict[str, FileStamp]:
+    if manifest is None or manifest["format"] != FORMAT:
+        return {}
+    files = [file for text in _texts(manifest["inputs"]).values() for file in text.get("files", [])]
+    return {file["path"]: FileStamp(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files}
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each setting or input that differs between two manifests. Moved files of equal content do not."""
+    if old["format"] != new["format"]:
+        return [f"format: {old['format']} → {new['format']}"]
+    changes = _differences(_flat(old["settings"]), _flat(new["settings"]))
+    old_texts, new_texts = _texts(old["inputs"]), _texts(new["inputs"])
+    for name in [*old_texts, *(name for name in new_texts if name not in old_texts)]:
+        if name not in old_texts or name not in new_texts:
+            changes.append(f"data.{name}: " + ("not given before" if name in new_texts else "not given any more"))
+            continue
+        changes += _file_changes(f"data.{name}", old_texts[name].get("files", []), new_texts[name].get("files", []))
+        before, after = ({k: v for k, v in texts[name].items() if k != "files"} for texts in (old_texts, new_texts))
+        changes += _differences(_flat(before, f"data.{name}."), _flat(after, f"data.{name}."))
+    return changes
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    if [file["role"] for file in old] != [file["role"] for file in new]:
+        names = (", ".join(file["path"] for file in files) for files in (old, new))
+        return [f"{key}: " + " → ".join(names)]
+    return [
+        f"{key}.{after['role']}: other content: {before['path']} ({before['size']} bytes, sha256 "
+        f"{before['sha256'][:8]}) → {after['path']} ({after['size']} bytes, sha256 {after['sha256'][:8]})"
+        for before, after in zip(old, new, strict=True)
+        if (before["sha256"], before["columns"]) != (after["sha256"], after["columns"])
+    ]
+
+
+def _build(folder: Path, corpus: Corpus, options: TokenizerOptions, wanted: dict[str, Any]) -> None:
+    # Dev and test first: they are short, and an error in them shows before the long work.
+    dev_count, dev_digest = _write_text(folder / "dev", corpus.dev_text(), "data.dev")
+    counts = {"dev": dev_count}
+    for name, text in corpus.test_texts().items():
+        counts[f"test.{name}"], _ = _write_text(folder / "test" / name, text, f"data.test.{name}")
+
+    text = corpus.training_text()
+    source, target = _sample(text, options.sample_lines, options.seed)
+    log.info("learning a vocabulary of %d pieces from %d pairs", options.vocab_size, len(source))
+    tokenizers = train_tokenizers(source, target, options)
+    del source, target
+    write_tokenizers(folder, tokenizers)
+
+    report = _encode(folder / "train", text, tokenizers, Cleaner(corpus.cleaning))
+    write_report(folder, report)
+    counts["train"] = report.num_kept
+    store = Store.open(folder / "train")
+    counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
+    counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
+    versions = {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
+    identity = hashlib.sha256(f"{store.digest} {dev_digest} {tokenizers.digest}".encode()).hexdigest()
+    write_manifest(folder, {**wanted, "counts": counts, "versions": versions, "identity": identity})
+
+
+def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:
+    count, digest = write_pairs(folder, text.iterate())
+    if count == 0:
+        raise InputError(f"{key} holds no sentence pairs")
+    return count, digest
+
+
+def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[str]]:
+    """At most `size` pairs without blank sides, each as likely as any other, in corpus order.
+
+    One pass and memory for the sample only: Vitter's algorithm R (1985).
+    """
+    rng = random.Random(seed)
+    sample: list[NumberedPair] = []
+    count = 0
+    for number, (source, target) in enumerate(_progress(text, "reading"), start=1):
+        if not (source.strip() and target.strip()):
+            continue
+        count += 1
+        place = len(sample) if count <= size else rng.randrange(count)
+        if place < size:
+            sample[place : place + 1] = [NumberedPair(number, source, target)]
+    if not sample:
+        raise InputError(f"data.train holds no sentence pair with text on both sides ({_num_pairs(text)} pairs read)")
+    sample.sort(key=lambda pair: pair.number)
+    return [pair.source for pair in sample], [pair.target for pair in sample]
+
+
+def _num_pairs(text: ParallelText) -> int:
+    return sum(1 for _ in text.iterate())
+
+
+def _encode(folder: Path, text: ParallelText, tokenizers: Tokenizers, cleaner: Cleaner) -> CleaningReport:
+    folder.mkdir()
+    numbered = (NumberedPair(number, *pair) for number, pair in enumerate(_progress(text, "encoding"), start=1))
+    with StoreWriter(folder, tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size) as writer:
+        while block := list(islice(numbered, _BLOCK_PAIRS)):
+            pairs = cleaner.by_text(block)
+            source_ids = tokenizers.source.encode_all([pair.source for pair in pairs])
+            target_ids = tokenizers.target.encode_all([pair.target for pair in pairs])
+            keep = [
+                cleaner.keeps(pair, len(source), len(target))
+                for pair, source, target in zip(pairs, source_ids, target_ids, strict=True)
+            ]
+            writer.add(
+                _chosen(source_ids, keep),
+                _chosen(target_ids, keep),
+                _chosen([pair.source for pair in pairs], keep),
+                _chosen([pair.target for pair in pairs], keep),
+            )
+    if cleaner.report.num_kept == 0:
+        raise InputError(f"data.train: no pair is left after cleaning: {cleaner.report.counts()}; see data.cleaning")
+    return cleaner.report
+
+
+def _chosen(items: list[_T], keep: list[bool]) -> list[_T]:
+    return [item for item, kept in zip(items, keep, strict=True) if kept]
+
+
+def _progress(text: ParallelText, what: str) -> Iterator[tuple[str, str]]:
+    yield from tqdm(text.iterate(), desc=what, unit=" pairs", unit_scale=True, disable=None, leave=False)

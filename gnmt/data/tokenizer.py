@@ -1,0 +1,292 @@
+"""SentencePiece subwords: trained on a seeded sample, the same pieces on every run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import sentencepiece
+import torch
+
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+
+# Longer lines are not trained on (they are encoded like any other): SentencePiece's own limit.
+MAX_TRAINING_LINE_BYTES = 4192
+# Unigram scores depend in their last digits on the number of threads, so it is the same everywhere.
+_NUM_TRAINING_THREADS = 4
+_SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
+# Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
+_LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
+# SentencePiece's random generator is seeded for the whole process, so seeding and drawing go together.
+_sampling_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """How subwords are learnt.
+
+    kind: bpe or unigram. vocab_size: pieces in all, with the four special ids and, with byte_fallback, 256
+    bytes. joint: one vocabulary for both sides, or one each of that size. byte_fallback: characters without
+    a piece become bytes, so that no text is unknown. normalisation: nmt_nfkc (Unicode NFKC, white space
+    folded) or identity (the text as it is, white space included). character_coverage: share of the
+    characters of the sample that get a piece of their own, 0.98 to 1. user_symbols: strings that are always one
+    piece. sample_lines: at most so many pairs are drawn, by seed, to learn from.
+    """
+
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = 6000
+    joint: bool = True
+    byte_fallback: bool = True
+    normalisation: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
+    character_coverage: float = 1.0
+    user_symbols: list[str] = field(default_factory=list)
+    sample_lines: int = 1_000_000
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bpe", "unigram"):
+            raise InputError(f"tokenizer.kind must be bpe or unigram, found {self.kind!r}")
+        if self.normalisation not in ("nmt_nfkc", "identity"):
+            raise InputError(f"tokenizer.normalisation must be nmt_nfkc or identity, found {self.normalisation!r}")
+        if self.vocab_size < 1:
+            raise InputError(f"tokenizer.vocab_size must be positive, found {self.vocab_size}")
+        if not 0.98 <= self.character_coverage <= 1:
+            raise InputError(f"tokenizer.character_coverage must be 0.98 to 1, found {self.character_coverage}")
+        if self.sample_lines < 1:
+            raise InputError(f"tokenizer.sample_lines must be 1 or more, found {self.sample_lines}")
+        for symbol in self.user_symbols:
+            if not symbol or symbol in _SPECIAL_SYMBOLS or re.search(r"\s", symbol):
+                raise InputError(
+                    f"tokenizer.user_symbols: {symbol!r} cannot be a symbol; it must be a string without "
+                    f"white space that is none of {', '.join(_SPECIAL_SYMBOLS)}"
+                )
+        if len(set(self.user_symbols)) < len(self.user_symbols):
+            raise InputError(f"tokenizer.user_symbols holds a symbol twice: {self.user_symbols}")
+
+
+class Tokenizer:
+    """A trained SentencePiece model. Ids: PAD 0, UNK 1, BOS 2, EOS 3, then symbols, bytes and pieces."""
+
+    def __init__(self, model: bytes) -> None:
+        """model: a serialised SentencePiece model with gnmt's special ids. Raises InputError for anything else."""
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            raise InputError(f"tokenizer: not a SentencePiece model: {error}") from error
+        processor = self._processor
+        found = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
+        if found != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
+            raise InputError(f"tokenizer: ids of PAD, UNK, BOS, EOS must be 0, 1, 2, 3, found {found}")
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
+        return Tokenizer, (self._model,)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the pieces, without BOS and EOS. Any str is accepted; half surrogate pairs become U+FFFD."""
+        ids: list[int] = self._processor.encode(_encodable(text))
+        return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, faster for many."""
+        ids: list[list[int]] = self._processor.encode([_encodable(text) for text in texts])
+        return ids
+
+    def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
+        """One of the ways to cut the text, drawn by the seed (0 to 2^32 - 1): subword regularisation.
+
+        alpha: for BPE the probability that a merge is left out (Provilkov et al. 2020), for unigram the
+        exponent on the segmentation's probability, less being more random (Kudo 2018). Pure function of its
+        arguments, at some 15 microseconds a sentence: SentencePiece's generator is seeded for each call.
+        """
+        with _sampling_lock:
+            sentencepiece.set_random_generator_seed(seed)
+            ids: list[int] = self._processor.encode(_encodable(text), enable_sampling=True, alpha=alpha, nbest_size=-1)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the pieces, on one line.
+
+        Never fails: PAD, BOS, EOS and ids outside the vocabulary are skipped, UNK reads ` ⁇ `, bytes that
+        are no UTF-8 become U+FFFD, and whatever could end a line becomes a space.
+        """
+        skipped = (PAD_ID, BOS_ID, EOS_ID)
+        kept = [int(piece) for piece in ids if 0 <= piece < self.vocabulary_size and piece not in skipped]
+        text: str = self._processor.decode(kept)
+        return text.translate(_LINE_BREAKS)
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Number of ids, special ones included."""
+        size: int = self._processor.get_piece_size()
+        return size
+
+    def piece(self, id: int) -> str:
+        """The piece as SentencePiece writes it, with ▁ for a space."""
+        text: str = self._processor.id_to_piece(id)
+        return text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [self.piece(int(id)) for id in ids]
+
+    @cached_property
+    def never_produced(self) -> tuple[int, ...]:
+        """Ids that no target ever holds after its BOS: PAD, BOS, and UNK where bytes stand in for it."""
+        byte_fallback = any(self._processor.is_byte(id) for id in range(self.vocabulary_size))
+        return (PAD_ID, UNK_ID, BOS_ID) if byte_fallback else (PAD_ID, BOS_ID)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of pieces, their types and the normalisation: equal digests, equal ids for equal text.
+
+        Not of the file, which holds scores that differ in the last digit and the paths of its training.
+        """
+        is_type = (self._processor.is_control, self._processor.is_unknown, self._processor.is_byte)
+        digest = hashlib.sha256()
+        for id in range(self.vocabulary_size):
+            types = "".join(str(int(is_of_type(id))) for is_of_type in is_type)
+            piece = self.piece(id).encode("utf-8")
+            digest.update(b"%d:%b %b\n" % (len(piece), piece, types.encode()))
+        normalizer = sentencepiece.SentencePieceNormalizer(model_proto=self._model)
+        digest.update(normalizer.serialized_normalizer_spec())
+        return digest.hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The model, as SentencePiece's own tools read it."""
+        return self._model
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> Tokenizer:
+        return cls(model)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # Through UTF-16 two halves that belong together become their character, and lone ones U+FFFD.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+# What is put around the pieces when a batch is made; recorded with each tokenizer in a checkpoint.
+_FRAMING = {"source": {"bos": False, "eos": True}, "target": {"bos": True, "eos": True}}
+
+
+class Tokenizers(NamedTuple):
+    """One tokenizer for each side, possibly the same."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @property
+    def joint(self) -> bool:
+        """Whether both sides have the same ids, so that embeddings can be shared."""
+        return self.source is self.target or self.source.digest == self.target.digest
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.source.digest} {self.target.digest}".encode()).hexdigest()
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """{"source", "target": {kind, files: {name: uint8 tensor}, framing: {bos, eos}}}, fit for weights_only."""
+        models = {side: _as_tensor(tokenizer.to_bytes()) for side, tokenizer in self._asdict().items()}
+        if self.source.to_bytes() == self.target.to_bytes():
+            models["target"] = models["source"]  # one storage, saved once
+        return {
+            side: {"kind": "sentencepiece", "files": {"model": model}, "framing": dict(_FRAMING[side])}
+            for side, model in models.items()
+        }
+
+    @classmethod
+    def from_checkpoint(cls, saved: Mapping[str, Any]) -> Tokenizers:
+        """Raises InputError for a kind or a framing that this version does not know."""
+        models = {}
+        for side, framing in _FRAMING.items():
+            entry = saved.get(side)
+            if not isinstance(entry, Mapping) or not {"kind", "files", "framing"} <= entry.keys():
+                raise InputError(f"checkpoint: tokenizers.{side} must hold kind, files and framing")
+            if entry["kind"] != "sentencepiece":
+                raise InputError(f"checkpoint: tokenizers.{side}.kind must be sentencepiece, found {entry['kind']!r}")
+            if entry["framing"] != framing:
+                raise InputError(f"checkpoint: tokenizers.{side}.framing must be {framing}, found {entry['framing']}")
+            model = entry["files"].get("model") if isinstance(entry["files"], Mapping) else None
+            if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
+                raise InputError(f"checkpoint: tokenizers.{side}.files.model must be a tensor of bytes")
+            models[side] = model.numpy().tobytes()
+        return cls.from_models(models["source"], models["target"])
+
+    @classmethod
+    def from_models(cls, source: bytes, target: bytes) -> Tokenizers:
+        """Equal models become one object."""
+        tokenizer = Tokenizer(source)
+        return cls(tokenizer, tokenizer if source == target else Tokenizer(target))
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def train_tokenizers(source: Sequence[str], target: Sequence[str], options: TokenizerOptions) -> Tokenizers:
+    """Tokenizers of the two sides' lines: one for both where options.joint."""
+    if options.joint:
+        tokenizer = train_tokenizer([*source, *target], options)
+        return Tokenizers(tokenizer, tokenizer)
+    return Tokenizers(
+        train_tokenizer(source, options, side=" of the source side"),
+        train_tokenizer(target, options, side=" of the target side"),
+    )
+
+
+def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, side: str = "") -> Tokenizer:
+    """Learns a vocabulary from the lines, of exactly options.vocab_size ids.
+
+    All lines are used, in their order, but blank ones and those of more than MAX_TRAINING_LINE_BYTES. Raises
+    InputError where the lines have no text, and where the vocabulary cannot have that size.
+    """
+    usable = [line for line in lines if line.strip() and len(line.encode("utf-8")) <= MAX_TRAINING_LINE_BYTES]
+    if not usable:
+        raise InputError(f"tokenizer: no text{side} to learn from (no line with 1 to {MAX_TRAINING_LINE_BYTES} bytes)")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(usable),
+            model_writer=model,
+            model_type=options.kind,
+            vocab_size=options.vocab_size,
+            byte_fallback=options.byte_fallback,
+            normalization_rule_name=options.normalisation,
+            remove_extra_whitespaces=options.normalisation != "identity",
+            character_coverage=options.character_coverage,
+            user_defined_symbols=options.user_symbols,
+            pad_id=PAD_ID,
+            unk_id=UNK_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            # The sample is drawn before: SentencePiece's own shuffling differs from run to run.
+            shuffle_input_sentence=False,
+            max_sentence_length=MAX_TRAINING_LINE_BYTES,
+            num_threads=_NUM_TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _training_error(str(error), options, side) from error
+    return Tokenizer(model.getvalue())
+
+
+def _training_error(message: str, options: TokenizerOptions, side: str) -> InputError:
+    setting = f"tokenizer.vocab_size={options.vocab_size}"
+    if most := re.search(r"size too high .*<= (\d+)", message):
+        return InputError(f"{setting} is too large for the text{side}: the largest possible is {most[1]}")
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return InputError(
+            f"{setting} is too small for the text{side}: the smallest possible is {least[1]} (special ids, "
+            "bytes and every character; fewer characters with a lower tokenizer.character_coverage)"
+        )
+    return InputError(f"tokenizer: SentencePiece cannot learn {setting} from the text{side}: {message}")

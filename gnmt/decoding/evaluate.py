@@ -1,0 +1,153 @@
+"""The scores of a checkpoint on a test set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gnmt.config import build, check_component
+from gnmt.data.corpus import ParallelFiles
+from gnmt.data.prepared import read_prepared
+from gnmt.data.sources import Corpus
+from gnmt.decoding.translator import Translator
+from gnmt.evaluation.metrics import Scores, score_translations
+from gnmt.reporting.tensorboard import Reporter
+from gnmt.types import InputError, Translation
+
+log = logging.getLogger(__name__)
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured and where it was written."""
+
+    scores: Scores
+    test_set: str
+    scores_file: Path
+    translations_file: Path
+
+
+@dataclass(frozen=True)
+class TrainedData:
+    """The data of a checkpoint's training: its recorded config node, where it was prepared, and its identity."""
+
+    node: Mapping[str, Any]
+    prepared_folder: str
+    identity: str
+    trusted_packages: tuple[str, ...]
+
+    def named(self, test_set: str | None, folder: str | None) -> tuple[str, Pairs]:
+        """The test set of that name ("dev" is one), or the only one where the name is None.
+
+        Read from the prepared folder while that still holds this data, otherwise from the corpus itself.
+        folder: where the corpus lies now, if not where it lay in training.
+        """
+        texts = self._prepared_texts() if folder is None else None
+        if texts is None:
+            texts = self._corpus_texts(folder)
+        tests = [name for name in texts if name != "dev"]
+        if test_set is None:
+            if len(tests) != 1:
+                found = f"has the test sets {', '.join(tests)}" if tests else "has no test set"
+                raise InputError(
+                    f"the training's data {found}: say which with test_set= (dev is one too), "
+                    "or give a pair of files with source= and target="
+                )
+            test_set = tests[0]
+        if test_set not in texts:
+            raise InputError(f"test_set={test_set} is not in the training's data, which has {', '.join(texts)}")
+        return test_set, texts[test_set]
+
+    def _prepared_texts(self) -> dict[str, Pairs] | None:
+        try:
+            prepared = read_prepared(self.prepared_folder)
+        except InputError:
+            return None
+        return {"dev": prepared.dev, **prepared.tests} if prepared.identity == self.identity else None
+
+    def _corpus_texts(self, folder: str | None) -> dict[str, Pairs]:
+        node = dict(self.node)
+        if folder is not None:
+            if "folder" not in node:
+                raise InputError(
+                    f"data_folder={folder}: {node['_target_']} has no folder; give source= and target= instead"
+                )
+            node["folder"] = folder
+        errors = check_component(node, "data", trusted_packages=self.trusted_packages, expected=(Corpus,))
+        if errors:
+            raise InputError("the checkpoint's data config was refused:\n  " + "\n  ".join(errors))
+        corpus: Corpus = build(node)
+        texts = {"dev": corpus.dev_text(), **corpus.test_texts()}
+        return {name: list(text.iterate()) for name, text in texts.items()}
+
+
+def evaluate(
+    translator: Translator,
+    pairs: Pairs,
+    *,
+    test_set: str,
+    checkpoint: Path,
+    step: int,
+    bleu_tokenize: str,
+    lowercase: bool = False,
+    output: Path | None = None,
+) -> Evaluation:
+    """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
+
+    output: the folder to write to; None for `translations/` of the checkpoint's run.
+    """
+    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
+    translations = translator.translate(sources, progress=True)
+    texts = [translation.text for translation in translations]
+    scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
+    run = run_folder_of(checkpoint)
+    folder = output or run / "translations"
+    name = f"{test_set}.{checkpoint.stem}"
+    evaluation = Evaluation(scores, test_set, folder / f"{name}.json", folder / f"{name}.txt")
+    write(evaluation, translator, translations, checkpoint, step)
+    if (run / "config.json").is_file():
+        with Reporter(run) as reporter:
+            for metric in ("bleu", "chrf", "ter"):
+                reporter.scalar(f"{test_set}/{metric}", getattr(scores, metric), step)
+    return evaluation
+
+
+def write(
+    evaluation: Evaluation, translator: Translator, translations: list[Translation], checkpoint: Path, step: int
+) -> None:
+    """The figures as JSON with all that they depend on, and the translations line by line."""
+    figures = {
+        "test_set": evaluation.test_set,
+        **asdict(evaluation.scores),
+        "checkpoint": str(checkpoint),
+        "step": step,
+        "precision": translator.precision.name,
+        "batch_size": translator.batch_size,
+        "decoding": asdict(translator.options),
+        "unfinished": sum(not translation.finished for translation in translations),
+    }
+    try:
+        evaluation.scores_file.parent.mkdir(parents=True, exist_ok=True)
+        evaluation.translations_file.write_text(
+            "".join(translation.text + "\n" for translation in translations), encoding="utf-8", newline="\n"
+        )
+        evaluation.scores_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{evaluation.scores_file.parent}: cannot be written: {error.strerror}") from error
+
+
+def file_pairs(source: str, target: str) -> tuple[str, Pairs]:
+    """A test set from two files, named after the source's."""
+    return Path(source).name.split(".")[0], list(ParallelFiles(source, target).iterate())
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint lies in: best.pt at its top, the whole ones in checkpoints/."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder

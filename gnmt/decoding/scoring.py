@@ -1,0 +1,112 @@
+"""How good a translation is: equation 14 of Wu et al. 2016, for search and for given translations.
+
+    s(Y, X) = log P(Y|X) / lp(Y) + cp(X; Y)
+    lp(Y)    = ((c + |Y|) / (c + 1)) ** alpha                    with c = 5 in the paper
+    cp(X; Y) = beta * sum_i log(min(sum_j p_ij, 1))              p_ij: attention of target token j on source token i
+
+|Y| counts target tokens with EOS and without BOS; i runs over the real source tokens, EOS included.
+The same functions score finished hypotheses, those that the length limit cut off, and given translations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gnmt.decoding.options import SearchOptions
+from gnmt.types import Batch, InputError, Memory, Tokens
+
+# A source token that received less attention than this counts as having received this much, so that
+# the penalty of one token is at most beta * 13.8 and never infinite.
+COVERAGE_FLOOR = 1e-6
+
+# Target positions whose logits are held at once in forced scoring, per sentence.
+_CHUNK_TOKENS = 32
+
+
+class ForcedModel(Protocol):
+    """What forced scoring needs of a model (gnmt.model.seq2seq.Seq2Seq has it)."""
+
+    def encode(self, source: Tokens) -> Memory: ...
+
+    def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]: ...
+
+    def output(self, hidden: Tensor) -> Tensor: ...
+
+
+class ForcedScores(NamedTuple):
+    """Scores of given translations, fp32.
+
+    log_prob_B: log P(Y|X), natural logarithm. score_B: equation 14.
+    token_log_probs_BT: one for each of the |Y| tokens (EOS included), 0 behind each row's end.
+    """
+
+    log_prob_B: Tensor
+    score_B: Tensor
+    token_log_probs_BT: Tensor
+
+
+def length_penalty(lengths: Tensor, alpha: float, constant: float) -> Tensor:
+    """lp(Y) for |Y| = lengths, any shape; fp32. alpha 0 gives 1: no normalisation."""
+    return ((constant + lengths.float()) / (constant + 1.0)) ** alpha
+
+
+def coverage_penalty(coverage: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """cp(X; Y), never positive and never infinite; fp32, the shape of `coverage` without its last axis.
+
+    coverage: [..., S], attention summed over the target tokens. mask: bool, broadcasts to it, True for
+    real source tokens. Each sum is clamped to [COVERAGE_FLOOR, 1] before the logarithm.
+    """
+    logs = coverage.float().clamp(COVERAGE_FLOOR, 1.0).log()
+    return beta * logs.masked_fill(~mask, 0.0).sum(-1)
+
+
+def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tensor, options: SearchOptions) -> Tensor:
+    """Equation 14, fp32, the shape of log_prob.
+
+    lengths: |Y|, of that shape. coverage: [..., S] or None for a model without attention, for which
+    options.coverage_beta must be 0 (InputError otherwise). mask: broadcasts to coverage.
+    """
+    normalised = log_prob.float() / length_penalty(
+        lengths, options.length_penalty_alpha, options.length_penalty_constant
+    )
+    if options.coverage_beta == 0:
+        return normalised
+    if coverage is None:
+        raise InputError(
+            f"decoding.coverage_beta is {options.coverage_beta}, but this model has no attention that aligns target "
+            "with source tokens, so nothing can be covered; set decoding.coverage_beta=0"
+        )
+    return normalised + coverage_penalty(coverage, mask, options.coverage_beta)
+
+
+@torch.inference_mode()
+def forced_scores(model: ForcedModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForcedScores:
+    """The scores of given token ids, by teacher forcing.
+
+    source: pieces and EOS. target: BOS, pieces and, where the translation is finished, EOS (the framing of
+    gnmt.types.Batch). The model must be in evaluation mode. Logits are made for a few positions at a time.
+    """
+    batch = Batch(source, target, torch.arange(len(source.lengths_B)))
+    labels = batch.labels
+    memory = model.encode(source)
+    hidden_BTH, attention_BTS = model.decode(batch.target_input, memory, attention=options.coverage_beta != 0)
+
+    chunks = zip(torch.split(hidden_BTH, _CHUNK_TOKENS, 1), torch.split(labels.ids_BT, _CHUNK_TOKENS, 1), strict=True)
+    token_log_probs_BT = torch.cat([_label_log_probs(model.output(hidden), ids) for hidden, ids in chunks], 1)
+    token_log_probs_BT = token_log_probs_BT.masked_fill(~labels.mask_BT, 0.0)
+
+    log_prob_B = token_log_probs_BT.sum(1)
+    coverage_BS = None
+    if attention_BTS is not None:
+        coverage_BS = attention_BTS.float().masked_fill(~labels.mask_BT[:, :, None], 0.0).sum(1)
+    score_B = score(log_prob_B, labels.lengths_B, coverage_BS, memory.mask_BS, options)
+    return ForcedScores(log_prob_B, score_B, token_log_probs_BT)
+
+
+def _label_log_probs(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Log-probability of each label, fp32 [B, T]."""
+    log_probs_BTV = logits_BTV.float().log_softmax(-1)
+    return log_probs_BTV.gather(-1, labels_BT[:, :, None]).squeeze(-1)

@@ -1,0 +1,92 @@
+"""BLEU, chrF and TER of a test set, by sacreBLEU and with its signatures.
+
+A signature says all that changes the number (tokenisation, case, smoothing, version): figures compare only where
+signatures are equal. Nothing here downloads anything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+
+from gnmt.types import InputError
+
+BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
+
+# Tokenisers of sacreBLEU that need another package: module to import and the extra that brings it.
+_EXTRAS = {"ja-mecab": ("MeCab", "ja"), "ko-mecab": ("mecab_ko", "ko")}
+_DOWNLOADING = ("spm", "flores101", "flores200", "spBLEU-1K")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Corpus scores in percent; ter is None where it was not asked for.
+
+    signatures: sacreBLEU's, by the name of the score (bleu, chrf, ter).
+    """
+
+    bleu: float
+    chrf: float
+    ter: float | None
+    signatures: dict[str, str]
+    num_sentences: int
+
+
+def score_translations(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    tokenize: str = "13a",
+    lowercase: bool = False,
+    ter: bool = False,
+) -> Scores:
+    """Scores detokenised translations against one reference each, line by line.
+
+    tokenize: BLEU's tokenisation, one of BLEU_TOKENIZERS. lowercase: BLEU and chrF ignore case; TER always does,
+    as is sacreBLEU's custom. ter: adds TER, which takes many times as long as the others.
+    Raises InputError for empty input, for unequal numbers of lines and for a tokenisation that cannot be had.
+    """
+    if len(hypotheses) != len(references):
+        raise InputError(
+            f"there are {len(hypotheses)} translations but {len(references)} references; "
+            "they must be as many, line for line"
+        )
+    if not hypotheses:
+        raise InputError("there are 0 translations and 0 references; a score needs at least one pair")
+    check_tokenizer(tokenize)
+    metrics: dict[str, BLEU | CHRF | TER] = {
+        "bleu": BLEU(tokenize=tokenize, lowercase=lowercase),
+        "chrf": CHRF(lowercase=lowercase),
+    }
+    if ter:
+        metrics["ter"] = TER()
+    scores = {name: metric.corpus_score(hypotheses, [references]).score for name, metric in metrics.items()}
+    return Scores(
+        bleu=scores["bleu"],
+        chrf=scores["chrf"],
+        ter=scores.get("ter"),
+        signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
+        num_sentences=len(hypotheses),
+    )
+
+
+def check_tokenizer(name: str) -> None:
+    """Raises InputError where sacreBLEU has no tokenisation of that name, would download it or lacks its package."""
+    if name in _DOWNLOADING:
+        raise InputError(
+            f"BLEU tokenisation {name!r} downloads a model, which gnmt does not do; use one of "
+            f"{', '.join(BLEU_TOKENIZERS)}, or score the written translations with sacreBLEU's own command"
+        )
+    if name not in BLEU_TOKENIZERS:
+        raise InputError(f"BLEU tokenisation {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
+    if name in _EXTRAS:
+        module, extra = _EXTRAS[name]
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"BLEU tokenisation {name!r} needs a package that is not installed: pip install 'sacrebleu[{extra}]'"
+            )

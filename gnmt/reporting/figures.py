@@ -1,0 +1,97 @@
+"""Pictures for people: which source tokens the model looked at for each target token."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+_WORD_START = "▁"  # SentencePiece's mark for the space before a word
+
+# The first installed ones stand in for letters that the default font lacks (Chinese, Japanese, Korean, Arabic ...).
+_FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "IPAexGothic",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Noto Sans Arabic",
+    "Noto Sans Devanagari",
+    "Unifont",
+)
+_INCHES_PER_TOKEN = 0.3
+_MAX_INCHES = 24.0
+
+
+def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str], attention_TS: Tensor) -> Figure:
+    """A grid with a row for each target piece and a column for each source piece; dark is much attention.
+
+    attention_TS: weights in [0, 1], any float type and device. Letters that no installed font has are boxes.
+    The caller owns the figure: it is on the Agg canvas and known to no display.
+    """
+    expected = (len(target_pieces), len(source_pieces))
+    assert tuple(attention_TS.shape) == expected, f"attention is {tuple(attention_TS.shape)}, pieces are {expected}"
+    width = min(_MAX_INCHES, 1.5 + _INCHES_PER_TOKEN * len(source_pieces))
+    height = min(_MAX_INCHES, 1.5 + _INCHES_PER_TOKEN * len(target_pieces))
+    figure = Figure(figsize=(max(width, 2.5), max(height, 2.5)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(attention_TS.detach().float().cpu().numpy(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(source_pieces)), [_label(piece) for piece in source_pieces], rotation=90)
+    axes.set_yticks(range(len(target_pieces)), [_label(piece) for piece in target_pieces])
+    axes.tick_params(length=0)
+    for tick_label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        tick_label.set_parse_math(False)  # a piece "$" is a dollar, not the start of a formula
+        tick_label.set_fontfamily(_fonts())
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the figure; the name's ending says the format (.png, .svg, .pdf). Makes the folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with _quiet_about_glyphs():
+        figure.savefig(path, dpi=150)
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The drawn figure, uint8 [height, width, 3]."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    with _quiet_about_glyphs():
+        canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
+
+
+def _label(piece: str) -> str:
+    """A piece as readers see it: the word-start mark is a space, what cannot be printed a replacement mark."""
+    text = piece.replace(_WORD_START, " ")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+@cache
+def _fonts() -> list[str]:
+    """The default font and the installed fallbacks; matplotlib takes each letter from the first that has it."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+
+
+class _quiet_about_glyphs(warnings.catch_warnings):  # noqa: N801
+    """Missing glyphs are drawn as boxes; a warning for each letter says no more."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")

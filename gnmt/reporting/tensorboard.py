@@ -1,0 +1,91 @@
+"""What a run tells TensorBoard: scalars, texts, figures and hyperparameters, all in the run's own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from gnmt.reporting.figures import pixels
+
+
+class Reporter:
+    """Writes events into a folder; `close` it, or use it as a context manager.
+
+    folder: made if missing. purge_step: None, or for a run that goes on from a checkpoint the first step that will be
+    reported anew (the checkpoint's step + 1): readers then forget what an interrupted run had reported beyond it.
+    """
+
+    def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """One point of a curve, such as dev/bleu."""
+        self._writer.add_scalar(tag, value, step)
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """TensorBoard shows it as Markdown; see `translations_table`."""
+        self._writer.add_text(tag, markdown, step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """A figure from gnmt.reporting.figures as an image."""
+        self._writer.add_image(tag, pixels(figure), step, dataformats="HWC")
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """The settings (nested or flat) and what came of them; call it once, at the end.
+
+        They go into this very event file. `SummaryWriter.add_hparams` opens a second one, in a sub-run of its own,
+        or with run_name="." in the same folder, where readers that follow the newest file miss what comes after.
+        """
+        final = {tag: float(value) for tag, value in metrics.items()}
+        for summary in hparams(_flat(settings), final):  # type: ignore[no-untyped-call]
+            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+        for tag, value in metrics.items():
+            self.scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """What was reported is on the disk after this."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def translations_table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """A Markdown table of (source, reference, translation); nothing in the texts acts as markup."""
+    lines = ["| source | reference | translation |", "| --- | --- | --- |"]
+    lines += [f"| {' | '.join(_escaped(text) for text in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Every ASCII mark as an HTML entity and every line break or other control letter as a space."""
+    return "".join(
+        f"&#{ord(letter)};" if letter in "\\`*_{}[]()#+-.!|<>&~$\"'" else letter if letter.isprintable() else " "
+        for letter in text
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Dotted keys and the plain values that TensorBoard takes; all else as JSON text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat

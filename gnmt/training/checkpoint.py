@@ -1,0 +1,70 @@
+"""The checkpoints of one run: the newest few whole, the best one for use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from gnmt.checkpoint import read_checkpoint, write_checkpoint
+from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
+
+
+class RunCheckpoints:
+    """runs/<name>/checkpoints/step_00001000.pt … whole, `last.pt` naming the newest, `best.pt` weights only.
+
+    keep: how many of the whole ones stay.
+    """
+
+    def __init__(self, run_folder: Path, keep: int) -> None:
+        self.folder = run_folder / "checkpoints"
+        self.last = run_folder / "last.pt"
+        self.best = run_folder / "best.pt"
+        self.keep = keep
+
+    def save(self, step: int, contents: dict[str, Any]) -> Path:
+        """Writes the whole state at that step and drops the oldest files beyond `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{step:08d}.pt"
+        write_checkpoint(path, contents)
+        self._point_last_to(path)
+        for old in self.whole()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def save_best(self, contents: dict[str, Any]) -> None:
+        """Writes what evaluation and translation need."""
+        write_checkpoint(self.best, contents)
+
+    def whole(self) -> list[Path]:
+        """The whole checkpoints, oldest first."""
+        return sorted(self.folder.glob("step_*.pt"))
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest readable state, or None in a new run; a damaged file falls back to the one before.
+
+        Raises InputError where there are files and none can be read.
+        """
+        paths = self.whole()
+        failures = []
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path)
+            except InputError as error:
+                failures.append(str(error))
+                log.warning("%s; going back to the checkpoint before it", error)
+        if failures:
+            raise InputError(
+                f"none of the {len(paths)} checkpoints in {self.folder} can be read; move the folder away to train "
+                "from the start:\n  " + "\n  ".join(failures)
+            )
+        return None
+
+    def _point_last_to(self, path: Path) -> None:
+        temporary = self.last.with_name(f".last.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.relative_to(self.last.parent))
+        temporary.replace(self.last)

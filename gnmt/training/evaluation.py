@@ -1,0 +1,127 @@
+"""What training asks of the dev set: loss, and BLEU of real translations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from gnmt.data.batching import batch_of
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.translator import Translator
+from gnmt.evaluation.metrics import Scores, score_translations
+from gnmt.reporting.figures import alignment_figure
+from gnmt.reporting.tensorboard import Reporter, translations_table
+from gnmt.training.objective import Objective
+from gnmt.types import EOS_ID, Translation
+
+
+@dataclass(frozen=True)
+class DevResult:
+    """One evaluation. loss: unsmoothed nats per target token with EOS."""
+
+    loss: float
+    scores: Scores
+    sources: Sequence[str]
+    references: Sequence[str]
+    translations: Sequence[Translation]
+    tokenizers: Tokenizers
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss; infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def scalars(self) -> dict[str, float]:
+        """The figures by their TensorBoard tags."""
+        return {
+            "dev/loss": self.loss,
+            "dev/perplexity": self.perplexity,
+            "dev/bleu": self.scores.bleu,
+            "dev/chrf": self.scores.chrf,
+        }
+
+    def summary(self) -> str:
+        """The figures in a line."""
+        return (
+            f"loss {self.loss:.3f}, perplexity {self.perplexity:.2f}, "
+            f"BLEU {self.scores.bleu:.2f}, chrF {self.scores.chrf:.2f}"
+        )
+
+
+class DevEvaluator:
+    """Measures the model as it is, through the same Translator that `evaluate.py` and `translate.py` use."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        translator: Translator,
+        pairs: Sequence[tuple[str, str]],
+        bleu_tokenize: str,
+        batch_size: int,
+    ) -> None:
+        self.objective = objective
+        self.translator = translator
+        self.sources, self.references = [source for source, _ in pairs], [target for _, target in pairs]
+        self.bleu_tokenize = bleu_tokenize
+        self.batch_size = batch_size
+
+    def __call__(self) -> DevResult:
+        translations = self.translator.translate(self.sources, progress=True)
+        scores = score_translations(
+            [translation.text for translation in translations], self.references, tokenize=self.bleu_tokenize
+        )
+        return DevResult(
+            self.loss(),
+            scores,
+            self.sources,
+            self.references,
+            self.with_attention(translations),
+            self.translator.tokenizers,
+        )
+
+    def with_attention(self, translations: list[Translation]) -> list[Translation]:
+        """The same translations, the first with its attention, for the alignment picture."""
+        first = self.translator.translate(self.sources[:1], attention=True)
+        return [*first, *translations[1:]]
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Unsmoothed nats per target token with EOS, over every dev pair with two sides that are not blank."""
+        tokenizers, precision = self.translator.tokenizers, self.translator.precision
+        pairs = [
+            (tokenizers.source.encode(source), tokenizers.target.encode(target))
+            for source, target in zip(self.sources, self.references, strict=True)
+            if source.strip() and target.strip()
+        ]
+        pairs.sort(key=lambda pair: (len(pair[0]), len(pair[1])))
+        self.objective.eval()
+        loss_sum, num_tokens = 0.0, 0
+        for start in range(0, len(pairs), self.batch_size):
+            rows = pairs[start : start + self.batch_size]
+            batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, start + len(rows)))
+            with precision.autocast():
+                batch_loss, batch_tokens = self.objective(batch.to(precision.device))
+            loss_sum += float(batch_loss)
+            num_tokens += int(batch_tokens)
+        return loss_sum / num_tokens
+
+
+def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samples: int) -> None:
+    """Scalars, sample translations and one alignment to TensorBoard."""
+    for tag, value in result.scalars().items():
+        reporter.scalar(tag, value, step)
+    if num_samples:
+        texts = (translation.text for translation in result.translations)
+        rows = zip(result.sources, result.references, texts, strict=True)
+        reporter.text("dev/translations", translations_table(islice(rows, num_samples)), step)
+    first = result.translations[0]
+    if first.attention_TS is not None and len(first.tokens):
+        source = result.tokenizers.source
+        source_pieces = source.pieces([*source.encode(result.sources[0]), EOS_ID])
+        target_pieces = result.tokenizers.target.pieces(first.tokens)
+        reporter.figure("dev/alignment", alignment_figure(source_pieces, target_pieces, first.attention_TS), step)

@@ -1,0 +1,185 @@
+"""One training run, from its checked config to its best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gnmt.checkpoint import build_model, git_revision, read_checkpoint
+from gnmt.config import build, changed_settings, configure_logging, resolve
+from gnmt.data.batching import BatchStream, Position
+from gnmt.data.prepare import prepare
+from gnmt.data.prepared import Prepared
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.translator import Translator
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.reporting.tensorboard import Reporter
+from gnmt.runtime import Precision, choose_device, choose_precision
+from gnmt.training.announcement import announce
+from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.training.evaluation import DevEvaluator
+from gnmt.training.objective import Objective
+from gnmt.training.trainer import Progress, Trainer, TrainerOptions
+from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """folder: the run's. steps: updates done in all. best, best_step: the best dev figures and their update."""
+
+    folder: Path
+    steps: int
+    best: dict[str, float]
+    best_step: int
+
+
+def train(cfg: Any, folder: Path) -> TrainingResult:
+    """Trains as the checked config says, in that run folder; continues what lies there.
+
+    Raises InputError for whatever a user can mend, KeyboardInterrupt after a Ctrl-C, when the state is saved.
+    """
+    config = resolve(cfg)
+    precision = choose_precision(cfg.precision, choose_device(cfg.device))
+    options: TrainerOptions = build(cfg.trainer)
+    checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
+    saved = find_saved(checkpoints, cfg.resume)
+    if saved is not None:
+        refuse_other_settings(folder, saved, config)
+    prepared = prepare(build(cfg.data), build(cfg.tokenizer))
+    if saved is not None:
+        refuse_other_data(folder, saved, prepared)
+    configure_logging(folder / "train.log")
+    write_config(folder, config)
+
+    torch.manual_seed(cfg.seed)
+    model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
+    if saved is None and cfg.initialise_from is not None:
+        take_weights(model, Path(cfg.initialise_from), prepared.tokenizers)
+    model.to(precision.device)
+    purge_step = None if saved is None else saved["step"] + 1
+    with Reporter(folder, purge_step) as reporter:
+        position = Position() if saved is None else Position(*saved["position"])
+        trainer = build_trainer(config, options, model, prepared, position, precision, checkpoints, reporter)
+        if saved is not None:
+            trainer.restore(saved)
+        if trainer.finished():
+            log.info("%s is done: %d updates; raise trainer.max_steps to train on", folder, trainer.progress.step)
+        else:
+            announce(trainer, prepared, folder)
+            trainer.fit()
+            report_hyperparameters(reporter, config, trainer.progress)
+    return TrainingResult(folder, trainer.progress.step, trainer.progress.best, trainer.progress.best_step)
+
+
+def build_trainer(
+    config: dict[str, Any],
+    options: TrainerOptions,
+    model: Seq2Seq,
+    prepared: Prepared,
+    position: Position,
+    precision: Precision,
+    checkpoints: RunCheckpoints,
+    reporter: Reporter,
+) -> Trainer:
+    """Puts loss, optimiser, schedule, batches and dev evaluation around the model."""
+    tokenizers = prepared.tokenizers
+    loss = build(
+        config["loss"],
+        vocabulary_size=tokenizers.target.vocabulary_size,
+        never_produced=tokenizers.target.never_produced,
+    )
+    objective = Objective(model, loss.to(precision.device))
+    optimizer = build(config["optimizer"], params=list(model.parameters()))
+    stream = BatchStream(
+        prepared.store,
+        batch_tokens=options.batch_tokens,
+        microbatch_tokens=options.microbatch_tokens,
+        subword_sampling=options.subword_sampling,
+        tokenizers=tokenizers,
+        seed=config["seed"],
+        position=position,
+    )
+    translator = Translator(
+        model, tokenizers, build(config["decoding"]), precision, batch_size=options.evaluation_batch_size
+    )
+    evaluator = DevEvaluator(
+        objective, translator, prepared.dev, config["data"]["bleu_tokenize"], options.evaluation_batch_size
+    )
+    extras = {
+        "config": json.dumps(config),
+        "tokenizers": tokenizers.to_checkpoint(),
+        "data_identity": prepared.identity,
+        "prepared_folder": str(prepared.folder.resolve()),
+        "precision": precision.name,
+        "git_revision": git_revision(),
+        "torch_version": str(torch.__version__),
+    }
+    schedule = build(config["schedule"])
+    return Trainer(options, objective, optimizer, schedule, stream, evaluator, checkpoints, reporter, precision, extras)
+
+
+def find_saved(checkpoints: RunCheckpoints, resume: str) -> dict[str, Any] | None:
+    """The state to continue from, or None for a fresh start."""
+    if resume == "never" and checkpoints.whole():
+        raise InputError(
+            f"{checkpoints.folder.parent} holds a run already and resume=never: choose another name=, or resume=auto"
+        )
+    return checkpoints.newest()
+
+
+def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
+    """A run goes on with the model, the data and the recipe that it began with."""
+    changes = changed_settings(json.loads(saved["config"]), config)
+    if changes:
+        raise InputError(
+            f"{folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
+            "Set them back to continue it, or give the new run a name of its own: name=..."
+        )
+
+
+def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -> None:
+    """The same settings may meet other text: files change."""
+    if saved["data_identity"] == prepared.identity:
+        return
+    what = "text"
+    if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != prepared.tokenizers.digest:
+        what = "text and tokenizers"
+    raise InputError(
+        f"{folder} was trained on other {what} than {prepared.folder} holds: name the data that it began with "
+        "(data.prepared=FOLDER), or give the new run a name of its own: name=..."
+    )
+
+
+def take_weights(model: Seq2Seq, path: Path, tokenizers: Tokenizers) -> None:
+    """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
+    contents = read_checkpoint(path)
+    if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
+        raise InputError(
+            f"initialise_from={path}: its tokenizers differ from those of the prepared data, so its weights would go "
+            f"to other pieces. Prepare this data with its tokenizers: tokenizer.from_checkpoint={path}"
+        )
+    try:
+        model.load_state_dict(contents["model"])
+    except RuntimeError as error:
+        raise InputError(f"initialise_from={path}: its weights do not fit this model: {error}") from None
+    log.info("weights from %s, update %d", path, contents["step"])
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """The resolved config beside the run, for people; the checkpoint has its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def report_hyperparameters(reporter: Reporter, config: dict[str, Any], progress: Progress) -> None:
+    """The settings and the best dev figures, for TensorBoard's comparison of runs."""
+    parts = ("model", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
+    metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in progress.best.items()}
+    reporter.hyperparameters({part: config[part] for part in parts}, metrics, progress.step)

@@ -1,0 +1,67 @@
+"""BLEU, chrF and TER of a checkpoint on a test set, with sacreBLEU's signatures.
+
+  python scripts/evaluate.py checkpoint=runs/demo/best.pt                 the data's only test set
+  python scripts/evaluate.py checkpoint=runs/demo/best.pt test_set=dev
+  python scripts/evaluate.py checkpoint=runs/demo/best.pt source=a.en target=a.de
+  python scripts/evaluate.py checkpoint=runs/demo/best.pt decoding.beam_size=1 output=greedy
+
+Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder or to output=, and
+the figures to the run's TensorBoard. On dev, with the recorded decoding, it gives the BLEU of training.
+
+Main keys:
+  checkpoint         best.pt of a run, or any other of its checkpoints
+  test_set           a named test set of the training's data, or dev
+  source, target     any other pair of files instead
+  decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
+  bleu_tokenize, lowercase   how BLEU is counted; by default as the training's data config says, with case
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from gnmt.checkpoint import load_model
+from gnmt.config import EvaluateConfig, decoding_node, entry
+from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs
+from gnmt.decoding.translator import Translator
+from gnmt.runtime import choose_device
+from gnmt.types import InputError
+
+
+@entry("evaluate")
+def main(cfg: EvaluateConfig) -> None:
+    if (cfg.source is None) != (cfg.target is None):
+        raise InputError("source= and target= belong together: give both files, or a test_set=")
+    trusted = tuple(cfg.trusted_packages)
+    loaded = load_model(cfg.checkpoint, choose_device(cfg.device), trusted)
+    data = loaded.config["data"]
+    if cfg.source is not None and cfg.target is not None:
+        test_set, pairs = file_pairs(cfg.source, cfg.target)
+    else:
+        recorded = TrainedData(data, loaded.contents["prepared_folder"], loaded.contents["data_identity"], trusted)
+        test_set, pairs = recorded.named(cfg.test_set, cfg.data_folder)
+    translator = Translator.of(
+        loaded,
+        loaded.contents["precision"] if cfg.precision == "recorded" else cfg.precision,
+        cfg.batch_size or loaded.config["trainer"]["evaluation_batch_size"],
+        **decoding_node(loaded.config["decoding"], cfg.decoding),
+    )
+    evaluation = evaluate(
+        translator,
+        pairs,
+        test_set=test_set,
+        checkpoint=Path(cfg.checkpoint),
+        step=loaded.contents["step"],
+        bleu_tokenize=cfg.bleu_tokenize or data["bleu_tokenize"],
+        lowercase=cfg.lowercase,
+        output=None if cfg.output is None else Path(cfg.output),
+    )
+    print(f"{test_set}, {evaluation.scores.num_sentences} sentences, {cfg.checkpoint}")
+    figures = asdict(evaluation.scores)
+    for metric, signature in evaluation.scores.signatures.items():
+        print(f"{metric:5} {figures[metric]:6.2f}  {signature}")
+    print(f"scores: {evaluation.scores_file}")
+    print(f"translations: {evaluation.translations_file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Turn raw parallel text into a prepared folder; train.py does the same by itself when needed.
+
+  python scripts/prepare.py                                            the embedded demo corpus
+  python scripts/prepare.py data=multi30k data.folder=FOLDER tokenizer.vocab_size=6000
+  python scripts/prepare.py data=files data.train.source=a.en data.train.target=a.de \\
+      data.dev.source=b.en data.dev.target=b.de data.prepared=prepared/mine
+
+The folder holds the tokenizer, the training pairs as memory-mapped ids and text, dev and test text, a report of
+what cleaning left out, and a manifest. With the same inputs and settings again, nothing is done.
+
+Main keys:
+  data, tokenizer    what to prepare and how to cut it into pieces
+  data.cleaning.*    limits of length and ratio, duplicates, identical and blank sides
+  data.prepared      the folder; by default prepared/<name>-<digest of the settings>
+  overwrite          true replaces a folder that was made from other inputs or settings
+"""
+
+from gnmt.config import PrepareConfig, build, entry
+from gnmt.data.prepare import prepare
+
+
+@entry("prepare")
+def main(cfg: PrepareConfig) -> None:
+    prepared = prepare(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
+    print(f"{prepared.folder}: {len(prepared.store)} training pairs, {len(prepared.dev)} dev pairs")
+    for name, pairs in prepared.tests.items():
+        print(f"test set {name}: {len(pairs)} pairs")
+    print(prepared.report.text(), end="")
+
+
+if __name__ == "__main__":
+    main()

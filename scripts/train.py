@@ -1,0 +1,32 @@
+"""Train a translator, or continue the run that the same command began.
+
+  python scripts/train.py                                   the embedded English-German demo
+  python scripts/train.py trainer.max_steps=2               a quick try: two updates, then evaluation
+  python scripts/train.py experiment=multi30k_en_de data.folder=FOLDER
+  python scripts/train.py data=files data.train.source=a.en data.train.target=a.de \\
+      data.dev.source=b.en data.dev.target=b.de name=mine  your own files
+  python scripts/train.py -m model.encoder.dropout=0.1,0.3 a sweep, a run for each value
+
+Main keys:
+  name, runs         the run lives in runs/<name>; by default the name says what was overridden
+  device, precision  auto takes CUDA and bf16 where the hardware has them
+  trainer.*          limits, batch size, intervals of logging, evaluation and saving
+  resume             auto continues what the folder holds; never refuses to
+  initialise_from    another run's checkpoint to take the weights from, with a fresh optimiser
+"""
+
+from gnmt.config import TrainConfig, current_run_folder, entry
+from gnmt.training.run import train
+
+
+@entry("train")
+def main(cfg: TrainConfig) -> None:
+    result = train(cfg, current_run_folder(cfg))
+    best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
+    print(f"best on dev, at update {result.best_step} of {result.steps}: {best}")
+    print(f"checkpoint: {result.folder / 'best.pt'}")
+    print(f"TensorBoard: tensorboard --logdir {result.folder.parent}")
+
+
+if __name__ == "__main__":
+    main()

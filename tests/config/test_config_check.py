@@ -1,0 +1,219 @@
+"""Component nodes: only classes of trusted packages, and all their errors at once."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gnmt.config import build, check_component
+from gnmt.config.check import find_class
+from gnmt.types import InputError
+
+ATTENTION = {
+    "_target_": "gnmt.model.attention.AdditiveAttention",
+    "query_size": 4,
+    "memory_size": 4,
+    "hidden_size": 4,
+    "normalise": True,
+    "initial_scale": 1.0,
+}
+ENCODER = {"_target_": "gnmt.model.encoders.lstm.LSTMEncoder", "input_size": 4, "hidden_size": 4, "num_layers": 2}
+DECODER = {
+    "_target_": "gnmt.model.decoders.lstm.LSTMDecoder",
+    "input_size": 4,
+    "hidden_size": 4,
+    "num_layers": 2,
+    "attention": ATTENTION,
+}
+MODEL = {"_target_": "gnmt.model.seq2seq.Seq2Seq", "encoder": ENCODER, "decoder": DECODER, "embedding_size": 4}
+SIZES = ("source_vocabulary_size", "target_vocabulary_size")
+
+
+def with_value(node: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of the node with the value at a dotted key."""
+    first, _, rest = key.partition(".")
+    return {**node, first: with_value(node[first], rest, value) if rest else value}
+
+
+def check_model(node: Any) -> list[str]:
+    return check_component(node, "model", supplied=SIZES)
+
+
+def test_a_right_model_passes_and_builds() -> None:
+    assert check_model(MODEL) == []
+    model = build(MODEL, source_vocabulary_size=9, target_vocabulary_size=9)
+    assert model.decoder.attention.output_size == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("encoder.num_layers", "two", 'model.encoder.num_layers: found "two", allowed is a whole number of at least 2'),
+        ("encoder.num_layers", 1, "model.encoder.num_layers: found 1, allowed is a whole number of at least 2"),
+        ("encoder.num_layers", "???", "model.encoder.num_layers: is missing; give it as model.encoder.num_layers=..."),
+        (
+            "encoder.nm_layers",
+            3,
+            "model.encoder.nm_layers: LSTMEncoder takes no such key; did you mean model.encoder.num_layers?",
+        ),
+        ("decoder.query", "last", 'model.decoder.query: found "last", allowed is one of previous, current'),
+        (
+            "decoder.attention",
+            ENCODER,
+            "model.decoder.attention._target_: found gnmt.model.encoders.lstm.LSTMEncoder, allowed is "
+            "gnmt.model.interfaces.Attention or a class derived from it",
+        ),
+        ("decoder.attention", "additive", 'model.decoder.attention: found "additive", allowed is a component'),
+        (
+            "decoder.attention._target_",
+            "gnmt.model.attention.AdditivAttention",
+            "model.decoder.attention._target_: found gnmt.model.attention.AdditivAttention, but AdditivAttention does "
+            "not exist; did you mean AdditiveAttention?",
+        ),
+        ("source_vocabulary_size", 9, "model.source_vocabulary_size: is given by the program itself; leave it out"),
+    ],
+)
+def test_errors_name_the_full_key(key: str, value: Any, message: str) -> None:
+    errors = check_model(with_value(MODEL, key, value))
+    assert len(errors) == 1
+    assert errors[0].startswith(message)
+
+
+def test_all_errors_come_at_once() -> None:
+    node = with_value(with_value(MODEL, "encoder.num_layers", 0), "decoder.attention.query_size", None)
+    node = with_value({key: value for key, value in node.items() if key != "embedding_size"}, "size", 4)
+    assert [error.split(":")[0] for error in check_model(node)] == [
+        "model.size",
+        "model.embedding_size",
+        "model.encoder.num_layers",
+        "model.decoder.attention.query_size",
+    ]
+
+
+def test_option_sets_are_asked_themselves() -> None:
+    node = {"_target_": "gnmt.data.corpus.ParallelFiles", "source": ["a.en", "b.en"], "target": "a.de"}
+    (error,) = check_component(node, "data.train")
+    assert error.startswith("data.train: ")
+    assert "2 file(s)" in error
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "torch.load",
+        "torch.nn.Linear",
+        "torch.optim.optimizer.torch.load",
+        "torch.optim.optimizer.torch.nn.Linear",
+        "torch.optim.lr_scheduler.partial",
+        "torch.optim.Adam.__init__",
+        "torch.optim.adam.adam",
+        "gnmt.model.decoders.lstm.one_step_later",
+        "gnmt.model.decoders.lstm.nn.Linear",
+        "gnmt.model.decoders.lstm.Tensor",
+        "gnmt.model",
+        "gnmt",
+        "gnmt_evil.Model",
+        "gnmt..model",
+        ".gnmt.model",
+        "gnmt.model.attention:AdditiveAttention",
+        "",
+        None,
+        7,
+        ["gnmt.model.attention.AdditiveAttention"],
+    ],
+)
+def test_targets_that_are_no_class_of_a_trusted_package_are_refused(target: Any) -> None:
+    with pytest.raises(InputError):
+        find_class(target)
+    (error,) = check_component({"_target_": target}, "model")
+    assert error.startswith("model._target_: found ")
+
+
+def test_a_foreign_module_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = with_value(MODEL, "encoder", {"_target_": "evil_module.Model"})
+    (error,) = check_model(node)
+    assert "trusted_packages=[evil_module]" in error
+    assert not (tmp_path / "ran").exists()
+    assert "evil_module" not in sys.modules
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_convert_", "_recursive_"])
+def test_hydras_other_keys_are_refused(key: str) -> None:
+    (error,) = check_model(with_value(MODEL, f"encoder.{key}", [1]))
+    assert error.startswith(f"model.encoder.{key}: is refused")
+
+
+def test_components_hidden_in_containers_are_checked() -> None:
+    """A keyword without annotation may hold anything, and what it holds is built too."""
+    node = {"_target_": "torch.optim.SGD", "lr": 0.1, "params": [{"deep": {"_target_": "os.system"}}]}
+    errors = check_component(node, "optimizer")
+    assert any(error.startswith("optimizer.params") for error in errors)
+
+
+def test_interpolations_of_a_foreign_config_stay_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "leaked")
+    node = {"_target_": "gnmt.data.corpus.ParallelFiles", "source": "${oc.env:SECRET}", "target": "${a"}
+    assert check_component(node, "data") == []
+    files = build(node)
+    assert (files.source, files.target) == ("${oc.env:SECRET}", "${a")
+
+
+def test_the_optimiser_steps_on_the_parameters_themselves() -> None:
+    """hydra.utils.instantiate may hand copies of supplied tensors on, and such an optimiser trains nothing."""
+    node = {"_target_": "torch.optim.Adam", "lr": 0.1, "betas": [0.9, 0.98]}
+    assert check_component(node, "optimizer", supplied=("params",)) == []
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = build(node, params=[parameter])
+    assert optimizer.param_groups[0]["params"][0] is parameter
+
+
+def test_torch_checks_come_with_the_key() -> None:
+    node = {"_target_": "torch.optim.Adam", "lr": "fast", "betas": [0.9], "moment": 1}
+    errors = check_component(node, "optimizer", supplied=("params",))
+    assert [error.split(":")[0] for error in errors] == ["optimizer.moment", "optimizer.lr", "optimizer.betas"]
+
+
+def test_a_package_of_ones_own_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mylab_encoders.py").write_text(
+        "from gnmt.model.interfaces import Encoder\n"
+        "class Mine(Encoder):\n"
+        "    def __init__(self, width: int, **rest: int) -> None:\n"
+        "        super().__init__()\n"
+        "        self.output_size = width\n"
+        "class Other: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    node = with_value(MODEL, "encoder", {"_target_": "mylab_encoders.Mine", "width": 4, "anything": 1})
+    assert len(check_model(node)) == 1
+    assert check_component(node, "model", supplied=SIZES, trusted_packages=["mylab_encoders"]) == []
+    model = build(node, source_vocabulary_size=9, target_vocabulary_size=9)
+    assert model.encoder.output_size == 4
+    other = with_value(MODEL, "encoder", {"_target_": "mylab_encoders.Other"})
+    (error,) = check_component(other, "model", supplied=SIZES, trusted_packages=["mylab_encoders"])
+    assert "gnmt.model.interfaces.Encoder" in error
+
+
+def test_a_trusted_package_that_is_not_installed() -> None:
+    (error,) = check_component({"_target_": "no_such_lab.Model"}, "model", trusted_packages=["no_such_lab"])
+    assert "there is no module no_such_lab" in error
+
+
+def test_nothing_is_built_where_a_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Option sets are built to hear what they say, but only when all their keywords are right."""
+    (tmp_path / "mylab_options.py").write_text(
+        "import pathlib\nfrom dataclasses import dataclass\n@dataclass\nclass Options:\n    path: str\n"
+        "    def __post_init__(self):\n        pathlib.Path(self.path).mkdir()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "mylab_options.Options", "path": str(tmp_path / "made")}
+    assert check_component({**node, "wrong": 1}, "x", trusted_packages=["mylab_options"])
+    assert not (tmp_path / "made").exists()
+    assert check_component(node, "x", trusted_packages=["mylab_options"]) == []
+    assert (tmp_path / "made").exists()

@@ -1,0 +1,199 @@
+"""Every YAML composes, passes the check and builds."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from gnmt.config import build, check_config, decoding_node, resolve
+from gnmt.config.check import find_class
+from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.config.schemas import SCHEMAS
+from gnmt.types import InputError
+
+COMMANDS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+CHOICES = sorted(str(path.relative_to(CONFIG_FOLDER).with_suffix("")) for path in CONFIG_FOLDER.glob("*/**/*.yaml"))
+FILES = [f"data.{split}.{side}={split}.{side}" for split in ("train", "dev") for side in ("source", "target")]
+SUPPLIED = {
+    "gnmt.model.seq2seq.Seq2Seq": {"source_vocabulary_size", "target_vocabulary_size"},
+    "gnmt.training.loss.LabelSmoothedCrossEntropy": {"vocabulary_size", "never_produced"},
+}
+
+
+@contextmanager
+def config_folder() -> Iterator[None]:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        yield
+
+
+@cache
+def composed(command: str, *overrides: str) -> DictConfig:
+    with config_folder():
+        return compose(command, list(overrides))
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """Every component node in a resolved config."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value
+        for item in value.values():
+            yield from nodes(item)
+
+
+def test_no_yaml_escapes_these_tests() -> None:
+    assert COMMANDS == ["evaluate", "inspect", "prepare", "train", "translate"]
+    assert set(COMMANDS) == set(SCHEMAS)
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 27
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_and_passes_the_check(command: str) -> None:
+    needed = ["checkpoint=x.pt"] if command in ("evaluate", "translate", "inspect") else []
+    check_config(composed(command, *needed))
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "hydra/quiet"])
+def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> None:
+    group, _, name = choice.rpartition("/")
+    command, needed = ("translate", ["checkpoint=x.pt"]) if name == "recorded" else ("train", [])
+    check_config(composed(command, *needed, f"{group}={name}", *(FILES if choice == "data/files" else [])))
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(("experiment", "hydra"))])
+def test_every_constructor_keyword_stands_in_the_yaml(choice: str) -> None:
+    group, _, name = choice.rpartition("/")
+    command, needed = ("translate", ["checkpoint=x.pt"]) if name == "recorded" else ("train", [])
+    for node in nodes(resolve(composed(command, *needed, f"{group}={name}"))):
+        component = find_class(node["_target_"])
+        if component.__module__.startswith("gnmt"):
+            keywords = set(inspect.signature(component).parameters) - SUPPLIED.get(node["_target_"], set())
+            assert keywords == set(node) - {"_target_"}, node["_target_"]
+
+
+@pytest.mark.parametrize("choice", [*COMMANDS, *(c for c in CHOICES if not c.startswith(("experiment", "hydra")))])
+def test_every_value_has_a_comment(choice: str) -> None:
+    for line in (CONFIG_FOLDER / f"{choice}.yaml").read_text(encoding="utf-8").splitlines():
+        if re.match(r"\s*\w+: \S", line) and "_target_:" not in line:
+            assert " # " in line, line
+
+
+@pytest.mark.parametrize(
+    "model",
+    [choice.removeprefix("model/") for choice in CHOICES if choice.count("/") == 1 and choice.startswith("model/")],
+)
+def test_every_model_builds(model: str) -> None:
+    cfg = composed("train", f"model={model}")
+    with torch.device("meta"):
+        built = build(cfg.model, source_vocabulary_size=6000, target_vocabulary_size=6000)
+    assert all(parameter.is_meta for parameter in built.parameters())
+    assert built.output_layer.out_features == 6000
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("optimizer/", "schedule/", "decoding/"))])
+def test_every_optimizer_schedule_and_decoding_builds(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    if name == "recorded":
+        return
+    node = composed("train", f"{group}={name}")[group]
+    supplied = {"params": [torch.nn.Parameter(torch.zeros(2))]} if group == "optimizer" else {}
+    assert isinstance(build(node, **supplied), find_class(node["_target_"]))
+
+
+def test_one_size_and_one_depth_are_enough() -> None:
+    model = resolve(composed("train", "model.embedding_size=512", "model.encoder.num_layers=3"))["model"]
+    assert model["decoder"]["num_layers"] == 3
+    attention = model["decoder"]["attention"]
+    sizes = {model["encoder"]["hidden_size"], model["decoder"]["hidden_size"]}
+    sizes |= {attention[name] for name in ("query_size", "memory_size", "hidden_size")}
+    assert sizes == {512}
+
+
+def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment() -> None:
+    """With `_self_` behind the experiment in the defaults list, the experiment would be overridden silently."""
+    assert composed("train").model.encoder.dropout != 0.3
+    cfg = composed("train", "experiment=multi30k_en_de")
+    assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.output_dropout) == ("multi30k", 0.3, 0.3)
+    cfg = composed("train", "experiment=multi30k_en_de", "model.encoder.dropout=0.1", "schedule=constant")
+    assert (cfg.model.encoder.dropout, cfg.schedule.warmup_steps) == (0.1, 200)
+
+
+def test_training_ends_with_its_schedule_and_a_quick_try_does_not_bend_it() -> None:
+    assert composed("train", "schedule.total_steps=777").trainer.max_steps == 777
+    assert composed("train", "trainer.max_steps=2").schedule.total_steps > 2
+    assert composed("train", "schedule=constant").trainer.max_steps == 20000
+
+
+def test_the_paper_recipe() -> None:
+    model = composed("train", "model=gnmt_8").model
+    assert (model.embedding_size, model.encoder.num_layers, model.decoder.num_layers) == (1024, 8, 8)
+    assert (model.decoder.query, model.decoder.dropout) == ("previous", 0.2)
+
+
+def check_message(command: str, *overrides: str) -> str:
+    """What the check says about the config."""
+    with pytest.raises(InputError) as caught:
+        check_config(composed(command, *overrides))
+    return str(caught.value)
+
+
+def test_the_check_reports_all_errors_at_once() -> None:
+    message = check_message(
+        "train", "precision=fb16", "device=cuda:x", "seed=-1", "resume=maybe", "model.encoder.num_layers=1",
+        "model.decoder.num_layers=2", "decoding.stop=frist", "optimizer.lr=fast", "data.num_train=0", "~loss.smoothing",
+        "+trainer.steps=3",
+    )  # fmt: skip
+    lines = message.splitlines()
+    assert lines[0] == "9 errors in the config:"
+    assert [line.split(":")[0].split(" must")[0].strip() for line in lines[1:]] == [
+        "seed", "device", "precision", "resume", "data.num_train", "model.encoder.num_layers", "optimizer.lr",
+        "trainer.steps", "decoding.stop",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "message"),
+    [
+        ("train", ["precision=fb16"], 'precision: found "fb16", allowed is one of auto, fp32, tf32, bf16, fp16; did'),
+        ("train", ["device=gpu"], 'device: found "gpu", allowed is auto, cpu, cuda or cuda:N'),
+        ("train", ["seed=-1"], "seed: found -1, allowed is a number of at least 0"),
+        ("train", ["optimizer.lr=fast"], 'optimizer.lr: found "fast", allowed is a number\n'),
+        ("train", ["data=files"], "data.train names no files"),
+        ("train", ["model._target_=os.system"], "model._target_: found os.system, which lies outside"),
+        ("train", ["model._target_=torch.optim.SGD"], "allowed is gnmt.model.seq2seq.Seq2Seq or a class derived"),
+        ("train", ["schedule._target_=gnmt.training.trainer.TrainerOptions"], "allowed is gnmt.training.schedule"),
+        ("train", ["+model.source_vocabulary_size=9"], "model.source_vocabulary_size: is given by the program itself"),
+        ("train", ["model.encoder.dropout=${nope}"], "nope"),
+        ("train", ["decoding=recorded"], "decoding: found "),
+        ("evaluate", [], "checkpoint: is missing; give it as checkpoint=..."),
+        ("translate", ["checkpoint=x", "decoding.beam_size=0"], "decoding.beam_size: found 0, allowed is a whole numb"),
+        ("translate", ["checkpoint=x", "batch_size=0"], "batch_size: found 0, allowed is a number of at least 1"),
+        ("inspect", ["checkpoint=x", "format=yaml"], 'format: found "yaml", allowed is one of text, json'),
+    ],
+)
+def test_what_the_check_says(command: str, overrides: list[str], message: str) -> None:
+    assert message in check_message(command, *overrides) + "\n"
+
+
+def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_config(composed("train", "data=files", *FILES, "initialise_from=nowhere.pt", "device=cuda:7"))
+    check_config(composed("train", "data=multi30k", "data.folder=nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decoding_asked_over_decoding_recorded() -> None:
+    recorded = resolve(composed("train").decoding)
+    asked = composed("translate", "checkpoint=x", "decoding.beam_size=1").decoding
+    assert decoding_node(recorded, asked) == {**recorded, "beam_size": 1}
+    paper = composed("translate", "checkpoint=x", "decoding=paper").decoding
+    assert decoding_node(recorded, paper) == resolve(paper)
+    assert decoding_node(recorded, composed("translate", "checkpoint=x").decoding) == recorded

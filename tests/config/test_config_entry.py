@@ -1,0 +1,237 @@
+"""The door of the scripts: one message and exit code 2 for wrong input, a traceback for bugs."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnmt.config import configure_logging, current_run_folder, entry
+from gnmt.config.diagnosis import explain
+from gnmt.types import InputError
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command's entry in this process, in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    # Hydra's switch for full errors, set by entry, must not outlive the test.
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+
+    def run_command(*arguments: str, command: str = "train", main: Callable[[Any], None] | None = None) -> Any:
+        monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+        code = 0
+        try:
+            entry(command)(main or (lambda cfg: print(current_run_folder(cfg))))()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+def test_a_right_command_reaches_main_and_leaves_no_file(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("seed=3", "model.encoder.num_layers=3", "device=cpu")
+    assert (code, out, err) == (0, "runs/demo__model.encoder.num_layers-3__seed-3\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+WRONG_OVERRIDES = [
+    ("model.encodr.num_layers=3", "is no key of this config; did you mean model.encoder.num_layers?"),
+    ("encoder.num_layers=3", "is no key of this config; did you mean model.encoder.num_layers?"),
+    ("lr=3", "is no key of this config; did you mean optimizer.lr?"),
+    ("sed=3", "is no key of this config; did you mean seed?"),
+    ("optimzer=adam", "is no key of this config; did you mean optimizer?"),
+    ("trainer.zzz=3", "is no key of this config; the keys of trainer are max_steps, max_epochs"),
+    ("data.train.source=a.en", "is no key of this config; with data=files it is one"),
+    ("schedule.decay_factor=1", "is no key of this config; with schedule=warmup_step_decay it is one"),
+    ("model=gnmt_9", 'found "gnmt_9", allowed is one of gnmt, gnmt_8, gnmt_small; did you mean gnmt'),
+    ("trainer=null", 'found "null", allowed is one of default'),
+    ("model/attention=add", 'found "add", allowed is one of additive'),
+    ("model/encodr=lstm", "is no group of this command; did you mean model/encoder?"),
+    ("experiment=multi30k", 'found "multi30k", allowed is one of multi30k_en_de'),
+    ("seed=two", "found two, allowed is a whole number"),
+    ("name=[a]", "found [a], allowed is text or null"),
+    ("trusted_packages=mylab", "found mylab, allowed is a list (text each)"),
+    ("precision=fp32,bf16", "found several values, fp32,bf16; add -m to run one job for each, write precision=[fp32,b"),
+    ("runs=a=b", 'cannot read "a=b"'),
+    ("data.name=ü", 'cannot read "ü" (token recognition error'),
+    ("data.prepared=[a, b", 'cannot read "[a, b"'),
+    ("decoding", "found a word without '='"),
+    ("=3", "found no key before '='"),
+]
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> dict[str, str]:
+    """What is said about each override of the table, all of them on one command line."""
+    message = explain(RuntimeError("as Hydra says it"), "train", [override for override, _ in WRONG_OVERRIDES])
+    first, *lines = message.splitlines()
+    assert first == f"{len(WRONG_OVERRIDES)} errors in the overrides:"
+    return {key.strip(): text for key, text in (line.split(": ", 1) for line in lines)}
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG_OVERRIDES)
+def test_wrong_overrides_are_explained(diagnosis: dict[str, str], override: str, message: str) -> None:
+    key = override if override.startswith("=") else override.partition("=")[0]
+    assert diagnosis[key].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encodr.num_layers=3", "model.encodr.num_layers: is no key of this config; did you mean model.encoder."),
+        ("model=null", 'model: found "null", allowed is one of gnmt'),
+        ("name=a=b", "needs quotes inside quotes: 'name=\"a=b\"'"),
+        ("=3", "=3: found no key before '='"),
+        ("--seed=3", "--seed=3: is no flag of this command; overrides are written without dashes"),
+        ("model.encoder.num_layers=1", "model.encoder.num_layers: found 1, allowed is a whole number of at least 2"),
+        ("name='a b'", 'name: found "a b", allowed are letters, digits'),
+    ],
+)
+def test_wrong_commands_give_one_message_and_code_2(run: Run, override: str, message: str) -> None:
+    code, out, err = run(override)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_all_wrong_overrides_are_reported_together(run: Run) -> None:
+    code, _, err = run("sed=1", "model=gnmt_9", "seed=x", "name=a=b", "seed=4")
+    assert code == 2
+    assert err.splitlines()[0] == "error: 4 errors in the overrides:"
+    assert len(err.splitlines()) == 5
+
+
+@pytest.mark.parametrize("override", ["'name=\"ü=b\"'", "\"name='a,b'\""])
+def test_the_quoting_that_messages_advise_is_right(run: Run, override: str) -> None:
+    """The outer quotes are the shell's."""
+    names: list[str] = []
+    code, _, err = run(override[1:-1], main=lambda cfg: names.append(cfg.name))
+    assert (code, err) == (0, "")
+    assert names[0] in ("ü=b", "a,b")
+
+
+def test_input_errors_of_main_are_messages_and_bugs_are_tracebacks(run: Run) -> None:
+    def wrong_input(cfg: Any) -> None:
+        raise InputError("a.en:3: no UTF-8")
+
+    def bug(cfg: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    def interrupted(cfg: Any) -> None:
+        raise KeyboardInterrupt("stopped at update 7; the same command goes on")
+
+    assert run(main=wrong_input) == (2, "", "error: a.en:3: no UTF-8\n")
+    assert run(main=interrupted) == (130, "", "stopped at update 7; the same command goes on\n")
+
+    def interrupted_early(cfg: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert run(main=interrupted_early) == (130, "", "interrupted\n")
+    with pytest.raises(ZeroDivisionError):
+        run(main=bug)
+
+
+def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_wrong_one(run: Run, tmp_path: Path) -> None:
+    folders = []
+
+    def main(cfg: Any) -> None:
+        if cfg.seed == 2:
+            raise InputError("not 2")
+        folders.append(str(current_run_folder(cfg)))
+
+    code, out, err = run("-m", "seed=1,2,3", "name=mine", main=main)
+    assert (code, out) == (2, "")
+    assert folders == ["runs/mine__seed-1", "runs/mine__seed-3"]
+    assert "error: not 2" in err
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
+        "runs/.sweep/multirun.yaml"
+    ]
+
+
+def test_wrong_overrides_of_a_sweep(run: Run) -> None:
+    code, _, err = run("-m", "seed=1,x", "model.encoder.num_layers=2,3", "sed=1,2")
+    assert code == 2
+    assert "seed: found x, allowed is a whole number" in err
+    assert "sed: is no key of this config; did you mean seed?" in err
+
+
+def test_help_and_cfg_go_to_stdout(run: Run) -> None:
+    code, out, err = run("--help", command="translate")
+    assert (code, err) == (0, "")
+    assert "The door of the scripts" in out
+    assert "decoding: default, greedy, paper, [recorded]" in out
+    code, out, err = run("--cfg", "job", command="translate")
+    assert (code, err) == (0, "")
+    assert "checkpoint: ???" in out
+
+
+def test_commands_without_groups_name_their_keys(run: Run) -> None:
+    code, _, err = run("checkpont=x", command="inspect", main=lambda cfg: None)
+    assert code == 2
+    assert "checkpont: is no key of this config; did you mean checkpoint?" in err
+    code, _, err = run("model=gnmt", "checkpoint=x", command="inspect", main=lambda cfg: None)
+    assert code == 2
+    assert "model: is no key of this config" in err
+
+
+SCRIPT = '''"""Says where the run would be."""
+import logging
+from gnmt.config import current_run_folder, entry
+
+@entry("train")
+def main(cfg):
+    logging.getLogger(__name__).info("logged")
+    print(current_run_folder(cfg))
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+@pytest.mark.slow
+def test_as_a_process_from_any_folder(tmp_path: Path) -> None:
+    script = tmp_path / "scripts" / "say.py"
+    script.parent.mkdir()
+    script.write_text(SCRIPT)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def process(*arguments: str) -> tuple[int, str, str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert process("seed=5") == (0, "runs/demo__seed-5\n", "logged\n")
+    code, out, err = process("sed=5")
+    assert (code, out) == (2, "")
+    assert err == "error: 1 error in the overrides:\n  sed: is no key of this config; did you mean seed?\n"
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_log_messages_go_to_stderr_and_to_the_run_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging(tmp_path / "old" / "train.log")
+    configure_logging(tmp_path / "new" / "train.log")
+    logging.getLogger("gnmt.x").info("step 1")
+    logging.getLogger("gnmt.x").warning("slow")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "step 1\nwarning: slow\n")
+    lines = (tmp_path / "new" / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO gnmt.x: step 1", "WARNING gnmt.x: slow"]
+    assert (tmp_path / "old" / "train.log").read_text(encoding="utf-8") == ""

@@ -1,0 +1,113 @@
+"""Names of run folders, and what may change while a run goes on."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gnmt.config import changed_settings, run_folder
+from gnmt.types import InputError
+
+
+def folder(*overrides: str, name: str | None = None, sweep: bool = False) -> str:
+    """The folder's name under runs/."""
+    path = run_folder(SimpleNamespace(name=name, runs="runs"), overrides, sweep=sweep)
+    assert path.parent == Path("runs")
+    return path.name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "demo"),
+        (["data=multi30k"], "multi30k"),
+        (["experiment=multi30k_en_de"], "multi30k_en_de"),
+        (["experiment=multi30k_en_de", "data=files"], "multi30k_en_de__data-files"),
+        (["model.encoder.num_layers=3"], "demo__model.encoder.num_layers-3"),
+        (["optimizer.lr=1e-3"], "demo__optimizer.lr-0.001"),
+        (["model/attention=additive"], "demo__model.attention-additive"),
+        (["+optimizer.foreach=true"], "demo__optimizer.foreach-true"),
+        (["trainer.clip_norm=null"], "demo__trainer.clip_norm-null"),
+        (["seed=3", "loss.smoothing=0"], "demo__loss.smoothing-0__seed-3"),
+        (["trainer.max_steps=2", "device=cpu", "runs=x", "resume=never", "data.folder=/data/a b"], "demo"),
+    ],
+)
+def test_the_name_tells_what_was_overridden(overrides: list[str], name: str) -> None:
+    assert folder(*overrides) == name
+
+
+def test_the_order_and_spelling_of_overrides_do_not_matter() -> None:
+    assert folder("seed=3", "optimizer.lr=0.001") == folder("optimizer.lr=1e-3", "seed=3")
+    assert folder("seed=1", "seed=3") == folder("seed=3")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'data.source_language="ü"',
+        'data.name="a=b,c"',
+        "initialise_from=runs/x/best.pt",
+        "tokenizer.user_symbols=[a,b]",
+        'data.name="a b"',
+        'data.name="../.."',
+        "data.name=a__b",
+        "~optimizer.amsgrad",
+    ],
+)
+def test_names_hold_only_plain_characters(override: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", folder(override))
+
+
+def test_values_that_look_alike_get_folders_of_their_own() -> None:
+    names = ['"a b"', "a_b", '"a=b"', "'a,b'", "[a,b]", '"a__b"', "ab"]
+    assert len({folder(f"data.name={name}") for name in names}) == len(names)
+
+
+def test_long_names_are_shortened_and_still_differ() -> None:
+    symbols = ",".join(f"symbol{number}" for number in range(100))
+    names = {folder(f"tokenizer.user_symbols=[{symbols},{last}]") for last in ("a", "b")}
+    assert len(names) == 2
+    assert all(len(name) <= 120 for name in names)
+
+
+def test_a_given_name_is_the_folder_but_jobs_of_a_sweep_do_not_share_it() -> None:
+    assert folder("seed=3", name="mine") == "mine"
+    assert folder("seed=3", name="mine", sweep=True) == "mine__seed-3"
+    assert folder("seed=4", sweep=True) == "demo__seed-4"
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "a/b", "../x", "a=b", ""])
+def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"^name: found "):
+        folder(name=name)
+
+
+def test_changed_settings_leave_out_what_may_change() -> None:
+    old = {
+        "seed": 1,
+        "device": "cpu",
+        "data": {"folder": "a", "train": {"source": "a.en"}, "test": {"x": {"source": "b"}}},
+        "trainer": {"max_steps": 5, "batch_tokens": 100},
+        "optimizer": {"betas": [0.9, 0.98], "gone": 1},
+        "model": {"encoder": {"num_layers": 2}},
+    }
+    new = {
+        "seed": 1,
+        "device": "cuda",
+        "data": {"folder": "b", "train": {"source": "moved/a.en"}, "test": {}},
+        "trainer": {"max_steps": 50, "batch_tokens": 100},
+        "optimizer": {"betas": [0.9, 0.999], "new": None},
+        "model": {"encoder": {"num_layers": 3}},
+    }
+    assert changed_settings(old, new) == [
+        "model.encoder.num_layers: 2 → 3",
+        "optimizer.betas: [0.9, 0.98] → [0.9, 0.999]",
+        "optimizer.gone: 1 → absent",
+        "optimizer.new: absent → null",
+    ]
+    assert changed_settings(old, {**old, "optimizer": {"betas": (0.9, 0.98), "gone": 1}}) == []
+
+
+def test_long_values_are_compared_whole() -> None:
+    assert len(changed_settings({"a": "x" * 500 + "1"}, {"a": "x" * 500 + "2"})) == 1

@@ -1,0 +1,187 @@
+"""Batches: framing, padding, microbatches, exact resume, subword sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gnmt.data.batching import BatchStream, Position, Sampling, collate
+from gnmt.data.store import Store, StoreWriter
+from gnmt.data.tokenizer import Tokenizer, Tokenizers
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError
+
+Pairs = Callable[..., list[tuple[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tokenizer: Tokenizer) -> Tokenizers:
+    return Tokenizers(tokenizer, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def store(tokenizer: Tokenizer, toy_pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    with StoreWriter(folder, 400, 400) as writer:
+        for source, target in toy_pairs(400, seed=3):
+            writer.add([tokenizer.encode(source)], [tokenizer.encode(target)], [source], [target])
+    return Store.open(folder)
+
+
+def small_store(folder: Path, source: list[list[int]], target: list[list[int]]) -> Store:
+    with StoreWriter(folder, 400, 400) as writer:
+        writer.add(source, target, [""] * len(source), [""] * len(target))
+    return Store.open(folder)
+
+
+def padded_tokens(batch: Batch) -> int:
+    return batch.source.ids_BT.numel() + batch.labels.ids_BT.numel()
+
+
+def equal(left: list[Batch], right: list[Batch]) -> bool:
+    def tensors(batches: list[Batch]) -> list[torch.Tensor]:
+        return [tensor for batch in batches for tensor in (*batch.source, *batch.target, batch.pairs_B)]
+
+    return all(torch.equal(a, b) for a, b in zip(tensors(left), tensors(right), strict=True))
+
+
+def test_framing_and_padding(tmp_path: Path) -> None:
+    store = small_store(tmp_path, [[7, 8], [], [9]], [[10], [11, 12, 13], []])
+    batch = collate(store, [2, 0, 1])
+    assert batch.source.ids_BT.tolist() == [[9, EOS_ID, PAD_ID], [7, 8, EOS_ID], [EOS_ID, PAD_ID, PAD_ID]]
+    assert batch.source.lengths_B.tolist() == [2, 3, 1]
+    assert batch.target.ids_BT.tolist() == [
+        [BOS_ID, EOS_ID, PAD_ID, PAD_ID, PAD_ID],
+        [BOS_ID, 10, EOS_ID, PAD_ID, PAD_ID],
+        [BOS_ID, 11, 12, 13, EOS_ID],
+    ]
+    assert batch.labels.lengths_B.tolist() == [1, 2, 4]  # |Y|: with EOS, without BOS
+    assert batch.pairs_B.tolist() == [2, 0, 1]
+    assert {tensor.dtype for tensor in (*batch.source, *batch.target, batch.pairs_B)} == {torch.int64}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("microbatch_tokens", [None, 130])
+def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch_tokens: int | None) -> None:
+    stream = BatchStream(
+        store,
+        batch_tokens=600,
+        microbatch_tokens=microbatch_tokens,
+        seed=1,
+        subword_sampling=alpha,
+        tokenizers=tokenizers,
+    )
+    num_batches = len(stream)
+    updates = [next(stream) for _ in range(num_batches)]
+    assert stream.position == Position(1, 0)
+    rows = torch.cat([batch.pairs_B for update in updates for batch in update])
+    assert sorted(rows.tolist()) == list(range(len(store)))
+    for update in updates:
+        limit = 600 if microbatch_tokens is None else microbatch_tokens
+        assert all(padded_tokens(batch) <= limit or len(batch.pairs_B) == 1 for batch in update)
+        assert sum(padded_tokens(batch) for batch in update) <= 600 or len(update) == 1
+        assert len(update) == 1 or microbatch_tokens is not None
+        for batch in update:
+            for row, pair in enumerate(batch.pairs_B.tolist()):
+                ids = batch.target.ids_BT[row, 1 : batch.target.lengths_B[row] - 1].tolist()
+                assert tokenizers.target.decode(ids) == store.target_text(pair)
+                assert alpha > 0 or ids == store.target_ids(pair).tolist()
+    batches = [batch for update in updates for batch in update]
+    assert stream.real_tokens == sum(int((batch.source.lengths_B + batch.labels.lengths_B).sum()) for batch in batches)
+    assert stream.padded_tokens == sum(padded_tokens(batch) for batch in batches)
+    assert any(len(update) > 1 for update in updates) is (microbatch_tokens is not None)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokenizers, alpha: float) -> None:
+    def stream(position: Position) -> BatchStream:
+        return BatchStream(
+            store,
+            batch_tokens=700,
+            microbatch_tokens=300,
+            seed=5,
+            subword_sampling=alpha,
+            tokenizers=tokenizers,
+            position=position,
+        )
+
+    whole = stream(Position())
+    per_epoch = len(whole)
+    positions, updates = [], []
+    for _ in range(2 * per_epoch + 3):
+        positions.append(whole.position)
+        updates.append(next(whole))
+    assert {position.epoch for position in positions} == {0, 1, 2}
+    for start in (0, 1, per_epoch - 1, per_epoch, per_epoch + 1):
+        resumed = stream(Position(*positions[start]))
+        for update in updates[start : start + 4]:
+            assert equal(next(resumed), update)
+        assert resumed.position == positions[start + 4]
+
+
+def test_microbatches_do_not_change_the_global_batches(store: Store) -> None:
+    whole = BatchStream(store, batch_tokens=500, seed=1)
+    split = BatchStream(store, batch_tokens=500, microbatch_tokens=120, seed=1)
+    for _ in range(2 * len(whole)):
+        (one,), several = next(whole), next(split)
+        assert len(several) > 1 or len(one.pairs_B) < 10
+        assert torch.cat([batch.pairs_B for batch in several]).tolist() == one.pairs_B.tolist()
+
+
+def test_sampling_is_a_function_of_seed_epoch_and_pair(store: Store, tokenizers: Tokenizers) -> None:
+    def rows(seed: int, epoch: int, pairs: list[int]) -> dict[int, list[int]]:
+        batch = collate(store, pairs, Sampling(tokenizers, 0.3, seed, epoch))
+        return dict(zip(pairs, batch.target.ids_BT.tolist(), strict=True))
+
+    def stripped(rows: dict[int, list[int]]) -> dict[int, list[int]]:
+        return {pair: [id for id in row if id != PAD_ID] for pair, row in rows.items()}
+
+    first = stripped(rows(1, 0, list(range(40))))
+    assert stripped(rows(1, 0, list(range(39, -1, -1)))) == first
+    assert stripped(rows(1, 0, [17])) == {17: first[17]}
+    for other in (stripped(rows(1, 1, list(range(40)))), stripped(rows(2, 0, list(range(40))))):
+        assert sum(other[pair] != first[pair] for pair in first) > 20
+    plain = stripped(dict(zip(range(40), collate(store, range(40)).target.ids_BT.tolist(), strict=True)))
+    assert sum(plain[pair] != first[pair] for pair in first) > 20
+
+
+def test_pairs_that_only_sampling_brings_over_the_limit(store: Store, tokenizers: Tokenizers) -> None:
+    longest = int((store.source_lengths + store.target_lengths).max()) + 2
+    stream = BatchStream(store, batch_tokens=longest, seed=1, subword_sampling=1.0, tokenizers=tokenizers)
+    updates = [next(stream) for _ in range(len(stream))]
+    over = [batch for (batch,) in updates if padded_tokens(batch) > longest]
+    assert over
+    assert all(len(batch.pairs_B) == 1 for batch in over)
+    assert sum(len(batch.pairs_B) for (batch,) in updates) == len(store)
+
+
+def test_a_tiny_corpus_trains(tmp_path: Path) -> None:
+    stream = BatchStream(small_store(tmp_path, [[5]], [[6, 7]]), batch_tokens=4096, seed=0)
+    assert len(stream) == 1
+    for epoch in range(3):
+        assert stream.position == Position(epoch, 0)
+        (batch,) = next(stream)
+        assert batch.pairs_B.tolist() == [0]
+
+
+def test_wrong_limits_and_positions(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"trainer\.batch_tokens=10 is too small for pair \d+"):
+        BatchStream(store, batch_tokens=10, seed=1)
+    with pytest.raises(InputError, match=r"trainer\.microbatch_tokens=10 is too small"):
+        BatchStream(store, batch_tokens=1000, microbatch_tokens=10, seed=1)
+    with pytest.raises(InputError, match=r"trainer\.subword_sampling must be 0 to 1, found 1\.5"):
+        BatchStream(store, batch_tokens=1000, seed=1, subword_sampling=1.5)
+    with pytest.raises(InputError, match="batch 9999 of epoch 3, which has only"):
+        BatchStream(store, batch_tokens=1000, seed=1, position=Position(3, 9999))
+
+
+def test_global_random_state_is_left_alone(store: Store) -> None:
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    next(BatchStream(store, batch_tokens=500, seed=1))
+    assert np.array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])

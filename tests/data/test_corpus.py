@@ -1,0 +1,115 @@
+"""Parallel text from two files, TSV and JSONL."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from gnmt.data.corpus import Cleaning, ParallelFiles
+from gnmt.types import InputError
+
+
+def write(path: Path, data: str) -> str:
+    raw = data.encode("utf-8")
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return str(path)
+
+
+def test_two_files_line_by_line(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.en", "\ufeffone\u2028still one\r\n\ntwo\n")
+    target = write(tmp_path / "a.de.gz", "eins\n\nzwei\n")
+    assert list(ParallelFiles(source, target).iterate()) == [("one\u2028still one", "eins"), ("", ""), ("two", "zwei")]
+
+
+def test_several_files_follow_each_other(tmp_path: Path) -> None:
+    sources = [write(tmp_path / "a.en", "1\n2\n"), write(tmp_path / "b.en", "3\n")]
+    targets = [write(tmp_path / "a.de", "x\ny\n"), write(tmp_path / "b.de", "z\n")]
+    text = ParallelFiles(sources, targets)
+    assert list(text.iterate()) == list(text.iterate()) == [("1", "x"), ("2", "y"), ("3", "z")]
+    # Three lines on either side, but not file by file.
+    with pytest.raises(InputError, match=r"a\.en has 2 lines and .*b\.de has 1"):
+        list(ParallelFiles(sources, targets[::-1]).iterate())
+
+
+@pytest.mark.parametrize(("num_source", "num_target"), [(3, 10), (10, 3), (0, 1)])
+def test_unequal_files_show_both_counts(tmp_path: Path, num_source: int, num_target: int) -> None:
+    files = ParallelFiles(write(tmp_path / "a", "s\n" * num_source), write(tmp_path / "b", "t\n" * num_target))
+    pairs = files.iterate()
+    assert [next(pairs) for _ in range(min(num_source, num_target))] == [("s", "t")] * min(num_source, num_target)
+    with pytest.raises(InputError, match=rf"a has {num_source} lines and .*b has {num_target}:"):
+        next(pairs)
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".tsv.gz"])
+def test_tsv(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"a{ending}", "one\teins\r\ntwo\tzwei\tCC-BY\n\t\n")
+    assert list(ParallelFiles(pairs=path).iterate()) == [("one", "eins"), ("two", "zwei"), ("", "")]
+
+
+def test_tsv_line_without_tab(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "one\teins\ntwo zwei\n")
+    with pytest.raises(InputError, match=r"a\.tsv:2: no tab"):
+        list(ParallelFiles(pairs=path).iterate())
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    records = [{"en": "two\nlines", "de": "zwei"}, {"de": "\u2028", "en": "😀", "id": 3}]
+    path = write(tmp_path / "a.jsonl.gz", "".join(json.dumps(record) + "\n" for record in records))
+    assert list(ParallelFiles(pairs=path, columns=["en", "de"]).iterate()) == [("two lines", "zwei"), ("😀", "\u2028")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not a JSON object"),
+        ("", "not a JSON object"),
+        ("[1]", "not a JSON object but list"),
+        ('{"source": "a", "tgt": "b"}', "no key 'target'; the keys are 'source', 'tgt'"),
+        ('{"source": "a", "target": 3}', "the value of 'target' must be a string, found int"),
+        ('{"source": "a", "target": "\\ud800"}', "half a surrogate pair"),
+        ("[" * 100_000, "not a JSON object"),
+    ],
+)
+def test_bad_jsonl_line(tmp_path: Path, line: str, message: str) -> None:
+    path = write(tmp_path / "a.jsonl", '{"source": "a", "target": "b"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"a\.jsonl:2: .*" + message):
+        list(ParallelFiles(pairs=path).iterate())
+
+
+def test_contradictory_files() -> None:
+    with pytest.raises(InputError, match=r"source names 1 file.*target 0 \(none\)"):
+        ParallelFiles(source="a.en")
+    with pytest.raises(InputError, match="not both"):
+        ParallelFiles("a.en", "a.de", "a.tsv")
+    with pytest.raises(InputError, match=r"\.tsv.*found a\.txt"):
+        ParallelFiles(pairs="a.txt")
+    with pytest.raises(InputError, match="two different keys"):
+        ParallelFiles(pairs="a.jsonl", columns=["en", "en"])
+    assert not ParallelFiles().given
+    assert ParallelFiles(pairs="a.tsv").given
+
+
+def test_identity_follows_content_and_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, '{"a": "x", "b": "y", "c": "z"}\n')
+
+    def identity(columns: list[str]) -> object:
+        return ParallelFiles(pairs=str(path), columns=columns).identity({})
+
+    before = identity(["a", "b"])
+    assert identity(["a", "b"]) == before
+    assert identity(["a", "c"]) != before
+    write(path, '{"a": "x", "b": "y", "c": "w"}\n')
+    assert identity(["a", "b"]) != before
+    assert json.loads(json.dumps(before)) == before
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_length_tokens": 0}, {"max_length_ratio": 0.5}, {"max_length_ratio": float("nan")}]
+)
+def test_cleaning_ranges(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(bad))):
+        Cleaning(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,123 @@
+"""Downloads, from a server on this machine."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gnmt.data import download as module
+from gnmt.data import sources
+from gnmt.data.download import download
+from gnmt.data.sources import Multi30k
+from gnmt.types import InputError
+
+
+class Handler(SimpleHTTPRequestHandler):
+    requests: list[str] = []  # noqa: RUF012
+    failures = 0
+
+    def do_GET(self) -> None:
+        Handler.requests.append(self.path)
+        if Handler.failures > 0:
+            Handler.failures -= 1
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder and the URL that serves it."""
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    folder = tmp_path / "served"
+    folder.mkdir()
+    Handler.requests, Handler.failures = [], 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+DATA = b"some bytes"
+SUM = hashlib.sha256(DATA).hexdigest()
+
+
+def test_download_once(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = served
+    (folder / "a").write_bytes(DATA)
+    target = tmp_path / "downloads" / "deep" / "a"
+    for _ in range(2):
+        download(f"{url}/a", target, SUM)
+    assert target.read_bytes() == DATA
+    assert os.listdir(target.parent) == ["a"]
+    assert Handler.requests == ["/a"]
+    target.write_bytes(b"half")
+    download(f"{url}/a", target, SUM)
+    assert target.read_bytes() == DATA
+
+
+def test_a_busy_server_is_asked_again(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = served
+    (folder / "a").write_bytes(DATA)
+    Handler.failures = 2
+    download(f"{url}/a", tmp_path / "a", SUM)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert len(Handler.requests) == 3
+
+
+def test_wrong_bytes_are_not_kept(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = served
+    (folder / "a").write_bytes(b"please log in to this network")
+    with pytest.raises(InputError, match=rf"29 bytes with sha256 \w+… came, but {SUM[:12]}… is expected"):
+        download(f"{url}/a", tmp_path / "a", SUM)
+    assert not (tmp_path / "a").exists()
+    assert sorted(os.listdir(tmp_path)) == ["served"]
+
+
+def test_missing_on_the_server(served: tuple[Path, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"could not download .*/a \(1 attempts\): the server answered 404"):
+        download(f"{served[1]}/a", tmp_path / "a", SUM)
+
+
+def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    corpus = Multi30k(download_folder=str(tmp_path), url="http://127.0.0.1:9/raw")
+    with pytest.raises(InputError) as caught:
+        corpus.training_text()
+    message = str(caught.value)
+    assert "could not download http://127.0.0.1:9/raw/train.en.gz (3 attempts)" in message
+    assert "data.folder=PATH" in message
+    with pytest.raises(InputError, match=r"data\.url must begin with https://"):
+        Multi30k(download_folder=str(tmp_path), url="file:///etc").training_text()
+
+
+def test_multi30k_from_its_server(served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, url = served
+    sums = {}
+    for split in ("train", "val", "test_2016_flickr"):
+        for language in ("en", "fr"):
+            data = gzip.compress(f"{split} {language}\n".encode())
+            (folder / f"{split}.{language}.gz").write_bytes(data)
+            sums[f"{split}.{language}.gz"] = hashlib.sha256(data).hexdigest()
+    monkeypatch.setattr(sources, "MULTI30K_SHA256", sums)
+    corpus = Multi30k(target_language="fr", download_folder=str(tmp_path / "cache"), url=f"{url}/")
+    for _ in range(2):
+        assert list(corpus.training_text().iterate()) == [("train en", "train fr")]
+        assert list(corpus.dev_text().iterate()) == [("val en", "val fr")]
+        tests = corpus.test_texts()
+        assert list(tests) == ["test_2016_flickr"]
+        assert list(tests["test_2016_flickr"].iterate()) == [("test_2016_flickr en", "test_2016_flickr fr")]
+    assert len(Handler.requests) == 6

@@ -1,0 +1,293 @@
+"""Raw text to a prepared folder: once, whole, and only again when something changed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnmt.data import prepare as module
+from gnmt.data.corpus import Cleaning, ParallelFiles
+from gnmt.data.prepare import prepare, prepared_folder
+from gnmt.data.prepared import Prepared, read_prepared
+from gnmt.data.sources import FilesCorpus
+from gnmt.data.store import StoreWriter
+from gnmt.data.tokenizer import TokenizerOptions
+from gnmt.types import InputError
+
+MakeCorpus = Callable[..., FilesCorpus]
+Pairs = Callable[..., list[tuple[str, str]]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_is_prepared(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
+    train = toy_pairs(300)
+    train[5] = ("", "blank")
+    prepared = prepare(make_corpus(train), options)
+    kept = [pair for pair in train if pair[0]]
+    store, tokenizers = prepared.store, prepared.tokenizers
+    assert len(store) == 299
+    for index, (source, target) in enumerate(kept):
+        assert (store.source_text(index), store.target_text(index)) == (source, target)
+        assert store.source_ids(index).tolist() == tokenizers.source.encode(source)
+        assert store.target_ids(index).tolist() == tokenizers.target.encode(target)
+    assert prepared.dev == toy_pairs(7, seed=1)
+    assert prepared.tests == {}
+    assert prepared.report.dropped["blank"] == 1
+    assert prepared.manifest["counts"]["train"] == 299
+    assert prepared.manifest["counts"]["train_source_tokens"] == store.source_lengths.sum()
+    assert "blank: pair 6" in (prepared.folder / "cleaning_report.txt").read_text()
+    assert os.listdir(prepared.folder.parent).count("prepared") == 1
+    assert not [name for name in os.listdir(prepared.folder.parent) if name.startswith(".")]
+
+
+def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, options: TokenizerOptions) -> None:
+    hostile = [("", ""), ("a\u2028b\x85", "c\r"), ("\x00", " "), ("x" * 9000, "same"), ("x" * 9000, "same")]
+    (tmp_path / "h.tsv").write_text("".join(f"{s}\t{t}\r\n" for s, t in hostile), encoding="utf-8", newline="")
+    corpus = make_corpus()
+    hostile_text = ParallelFiles(pairs=str(tmp_path / "h.tsv"))
+    prepared = prepare(replace(corpus, dev=hostile_text, test={"a": hostile_text, "b": corpus.dev}), options)
+    assert prepared.dev == prepared.tests["a"] == hostile
+    assert list(prepared.tests) == ["a", "b"]
+    assert (prepared.folder / "test" / "a" / "source.txt").read_bytes().count(b"\n") == 5
+
+
+def test_second_time_does_nothing(
+    make_corpus: MakeCorpus,
+    options: TokenizerOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = prepare(make_corpus(), options)
+    before = contents(first.folder)
+    monkeypatch.setattr(module, "_build", None)  # would fail if it were called
+    with caplog.at_level(logging.INFO):
+        again = prepare(make_corpus(), options)
+        assert prepare(make_corpus(), options, overwrite=True).identity == first.identity
+    assert caplog.text.count("is up to date") == 2
+    assert again.identity == first.identity
+    assert contents(first.folder) == before
+
+
+def test_same_bytes_every_time(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
+    corpus = make_corpus()
+    first, second = (prepare(replace(corpus, prepared=str(tmp_path / name)), options) for name in "ab")
+    assert contents(first.folder) == contents(second.folder)
+
+
+def test_changed_settings_are_listed(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+    first = prepare(make_corpus(), options)
+    corpus = make_corpus(cleaning=Cleaning(max_length_tokens=8))
+    with pytest.raises(InputError) as caught:
+        prepare(corpus, replace(options, vocab_size=390))
+    message = str(caught.value)
+    assert "tokenizer.vocab_size: 380 → 390\n" in message
+    assert "data.cleaning.max_length_tokens: 256 → 8\n" in message
+    assert message.count("→") == 2
+    assert "overwrite=true" in message
+    assert "data.prepared=" in message
+    assert read_prepared(first.folder).identity == first.identity
+    second = prepare(corpus, replace(options, vocab_size=390), overwrite=True)
+    assert second.tokenizers.source.vocabulary_size == 390
+    assert second.report.dropped["too_long"] > 0
+    assert second.identity != first.identity
+
+
+def test_changed_inputs_are_listed(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
+    first = prepare(make_corpus(), options)
+    with pytest.raises(InputError, match=r"data\.train\.source: other content: .*train\.0 \(\d+ bytes, sha256 .*→"):
+        prepare(make_corpus(toy_pairs(301)), options)
+    with_test = replace(make_corpus(), test={"new": make_corpus().dev})
+    with pytest.raises(InputError, match=r"data\.test\.new: not given before"):
+        prepare(with_test, options)
+    assert prepare(with_test, options, overwrite=True).identity == first.identity
+
+
+def test_touched_and_moved_files_are_the_same(
+    make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path
+) -> None:
+    corpus = make_corpus()
+    first = prepare(corpus, options)
+    os.utime(tmp_path / "train.0", (1, 1))
+    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
+    moved = ParallelFiles(str(tmp_path / "copy" / "train.0"), str(tmp_path / "copy" / "train.1"))
+    assert prepare(replace(corpus, train=moved), options).identity == first.identity
+
+
+def test_identity_is_of_the_content(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
+    def identity(**changes: Any) -> str:
+        return prepare(make_corpus(**changes), options, overwrite=True).identity
+
+    first = identity()
+    assert identity(cleaning=Cleaning(max_length_tokens=200)) == first  # drops nothing here
+    assert identity(cleaning=Cleaning(max_length_tokens=8)) != first
+    pairs = toy_pairs(300)
+    assert identity(train=[*pairs[1:], pairs[0]]) != first
+    assert identity() == first
+
+
+def test_default_folders_differ_by_settings_and_files() -> None:
+    files = ParallelFiles("a", "b")
+    corpus = FilesCorpus(name="my/ä corpus", train=files, dev=files)
+    folder = prepared_folder(corpus, TokenizerOptions())
+    assert folder.parent == Path("prepared")
+    assert folder.name.startswith("my---corpus-")
+    others = [
+        prepared_folder(replace(corpus, train=ParallelFiles("a", "c")), TokenizerOptions()),
+        prepared_folder(replace(corpus, cleaning=Cleaning(None)), TokenizerOptions()),
+        prepared_folder(corpus, TokenizerOptions(vocab_size=7000)),
+        prepared_folder(replace(corpus, prepared="elsewhere"), TokenizerOptions()),
+    ]
+    assert len({folder, *others}) == 5
+    assert prepared_folder(replace(corpus, bleu_tokenize="char"), TokenizerOptions()) == folder
+
+
+def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.train holds no sentence pair .*\(0 pairs read\)"):
+        prepare(make_corpus([]), options)
+    with pytest.raises(InputError, match=r"data\.train holds no sentence pair .*\(2 pairs read\)"):
+        prepare(make_corpus([("a", ""), ("", "b")]), options)
+    with pytest.raises(InputError, match=r"no pair is left after cleaning: 300 pairs read, 0 kept, dropped: too_long"):
+        prepare(make_corpus(cleaning=Cleaning(max_length_tokens=1)), options)
+    corpus = make_corpus()
+    (tmp_path / "dev.0").write_text("")
+    (tmp_path / "dev.1").write_text("")
+    with pytest.raises(InputError, match=r"data\.dev holds no sentence pairs"):
+        prepare(corpus, options)
+    assert not [name for name in os.listdir(tmp_path) if "prepared" in name]
+
+
+def test_blank_sides_are_kept_where_asked_for(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
+) -> None:
+    train = [*toy_pairs(300), ("", "x"), ("y", "  ")]
+    prepared = prepare(make_corpus(train, Cleaning(max_length_ratio=None, drop_blank=False)), options)
+    assert len(prepared.store) == 302
+    assert (prepared.store.source_lengths[300], prepared.store.target_lengths[301]) == (0, 0)
+
+
+def test_duplicates_across_blocks(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_PAIRS", 7)
+    train = toy_pairs(300)
+    unique = list(dict.fromkeys(train))
+    prepared = prepare(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
+    assert [prepared.store.source_text(i) for i in range(len(prepared.store))] == [source for source, _ in unique]
+    assert prepared.report.dropped["duplicate"] == 600 - len(unique)
+
+
+def test_sample_is_seeded_and_bounded(toy_pairs: Pairs) -> None:
+    class Text:
+        def iterate(self) -> Any:
+            return iter([("", "")] + [(f"s{i}", f"t{i}") for i in range(1000)])
+
+    def sample(size: int, seed: int) -> tuple[list[str], list[str]]:
+        return module._sample(Text(), size, seed)  # type: ignore[arg-type]
+
+    source, target = sample(100, 1)
+    assert len(source) == len(set(source)) == 100
+    assert [text[1:] for text in source] == [text[1:] for text in target]
+    assert source == sorted(source, key=lambda text: int(text[1:]))
+    assert sample(100, 1) == (source, target)
+    assert sample(100, 2)[0] != source
+    assert sample(5000, 1)[0] == [f"s{i}" for i in range(1000)]
+    # Every line is as likely as any other: 400 samples of 100 lines hold the first hundred 4000 times or so.
+    hits = sum(int(text[1:]) < 100 for seed in range(400) for text in sample(100, seed)[0])
+    assert 3700 < hits < 4300
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_interrupted_it_leaves_the_old_folder(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    first = prepare(make_corpus(), options)
+    before = contents(first.folder)
+    changed = make_corpus(toy_pairs(310))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "add", fail)
+        with pytest.raises((KeyboardInterrupt, InputError)) as caught:
+            prepare(changed, options, overwrite=True)
+    assert caught.type is KeyboardInterrupt or "No space left on device" in str(caught.value)
+    assert contents(first.folder) == before
+    assert not [name for name in os.listdir(first.folder.parent) if name.startswith(".")]
+    assert len(prepare(changed, options, overwrite=True).store) == 310
+
+
+def test_two_at_once_build_once(
+    make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus()
+    builds = []
+    build = module._build
+
+    def counted(*arguments: Any) -> None:
+        builds.append(1)
+        build(*arguments)
+
+    monkeypatch.setattr(module, "_build", counted)
+    found: list[Prepared] = []
+    threads = [threading.Thread(target=lambda: found.append(prepare(corpus, options))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(builds) == 1
+    assert [len(prepared.store) for prepared in found] == [300] * 4
+
+
+def test_damaged_folder_is_mended_by_overwrite(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+    corpus = make_corpus()
+    folder = prepare(corpus, options).folder
+    for name in ("train/source.ids", "tokenizer/source.model", "dev/source.txt", "cleaning_report.json"):
+        (folder / name).unlink()
+        with pytest.raises(InputError, match="overwrite=true"):
+            prepare(corpus, options)
+        assert len(prepare(corpus, options, overwrite=True).store) == 300
+
+
+def test_foreign_folders_are_never_touched(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a prepared folder"):
+        prepare(make_corpus(), options, overwrite=True)
+    assert (tmp_path / "prepared" / "thesis.txt").read_text() == "years of work"
+
+
+def test_folder_of_another_format(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+    folder = prepare(make_corpus(), options).folder
+    (folder / "manifest.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(InputError, match="prepared in format 0"):
+        read_prepared(folder)
+    with pytest.raises(InputError, match="format: 0 → 1"):
+        prepare(make_corpus(), options)
+    assert prepare(make_corpus(), options, overwrite=True).manifest["format"] == 1
+
+
+def test_a_ready_folder_may_be_read_only(
+    make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(make_corpus(), options)
+    monkeypatch.setattr(module, "locked", None)  # would fail if it were called
+    assert len(prepare(make_corpus(), options).store) == 300
+
+
+def test_missing_prepared_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no prepared text there.*prepare\.py"):
+        read_prepared(tmp_path / "nothing")

@@ -1,0 +1,115 @@
+"""The corpora that a config can name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnmt.data.corpus import ParallelFiles
+from gnmt.data.grammar import CORPUS_VERSION
+from gnmt.data.prepare import prepare
+from gnmt.data.sources import MULTI30K_LANGUAGES, MULTI30K_SHA256, DemoCorpus, FilesCorpus, Multi30k
+from gnmt.data.tokenizer import TokenizerOptions
+from gnmt.types import InputError
+
+FILES = ParallelFiles("a", "b")
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        data = f"{name}\n".encode()
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("corpus", "key"),
+    [
+        ({}, "train"),
+        ({"train": FILES}, "dev"),
+        ({"train": FILES, "dev": FILES, "test": {"news": ParallelFiles()}}, r"test\.news"),
+    ],
+)
+def test_files_that_are_not_given(corpus: dict[str, Any], key: str) -> None:
+    with pytest.raises(InputError, match=rf"data\.{key} names no files: give data\.{key}\.source=FILE"):
+        FilesCorpus(**corpus)
+
+
+@pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b"])
+def test_names_of_test_sets_are_folders(name: str) -> None:
+    with pytest.raises(InputError, match="cannot name a test set"):
+        FilesCorpus(train=FILES, dev=FILES, test={name: FILES})
+
+
+def test_multi30k_from_a_folder(tmp_path: Path) -> None:
+    fill(tmp_path, "train.en.gz", "train.de", "dev.en", "val.en", "val.de.gz", "dev.de.gz")
+    corpus = Multi30k(folder=str(tmp_path))
+    assert list(corpus.training_text().iterate()) == [("train.en.gz", "train.de")]
+    assert list(corpus.dev_text().iterate()) == [("dev.en", "dev.de.gz")]
+    assert corpus.test_texts() == {}
+    (tmp_path / "dev.en").unlink()
+    (tmp_path / "dev.de.gz").unlink()
+    assert list(corpus.dev_text().iterate()) == [("val.en", "val.de.gz")]
+    fill(tmp_path, "test_2016_flickr.en", "test_2016_flickr.de.gz", "test_2016_flickr.lc.norm.tok.de")
+    test = corpus.test_texts()["test_2016_flickr"]
+    assert list(test.iterate()) == [("test_2016_flickr.en", "test_2016_flickr.de.gz")]
+
+
+def test_multi30k_wrong_input(tmp_path: Path) -> None:
+    fill(tmp_path, "train.en")
+    with pytest.raises(InputError, match=r"holds none of train\.de\.gz, train\.de$"):
+        Multi30k(folder=str(tmp_path)).training_text()
+    with pytest.raises(InputError, match=r"holds none of dev\.en\.gz, dev\.en, val\.en\.gz, val\.en$"):
+        Multi30k(folder=str(tmp_path)).dev_text()
+    with pytest.raises(InputError, match=r"data\.folder=.*nowhere: no such folder"):
+        Multi30k(folder=str(tmp_path / "nowhere")).training_text()
+    with pytest.raises(InputError, match=r"data\.target_language must be one of en, de, fr, cs, found nl"):
+        Multi30k(target_language="nl")
+    with pytest.raises(InputError, match="both de"):
+        Multi30k(source_language="de")
+
+
+def test_multi30k_has_a_sum_for_every_file() -> None:
+    splits = ("train", "val", "test_2016_flickr")
+    assert set(MULTI30K_SHA256) == {f"{split}.{language}.gz" for split in splits for language in MULTI30K_LANGUAGES}
+    assert len(set(MULTI30K_SHA256.values())) == 12
+
+
+def test_settings_are_json_and_of_the_content() -> None:
+    corpus = Multi30k(folder="here")
+    assert json.loads(json.dumps(corpus.settings())) == corpus.settings()
+    for same in ({"folder": "there"}, {"bleu_tokenize": "char"}, {"name": "x"}, {"prepared": "p"}, {"url": "u"}):
+        assert replace(corpus, **same).settings() == corpus.settings()
+    for other in ({"source_language": "fr"}, {"cleaning": replace(corpus.cleaning, drop_identical=True)}):
+        assert replace(corpus, **other).settings() != corpus.settings()
+    assert DemoCorpus().settings() != DemoCorpus(seed=2).settings()
+
+
+def test_demo_corpus(tmp_path: Path) -> None:
+    corpus = DemoCorpus(num_train=300, num_dev=20, num_test=10, prepared=str(tmp_path / "p"))
+    train = list(corpus.training_text().iterate())
+    dev = list(corpus.dev_text().iterate())
+    test = list(corpus.test_texts()["test"].iterate())
+    assert (len(train), len(dev), len(test)) == (300, 20, 10)
+    assert not {*train} & {*dev, *test}
+    other_way = replace(corpus, source_language="de", target_language="en")
+    assert list(other_way.dev_text().iterate()) == [(german, english) for english, german in dev]
+    prepared = prepare(corpus, TokenizerOptions(vocab_size=500))
+    assert prepared.dev == dev
+    assert prepared.manifest["inputs"]["train"]["grammar_version"] == CORPUS_VERSION
+    with pytest.raises(InputError, match=r"data\.seed: 1 → 2"):
+        prepare(replace(corpus, seed=2), TokenizerOptions(vocab_size=500))
+    with pytest.raises(InputError, match=r"data\.source_language: en → de"):
+        prepare(other_way, TokenizerOptions(vocab_size=500))
+
+
+def test_demo_corpus_wrong_input() -> None:
+    with pytest.raises(InputError, match=r"data\.num_dev must be 1 or more, found 0"):
+        DemoCorpus(num_dev=0)
+    with pytest.raises(InputError, match="from en to de or from de to en"):
+        DemoCorpus(target_language="fr")

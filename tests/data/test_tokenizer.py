@@ -1,0 +1,240 @@
+"""SentencePiece: same pieces on every run, any text in, one line out."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gnmt.data.tokenizer import (
+    MAX_TRAINING_LINE_BYTES,
+    Tokenizer,
+    TokenizerOptions,
+    Tokenizers,
+    train_tokenizer,
+    train_tokenizers,
+)
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+
+Pairs = Callable[..., list[tuple[str, str]]]
+HOSTILE = [
+    "",
+    " ",
+    "\u2028",
+    "\u200b",
+    "a\x00b",
+    "\ufeffa",
+    "😀👩‍👩‍👧",
+    "漢字 かな",
+    "x" * 20_000,
+    "</s> <pad> <s>",
+    "a\ud800b",
+]
+
+
+@pytest.fixture(scope="module")
+def lines(toy_pairs: Pairs) -> list[str]:
+    return [side for pair in toy_pairs(300) for side in pair]
+
+
+def test_same_pieces_in_every_process(lines: list[str], tmp_path: Path) -> None:
+    # SentencePiece's own sampling differs from process to process; unigram scores differ by number of threads.
+    (tmp_path / "lines").write_text("\n".join(lines), encoding="utf-8")
+    code = (
+        "import sys; from gnmt.data.tokenizer import *\n"
+        "lines = open(sys.argv[1], encoding='utf-8').read().split('\\n')\n"
+        "for kind in sys.argv[2:]: print(train_tokenizer(lines, TokenizerOptions(kind=kind, vocab_size=320)).digest)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lines"), "bpe", "unigram"]
+    digests = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    tokenizers = [
+        train_tokenizer(lines, TokenizerOptions(kind="bpe", vocab_size=320)),
+        train_tokenizer(lines, TokenizerOptions(kind="unigram", vocab_size=320)),
+    ]
+    assert [tokenizer.digest for tokenizer in tokenizers] == digests
+    assert [tokenizer.vocabulary_size for tokenizer in tokenizers] == [320, 320]
+
+
+def test_digest_sees_pieces_and_normalisation(
+    lines: list[str], options: TokenizerOptions, tokenizer: Tokenizer
+) -> None:
+    digests = {tokenizer.digest}
+    for other in (
+        {},
+        {"kind": "unigram"},
+        {"normalisation": "identity"},
+        {"byte_fallback": False},
+        {"user_symbols": ["<x>"]},
+    ):
+        digests.add(train_tokenizer(lines, TokenizerOptions(**{"vocab_size": 320} | other)).digest)  # type: ignore[arg-type]
+    assert len(digests) == 6
+    assert Tokenizer.from_bytes(tokenizer.to_bytes()).digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_any_text_gives_ids_without_specials(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert not {PAD_ID, UNK_ID, BOS_ID, EOS_ID} & set(ids)
+    assert tokenizer.encode_all([text, "house"])[0] == ids
+    assert "\n" not in tokenizer.decode(ids)
+    if text.isascii():
+        assert tokenizer.decode(ids).strip() == text.strip()
+
+
+def test_half_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> None:
+    # SentencePiece raises on them.
+    assert tokenizer.encode("house \ud800 bird") == tokenizer.encode("house \ufffd bird")
+    assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")
+
+
+def test_identity_normalisation_keeps_the_text(lines: list[str], options: TokenizerOptions) -> None:
+    tokenizer = train_tokenizer(lines, replace(options, normalisation="identity"))
+    for text in ("  two  spaces ", "ﬁ\u3000ｘ\u00ad", "tab\tNUL\x00", "e\u0301 é", "", "   "):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_decode_never_fails_and_never_breaks_the_line(tokenizer: Tokenizer) -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        text = tokenizer.decode([rng.randrange(-3, 400) for _ in range(rng.randrange(40))])
+        assert len(text.splitlines()) <= 1
+        text.encode("utf-8")
+
+
+def test_decode_of_bytes(tokenizer: Tokenizer) -> None:
+    # Byte fallback can produce the byte of a line break: one translation would become two lines.
+    byte = {int(tokenizer.piece(id)[3:5], 16): id for id in range(4, 260)}
+    for broken in ("\n", "\r", "\x0b", "\x85", "\u2028", "\u2029", "\x1e"):
+        ids = [byte[value] for value in f"a{broken}b".encode()]
+        assert tokenizer.decode(ids) == "a b"
+    assert tokenizer.decode([byte[0xF0], byte[0x9F], byte[ord("a")]]) == "\ufffd\ufffda"
+    assert tokenizer.decode([byte[ord("a")], byte[ord("\t")]]) == "a\t"
+
+
+def test_decode_skips_special_and_foreign_ids(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("the green house")
+    assert tokenizer.decode([BOS_ID, *ids, EOS_ID, PAD_ID, 380, 10**9, -1]) == "the green house"
+    assert tokenizer.decode(torch.tensor(ids)) == "the green house"
+    assert tokenizer.decode([]) == ""
+    assert "⁇" in tokenizer.decode([*ids, UNK_ID])
+
+
+def test_byte_fallback_leaves_nothing_unknown(
+    lines: list[str], options: TokenizerOptions, tokenizer: Tokenizer
+) -> None:
+    assert tokenizer.never_produced == (PAD_ID, UNK_ID, BOS_ID)
+    without = train_tokenizer(lines, replace(options, byte_fallback=False, vocab_size=100))
+    assert without.never_produced == (PAD_ID, BOS_ID)
+    assert UNK_ID in without.encode("漢")
+
+
+def test_user_symbols_stay_whole(lines: list[str], options: TokenizerOptions) -> None:
+    tokenizer = train_tokenizer(lines, replace(options, user_symbols=["<2de>", "a,b"]))
+    assert "<2de>" in tokenizer.pieces(tokenizer.encode("<2de> house"))
+    assert tokenizer.pieces([4, 5]) == ["<2de>", "a,b"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_vocabulary_too_large_names_the_largest(kind: Any, lines: list[str]) -> None:
+    options = TokenizerOptions(kind=kind, vocab_size=50_000)
+    with pytest.raises(InputError, match=r"tokenizer\.vocab_size=50000 is too large.*possible is \d+") as caught:
+        train_tokenizer(lines, options)
+    largest = int(str(caught.value).rsplit(" ", 1)[1])
+    assert train_tokenizer(lines, replace(options, vocab_size=largest)).vocabulary_size == largest
+    with pytest.raises(InputError, match=f"largest possible is {largest}"):
+        train_tokenizer(lines, replace(options, vocab_size=largest + 1))
+
+
+def test_vocabulary_too_small_names_the_smallest(lines: list[str], options: TokenizerOptions) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.vocab_size=200 is too small.*possible is \d+ ") as caught:
+        train_tokenizer(lines, replace(options, vocab_size=200))
+    smallest = int(str(caught.value).split("possible is ")[1].split(" ")[0])
+    assert train_tokenizer(lines, replace(options, vocab_size=smallest)).vocabulary_size == smallest
+
+
+def test_nothing_to_learn_from(options: TokenizerOptions) -> None:
+    for lines in ([], ["", "  "], ["x" * (MAX_TRAINING_LINE_BYTES + 1)]):
+        with pytest.raises(InputError, match="no text of the source side to learn from"):
+            train_tokenizers(lines, ["text"], replace(options, joint=False))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kind": "word"},
+        {"normalisation": "nfkc"},
+        {"vocab_size": 0},
+        {"character_coverage": 0.5},
+        {"sample_lines": 0},
+        {"user_symbols": ["<s>"]},
+        {"user_symbols": ["a b"]},
+        {"user_symbols": ["a", "a"]},
+    ],
+)
+def test_option_ranges(bad: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"tokenizer\.{next(iter(bad))}"):
+        TokenizerOptions(**bad)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sampled_encoding_is_a_function_of_the_seed(kind: Any, lines: list[str], options: TokenizerOptions) -> None:
+    # SentencePiece before 0.2.3 ignores a second seed: then this fails.
+    tokenizer = train_tokenizer(lines, replace(options, kind=kind, vocab_size=320))
+    alpha = 0.3 if kind == "bpe" else 0.02
+    text = "the small green house sees eleven mountains under the bridge"
+    first = [tokenizer.encode_sampled(text, alpha, seed) for seed in range(20)]
+    assert len({tuple(ids) for ids in first}) > 10
+    assert {tokenizer.decode(ids) for ids in first} == {text}
+    found: dict[int, list[list[int]]] = {}
+
+    def sample(thread: int) -> None:
+        found[thread] = [tokenizer.encode_sampled(text, alpha, seed) for seed in range(19, -1, -1)][::-1]
+
+    threads = [threading.Thread(target=sample, args=(thread,)) for thread in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(3), first)
+
+
+def test_sampled_encoding_takes_any_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_sampled("a\ud800", 0.1, 2**32 - 1)
+    assert tokenizer.encode_sampled("", 0.1, 0) == []
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_checkpoint_round_trip(joint: bool, toy_pairs: Pairs, tmp_path: Path) -> None:
+    source, target = ([pair[side] for pair in toy_pairs(300)] for side in (0, 1))
+    tokenizers = train_tokenizers(source, target, TokenizerOptions(vocab_size=320, joint=joint))
+    assert tokenizers.joint is joint
+    torch.save(tokenizers.to_checkpoint(), tmp_path / "x.pt")
+    loaded = Tokenizers.from_checkpoint(torch.load(tmp_path / "x.pt", weights_only=True))
+    assert loaded.digest == tokenizers.digest
+    assert (loaded.source is loaded.target) is joint
+    for side in (0, 1):
+        assert loaded[side].encode(target[0]) == tokenizers[side].encode(target[0])
+    assert pickle.loads(pickle.dumps(tokenizers.target)).digest == tokenizers.target.digest
+
+
+def test_foreign_checkpoint_entries(tokenizer: Tokenizer) -> None:
+    good = Tokenizers(tokenizer, tokenizer).to_checkpoint()
+    source = good["source"]
+    for entry, message in (
+        (None, "must hold kind, files and framing"),
+        (source | {"kind": "words"}, "kind must be sentencepiece, found 'words'"),
+        (source | {"framing": {"bos": True, "eos": True}}, "framing must be"),
+        (source | {"files": {}}, "must be a tensor of bytes"),
+        (source | {"files": {"model": torch.zeros(9, dtype=torch.uint8)}}, "tokenizer: "),
+    ):
+        with pytest.raises(InputError, match=message):
+            Tokenizers.from_checkpoint(good | {"source": entry})

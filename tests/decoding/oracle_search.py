@@ -1,0 +1,116 @@
+"""Beam search once more, slow and obvious: one sentence, one hypothesis, one token at a time.
+
+Written from the definitions, not from gnmt/decoding; tests hold both against each other. `enumerate_all` is
+the search that cannot go wrong: every sequence up to the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from gnmt.decoding.options import SearchOptions
+from gnmt.types import BOS_ID, EOS_ID, Memory, State, Tokens
+
+FLOOR = 1e-6
+
+
+@dataclass
+class Path:
+    """One hypothesis with all its attention, and the decoder's state after it."""
+
+    state: State
+    tokens: list[int] = field(default_factory=list)
+    log_prob: float = 0.0
+    attention: list[list[float]] = field(default_factory=list)
+
+    def normalised(self, options: SearchOptions) -> float:
+        constant, alpha = options.length_penalty_constant, options.length_penalty_alpha
+        return self.log_prob / ((constant + len(self.tokens)) / (constant + 1)) ** alpha
+
+    def score(self, options: SearchOptions) -> float:
+        if options.coverage_beta == 0:
+            return self.normalised(options)
+        coverage = [sum(column) for column in zip(*self.attention, strict=True)]
+        penalty = sum(math.log(max(min(total, 1.0), FLOOR)) for total in coverage)
+        return self.normalised(options) + options.coverage_beta * penalty
+
+
+def limit_of(num_source_tokens: int, options: SearchOptions) -> int:
+    return max(1, int(options.max_length_factor * num_source_tokens + options.max_length_offset))
+
+
+def continuations(model, path: Path, memory: Memory, banned: tuple[int, ...]) -> list[Path]:
+    """The path with each possible next token, in order of token id."""
+    last = path.tokens[-1] if path.tokens else BOS_ID
+    log_probs, attention, state = model.step(torch.tensor([[last]]), path.state, memory)
+    seen = [*path.attention, attention[0, 0].tolist()] if attention is not None else []
+    return [
+        Path(state, [*path.tokens, token], path.log_prob + log_prob, seen)
+        for token, log_prob in enumerate(log_probs[0, 0].tolist())
+        if token not in banned and log_prob > -math.inf
+    ]
+
+
+def oracle_search(
+    model, sentence: list[int], options: SearchOptions, banned: tuple[int, ...] = ()
+) -> tuple[list[Path], bool]:
+    """(the best K results, best first; whether they finished)."""
+    memory, limit, start = _begin(model, sentence, options)
+    beam = options.beam_size
+    active, finished = [start], []
+    for length in range(1, limit + 1):
+        candidates = []
+        for path in active:
+            grown = continuations(model, path, memory, banned)
+            if length < options.min_length:
+                grown = [new for new in grown if new.tokens[-1] != EOS_ID]
+            if options.pruning is not None and grown:
+                best = max(new.log_prob for new in grown)
+                grown = [new for new in grown if new.log_prob >= best - options.pruning]
+            candidates += grown
+        candidates.sort(key=lambda path: -path.log_prob)  # stable: ties stay in order of parent and token
+        finished += [path for path in candidates[:beam] if path.tokens[-1] == EOS_ID]
+        finished.sort(key=lambda path: -path.score(options))
+        del finished[beam:]
+        active = [path for path in candidates if path.tokens[-1] != EOS_ID][:beam]
+        if options.pruning is not None and finished:
+            bar = finished[0].normalised(options) - options.pruning
+            active = [path for path in active if path.normalised(options) >= bar]
+        if not active or _stops(active, finished, limit, options):
+            break
+    if finished:
+        return finished, True
+    return sorted(active, key=lambda path: -path.score(options)), False
+
+
+def _stops(active: list[Path], finished: list[Path], limit: int, options: SearchOptions) -> bool:
+    if options.beam_size == 1 and finished:
+        return True
+    if options.stop == "first":
+        return len(finished) >= options.beam_size
+    if options.stop == "bound" and finished:
+        longest = ((options.length_penalty_constant + limit) / (options.length_penalty_constant + 1)) ** (
+            options.length_penalty_alpha
+        )
+        return finished[0].score(options) >= max(path.log_prob for path in active) / longest
+    return False
+
+
+def enumerate_all(model, sentence: list[int], options: SearchOptions, banned: tuple[int, ...] = ()) -> list[Path]:
+    """Every finished sequence within the limit, the best first."""
+    memory, limit, start = _begin(model, sentence, options)
+    active, finished = [start], []
+    for _ in range(limit):
+        grown = [new for path in active for new in continuations(model, path, memory, banned)]
+        finished += [path for path in grown if path.tokens[-1] == EOS_ID]
+        active = [path for path in grown if path.tokens[-1] != EOS_ID]
+    return sorted(finished, key=lambda path: -path.score(options))
+
+
+def _begin(model, sentence: list[int], options: SearchOptions) -> tuple[Memory, int, Path]:
+    ids = torch.tensor([[*sentence, EOS_ID]])
+    memory = model.encode(Tokens(ids, torch.tensor([ids.shape[1]])))
+    return memory, limit_of(ids.shape[1], options), Path(model.start(memory, 1))

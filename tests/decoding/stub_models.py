@@ -1,0 +1,128 @@
+"""Small models with known probabilities, for search to be tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gnmt.types import EOS_ID, PAD_ID, Memory, State, Tokens
+
+NUM_HISTORIES = 211
+
+
+def batch_of(sentences: Sequence[Sequence[int]], width: int = 0) -> Tokens:
+    """Rows of ids, EOS added, padded to the longest or to `width`."""
+    rows = [[*sentence, EOS_ID] for sentence in sentences]
+    width = max(width, *(len(row) for row in rows))
+    ids = torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
+    return Tokens(ids, torch.tensor([len(row) for row in rows]))
+
+
+class HistoryModel(nn.Module):
+    """The next token depends on the source and on everything said so far, by way of a hash of it.
+
+    log_probs_RV: one row of log-probabilities for each of R kinds of history. attention_RS: energies likewise,
+    or None for a model without attention. `calls` records the shapes that `step` was called with.
+    """
+
+    def __init__(self, log_probs_RV: Tensor, attention_RS: Tensor | None) -> None:
+        super().__init__()
+        self.log_probs_RV = log_probs_RV
+        self.attention_RS = attention_RS
+        self.calls: list[tuple[int, int]] = []
+
+    @classmethod
+    def random(
+        cls, seed: int, vocabulary_size: int = 9, peakedness: float = 1.5, attention: bool = True
+    ) -> HistoryModel:
+        generator = torch.Generator().manual_seed(seed)
+        logits_RV = peakedness * torch.randn(NUM_HISTORIES, vocabulary_size, generator=generator)
+        energies_RS = 2.0 * torch.randn(NUM_HISTORIES, 64, generator=generator)
+        return cls(logits_RV.log_softmax(1), energies_RS if attention else None)
+
+    def encode(self, source: Tokens) -> Memory:
+        places_S = torch.arange(1, source.ids_BT.shape[1] + 1)
+        key_B = (source.ids_BT * places_S * source.mask_BT).sum(1)
+        return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {"key": key_B})
+
+    def start(self, memory: Memory, beam: int) -> State:
+        return State({"key": memory.extras["key"][:, None].expand(-1, beam).clone()})
+
+    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+        assert tokens_BK.shape[0] == memory.mask_BS.shape[0] == state.tensors["key"].shape[0]
+        self.calls.append((tokens_BK.shape[0], tokens_BK.shape[1]))
+        key_BK = (state.tensors["key"] * 31 + tokens_BK * 7 + 1) % 1_000_003
+        rows_BK = key_BK % len(self.log_probs_RV)
+        attention_BKS = None
+        if self.attention_RS is not None:
+            energies_BKS = self.attention_RS[rows_BK][:, :, : memory.mask_BS.shape[1]]
+            attention_BKS = energies_BKS.masked_fill(~memory.mask_BS[:, None], -torch.inf).softmax(-1)
+        return self.log_probs_RV[rows_BK], attention_BKS, State({"key": key_BK})
+
+    def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing; the "hidden states" are the log-probabilities themselves."""
+        state = self.start(memory, 1)
+        hidden, weights = [], []
+        for tokens_B in target.ids_BT.unbind(1):
+            log_probs_B1V, attention_B1S, state = self.step(tokens_B[:, None], state, memory)
+            hidden.append(log_probs_B1V)
+            weights.append(attention_B1S)
+        return torch.cat(hidden, 1), None if self.attention_RS is None or not attention else torch.cat(weights, 1)
+
+    def output(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class MarkovModel(nn.Module):
+    """The next token depends on the last one alone: probabilities by hand, {last: {next: probability}}.
+
+    What is not named has probability 0. Attention: uniform over the real source tokens.
+    """
+
+    def __init__(self, probabilities: dict[int, dict[int, float]], vocabulary_size: int = 8) -> None:
+        super().__init__()
+        table = torch.zeros(vocabulary_size, vocabulary_size)
+        for last, following in probabilities.items():
+            for token, probability in following.items():
+                table[last, token] = probability
+        self.log_probs_VV = table.log()
+
+    def encode(self, source: Tokens) -> Memory:
+        return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {})
+
+    def start(self, memory: Memory, beam: int) -> State:
+        return State({})
+
+    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+        weights_BS = memory.mask_BS / memory.mask_BS.sum(1, keepdim=True)
+        return self.log_probs_VV[tokens_BK], weights_BS[:, None].expand(-1, tokens_BK.shape[1], -1), state
+
+
+class CopyModel(nn.Module):
+    """Says the source tokens one after another and then EOS, with some uncertainty; attention on the copied token."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.vocabulary_size = vocabulary_size
+        self.dropout = nn.Dropout(0.5)  # search in training mode would show
+        self.batch_shapes: list[tuple[int, int]] = []
+
+    def encode(self, source: Tokens) -> Memory:
+        assert not self.training
+        assert not self.dropout.training
+        self.batch_shapes.append((source.ids_BT.shape[0], source.ids_BT.shape[1]))
+        return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {"ids": source.ids_BT})
+
+    def start(self, memory: Memory, beam: int) -> State:
+        return State({"position": torch.zeros(memory.mask_BS.shape[0], beam, dtype=torch.long)})
+
+    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+        position_BK = state.tensors["position"]
+        width = memory.mask_BS.shape[1]
+        place_BK = torch.minimum(position_BK, memory.mask_BS.sum(1, keepdim=True) - 1)
+        wanted_BK = memory.extras["ids"].gather(1, place_BK)
+        logits_BKV = 6.0 * nn.functional.one_hot(wanted_BK, self.vocabulary_size).float()
+        attention_BKS = nn.functional.one_hot(place_BK, width).float()
+        return logits_BKV.log_softmax(-1), attention_BKS, State({"position": position_BK + 1})

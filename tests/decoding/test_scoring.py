@@ -1,0 +1,102 @@
+"""Equation 14 by hand, and forced scoring."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from stub_models import HistoryModel, MarkovModel, batch_of
+
+from gnmt.decoding.scoring import COVERAGE_FLOOR, coverage_penalty, forced_scores, length_penalty, score
+from gnmt.decoding.search import SearchOptions
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Tokens
+
+A, B, C = 4, 5, 6
+
+
+def targets(*sentences):
+    """BOS and the given ids, padded."""
+    width = max(len(sentence) for sentence in sentences) + 1
+    rows = [[BOS_ID, *sentence] + [PAD_ID] * (width - 1 - len(sentence)) for sentence in sentences]
+    return Tokens(torch.tensor(rows), torch.tensor([len(sentence) + 1 for sentence in sentences]))
+
+
+@pytest.mark.parametrize(
+    ("length", "alpha", "constant", "expected"),
+    [(1, 0.6, 5.0, 1.0), (7, 0.6, 5.0, 2**0.6), (7, 1.0, 5.0, 2.0), (9, 0.0, 5.0, 1.0), (9, 1.0, 0.0, 9.0)],
+)
+def test_length_penalty_by_hand(length, alpha, constant, expected):
+    penalty = length_penalty(torch.tensor([length]), alpha, constant)
+    assert penalty.dtype == torch.float32
+    torch.testing.assert_close(penalty, torch.tensor([expected]))
+
+
+def test_coverage_penalty_by_hand():
+    """Sums above 1 count as 1, sums of 0 as the floor, padding not at all, whatever lies there."""
+    coverage = torch.tensor([[0.5, 2.0, 0.25, 0.0], [0.0, 1.0, 1.0, 1.0], [1.0, 1.5, 9.0, 1.0]])
+    mask = torch.tensor([[True, True, True, False], [True, True, True, True], [True, True, True, True]])
+    expected = [0.2 * (math.log(0.5) + math.log(0.25)), 0.2 * math.log(COVERAGE_FLOOR), 0.0]
+    torch.testing.assert_close(coverage_penalty(coverage, mask, 0.2), torch.tensor(expected))
+
+
+def test_score_is_their_sum_and_ignores_coverage_at_beta_0():
+    log_prob, lengths, mask = torch.tensor([-6.0]), torch.tensor([7]), torch.tensor([[True, True]])
+    coverage = torch.tensor([[0.5, 1.0]])
+    options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.1)
+    torch.testing.assert_close(
+        score(log_prob, lengths, coverage, mask, options), torch.tensor([-3.0 + 0.1 * math.log(0.5)])
+    )
+    without = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.0)
+    torch.testing.assert_close(score(log_prob, lengths, None, mask, without), torch.tensor([-3.0]))
+    with pytest.raises(InputError, match=r"set decoding\.coverage_beta=0"):
+        score(log_prob, lengths, None, mask, options)
+
+
+def test_forced_scores_by_hand():
+    """|Y| counts EOS and not BOS; attention of this model is uniform over 2 source tokens, EOS included."""
+    model = forced(MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {B: 0.25, EOS_ID: 0.75}, B: {A: 0.5, EOS_ID: 0.5}}))
+    options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.1)
+    found = forced_scores(model, batch_of([[A], [A]]), targets([A, EOS_ID], [A, B, EOS_ID]), options)
+    logs = [[math.log(0.5), math.log(0.75), 0.0], [math.log(0.5), math.log(0.25), math.log(0.5)]]
+    torch.testing.assert_close(found.token_log_probs_BT, torch.tensor(logs))
+    torch.testing.assert_close(found.log_prob_B, torch.tensor(logs).sum(1))
+    torch.testing.assert_close(found.score_B, torch.tensor([sum(logs[0]) / (7 / 6), sum(logs[1]) / (8 / 6)]))
+
+
+def forced(model):
+    """Gives a model of `step` the two calls of teacher forcing."""
+    model.decode = lambda target, memory, attention=False: HistoryModel.decode(model, target, memory, attention)
+    model.attention_RS = True
+    model.output = lambda hidden: hidden
+    return model
+
+
+def test_an_unfinished_translation_counts_the_tokens_it_has():
+    model = HistoryModel.random(3)
+    options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.0)
+    found = forced_scores(model, batch_of([[A]]), targets([A, B, C]), options)
+    torch.testing.assert_close(found.score_B, found.log_prob_B / (8 / 6))
+
+
+def test_forced_scores_do_not_depend_on_padding_or_on_the_chunks_of_positions():
+    """Logits are made for 32 positions at a time; 70 tokens span three chunks."""
+    model = HistoryModel.random(5)
+    long = [A + place % 4 for place in range(69)] + [EOS_ID]
+    options = SearchOptions(coverage_beta=0.3)
+    both = forced_scores(model, batch_of([[A, B, C], [A]]), targets(long, [B, EOS_ID]), options)
+    alone = forced_scores(model, batch_of([[A]]), targets([B, EOS_ID]), options)
+    torch.testing.assert_close(both.score_B[1:], alone.score_B)
+    torch.testing.assert_close(both.log_prob_B[1:], alone.log_prob_B)
+    memory = model.encode(batch_of([[A, B, C]]))
+    log_probs_BTV, _ = model.decode(targets(long), memory)
+    at_once = log_probs_BTV[0, :-1].gather(1, torch.tensor(long)[:, None]).squeeze(1)
+    torch.testing.assert_close(both.token_log_probs_BT[0], at_once)
+    assert both.token_log_probs_BT[1, 2:].eq(0).all()
+
+
+def test_scores_are_fp32_for_a_bf16_model():
+    model = HistoryModel.random(7)
+    model.output = lambda hidden: hidden.bfloat16()
+    found = forced_scores(model, batch_of([[A]]), targets([B, EOS_ID]), SearchOptions())
+    assert {tensor.dtype for tensor in found} == {torch.float32}

@@ -1,0 +1,292 @@
+"""Lines in, as many lines out, in order, whatever they hold."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+from stub_models import CopyModel
+
+import gnmt.decoding.translator as translator_module
+from gnmt.checkpoint import LoadedModel
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.translator import Translator, split_sentences
+from gnmt.runtime import choose_precision
+from gnmt.types import EOS_ID, InputError, Translation
+
+TEXT = "the small dog sees a red house and then it runs to the old man who reads in the garden today"
+WORDS = TEXT.split()
+FP32 = choose_precision("fp32", torch.device("cpu"))
+OPTIONS = SearchOptions(beam_size=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Tokenizers:
+    """A joint tokenizer with byte fallback, so that it can say anything."""
+    lines = [" ".join(WORDS[start : start + 6]) + "." for start in range(len(WORDS) - 5)]
+    options = TokenizerOptions(kind="bpe", vocab_size=330, joint=True, byte_fallback=True)
+    return train_tokenizers(lines, lines, options)
+
+
+@pytest.fixture
+def model(tokenizers):
+    return CopyModel(tokenizers.source.vocabulary_size)
+
+
+def sentences(count):
+    """Sentences of many lengths, in no order."""
+    return [" ".join(itertools.islice(itertools.cycle(WORDS), n, n + 1 + 7 * n % 13)) + "." for n in range(count)]
+
+
+def test_every_line_gets_its_own_translation_in_order(model, tokenizers):
+    lines = sentences(50)
+    translations = Translator(model, tokenizers, OPTIONS, FP32, batch_size=8).translate(lines)
+    assert [translation.text for translation in translations] == lines
+    for line, translation in zip(lines, translations, strict=True):
+        assert list(translation.tokens) == [*tokenizers.source.encode(line), EOS_ID]
+        assert translation.finished
+        assert translation.score < 0
+        assert translation.attention_TS is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_translations_do_not_depend_on_batch_size_or_order(model, tokenizers, batch_size):
+    lines = sentences(33)
+    expected = Translator(model, tokenizers, OPTIONS, FP32, batch_size=64).translate(lines)
+    translator = Translator(model, tokenizers, OPTIONS, FP32, batch_size=batch_size)
+    for found in (translator.translate(lines), translator.translate(lines[::-1])[::-1]):
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+
+
+def test_blank_lines_stay_blank_and_are_not_searched(model, tokenizers):
+    lines = ["", "the dog.", "   ", "\t\u00a0\u2028\r", "a house.", ""]
+    translations = Translator(model, tokenizers, OPTIONS, FP32).translate(lines)
+    assert [translation.text for translation in translations] == ["", "the dog.", "", "", "a house.", ""]
+    assert translations[0] == Translation(text="", score=0.0, tokens=())
+    assert sum(rows for rows, _ in model.batch_shapes) == 2
+
+
+def test_no_lines_give_no_translations(model, tokenizers):
+    assert Translator(model, tokenizers, OPTIONS, FP32).translate([]) == []
+
+
+HOSTILE = [
+    "a\0b",
+    "a line\u2028separator and a next\u0085line",
+    "\ufeffwith a mark",
+    "carriage return\r",
+    "形 and emoji 👩‍👩‍👧 and ̈ alone",
+    "\ud800 a lone surrogate",
+    "\u200b",
+    "\x07\x1b[31m",
+    "x" * 3000,
+    "an inner\nline break",
+    "ᚠᛇᚻ unseen script",
+]
+
+
+def test_hostile_lines_neither_crash_nor_shift_others(model, tokenizers):
+    lines = [text for hostile in HOSTILE for text in (hostile, "the dog.")]
+    translations = Translator(model, tokenizers, OPTIONS, FP32, batch_size=4).translate(lines)
+    assert len(translations) == len(lines)
+    assert [translation.text for translation in translations[1::2]] == ["the dog."] * len(HOSTILE)
+    assert not any(set(translation.text) & set("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029") for translation in translations)
+
+
+def test_a_line_break_that_the_model_says_becomes_a_space(model, tokenizers):
+    """Byte fallback can say the byte 0x0A, and one translation would become two lines."""
+    line_break = next(i for i in range(tokenizers.target.vocabulary_size) if tokenizers.target.piece(i) == "<0x0A>")
+    dog = tokenizers.source.encode("dog")
+    translator = Translator(model, tokenizers, OPTIONS, FP32)
+    translator.tokenizers = Tokenizers(FixedEncoding([*dog, line_break, *dog]), tokenizers.target)
+    [translation] = translator.translate(["anything"])
+    assert line_break in translation.tokens
+    assert translation.text == "dog  dog"
+
+
+class FixedEncoding:
+    """A source tokenizer that reads the same in every text."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def encode(self, text):
+        return self.ids
+
+
+# Long lines
+
+
+def test_a_line_of_5000_words_is_translated_whole_in_pieces(model, tokenizers, caplog):
+    sentence = "the small dog sees a red house and then it runs."
+    line = " ".join([sentence] * 455)
+    translator = Translator(model, tokenizers, SearchOptions(beam_size=1), FP32, max_source_tokens=80)
+    with caplog.at_level(logging.WARNING):
+        short, long = translator.translate(["the dog.", line])
+    assert short.text == "the dog."
+    assert long.text == line
+    assert long.finished
+    assert max(width for _, width in model.batch_shapes) <= 80
+    num_tokens = len(tokenizers.source.encode(line))
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"line 2 has {num_tokens} tokens, at most 79 are translated at once")
+    assert f"in {list(long.tokens).count(EOS_ID)} pieces" in message
+
+
+def test_pieces_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, tokenizers):
+    translator = Translator(model, tokenizers, SearchOptions(beam_size=1), FP32, max_source_tokens=30)
+    sentence = "the small dog sees a red house. "
+    [by_sentence] = translator.translate([sentence * 8])
+    ends = [place for place, token in enumerate(by_sentence.tokens) if token == EOS_ID]
+    texts = [
+        tokenizers.target.decode(by_sentence.tokens[start:end])
+        for start, end in itertools.pairwise([0, *(end + 1 for end in ends)])
+    ]
+    assert len(texts) > 1
+    assert all(text.endswith("house.") for text in texts)
+    [by_word] = translator.translate(["house " * 60])
+    assert by_word.text == ("house " * 60).strip()
+    [anywhere] = translator.translate(["x" * 400])
+    assert anywhere.text.replace(" ", "") == "x" * 400
+
+
+def test_the_line_number_counts_over_windows(model, tokenizers, caplog, monkeypatch):
+    monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
+    translator = Translator(model, tokenizers, OPTIONS, FP32, batch_size=2, max_source_tokens=20)
+    with caplog.at_level(logging.WARNING):
+        translator.translate(["the dog.", ""] * 5 + ["the dog sees. " * 20])
+    assert "line 11 has" in caplog.text
+
+
+def test_a_cut_line_joins_scores_tokens_and_attention(model, tokenizers):
+    sentence = "the small dog sees a red house."
+    options = {"max_source_tokens": len(tokenizers.source.encode(sentence)) + 1}
+    translator = Translator(model, tokenizers, OPTIONS, FP32, **options)
+    [one] = translator.translate([sentence], attention=True)
+    [two] = translator.translate([f"{sentence} {sentence}"], attention=True)
+    assert two.text == f"{sentence} {sentence}"
+    assert two.tokens == one.tokens * 2
+    assert two.score == pytest.approx(2 * one.score, abs=1e-5)
+    torch.testing.assert_close(two.attention_TS, torch.block_diag(one.attention_TS, one.attention_TS))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("One. Two! Three", ["One.", " Two!", " Three"]),
+        ('He said "no." Then 3.14 came.', ['He said "no."', " Then 3.14 came."]),
+        ("你好。再见！好", ["你好。", "再见！", "好"]),
+        ("none", ["none"]),
+    ],
+)
+def test_sentence_ends(line, expected):
+    assert split_sentences(line) == expected
+
+
+# Batches, modes, options
+
+
+def test_batches_are_bounded_in_sentences_and_in_padded_tokens(model, tokenizers):
+    lines = ["a dog"] * 10 + [" ".join(["house"] * 200)] * 10
+    Translator(model, tokenizers, SearchOptions(beam_size=1), FP32, batch_size=4, max_source_tokens=1000).translate(
+        lines
+    )
+    assert sum(rows for rows, _ in model.batch_shapes) == 20
+    assert all(rows <= 4 for rows, _ in model.batch_shapes)
+    assert all(rows * width <= 400 or rows == 1 for rows, width in model.batch_shapes)
+
+
+def test_attention_columns_are_the_source_tokens_with_eos(model, tokenizers):
+    lines = ["the dog sees a house.", "dog"]
+    for line, translation in zip(
+        lines, Translator(model, tokenizers, OPTIONS, FP32).translate(lines, attention=True), strict=True
+    ):
+        size = len(tokenizers.source.encode(line)) + 1
+        torch.testing.assert_close(translation.attention_TS, torch.eye(size))
+
+
+def test_search_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(model, tokenizers):
+    """The stub asserts evaluation mode; a part that was frozen in evaluation mode stays so."""
+    model.frozen = torch.nn.Dropout(0.1)
+    model.train()
+    model.frozen.eval()
+    Translator(model, tokenizers, OPTIONS, FP32).translate(["the dog."])
+    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
+
+
+def test_a_stream_reads_and_yields_window_by_window(model, tokenizers, monkeypatch):
+    monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
+    read = []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield "the dog."
+
+    stream = Translator(model, tokenizers, OPTIONS, FP32, batch_size=3).stream(endless())
+    assert [translation.text for translation in itertools.islice(stream, 6)] == ["the dog."] * 6
+    assert len(read) == 6
+
+
+def test_one_string_is_not_a_list_of_lines(model, tokenizers):
+    with pytest.raises(InputError, match="list of lines"):
+        Translator(model, tokenizers, OPTIONS, FP32).translate("the dog.")
+
+
+def test_search_options_can_be_changed_for_one_call(model, tokenizers):
+    translator = Translator(model, tokenizers, SearchOptions(beam_size=1), FP32)
+    [cut] = translator.translate(["the small dog sees."], max_length_factor=0.0, max_length_offset=2)
+    assert len(cut.tokens) == 2
+    assert not cut.finished
+    [whole] = translator.translate(["the small dog sees."])
+    assert whole.finished
+    with pytest.raises(InputError, match=r"decoding\.beam_sise.*beam_size"):
+        translator.translate(["the dog."], beam_sise=2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [({"batch_size": 0}, "batch_size is 0"), ({"max_source_tokens": 1}, "max_source_tokens is 1")],
+)
+def test_limits_out_of_range_are_refused(model, tokenizers, argument, message):
+    with pytest.raises(InputError, match=message):
+        Translator(model, tokenizers, OPTIONS, FP32, **argument)
+
+
+@pytest.fixture
+def recorded(model, tokenizers, monkeypatch):
+    """What `load_model` finds in a checkpoint; its search options are the test's to change."""
+    config = {"decoding": {"_target_": "gnmt.decoding.search.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
+    loaded = LoadedModel(model, tokenizers, config, {})
+    monkeypatch.setattr(translator_module, "load_model", lambda path, device, trusted: loaded)
+    return config["decoding"]
+
+
+def test_load_takes_the_recorded_search_and_what_replaces_it(recorded):
+    translator = Translator.load("best.pt", device="cpu", precision="fp32", coverage_beta=0.0)
+    assert translator.options == SearchOptions(beam_size=3, coverage_beta=0.0)
+    assert translator.precision.name == "fp32"
+    assert [translation.text for translation in translator.translate(["the dog."])] == ["the dog."]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"beam_sice": 4}, r"decoding\.beam_sice.*beam_size"),
+        ({"beam_size": 0}, r"decoding\.beam_size"),
+        ({"beam_size": "many"}, r"decoding\.beam_size.*many"),
+    ],
+)
+def test_load_refuses_wrong_search_options(recorded, overrides, message):
+    with pytest.raises(InputError, match=message):
+        Translator.load("best.pt", device="cpu", precision="fp32", **overrides)
+
+
+def test_load_refuses_a_recorded_search_that_is_other_code(recorded):
+    recorded["_target_"] = "os.system"
+    with pytest.raises(InputError, match=r"decoding\._target_: found os\.system"):
+        Translator.load("best.pt", device="cpu", precision="fp32")

@@ -1,0 +1,98 @@
+"""Scores are sacreBLEU's, with its signatures, and wrong input is not scored in silence."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import sacrebleu
+
+from gnmt.evaluation import metrics
+from gnmt.evaluation.metrics import BLEU_TOKENIZERS, score_translations
+from gnmt.types import InputError
+
+HYPOTHESES = ["The small dog sees a house.", "Two cats sleep in the old garden.", "He reads"]
+REFERENCES = ["The little dog sees a house.", "Two cats sleep in the big garden.", "She reads a long book."]
+
+
+def test_scores_are_those_of_sacrebleu():
+    scores = score_translations(HYPOTHESES, REFERENCES, ter=True)
+    assert scores.bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
+    assert scores.chrf == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score)
+    assert scores.ter == pytest.approx(sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES]).score)
+    assert scores.num_sentences == 3
+    assert 20 < scores.bleu < 60
+
+
+def test_equal_text_is_perfect():
+    scores = score_translations(REFERENCES, REFERENCES, ter=True)
+    assert (scores.bleu, scores.chrf, scores.ter) == (pytest.approx(100), pytest.approx(100), 0.0)
+
+
+def test_signatures_tell_the_settings():
+    scores = score_translations(HYPOTHESES, REFERENCES, ter=True)
+    version = f"version:{sacrebleu.__version__}"
+    assert scores.signatures["bleu"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|{version}"
+    assert scores.signatures["chrf"] == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|{version}"
+    assert scores.signatures["ter"] == f"nrefs:1|case:lc|tok:tercom|norm:no|punct:yes|asian:no|{version}"
+    lowercased = score_translations(HYPOTHESES, REFERENCES, tokenize="char", lowercase=True)
+    assert lowercased.signatures["bleu"] == f"nrefs:1|case:lc|eff:no|tok:char|smooth:exp|{version}"
+
+
+def test_ter_only_where_asked_for():
+    scores = score_translations(HYPOTHESES, REFERENCES)
+    assert scores.ter is None
+    assert set(scores.signatures) == {"bleu", "chrf"}
+
+
+def test_lowercase_ignores_case():
+    upper = [reference.upper() for reference in REFERENCES]
+    assert score_translations(upper, REFERENCES).bleu < 10
+    assert score_translations(upper, REFERENCES, lowercase=True).bleu == pytest.approx(100)
+
+
+def test_unequal_numbers_of_lines_are_an_error_with_both():
+    """sacreBLEU itself scores the shorter length."""
+    with pytest.raises(InputError, match="3 translations but 2 references"):
+        score_translations(HYPOTHESES, REFERENCES[:2])
+
+
+def test_nothing_to_score_is_an_error():
+    with pytest.raises(InputError, match="0 translations and 0 references"):
+        score_translations([], [])
+
+
+def test_blank_lines_are_scored():
+    """A model early in training says nothing; that is a bad score and no error."""
+    scores = score_translations(["", "", ""], REFERENCES, ter=True)
+    assert (scores.bleu, scores.chrf, scores.ter) == (0.0, 0.0, 100.0)
+
+
+@pytest.mark.parametrize("name", [name for name in BLEU_TOKENIZERS if "mecab" not in name])
+def test_every_tokenisation_that_needs_nothing_works(name):
+    assert score_translations(REFERENCES, REFERENCES, tokenize=name).bleu == pytest.approx(100)
+    assert f"tok:{name}" in score_translations(REFERENCES, REFERENCES, tokenize=name).signatures["bleu"]
+
+
+@pytest.mark.parametrize("name", ["spm", "flores101", "flores200", "spBLEU-1K"])
+def test_tokenisations_that_download_are_refused(name):
+    with pytest.raises(InputError, match=rf"'{name}' downloads a model"):
+        score_translations(HYPOTHESES, REFERENCES, tokenize=name)
+
+
+def test_an_unknown_tokenisation_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"'13b' is unknown; use one of 13a, intl"):
+        score_translations(HYPOTHESES, REFERENCES, tokenize="13b")
+
+
+@pytest.mark.parametrize(("name", "extra"), [("ja-mecab", "ja"), ("ko-mecab", "ko")])
+def test_a_missing_extra_is_named(name, extra, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(InputError, match=rf"pip install 'sacrebleu\[{extra}\]'"):
+        score_translations(HYPOTHESES, REFERENCES, tokenize=name)
+
+
+def test_our_lists_cover_sacrebleus_tokenisations():
+    """A new version of sacreBLEU may bring one that downloads."""
+    known = {*BLEU_TOKENIZERS, *metrics._DOWNLOADING}
+    assert {name for name in metrics.BLEU.TOKENIZERS if name is not None} == known

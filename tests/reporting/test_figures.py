@@ -1,0 +1,67 @@
+"""The alignment picture: what it shows, and pieces that plotting libraries trip over."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from gnmt.reporting.figures import alignment_figure, pixels, save
+
+
+def labels(figure):
+    axes = figure.axes[0]
+    return [label.get_text() for label in axes.get_xticklabels()], [
+        label.get_text() for label in axes.get_yticklabels()
+    ]
+
+
+def test_columns_are_source_and_rows_are_target_pieces():
+    attention = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
+    figure = alignment_figure(["▁the", "▁dog", "</s>"], ["▁Hund", "</s>"], attention)
+    assert labels(figure) == ([" the", " dog", "</s>"], [" Hund", "</s>"])
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), attention.numpy())
+
+
+def test_much_attention_is_dark():
+    image = pixels(alignment_figure(["a", "b"], ["c", "d"], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))).astype(int)
+    assert image.ndim == 3
+    assert image.shape[2] == 3
+    axes_rows = image[image.shape[0] // 2 :]
+    left, right = axes_rows[:, image.shape[1] // 3], axes_rows[:, -image.shape[1] // 4]
+    assert left.sum(1).min() < 300 < 600 < right.sum(1).max()
+
+
+def test_bf16_attention_is_drawn():
+    figure = alignment_figure(["a"], ["b"], torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True))
+    assert pixels(figure).size
+
+
+@pytest.mark.parametrize(
+    "piece", ["$", "$\\frac{", "^_", "%", "", "▁", "\0", "\n", "\x1b", "你好", "👩‍👩‍👧", "\u202e", "ا"]
+)
+def test_any_piece_can_be_drawn(piece):
+    """ "$" opens a formula for matplotlib, and half a formula is an exception; letters without a glyph are boxes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixels(alignment_figure([piece, "$x"], [piece, "$"], torch.full((2, 2), 0.5))).size
+
+
+def test_long_sentences_have_a_bounded_picture():
+    figure = alignment_figure(["a"] * 400, ["b"] * 5, torch.zeros(5, 400))
+    assert figure.get_size_inches().tolist() == [24.0, 3.0]
+
+
+def test_save_makes_the_folder_and_the_format_of_the_name(tmp_path):
+    figure = alignment_figure(["▁你", "$"], ["b"], torch.ones(1, 2))
+    save(figure, tmp_path / "new" / "a.png")
+    save(figure, str(tmp_path / "new" / "a.svg"))
+    assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "new" / "a.svg").read_bytes()
+
+
+def test_a_wrong_shape_is_our_own_bug():
+    with pytest.raises(AssertionError, match=r"\(2, 1\)"):
+        alignment_figure(["a", "b"], ["c"], torch.ones(2, 1))
