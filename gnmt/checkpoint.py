@@ -119,12 +119,12 @@ def build_model(
         "source_vocabulary_size": tokenizers.source.vocabulary_size,
         "target_vocabulary_size": tokenizers.target.vocabulary_size,
     }
-    errors = check_component(node, "model", trusted_packages=trusted_packages, supplied=frozenset(sizes))
+    errors = check_component(
+        node, "model", trusted_packages=trusted_packages, supplied=tuple(sizes), expected=(Seq2Seq,)
+    )
     if errors:
         raise InputError(f"{origin}: the model's config was refused, nothing was built:\n  " + "\n  ".join(errors))
-    model = build(node, **sizes)
-    if not isinstance(model, Seq2Seq):
-        raise InputError(f"{origin}: model._target_ is {node['_target_']}, which is no gnmt.model.seq2seq.Seq2Seq")
+    model: Seq2Seq = build(node, **sizes)
     return model
 
 

@@ -87,7 +87,8 @@ class EvaluateConfig:
     data_folder: str | None = MISSING
     output: str | None = MISSING
     bleu_tokenize: str | None = MISSING
-    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    lowercase: bool = MISSING
+    batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=choice("recorded", *PRECISIONS))
     trusted_packages: list[str] = MISSING

@@ -150,7 +150,9 @@ class Trainer:
                     interval.started += time.perf_counter() - pause
                 if interruption.requested:
                     self.save()
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(
+                        f"stopped after update {self.progress.step}, which is saved: the same command goes on from there"
+                    )
             if interval.updates:
                 self.log_interval(interval, bar)
             if self.last_evaluated_step != self.progress.step:

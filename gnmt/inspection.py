@@ -1,0 +1,87 @@
+"""What a checkpoint is, told without building its model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.types import InputError
+
+
+def describe_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Everything that the file says of itself, as JSON values.
+
+    Raises InputError for a file that is no checkpoint, or lacks a part of one.
+    """
+    contents = read_checkpoint(path)
+    try:
+        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
+        return {
+            "file": str(path),
+            "size_bytes": Path(path).stat().st_size,
+            "kind": "whole: training can go on from it" if "optimizer" in contents else "weights: for use",
+            "step": contents["step"],
+            "best": contents["best"],
+            "best_step": contents["best_step"],
+            "parameters": count_parameters(contents["model"]),
+            "tokenizers": describe_tokenizers(tokenizers),
+            "data_identity": contents["data_identity"],
+            "prepared_folder": contents["prepared_folder"],
+            "precision": contents["precision"],
+            "versions": {
+                "format": contents["format_version"],
+                "git_revision": contents["git_revision"],
+                "torch": contents["torch_version"],
+            },
+            "config": json.loads(contents["config"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"checkpoint {path} lacks or garbles a part of a checkpoint: {error!r}") from None
+
+
+def count_parameters(weights: dict[str, Tensor]) -> dict[str, int]:
+    """Numbers by module, two names deep, and in all; a tied tensor counts once, where it comes first."""
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        module = ".".join(name.split(".")[:-1][:3])
+        counts[module] = counts.get(module, 0) + tensor.numel()
+    return counts | {"in all": sum(counts.values())}
+
+
+def describe_tokenizers(tokenizers: Tokenizers) -> dict[str, Any]:
+    """Sizes and digests of both sides."""
+    sides = {"source": tokenizers.source, "target": tokenizers.target}
+    described = {
+        name: {
+            "pieces": side.vocabulary_size,
+            "digest": side.digest[:16],
+            "never_produced": [side.piece(piece) for piece in side.never_produced],
+        }
+        for name, side in sides.items()
+    }
+    return {"joint": tokenizers.joint, **described}
+
+
+def as_text(description: dict[str, Any], indent: int = 0) -> str:
+    """The description for people: a line for each value, nested by indentation."""
+    lines = []
+    for key, value in description.items():
+        prefix = " " * indent + f"{key}:"
+        if isinstance(value, dict) and value:
+            lines += [prefix, as_text(value, indent + 2)]
+        elif isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+            lines.append(f"{prefix} {value:,}")
+        elif isinstance(value, float):
+            lines.append(f"{prefix} {value:.6g}")
+        else:
+            lines.append(f"{prefix} {value}")
+    return "\n".join(lines)
