@@ -40,8 +40,8 @@ class LoadedModel:
 def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """Writes contents under that name, or leaves what was there untouched.
 
-    contents: nested dictionaries, lists, tuples, tensors and plain Python values.
-    Raises OSError where the disk is full or not writable.
+    contents: nested dictionaries, lists, tuples, tensors and plain Python values; TypeError for anything else, such
+    as a NumPy scalar, which could be written but not read. Raises OSError where the disk is full or not writable.
     """
     sealed = {**contents, "format_version": FORMAT_VERSION, "checksum": checksum(contents)}
     buffer = io.BytesIO()
@@ -73,14 +73,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} is not a file{nearby_checkpoints(path)}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
+        intact = isinstance(contents, dict) and contents.get("checksum") == checksum(contents)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"checkpoint {path} holds objects that only running its code could rebuild, and was refused; nothing ran. "
-            f"Checkpoints of this project hold plain values and tensors alone. ({first_line(error)})"
+            f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only running "
+            "its code could rebuild, where checkpoints of this project hold plain values and tensors alone "
+            f"({first_line(error)})"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except Exception as error:  # damaged bytes lead torch's reader to errors of every kind
         raise InputError(
-            f"checkpoint {path} is damaged or is no checkpoint ({first_line(error)}): use another one of its folder"
+            f"checkpoint {path} is damaged or is no checkpoint ({type(error).__name__}: {first_line(error)}): "
+            "use another one of its folder"
         ) from None
     if not isinstance(contents, dict) or "format_version" not in contents:
         raise InputError(f"{path} is a torch file, but no checkpoint of this project: it has no format_version")
@@ -89,7 +92,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} has format version {contents['format_version']}, this code reads {FORMAT_VERSION}: "
             "use the version of gnmt that wrote it"
         )
-    if contents.get("checksum") != checksum(contents):
+    if not intact:
         raise InputError(f"checkpoint {path} is damaged: its checksum differs; use another one of its folder")
     return contents
 
@@ -106,7 +109,7 @@ def load_model(path: str | Path, device: torch.device, trusted_packages: tuple[s
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"checkpoint {path}: the weights do not fit the model that it describes: {error}") from None
     return LoadedModel(model.to(device).eval(), tokenizers, config, contents)
 
@@ -148,8 +151,10 @@ def _bytes_of(value: Any) -> Iterator[bytes | memoryview]:
         yield f"{type(value).__name__}{len(value)}".encode()
         for item in value:
             yield from _bytes_of(item)
-    else:
+    elif value is None or type(value) in (bool, int, float, str, bytes):
         yield repr(value).encode()
+    else:
+        raise TypeError(f"a checkpoint holds tensors and plain values, and no {type(value).__name__}")
 
 
 def git_revision() -> str | None:

@@ -34,7 +34,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 SEED = {"range": Range(0)}
 AT_LEAST_ONE = {"range": Range(1)}
 CORPUS = component("gnmt.data.sources.Corpus")
-TOKENIZER = component("gnmt.data.tokenizer.TokenizerOptions")
+TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
 SEARCH = "gnmt.decoding.options.SearchOptions"
 
 

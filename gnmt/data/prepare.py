@@ -9,7 +9,6 @@ import logging
 import random
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +31,8 @@ from gnmt.data.prepared import (
 )
 from gnmt.data.sources import Corpus
 from gnmt.data.store import Store, StoreWriter
-from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
+from gnmt.data.tokenizer_files import TokenizerFiles
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _BLOCK_PAIRS = 4096  # pairs that are cleaned and encoded together
 _T = TypeVar("_T")
 
 
-def prepare(corpus: Corpus, options: TokenizerOptions, *, overwrite: bool = False) -> Prepared:
+def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> Prepared:
     """The corpus' prepared folder, made if it is not there yet.
 
     Done before with the same inputs and settings, it is only opened. With other inputs or settings InputError
@@ -51,7 +51,7 @@ def prepare(corpus: Corpus, options: TokenizerOptions, *, overwrite: bool = Fals
     folder = prepared_folder(corpus, options)
     wanted = {
         "format": FORMAT,
-        "settings": {"data": corpus.settings(), "tokenizer": asdict(options)},
+        "settings": {"data": corpus.settings(), "tokenizer": options.settings()},
         "inputs": _inputs(corpus, _known_stamps(read_manifest(folder))),
     }
     if _up_to_date(folder, wanted, overwrite):
@@ -85,11 +85,11 @@ def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> boo
     return False
 
 
-def prepared_folder(corpus: Corpus, options: TokenizerOptions) -> Path:
+def prepared_folder(corpus: Corpus, options: TokenizerSource) -> Path:
     """data.prepared, or prepared/<name>-<digest of everything that the config says of the text>."""
     if corpus.prepared is not None:
         return Path(corpus.prepared)
-    said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": asdict(options)}
+    said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".") or "corpus"
     return Path("prepared") / f"{name}-{digest[:8]}"
@@ -163,7 +163,7 @@ def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
     ]
 
 
-def _build(folder: Path, corpus: Corpus, options: TokenizerOptions, wanted: dict[str, Any]) -> None:
+def _build(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
     # Dev and test first: they are short, and an error in them shows before the long work.
     dev_count, dev_digest = _write_text(folder / "dev", corpus.dev_text(), "data.dev")
     counts = {"dev": dev_count}
@@ -171,10 +171,7 @@ def _build(folder: Path, corpus: Corpus, options: TokenizerOptions, wanted: dict
         counts[f"test.{name}"], _ = _write_text(folder / "test" / name, text, f"data.test.{name}")
 
     text = corpus.training_text()
-    source, target = _sample(text, options.sample_lines, options.seed)
-    log.info("learning a vocabulary of %d pieces from %d pairs", options.vocab_size, len(source))
-    tokenizers = train_tokenizers(source, target, options)
-    del source, target
+    tokenizers = _make_tokenizers(text, options)
     write_tokenizers(folder, tokenizers)
 
     report = _encode(folder / "train", text, tokenizers, Cleaner(corpus.cleaning))
@@ -193,6 +190,15 @@ def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:
     if count == 0:
         raise InputError(f"{key} holds no sentence pairs")
     return count, digest
+
+
+def _make_tokenizers(text: ParallelText, options: TokenizerSource) -> Tokenizers:
+    if isinstance(options, TokenizerFiles):
+        return options.read()
+    assert isinstance(options, TokenizerOptions)
+    source, target = _sample(text, options.sample_lines, options.seed)
+    log.info("learning a vocabulary of %d pieces from %d pairs", options.vocab_size, len(source))
+    return train_tokenizers(source, target, options)
 
 
 def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[str]]:

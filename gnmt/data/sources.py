@@ -56,7 +56,7 @@ class Corpus(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FilesCorpus(Corpus):
-    """A user's own files. test: any number of named test sets."""
+    """A user's own files. test: any number of named test sets; one that names no files is not there."""
 
     name: str = "files"
     source_language: str = "source"
@@ -68,8 +68,7 @@ class FilesCorpus(Corpus):
     _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "train", "dev", "test")
 
     def __post_init__(self) -> None:
-        texts = {"train": self.train, "dev": self.dev} | {f"test.{name}": text for name, text in self.test.items()}
-        for key, text in texts.items():
+        for key, text in {"train": self.train, "dev": self.dev}.items():
             if not text.given:
                 raise InputError(
                     f"data.{key} names no files: give data.{key}.source=FILE data.{key}.target=FILE, "
@@ -89,7 +88,7 @@ class FilesCorpus(Corpus):
         return self.dev
 
     def test_texts(self) -> dict[str, ParallelText]:
-        return dict(self.test)
+        return {name: text for name, text in self.test.items() if text.given}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import hashlib
 import io
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +28,16 @@ _LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x
 _sampling_lock = threading.Lock()
 
 
+class TokenizerSource(ABC):
+    """Where the tokenizers of a corpus come from: learnt (TokenizerOptions) or there already (TokenizerFiles)."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What decides the tokenizers, beside the text, as JSON values."""
+
+
 @dataclass(frozen=True)
-class TokenizerOptions:
+class TokenizerOptions(TokenizerSource):
     """How subwords are learnt.
 
     kind: bpe or unigram. vocab_size: pieces in all, with the four special ids and, with byte_fallback, 256
@@ -68,6 +77,9 @@ class TokenizerOptions:
                 )
         if len(set(self.user_symbols)) < len(self.user_symbols):
             raise InputError(f"tokenizer.user_symbols holds a symbol twice: {self.user_symbols}")
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 class Tokenizer:

@@ -15,8 +15,9 @@ class SearchOptions:
 
     beam_size: active hypotheses of a sentence (K); 1 is greedy search and ends at the first EOS.
     length_penalty_alpha, length_penalty_constant, coverage_beta: equation 14 of Wu et al. 2016.
-    pruning: None, or nats, as in the paper: a token more than this below the hypothesis's best token is not tried,
-        and a hypothesis whose log P / lp is more than this below that of the best finished one is dropped.
+    pruning: None, or nats (beamsize in section 7): a token more than this below the hypothesis's best token is not
+        tried, and an active hypothesis whose log P / lp is more than this below that of the best finished one is
+        dropped (the paper compares finished ones only).
     stop: `bound`, when no active hypothesis can beat the best finished one (the best is exact, the others of the
         finished set need not be the best of all); `first`, when K have finished; `exhausted`, at the length limit.
     max_length_factor, max_length_offset: the limit, in target tokens with EOS, is

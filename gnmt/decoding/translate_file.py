@@ -12,7 +12,7 @@ from typing import TextIO
 
 from gnmt.data.lines import lines_of, missing_file, read_lines
 from gnmt.decoding.translator import Translator
-from gnmt.types import InputError
+from gnmt.types import InputError, Translation
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def translate_file(translator: Translator, source: str, output: str) -> int:
     """
     check_places(source, output)
     count = unfinished = 0
+    translations: Iterator[Translation]
     with opened_for_writing(output) as out:
         if source == STANDARD_STREAM and sys.stdin.isatty():
             translations = (translator.translate([line])[0] for line in lines_of(sys.stdin.buffer, "stdin"))

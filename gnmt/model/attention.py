@@ -12,7 +12,7 @@ from gnmt.types import Memory, Range
 
 
 class AdditiveAttention(Attention):
-    """Additive attention (Bahdanau et al. 2015, eq. 6), in GNMT's normalised form by default.
+    """Additive attention (Bahdanau et al. 2015, appendix A.1.2), normalised as in the public GNMT implementations.
 
     score(q, k) = g * v/|v| . tanh(W_q q + W_k k + b); the normalisation is that of Salimans and Kingma (2016).
     Without it, score(q, k) = v . tanh(W_q q + W_k k + b).
@@ -42,10 +42,11 @@ class AdditiveAttention(Attention):
         return keys_BSA
 
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context [B, T, H] (Wu et al. 2016, eq. 4) and fp32 weights [B, T, S]."""
+        """Context [B, T, H] (Wu et al. 2016, eq. 4) and weights [B, T, S], in fp32 or better."""
         query_BTA = self.query_projection(query_BTH)
         hidden_BTSA = torch.tanh(query_BTA[:, :, None] + keys_BSA[:, None])
-        scores_BTS = (hidden_BTSA @ self.score_vector().to(hidden_BTSA.dtype)).float()
+        scores_BTS = hidden_BTSA @ self.score_vector().to(hidden_BTSA.dtype)
+        scores_BTS = scores_BTS.to(torch.promote_types(scores_BTS.dtype, torch.float32))
         scores_BTS = scores_BTS.masked_fill(~memory.mask_BS[:, None], float("-inf"))
         weights_BTS = torch.softmax(scores_BTS, dim=-1)
         context_BTH = weights_BTS.to(memory.states_BSH.dtype) @ memory.states_BSH

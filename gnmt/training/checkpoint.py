@@ -31,7 +31,8 @@ class RunCheckpoints:
         path = self.folder / f"step_{step:08d}.pt"
         write_checkpoint(path, contents)
         self._point_last_to(path)
-        for old in self.whole()[: -self.keep]:
+        # A newer file is a damaged one that the run went back from: it must not push the sound ones out.
+        for old in [file for file in self.whole() if file <= path][: -self.keep]:
             old.unlink()
         return path
 

@@ -70,7 +70,11 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         if saved is not None:
             trainer.restore(saved)
         if trainer.finished():
-            log.info("%s is done: %d updates; raise trainer.max_steps to train on", folder, trainer.progress.step)
+            log.info(
+                "%s is done: %d updates; to train on, raise what stopped it: "
+                "trainer.max_steps, max_epochs or patience_evaluations",
+                *(folder, trainer.progress.step),
+            )
         else:
             announce(trainer, prepared, folder)
             trainer.fit()
@@ -161,9 +165,11 @@ def take_weights(model: Seq2Seq, path: Path, tokenizers: Tokenizers) -> None:
     """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
     contents = read_checkpoint(path)
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
+        folder = Path(contents["prepared_folder"]) / "tokenizer"
         raise InputError(
             f"initialise_from={path}: its tokenizers differ from those of the prepared data, so its weights would go "
-            f"to other pieces. Prepare this data with its tokenizers: tokenizer.from_checkpoint={path}"
+            "to other pieces. Prepare this data with its tokenizers: tokenizer=existing "
+            f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
         )
     try:
         model.load_state_dict(contents["model"])

@@ -69,7 +69,7 @@ class WarmupStepDecay(Schedule):
     """Exponential warm-up from 1/100, then 1, then a cut by decay_factor at every decay_interval_steps.
 
     The recipe of tensorflow/nmt and NVIDIA's GNMT. The first cut is at decay_start_step, and there are
-    at most num_decays; Wu et al. 2016, section 5.3, halve from 1.2 million updates every 200,000.
+    at most num_decays; Wu et al. 2016, section 8, halve from 1.2 million updates every 200,000.
     """
 
     decay_start_step: Steps

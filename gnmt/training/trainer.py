@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -76,16 +76,23 @@ class Interval:
 
     loss: torch.Tensor
     gradient_norm: torch.Tensor
+    started: float
     updates: int = 0
     target_tokens: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
-    started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def begin(cls, device: torch.device) -> Interval:
         """An empty interval that starts now."""
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device), time.perf_counter())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is none of training's."""
+        start = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - start
 
 
 class Trainer:
@@ -124,41 +131,33 @@ class Trainer:
         self.progress = Progress()
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.last_saved_step = 0
-        self.last_evaluated_step = 0
 
     def fit(self) -> Progress:
-        """Trains to the end. A first Ctrl-C saves and raises KeyboardInterrupt."""
-        options = self.options
+        """Trains to the end, which is evaluated and saved. A first Ctrl-C saves and raises KeyboardInterrupt."""
+        options, progress = self.options, self.progress
         interval = Interval.begin(self.device)
         with (
             Interruption() as interruption,
-            tqdm(total=options.max_steps, initial=self.progress.step, unit="step", disable=None) as bar,
+            tqdm(total=options.max_steps, initial=progress.step, unit="step", disable=None) as bar,
         ):
             while not self.finished():
                 self.update(next(self.stream), interval)
                 bar.update()
-                if self.progress.step % options.log_every_steps == 0:
+                if progress.step % options.log_every_steps == 0 or self.finished():
                     self.log_interval(interval, bar)
                     interval = Interval.begin(self.device)
-                if self.progress.step % options.evaluate_every_steps == 0:
-                    pause = time.perf_counter()
-                    self.run_evaluation()
-                    interval.started += time.perf_counter() - pause
-                if self.progress.step % options.save_every_steps == 0:
-                    pause = time.perf_counter()
-                    self.save()
-                    interval.started += time.perf_counter() - pause
+                with interval.paused():
+                    if progress.step % options.evaluate_every_steps == 0 or self.finished():
+                        self.run_evaluation()
+                    # After the evaluation, which may end the run, and whose result is saved with the rest.
+                    if progress.step % options.save_every_steps == 0 or self.finished() or interruption.requested:
+                        self.save()
                 if interruption.requested:
-                    self.save()
                     raise KeyboardInterrupt(
-                        f"stopped after update {self.progress.step}, which is saved: the same command goes on from there"
+                        f"stopped after update {progress.step}, saved up to {self.last_saved_step}: "
+                        "the same command continues from there"
                     )
-            if interval.updates:
-                self.log_interval(interval, bar)
-            if self.last_evaluated_step != self.progress.step:
-                self.run_evaluation()
-            self.save()
-        return self.progress
+        return progress
 
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
@@ -206,10 +205,7 @@ class Trainer:
         seconds = time.perf_counter() - interval.started
         step = self.progress.step
         if not math.isfinite(loss):
-            raise InputError(
-                f"the training loss became {loss} by update {step}: lower optimizer.lr or trainer.clip_norm; "
-                f"checkpoints up to update {self.last_saved_step} are kept"
-            )
+            raise self.divergence(f"the training loss is {loss}")
         scalars = {
             "train/loss": loss,
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -229,6 +225,13 @@ class Trainer:
             *(100 * scalars["train/padding_fraction"], tqdm.format_interval(seconds_left)),
         )
 
+    def divergence(self, what: str) -> InputError:
+        """The error for a run that no further update can save."""
+        return InputError(
+            f"training diverged: {what} at update {self.progress.step}: lower optimizer.lr or trainer.clip_norm, "
+            f"in a new run (name=...); this one is saved up to update {self.last_saved_step}"
+        )
+
     def run_evaluation(self) -> None:
         """Translates dev, reports, and keeps the weights where dev BLEU is the best so far."""
         step = self.progress.step
@@ -237,35 +240,32 @@ class Trainer:
             result = self.evaluate()
             report_evaluation(self.reporter, result, step, self.options.num_sample_translations)
             improved = not self.progress.best or result.scores.bleu > self.progress.best["dev/bleu"]
+            self.progress.stale_evaluations = 0 if improved else self.progress.stale_evaluations + 1
             if improved:
-                self.progress.best, self.progress.best_step = result.scalars(), step
-                self.progress.stale_evaluations = 0
-                self.keep_best()
-            else:
-                self.progress.stale_evaluations += 1
-        self.last_evaluated_step = step
+                self.keep_best(result)
         log.info("update %d, dev: %s%s", step, result.summary(), " (best so far)" if improved else "")
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Inside it, the model holds the weights that are evaluated and kept: averaged ones where there are."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def keep_best(self) -> None:
-        """Writes best.pt from the weights that the model holds now."""
-        contents = self.describe() | {"model": self.objective.model.state_dict()}
-        self.try_to_write(lambda: self.checkpoints.save_best(contents), "best.pt")
+    def keep_best(self, result: DevResult) -> None:
+        """Writes best.pt from the weights that the model holds now; where that fails, the best one before stays it."""
+        best = {"best": result.scalars(), "best_step": self.progress.step}
+        contents = self.describe() | best | {"model": self.objective.model.state_dict()}
+        if self.try_to_write(lambda: self.checkpoints.save_best(contents), "best.pt"):
+            self.progress.best, self.progress.best_step = result.scalars(), self.progress.step
 
     def save(self) -> None:
-        """Writes everything that continuing exactly needs; does nothing where this step is saved already."""
-        if self.last_saved_step == self.progress.step:
-            return
+        """Writes everything that continuing exactly needs. Raises InputError rather than save diverged weights."""
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.objective.parameters()):
+            raise self.divergence("some weights are not finite")
         contents = self.describe() | {
             "model": self.objective.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "stale_evaluations": self.progress.stale_evaluations,
-            "last_evaluated_step": self.last_evaluated_step,
             "position": tuple(self.stream.position),
             "rng": {
                 "cpu": torch.get_rng_state(),
@@ -287,11 +287,7 @@ class Trainer:
     def describe(self) -> dict[str, Any]:
         """What every checkpoint of the run says of itself."""
         progress = self.progress
-        return self.checkpoint_extras | {
-            "step": progress.step,
-            "best": progress.best,
-            "best_step": progress.best_step,
-        }
+        return self.checkpoint_extras | {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
 
     def restore(self, contents: dict[str, Any]) -> None:
         """Takes up the state that `save` wrote, but for the data position, which the stream was made with.
@@ -307,7 +303,6 @@ class Trainer:
             contents["step"], contents["best_step"], contents["best"], contents["stale_evaluations"]
         )
         self.last_saved_step = self.progress.step
-        self.last_evaluated_step = contents["last_evaluated_step"]
         torch.set_rng_state(contents["rng"]["cpu"])
         if self.device.type == "cuda" and len(contents["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(contents["rng"]["cuda"])

@@ -49,10 +49,13 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(item)
 
 
+NEEDED_BY = {"data/files": FILES, "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"]}
+
+
 def test_no_yaml_escapes_these_tests() -> None:
     assert COMMANDS == ["evaluate", "inspect", "prepare", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 27
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 29
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,7 +68,7 @@ def test_every_command_composes_and_passes_the_check(command: str) -> None:
 def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> None:
     group, _, name = choice.rpartition("/")
     command, needed = ("translate", ["checkpoint=x.pt"]) if name == "recorded" else ("train", [])
-    check_config(composed(command, *needed, f"{group}={name}", *(FILES if choice == "data/files" else [])))
+    check_config(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(("experiment", "hydra"))])

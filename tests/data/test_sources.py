@@ -32,12 +32,17 @@ def fill(folder: Path, *names: str) -> Path:
     [
         ({}, "train"),
         ({"train": FILES}, "dev"),
-        ({"train": FILES, "dev": FILES, "test": {"news": ParallelFiles()}}, r"test\.news"),
     ],
 )
 def test_files_that_are_not_given(corpus: dict[str, Any], key: str) -> None:
     with pytest.raises(InputError, match=rf"data\.{key} names no files: give data\.{key}\.source=FILE"):
         FilesCorpus(**corpus)
+
+
+def test_a_test_set_without_files_is_not_there() -> None:
+    text = ParallelFiles("a.en", "a.de")
+    corpus = FilesCorpus(train=text, dev=text, test={"test": ParallelFiles(), "news": text})
+    assert corpus.test_texts() == {"news": text}
 
 
 @pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b"])

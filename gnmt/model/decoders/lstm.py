@@ -14,7 +14,7 @@ from gnmt.types import Memory, Range, State
 
 
 class LSTMDecoder(Decoder):
-    """Wu et al. 2016, section 3 and eq. 4: only the bottom layer queries attention, and never reads the context.
+    """Wu et al. 2016, figure 1 and eq. 4: only the bottom layer queries attention, and never reads the context.
 
     So the bottom layer runs over the whole target first, attention over all of it in one piece, and then
     the upper layers, each on the layer below concatenated with the context.

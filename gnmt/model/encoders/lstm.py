@@ -15,7 +15,8 @@ class LSTMEncoder(Encoder):
     """Wu et al. 2016, section 3: the first layer bidirectional, residual connections from the third layer up.
 
     num_layers counts a bidirectional layer once. residual_from: the first layer, counted from 1, whose input
-    is added to its output (eq. 5-6); None for no residual connections. dropout: on every layer's input.
+    is added to its output (eq. 6) where both have one width; None for no residual connections. dropout: on
+    every layer's input.
     """
 
     def __init__(

@@ -1,0 +1,39 @@
+"""Tokenizers that exist already."""
+
+from pathlib import Path
+
+import pytest
+
+from gnmt.data.prepare import prepare, prepared_folder
+from gnmt.data.sources import DemoCorpus
+from gnmt.data.tokenizer import TokenizerOptions
+from gnmt.data.tokenizer_files import TokenizerFiles
+from gnmt.types import InputError
+
+
+def test_other_data_prepared_with_the_tokenizers_of_a_prepared_folder(tmp_path: Path) -> None:
+    sizes = {"num_train": 200, "num_dev": 5, "num_test": 5}
+    first = prepare(DemoCorpus(**sizes, prepared=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
+    model = str(first.folder / "tokenizer" / "source.model")
+    other = DemoCorpus(**sizes, seed=2, prepared=str(tmp_path / "second"))
+    second = prepare(other, TokenizerFiles(model, model))
+    assert second.tokenizers.digest == first.tokenizers.digest
+    assert second.tokenizers.joint
+    assert second.identity != first.identity
+
+
+def test_where_the_models_lie_does_not_matter_but_what_they_hold_does(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (TokenizerFiles(str(tmp_path / name), str(tmp_path / name)) for name in "abc")
+    corpus = DemoCorpus()
+    assert prepared_folder(corpus, a) == prepared_folder(corpus, b) != prepared_folder(corpus, c)
+
+
+def test_wrong_models(tmp_path: Path) -> None:
+    (tmp_path / "source.model").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"sourc\.model: no such file; did you mean .*source\.model"):
+        TokenizerFiles(str(tmp_path / "sourc.model"), str(tmp_path / "source.model")).read()
+    broken = str(tmp_path / "source.model")
+    with pytest.raises(InputError, match=r"not a SentencePiece model"):
+        TokenizerFiles(broken, broken).read()

@@ -1,0 +1,6 @@
+"""Makes this folder's oracle and tiny models importable by name."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,77 @@
+"""Additive attention against its formula in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gnmt.model.attention import AdditiveAttention
+from gnmt.types import Memory
+
+
+def memory_of(lengths: list[int], width: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Memory:
+    states_BSH = torch.randn(len(lengths), max(lengths), width, generator=generator, dtype=torch.float64).to(dtype)
+    mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return Memory(states_BSH, mask_BS, {})
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_formula(normalise):
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    attention = AdditiveAttention(4, 5, 3, normalise=normalise, initial_scale=0.75).double()
+    memory = memory_of([4, 2, 1], 5, generator)
+    query_BTH = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    context_BTH, weights_BTS = attention(query_BTH, attention.keys(memory.states_BSH), memory)
+
+    w_query, w_key, bias, v = (
+        parameter.detach().numpy()
+        for parameter in (
+            attention.query_projection.weight,
+            attention.key_projection.weight,
+            attention.key_projection.bias,
+            attention.direction,
+        )
+    )
+    if normalise:
+        v = 0.75 * v / np.sqrt((v * v).sum())
+    for row, length in enumerate([4, 2, 1]):
+        states = memory.states_BSH[row, :length].numpy()
+        for step in range(2):
+            scores = np.tanh(w_query @ query_BTH[row, step].numpy() + states @ w_key.T + bias) @ v
+            weights = np.exp(scores) / np.exp(scores).sum()
+            np.testing.assert_allclose(weights_BTS[row, step, :length].detach().numpy(), weights, rtol=1e-12)
+            np.testing.assert_allclose(context_BTH[row, step].detach().numpy(), weights @ states, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_fp32_sum_to_1_and_are_0_on_padding(dtype):
+    generator = torch.Generator().manual_seed(2)
+    torch.manual_seed(2)
+    attention = AdditiveAttention(4, 5, 3).to(dtype)
+    memory = memory_of([1, 6, 3], 5, generator, dtype)
+    context_BTH, weights_BTS = attention(torch.randn(3, 2, 4).to(dtype), attention.keys(memory.states_BSH), memory)
+    assert (weights_BTS.dtype, context_BTH.dtype) == (torch.float32, dtype)
+    assert (weights_BTS[~memory.mask_BS[:, None].expand_as(weights_BTS)] == 0).all()
+    torch.testing.assert_close(weights_BTS.sum(-1), torch.ones(3, 2))
+
+
+def test_numbers_in_the_padding_change_nothing():
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    attention = AdditiveAttention(4, 5, 3)
+    memory = memory_of([2, 4], 5, generator, torch.float32)
+    query_BTH = torch.randn(2, 1, 4)
+    before = attention(query_BTH, attention.keys(memory.states_BSH), memory)
+    memory.states_BSH[0, 2:] = 1e4
+    after = attention(query_BTH, attention.keys(memory.states_BSH), memory)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_the_length_of_the_score_vector_is_the_scale_whatever_its_direction():
+    attention = AdditiveAttention(4, 5, 3, initial_scale=2.5)
+    with torch.no_grad():
+        attention.direction *= 17
+    assert attention.score_vector().norm().item() == pytest.approx(2.5, rel=1e-6)
+    assert "scale" not in dict(AdditiveAttention(4, 5, 3, normalise=False).named_parameters())

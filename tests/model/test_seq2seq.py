@@ -1,0 +1,138 @@
+"""Initialisation, tying, dropout, wrong sizes, and the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_gnmt import SOURCE, TARGET, padded, tiny_gnmt
+from torch import nn
+
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import choose_precision
+from gnmt.types import PAD_ID, InputError
+
+
+def model_of(source_size: int = 11, target_size: int = 11, hidden_size: int = 6, **options) -> Seq2Seq:
+    decoder = LSTMDecoder(6, hidden_size, 2, AdditiveAttention(hidden_size, 6, 5))
+    return Seq2Seq(LSTMEncoder(6, 6, 2), decoder, source_size, target_size, 6, **options)
+
+
+@pytest.mark.parametrize("tie", ["none", "source_target", "all"])
+def test_weights_start_uniform_and_padding_rows_zero(tie):
+    """The padding row stays zero whatever is initialised after the tables were made."""
+    torch.manual_seed(1)
+    model = model_of(tie_embeddings=tie, init_range=0.25)
+    for table in (model.source_embedding, model.target_embedding):
+        assert table.weight[PAD_ID].abs().max() == 0
+        assert (table.weight[PAD_ID + 1 :].abs().amax(1) > 0).all()
+    values = torch.cat(
+        [weight.detach().flatten() for name, weight in model.named_parameters() if "attention.direction" not in name]
+    )
+    values = values[(values != 0) & (values != 1)]  # padding rows, and the attention's scale
+    assert values.abs().max() <= 0.25
+    assert values.abs().max() > 0.24
+    assert abs(values.mean()) < 0.02
+    assert values.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.05)
+
+
+def test_the_attention_keeps_its_own_start():
+    model = model_of(init_range=1e-3)
+    assert model.decoder.attention.direction.abs().max() > 0.1
+    assert model.decoder.attention.scale == 1
+    assert model.decoder.attention.query_projection.weight.abs().max() <= 1e-3
+
+
+def test_tying_shares_storage_and_counts_once():
+    none, source_target, everything = (model_of(tie_embeddings=tie) for tie in ("none", "source_target", "all"))
+    assert none.source_embedding.weight is not none.target_embedding.weight
+    assert source_target.source_embedding.weight is source_target.target_embedding.weight
+    assert source_target.output_layer.weight is not source_target.target_embedding.weight
+    assert everything.output_layer.weight is everything.source_embedding.weight is everything.target_embedding.weight
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (none, source_target, everything)]
+    assert sizes[0] - sizes[1] == sizes[1] - sizes[2] == 11 * 6
+
+
+@pytest.mark.parametrize("tie", ["source_target", "all"])
+def test_tied_weights_stay_tied_when_loaded(tie):
+    saved, model = model_of(tie_embeddings=tie), model_of(tie_embeddings=tie)
+    model.load_state_dict(saved.state_dict())
+    assert torch.equal(model.source_embedding.weight, saved.source_embedding.weight)
+    assert model.target_embedding.weight.data_ptr() == model.source_embedding.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"source_size": 9, "tie_embeddings": "source_target"},
+            r"model\.tie_embeddings=source_target .* source has 9 pieces and the target 11: use tokenizer\.joint",
+        ),
+        ({"source_size": 9, "tie_embeddings": "all"}, r"model\.tie_embeddings=all .* 9 pieces and the target 11"),
+        (
+            {"hidden_size": 8, "tie_embeddings": "all"},
+            r"model\.embedding_size \(6\) equal to the decoder's output size \(8\): make them equal or use",
+        ),
+    ],
+)
+def test_tying_what_does_not_fit_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        model_of(**options)
+
+
+def test_more_bidirectional_layers_than_layers_are_refused():
+    with pytest.raises(InputError, match="num_bidirectional_layers=3 is more than num_layers=2"):
+        LSTMEncoder(6, 6, 2, num_bidirectional_layers=3)
+
+
+def test_dropout_is_on_every_layers_input_and_on_the_output_in_training_only():
+    model = tiny_gnmt(dropout=0.5, layers=(3, 4))
+    widths: dict[str, list[int]] = {"encoder": [], "decoder": [], "output": []}
+    for name, dropout in (
+        ("encoder", model.encoder.dropout),
+        ("decoder", model.decoder.dropout),
+        ("output", model.output_dropout),
+    ):
+        assert isinstance(dropout, nn.Dropout)
+        dropout.register_forward_hook(lambda _, inputs, __, name=name: widths[name].append(inputs[0].shape[-1]))
+
+    def logits() -> torch.Tensor:
+        return model.output(model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0])
+
+    assert torch.equal(logits(), logits())
+    assert widths == {"encoder": [5, 8, 4] * 2, "decoder": [5, 10, 10, 10] * 2, "output": [6] * 2}
+    model.train()
+    assert not torch.equal(logits(), logits())
+
+
+def test_attention_is_given_only_where_asked_for():
+    model = tiny_gnmt()
+    memory = model.encode(padded(SOURCE))
+    assert model.decode(padded(TARGET), memory)[1] is None
+    assert model.decode(padded(TARGET), memory, attention=True)[1].shape == (4, 6, 7)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("query", ["current", "previous"])
+def test_cuda_agrees_with_the_cpu(query):
+    """Forward, backward and step; cuDNN sums in another order, so not to the last digit."""
+    choose_precision("fp32", torch.device("cuda"))
+    results = {}
+    for device in ("cpu", "cuda"):
+        model = tiny_gnmt(query=query).float().to(device)
+        source, target = padded(SOURCE).to(torch.device(device)), padded(TARGET).to(torch.device(device))
+        model.train()  # cuDNN keeps what backward needs in training mode only; dropout is 0
+        memory = model.encode(source)
+        hidden_BTH, attention_BTS = model.decode(target, memory, attention=True)
+        real = hidden_BTH[target.mask_BT], attention_BTS[target.mask_BT]
+        model.output(real[0]).square().sum().backward()
+        model.eval()
+        memory = model.encode(source)
+        log_probs_BKV, _, _ = model.step(torch.full((4, 2), 2, device=device), model.start(memory, 2), memory)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results[device] = [tensor.detach().cpu() for tensor in (*real, log_probs_BKV, *gradients)]
+    for on_cuda, on_cpu in zip(results["cuda"], results["cpu"], strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=1e-4, atol=1e-5)

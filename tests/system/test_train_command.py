@@ -1,0 +1,236 @@
+"""scripts/prepare.py and scripts/train.py as their users meet them: what they say, what they leave, how they go on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gnmt.checkpoint import read_checkpoint
+
+SCALARS = {
+    "train/loss",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/tokens_per_second",
+    "train/padding_fraction",
+    "dev/loss",
+    "dev/perplexity",
+    "dev/bleu",
+    "dev/chrf",
+}
+
+
+def events_of(folder: Path) -> Any:
+    """A run's events, all of them."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
+    events.Reload()
+    return events
+
+
+def scalar_steps(folder: Path, tag: str) -> list[int]:
+    return [point.step for point in events_of(folder).Scalars(tag)]
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+# What a run leaves and says
+
+
+def test_a_run_leaves_its_folder_and_the_prepared_text_and_nothing_else(tiny) -> None:
+    assert {path.name for path in tiny.home.iterdir()} == {"runs", "prepared", "finished.json"}
+    assert [path.name for path in (tiny.home / "runs").iterdir()] == ["tiny"]
+    names = {path.name for path in tiny.folder.iterdir() if not path.name.startswith("events.")}
+    assert names == {"config.json", "train.log", "checkpoints", "last.pt", "best.pt"}
+    assert checkpoint_names(tiny.folder) == ["step_00000002.pt", "step_00000004.pt"]
+    assert (tiny.folder / "last.pt").resolve().name == "step_00000004.pt"
+
+
+def test_stdout_says_what_came_of_it_and_where_it_lies(tiny) -> None:
+    best, checkpoint, board = tiny.printed.out.splitlines()
+    assert re.fullmatch(r"best on dev, at update [24] of 4: .*dev/bleu \d+\.\d\d.*", best)
+    assert checkpoint == "checkpoint: runs/tiny/best.pt"
+    assert board == "TensorBoard: tensorboard --logdir runs"
+
+
+def test_before_the_first_update_the_run_says_what_it_is_about_to_do(tiny) -> None:
+    announcement, _, _ = tiny.printed.err.partition("update 1/4")
+    weights = read_checkpoint(tiny.folder / "best.pt")["model"]
+    parameters = {tensor.data_ptr(): tensor.numel() for tensor in weights.values()}
+    assert f"{sum(parameters.values()):,} parameters" in announcement
+    assert re.search(r"memory: .* MB for weights, gradients and optimiser, \d+ MB more", announcement)
+    assert "120 pairs" in announcement
+    assert "4 updates (0.3 epochs) on cpu in " in announcement
+
+
+def test_log_lines_tell_speed_padding_and_time_left_and_go_to_the_runs_file(tiny) -> None:
+    line = next(line for line in tiny.printed.err.splitlines() if line.startswith("update 1/4"))
+    assert re.search(r"loss [\d.]+, .* tokens/s, [\d.]+% padding, about \d\d:\d\d left", line)
+    assert line in (tiny.folder / "train.log").read_text(encoding="utf-8")
+
+
+def test_tensorboard_holds_every_curve_at_its_steps(tiny) -> None:
+    events = events_of(tiny.folder)
+    scalars = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    best = {f"best/{tag.removeprefix('dev/')}" for tag in SCALARS if tag.startswith("dev/")}
+    assert set(scalars) == SCALARS | best
+    assert all(scalars[tag] == [1, 2, 3, 4] for tag in SCALARS if tag.startswith("train/"))
+    assert all(scalars[tag] == [2, 4] for tag in SCALARS if tag.startswith("dev/"))
+    assert all(scalars[tag] == [4] for tag in best)
+    recorded = read_checkpoint(tiny.folder / "best.pt")["best"]
+    assert {tag: events.Scalars(f"best/{tag.removeprefix('dev/')}")[0].value for tag in recorded} == pytest.approx(
+        recorded
+    )
+
+
+def test_tensorboard_holds_translations_an_alignment_and_the_settings(tiny) -> None:
+    events = events_of(tiny.folder)
+    table = events.Tensors("dev/translations/text_summary")[-1].tensor_proto.string_val[0].decode("utf-8")
+    assert table.startswith("| source | reference | translation |")
+    assert len(table.splitlines()) == 2 + 5
+    [first, last] = events.Images("dev/alignment")
+    assert (first.step, last.step) == (2, 4)
+    assert min(last.width, last.height) > 100
+    settings = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"model.embedding_size" in settings
+    assert b"optimizer.lr" in settings
+
+
+# The same command again
+
+
+def test_prepared_text_is_used_by_train(run_command, tiny, tmp_path) -> None:
+    prepared = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
+    assert prepared.code == 0
+    assert re.fullmatch(
+        r"prepared/demo-[0-9a-f]{8}: 120 training pairs, 6 dev pairs\n"
+        r"test set test: 5 pairs\n"
+        r"120 pairs read, 120 kept\n",
+        prepared.out,
+    )
+    again = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
+    assert "is up to date" in again.err
+    assert again.out == prepared.out
+    trained = run_command("train", *tiny.overrides, "trainer.max_steps=1", cwd=tmp_path)
+    assert trained.code == 0
+    assert "is up to date" in trained.err
+    assert len(list((tmp_path / "prepared").glob("demo-*"))) == 1
+
+
+def test_a_run_that_is_done_says_so_and_stays_as_it_is(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*.pt")}
+    again = run_command("train", *run.overrides, cwd=tmp_path)
+    assert again.code == 0
+    assert "runs/tiny is done: 4 updates" in again.err
+    assert "update 1/" not in again.err
+    assert again.out == tiny.printed.out
+    assert {path: path.read_bytes() for path in run.folder.rglob("*.pt")} == before
+    assert scalar_steps(run.folder, "train/loss") == [1, 2, 3, 4]
+
+
+def test_with_more_updates_the_same_command_continues(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    more = run_command("train", *run.overrides, "trainer.max_steps=7", cwd=tmp_path)
+    assert more.code == 0
+    assert "3 updates from update 4 (0.2 epochs)" in more.err
+    assert "update 5/7" in more.err
+    assert "update 4/7" not in more.err
+    assert scalar_steps(run.folder, "train/loss") == [1, 2, 3, 4, 5, 6, 7]
+    assert scalar_steps(run.folder, "dev/bleu") == [2, 4, 6, 7]
+    assert checkpoint_names(run.folder) == ["step_00000004.pt", "step_00000006.pt", "step_00000007.pt"]
+    assert read_checkpoint(run.folder / "last.pt")["step"] == 7
+    lines = (run.folder / "train.log").read_text(encoding="utf-8")
+    assert "update 1/4" in lines
+    assert "update 7/7" in lines
+
+
+def test_after_a_crash_curves_hold_each_step_once(run_command, tiny, tmp_path) -> None:
+    """The run had reported updates 3 and 4, but the checkpoint of update 2 is its newest."""
+    run = tiny.copied_to(tmp_path)
+    (run.folder / "checkpoints" / "step_00000004.pt").unlink()
+    assert run_command("train", *run.overrides, cwd=tmp_path).code == 0
+    assert scalar_steps(run.folder, "train/loss") == [1, 2, 3, 4]
+    assert scalar_steps(run.folder, "dev/bleu") == [2, 4]
+    old, new = (read_checkpoint(folder / "last.pt")["model"] for folder in (tiny.folder, run.folder))
+    torch.testing.assert_close(new, old, rtol=0, atol=0)
+
+
+# Other ways to begin
+
+
+def test_a_sweep_makes_a_folder_for_each_job(run_command, tiny, tmp_path) -> None:
+    overrides = [text for text in tiny.overrides if not text.startswith("name=")]
+    done = run_command("train", "-m", *overrides, "trainer.max_steps=1", "runs=swept", "seed=1,2", cwd=tmp_path)
+    assert done.code == 0, done.err
+    folders = sorted(path.name for path in (tmp_path / "swept").iterdir() if not path.name.startswith("."))
+    assert len(folders) == 2
+    assert [name.rpartition("__")[2] for name in sorted(folders)] != folders
+    weights = []
+    for seed in (1, 2):
+        [folder] = [tmp_path / "swept" / name for name in folders if f"__seed-{seed}" in name]
+        assert f'"seed": {seed}' in (folder / "config.json").read_text(encoding="utf-8")
+        assert scalar_steps(folder, "train/loss") == [1]
+        weights.append(read_checkpoint(folder / "best.pt")["model"]["source_embedding.weight"])
+    assert not torch.equal(*weights)
+
+
+def test_a_run_starts_from_the_weights_of_another(run_command, tiny, tmp_path) -> None:
+    overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
+    settings = ["name=second", "initialise_from=runs/tiny/best.pt", "optimizer.lr=1e-9", "trainer.max_steps=1"]
+    done = run_command("train", *overrides, *settings, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "weights from runs/tiny/best.pt, update " in done.err
+    first = read_checkpoint(tiny.folder / "best.pt")["model"]
+    second = read_checkpoint(tmp_path / "runs" / "second" / "last.pt")
+    torch.testing.assert_close(second["model"], first, rtol=0, atol=1e-6)
+    assert second["step"] == 1
+
+
+@pytest.mark.parametrize("form", ["lists of files", "tsv", "jsonl"])
+def test_own_files_in_every_form_train(run_command, tmp_path, form) -> None:
+    pairs = [(f"the {noun} number {n}", f"das {noun} Nummer {n}") for noun in ("Haus", "Tor") for n in range(30)]
+    sides = {"source": [pair[0] for pair in pairs], "target": [pair[1] for pair in pairs]}
+    overrides = ["data=files", "name=mine", *SMALL]
+    for split in ("train", "dev"):
+        for side, lines in sides.items():
+            for part in (0, 1):
+                (tmp_path / f"{split}{part}.{side}").write_text("".join(f"{line}\n" for line in lines[part::2]))
+        rows = {
+            "tsv": "".join(f"{source}\t{target}\n" for source, target in pairs),
+            "jsonl": "".join(f'{{"en": "{source}", "de": "{target}"}}\n' for source, target in pairs),
+        }
+        if form == "lists of files":
+            overrides += [f"data.{split}.{side}=[{split}0.{side},{split}1.{side}]" for side in sides]
+        else:
+            (tmp_path / f"{split}.{form}").write_text(rows[form])
+            overrides += [f"data.{split}.pairs={split}.{form}"]
+            overrides += [f"data.{split}.columns=[en,de]"] if form == "jsonl" else []
+    done = run_command("train", *overrides, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "data: 60 pairs" in done.err
+
+
+SMALL = (
+    "tokenizer.vocab_size=300",
+    "model.embedding_size=8",
+    "trainer.max_steps=1",
+    "decoding.beam_size=1",
+    "decoding.max_length_factor=1",
+)
+
+
+def test_a_moved_home_goes_on(run_command, tiny, tmp_path) -> None:
+    """Runs and prepared text moved together: nothing in them says where they lay."""
+    home = tmp_path / "elsewhere"
+    shutil.copytree(tiny.home, home, symlinks=True)
+    done = run_command("train", *tiny.overrides, "trainer.max_steps=5", cwd=home)
+    assert done.code == 0, done.err
+    assert "1 updates from update 4" in done.err

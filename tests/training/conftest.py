@@ -1,0 +1,131 @@
+"""A tiny prepared corpus, and runs on it that last a second."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from gnmt.config import build, resolve
+from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.data.batching import Position
+from gnmt.data.prepare import prepare
+from gnmt.data.prepared import Prepared
+from gnmt.reporting.tensorboard import Reporter
+from gnmt.runtime import Precision, choose_device, choose_precision
+from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.training.run import TrainingResult, build_model, build_trainer, train
+from gnmt.training.trainer import Trainer
+
+WORDS = {"a": "ein", "red": "rotes", "house": "Haus", "and": "und", "no": "kein", "tree": "Baum", "sleeps": "schläft"}
+SETTINGS = (
+    "data=files",
+    "tokenizer.vocab_size=300",
+    "model.embedding_size=8",
+    "model.encoder.dropout=0.3",
+    "schedule=constant",
+    "optimizer.lr=0.01",
+    "decoding=greedy",
+    "decoding.max_length_factor=1",
+    "decoding.max_length_offset=2",
+    "trainer.batch_tokens=150",
+    "trainer.log_every_steps=1",
+    "trainer.evaluate_every_steps=1000",
+    "trainer.save_every_steps=1000",
+    "device=cpu",
+    "precision=fp32",
+)
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> Any:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def write_corpus(folder: Path, seed: int = 1) -> tuple[str, ...]:
+    """Word salad in two languages, and the overrides that name it."""
+    rng = random.Random(seed)
+    overrides = [f"data.prepared={folder}/prepared"]
+    for split, number in (("train", 40), ("dev", 4)):
+        rows = [rng.choices(list(WORDS), k=rng.randint(1, 6)) for _ in range(number)]
+        sides = {"source": rows, "target": [[WORDS[word] for word in row] for row in rows]}
+        for side, lines in sides.items():
+            path = folder / f"{split}.{side}"
+            path.write_text("".join(" ".join(line) + ".\n" for line in lines), encoding="utf-8")
+            overrides.append(f"data.{split}.{side}={path}")
+    return tuple(overrides)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The overrides that name the tiny corpus; it is prepared at the first use."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def other_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The same settings for other text, in a prepared folder of its own."""
+    return write_corpus(tmp_path_factory.mktemp("other"), seed=2)
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus: tuple[str, ...]) -> Prepared:
+    cfg = composed((*SETTINGS, *corpus))
+    return prepare(build(cfg.data), build(cfg.tokenizer))
+
+
+@pytest.fixture
+def run(corpus: tuple[str, ...], prepared: Prepared) -> Callable[..., TrainingResult]:
+    """run(folder, *overrides): the whole of scripts/train.py but for the command line."""
+    return lambda folder, *overrides: train(composed((*SETTINGS, *corpus, *overrides)), folder)
+
+
+@pytest.fixture
+def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+    """make_trainer(*overrides): the trainer of a new run in tmp_path, for tests that look inside."""
+    reporters: list[Reporter] = []
+
+    def make(*overrides: str) -> Trainer:
+        import torch
+
+        cfg = composed((*SETTINGS, *corpus, *overrides))
+        config = resolve(cfg)
+        torch.manual_seed(cfg.seed)
+        model = build_model(config["model"], prepared.tokenizers, (), "the config")
+        precision: Precision = choose_precision(cfg.precision, choose_device(cfg.device))
+        reporters.append(Reporter(tmp_path))
+        return build_trainer(
+            config,
+            build(cfg.trainer),
+            model,
+            prepared,
+            Position(),
+            precision,
+            RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
+            reporters[-1],
+        )
+
+    yield make
+    for reporter in reporters:
+        reporter.close()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Takes away what a run set up for its log."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    for handler in list(root.handlers):
+        if getattr(handler, "set_by_gnmt", False):
+            root.removeHandler(handler)
+            handler.close()

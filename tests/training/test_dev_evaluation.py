@@ -1,0 +1,69 @@
+"""What training asks of the dev set."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gnmt.data.batching import batch_of
+from gnmt.evaluation.metrics import Scores
+from gnmt.training.evaluation import DevEvaluator, DevResult
+
+
+@pytest.fixture
+def evaluator(make_trainer) -> DevEvaluator:
+    evaluator = make_trainer().evaluate
+    evaluator.objective.train()  # as training leaves it
+    return evaluator
+
+
+@torch.no_grad()
+def plain_loss(evaluator: DevEvaluator) -> float:
+    """Unsmoothed nats for each target token with EOS, one sentence at a time, without dropout."""
+    model, tokenizers = evaluator.objective.model.eval(), evaluator.translator.tokenizers
+    total, count = 0.0, 0
+    for source, target in zip(evaluator.sources, evaluator.references, strict=True):
+        batch = batch_of([tokenizers.source.encode(source)], [tokenizers.target.encode(target)], np.array([0]))
+        hidden_BTH, _ = model.decode(batch.target_input, model.encode(batch.source))
+        total += F.cross_entropy(model.output(hidden_BTH)[0], batch.labels.ids_BT[0], reduction="sum").item()
+        count += batch.labels.ids_BT.numel()
+    return total / count
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_loss_is_unsmoothed_and_weighs_every_token_alike(evaluator, batch_size):
+    """No mean over batches, which would depend on their size."""
+    evaluator.batch_size = batch_size
+    assert evaluator.loss() == pytest.approx(plain_loss(evaluator), rel=1e-5)
+
+
+def test_pairs_with_a_blank_side_have_no_loss_but_their_translations_count(evaluator):
+    expected = evaluator.loss()
+    evaluator.sources, evaluator.references = ["", *evaluator.sources], ["ein Haus.", *evaluator.references]
+    assert evaluator.loss() == expected
+    assert len(evaluator().translations) == len(evaluator.sources)
+
+
+def test_the_first_translation_has_its_attention_for_the_picture(evaluator):
+    result = evaluator()
+    first, *others = result.translations
+    width = len(evaluator.translator.tokenizers.source.encode(result.sources[0])) + 1
+    assert first.attention_TS.shape == (len(first.tokens), width)
+    assert {translation.attention_TS for translation in others} == {None}
+    assert first.text == evaluator.translator.translate(result.sources[:1])[0].text
+
+
+def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
+    scores = Scores(10.0, 20.0, None, {}, 1)
+    assert DevResult(math.log(7), scores, [], [], [], None).perplexity == pytest.approx(7)
+    assert DevResult(1e4, scores, [], [], [], None).perplexity == math.inf
+    assert DevResult(2.0, scores, [], [], [], None).scalars() == {
+        "dev/loss": 2.0,
+        "dev/perplexity": math.exp(2.0),
+        "dev/bleu": 10.0,
+        "dev/chrf": 20.0,
+    }

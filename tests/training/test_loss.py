@@ -1,0 +1,181 @@
+"""The chunked loss against its plain formula, in values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gnmt.training.loss as loss_module
+from gnmt.training.loss import LabelSmoothedCrossEntropy
+
+NUM_TOKENS, HIDDEN_SIZE, VOCABULARY_SIZE = 11, 5, 7
+NEVER = (0, 1, 2)
+LABELS_N = torch.tensor([3, 4, 5, 6, 3, 3, 6, 5, 4, 4, 3])
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Three chunks of four tokens, the last one not full."""
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 4 * VOCABULARY_SIZE + 3)
+
+
+def parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear]:
+    torch.manual_seed(1)
+    hidden_NH = torch.randn(NUM_TOKENS, HIDDEN_SIZE, dtype=dtype, requires_grad=True)
+    return hidden_NH, nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE, dtype=dtype)
+
+
+def plain_loss(hidden_NH: Tensor, layer: nn.Linear, smoothing: float) -> Tensor:
+    """-sum of q log p, token by token and id by id: q is 1-s on the label and s spread over all ids that can occur."""
+    allowed = [id for id in range(VOCABULARY_SIZE) if id not in NEVER]
+    total = torch.zeros((), dtype=hidden_NH.dtype)
+    for hidden_H, label in zip(hidden_NH, LABELS_N.tolist(), strict=True):
+        log_probs_V = torch.log_softmax(layer.weight @ hidden_H + layer.bias, dim=0)
+        for id in allowed:
+            share = smoothing / len(allowed) + (1 - smoothing if id == label else 0)
+            total = total - share * log_probs_V[id]
+    return total
+
+
+def gradients(loss: Tensor, hidden_NH: Tensor, layer: nn.Linear) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, (hidden_NH, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_it_equals_the_plain_formula(smoothing):
+    hidden_NH, layer = parts()
+    loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing)(hidden_NH, layer, LABELS_N)
+    expected = plain_loss(hidden_NH, layer, smoothing)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    # The factor stands for what follows: division by the number of tokens, loss scaling.
+    found = gradients(loss * 0.37, hidden_NH, layer)
+    torch.testing.assert_close(found, gradients(expected * 0.37, hidden_NH, layer), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradcheck_over_several_chunks(smoothing):
+    hidden_NH, layer = parts(torch.float64)
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing).double()
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return module(hidden, with_parameters(weight, bias), LABELS_N) * 0.3
+
+    assert torch.autograd.gradcheck(loss, (hidden_NH, layer.weight, layer.bias))
+
+
+def with_parameters(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer whose weight and bias are these very tensors."""
+    layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
+    del layer.weight, layer.bias
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def test_the_chunks_do_not_matter(monkeypatch):
+    results = []
+    for elements in (1, 2 * VOCABULARY_SIZE, 2**21):
+        monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", elements)
+        hidden_NH, layer = parts(torch.float64)
+        loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N)
+        results.append((loss, *gradients(loss, hidden_NH, layer)))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+def test_ids_that_never_occur_get_no_mass():
+    """Smoothing over all ids teaches the model to say PAD, BOS and unknown words now and then.
+
+    The gradient of such a logit is its probability alone: nothing pulls it up.
+    """
+    hidden_NH, layer = parts(torch.float64)
+    loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.3).double()(hidden_NH, layer, LABELS_N)
+    grad_bias_V = gradients(loss, hidden_NH, layer)[2]
+    probs_V = torch.softmax(layer(hidden_NH), dim=-1).sum(0)
+    torch.testing.assert_close(grad_bias_V[:3], probs_V[:3].detach())
+    counts_V = torch.bincount(LABELS_N, minlength=VOCABULARY_SIZE)
+    torch.testing.assert_close(
+        grad_bias_V[3:], (probs_V[3:] - 0.7 * counts_V[3:] - 0.3 * NUM_TOKENS / 4).detach(), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_in_evaluation_it_is_the_plain_cross_entropy():
+    """Otherwise its exponential is no perplexity."""
+    hidden_NH, layer = parts()
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.3).eval()
+    expected = F.cross_entropy(layer(hidden_NH), LABELS_N, reduction="sum")
+    torch.testing.assert_close(module(hidden_NH, layer, LABELS_N), expected)
+
+
+def test_bf16_stays_close_to_fp32():
+    hidden_NH, layer = parts()
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)
+    expected = module(hidden_NH, layer, LABELS_N)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module(hidden_NH, layer, LABELS_N)
+    assert loss.dtype == torch.float32
+    assert not torch.equal(loss, expected), "autocast had no effect"
+    torch.testing.assert_close(loss, expected, rtol=5e-3, atol=0)
+    found = gradients(loss, hidden_NH, layer)
+    torch.testing.assert_close(found, gradients(expected, hidden_NH, layer), rtol=0.05, atol=0.05)
+
+
+def test_the_number_of_tokens_is_not_rounded_to_bf16():
+    """1/2991 in bf16 is 0.3% off, and so was the gradient of all layers below the output, but not of the output."""
+    hidden_NH, layer = parts()
+    hidden_NH = hidden_NH.detach().bfloat16().requires_grad_()
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = torch.autograd.grad(module(hidden_NH, layer, LABELS_N), hidden_NH)[0]
+        divided = torch.autograd.grad(module(hidden_NH, layer, LABELS_N) / 2991, hidden_NH)[0]
+    assert torch.equal(divided, (whole.float() * (torch.tensor(1.0) / 2991)).bfloat16())
+
+
+def test_a_tied_output_weight_gets_the_gradients_of_both_its_uses():
+    table = nn.Embedding(VOCABULARY_SIZE, HIDDEN_SIZE, dtype=torch.float64)
+    layer = with_parameters(table.weight, nn.Parameter(torch.zeros(VOCABULARY_SIZE, dtype=torch.float64)))
+    inputs_N = LABELS_N.roll(1)
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER).double()
+    found = torch.autograd.grad(module(table(inputs_N).tanh(), layer, LABELS_N), table.weight)[0]
+    expected = torch.autograd.grad(plain_loss(table(inputs_N).tanh(), layer, 0.1), table.weight)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    as_output = table.weight.detach().requires_grad_()
+    untied = with_parameters(as_output, layer.bias)
+    alone = torch.autograd.grad(module(table(inputs_N).tanh().detach(), untied, LABELS_N), as_output)[0]
+    assert not torch.allclose(found, alone)
+
+
+class Watch(TorchDispatchMode):
+    """The names of the operations, and the largest result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func.__name__)
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_the_logits_of_all_tokens_are_never_held():
+    hidden_NH, layer = parts()
+    with Watch() as watch:
+        LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N).backward()
+    assert watch.largest == NUM_TOKENS * HIDDEN_SIZE  # the gradient of the hidden states
+    assert watch.largest < NUM_TOKENS * VOCABULARY_SIZE
+
+
+def test_without_a_gradient_none_is_computed():
+    """Inside an autograd function, needs_input_grad is true for a parameter even under no_grad."""
+    hidden_NH, layer = parts()
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER).eval()
+    with torch.no_grad(), Watch() as watch:
+        module(hidden_NH.detach(), layer, LABELS_N)
+    products = [name for name in watch.names if name.startswith(("mm", "addmm", "bmm"))]
+    assert len(products) == 3, watch.names  # the logits of three chunks

@@ -1,0 +1,152 @@
+"""A run that stops and goes on is, bit by bit, the run that never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.training.trainer import Trainer
+
+# The epoch has 5 updates or so, so 8 updates cross its end, and the second half starts within one.
+RECIPES = {
+    "average, microbatches, subword sampling": (
+        "trainer.ema_decay=0.9",
+        "trainer.microbatch_tokens=60",
+        "trainer.subword_sampling=0.2",
+        "schedule=cosine",
+        "schedule.total_steps=10",
+        "schedule.warmup_steps=2",
+    ),
+    "momentum, patience": (
+        "optimizer=sgd",
+        "optimizer.lr=0.5",
+        "optimizer.momentum=0.9",
+        "trainer.patience_evaluations=50",
+    ),
+}
+EVERY_4 = ("trainer.evaluate_every_steps=4", "trainer.save_every_steps=4")
+
+
+def values(contents: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every tensor and plain value of a checkpoint by its path, but for what the folder's name or the limits change."""
+    if isinstance(contents, Mapping):
+        for key, item in contents.items():
+            if key not in ("config", "checksum"):
+                yield from values(item, f"{prefix}.{key}")
+    elif isinstance(contents, list | tuple):
+        for place, item in enumerate(contents):
+            yield from values(item, f"{prefix}.{place}")
+    else:
+        yield prefix, contents
+
+
+def assert_same(one: Path, other: Path) -> None:
+    left, right = dict(values(read_checkpoint(one))), dict(values(read_checkpoint(other)))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        equal = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+        assert equal, name
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows, but for the speed."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag != "train/tokens_per_second" and not tag.startswith("best/")
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, Path]:
+    """The folders of runs that never stopped, by recipe; filled by `whole_run`."""
+    return {}
+
+
+def whole_run(run, uninterrupted, recipe, tmp_path_factory) -> Path:
+    if recipe not in uninterrupted:
+        uninterrupted[recipe] = tmp_path_factory.mktemp("whole")
+        run(uninterrupted[recipe], *RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
+    return uninterrupted[recipe]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert_same(found / "last.pt", expected / "last.pt")
+    assert_same(found / "best.pt", expected / "best.pt")
+    assert scalars(found) == scalars(expected)
+    assert [step for step, _ in scalars(found)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    saved = read_checkpoint(found / "last.pt")
+    assert saved["step"] == 8
+    assert saved["position"][0] >= 1, "the data must cross the end of an epoch"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_4_and_4_updates_are_8_updates(run, uninterrupted, recipe, tmp_path, tmp_path_factory):
+    """Weights, optimiser, average, data order, dropout, best score, patience, random state, TensorBoard."""
+    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    run(tmp_path, *RECIPES[recipe], *EVERY_4, "trainer.max_steps=4")
+    run(tmp_path, *RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
+    assert_same_run(tmp_path, expected)
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch):
+    recipe = "average, microbatches, subword sampling"
+    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    update = Trainer.update
+
+    def ctrl_c_in_the_third(trainer, microbatches, interval):
+        update(trainer, microbatches, interval)
+        if trainer.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "update", ctrl_c_in_the_third)
+    command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after update 3, .* the same command continues"):
+        run(tmp_path, *command)
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 3
+    monkeypatch.undo()
+    run(tmp_path, *command)
+    assert_same_run(tmp_path, expected)
+
+
+def test_what_a_crash_had_reported_beyond_its_checkpoint_is_purged(
+    run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch
+):
+    recipe = "momentum, patience"
+    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    update = Trainer.update
+
+    def crash_in_the_seventh(trainer, microbatches, interval):
+        if trainer.progress.step == 6:
+            raise RuntimeError("the power went")
+        update(trainer, microbatches, interval)
+
+    monkeypatch.setattr(Trainer, "update", crash_in_the_seventh)
+    command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
+    with pytest.raises(RuntimeError, match="the power went"):
+        run(tmp_path, *command)
+    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.undo()
+    run(tmp_path, *command)
+    assert_same_run(tmp_path, expected)
+
+
+def test_a_run_that_is_done_says_so_and_is_left_alone(run, tmp_path, caplog):
+    command = ("trainer.max_steps=1",)
+    first = run(tmp_path, *command)
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.pt")}
+    with caplog.at_level("INFO"):
+        again = run(tmp_path, *command)
+    assert again == first
+    assert "is done: 1 updates; to train on, raise what stopped it" in caplog.text
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.pt")} == before

@@ -1,0 +1,111 @@
+"""Where a run starts from: its own checkpoints, another run's weights, or nothing; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+
+import pytest
+import torch
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.types import InputError
+
+ONE_STEP = ("trainer.max_steps=1",)
+
+
+def test_a_run_folder_holds_everything(run, tmp_path):
+    result = run(tmp_path / "new", *ONE_STEP)
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert names - events == {"config.json", "train.log", "checkpoints", "last.pt", "best.pt"}
+    assert events
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == json.loads(
+        read_checkpoint(tmp_path / "new" / "best.pt")["config"]
+    )
+    log = (tmp_path / "new" / "train.log").read_text()
+    assert re.search(r"model: [\d,]+ parameters; memory: [\d,]+ MB for weights", log)
+    assert "training: 1 updates (" in log
+    assert "on cpu in fp32" in log
+    assert (result.steps, result.best_step) == (1, 1)
+    assert set(result.best) == {"dev/loss", "dev/perplexity", "dev/bleu", "dev/chrf"}
+
+
+def test_changed_settings_stop_with_a_diff(run, tmp_path):
+    run(tmp_path, *ONE_STEP)
+    before = read_checkpoint(tmp_path / "last.pt")
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, *ONE_STEP, "optimizer.lr=0.02", "model.decoder.query=previous", "trainer.log_every_steps=7")
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path} holds a run with other settings:",
+        '  model.decoder.query: "current" → "previous"',
+        "  optimizer.lr: 0.01 → 0.02",
+        "Set them back to continue it, or give the new run a name of its own: name=...",
+    ]
+    assert read_checkpoint(tmp_path / "last.pt")["checksum"] == before["checksum"]
+
+
+def test_changed_data_is_refused(run, tmp_path, corpus, other_corpus):
+    """The settings are the same, the text is not; `data.prepared` may change, for folders move."""
+    run(tmp_path / "run", *ONE_STEP)
+    with pytest.raises(InputError, match=r"was trained on other text and tokenizers than .* holds: name the data"):
+        run(tmp_path / "run", *ONE_STEP, *other_corpus)
+    other_dev = [override for override in other_corpus if override.startswith("data.dev.")]
+    with pytest.raises(InputError, match="was trained on other text than"):
+        run(tmp_path / "run", *ONE_STEP, *other_dev, f"data.prepared={tmp_path}/prepared")
+
+
+def test_resume_never(run, tmp_path):
+    run(tmp_path, *ONE_STEP)
+    with pytest.raises(InputError, match="holds a run already and resume=never: choose another name="):
+        run(tmp_path, *ONE_STEP, "resume=never")
+    run(tmp_path / "fresh", *ONE_STEP, "resume=never")
+    assert (tmp_path / "fresh" / "best.pt").is_file()
+
+
+def test_a_damaged_newest_checkpoint_costs_some_updates_only(run, tmp_path, caplog):
+    run(tmp_path, "trainer.max_steps=2", "trainer.save_every_steps=1")
+    newest = tmp_path / "last.pt"
+    expected = read_checkpoint(newest)["checksum"]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, "trainer.max_steps=2", "trainer.save_every_steps=1")
+    assert "step_00000002.pt" in caplog.text
+    assert "going back to the checkpoint before it" in caplog.text
+    assert read_checkpoint(newest)["checksum"] == expected
+
+
+# Another run's weights
+
+
+def test_initialise_from_takes_the_weights_and_nothing_else(run, tmp_path):
+    run(tmp_path / "first", "trainer.max_steps=3")
+    start = f"initialise_from={tmp_path}/first/best.pt"
+    run(tmp_path / "second", *ONE_STEP, start, "optimizer.lr=0", "loss.smoothing=0.3")
+    first, second = (read_checkpoint(tmp_path / name / "last.pt") for name in ("first", "second"))
+    assert all(torch.equal(second["model"][name], weight) for name, weight in first["model"].items())
+    assert (second["step"], tuple(second["position"])) == (1, (0, 1))
+    assert {float(state["step"]) for state in first["optimizer"]["state"].values()} == {3.0}
+    assert {float(state["step"]) for state in second["optimizer"]["state"].values()} == {1.0}
+
+
+def test_a_run_that_goes_on_takes_its_own_weights_and_not_the_first_ones_again(run, tmp_path):
+    run(tmp_path / "first", *ONE_STEP)
+    command = (f"initialise_from={tmp_path}/first/best.pt", "trainer.save_every_steps=1")
+    run(tmp_path / "split", *command, "trainer.max_steps=1")
+    (tmp_path / "first" / "best.pt").unlink()
+    run(tmp_path / "split", *command, "trainer.max_steps=2")
+    assert read_checkpoint(tmp_path / "split" / "last.pt")["step"] == 2
+
+
+def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
+    run(tmp_path / "first", *ONE_STEP)
+    start = f"initialise_from={tmp_path}/first/best.pt"
+    with pytest.raises(InputError, match="its tokenizers differ from those of the prepared data"):
+        run(tmp_path / "a", *ONE_STEP, start, *other_corpus)
+    with pytest.raises(InputError, match=r"its weights do not fit this model: (.|\n)*size mismatch"):
+        run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12")
+    with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
+        run(tmp_path / "c", *ONE_STEP, f"initialise_from={tmp_path}/nowhere.pt")
+    assert not list(tmp_path.rglob("[abc]/*.pt"))

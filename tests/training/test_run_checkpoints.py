@@ -1,0 +1,78 @@
+"""The checkpoints of a run: the newest few, the best, and what a damaged one means."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.types import InputError
+
+
+def names(checkpoints: RunCheckpoints) -> list[str]:
+    return [path.name for path in checkpoints.whole()]
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_the_newest_few_stay_and_last_names_the_newest(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=2)
+    assert checkpoints.newest() is None
+    for step in (5, 90, 1000):
+        checkpoints.save(step, {"step": step})
+        assert read_checkpoint(tmp_path / "last.pt")["step"] == step
+    assert names(checkpoints) == ["step_00000090.pt", "step_00001000.pt"]
+    assert checkpoints.newest()["step"] == 1000
+    assert (tmp_path / "last.pt").readlink().parts == ("checkpoints", "step_00001000.pt")  # the run can be moved
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "last.pt"]
+
+
+def test_the_best_one_is_beside_them(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1)
+    checkpoints.save_best({"step": 3})
+    checkpoints.save(9, {"step": 9})
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 3
+    assert checkpoints.newest()["step"] == 9
+
+
+def test_a_damaged_newest_one_falls_back_with_a_warning(tmp_path, caplog):
+    checkpoints = RunCheckpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    damage(checkpoints.whole()[-1])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest()["step"] == 2
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "step_00000003.pt is damaged" in message
+    assert "going back to the checkpoint before it" in message
+
+
+def test_where_all_are_damaged_it_says_so_and_does_not_start_anew(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step})
+        damage(checkpoints.whole()[-1])
+    with pytest.raises(
+        InputError, match=r"none of the 2 checkpoints in .* can be read; move the folder away"
+    ) as caught:
+        checkpoints.newest()
+    assert "step_00000001.pt" in str(caught.value)
+    assert "step_00000002.pt" in str(caught.value)
+
+
+def test_a_damaged_newest_one_does_not_push_out_those_that_follow_the_fallback(tmp_path):
+    """With keep=1 the new checkpoint of step 3 went at once, because the damaged one of step 9 was newer."""
+    for step in (2, 9):
+        RunCheckpoints(tmp_path, keep=2).save(step, {"step": step})
+    checkpoints = RunCheckpoints(tmp_path, keep=1)
+    damage(checkpoints.whole()[-1])
+    checkpoints.save(3, {"step": 3})
+    assert checkpoints.newest()["step"] == 3
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 3
+    checkpoints.save(9, {"step": 9})
+    assert names(checkpoints) == ["step_00000009.pt"]
+    assert checkpoints.newest()["step"] == 9

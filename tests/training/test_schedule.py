@@ -1,0 +1,40 @@
+"""Exact factors at chosen updates, counted from 0."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gnmt.training.schedule import Constant, Cosine, InverseSquareRoot, WarmupStepDecay
+
+STEP_DECAY = {"decay_start_step": 20, "decay_interval_steps": 10}
+TABLE = [
+    (Constant(), {0: 1, 7: 1}),
+    (Constant(warmup_steps=4), {0: 0.25, 1: 0.5, 3: 1, 4: 1, 100: 1}),
+    (Cosine(total_steps=100), {0: 1, 25: (1 + math.sqrt(0.5)) / 2, 50: 0.5, 100: 0, 500: 0}),
+    (
+        Cosine(total_steps=110, warmup_steps=10, final_fraction=0.2),
+        {0: 0.1, 9: 1, 10: 1, 60: 0.6, 110: 0.2, 111: 0.2},
+    ),
+    (Cosine(total_steps=10, warmup_steps=10), {0: 0.1, 9: 1, 10: 1, 11: 0}),
+    (InverseSquareRoot(warmup_steps=4), {0: 0.25, 1: 0.5, 3: 1, 15: 0.5, 399: 0.1}),
+    (WarmupStepDecay(**STEP_DECAY), {0: 1, 19: 1, 20: 0.5, 29: 0.5, 30: 0.25, 50: 0.0625, 60: 0.0625, 999: 0.0625}),
+    (WarmupStepDecay(**STEP_DECAY, warmup_steps=10), {0: 0.01, 5: 0.1, 10: 1, 19: 1, 20: 0.5}),
+    (WarmupStepDecay(**STEP_DECAY, decay_factor=0.8, num_decays=1), {19: 1, 20: 0.8, 40: 0.8}),
+    (WarmupStepDecay(**STEP_DECAY, num_decays=0), {20: 1, 999: 1}),
+    # In the warm-up already: both factors hold.
+    (WarmupStepDecay(decay_start_step=5, decay_interval_steps=10, warmup_steps=10), {5: 0.05}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), TABLE, ids=lambda value: repr(value)[:60])
+def test_factors(schedule, expected):
+    assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [schedule for schedule, _ in TABLE], ids=repr)
+def test_no_update_is_wasted_and_none_exceeds_the_learning_rate(schedule):
+    factors = [schedule.factor(step) for step in range(100)]
+    assert max(factors) <= 1
+    assert factors[0] > 0

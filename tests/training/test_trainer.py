@@ -1,0 +1,277 @@
+"""One update, the limits, what is kept, and what the loop survives."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import gnmt.training.trainer as trainer_module
+from gnmt.checkpoint import read_checkpoint
+from gnmt.data.batching import collate
+from gnmt.data.prepared import Prepared
+from gnmt.evaluation.metrics import Scores
+from gnmt.training.evaluation import DevResult
+from gnmt.training.trainer import Interval, Trainer
+from gnmt.types import InputError, Translation
+
+MakeTrainer = Callable[..., Trainer]
+PLAIN_GRADIENT = (
+    "optimizer=sgd",
+    "optimizer.lr=1",
+    "optimizer.momentum=0",
+    "model.encoder.dropout=0",
+    "trainer.batch_tokens=300",
+)
+
+
+def results(bleus: Iterable[float], prepared: Prepared) -> Callable[[], DevResult]:
+    """Evaluations with these BLEU scores, one after another."""
+    scores = iter(bleus)
+
+    def evaluate() -> DevResult:
+        score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
+        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
+
+    return evaluate
+
+
+def flat_weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten().double() for weight in trainer.objective.parameters()])
+
+
+def one_update(trainer: Trainer) -> tuple[torch.Tensor, Interval, list]:
+    """What the update took off the weights (with SGD at rate 1: the gradient), the sums, and its microbatches."""
+    before = flat_weights(trainer)
+    microbatches = next(trainer.stream)
+    interval = Interval.begin(trainer.device)
+    trainer.update(microbatches, interval)
+    return before - flat_weights(trainer), interval, microbatches
+
+
+def plain_gradient(trainer: Trainer, prepared: Prepared, pairs: list[int]) -> torch.Tensor:
+    """Of the sum of the losses of all target tokens over their number, sentence by sentence in fp64."""
+    objective = copy.deepcopy(trainer.objective).double().train()
+    losses, counts = zip(*(objective(collate(prepared.store, [pair])) for pair in pairs), strict=True)
+    gradients = torch.autograd.grad(sum(losses) / sum(counts), list(objective.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@pytest.mark.parametrize("microbatch_tokens", ["null", "60"])
+def test_the_gradient_is_that_of_all_target_tokens_over_their_number(make_trainer, prepared, microbatch_tokens):
+    """Whole or in microbatches: no mean of means, no division per sentence."""
+    trainer = make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null", f"trainer.microbatch_tokens={microbatch_tokens}")
+    original = copy.deepcopy(trainer.objective)
+    gradient, interval, microbatches = one_update(trainer)
+    assert (len(microbatches) > 2) is (microbatch_tokens != "null")
+    trainer.objective = original
+    expected = plain_gradient(trainer, prepared, [pair for batch in microbatches for pair in batch.pairs_B.tolist()])
+    assert (gradient - expected).norm() <= 1e-5 * expected.norm()
+    assert interval.gradient_norm.item() == pytest.approx(expected.norm().item(), rel=1e-5)
+
+
+def test_clipping_is_by_the_global_norm(make_trainer):
+    free, free_interval, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null"))
+    clipped, interval, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=0.001"))
+    assert clipped.norm().item() == pytest.approx(0.001, rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(free, clipped, dim=0) > 0.99999
+    assert interval.gradient_norm == free_interval.gradient_norm, "what is reported is the norm before clipping"
+    roomy, _, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=1000"))
+    torch.testing.assert_close(roomy, free)
+
+
+def test_the_schedule_scales_the_rate_of_the_config(make_trainer, prepared):
+    trainer = make_trainer("schedule.warmup_steps=4", "optimizer.lr=0.02")
+    rates = []
+    for _ in range(5):
+        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
+
+
+def test_the_average_takes_in_every_update(make_trainer):
+    trainer = make_trainer("trainer.ema_decay=0.5")
+    expected = flat_weights(trainer)
+    for step in (1, 2, 3):
+        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * flat_weights(trainer)
+    found = torch.cat([average.flatten().double() for average in trainer.average.state_dict().values()])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# Limits
+
+
+def test_max_epochs_ends_with_the_last_batch_of_the_epoch(make_trainer, prepared):
+    trainer = make_trainer("trainer.max_epochs=2", "trainer.max_steps=1000")
+    trainer.evaluate = results([1.0], prepared)
+    first_epoch = len(trainer.stream)
+    seen: list[int] = []
+    update = trainer.update
+
+    def watched(microbatches, interval):
+        seen.extend(pair for batch in microbatches for pair in batch.pairs_B.tolist())
+        update(microbatches, interval)
+
+    trainer.update = watched
+    progress = trainer.fit()
+    assert first_epoch > 2
+    assert progress.step == pytest.approx(2 * first_epoch, abs=2)
+    assert sorted(seen) == sorted(2 * list(range(len(prepared.store)))), "every pair once in each epoch"
+
+
+def test_patience_counts_evaluations_without_a_better_bleu(make_trainer, prepared):
+    trainer = make_trainer("trainer.patience_evaluations=2", "trainer.evaluate_every_steps=1")
+    trainer.evaluate = results([5.0, 4.0, 6.0, 6.0, 5.5, 99.0], prepared)
+    progress = trainer.fit()
+    assert (progress.step, progress.best_step, progress.best["dev/bleu"]) == (5, 3, 6.0)
+    saved = trainer.checkpoints.newest()
+    assert (saved["step"], saved["stale_evaluations"], saved["best"]["dev/bleu"]) == (5, 2, 6.0)
+
+
+def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, prepared):
+    """The end was saved first, by the interval, and its evaluation was forgotten by whoever trained on."""
+    trainer = make_trainer("trainer.max_steps=4", "trainer.evaluate_every_steps=3", "trainer.save_every_steps=2")
+    trainer.evaluate = results([1.0, 2.0], prepared)
+    trainer.fit()
+    saved = trainer.checkpoints.newest()
+    assert (saved["step"], saved["best_step"], saved["best"]["dev/bleu"]) == (4, 4, 2.0)
+
+
+# What is kept
+
+
+def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, prepared):
+    trainer = make_trainer("trainer.ema_decay=0.9", "trainer.max_steps=3", "trainer.evaluate_every_steps=1")
+    evaluated = []
+    outcomes = results([1.0, 3.0, 2.0], prepared)
+
+    def evaluate() -> DevResult:
+        evaluated.append({name: weight.clone() for name, weight in trainer.objective.model.state_dict().items()})
+        return outcomes()
+
+    trainer.evaluate = evaluate
+    trainer.fit()
+    best = read_checkpoint(trainer.checkpoints.best)
+    assert best["step"] == best["best_step"] == 2
+    assert best["best"]["dev/bleu"] == 3.0
+    assert all(torch.equal(best["model"][name], weight) for name, weight in evaluated[1].items())
+    assert "optimizer" not in best
+    whole = read_checkpoint(trainer.checkpoints.last)
+    assert all(torch.equal(whole["average"][name], evaluated[2][name]) for name in whole["average"])
+    assert not torch.equal(whole["model"]["output_layer.bias"], evaluated[2]["output_layer.bias"])
+
+
+def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, prepared, monkeypatch, caplog):
+    trainer = make_trainer("trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.evaluate_every_steps=1")
+    trainer.evaluate = results([1.0, 3.0, 2.0], prepared)
+    fsync = os.fsync
+
+    def full_at_the_second_update(descriptor):
+        if trainer.progress.step == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second_update)
+    with caplog.at_level(logging.ERROR):
+        progress = trainer.fit()
+    assert [path.name for path in trainer.checkpoints.whole()] == ["step_00000001.pt", "step_00000003.pt"]
+    assert not list(trainer.checkpoints.folder.parent.rglob("*.tmp"))
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.split(" was not")[0] for message in messages] == [
+        "best.pt of update 2",
+        "the checkpoint of update 2",
+    ]
+    assert all("No space left on device" in message and "the one before stays" in message for message in messages)
+    # What is called the best is what lies in best.pt, and a later one may still replace it.
+    best = read_checkpoint(trainer.checkpoints.best)
+    assert best["step"] == best["best_step"] == progress.best_step == 3
+    assert best["best"] == progress.best
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(make_trainer):
+    trainer = make_trainer("optimizer.lr=1e30", "trainer.save_every_steps=1")
+    with pytest.raises(InputError, match=r"diverged: .* at update \d+: lower optimizer\.lr or trainer\.clip_norm"):
+        trainer.fit()
+
+
+def test_diverged_weights_are_never_saved(make_trainer):
+    """Between two log lines they would push out the sound checkpoints."""
+    trainer = make_trainer("trainer.log_every_steps=1000", "trainer.save_every_steps=1")
+    update = trainer.update
+
+    def diverge_at_the_third(microbatches, interval):
+        update(microbatches, interval)
+        if trainer.progress.step == 3:
+            torch.nn.init.constant_(trainer.objective.model.output_layer.bias, torch.nan)
+
+    trainer.update = diverge_at_the_third
+    with pytest.raises(InputError, match=r"some weights are not finite at update 3: .* saved up to update 2"):
+        trainer.fit()
+    assert [read_checkpoint(path)["step"] for path in trainer.checkpoints.whole()] == [1, 2]
+
+
+# What evaluation does to training, and what is reported
+
+
+def test_evaluation_does_not_change_what_training_does_next(make_trainer):
+    """Real translations in between, with dropout and averaged weights: bitwise the same training."""
+    outcomes = []
+    for every in (1, 1000):
+        trainer = make_trainer("trainer.max_steps=3", f"trainer.evaluate_every_steps={every}", "trainer.ema_decay=0.9")
+        trainer.fit()
+        outcomes.append((flat_weights(trainer), torch.get_rng_state(), *trainer.average.state_dict().values()))
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
+def scalars(trainer: Trainer) -> dict[str, list[tuple[int, float]]]:
+    trainer.reporter.flush()
+    events = EventAccumulator(str(trainer.checkpoints.folder.parent), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading(make_trainer, prepared, monkeypatch):
+    trainer = make_trainer("trainer.max_steps=4", "trainer.log_every_steps=2", "trainer.evaluate_every_steps=1")
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    outcomes, update, stream = results([1.0] * 4, prepared), trainer.update, trainer.stream
+    seen = []
+
+    def evaluate() -> DevResult:
+        clock.now += 1000
+        return outcomes()
+
+    def timed_update(microbatches, interval):
+        clock.now += 2
+        seen.append(microbatches)
+        update(microbatches, interval)
+
+    def load():
+        clock.now += 1
+        return next(stream)
+
+    class Slow:
+        position = stream.position
+        __next__ = staticmethod(load)
+        __len__ = staticmethod(lambda: len(stream))
+
+    trainer.evaluate, trainer.update, trainer.stream = evaluate, timed_update, Slow()
+    trainer.fit()
+    found = scalars(trainer)
+    for interval, step in ((seen[:2], 2), (seen[2:], 4)):
+        batches = [batch for microbatches in interval for batch in microbatches]
+        real = sum(int(batch.source.lengths_B.sum() + batch.labels.lengths_B.sum()) for batch in batches)
+        padded = sum(batch.source.ids_BT.numel() + batch.labels.ids_BT.numel() for batch in batches)
+        assert dict(found["train/tokens_per_second"])[step] == pytest.approx(real / 6, rel=1e-5)
+        assert dict(found["train/padding_fraction"])[step] == pytest.approx(1 - real / padded, rel=1e-4, abs=1e-7)
+    assert [step for step, _ in found["train/loss"]] == [2, 4]
+    assert [step for step, _ in found["dev/bleu"]] == [1, 2, 3, 4]
