@@ -43,7 +43,8 @@ TINY = (
     "trainer.evaluate_every_steps=2",
     "trainer.save_every_steps=2",
     "decoding.beam_size=2",
-    "decoding.max_length_factor=1",
+    "decoding.max_length_factor=0.5",
+    "decoding.max_length_offset=2",
     "device=cpu",
 )
 # Learns to translate in a minute on one core.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -170,16 +171,14 @@ def test_a_sweep_makes_a_folder_for_each_job(run_command, tiny, tmp_path) -> Non
     overrides = [text for text in tiny.overrides if not text.startswith("name=")]
     done = run_command("train", "-m", *overrides, "trainer.max_steps=1", "runs=swept", "seed=1,2", cwd=tmp_path)
     assert done.code == 0, done.err
-    folders = sorted(path.name for path in (tmp_path / "swept").iterdir() if not path.name.startswith("."))
+    folders = [path for path in (tmp_path / "swept").iterdir() if path.name != ".sweep"]
     assert len(folders) == 2
-    assert [name.rpartition("__")[2] for name in sorted(folders)] != folders
-    weights = []
-    for seed in (1, 2):
-        [folder] = [tmp_path / "swept" / name for name in folders if f"__seed-{seed}" in name]
-        assert f'"seed": {seed}' in (folder / "config.json").read_text(encoding="utf-8")
-        assert scalar_steps(folder, "train/loss") == [1]
-        weights.append(read_checkpoint(folder / "best.pt")["model"]["source_embedding.weight"])
+    assert all(scalar_steps(folder, "train/loss") == [1] for folder in folders)
+    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
+    assert sorted(config["seed"] for config in configs) == [1, 2]
+    weights = [read_checkpoint(folder / "best.pt")["model"]["source_embedding.weight"] for folder in folders]
     assert not torch.equal(*weights)
+    assert {path.name for path in tmp_path.iterdir()} == {"swept", "prepared"}
 
 
 def test_a_run_starts_from_the_weights_of_another(run_command, tiny, tmp_path) -> None:

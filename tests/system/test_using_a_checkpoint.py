@@ -1,0 +1,195 @@
+"""scripts/evaluate.py, translate.py and inspect.py on the checkpoint of a run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.decoding.translator import Translator
+from gnmt.types import InputError
+
+SENTENCES = ["The old man reads a book.", "", "Does the child see the house?"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """An English file of three lines, the second one blank."""
+    path = tmp_path / "a.en"
+    path.write_text("".join(line + "\n" for line in SENTENCES), encoding="utf-8")
+    return path
+
+
+# evaluate.py
+
+
+def test_on_dev_evaluation_gives_the_figures_of_training(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", "test_set=dev", cwd=tmp_path)
+    assert done.code == 0, done.err
+    recorded = read_checkpoint(run.folder / "best.pt")
+    figures = json.loads((run.folder / "translations" / "dev.best.json").read_text(encoding="utf-8"))
+    assert figures["bleu"] == recorded["best"]["dev/bleu"]
+    assert figures["chrf"] == recorded["best"]["dev/chrf"]
+    assert (figures["step"], figures["precision"]) == (recorded["best_step"], recorded["precision"])
+
+
+def test_with_averaged_weights_too(run_command, tiny, tmp_path) -> None:
+    """best.pt holds the average, and so evaluation measures what training measured."""
+    overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
+    done = run_command("train", *overrides, "name=averaged", "trainer.ema_decay=0.9", cwd=tmp_path)
+    assert done.code == 0, done.err
+    folder = tmp_path / "runs" / "averaged"
+    run_command("evaluate", f"checkpoint={folder}/best.pt", "test_set=dev", f"output={tmp_path}", cwd=tmp_path)
+    recorded, figures = (
+        read_checkpoint(folder / "best.pt")["best"],
+        json.loads((tmp_path / "dev.best.json").read_text()),
+    )
+    assert (figures["bleu"], figures["chrf"]) == (recorded["dev/bleu"], recorded["dev/chrf"])
+
+
+def test_evaluation_prints_signatures_writes_files_and_tells_tensorboard(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", cwd=tmp_path)
+    assert done.code == 0, done.err
+    heading, bleu, chrf, ter, *places = done.out.splitlines()
+    assert heading == "test, 5 sentences, runs/tiny/best.pt"
+    assert bleu.startswith("bleu")
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in bleu
+    assert chrf.startswith("chrf")
+    assert "nc:6|nw:0|space:no|version:" in chrf
+    assert ter.startswith("ter")
+    assert "tok:tercom|norm:no|punct:yes|asian:no|version:" in ter
+    assert places == [
+        f"scores: {run.folder}/translations/test.best.json",
+        f"translations: {run.folder}/translations/test.best.txt",
+    ]
+    figures = json.loads((run.folder / "translations" / "test.best.json").read_text(encoding="utf-8"))
+    assert figures["num_sentences"] == 5
+    assert figures["decoding"]["beam_size"] == 2
+    assert (run.folder / "translations" / "test.best.txt").read_bytes().count(b"\n") == 5
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    for metric in ("bleu", "chrf", "ter"):
+        [point] = events.Scalars(f"test/{metric}")
+        assert point.step == figures["step"]
+        assert point.value == pytest.approx(figures[metric])
+
+
+def test_a_pair_of_files_is_a_test_set(run_command, tiny, text, tmp_path) -> None:
+    (tmp_path / "a.de").write_text("Der alte Mann liest ein Buch.\n\nSieht das Kind das Haus?\n", encoding="utf-8")
+    checkpoint = f"checkpoint={tiny.folder}/last.pt"
+    done = run_command("evaluate", checkpoint, "source=a.en", "target=a.de", "output=out", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.startswith("a, 3 sentences")
+    assert (tmp_path / "out" / "a.last.txt").read_bytes().split(b"\n")[1] == b""
+
+
+def test_decoding_can_be_replaced_and_is_written_down(run_command, tiny, tmp_path) -> None:
+    options = ["decoding.beam_size=1", "decoding.max_length_offset=0", "precision=fp32", "lowercase=true"]
+    done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, "output=.", cwd=tmp_path)
+    assert "case:lc" in done.out
+    figures = json.loads((tmp_path / "test.best.json").read_text(encoding="utf-8"))
+    assert figures["decoding"]["beam_size"] == 1
+    assert figures["decoding"]["max_length_offset"] == 0
+    assert figures["decoding"]["max_length_factor"] == 0.5
+    assert figures["precision"] == "fp32"
+
+
+# translate.py
+
+
+def test_a_checkpoint_alone_in_another_folder_translates(run_command, tiny, text, tmp_path) -> None:
+    """Neither the run's folder nor the prepared text is there any more."""
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    shutil.copy(tiny.folder / "best.pt", home / "model.pt")
+    done = run_command("translate", "checkpoint=model.pt", f"input={text}", "output=a.de", cwd=home)
+    assert (done.code, done.out) == (0, "")
+    lines = (home / "a.de").read_text(encoding="utf-8").split("\n")
+    assert (len(lines), lines[1], lines[3]) == (4, "", "")
+    assert {path.name for path in home.iterdir()} == {"model.pt", "a.de"}
+
+
+def test_standard_streams_carry_the_translations_alone(run_command, tiny, text, tmp_path) -> None:
+    checkpoint = f"checkpoint={tiny.folder}/best.pt"
+    piped = run_command("translate", checkpoint, cwd=tmp_path, stdin=text.read_bytes())
+    assert run_command("translate", checkpoint, f"input={text}", "output=a.de", cwd=tmp_path).code == 0
+    assert piped.code == 0
+    assert piped.out == (tmp_path / "a.de").read_text(encoding="utf-8")
+    assert piped.out.count("\n") == 3
+
+
+def test_compressed_input_is_read(run_command, tiny, tmp_path) -> None:
+    (tmp_path / "a.en.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+    done = run_command("translate", f"checkpoint={tiny.folder}/best.pt", "input=a.en.gz", cwd=tmp_path)
+    assert (done.code, done.out.count("\n")) == (0, 2)
+
+
+def test_the_python_door_says_the_same_as_the_command(run_command, tiny, text, tmp_path) -> None:
+    checkpoint = tiny.folder / "best.pt"
+    printed = run_command("translate", f"checkpoint={checkpoint}", f"input={text}", cwd=tmp_path).out
+    translations = Translator.load(checkpoint).translate(SENTENCES, attention=True)
+    assert [translation.text for translation in translations] == printed.split("\n")[:-1]
+    first = translations[0]
+    assert first.attention_TS is not None
+    assert first.attention_TS.shape[0] == len(first.tokens)
+    torch.testing.assert_close(first.attention_TS.sum(1), torch.ones(len(first.tokens)), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [InputError, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [None, "what was there\n"])
+def test_output_that_was_not_finished_does_not_appear(
+    run_command, tiny, text, tmp_path, monkeypatch, before, kind
+) -> None:
+    stream = Translator.stream
+
+    def stopped_midway(self, lines, **options):
+        yield from list(stream(self, lines, **options))[:2]
+        raise kind("midway")
+
+    monkeypatch.setattr(Translator, "stream", stopped_midway)
+    output = tmp_path / "out" / "a.de"
+    output.parent.mkdir()
+    if before is not None:
+        output.write_text(before, encoding="utf-8")
+    command = ["translate", f"checkpoint={tiny.folder}/best.pt", f"input={text}", f"output={output}"]
+    if kind is ZeroDivisionError:  # a bug of ours keeps its traceback
+        with pytest.raises(ZeroDivisionError):
+            run_command(*command, cwd=tmp_path)
+    else:
+        assert run_command(*command, cwd=tmp_path).code == {InputError: 2, KeyboardInterrupt: 130}[kind]
+    assert (output.read_text(encoding="utf-8") if output.exists() else None) == before
+    assert {path.name for path in output.parent.iterdir()} == ({"a.de"} if before else set())
+
+
+# inspect.py
+
+
+def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
+    done = run_command("inspect", f"checkpoint={tiny.folder}/best.pt", "format=json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    described = json.loads(done.out)
+    contents = read_checkpoint(tiny.folder / "best.pt")
+    assert described["step"] == contents["step"]
+    assert described["best"] == contents["best"]
+    assert described["config"]["model"]["embedding_size"] == 16
+    assert described["tokenizers"]["source"]["pieces"] == 420
+    parameters = described["parameters"]
+    in_all = parameters.pop("in all")
+    assert in_all == sum(parameters.values())
+    assert f"{in_all:,} parameters" in tiny.printed.err
+    assert described["versions"]["torch"] == torch.__version__
+
+
+def test_inspect_in_text_for_people(run_command, tiny, tmp_path) -> None:
+    done = run_command("inspect", f"checkpoint={tiny.folder}/last.pt", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    for expected in ("step: 4", "dev/bleu: ", "embedding_size: 16", "pieces: 420", "format: 1", "in all: 20,613"):
+        assert expected in done.out

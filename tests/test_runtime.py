@@ -1,0 +1,66 @@
+"""Device and precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gnmt.runtime import choose_device, choose_precision
+from gnmt.types import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert choose_device("auto") == torch.device(expected)
+
+
+def test_a_cuda_device_must_exist(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="device=cuda:2: torch sees 2 CUDA devices; use device=auto or cpu"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="torch sees 0 CUDA devices"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cuda:-1", "mps", "meta"])
+def test_other_devices_are_refused(name):
+    with pytest.raises(InputError, match=rf"device={name} is .*: choose auto, cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True, "avx512_bf16": False}, "fp32")],
+)
+def test_auto_takes_bf16_only_where_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", CPU).name == expected
+
+
+def test_products_run_in_the_named_type():
+    matrix = torch.ones(2, 2)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with choose_precision(name, CPU).autocast():
+            assert (matrix @ matrix).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp16"])
+def test_precisions_of_cuda_are_refused_on_a_cpu(name):
+    with pytest.raises(InputError, match=f"precision={name} needs a CUDA device, this run is on cpu: use precision="):
+        choose_precision(name, CPU)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InputError, match="precision=fb16 is unknown: choose one of auto, fp32, tf32, bf16, fp16"):
+        choose_precision("fb16", CPU)
+
+
+def test_a_run_does_not_inherit_the_precision_of_the_one_before():
+    torch.set_float32_matmul_precision("medium")
+    choose_precision("fp32", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
