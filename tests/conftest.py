@@ -49,10 +49,18 @@ TINY = (
 )
 # Learns to translate in a minute on one core.
 TRAINED = (
-    "data.num_train=8000",
+    "data.num_train=12000",
     "data.num_dev=100",
     "data.num_test=100",
-    "tokenizer.vocab_size=1500",
+    "tokenizer.vocab_size=2000",
+    "model.embedding_size=128",
+    "model.encoder.dropout=0.05",
+    "model.init_range=0.4",
+    "schedule.total_steps=1000",
+    "schedule.warmup_steps=100",
+    "trainer.batch_tokens=1024",
+    "trainer.log_every_steps=100",
+    "device=cpu",
 )
 
 

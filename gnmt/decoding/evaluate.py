@@ -144,7 +144,10 @@ def write(
 
 def file_pairs(source: str, target: str) -> tuple[str, Pairs]:
     """A test set from two files, named after the source's."""
-    return Path(source).name.split(".")[0], list(ParallelFiles(source, target).iterate())
+    pairs = list(ParallelFiles(source, target).iterate())
+    if not pairs:
+        raise InputError(f"{source} and {target} hold no lines: there is nothing to evaluate")
+    return Path(source).name.split(".")[0], pairs
 
 
 def run_folder_of(checkpoint: Path) -> Path:

@@ -72,8 +72,13 @@ def opened_for_writing(output: str) -> Iterator[TextIO]:
     """stdout, or a file that takes its name when the block ends well; otherwise what was there stays."""
     if output == STANDARD_STREAM:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
-        yield sys.stdout
-        sys.stdout.flush()
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except OSError as error:  # a full disk, or a reader such as `head` that has gone
+            # Python flushes once more at its end, which would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise InputError(f"standard output cannot be written ({error.strerror})") from error
         return
     path = Path(output)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

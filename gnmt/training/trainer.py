@@ -189,8 +189,11 @@ class Trainer:
             interval.loss += loss_sum.detach()
         self.scaler.unscale_(self.optimizer)
         limit = math.inf if self.options.clip_norm is None else self.options.clip_norm
-        interval.gradient_norm += torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
+        # Overflow of fp16 is skipped here: fused SGD would leave its momentum uninitialised where it comes first.
+        if not self.scaler.is_enabled() or bool(norm.isfinite()):
+            interval.gradient_norm += norm
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -299,9 +302,7 @@ class Trainer:
         self.scaler.load_state_dict(contents["scaler"])
         if self.average is not None:
             self.average.load_state_dict(contents["average"])
-        self.progress = Progress(
-            contents["step"], contents["best_step"], contents["best"], contents["stale_evaluations"]
-        )
+        self.progress = Progress(*(contents[key] for key in ("step", "best_step", "best", "stale_evaluations")))
         self.last_saved_step = self.progress.step
         torch.set_rng_state(contents["rng"]["cpu"])
         if self.device.type == "cuda" and len(contents["rng"]["cuda"]) == torch.cuda.device_count():

@@ -115,7 +115,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "empty test set",
         ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/empty", "target={shelf}/empty"],
-        ["empty", "no"],
+        ["{shelf}/empty and {shelf}/empty hold no lines: there is nothing to evaluate"],
     ),
     (
         "corpus of blank lines",
@@ -262,7 +262,8 @@ def test_wrong_input_gives_one_message(run_command, tiny, shelf, tmp_path, comma
     for fragment in fragments:
         assert fragment.format(**names) in message
     assert "Traceback" not in done.err
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"prepared", "runs"}
+    assert list(tmp_path.rglob("*.pt")) == []
     assert not (shelf / "code_ran").exists()
 
 

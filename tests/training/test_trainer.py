@@ -87,6 +87,23 @@ def test_clipping_is_by_the_global_norm(make_trainer):
     torch.testing.assert_close(roomy, free)
 
 
+def test_an_overflow_of_fp16_is_skipped_and_leaves_no_momentum(make_trainer):
+    """Fused SGD, told of an overflow at its first step, made momentum buffers and left them uninitialised."""
+    trainer = make_trainer(*PLAIN_GRADIENT, "optimizer.momentum=0.9")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    overflow = trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
+    change, interval, _ = one_update(trainer)
+    assert change.abs().max() == 0
+    assert trainer.scaler.get_scale() == 2.0
+    assert len(trainer.optimizer.state) == 0
+    assert interval.gradient_norm == 0
+    overflow.remove()
+    change, interval, _ = one_update(trainer)
+    momentum = [state["momentum_buffer"].flatten() for state in trainer.optimizer.state.values()]
+    torch.testing.assert_close(change, torch.cat(momentum).double(), rtol=1e-4, atol=1e-6)
+    assert interval.gradient_norm > 0
+
+
 def test_the_schedule_scales_the_rate_of_the_config(make_trainer, prepared):
     trainer = make_trainer("schedule.warmup_steps=4", "optimizer.lr=0.02")
     rates = []

@@ -1,0 +1,53 @@
+"""Commands as processes of their own, in the folders and pipes that users run them in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+pytestmark = pytest.mark.slow
+
+
+def process(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, SCRIPTS / f"{script}.py", *overrides],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_pipe_carries_translations_and_nothing_else(tiny, tmp_path) -> None:
+    hostile = "\ufeffThe dog\u2028sleeps.\r\n\n\0\x85\n😴".encode()
+    done = process("translate", f"checkpoint={tiny.folder}/best.pt", cwd=tmp_path, stdin=hostile)
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode("utf-8").split("\n")
+    assert len(lines) == 5
+    assert lines[1] == lines[4] == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_commands_work_from_another_folder(tiny, tmp_path) -> None:
+    settings = [text for text in tiny.overrides if not text.startswith("name=")]
+    trained = process("train", *settings, "trainer.max_steps=1", "name=far", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr.decode()
+    assert b"checkpoint: runs/far/best.pt" in trained.stdout
+    evaluated = process("evaluate", "checkpoint=runs/far/best.pt", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr.decode()
+    assert b"test, 5 sentences" in evaluated.stdout
+    inspected = process("inspect", "checkpoint=runs/far/best.pt", cwd=tmp_path)
+    assert inspected.returncode == 0, inspected.stderr.decode()
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "prepared"}
+
+
+def test_wrong_input_ends_a_process_with_code_2_and_one_message(tmp_path) -> None:
+    done = process("translate", "checkpoint=no.pt", "input=-", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: checkpoint no.pt is not a file; no *.pt lies in . either\n"

@@ -1,0 +1,104 @@
+"""The commands and the Python of the documents work as they are written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gnmt.config
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Set-up and tools of others: nothing of ours to check.
+NOT_OURS = re.compile(r"python3 -m venv |\.venv/bin/pip install |\. \.venv/bin/activate$|tensorboard --logdir ")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(document.read_text(encoding="utf-8")) if kind == language]
+
+
+def shell_lines(document: Path) -> list[list[str]]:
+    """The words of every command, without comments; a line that goes on counts once."""
+    lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def commands() -> list[Any]:
+    """(script, its arguments) of every `python scripts/….py` of the documents, also behind a pipe."""
+    found = []
+    for document in DOCUMENTS:
+        for words in shell_lines(document):
+            for place, word in enumerate(words[:-1]):
+                if word in ("python", ".venv/bin/python") and words[place + 1].startswith("scripts/"):
+                    arguments = words[place + 2 :]
+                    name = f"{document.name}: {Path(words[place + 1]).stem} {' '.join(arguments)}"
+                    found.append(pytest.param(words[place + 1], arguments, id=name))
+    return found
+
+
+def test_there_are_commands_to_check() -> None:
+    scripts = {param.values[0] for param in commands() if str(param.id).startswith("README.md")}
+    assert scripts == {f"scripts/{name}.py" for name in ("train", "evaluate", "translate", "inspect")}
+
+
+@pytest.mark.parametrize(("script", "arguments"), commands())
+def test_a_command_is_right(script: str, arguments: list[str], tmp_path, monkeypatch, capsys) -> None:
+    """It composes, with -m too, and passes the check that goes before everything else; main itself is not run."""
+    assert (ROOT / script).is_file()
+    configs: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    try:
+        gnmt.config.entry(Path(script).stem)(configs.append)()
+    except SystemExit as exit_:
+        pytest.fail(f"{script} ended with {exit_.code}: {capsys.readouterr().err}")
+    shown = capsys.readouterr().out
+    assert configs or "--help" in arguments or "--cfg" in arguments
+    assert len(configs) > 1 or "-m" not in arguments
+    assert "_target_" in shown or "--cfg" not in arguments
+    for config in configs:
+        for example in (getattr(config, "input", "-"), config.get("source")):
+            assert not str(example).startswith("examples/") or (ROOT / str(example)).is_file()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_other_line_is_known(document: Path) -> None:
+    """A command that no test looks at is a command that stops working."""
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for words in shell_lines(document):
+        line = " ".join(words)
+        if words[0] == "make":
+            assert words[1] in targets, line
+        elif "scripts/" not in line:
+            assert NOT_OURS.match(line), line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_python_of_the_readme_runs(tiny, tmp_path, monkeypatch, capsys) -> None:
+    """On a small run in the place of the demo's."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(tiny.folder)
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "torch.Size([" in capsys.readouterr().out
+
+
+def test_the_example_file_is_english_lines() -> None:
+    lines = (ROOT / "examples" / "demo.en").read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == ""
+    assert len(lines) >= 5
+    assert all(line[0].isupper() and line[-1] in ".?!" for line in lines)

@@ -1,0 +1,160 @@
+"""Ctrl-C and full disks: what was whole stays whole, and the message says how to go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnmt.checkpoint import read_checkpoint
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@contextmanager
+def disk_for_files_of(size: int) -> Iterator[None]:
+    """Inside it, no file of this process grows beyond `size` bytes: the system refuses, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# A full disk
+
+
+def test_training_goes_on_without_the_checkpoints_that_do_not_fit(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    old = {path: path.read_bytes() for path in run.folder.rglob("*.pt") if not path.is_symlink()}
+    with disk_for_files_of((run.folder / "best.pt").stat().st_size // 2):
+        done = run_command("train", *run.overrides, "trainer.max_steps=6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert re.search(r"error: the checkpoint of update 6 was not written \(.*\); the one before stays", done.err)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*.pt") if not path.is_symlink()} == old
+    assert list(run.folder.rglob("*.tmp")) == []
+    again = run_command("train", *run.overrides, "trainer.max_steps=6", cwd=tmp_path)
+    assert "from update 4" in again.err
+    assert read_checkpoint(run.folder / "last.pt")["step"] == 6
+
+
+def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, tmp_path) -> None:
+    (tmp_path / "a.en").write_text("The old man sees the house.\n" * 100, encoding="utf-8")
+    (tmp_path / "a.de").write_text("what was there\n", encoding="utf-8")
+    command = ["translate", f"checkpoint={tiny.folder}/best.pt", "input=a.en", "output=a.de"]
+    with disk_for_files_of(20):
+        done = run_command(*command, cwd=tmp_path)
+    assert done.code == 2
+    assert re.search(r"error: output=a\.de cannot be written \(.*\); what was there stays", done.err)
+    assert "Traceback" not in done.err
+    assert (tmp_path / "a.de").read_text(encoding="utf-8") == "what was there\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.de"}
+
+
+def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_path) -> None:
+    with disk_for_files_of(20):
+        done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", "output=out", cwd=tmp_path)
+    assert done.code == 2
+    assert re.search(r"error: out: cannot be written: ", done.err)
+    assert "Traceback" not in done.err
+
+
+def test_prepared_text_that_does_not_fit_leaves_no_half_made_folder(run_command, tiny, tmp_path) -> None:
+    with disk_for_files_of(2000):
+        done = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
+    assert done.code == 2
+    assert re.search(r"error: prepared/demo-\w+: cannot be prepared: ", done.err)
+    assert list((tmp_path / "prepared").iterdir()) == []
+    assert run_command("prepare", *tiny.overrides[:4], cwd=tmp_path).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_standard_output_that_is_full_is_a_message(tiny, tmp_path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, SCRIPTS / "translate.py", f"checkpoint={tiny.folder}/best.pt"],
+            input=b"The old man sees the house.\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    assert done.returncode == 2
+    assert done.stderr == b"error: standard output cannot be written (No space left on device)\n"
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_ends_the_translation_in_one_line(tiny, tmp_path) -> None:
+    """As `translate.py | head -1` does."""
+    process = subprocess.Popen(
+        [sys.executable, SCRIPTS / "translate.py", f"checkpoint={tiny.folder}/best.pt", "batch_size=1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(b"The old man sees the house.\n" * 100)
+    assert err == b"error: standard output cannot be written (Broken pipe)\n"
+    assert process.returncode == 2
+
+
+# Ctrl-C
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    overrides = (*run.overrides, "trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
+    command = [sys.executable, str(SCRIPTS / "train.py"), *overrides, "trainer.max_steps=1000000"]
+    with (tmp_path / "err").open("wb") as err:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stderr=err, stdout=err, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        try:
+            wait_for("update 6/", tmp_path / "err", process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    said = (tmp_path / "err").read_text(encoding="utf-8")
+    assert "Traceback" not in said
+    stopped = re.search(r"stopped after update (\d+), saved.*: the same command continues from there", said)
+    assert stopped is not None
+    step = int(stopped[1])
+    assert step >= 6
+    assert read_checkpoint(run.folder / "last.pt")["step"] == step
+    again = run_command("train", *overrides, f"trainer.max_steps={step + 1}", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert f"1 updates from update {step}" in again.err
+    # What an interruption saves is what an uninterrupted run has there.
+    straight = run_command(
+        "train", *overrides[:-3], "name=straight", *overrides[-3:], f"trainer.max_steps={step + 1}", cwd=tmp_path
+    )
+    assert straight.code == 0, straight.err
+    weights = [read_checkpoint(tmp_path / "runs" / name / "last.pt")["model"] for name in ("tiny", "straight")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the process has written that, at most two minutes."""
+    for _ in range(1200):
+        if text in log.read_text(encoding="utf-8"):
+            return
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        time.sleep(0.1)
+    raise AssertionError(f"{text!r} did not come:\n{log.read_text(encoding='utf-8')}")

@@ -1,0 +1,85 @@
+"""A model that has learnt to translate: the whole road, from raw text to BLEU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.data.grammar import generate
+from gnmt.decoding.translator import Translator
+from gnmt.evaluation.metrics import score_translations
+
+pytestmark = pytest.mark.slow
+
+# A floor that a model without attention, or with a search that goes astray, stays far below (it reaches 5 or so).
+LOWEST_BLEU = 20.0
+
+
+def scores_of(folder: Path, name: str) -> dict[str, float]:
+    scores: dict[str, float] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return scores
+
+
+def test_training_reaches_the_floor_on_dev(trained) -> None:
+    assert read_checkpoint(trained.folder / "best.pt")["best"]["dev/bleu"] >= LOWEST_BLEU, trained.printed.err
+
+
+def test_evaluation_agrees_with_training_on_dev_and_holds_on_test(run_command, trained, tmp_path) -> None:
+    checkpoint = f"checkpoint={trained.folder}/best.pt"
+    for test_set in ("dev", "test"):
+        done = run_command("evaluate", checkpoint, f"test_set={test_set}", "output=.", cwd=tmp_path)
+        assert done.code == 0, done.err
+    recorded = read_checkpoint(trained.folder / "best.pt")["best"]
+    dev = scores_of(tmp_path, "dev.best")
+    assert (dev["bleu"], dev["chrf"]) == (recorded["dev/bleu"], recorded["dev/chrf"])
+    assert scores_of(tmp_path, "test.best")["bleu"] >= LOWEST_BLEU
+    assert scores_of(tmp_path, "test.best")["unfinished"] == 0
+
+
+def test_translating_the_test_file_gives_the_translations_of_evaluation(run_command, trained, tmp_path) -> None:
+    """Line by line, through a file, with the batches of evaluation."""
+    sizes = (12000, 100, 100)
+    (tmp_path / "test.en").write_text("".join(source + "\n" for source, _ in generate(*sizes).test), encoding="utf-8")
+    checkpoint = f"checkpoint={trained.folder}/best.pt"
+    assert run_command("evaluate", checkpoint, "output=.", cwd=tmp_path).code == 0
+    batch_size = json.loads((trained.folder / "config.json").read_text())["trainer"]["evaluation_batch_size"]
+    options = ["input=test.en", "output=test.de", f"batch_size={batch_size}"]
+    done = run_command("translate", checkpoint, *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "test.de").read_bytes() == (tmp_path / "test.best.txt").read_bytes()
+
+
+def test_translations_do_not_depend_on_batches_or_order(trained) -> None:
+    sources = [source for source, _ in generate(12000, 100, 100).dev[:24]]
+    translator = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32", batch_size=24)
+    together = translator.translate(sources)
+    translator.batch_size = 5
+    backwards = translator.translate(sources[::-1])[::-1]
+    for one, other in zip(together, backwards, strict=True):
+        assert one.text == other.text or abs(one.score - other.score) < 1e-5
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_a_wider_beam_finds_better_scores_and_greedy_still_translates(trained) -> None:
+    pairs = generate(12000, 100, 100).dev[:50]
+    sources, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    translator = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32")
+    greedy = translator.translate(sources, beam_size=1)
+    wide = translator.translate(sources, beam_size=8)
+    assert sum(one.score for one in wide) > sum(one.score for one in greedy)
+    scores = score_translations([one.text for one in greedy], references)
+    assert scores.bleu >= LOWEST_BLEU / 2
+
+
+def test_the_attention_looks_at_the_source(trained) -> None:
+    """Not at one place for all words: over a sentence, it wanders over most of it, mostly forwards."""
+    [translation] = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32").translate(
+        [generate(12000, 100, 100).dev[0][0]], attention=True
+    )
+    assert translation.attention_TS is not None
+    places = translation.attention_TS.argmax(dim=1)
+    assert len(set(places.tolist())) >= len(places) / 2
+    assert (places[1:] >= places[:-1]).float().mean() >= 0.5
