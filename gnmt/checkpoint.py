@@ -127,6 +127,11 @@ def build_model(
     )
     if errors:
         raise InputError(f"{origin}: the model's config was refused, nothing was built:\n  " + "\n  ".join(errors))
+    if node.get("tie_embeddings", "none") != "none" and not tokenizers.joint:
+        raise InputError(
+            f"{origin}: model.tie_embeddings={node['tie_embeddings']} shares one table, but source and target have "
+            "different pieces: use tokenizer.joint=true or model.tie_embeddings=none"
+        )
     model: Seq2Seq = build(node, **sizes)
     return model
 

@@ -35,6 +35,8 @@ TINY = (
     "data.num_dev=6",
     "data.num_test=5",
     "tokenizer.vocab_size=420",
+    "experiment=null",
+    "model=gnmt_small",
     "model.embedding_size=16",
     "schedule=constant",
     "trainer.batch_tokens=600",
@@ -53,6 +55,8 @@ TRAINED = (
     "data.num_dev=100",
     "data.num_test=100",
     "tokenizer.vocab_size=2000",
+    "experiment=null",
+    "model=gnmt_small",
     "model.embedding_size=128",
     "model.encoder.dropout=0.05",
     "model.init_range=0.4",
@@ -108,8 +112,7 @@ def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> F
         try:
             load_script(script).main()
         except SystemExit as exit_:
-            assert isinstance(exit_.code, int)
-            code = exit_.code
+            code = int(exit_.code or 0)
         finally:
             for handler in set(root.handlers) - set(handlers):
                 root.removeHandler(handler)

@@ -30,7 +30,8 @@ class AdditiveAttention(Attention):
         initial_scale: Annotated[float, Range(0, open_low=True)] = 1.0,
     ) -> None:
         super().__init__()
-        self.output_size = memory_size
+        self.query_size = query_size
+        self.memory_size = self.output_size = memory_size
         self.query_projection = nn.Linear(query_size, hidden_size, bias=False)
         self.key_projection = nn.Linear(memory_size, hidden_size)
         self.direction = nn.Parameter(torch.empty(hidden_size).uniform_(-1, 1))

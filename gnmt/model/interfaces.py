@@ -11,8 +11,9 @@ from gnmt.types import Memory, State
 
 
 class Encoder(nn.Module):
-    """Reads the embedded source. `output_size` is the width of the states that it returns."""
+    """Reads the embedded source. Widths: `input_size` of the embeddings, `output_size` of the states it returns."""
 
+    input_size: int
     output_size: int
 
     @abstractmethod
@@ -21,11 +22,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Writes the target. `output_size` is the width of the hidden states before the output layer.
+    """Writes the target.
 
-    `forward` over a whole sequence and `step` after `step` give the same hidden states.
+    Widths: `input_size` of the embeddings, `memory_size` of the encoder's states, `output_size` of the hidden states
+    before the output layer. `forward` over a whole sequence and `step` after `step` give the same hidden states.
     """
 
+    input_size: int
+    memory_size: int
     output_size: int
 
     @abstractmethod
@@ -46,8 +50,10 @@ class Decoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Looks up the source. `output_size` is the width of the context."""
+    """Looks up the source. Widths: `query_size`, `memory_size` of the states, `output_size` of the context."""
 
+    query_size: int
+    memory_size: int
     output_size: int
 
     @abstractmethod

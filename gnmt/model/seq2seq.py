@@ -36,6 +36,7 @@ class Seq2Seq(nn.Module):
         output_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
     ) -> None:
         super().__init__()
+        check_widths(encoder, decoder, embedding_size)
         if tie_embeddings != "none" and source_vocabulary_size != target_vocabulary_size:
             raise InputError(
                 f"model.tie_embeddings={tie_embeddings} shares one table, but the source has {source_vocabulary_size} "
@@ -93,3 +94,15 @@ class Seq2Seq(nn.Module):
         hidden_BKH, weights_BKS, state = self.decoder.step(self.target_embedding(tokens_BK), state, memory)
         log_probs_BKV = torch.log_softmax(self.output(hidden_BKH).float(), dim=-1)
         return log_probs_BKV, weights_BKS, state
+
+
+def check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
+    """Raises InputError where two parts that meet have different widths."""
+    meetings = (
+        ("model.embedding_size", embedding_size, "model.encoder.input_size", encoder.input_size),
+        ("model.embedding_size", embedding_size, "model.decoder.input_size", decoder.input_size),
+        ("the width of the encoder's states", encoder.output_size, "the decoder's memory_size", decoder.memory_size),
+    )
+    for left, left_size, right, right_size in meetings:
+        if left_size != right_size:
+            raise InputError(f"{left} is {left_size}, but {right} is {right_size}: they meet and must be equal")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
 
 from gnmt.data.batching import batch_of
+from gnmt.data.planning import cut
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
@@ -18,6 +19,11 @@ from gnmt.reporting.figures import alignment_figure
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.training.objective import Objective
 from gnmt.types import EOS_ID, Translation
+
+LONGEST_PAIR = 1000
+"""Tokens on either side of a pair whose loss is measured."""
+TOKENS_PER_PAIR = 64
+"""Source and target tokens of a batch for the loss, padding counted, times the evaluation's batch size."""
 
 
 @dataclass(frozen=True)
@@ -91,24 +97,33 @@ class DevEvaluator:
 
     @torch.no_grad()
     def loss(self) -> float:
-        """Unsmoothed nats per target token with EOS, over every dev pair with two sides that are not blank."""
+        """Unsmoothed nats per target token with EOS, over the dev pairs with text on both sides.
+
+        Pairs of more than LONGEST_PAIR tokens on a side are left out: attention over them would not fit in memory.
+        Not a number where no pair is left.
+        """
         tokenizers, precision = self.translator.tokenizers, self.translator.precision
-        pairs = [
-            (tokenizers.source.encode(source), tokenizers.target.encode(target))
-            for source, target in zip(self.sources, self.references, strict=True)
-            if source.strip() and target.strip()
-        ]
-        pairs.sort(key=lambda pair: (len(pair[0]), len(pair[1])))
+        source = tokenizers.source.encode_all(self.sources)
+        target = tokenizers.target.encode_all(self.references)
+        pairs = [pair for pair in zip(source, target, strict=True) if min(map(len, pair)) > 0 and fits(pair)]
+        pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
+        lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
+        starts = cut(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
         self.objective.eval()
         loss_sum, num_tokens = 0.0, 0
-        for start in range(0, len(pairs), self.batch_size):
-            rows = pairs[start : start + self.batch_size]
-            batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, start + len(rows)))
+        for start, end in pairwise(starts):
+            rows = pairs[start:end]
+            batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, end))
             with precision.autocast():
                 batch_loss, batch_tokens = self.objective(batch.to(precision.device))
             loss_sum += float(batch_loss)
             num_tokens += int(batch_tokens)
-        return loss_sum / num_tokens
+        return loss_sum / num_tokens if num_tokens else math.nan
+
+
+def fits(pair: tuple[list[int], list[int]]) -> bool:
+    """Whether a pair is short enough to be scored at once."""
+    return max(map(len, pair)) <= LONGEST_PAIR
 
 
 def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samples: int) -> None:

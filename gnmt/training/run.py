@@ -52,10 +52,12 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     saved = find_saved(checkpoints, cfg.resume)
     if saved is not None:
         refuse_other_settings(folder, saved, config)
+        if saved["precision"] != precision.name:
+            log.warning("the run began in %s and goes on in %s", saved["precision"], precision.name)
+    configure_logging(folder / "train.log")
     prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     if saved is not None:
         refuse_other_data(folder, saved, prepared)
-    configure_logging(folder / "train.log")
     write_config(folder, config)
 
     torch.manual_seed(cfg.seed)
@@ -131,11 +133,16 @@ def build_trainer(
 
 def find_saved(checkpoints: RunCheckpoints, resume: str) -> dict[str, Any] | None:
     """The state to continue from, or None for a fresh start."""
-    if resume == "never" and checkpoints.whole():
+    folder = checkpoints.folder.parent
+    if resume == "never" and (checkpoints.whole() or checkpoints.best.exists()):
+        raise InputError(f"{folder} holds a run already and resume=never: choose another name=, or resume=auto")
+    saved = checkpoints.newest()
+    if saved is None and checkpoints.best.exists():
         raise InputError(
-            f"{checkpoints.folder.parent} holds a run already and resume=never: choose another name=, or resume=auto"
+            f"{folder} holds best.pt but no checkpoint to continue from, and a new run there would overwrite it: "
+            "choose another name=, or move best.pt away"
         )
-    return checkpoints.newest()
+    return saved
 
 
 def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:

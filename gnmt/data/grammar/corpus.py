@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from gnmt.data.grammar import complex_structures as two
 from gnmt.data.grammar import structures as one
+from gnmt.data.grammar.relative_sentences import relative
 from gnmt.data.grammar.sampling import Combination, NothingFitsError, Sampler
 from gnmt.types import InputError
 
@@ -60,7 +61,7 @@ STRUCTURES: tuple[tuple[Callable[[Sampler], one.Sentence], int], ...] = (
     (two.purpose, 5),
     (two.hope_to, 2),
     (two.contrast, 4),
-    (two.relative, 10),
+    (relative, 10),
 )
 _DRAWS = tuple(structure for structure, weight in STRUCTURES for _ in range(weight))
 

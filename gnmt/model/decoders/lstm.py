@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnmt.model.interfaces import Attention, Decoder
 from gnmt.model.recurrence import LSTM
-from gnmt.types import Memory, Range, State
+from gnmt.types import InputError, Memory, Range, State
 
 
 class LSTMDecoder(Decoder):
@@ -35,6 +35,13 @@ class LSTMDecoder(Decoder):
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
     ) -> None:
         super().__init__()
+        if attention.query_size != hidden_size:
+            raise InputError(
+                f"the attention takes queries of width {attention.query_size}, but the decoder's layers have "
+                f"{hidden_size} units: make query_size equal to hidden_size"
+            )
+        self.input_size = input_size
+        self.memory_size = attention.memory_size
         self.output_size = hidden_size
         self.query = query
         self.residual_from = residual_from

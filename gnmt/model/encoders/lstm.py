@@ -34,6 +34,7 @@ class LSTMEncoder(Encoder):
                 f"num_bidirectional_layers={num_bidirectional_layers} is more than num_layers={num_layers}: "
                 "choose at most that many"
             )
+        self.input_size = input_size
         self.residual_from = residual_from
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList()

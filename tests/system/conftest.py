@@ -1,0 +1,84 @@
+"""A shelf of files and checkpoints with something wrong in them, and an own corpus without."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gnmt.checkpoint import FORMAT_VERSION, read_checkpoint, write_checkpoint
+
+SIDES = (("source", "en"), ("target", "de"))
+
+
+@pytest.fixture(scope="session")
+def shelf(tiny, tmp_path_factory) -> Path:
+    """Files with something wrong in them, and a.en and a.de without."""
+    folder = tmp_path_factory.mktemp("shelf")
+    english = [f"the house number {number} is old" for number in range(40)]
+    german = [f"das Haus Nummer {number} ist alt" for number in range(40)]
+    for name, lines in {"a.en": english, "a.de": german, "short.de": german[:-1], "blank": ["", " "]}.items():
+        (folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    (folder / "empty").write_bytes(b"")
+    (folder / "latin1.en").write_bytes("\n".join([*english[:6], "für", *english[7:], ""]).encode("latin-1"))
+    shelved_checkpoints(folder, tiny.folder / "best.pt", folder / "code_ran")
+    return folder
+
+
+@pytest.fixture
+def own_files(shelf: Path) -> list[str]:
+    """The overrides that train a very small model on a.en and a.de of the shelf."""
+    return [
+        "data=files",
+        *(f"data.{split}.{side}={shelf}/a.{end}" for split in ("train", "dev") for side, end in SIDES),
+        "tokenizer.vocab_size=300",
+        "model=gnmt_small",
+        "model.embedding_size=8",
+        "trainer.max_steps=2",
+        "decoding.beam_size=1",
+        "decoding.max_length_factor=0.5",
+    ]
+
+
+def shelved_checkpoints(folder: Path, sound: Path, marker: Path) -> None:
+    """Checkpoints with something wrong in them, made from a sound one; any code in them would make the marker."""
+    data = sound.read_bytes()
+    (folder / "truncated.pt").write_bytes(data[: len(data) // 2])
+    (folder / "text.pt").write_text("this is no checkpoint, and damaged if it was one\n")
+    weights = read_checkpoint(sound)["model"]["source_embedding.weight"].numpy().tobytes()
+    middle = data.index(weights) + len(weights) // 2
+    (folder / "flipped.pt").write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    torch.save({**read_checkpoint(sound), "format_version": FORMAT_VERSION + 1}, folder / "future.pt")
+    torch.save({"weight": torch.zeros(2)}, folder / "weights.pt")
+    torch.save({"format_version": FORMAT_VERSION, "config": RunsCode(f"touch {marker}")}, folder / "pickle.pt")
+    for name, change in {
+        "model": {"model": {"_target_": "os.system", "command": f"touch {marker}"}},
+        "decoding": {"decoding": {"_target_": "builtins.open", "file": str(marker), "mode": "w"}},
+        "data": {"data": {"_target_": "shutil.rmtree", "path": str(marker.parent), "bleu_tokenize": "13a"}},
+    }.items():
+        with_code(sound, folder / f"code_in_{name}.pt", lambda config, change=change: config.update(change))
+    inner = {"_target_": "torch.optim.optimizer.torch.load", "f": str(folder / "pickle.pt"), "weights_only": False}
+    with_code(sound, folder / "code_in_encoder.pt", lambda config: config["model"].update(encoder=inner))
+
+
+def with_code(sound: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A checkpoint that is whole but for its config; its prepared text is gone, so that the config is looked at."""
+    contents = read_checkpoint(sound)
+    config = json.loads(contents["config"])
+    change(config)
+    write_checkpoint(path, {**contents, "config": json.dumps(config), "prepared_folder": str(path.parent / "gone")})
+
+
+class RunsCode:
+    """Pickled, it is a call of os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
