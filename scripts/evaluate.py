@@ -13,6 +13,7 @@ Main keys:
   test_set           a named test set of the training's data, or dev
   source, target     any other pair of files instead
   decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
+  num_alignments     draws the attention of the first sentences, beside the translations
   bleu_tokenize, lowercase   how BLEU is counted; by default as the training's data config says, with case
 """
 
@@ -53,6 +54,7 @@ def main(cfg: EvaluateConfig) -> None:
         step=loaded.contents["step"],
         bleu_tokenize=cfg.bleu_tokenize or data["bleu_tokenize"],
         lowercase=cfg.lowercase,
+        num_alignments=cfg.num_alignments,
         output=None if cfg.output is None else Path(cfg.output),
     )
     print(f"{test_set}, {evaluation.scores.num_sentences} sentences, {cfg.checkpoint}")

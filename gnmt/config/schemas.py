@@ -32,6 +32,7 @@ def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 SEED = {"range": Range(0)}
+AT_LEAST_ZERO = {"range": Range(0)}
 AT_LEAST_ONE = {"range": Range(1)}
 CORPUS = component("gnmt.data.sources.Corpus")
 TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
@@ -88,6 +89,7 @@ class EvaluateConfig:
     output: str | None = MISSING
     bleu_tokenize: str | None = MISSING
     lowercase: bool = MISSING
+    num_alignments: int = field(default=MISSING, metadata=AT_LEAST_ZERO)
     batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=choice("recorded", *PRECISIONS))

@@ -49,7 +49,7 @@ class TokenizerOptions(TokenizerSource):
     """
 
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = 6000
+    vocab_size: int = 4000
     joint: bool = True
     byte_fallback: bool = True
     normalisation: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"

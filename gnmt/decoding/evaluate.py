@@ -13,8 +13,10 @@ from gnmt.config import build, check_component
 from gnmt.data.corpus import ParallelFiles
 from gnmt.data.prepared import read_prepared
 from gnmt.data.sources import Corpus
+from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
+from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.types import InputError, Translation
 
@@ -96,11 +98,13 @@ def evaluate(
     step: int,
     bleu_tokenize: str,
     lowercase: bool = False,
+    num_alignments: int = 0,
     output: Path | None = None,
 ) -> Evaluation:
     """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
 
-    output: the folder to write to; None for `translations/` of the checkpoint's run.
+    num_alignments: pictures of the attention to draw, of the first sentences. output: the folder to write to; None for
+    `translations/` of the checkpoint's run.
     """
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     translations = translator.translate(sources, progress=True)
@@ -111,6 +115,7 @@ def evaluate(
     name = f"{test_set}.{checkpoint.stem}"
     evaluation = Evaluation(scores, test_set, folder / f"{name}.json", folder / f"{name}.txt")
     write(evaluation, translator, translations, checkpoint, step)
+    draw_alignments(translator, sources[:num_alignments], folder, name)
     if (run / "config.json").is_file():
         with Reporter(run) as reporter:
             for metric in ("bleu", "chrf", "ter"):
@@ -140,6 +145,14 @@ def write(
         evaluation.scores_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{evaluation.scores_file.parent}: cannot be written: {error.strerror}") from error
+
+
+def draw_alignments(translator: Translator, sources: list[str], folder: Path, name: str) -> None:
+    """<name>.alignment-1.png and so on, one for each source that has an alignment."""
+    for number, translation in enumerate(translator.translate(sources, attention=True), start=1):
+        figure = draw_alignment(translator.tokenizers, sources[number - 1], translation)
+        if figure is not None:
+            save(figure, folder / f"{name}.alignment-{number}.png")
 
 
 def file_pairs(source: str, target: str) -> tuple[str, Pairs]:

@@ -13,12 +13,12 @@ import torch
 from gnmt.data.batching import batch_of
 from gnmt.data.planning import cut
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
-from gnmt.reporting.figures import alignment_figure
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.training.objective import Objective
-from gnmt.types import EOS_ID, Translation
+from gnmt.types import Translation
 
 LONGEST_PAIR = 1000
 """Tokens on either side of a pair whose loss is measured."""
@@ -134,9 +134,6 @@ def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samp
         texts = (translation.text for translation in result.translations)
         rows = zip(result.sources, result.references, texts, strict=True)
         reporter.text("dev/translations", translations_table(islice(rows, num_samples)), step)
-    first = result.translations[0]
-    if first.attention_TS is not None and len(first.tokens):
-        source = result.tokenizers.source
-        source_pieces = source.pieces([*source.encode(result.sources[0]), EOS_ID])
-        target_pieces = result.tokenizers.target.pieces(first.tokens)
-        reporter.figure("dev/alignment", alignment_figure(source_pieces, target_pieces, first.attention_TS), step)
+    figure = draw_alignment(result.tokenizers, result.sources[0], result.translations[0])
+    if figure is not None:
+        reporter.figure("dev/alignment", figure, step)
