@@ -45,7 +45,7 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def count_parameters(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Numbers by module, two names deep, and in all; a tied tensor counts once, where it comes first."""
+    """Numbers by module, three names deep, and in all; a tied tensor counts once, where it comes first."""
     counts: dict[str, int] = {}
     seen: set[int] = set()
     for name, tensor in weights.items():

@@ -35,10 +35,10 @@ TINY = (
     "data.num_dev=6",
     "data.num_test=5",
     "tokenizer.vocab_size=420",
-    "experiment=null",
-    "model=gnmt_small",
     "model.embedding_size=16",
-    "schedule=constant",
+    "optimizer.lr=0.004",
+    "schedule.total_steps=8",
+    "schedule.warmup_steps=0",
     "trainer.batch_tokens=600",
     "trainer.max_steps=4",
     "trainer.log_every_steps=1",
@@ -51,19 +51,19 @@ TINY = (
 )
 # Learns to translate in a minute on one core.
 TRAINED = (
-    "data.num_train=12000",
+    "data.num_train=20000",
     "data.num_dev=100",
     "data.num_test=100",
     "tokenizer.vocab_size=2000",
-    "experiment=null",
-    "model=gnmt_small",
     "model.embedding_size=128",
-    "model.encoder.dropout=0.05",
     "model.init_range=0.4",
-    "schedule.total_steps=1000",
+    "model.encoder.dropout=0.05",
+    "optimizer.lr=0.008",
+    "schedule.total_steps=900",
     "schedule.warmup_steps=100",
     "trainer.batch_tokens=1024",
     "trainer.log_every_steps=100",
+    "trainer.evaluate_every_steps=450",
     "device=cpu",
 )
 

@@ -37,7 +37,6 @@ def own_files(shelf: Path) -> list[str]:
         "data=files",
         *(f"data.{split}.{side}={shelf}/a.{end}" for split in ("train", "dev") for side, end in SIDES),
         "tokenizer.vocab_size=300",
-        "model=gnmt_small",
         "model.embedding_size=8",
         "trainer.max_steps=2",
         "decoding.beam_size=1",

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gnmt.checkpoint import read_checkpoint
+from gnmt.config import check_config
+from gnmt.config.diagnosis import CONFIG_FOLDER
 
 SCALARS = {
     "train/loss",
@@ -25,6 +28,11 @@ SCALARS = {
     "dev/bleu",
     "dev/chrf",
 }
+
+GROUPS = ("decoding", "loss", "model", "optimizer", "schedule", "tokenizer")
+CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
+# Parts that a checkpoint or a file supplies.
+CHOICES = [choice for choice in CHOICES if choice not in ("decoding=recorded", "tokenizer=existing")]
 
 
 def events_of(folder: Path) -> Any:
@@ -165,6 +173,13 @@ def test_after_a_crash_curves_hold_each_step_once(run_command, tiny, tmp_path) -
 
 
 # Other ways to begin
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_demo_takes_every_part_in_place_of_its_own(choice: str) -> None:
+    """Its recipe sets no key that another choice of a group lacks: the user never wrote that key."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        check_config(compose("train", [choice]))
 
 
 def test_a_sweep_makes_a_folder_for_each_job(run_command, tiny, tmp_path) -> None:

@@ -14,8 +14,8 @@ from gnmt.evaluation.metrics import score_translations
 
 pytestmark = pytest.mark.slow
 
-# A floor that a model without attention, or with a search that goes astray, stays far below (it reaches 5 or so).
-LOWEST_BLEU = 20.0
+# A floor that a model without attention, or with a search that goes astray, stays far below; this one reaches 54.
+LOWEST_BLEU = 35.0
 
 
 def scores_of(folder: Path, name: str) -> dict[str, float]:
@@ -41,7 +41,7 @@ def test_evaluation_agrees_with_training_on_dev_and_holds_on_test(run_command, t
 
 def test_translating_the_test_file_gives_the_translations_of_evaluation(run_command, trained, tmp_path) -> None:
     """Line by line, through a file, with the batches of evaluation."""
-    sizes = (12000, 100, 100)
+    sizes = (20000, 100, 100)
     (tmp_path / "test.en").write_text("".join(source + "\n" for source, _ in generate(*sizes).test), encoding="utf-8")
     checkpoint = f"checkpoint={trained.folder}/best.pt"
     assert run_command("evaluate", checkpoint, "output=.", cwd=tmp_path).code == 0
@@ -53,7 +53,7 @@ def test_translating_the_test_file_gives_the_translations_of_evaluation(run_comm
 
 
 def test_translations_do_not_depend_on_batches_or_order(trained) -> None:
-    sources = [source for source, _ in generate(12000, 100, 100).dev[:24]]
+    sources = [source for source, _ in generate(20000, 100, 100).dev[:24]]
     translator = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32", batch_size=24)
     together = translator.translate(sources)
     translator.batch_size = 5
@@ -64,7 +64,7 @@ def test_translations_do_not_depend_on_batches_or_order(trained) -> None:
 
 
 def test_a_wider_beam_finds_better_scores_and_greedy_still_translates(trained) -> None:
-    pairs = generate(12000, 100, 100).dev[:50]
+    pairs = generate(20000, 100, 100).dev[:50]
     sources, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     translator = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32")
     greedy = translator.translate(sources, beam_size=1)
@@ -75,11 +75,14 @@ def test_a_wider_beam_finds_better_scores_and_greedy_still_translates(trained) -
 
 
 def test_the_attention_looks_at_the_source(trained) -> None:
-    """Not at one place for all words: over a sentence, it wanders over most of it, mostly forwards."""
-    [translation] = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32").translate(
-        [generate(12000, 100, 100).dev[0][0]], attention=True
-    )
-    assert translation.attention_TS is not None
-    places = translation.attention_TS.argmax(dim=1)
-    assert len(set(places.tolist())) >= len(places) / 2
-    assert (places[1:] >= places[:-1]).float().mean() >= 0.5
+    """Not at one place for all words: over a sentence it wanders over most of it, and mostly forwards."""
+    sources = [source for source, _ in generate(20000, 100, 100).dev[:20]]
+    translator = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32")
+    variety, forwards = [], []
+    for translation in translator.translate(sources, attention=True):
+        assert translation.attention_TS is not None
+        places = translation.attention_TS.argmax(dim=1)
+        variety.append(len(set(places.tolist())) / len(places))
+        forwards.append(float((places[1:] >= places[:-1]).float().mean()))
+    assert sum(variety) / len(variety) > 0.5
+    assert sum(forwards) / len(forwards) > 0.6
