@@ -50,7 +50,7 @@ def keep_compiled_kernels() -> None:
     It compiles for each shape and keeps 1,024 pieces by default, fewer than an epoch of Multi30k needs: training then
     compiles without end and is a quarter slower. Heeded where nothing has run through oneDNN in this process yet.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

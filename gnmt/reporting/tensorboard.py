@@ -18,12 +18,22 @@ from gnmt.reporting.figures import pixels
 class Reporter:
     """Writes events into a folder; `close` it, or use it as a context manager.
 
-    folder: made if missing. purge_step: None, or for a run that goes on from a checkpoint the first step that will be
-    reported anew (the checkpoint's step + 1): readers then forget what an interrupted run had reported beyond it.
+    folder: made if missing, with an event file, when something is reported. purge_step: None, or for a run that goes on
+    from a checkpoint the first step that will be reported anew (the checkpoint's step + 1): readers then forget what an
+    interrupted run had reported beyond it.
     """
 
     def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._folder = str(folder)
+        self._purge_step = purge_step
+        self._open_writer: SummaryWriter | None = None
+
+    @property
+    def _writer(self) -> SummaryWriter:
+        """Opened at the first report, so that a run with nothing to say leaves no file."""
+        if self._open_writer is None:
+            self._open_writer = SummaryWriter(self._folder, purge_step=self._purge_step)
+        return self._open_writer
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a curve, such as dev/bleu."""
@@ -51,10 +61,12 @@ class Reporter:
 
     def flush(self) -> None:
         """What was reported is on the disk after this."""
-        self._writer.flush()
+        if self._open_writer is not None:
+            self._open_writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._open_writer is not None:
+            self._open_writer.close()
 
     def __enter__(self) -> Reporter:
         return self

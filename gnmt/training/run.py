@@ -54,6 +54,9 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         refuse_other_settings(folder, saved, config)
         if saved["precision"] != precision.name:
             log.warning("the run began in %s and goes on in %s", saved["precision"], precision.name)
+    start = None
+    if saved is None and cfg.initialise_from is not None:
+        start = read_checkpoint(cfg.initialise_from)
     configure_logging(folder / "train.log")
     prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     if saved is not None:
@@ -62,8 +65,8 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
-    if saved is None and cfg.initialise_from is not None:
-        take_weights(model, Path(cfg.initialise_from), prepared.tokenizers)
+    if start is not None:
+        take_weights(model, cfg.initialise_from, start, prepared.tokenizers)
     model.to(precision.device)
     purge_step = None if saved is None else saved["step"] + 1
     with Reporter(folder, purge_step) as reporter:
@@ -168,9 +171,8 @@ def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -
     )
 
 
-def take_weights(model: Seq2Seq, path: Path, tokenizers: Tokenizers) -> None:
+def take_weights(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
     """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
-    contents = read_checkpoint(path)
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
         folder = Path(contents["prepared_folder"]) / "tokenizer"
         raise InputError(

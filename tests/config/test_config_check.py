@@ -186,7 +186,7 @@ def test_a_package_of_ones_own_can_be_trusted(tmp_path: Path, monkeypatch: pytes
         "class Mine(Encoder):\n"
         "    def __init__(self, width: int, **rest: int) -> None:\n"
         "        super().__init__()\n"
-        "        self.output_size = width\n"
+        "        self.input_size, self.output_size = 4, width\n"
         "class Other: pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

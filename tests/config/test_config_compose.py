@@ -55,7 +55,7 @@ NEEDED_BY = {"data/files": FILES, "tokenizer/existing": ["tokenizer.source=a.mod
 def test_no_yaml_escapes_these_tests() -> None:
     assert COMMANDS == ["evaluate", "inspect", "prepare", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 30
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 32
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -122,9 +122,9 @@ def test_one_size_and_one_depth_are_enough() -> None:
 
 def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment() -> None:
     """With `_self_` behind the experiment in the defaults list, the experiment would be overridden silently."""
-    assert composed("train").model.encoder.dropout != 0.3
+    assert composed("train").model.decoder.dropout != 0.2
     cfg = composed("train", "experiment=multi30k_en_de")
-    assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.output_dropout) == ("multi30k", 0.3, 0.3)
+    assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.decoder.dropout) == ("multi30k", 0.2, 0.2)
     cfg = composed("train", "experiment=multi30k_en_de", "model.encoder.dropout=0.1", "schedule=constant")
     assert (cfg.model.encoder.dropout, cfg.schedule.warmup_steps) == (0.1, 200)
 
