@@ -22,6 +22,8 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
 FORMAT_VERSION = 1
+# What every checkpoint says, besides what only continuing a run needs.
+PARTS = ("config", "tokenizers", "model", "step", "best", "best_step", "data_identity", "prepared_folder", "precision")
 
 
 @dataclass(frozen=True)
@@ -97,21 +99,41 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return contents
 
 
+def read_parts(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint that has every part that using it needs."""
+    contents = read_checkpoint(path)
+    missing = [part for part in PARTS if part not in contents]
+    if missing:
+        raise InputError(f"checkpoint {path} lacks a part of a checkpoint: {', '.join(missing)}")
+    return contents
+
+
 def load_model(path: str | Path, device: torch.device, trusted_packages: tuple[str, ...] = ()) -> LoadedModel:
     """Builds the model that a checkpoint describes, after its description passed the check of any config."""
-    contents = read_checkpoint(path)
+    contents = read_parts(path)
     try:
         config = json.loads(contents["config"])
         tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
-        model_node, weights = config["model"], contents["model"]
+        model_node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"checkpoint {path} lacks or garbles a part of a checkpoint: {first_line(error)}") from None
+        raise InputError(f"checkpoint {path} garbles a part of a checkpoint: {first_line(error)}") from None
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"checkpoint {path}: the weights do not fit the model that it describes: {error}") from None
+    take_weights(model, contents, str(path))
     return LoadedModel(model.to(device).eval(), tokenizers, config, contents)
+
+
+@torch.no_grad()
+def take_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
+    """Gives the model the weights of a checkpoint that are meant for use: the averaged ones where it has them.
+
+    best.pt holds just these; a whole checkpoint holds the training's own weights, and the average beside them.
+    """
+    try:
+        model.load_state_dict(contents["model"])
+        for name, average in (contents.get("average") or {}).items():
+            model.get_parameter(name).copy_(average)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{origin}: its weights do not fit the model: {error}") from None
 
 
 def build_model(

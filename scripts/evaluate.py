@@ -5,8 +5,9 @@
   python scripts/evaluate.py checkpoint=runs/demo/best.pt source=a.en target=a.de
   python scripts/evaluate.py checkpoint=runs/demo/best.pt decoding.beam_size=1 output=greedy
 
-Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder or to output=, and
-the figures to the run's TensorBoard. On dev, with the recorded decoding, it gives the BLEU of training.
+Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder and the figures to its
+TensorBoard, or only the files to output=. Decoding other than the recorded one is part of the names. On dev, with the
+recorded decoding, it gives the BLEU of training.
 
 Main keys:
   checkpoint         best.pt of a run, or any other of its checkpoints
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from gnmt.checkpoint import load_model
 from gnmt.config import EvaluateConfig, decoding_node, entry
-from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs
+from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs, variant_of
 from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_device
 from gnmt.types import InputError
@@ -32,6 +33,8 @@ from gnmt.types import InputError
 def main(cfg: EvaluateConfig) -> None:
     if (cfg.source is None) != (cfg.target is None):
         raise InputError("source= and target= belong together: give both files, or a test_set=")
+    if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
+        raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
     trusted = tuple(cfg.trusted_packages)
     loaded = load_model(cfg.checkpoint, choose_device(cfg.device), trusted)
     data = loaded.config["data"]
@@ -46,6 +49,11 @@ def main(cfg: EvaluateConfig) -> None:
         cfg.batch_size or loaded.config["trainer"]["evaluation_batch_size"],
         **decoding_node(loaded.config["decoding"], cfg.decoding),
     )
+    further = {"lowercase": True} if cfg.lowercase else {}
+    if cfg.bleu_tokenize is not None:
+        further["tokenize"] = cfg.bleu_tokenize
+    if translator.precision.name != loaded.contents["precision"]:
+        further["precision"] = translator.precision.name
     evaluation = evaluate(
         translator,
         pairs,
@@ -55,6 +63,7 @@ def main(cfg: EvaluateConfig) -> None:
         bleu_tokenize=cfg.bleu_tokenize or data["bleu_tokenize"],
         lowercase=cfg.lowercase,
         num_alignments=cfg.num_alignments,
+        variant=variant_of(translator.options, loaded.config["decoding"], further),
         output=None if cfg.output is None else Path(cfg.output),
     )
     print(f"{test_set}, {evaluation.scores.num_sentences} sentences, {cfg.checkpoint}")

@@ -65,7 +65,7 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
     Raises InputError for a name that is no plain folder name.
     """
     chosen = effective_overrides(overrides)
-    if cfg.name is not None and not PLAIN.fullmatch(cfg.name):
+    if cfg.name is not None and not (PLAIN.fullmatch(cfg.name) and cfg.name.strip(".")):
         raise InputError(
             f"name: found {shown(cfg.name)}, allowed are letters, digits, '-' and '.', with single '_' between them"
         )

@@ -80,7 +80,10 @@ def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> boo
         return not overwrite or _opens(folder)  # overwrite mends a damaged folder too
     listed = f"{folder} was prepared from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
     if not overwrite:
-        raise InputError(f"{listed}\nReplace it with overwrite=true, or keep both with another data.prepared=FOLDER")
+        raise InputError(
+            f"{listed}\nReplace it by scripts/prepare.py with the same settings and overwrite=true, "
+            "or keep both with another data.prepared=FOLDER"
+        )
     log.info("%s", listed)
     return False
 

@@ -75,7 +75,7 @@ def read_prepared(folder: Path | str) -> Prepared:
     if manifest["format"] != FORMAT:
         raise InputError(
             f"{folder}: prepared in format {manifest['format']}, and this version reads {FORMAT}; "
-            "prepare again with overwrite=true"
+            "prepare again by scripts/prepare.py with overwrite=true"
         )
     try:
         tokenizers = read_tokenizers(folder)
@@ -83,7 +83,9 @@ def read_prepared(folder: Path | str) -> Prepared:
         tests = {name: read_pairs(folder / "test" / name) for name in manifest["inputs"]["test"]}
         report = json.loads((folder / "cleaning_report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: damaged: {error}; prepare again with overwrite=true") from error
+        raise InputError(
+            f"{folder}: damaged: {error}; prepare again by scripts/prepare.py with overwrite=true"
+        ) from error
     store = Store.open(folder / "train")
     return Prepared(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report))
 

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gnmt.checkpoint import write_atomically
 from gnmt.config import build, check_component
 from gnmt.data.corpus import ParallelFiles
 from gnmt.data.prepared import read_prepared
 from gnmt.data.sources import Corpus
 from gnmt.decoding.alignment import draw_alignment
+from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translator import Translator
-from gnmt.evaluation.metrics import Scores, score_translations
+from gnmt.evaluation.metrics import Scores, check_tokenizer, score_translations
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.types import InputError, Translation
@@ -52,6 +54,8 @@ class TrainedData:
         """
         texts = self._prepared_texts() if folder is None else None
         if texts is None:
+            if folder is None:
+                log.warning("%s no longer holds the training's data: reading the files anew", self.prepared_folder)
             texts = self._corpus_texts(folder)
         tests = [name for name in texts if name != "dev"]
         if test_set is None:
@@ -99,27 +103,30 @@ def evaluate(
     bleu_tokenize: str,
     lowercase: bool = False,
     num_alignments: int = 0,
+    variant: str = "",
     output: Path | None = None,
 ) -> Evaluation:
     """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
 
-    num_alignments: pictures of the attention to draw, of the first sentences. output: the folder to write to; None for
-    `translations/` of the checkpoint's run.
+    num_alignments: pictures of the attention to draw, of the first sentences. variant: what tells this evaluation from
+    the plain one, for the names of files and tags. output: the folder to write to; None for `translations/` of the
+    checkpoint's run, whose TensorBoard then gets the figures as well.
     """
+    check_tokenizer(bleu_tokenize)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     translations = translator.translate(sources, progress=True)
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
     run = run_folder_of(checkpoint)
     folder = output or run / "translations"
-    name = f"{test_set}.{checkpoint.stem}"
+    name = f"{test_set}.{checkpoint.stem}{variant}"
     evaluation = Evaluation(scores, test_set, folder / f"{name}.json", folder / f"{name}.txt")
     write(evaluation, translator, translations, checkpoint, step)
     draw_alignments(translator, sources[:num_alignments], folder, name)
-    if (run / "config.json").is_file():
+    if output is None and (run / "config.json").is_file():
         with Reporter(run) as reporter:
             for metric in ("bleu", "chrf", "ter"):
-                reporter.scalar(f"{test_set}/{metric}", getattr(scores, metric), step)
+                reporter.scalar(f"evaluation/{test_set}{variant}/{metric}", getattr(scores, metric), step)
     return evaluation
 
 
@@ -139,12 +146,17 @@ def write(
     }
     try:
         evaluation.scores_file.parent.mkdir(parents=True, exist_ok=True)
-        evaluation.translations_file.write_text(
-            "".join(translation.text + "\n" for translation in translations), encoding="utf-8", newline="\n"
-        )
-        evaluation.scores_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        text = "".join(translation.text + "\n" for translation in translations)
+        write_atomically(evaluation.translations_file, text.encode())
+        write_atomically(evaluation.scores_file, (json.dumps(figures, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{evaluation.scores_file.parent}: cannot be written: {error.strerror}") from error
+
+
+def variant_of(options: SearchOptions, recorded: Mapping[str, Any], further: Mapping[str, object]) -> str:
+    """`.beam_size-1.lowercase-true`: the search options that differ from the recorded ones, and what else is given."""
+    differing = {key: value for key, value in asdict(options).items() if recorded.get(key) != value}
+    return "".join(f".{key}-{str(value).lower()}" for key, value in {**differing, **further}.items())
 
 
 def draw_alignments(translator: Translator, sources: list[str], folder: Path, name: str) -> None:
@@ -156,11 +168,11 @@ def draw_alignments(translator: Translator, sources: list[str], folder: Path, na
 
 
 def file_pairs(source: str, target: str) -> tuple[str, Pairs]:
-    """A test set from two files, named after the source's."""
+    """A test set from two files, named after the source's, with its ending: `test.en` is not the data's own `test`."""
     pairs = list(ParallelFiles(source, target).iterate())
     if not pairs:
         raise InputError(f"{source} and {target} hold no lines: there is nothing to evaluate")
-    return Path(source).name.split(".")[0], pairs
+    return Path(source).name, pairs
 
 
 def run_folder_of(checkpoint: Path) -> Path:

@@ -61,8 +61,8 @@ def check_places(source: str, output: str) -> None:
 
 
 def count_lines(source: str) -> int | None:
-    """How many lines a plain file has, for the progress bar; None where counting would cost as much as reading."""
-    if source == STANDARD_STREAM or source.endswith(".gz"):
+    """How many lines a plain file has, for the progress bar; None for a pipe, which can be read only once, and .gz."""
+    if not Path(source).is_file() or source.endswith(".gz"):
         return None
     return sum(1 for _ in read_lines(source))
 
@@ -80,7 +80,11 @@ def opened_for_writing(output: str) -> Iterator[TextIO]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise InputError(f"standard output cannot be written ({error.strerror})") from error
         return
-    path = Path(output)
+    path = Path(output).resolve()
+    if path.exists() and not path.is_file():  # a pipe or a device takes lines as they come, and must stay what it is
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:

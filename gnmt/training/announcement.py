@@ -19,7 +19,7 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
     """Logs what the run is about to do: size, memory, data, updates, device, precision."""
     model, options, stream = trainer.objective.model, trainer.options, trainer.stream
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    updates = options.max_steps - trainer.progress.step
+    updates = trainer.last_step - trainer.progress.step
     log.info("run folder: %s", folder)
     log.info(
         "data: %s pairs in %s, %d and %d pieces, about %d updates an epoch of at most %d tokens",

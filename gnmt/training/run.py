@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from gnmt.checkpoint import build_model, git_revision, read_checkpoint
+from gnmt.checkpoint import build_model, git_revision, read_parts, take_weights, write_atomically
 from gnmt.config import build, changed_settings, configure_logging, resolve
 from gnmt.data.batching import BatchStream, Position
 from gnmt.data.prepare import prepare
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.translator import Translator
+from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.runtime import Precision, choose_device, choose_precision
@@ -46,6 +47,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     Raises InputError for whatever a user can mend, KeyboardInterrupt after a Ctrl-C, when the state is saved.
     """
     config = resolve(cfg)
+    check_tokenizer(config["data"]["bleu_tokenize"])
     precision = choose_precision(cfg.precision, choose_device(cfg.device))
     options: TrainerOptions = build(cfg.trainer)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
@@ -56,7 +58,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
             log.warning("the run began in %s and goes on in %s", saved["precision"], precision.name)
     start = None
     if saved is None and cfg.initialise_from is not None:
-        start = read_checkpoint(cfg.initialise_from)
+        start = read_parts(cfg.initialise_from)
     configure_logging(folder / "train.log")
     prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     if saved is not None:
@@ -66,9 +68,10 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
     if start is not None:
-        take_weights(model, cfg.initialise_from, start, prepared.tokenizers)
+        start_from(model, cfg.initialise_from, start, prepared.tokenizers)
     model.to(precision.device)
-    purge_step = None if saved is None else saved["step"] + 1
+    # 0 in a new run too: one that was killed before its first checkpoint has left points that would come twice.
+    purge_step = 0 if saved is None else saved["step"] + 1
     with Reporter(folder, purge_step) as reporter:
         position = Position() if saved is None else Position(*saved["position"])
         trainer = build_trainer(config, options, model, prepared, position, precision, checkpoints, reporter)
@@ -171,7 +174,7 @@ def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -
     )
 
 
-def take_weights(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
+def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
     """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
         folder = Path(contents["prepared_folder"]) / "tokenizer"
@@ -180,17 +183,18 @@ def take_weights(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers
             "to other pieces. Prepare this data with its tokenizers: tokenizer=existing "
             f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
         )
-    try:
-        model.load_state_dict(contents["model"])
-    except RuntimeError as error:
-        raise InputError(f"initialise_from={path}: its weights do not fit this model: {error}") from None
+    take_weights(model, contents, f"initialise_from={path}")
     log.info("weights from %s, update %d", path, contents["step"])
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """The resolved config beside the run, for people; the checkpoint has its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_atomically(folder / "config.json", text.encode())
+    except OSError as error:
+        raise InputError(f"{folder / 'config.json'} cannot be written: {error.strerror}") from None
 
 
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], progress: Progress) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +21,7 @@ from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevResult, report_evaluation
 from gnmt.training.interruption import Interruption
 from gnmt.training.objective import Objective
+from gnmt.training.progress import Interval, Progress
 from gnmt.training.schedule import Schedule
 from gnmt.types import Batch, InputError, Range
 
@@ -55,44 +56,6 @@ class TrainerOptions:
     patience_evaluations: Annotated[int, Range(1)] | None = None
     num_sample_translations: Annotated[int, Range(0)] = 5
     evaluation_batch_size: Annotated[int, Range(1)] = 64
-
-
-@dataclass
-class Progress:
-    """What the loop remembers: it is saved with every checkpoint.
-
-    step: updates done. best: the dev result of the best evaluation, by its name. stale_evaluations: those since then.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    stale_evaluations: int = 0
-
-
-@dataclass
-class Interval:
-    """Sums since the last log line; tensors stay on the device, so that a step never waits for the host."""
-
-    loss: torch.Tensor
-    gradient_norm: torch.Tensor
-    started: float
-    updates: int = 0
-    target_tokens: int = 0
-    real_tokens: int = 0
-    padded_tokens: int = 0
-
-    @classmethod
-    def begin(cls, device: torch.device) -> Interval:
-        """An empty interval that starts now."""
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device), time.perf_counter())
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent inside is none of training's."""
-        start = time.perf_counter()
-        yield
-        self.started += time.perf_counter() - start
 
 
 class Trainer:
@@ -138,7 +101,7 @@ class Trainer:
         interval = Interval.begin(self.device)
         with (
             Interruption() as interruption,
-            tqdm(total=options.max_steps, initial=progress.step, unit="step", disable=None) as bar,
+            tqdm(total=self.last_step, initial=progress.step, unit="step", disable=None) as bar,
         ):
             while not self.finished():
                 self.update(next(self.stream), interval)
@@ -166,6 +129,15 @@ class Trainer:
         patience = options.patience_evaluations
         out_of_patience = patience is not None and progress.stale_evaluations >= patience
         return progress.step >= options.max_steps or out_of_epochs or out_of_patience
+
+    @property
+    def last_step(self) -> int:
+        """The update that max_steps or max_epochs ends the run with, epochs taken to be as long as the one at hand."""
+        options, position = self.options, self.stream.position
+        if options.max_epochs is None:
+            return options.max_steps
+        updates_left = (options.max_epochs - position.epoch) * len(self.stream) - position.batches
+        return min(options.max_steps, self.progress.step + updates_left)
 
     @property
     def epochs(self) -> float:
@@ -219,11 +191,11 @@ class Trainer:
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        seconds_left = (self.options.max_steps - step) * seconds / interval.updates
+        seconds_left = (self.last_step - step) * seconds / interval.updates
         log.info(
             "update %d/%d, epoch %.2f: loss %.3f, gradient norm %.2f, learning rate %.2e, %.0f tokens/s, "
             "%.1f%% padding, about %s left",
-            *(step, self.options.max_steps, self.epochs, loss, scalars["train/gradient_norm"]),
+            *(step, self.last_step, self.epochs, loss, scalars["train/gradient_norm"]),
             *(scalars["train/learning_rate"], scalars["train/tokens_per_second"]),
             *(100 * scalars["train/padding_fraction"], tqdm.format_interval(seconds_left)),
         )
