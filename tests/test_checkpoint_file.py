@@ -50,6 +50,10 @@ def contents(tokenizers: Tokenizers) -> dict[str, Any]:
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"betas": (0.9, 0.98), "lr": 1e-3}]},
         "step": 3,
         "best": {"dev/bleu": 12.5},
+        "best_step": 2,
+        "data_identity": "0" * 64,
+        "prepared_folder": "prepared/demo",
+        "precision": "fp32",
         "average": None,
         "rng": {"cpu": torch.get_rng_state(), "cuda": []},
         "tied": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,
@@ -294,23 +298,23 @@ def test_load_model(written, contents, tokenizers):
     assert loaded.contents["step"] == 3
 
 
-@pytest.mark.parametrize("part", ["config", "tokenizers", "model"])
+@pytest.mark.parametrize("part", ["config", "tokenizers", "model", "precision", "prepared_folder"])
 def test_a_part_that_is_missing_is_named(tmp_path, contents, part):
     path = tmp_path / "part.pt"
     write_checkpoint(path, {key: value for key, value in contents.items() if key != part})
-    with pytest.raises(InputError, match=rf"part\.pt lacks or garbles a part of a checkpoint: .*{part}"):
+    with pytest.raises(InputError, match=rf"part\.pt lacks a part of a checkpoint: {part}"):
         load_model(path, CPU)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": "not JSON"}, "lacks or garbles a part of a checkpoint: Expecting value"),
-        ({"config": "[1]"}, "lacks or garbles"),
+        ({"config": "not JSON"}, "garbles a part of a checkpoint: Expecting value"),
+        ({"config": "[1]"}, "garbles"),
         ({"config": json.dumps({"model": "gnmt"})}, 'model: found "gnmt", allowed is a component'),
         ({"tokenizers": {"source": 3}}, "tokenizers.source must hold kind, files and framing"),
-        ({"model": {}}, "the weights do not fit the model that it describes: .*Missing key"),
-        ({"model": 5}, "the weights do not fit the model"),
+        ({"model": {}}, "its weights do not fit the model: .*Missing key"),
+        ({"model": 5}, "its weights do not fit the model"),
     ],
 )
 def test_garbled_parts_are_refused(tmp_path, contents, changes, message):
@@ -322,7 +326,7 @@ def test_garbled_parts_are_refused(tmp_path, contents, changes, message):
 def test_weights_of_another_shape_are_refused(tmp_path, contents):
     wider = {**MODEL, "encoder": {**MODEL["encoder"], "num_layers": 3}}
     path = rewritten(tmp_path / "wide.pt", contents, config=json.dumps({"model": wider}))
-    with pytest.raises(InputError, match=r"wide\.pt: the weights do not fit the model .*\n.*encoder\.layers\.2"):
+    with pytest.raises(InputError, match=r"wide\.pt: its weights do not fit the model: .*\n.*encoder\.layers\.2"):
         load_model(path, CPU)
 
 

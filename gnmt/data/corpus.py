@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from gnmt.data.lines import FileStamp, read_lines, stamp_file
-from gnmt.types import InputError
+from gnmt.types import InputError, Range
 
 
 class ParallelText(Protocol):
@@ -151,8 +151,8 @@ class Cleaning:
     leaves at least one token, so it is harmless to the arithmetic, if seldom wise.
     """
 
-    max_length_tokens: int | None = 256
-    max_length_ratio: float | None = 4.0
+    max_length_tokens: Annotated[int, Range(1)] | None = 256
+    max_length_ratio: Annotated[float, Range(1)] | None = 4.0
     drop_duplicates: bool = False
     drop_identical: bool = False
     drop_blank: bool = True

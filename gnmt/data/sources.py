@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from gnmt.data.corpus import Cleaning, ParallelFiles, ParallelText
 from gnmt.data.download import download
 from gnmt.data.lines import FileStamp
-from gnmt.types import InputError
+from gnmt.types import InputError, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,9 @@ class DemoCorpus(Corpus):
     name: str = "demo"
     source_language: str = "en"
     target_language: str = "de"
-    num_train: int = 20_000
-    num_dev: int = 500
-    num_test: int = 500
+    num_train: Annotated[int, Range(1)] = 20_000
+    num_dev: Annotated[int, Range(1)] = 500
+    num_test: Annotated[int, Range(1)] = 500
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import sentencepiece
 import torch
 
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError, Range
 
 # Longer lines are not trained on (they are encoded like any other): SentencePiece's own limit.
 MAX_TRAINING_LINE_BYTES = 4192
@@ -49,13 +49,13 @@ class TokenizerOptions(TokenizerSource):
     """
 
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = 4000
+    vocab_size: Annotated[int, Range(1)] = 4000
     joint: bool = True
     byte_fallback: bool = True
     normalisation: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
-    character_coverage: float = 1.0
+    character_coverage: Annotated[float, Range(0.98, 1)] = 1.0
     user_symbols: list[str] = field(default_factory=list)
-    sample_lines: int = 1_000_000
+    sample_lines: Annotated[int, Range(1)] = 1_000_000
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -25,7 +25,8 @@ from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevEvaluator
 from gnmt.training.objective import Objective
-from gnmt.training.trainer import Progress, Trainer, TrainerOptions
+from gnmt.training.progress import Progress
+from gnmt.training.trainer import Trainer, TrainerOptions
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)

@@ -77,7 +77,7 @@ def test_a_given_name_is_the_folder_but_jobs_of_a_sweep_do_not_share_it() -> Non
     assert folder("seed=4", sweep=True) == "demo__seed-4"
 
 
-@pytest.mark.parametrize("name", ["a b", "ü", "a/b", "../x", "a=b", ""])
+@pytest.mark.parametrize("name", ["a b", "ü", "a/b", "../x", "a=b", "", ".", ".."])
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"^name: found "):
         folder(name=name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,17 +43,18 @@ def test_on_dev_evaluation_gives_the_figures_of_training(run_command, tiny, tmp_
 
 
 def test_with_averaged_weights_too(run_command, tiny, tmp_path) -> None:
-    """best.pt holds the average, and so evaluation measures what training measured."""
+    """best.pt holds the average, a whole checkpoint has it beside the weights: both give what training measured."""
     overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
     done = run_command("train", *overrides, "name=averaged", "trainer.ema_decay=0.9", cwd=tmp_path)
     assert done.code == 0, done.err
     folder = tmp_path / "runs" / "averaged"
-    run_command("evaluate", f"checkpoint={folder}/best.pt", "test_set=dev", f"output={tmp_path}", cwd=tmp_path)
-    recorded, figures = (
-        read_checkpoint(folder / "best.pt")["best"],
-        json.loads((tmp_path / "dev.best.json").read_text()),
-    )
-    assert (figures["bleu"], figures["chrf"]) == (recorded["dev/bleu"], recorded["dev/chrf"])
+    best = read_checkpoint(folder / "best.pt")
+    whole = f"step_{best['best_step']:08d}"
+    for path in (folder / "best.pt", folder / "checkpoints" / f"{whole}.pt"):
+        done = run_command("evaluate", f"checkpoint={path}", "test_set=dev", f"output={tmp_path}", cwd=tmp_path)
+        assert done.code == 0, done.err
+        figures = json.loads((tmp_path / f"dev.{path.stem}.json").read_text())
+        assert (figures["bleu"], figures["chrf"]) == (best["best"]["dev/bleu"], best["best"]["dev/chrf"])
 
 
 def test_evaluation_prints_signatures_writes_files_and_tells_tensorboard(run_command, tiny, tmp_path) -> None:
@@ -77,7 +80,7 @@ def test_evaluation_prints_signatures_writes_files_and_tells_tensorboard(run_com
     events = EventAccumulator(str(run.folder))
     events.Reload()
     for metric in ("bleu", "chrf", "ter"):
-        [point] = events.Scalars(f"test/{metric}")
+        [point] = events.Scalars(f"evaluation/test/{metric}")
         assert point.step == figures["step"]
         assert point.value == pytest.approx(figures[metric])
 
@@ -87,22 +90,80 @@ def test_a_pair_of_files_is_a_test_set(run_command, tiny, text, tmp_path) -> Non
     checkpoint = f"checkpoint={tiny.folder}/last.pt"
     done = run_command("evaluate", checkpoint, "source=a.en", "target=a.de", "output=out", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert done.out.startswith("a, 3 sentences")
-    assert (tmp_path / "out" / "a.last.txt").read_bytes().split(b"\n")[1] == b""
+    assert done.out.startswith("a.en, 3 sentences")
+    assert (tmp_path / "out" / "a.en.last.txt").read_bytes().split(b"\n")[1] == b""
 
 
 def test_decoding_can_be_replaced_and_is_written_down(run_command, tiny, tmp_path) -> None:
     options = ["decoding.beam_size=1", "decoding.max_length_offset=0", "precision=fp32", "lowercase=true"]
     done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, "output=.", cwd=tmp_path)
     assert "case:lc" in done.out
-    figures = json.loads((tmp_path / "test.best.json").read_text(encoding="utf-8"))
+    [path] = tmp_path.glob("test.best.beam_size-1.max_length_offset-0.lowercase-true*.json")
+    figures = json.loads(path.read_text(encoding="utf-8"))
     assert figures["decoding"]["beam_size"] == 1
     assert figures["decoding"]["max_length_offset"] == 0
     assert figures["decoding"]["max_length_factor"] == 0.5
     assert figures["precision"] == "fp32"
 
 
+def test_jobs_of_a_sweep_do_not_overwrite_each_other(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    done = run_command("evaluate", "-m", "checkpoint=runs/tiny/best.pt", "decoding.beam_size=1,3", cwd=tmp_path)
+    assert done.code == 0, done.err
+    names = {path.name for path in (run.folder / "translations").glob("*.json")}
+    assert names == {"test.best.beam_size-1.json", "test.best.beam_size-3.json"}
+
+
+def test_files_of_ones_own_do_not_mix_with_the_test_sets_of_the_data(run_command, tiny, tmp_path) -> None:
+    """Named alike, they overwrote the figures and drew points into training's own dev curve."""
+    run = tiny.copied_to(tmp_path)
+    (tmp_path / "dev.en").write_text("A dog is sleeping.\n", encoding="utf-8")
+    done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", "source=dev.en", "target=dev.en", cwd=tmp_path)
+    assert done.code == 0, done.err
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    assert len(events.Scalars("dev/bleu")) == 2
+    assert len(events.Scalars("evaluation/dev.en/bleu")) == 1
+
+
+def test_alignments_are_drawn_on_request(run_command, tiny, tmp_path) -> None:
+    options = ["num_alignments=2", "output=out"]
+    done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    for number in (1, 2):
+        picture = (tmp_path / "out" / f"test.best.alignment-{number}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+    assert not (tmp_path / "out" / "test.best.alignment-3.png").exists()
+
+
 # translate.py
+
+
+def test_a_pipe_is_read_once_and_answered_whole(run_command, tiny, text, tmp_path) -> None:
+    """Counting its lines for the progress bar emptied it, and the output had none."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(text.read_bytes()))
+    writer.start()
+    done = run_command("translate", f"checkpoint={tiny.folder}/best.pt", f"input={pipe}", "output=a.de", cwd=tmp_path)
+    writer.join()
+    assert done.code == 0, done.err
+    assert (tmp_path / "a.de").read_bytes().count(b"\n") == 3
+
+
+def test_an_output_that_is_no_plain_file_stays_what_it_is(run_command, tiny, text, tmp_path) -> None:
+    """A pipe was replaced by a file of its name; /dev/null would have been as well."""
+    pipe, lines = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: lines.append(pipe.read_bytes()))
+    reader.start()
+    done = run_command(
+        "translate", f"checkpoint={tiny.folder}/best.pt", f"input={text}", f"output={pipe}", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    reader.join()
+    assert lines[0].count(b"\n") == 3
+    assert pipe.is_fifo()
 
 
 def test_a_checkpoint_alone_in_another_folder_translates(run_command, tiny, text, tmp_path) -> None:

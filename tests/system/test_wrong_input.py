@@ -37,6 +37,12 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("missing value", ["evaluate"], ["checkpoint: is missing; give it as checkpoint=..."]),
     ("no such device", ["translate", "checkpoint={tiny}/best.pt", "device=gpu"], ["device", "gpu", "auto, cpu, cuda"]),
     ("several errors at once", ["train", "seed=x", "sed=1"], ["2 errors", "seed: found x", "sed: is no key"]),
+    ("unknown BLEU tokenisation", ["train", "data.bleu_tokenize=13b"], ["BLEU tokenisation '13b' is unknown"]),
+    (
+        "test set named twice",
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/a.en", "target={shelf}/a.de", "test_set=dev"],
+        ["source= and target= name the test set"],
+    ),
     ("files that were not named", ["train", "data=files"], ["data.train names no files", "data.train.source=FILE"]),
     # Text
     (

@@ -119,23 +119,25 @@ def test_ctrl_c_saves_and_the_same_command_continues(run, uninterrupted, tmp_pat
     assert_same_run(tmp_path, expected)
 
 
+@pytest.mark.parametrize("updates", [6, 3])
 def test_what_a_crash_had_reported_beyond_its_checkpoint_is_purged(
-    run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch
+    run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch, updates
 ):
+    """After the checkpoint of update 4, and before there was any, when the points came twice."""
     recipe = "momentum, patience"
     expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
     update = Trainer.update
 
-    def crash_in_the_seventh(trainer, microbatches, interval):
-        if trainer.progress.step == 6:
+    def crash_in_the_next(trainer, microbatches, interval):
+        if trainer.progress.step == updates:
             raise RuntimeError("the power went")
         update(trainer, microbatches, interval)
 
-    monkeypatch.setattr(Trainer, "update", crash_in_the_seventh)
+    monkeypatch.setattr(Trainer, "update", crash_in_the_next)
     command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
     with pytest.raises(RuntimeError, match="the power went"):
         run(tmp_path, *command)
-    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == list(range(1, updates + 1))
     monkeypatch.undo()
     run(tmp_path, *command)
     assert_same_run(tmp_path, expected)

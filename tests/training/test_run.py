@@ -104,7 +104,7 @@ def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     start = f"initialise_from={tmp_path}/first/best.pt"
     with pytest.raises(InputError, match="its tokenizers differ from those of the prepared data"):
         run(tmp_path / "a", *ONE_STEP, start, *other_corpus)
-    with pytest.raises(InputError, match=r"its weights do not fit this model: (.|\n)*size mismatch"):
+    with pytest.raises(InputError, match=r"its weights do not fit the model: (.|\n)*size mismatch"):
         run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12")
     with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
         run(tmp_path / "c", *ONE_STEP, f"initialise_from={tmp_path}/nowhere.pt")
