@@ -37,6 +37,7 @@ class LoadedModel:
     tokenizers: Tokenizers
     config: dict[str, Any]
     contents: dict[str, Any]
+    device: torch.device
 
 
 def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -76,11 +77,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         intact = isinstance(contents, dict) and contents.get("checksum") == checksum(contents)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:  # whose text recommends to load the file without protection
         raise InputError(
             f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only running "
-            "its code could rebuild, where checkpoints of this project hold plain values and tensors alone "
-            f"({first_line(error)})"
+            "its code could rebuild, where checkpoints of this project hold plain values and tensors alone"
         ) from None
     except Exception as error:  # damaged bytes lead torch's reader to errors of every kind
         raise InputError(
@@ -119,7 +119,7 @@ def load_model(path: str | Path, device: torch.device, trusted_packages: tuple[s
         raise InputError(f"checkpoint {path} garbles a part of a checkpoint: {first_line(error)}") from None
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
     take_weights(model, contents, str(path))
-    return LoadedModel(model.to(device).eval(), tokenizers, config, contents)
+    return LoadedModel(model.to(device).eval(), tokenizers, config, contents, device)
 
 
 @torch.no_grad()

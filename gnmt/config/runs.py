@@ -46,6 +46,10 @@ MAY_CHANGE = frozenset(
 )
 # The text in these files is compared itself, so a move of the files is no change.
 INPUT_FILES = re.compile(r"data\.(train|dev)\.(source|target|pairs)")
+# Places, and what says how to start: what jobs of a sweep may share without sharing a run.
+NEVER_NAMED = frozenset(
+    {"name", "runs", "resume", "trusted_packages", "data.folder", "data.prepared", "data.download_folder", "data.url"}
+)
 GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 LONGEST_NAME = 120
@@ -71,9 +75,11 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
         )
     if cfg.name is not None and not sweep:
         return Path(cfg.runs) / str(cfg.name)
-    group = next((key for key in GROUPS_THAT_NAME if chosen.get(key) is not None), None)
+    group = None if cfg.name else next((key for key in GROUPS_THAT_NAME if chosen.get(key) is not None), None)
     base = cfg.name or (str(chosen[group]) if group else "demo")
-    parts = [slug(key, value) for key, value in sorted(chosen.items()) if key != group and not may_change(key)]
+    # Jobs of a sweep may differ in limits alone, which for one run that goes on make no difference.
+    unnamed = NEVER_NAMED.__contains__ if sweep else may_change
+    parts = [slug(key, value) for key, value in sorted(chosen.items()) if key != group and not unnamed(key)]
     return Path(cfg.runs) / shortened("__".join([base, *parts]))
 
 

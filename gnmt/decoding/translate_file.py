@@ -26,17 +26,20 @@ def translate_file(translator: Translator, source: str, output: str) -> int:
     Raises InputError for input that cannot be read and output that cannot be written.
     """
     check_places(source, output)
+    if source == STANDARD_STREAM and sys.stdin is None:
+        raise InputError("input=- is standard input, which is closed: name a file with input=")
+    interactive = source == STANDARD_STREAM and sys.stdin.isatty()
     count = unfinished = 0
     translations: Iterator[Translation]
     with opened_for_writing(output) as out:
-        if source == STANDARD_STREAM and sys.stdin.isatty():
+        if interactive:
             translations = (translator.translate([line])[0] for line in lines_of(sys.stdin.buffer, "stdin"))
         else:
             lines = lines_of(sys.stdin.buffer, "stdin") if source == STANDARD_STREAM else read_lines(source)
             translations = translator.stream(lines, progress=True, total=count_lines(source))
         for translation in translations:
             out.write(translation.text + "\n")
-            if sys.stdin.isatty() or count == 0:
+            if interactive or count == 0:
                 out.flush()
             count += 1
             unfinished += not translation.finished
@@ -80,11 +83,11 @@ def opened_for_writing(output: str) -> Iterator[TextIO]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise InputError(f"standard output cannot be written ({error.strerror})") from error
         return
-    path = Path(output).resolve()
-    if path.exists() and not path.is_file():  # a pipe or a device takes lines as they come, and must stay what it is
-        with path.open("w", encoding="utf-8", newline="\n") as file:
+    if Path(output).exists() and not Path(output).is_file():
+        with opened_special(output) as file:
             yield file
         return
+    path = Path(output).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -96,3 +99,13 @@ def opened_for_writing(output: str) -> Iterator[TextIO]:
         raise InputError(f"output={output} cannot be written ({error.strerror}); what was there stays") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened_special(output: str) -> Iterator[TextIO]:
+    """A pipe or a device, which takes lines as they come and must stay what it is."""
+    try:
+        with open(output, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written ({error.strerror})") from error

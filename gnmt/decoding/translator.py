@@ -102,7 +102,7 @@ class Translator:
     ) -> Translator:
         """The translator of a model that is loaded already; see `load`."""
         options = _search_options(loaded.config["decoding"], search_options)
-        chosen = choose_precision(precision, next(loaded.model.parameters()).device)
+        chosen = choose_precision(precision, loaded.device)
         return cls(loaded.model, loaded.tokenizers, options, chosen, batch_size, max_source_tokens)
 
     def translate(

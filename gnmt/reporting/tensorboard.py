@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from gnmt.reporting.figures import pixels
+
+log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -27,25 +31,19 @@ class Reporter:
         self._folder = str(folder)
         self._purge_step = purge_step
         self._open_writer: SummaryWriter | None = None
-
-    @property
-    def _writer(self) -> SummaryWriter:
-        """Opened at the first report, so that a run with nothing to say leaves no file."""
-        if self._open_writer is None:
-            self._open_writer = SummaryWriter(self._folder, purge_step=self._purge_step)
-        return self._open_writer
+        self._failed = False
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a curve, such as dev/bleu."""
-        self._writer.add_scalar(tag, value, step)
+        self._report(lambda writer: writer.add_scalar(tag, value, step))
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """TensorBoard shows it as Markdown; see `translations_table`."""
-        self._writer.add_text(tag, markdown, step)
+        self._report(lambda writer: writer.add_text(tag, markdown, step))
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A figure from gnmt.reporting.figures as an image."""
-        self._writer.add_image(tag, pixels(figure), step, dataformats="HWC")
+        self._report(lambda writer: writer.add_image(tag, pixels(figure), step, dataformats="HWC"))
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """The settings (nested or flat) and what came of them; call it once, at the end.
@@ -55,18 +53,30 @@ class Reporter:
         """
         final = {tag: float(value) for tag, value in metrics.items()}
         for summary in hparams(_flat(settings), final):  # type: ignore[no-untyped-call]
-            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            self._report(partial(_add_summary, summary))
         for tag, value in metrics.items():
             self.scalar(tag, value, step)
 
     def flush(self) -> None:
         """What was reported is on the disk after this."""
         if self._open_writer is not None:
-            self._open_writer.flush()
+            self._report(lambda writer: writer.flush())
 
     def close(self) -> None:
         if self._open_writer is not None:
-            self._open_writer.close()
+            self._report(lambda writer: writer.close())
+
+    def _report(self, write: Callable[[Any], object]) -> None:
+        """Opens the event file at the first report. A full disk costs the curves, not what reports them."""
+        if self._failed:
+            return
+        try:
+            if self._open_writer is None:
+                self._open_writer = SummaryWriter(self._folder, purge_step=self._purge_step)
+            write(self._open_writer)
+        except OSError as error:
+            self._failed = True
+            log.error("%s: TensorBoard's events cannot be written (%s): nothing more is reported", self._folder, error)
 
     def __enter__(self) -> Reporter:
         return self
@@ -75,6 +85,10 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _add_summary(summary: Any, writer: Any) -> None:
+    writer._get_file_writer().add_summary(summary)
 
 
 def translations_table(rows: Iterable[tuple[str, str, str]]) -> str:

@@ -40,6 +40,10 @@ class Interval:
         """An empty interval that starts now."""
         return cls(torch.zeros((), device=device), torch.zeros((), device=device), time.perf_counter())
 
+    def seconds(self) -> float:
+        """Wall clock since the start, without pauses."""
+        return time.perf_counter() - self.started
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent inside is none of training's."""

@@ -52,7 +52,8 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     precision = choose_precision(cfg.precision, choose_device(cfg.device))
     options: TrainerOptions = build(cfg.trainer)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
-    saved = find_saved(checkpoints, cfg.resume)
+    try_optimizer(config["optimizer"])
+    saved = find_saved(checkpoints, cfg.resume, config)
     if saved is not None:
         refuse_other_settings(folder, saved, config)
         if saved["precision"] != precision.name:
@@ -60,6 +61,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     start = None
     if saved is None and cfg.initialise_from is not None:
         start = read_parts(cfg.initialise_from)
+    make_folder(folder)
     configure_logging(folder / "train.log")
     prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     if saved is not None:
@@ -88,6 +90,8 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
             announce(trainer, prepared, folder)
             trainer.fit()
             report_hyperparameters(reporter, config, trainer.progress)
+    if not trainer.progress.best:
+        raise InputError(f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above)")
     return TrainingResult(folder, trainer.progress.step, trainer.progress.best, trainer.progress.best_step)
 
 
@@ -138,18 +142,37 @@ def build_trainer(
     return Trainer(options, objective, optimizer, schedule, stream, evaluator, checkpoints, reporter, precision, extras)
 
 
-def find_saved(checkpoints: RunCheckpoints, resume: str) -> dict[str, Any] | None:
+def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]) -> dict[str, Any] | None:
     """The state to continue from, or None for a fresh start."""
     folder = checkpoints.folder.parent
     if resume == "never" and (checkpoints.whole() or checkpoints.best.exists()):
         raise InputError(f"{folder} holds a run already and resume=never: choose another name=, or resume=auto")
     saved = checkpoints.newest()
     if saved is None and checkpoints.best.exists():
-        raise InputError(
-            f"{folder} holds best.pt but no checkpoint to continue from, and a new run there would overwrite it: "
-            "choose another name=, or move best.pt away"
-        )
+        # A run that was killed after its first evaluation and before its first checkpoint simply begins anew.
+        if changed_settings(json.loads(read_parts(checkpoints.best)["config"]), config):
+            raise InputError(
+                f"{folder} holds best.pt of a run with other settings but no checkpoint to continue, and a new run "
+                "there would overwrite it: choose another name=, or move best.pt away"
+            )
+        log.warning("%s holds no checkpoint to continue from: the run begins anew", folder)
     return saved
+
+
+def try_optimizer(node: Any) -> None:
+    """Finds values that only the optimiser itself can judge, before any work is done."""
+    try:
+        build(node, params=[torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"optimizer: {error}") from None
+
+
+def make_folder(folder: Path) -> None:
+    """The run's folder, with a message where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}; see runs= and name=") from None
 
 
 def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
@@ -190,7 +213,6 @@ def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """The resolved config beside the run, for people; the checkpoint has its own."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
         write_atomically(folder / "config.json", text.encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -177,7 +176,7 @@ class Trainer:
     def log_interval(self, interval: Interval, bar: tqdm[Any]) -> None:
         """Writes the interval's means to TensorBoard and one log line. The one place where the host waits."""
         loss = float(interval.loss) / interval.target_tokens
-        seconds = time.perf_counter() - interval.started
+        seconds = interval.seconds()
         step = self.progress.step
         if not math.isfinite(loss):
             raise self.divergence(f"the training loss is {loss}")
@@ -216,20 +215,21 @@ class Trainer:
             report_evaluation(self.reporter, result, step, self.options.num_sample_translations)
             improved = not self.progress.best or result.scores.bleu > self.progress.best["dev/bleu"]
             self.progress.stale_evaluations = 0 if improved else self.progress.stale_evaluations + 1
-            if improved:
-                self.keep_best(result)
-        log.info("update %d, dev: %s%s", step, result.summary(), " (best so far)" if improved else "")
+            kept = improved and self.keep_best(result)
+        log.info("update %d, dev: %s%s", step, result.summary(), " (best so far)" if kept else "")
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Inside it, the model holds the weights that are evaluated and kept: averaged ones where there are."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def keep_best(self, result: DevResult) -> None:
-        """Writes best.pt from the weights that the model holds now; where that fails, the best one before stays it."""
+    def keep_best(self, result: DevResult) -> bool:
+        """Writes best.pt from the weights that the model holds now; where that fails, False, and the old one stays."""
         best = {"best": result.scalars(), "best_step": self.progress.step}
         contents = self.describe() | best | {"model": self.objective.model.state_dict()}
-        if self.try_to_write(lambda: self.checkpoints.save_best(contents), "best.pt"):
+        written = self.try_to_write(lambda: self.checkpoints.save_best(contents), "best.pt")
+        if written:
             self.progress.best, self.progress.best_step = result.scalars(), self.progress.step
+        return written
 
     def save(self) -> None:
         """Writes everything that continuing exactly needs. Raises InputError rather than save diverged weights."""

@@ -261,7 +261,7 @@ def test_limits_out_of_range_are_refused(model, tokenizers, argument, message):
 def recorded(model, tokenizers, monkeypatch):
     """What `load_model` finds in a checkpoint; its search options are the test's to change."""
     config = {"decoding": {"_target_": "gnmt.decoding.search.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
-    loaded = LoadedModel(model, tokenizers, config, {})
+    loaded = LoadedModel(model, tokenizers, config, {}, torch.device("cpu"))
     monkeypatch.setattr(translator_module, "load_model", lambda path, device, trusted: loaded)
     return config["decoding"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import gnmt.training.trainer as trainer_module
+import gnmt.training.progress as progress_module
 from gnmt.checkpoint import read_checkpoint
 from gnmt.data.batching import collate
 from gnmt.data.prepared import Prepared
@@ -259,7 +259,7 @@ def scalars(trainer: Trainer) -> dict[str, list[tuple[int, float]]]:
 def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading(make_trainer, prepared, monkeypatch):
     trainer = make_trainer("trainer.max_steps=4", "trainer.log_every_steps=2", "trainer.evaluate_every_steps=1")
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     outcomes, update, stream = results([1.0] * 4, prepared), trainer.update, trainer.stream
     seen = []
 
