@@ -77,6 +77,13 @@ def test_a_given_name_is_the_folder_but_jobs_of_a_sweep_do_not_share_it() -> Non
     assert folder("seed=4", sweep=True) == "demo__seed-4"
 
 
+def test_jobs_of_a_sweep_over_limits_or_data_do_not_share_a_folder() -> None:
+    """They continued one another's runs."""
+    assert folder("trainer.max_steps=2", sweep=True) != folder("trainer.max_steps=4", sweep=True)
+    assert folder("data=demo", name="x", sweep=True) != folder("data=multi30k", name="x", sweep=True)
+    assert folder("data.folder=/a", "seed=1", sweep=True) == folder("data.folder=/b", "seed=1", sweep=True)
+
+
 @pytest.mark.parametrize("name", ["a b", "ü", "a/b", "../x", "a=b", "", ".", ".."])
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"^name: found "):

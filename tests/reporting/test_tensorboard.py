@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
 
 from gnmt.reporting.figures import alignment_figure, pixels
 from gnmt.reporting.tensorboard import Reporter, translations_table
@@ -25,6 +26,20 @@ def read(folder):
 
 def points(events, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_a_full_disk_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, caplog) -> None:
+    reporter = Reporter(tmp_path)
+    reporter.scalar("train/loss", 1.0, 1)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    reporter.scalar("train/loss", 1.0, 2)
+    reporter.scalar("train/loss", 1.0, 3)
+    reporter.close()
+    assert caplog.text.count("No space left on device") == 1
 
 
 def test_scalars_come_back_with_their_steps(tmp_path):

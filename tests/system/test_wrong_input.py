@@ -37,6 +37,14 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("missing value", ["evaluate"], ["checkpoint: is missing; give it as checkpoint=..."]),
     ("no such device", ["translate", "checkpoint={tiny}/best.pt", "device=gpu"], ["device", "gpu", "auto, cpu, cuda"]),
     ("several errors at once", ["train", "seed=x", "sed=1"], ["2 errors", "seed: found x", "sed: is no key"]),
+    ("a learning rate below 0", ["train", "optimizer.lr=-1"], ["optimizer: Invalid learning rate: -1"]),
+    ("betas above 1", ["train", "optimizer.betas=[0.9,1.5]"], ["optimizer: Invalid beta parameter"]),
+    ("runs that is a file", ["train", "FILES", "runs={shelf}/a.en"], ["the run's folder", "cannot be made"]),
+    (
+        "a full device",
+        ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/a.en", "output=/dev/full"],
+        ["No space"],
+    ),
     ("unknown BLEU tokenisation", ["train", "data.bleu_tokenize=13b"], ["BLEU tokenisation '13b' is unknown"]),
     (
         "test set named twice",

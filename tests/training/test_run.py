@@ -99,6 +99,20 @@ def test_a_run_that_goes_on_takes_its_own_weights_and_not_the_first_ones_again(r
     assert read_checkpoint(tmp_path / "split" / "last.pt")["step"] == 2
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path, caplog):
+    """best.pt of its first evaluation made the same command stop for ever."""
+    first = run(tmp_path, *ONE_STEP)
+    for path in (*tmp_path.glob("checkpoints/*"), tmp_path / "last.pt"):
+        path.unlink()
+    again = run(tmp_path, *ONE_STEP)
+    assert again == first
+    assert "the run begins anew" in caplog.text
+    for path in (*tmp_path.glob("checkpoints/*"), tmp_path / "last.pt"):
+        path.unlink()
+    with pytest.raises(InputError, match="of a run with other settings but no checkpoint"):
+        run(tmp_path, *ONE_STEP, "seed=9")
+
+
 def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     run(tmp_path / "first", *ONE_STEP)
     start = f"initialise_from={tmp_path}/first/best.pt"
