@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -30,7 +29,6 @@ class Precision:
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" takes CUDA where there is one."""
-    keep_compiled_kernels()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -42,15 +40,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto or cpu")
     return device
-
-
-def keep_compiled_kernels() -> None:
-    """Lets oneDNN, which runs LSTMs on a CPU, keep its code for all shapes of batches that a corpus has.
-
-    It compiles for each shape and keeps 1,024 pieces by default, fewer than an epoch of Multi30k needs: training then
-    compiles without end and is a quarter slower. Heeded where nothing has run through oneDNN in this process yet.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
