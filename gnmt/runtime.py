@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gnmt.types import InputError
-
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+from gnmt.types import PRECISIONS, InputError
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+"""What `precision` may be; gnmt.runtime says what they mean."""
+
 
 class InputError(ValueError):
     """Something that a user gave is wrong: a config, a file, a checkpoint, a line of text.

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from gnmt.types import Range
+from gnmt.types import PRECISIONS, Range
 
 
 def choice(*choices: str) -> dict[str, Any]:
@@ -30,7 +30,6 @@ def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any
 
 
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 SEED = {"range": Range(0)}
 AT_LEAST_ZERO = {"range": Range(0)}
 AT_LEAST_ONE = {"range": Range(1)}

@@ -128,9 +128,6 @@ class BatchStream:
             )
         self.position = position
         """Batches that were handed out; what a checkpoint saves."""
-        self.real_tokens = 0
-        self.padded_tokens = 0
-        """Source and target tokens handed out so far by this object, without and with padding; EOS counted, BOS not."""
 
     def __len__(self) -> int:
         """Number of global batches in the epoch at hand."""
@@ -142,8 +139,6 @@ class BatchStream:
     def __next__(self) -> list[Batch]:
         epoch, batches = self.position
         microbatches = self._microbatches(self._plan[batches], epoch)
-        for batch in microbatches:
-            self._count(batch)
         if batches + 1 < len(self._plan):
             self.position = Position(epoch, batches + 1)
         else:
@@ -152,7 +147,10 @@ class BatchStream:
         return microbatches
 
     def largest_microbatch(self) -> Batch:
-        """The microbatch of this epoch with the most padded tokens: what decides how much memory training needs."""
+        """The largest microbatch of this epoch's largest global batch, which decides how much memory is needed.
+
+        The batch is chosen by the stored lengths; sampled subwords may make another one a little larger.
+        """
         lengths = self._store.source_lengths, self._store.target_lengths
         costs = [
             len(pairs_B) * sum(int(side[pairs_B].max()) + 1 for side in lengths)
@@ -180,7 +178,3 @@ class BatchStream:
         starts = cut(source_lengths, target_lengths, self._microbatch_tokens)
         pieces = [slice(start, end) for start, end in pairwise(starts)]
         return [batch_of(source[piece], target[piece], pairs_B[piece]) for piece in pieces]
-
-    def _count(self, batch: Batch) -> None:
-        self.real_tokens += batch.num_real_tokens
-        self.padded_tokens += batch.num_padded_tokens

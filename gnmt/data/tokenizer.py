@@ -155,9 +155,10 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of pieces, their types and the normalisation: equal digests, equal ids for equal text.
+        """Hash of pieces, their types and the normalisation: what the ids mean.
 
-        Not of the file, which holds scores that differ in the last digit and the paths of its training.
+        Not of the file, which holds the paths of its training, and not of the scores, which differ in the last digit
+        from run to run; unigram models of equal pieces may so cut the same text differently.
         """
         is_type = (self._processor.is_control, self._processor.is_unknown, self._processor.is_byte)
         digest = hashlib.sha256()
@@ -172,10 +173,6 @@ class Tokenizer:
     def to_bytes(self) -> bytes:
         """The model, as SentencePiece's own tools read it."""
         return self._model
-
-    @classmethod
-    def from_bytes(cls, model: bytes) -> Tokenizer:
-        return cls(model)
 
 
 def _encodable(text: str) -> str:

@@ -90,8 +90,10 @@ def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch
                 assert tokenizers.target.decode(ids) == store.target_text(pair)
                 assert alpha > 0 or ids == store.target_ids(pair).tolist()
     batches = [batch for update in updates for batch in update]
-    assert stream.real_tokens == sum(int((batch.source.lengths_B + batch.labels.lengths_B).sum()) for batch in batches)
-    assert stream.padded_tokens == sum(padded_tokens(batch) for batch in batches)
+    assert sum(batch.num_real_tokens for batch in batches) == sum(
+        int((batch.source.lengths_B + batch.labels.lengths_B).sum()) for batch in batches
+    )
+    assert sum(batch.num_padded_tokens for batch in batches) == sum(padded_tokens(batch) for batch in batches)
     assert any(len(update) > 1 for update in updates) is (microbatch_tokens is not None)
 
 

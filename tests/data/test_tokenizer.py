@@ -77,7 +77,7 @@ def test_digest_sees_pieces_and_normalisation(
     ):
         digests.add(train_tokenizer(lines, TokenizerOptions(**{"vocab_size": 320} | other)).digest)  # type: ignore[arg-type]
     assert len(digests) == 6
-    assert Tokenizer.from_bytes(tokenizer.to_bytes()).digest == tokenizer.digest
+    assert Tokenizer(tokenizer.to_bytes()).digest == tokenizer.digest
 
 
 @pytest.mark.parametrize("text", HOSTILE)
