@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Decoder, Encoder
 from gnmt.types import PAD_ID, InputError, Memory, Range, State, Tokens
 
@@ -21,6 +22,8 @@ class Seq2Seq(nn.Module):
     "all" also uses it as the output layer's weight, which needs decoder.output_size == embedding_size.
     init_range: weights and biases start uniform in [-init_range, init_range]; the padding rows are zero.
     The attention keeps its own initialisation of direction and scale.
+    embedding_init_range: the same for the tables of embeddings; None takes init_range. Embeddings much larger than
+    the weights tell words apart from the first update, and attention learns to align several times sooner.
     output_dropout: on the hidden states before the output layer.
     """
 
@@ -33,6 +36,7 @@ class Seq2Seq(nn.Module):
         embedding_size: Annotated[int, Range(1)],
         tie_embeddings: Literal["none", "source_target", "all"] = "none",
         init_range: Annotated[float, Range(0, open_low=True)] = 0.1,
+        embedding_init_range: Annotated[float, Range(0, open_low=True)] | None = None,
         output_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
     ) -> None:
         super().__init__()
@@ -54,20 +58,22 @@ class Seq2Seq(nn.Module):
             self.target_embedding = nn.Embedding(target_vocabulary_size, embedding_size, padding_idx=PAD_ID)
         else:
             self.target_embedding = self.source_embedding
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.output_dropout = Dropout(output_dropout)
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
         if tie_embeddings == "all":
             self.output_layer.weight = self.target_embedding.weight
-        self.initialise(init_range)
+        self.initialise(init_range, init_range if embedding_init_range is None else embedding_init_range)
 
-    def initialise(self, init_range: float) -> None:
+    def initialise(self, init_range: float, embedding_init_range: float) -> None:
         """Uniform weights, zero padding rows; draws from torch's global generator."""
         for module in self.modules():
-            if isinstance(module, nn.Embedding | nn.Linear | nn.LSTM):
+            if isinstance(module, nn.Linear | nn.LSTM):
                 for parameter in module.parameters(recurse=False):
                     nn.init.uniform_(parameter, -init_range, init_range)
+        # After the output layer, which may share its weight with them.
         with torch.no_grad():
-            for embedding in (self.source_embedding, self.target_embedding):
+            for embedding in {self.source_embedding: None, self.target_embedding: None}:
+                nn.init.uniform_(embedding.weight, -embedding_init_range, embedding_init_range)
                 embedding.weight[PAD_ID].zero_()
 
     def encode(self, source: Tokens) -> Memory:

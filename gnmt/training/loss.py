@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gnmt.types import Range
 
-CHUNK_ELEMENTS = 2**21
-"""Logits held at a time: small enough for a CPU's cache, large enough for full matrix products."""
+CHUNK_TOKENS = 512
+"""Tokens whose logits are held at a time: enough for full matrix products."""
 
 
 class LabelSmoothedCrossEntropy(nn.Module):
@@ -58,6 +58,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     The gradient of a sum of losses does not depend on what follows but for a factor, so it is computed together
     with the loss, while a chunk's logits are in cache, and backward only multiplies.
+
+    With z the logits of a token, u the distribution of the smoothed mass and s its share,
+    loss = log sum exp z - (1 - s) z_y - s u.z. The part with u is linear in the hidden states: over all tokens
+    its value and its gradients are products with one row, W'u, and need no pass over the logits.
     """
 
     @staticmethod
@@ -72,33 +76,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with_gradient: bool,
     ) -> Tensor:
         wanted = with_gradient and any(ctx.needs_input_grad)
+        dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
         # One cast for all chunks, where autocast would cast the weight again in each.
         weight = weight_VH.to(product_dtype(hidden_NH))
         bias = bias_V.to(weight.dtype)
-        loss_sum = hidden_NH.new_zeros((), dtype=torch.promote_types(hidden_NH.dtype, torch.float32))
+        loss_sum = hidden_NH.new_zeros((), dtype=dtype)
         grad_hidden_NH = torch.empty_like(hidden_NH) if wanted else None
         grad_weight_VH = torch.zeros_like(weight_VH) if wanted else None
         grad_bias_V = torch.zeros_like(bias_V) if wanted else None
-        size = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, hidden_NH.shape[0], size):
-                chunk = slice(start, start + size)
-                hidden, labels = hidden_NH[chunk].to(weight.dtype), labels_N[chunk]
-                log_probs = F.log_softmax(F.linear(hidden, weight, bias).to(loss_sum.dtype), dim=-1)
-                label_log_probs = log_probs.gather(1, labels[:, None])
-                loss_sum -= (1 - smoothing) * label_log_probs.sum()
-                if smoothing:
-                    loss_sum -= smoothing * (log_probs @ uniform_V.to(log_probs.dtype)).sum()
+            for start in range(0, hidden_NH.shape[0], CHUNK_TOKENS):
+                chunk = slice(start, start + CHUNK_TOKENS)
+                hidden, labels = hidden_NH[chunk].to(weight.dtype), labels_N[chunk, None]
+                logits = F.linear(hidden, weight, bias)
+                # Training keeps the probabilities in the type of the products, which is what the gradient needs.
+                probabilities = torch.softmax(logits if wanted else logits.to(dtype), dim=-1)
+                # The largest probability is exp(largest logit - normaliser), and never too small for its logarithm.
+                normaliser = logits.amax(1).to(dtype) - probabilities.amax(1).to(dtype).log()
+                loss_sum += (normaliser - (1 - smoothing) * logits.gather(1, labels).squeeze(1).to(dtype)).sum()
                 if grad_hidden_NH is None or grad_weight_VH is None or grad_bias_V is None:
                     continue
-                grad = log_probs.exp_()
-                if smoothing:
-                    grad -= smoothing * uniform_V
-                grad.scatter_add_(1, labels[:, None], torch.full_like(label_log_probs, smoothing - 1))
-                grad_bias_V += grad.sum(0)
-                grad = grad.to(weight.dtype)
+                grad = probabilities.scatter_add_(1, labels, probabilities.new_full(labels.shape, smoothing - 1))
+                grad_bias_V += grad.sum(0, dtype=dtype)
                 grad_hidden_NH[chunk] = grad @ weight
                 grad_weight_VH += grad.T @ hidden
+            if smoothing:
+                uniform_V = uniform_V.to(weight_VH.dtype)
+                mean_row_H, mean_bias = uniform_V @ weight_VH, uniform_V @ bias_V
+                num_tokens, hidden_sum_H = hidden_NH.shape[0], hidden_NH.sum(0, dtype=weight_VH.dtype)
+                loss_sum -= smoothing * (hidden_sum_H @ mean_row_H + num_tokens * mean_bias)
+                if grad_hidden_NH is not None and grad_weight_VH is not None and grad_bias_V is not None:
+                    grad_hidden_NH -= smoothing * mean_row_H.to(grad_hidden_NH.dtype)
+                    grad_weight_VH.addr_(uniform_V, hidden_sum_H, alpha=-smoothing)
+                    grad_bias_V -= smoothing * num_tokens * uniform_V
         ctx.save_for_backward(grad_hidden_NH, grad_weight_VH, grad_bias_V)
         return loss_sum
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnmt.model.attention import AdditiveAttention
+import gnmt.model.attention as attention_module
+from gnmt.model.attention import AdditiveAttention, additive_scores
 from gnmt.types import Memory
 
 
@@ -75,3 +77,58 @@ def test_the_length_of_the_score_vector_is_the_scale_whatever_its_direction():
         attention.direction *= 17
     assert attention.score_vector().norm().item() == pytest.approx(2.5, rel=1e-6)
     assert "scale" not in dict(AdditiveAttention(4, 5, 3, normalise=False).named_parameters())
+
+
+CHUNKS = [1, 7 * 5, 2 * 3 * 7 * 5, 10**6]  # a step at a time, whole rows, everything
+
+
+@pytest.mark.parametrize("elements", CHUNKS)
+def test_the_chunked_scores_equal_the_plain_formula_in_values_and_gradients(monkeypatch, elements):
+    """[B, T, S, A] held for all of a batch took most of the memory of a training step."""
+    monkeypatch.setitem(attention_module.CHUNK_ELEMENTS, "cpu", elements)
+    torch.manual_seed(1)
+    parts = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3, 5), (4, 7, 5), (5,))]
+    query_BTA, keys_BSA, vector_A = parts
+    weights_BTS = torch.randn(4, 3, 7, dtype=torch.float64)
+    expected_BTS = torch.tanh(query_BTA[:, :, None] + keys_BSA[:, None]) @ vector_A
+    found_BTS = additive_scores(query_BTA, keys_BSA, vector_A)
+    torch.testing.assert_close(found_BTS, expected_BTS)
+    expected = torch.autograd.grad((expected_BTS * weights_BTS).sum(), parts)
+    found = torch.autograd.grad((found_BTS * weights_BTS).sum(), parts)
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradcheck(additive_scores, parts)
+
+
+@pytest.mark.parametrize("elements", CHUNKS)
+def test_no_more_than_a_chunk_is_held(monkeypatch, elements):
+    monkeypatch.setitem(attention_module.CHUNK_ELEMENTS, "cpu", elements)
+    query_BTA, keys_BSA = torch.randn(4, 3, 5, requires_grad=True), torch.randn(4, 7, 5, requires_grad=True)
+    vector_A = torch.randn(5, requires_grad=True)
+    with LargestResult() as watch:
+        additive_scores(query_BTA, keys_BSA, vector_A).sum().backward()
+    assert watch.largest <= max(elements, 4 * 7 * 5)  # a chunk, or the keys themselves
+
+
+def test_in_bf16_scores_and_softmax_stay_in_fp32():
+    torch.manual_seed(1)
+    query_BTA, keys_BSA, vector_A = torch.randn(2, 3, 64), torch.randn(2, 7, 64), torch.randn(64)
+    exact_BTS = additive_scores(query_BTA.bfloat16().float(), keys_BSA.bfloat16().float(), vector_A)
+    found_BTS = additive_scores(query_BTA.bfloat16(), keys_BSA.bfloat16(), vector_A)
+    assert found_BTS.dtype == torch.float32
+    torch.testing.assert_close(found_BTS, exact_BTS)
+
+
+def test_no_queries_no_scores():
+    assert additive_scores(torch.randn(2, 0, 5), torch.randn(2, 7, 5), torch.randn(5)).shape == (2, 0, 7)
+
+
+class LargestResult(TorchDispatchMode):
+    """The most elements of any result."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result

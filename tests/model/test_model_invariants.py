@@ -90,7 +90,7 @@ def test_the_beam_is_an_axis_of_the_state_and_no_copy_of_the_memory():
     assert isinstance(memory, Memory)
     assert {tensor.shape[0] for tensor in (memory.states_BSH, memory.mask_BS, *memory.extras.values())} == {4}
     assert isinstance(state, State)
-    assert {tuple(tensor.shape) for tensor in state.tensors.values()} == {(4, 5, 3, 6)}
+    assert {tuple(tensor.shape) for tensor in state.tensors.values()} == {(4, 5, 6)}
 
 
 def test_state_is_passed_and_never_kept():

@@ -38,6 +38,18 @@ def test_weights_start_uniform_and_padding_rows_zero(tie):
     assert values.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("tie", ["none", "all"])
+def test_embeddings_may_start_larger_than_the_weights(tie):
+    """At one small range for all, 256 units took ten times as many updates before attention aligned anything."""
+    torch.manual_seed(1)
+    model = model_of(tie_embeddings=tie, init_range=0.1, embedding_init_range=2.0)
+    for table in (model.source_embedding, model.target_embedding):
+        assert 1.8 < table.weight.abs().max() <= 2.0
+        assert table.weight[PAD_ID].abs().max() == 0
+    assert model.decoder.bottom.weight_ih_l0.abs().max() <= 0.1
+    assert (model.output_layer.weight.abs().max() > 1.8) == (tie == "all")
+
+
 def test_the_attention_keeps_its_own_start():
     model = model_of(init_range=1e-3)
     assert model.decoder.attention.direction.abs().max() > 0.1

@@ -24,7 +24,7 @@ def tiny_gnmt(
     normalise: bool = True,
     dropout: float = 0.0,
     num_bidirectional_layers: int = 1,
-    seed: int = 1,
+    seed: int = 3,
 ) -> Seq2Seq:
     """Every width differs where tying allows it, so that none can stand in for another."""
     torch.manual_seed(seed)
