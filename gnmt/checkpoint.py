@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import subprocess
 import zlib
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
@@ -50,20 +50,6 @@ def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(sealed, buffer)
     write_atomically(path, buffer.getbuffer())
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Writes to a temporary name beside path, flushes to the disk and renames."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from gnmt.types import PRECISIONS, InputError
+from gnmt.types import SEARCH_PRECISIONS, InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """name: fp32, tf32, bf16 or fp16. Weights stay fp32; products run in the named type by autocast."""
+    """name: fp32, tf32, bf16, fp16 or int8.
+
+    In training weights stay fp32 and products run in the named type by autocast. For search
+    gnmt.decoding.engine makes a copy of the model with weights of the named type; int8 exists only there.
+    """
 
     name: str
     device: torch.device
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
-        if self.name in ("fp32", "tf32"):
+        if self.name in ("fp32", "tf32", "int8"):
             return nullcontext()
         dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
@@ -41,13 +48,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """The precision of that name; "auto" takes bf16 where the hardware multiplies in it, else fp32."""
-    if name not in PRECISIONS:
-        raise InputError(f"precision={name} is unknown: choose one of {', '.join(PRECISIONS)}")
+    """The precision of that name; "auto" takes bf16 where the hardware multiplies in it, else fp32.
+
+    int8 becomes fp32, with a warning, where torch or the processor has no fast int8 products.
+    """
+    if name not in SEARCH_PRECISIONS:
+        raise InputError(f"precision={name} is unknown: choose one of {', '.join(SEARCH_PRECISIONS)}")
     if name == "auto":
         name = "bf16" if has_fast_bf16(device) else "fp32"
     if name in ("tf32", "fp16") and device.type != "cuda":
         raise InputError(f"precision={name} needs a CUDA device, this run is on {device}: use precision=bf16 or fp32")
+    if name == "int8" and (missing := what_int8_misses(device)):
+        log.warning("precision=int8 runs as fp32 here: %s", missing)
+        name = "fp32"
     # Set both ways, so that a second run in the same process does not inherit the first one's choice.
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     if device.type == "cuda":
@@ -61,3 +74,17 @@ def has_fast_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def what_int8_misses(device: torch.device) -> str | None:
+    """Why int8 products do not run fast and exact there; None where they do."""
+    if device.type != "cpu":
+        return f"int8 is for CPUs, this run is on {device}; precision=bf16 is the fast one there"
+    engine = torch.backends.quantized.engine
+    if engine not in ("x86", "fbgemm"):
+        return f"torch's quantized engine is {engine}, which has no such products (x86 and fbgemm have)"
+    # Without these instructions the products of 8-bit numbers are added up in 16 bits, and overflow.
+    capabilities = torch.cpu.get_capabilities()
+    if not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")):
+        return "the processor has no VNNI instructions"
+    return None

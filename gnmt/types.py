@@ -6,7 +6,7 @@ Everything here is batch-major; masks are bool and True marks a real token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 """What `precision` may be; gnmt.runtime says what they mean."""
+
+SEARCH_PRECISIONS = (*PRECISIONS, "int8")
+"""The same for translating and scoring, where weights may be quantised."""
 
 
 class InputError(ValueError):
@@ -88,7 +91,8 @@ class Memory(NamedTuple):
     """What attention needs of the source, computed once; `B` rows, never copied for the beam.
 
     states_BSH: encoder outputs. mask_BS: bool, True for a real source token (with EOS).
-    extras: what a decoder prepares once for all its steps, such as projected keys; batch-first.
+    extras: what a decoder prepares once for all its steps, such as projected keys; every tensor is [B, S, ...], so
+    that `trim` and `join` know the source axis.
     """
 
     states_BSH: Tensor
@@ -100,33 +104,84 @@ class Memory(NamedTuple):
         extras = {name: tensor.index_select(0, rows_N) for name, tensor in self.extras.items()}
         return Memory(self.states_BSH.index_select(0, rows_N), self.mask_BS.index_select(0, rows_N), extras)
 
+    def trim(self, width: int) -> Memory:
+        """The first `width` source positions, as views; every row's real tokens must lie within."""
+        extras = {name: tensor[:, :width] for name, tensor in self.extras.items()}
+        return Memory(self.states_BSH[:, :width], self.mask_BS[:, :width], extras)
+
+    @staticmethod
+    def join(memories: Sequence[Memory]) -> Memory:
+        """The sentences of all, one memory's after another's; shorter ones get padding, which the mask leaves out."""
+        return Memory(
+            join_rows([memory.states_BSH for memory in memories]),
+            join_rows([memory.mask_BS for memory in memories]),
+            {name: join_rows([memory.extras[name] for memory in memories]) for name in memories[0].extras},
+        )
+
 
 @dataclass(frozen=True)
 class State:
     """What a decoder remembers between steps: every tensor is [B, K, ...] and each row owns its position.
 
-    One mapping for every architecture, so that `select` and `reorder` serve them all.
+    One mapping for every architecture, so that `select`, `reorder` and `join` serve them all. A state with a time axis
+    carries its rows' lengths itself: sentences in flight differ in length, and `join` pads that axis with zeros.
     """
 
     tensors: Mapping[str, Tensor]
 
     def reorder(self, parents_BK: Tensor) -> State:
         """Each beam entry takes the state of its parent entry, int64 [B, K], within its sentence."""
-        rows_B1 = torch.arange(parents_BK.shape[0], device=parents_BK.device)[:, None]
-        return State({name: tensor[rows_B1, parents_BK] for name, tensor in self.tensors.items()})
+        if not self.tensors:
+            return self
+        taken = take_entries(list(self.tensors.values()), parents_BK)
+        return State(dict(zip(self.tensors, taken, strict=True)))
 
     def select(self, rows_N: Tensor) -> State:
         """The given sentences, in that order."""
         return State({name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()})
 
+    @staticmethod
+    def join(states: Sequence[State]) -> State:
+        """The sentences of all, one state's after another's; axes behind [B, K] are padded to the longest."""
+        names = states[0].tensors
+        return State({name: join_rows([state.tensors[name] for state in states]) for name in names})
+
+
+def join_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """The rows of all, one tensor's after another's; every further axis is padded with zeros (False) to its longest."""
+    shapes = [tensor.shape[1:] for tensor in tensors]
+    if all(shape == shapes[0] for shape in shapes):
+        return torch.cat(tuple(tensors))
+    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *longest)
+    start = 0
+    for tensor in tensors:
+        joined[(slice(start, start + len(tensor)), *(slice(size) for size in tensor.shape[1:]))] = tensor
+        start += len(tensor)
+    return joined
+
+
+def take_entries(tensors: Sequence[Tensor], entries_BN: Tensor) -> list[Tensor]:
+    """The given entries of each sentence's beam, [B, N, ...] of [B, K, ...]; copies whole entries, which is fast."""
+    beam = tensors[0].shape[1]
+    starts_B1 = torch.arange(0, len(entries_BN) * beam, beam, device=entries_BN.device)[:, None]
+    flat_M = (entries_BN + starts_B1).flatten()
+    taken = [tensor.flatten(0, 1).index_select(0, flat_M) for tensor in tensors]
+    return [tensor.view(*entries_BN.shape, *tensor.shape[1:]) for tensor in taken]
+
 
 @dataclass(frozen=True)
 class Translation:
-    """One translation.
+    """One translation of a line.
 
     text: detokenised. score: eq. 14 of Wu et al. 2016. tokens: the pieces' ids, with EOS where finished.
     attention_TS: fp32, one row a target token, one column a source token with EOS; None where not asked for.
-    finished: False where the length limit cut it off.
+    finished: False where the length limit cut it off. log_prob: log P(Y|X), natural logarithm.
+    source_tokens: the ids that were read, with EOS: the columns of attention_TS.
+    part_lengths: of a line that was translated in pieces, how many of the tokens come from each; else empty.
+    alternatives: the other hypotheses of an n-best list, or the other samples, in their order.
+    steps: decoder steps of its search. steps_after_best: those after the best was found, which is what the stopping
+    rule costs.
     """
 
     text: str
@@ -134,6 +189,12 @@ class Translation:
     tokens: tuple[int, ...]
     attention_TS: Tensor | None = None
     finished: bool = True
+    log_prob: float = 0.0
+    source_tokens: tuple[int, ...] = ()
+    part_lengths: tuple[int, ...] = ()
+    alternatives: tuple[Translation, ...] = ()
+    steps: int = 0
+    steps_after_best: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ TensorBoard, or only the files to output=. Decoding other than the recorded one 
 recorded decoding, it gives the BLEU of training.
 
 Main keys:
-  checkpoint         best.pt of a run, or any other of its checkpoints
+  checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
   test_set           a named test set of the training's data, or dev
   source, target     any other pair of files instead
   decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
@@ -21,11 +21,9 @@ Main keys:
 from dataclasses import asdict
 from pathlib import Path
 
-from gnmt.checkpoint import load_model
-from gnmt.config import EvaluateConfig, decoding_node, entry
+from gnmt.config import EvaluateConfig, entry
 from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs, variant_of
-from gnmt.decoding.translator import Translator
-from gnmt.runtime import choose_device
+from gnmt.decoding.loading import load_translator
 from gnmt.types import InputError
 
 
@@ -35,38 +33,37 @@ def main(cfg: EvaluateConfig) -> None:
         raise InputError("source= and target= belong together: give both files, or a test_set=")
     if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
         raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
-    trusted = tuple(cfg.trusted_packages)
-    loaded = load_model(cfg.checkpoint, choose_device(cfg.device), trusted)
-    data = loaded.config["data"]
+    translator, members = load_translator(cfg, replace_unknown="copy" if cfg.replace_unknown == "copy" else "none")
+    contents, config = members[0].contents, members[0].config
     if cfg.source is not None and cfg.target is not None:
         test_set, pairs = file_pairs(cfg.source, cfg.target)
     else:
-        recorded = TrainedData(data, loaded.contents["prepared_folder"], loaded.contents["data_identity"], trusted)
+        trusted = tuple(cfg.trusted_packages)
+        recorded = TrainedData(config["data"], contents["prepared_folder"], contents["data_identity"], trusted)
         test_set, pairs = recorded.named(cfg.test_set, cfg.data_folder)
-    translator = Translator.of(
-        loaded,
-        loaded.contents["precision"] if cfg.precision == "recorded" else cfg.precision,
-        cfg.batch_size or loaded.config["trainer"]["evaluation_batch_size"],
-        **decoding_node(loaded.config["decoding"], cfg.decoding),
-    )
-    further = {"lowercase": True} if cfg.lowercase else {}
+    further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:
         further["tokenize"] = cfg.bleu_tokenize
-    if translator.precision.name != loaded.contents["precision"]:
+    if translator.precision.name != contents["precision"]:
         further["precision"] = translator.precision.name
+    if translator.copies_unknown:
+        further["replace_unknown"] = "copy"
+    if len(members) > 1 and cfg.ensemble != "log_probs":
+        further["ensemble"] = cfg.ensemble
+    checkpoints = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
     evaluation = evaluate(
         translator,
         pairs,
         test_set=test_set,
-        checkpoint=Path(cfg.checkpoint),
-        step=loaded.contents["step"],
-        bleu_tokenize=cfg.bleu_tokenize or data["bleu_tokenize"],
+        checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
+        steps=[member.contents["step"] for member in members],
+        bleu_tokenize=cfg.bleu_tokenize or config["data"]["bleu_tokenize"],
         lowercase=cfg.lowercase,
         num_alignments=cfg.num_alignments,
-        variant=variant_of(translator.options, loaded.config["decoding"], further),
+        variant=variant_of(translator.options, config["decoding"], further),
         output=None if cfg.output is None else Path(cfg.output),
     )
-    print(f"{test_set}, {evaluation.scores.num_sentences} sentences, {cfg.checkpoint}")
+    print(f"{test_set}, {evaluation.scores.num_sentences} sentences, {', '.join(checkpoints)}")
     figures = asdict(evaluation.scores)
     for metric, signature in evaluation.scores.signatures.items():
         print(f"{metric:5} {figures[metric]:6.2f}  {signature}")

@@ -1,33 +1,46 @@
-"""Translate a text file, or standard input, line by line.
+"""Translate text files of any size, or standard input, line by line.
 
   python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de
   echo "The old man reads a book." | python scripts/translate.py checkpoint=runs/demo/best.pt
-  python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de decoding.beam_size=1
+  python scripts/translate.py checkpoint=runs/demo/best.pt 'input=[a.en,b.en.gz]' output_folder=out decoding.beam_size=1
+  python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.jsonl format=jsonl decoding.n_best=3
+  torchrun --nproc-per-node=2 scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de
 
 Line N of the output translates line N of the input; a blank line stays blank. The output file appears when it is
-complete. At a terminal, without input=, each line is answered as it is typed.
+complete. Until then what is done lies in <output>.part, and after any interruption the same command goes on from there;
+with other settings or another input it stops and says what differs. At a terminal, without input=, each line is
+answered as it is typed. Started by torchrun, several processes share the file; the output is that of one.
 
 Main keys:
-  checkpoint         best.pt of a run, or any other of its checkpoints
-  input, output      UTF-8 text files (the input plain or .gz); - is standard input or output
+  checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
+  input, output      UTF-8 text files, plain or .gz; - is standard input or output
+  output_folder      where several inputs go, each under its own name
+  format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true)
+  prefixes           a file that says how each translation begins
+  resume             auto goes on with <output>.part; never begins anew
   decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
   device, precision  auto takes CUDA and bf16 where the hardware has them
 """
 
-from gnmt.checkpoint import load_model
-from gnmt.config import TranslateConfig, decoding_node, entry
-from gnmt.decoding.translate_file import check_places, translate_file
-from gnmt.decoding.translator import Translator
-from gnmt.runtime import choose_device
+from gnmt.config import TranslateConfig, entry, resolve
+from gnmt.decoding.files import MadeFrom, OutputFormat, plan_jobs, translate_files
+from gnmt.decoding.loading import load_translator
+from gnmt.distributed import current_ranks
 
 
 @entry("translate")
 def main(cfg: TranslateConfig) -> None:
-    check_places(cfg.input, cfg.output)
-    loaded = load_model(cfg.checkpoint, choose_device(cfg.device), tuple(cfg.trusted_packages))
-    decoding = decoding_node(loaded.config["decoding"], cfg.decoding)
-    translator = Translator.of(loaded, cfg.precision, cfg.batch_size, **decoding)
-    translate_file(translator, cfg.input, cfg.output)
+    values = resolve(cfg)  # plain lists and dictionaries
+    jobs = plan_jobs(values["input"], cfg.output, cfg.output_folder, cfg.prefixes)
+    checkpoints = [values["checkpoint"]] if isinstance(values["checkpoint"], str) else values["checkpoint"]
+    options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
+    ranks = current_ranks()
+    translator, _ = load_translator(
+        cfg, ranks.device_name(cfg.device), replace_unknown="copy" if cfg.replace_unknown == "copy" else "none"
+    )
+    made_from = MadeFrom(checkpoints, options)
+    output_format = OutputFormat(cfg.format, cfg.alignments)
+    translate_files(translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
 
 
 if __name__ == "__main__":

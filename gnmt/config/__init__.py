@@ -8,12 +8,22 @@ from gnmt.config.check import check_component
 from gnmt.config.entry import entry
 from gnmt.config.logs import configure_logging
 from gnmt.config.runs import changed_settings, current_run_folder, run_folder
-from gnmt.config.schemas import EvaluateConfig, InspectConfig, PrepareConfig, TrainConfig, TranslateConfig
+from gnmt.config.schemas import (
+    BenchmarkConfig,
+    EvaluateConfig,
+    InspectConfig,
+    PrepareConfig,
+    ScoreConfig,
+    TrainConfig,
+    TranslateConfig,
+)
 
 __all__ = [
+    "BenchmarkConfig",
     "EvaluateConfig",
     "InspectConfig",
     "PrepareConfig",
+    "ScoreConfig",
     "TrainConfig",
     "TranslateConfig",
     "build",

@@ -54,7 +54,8 @@ def check_config(cfg: Any) -> None:
 def check_root_component(value: Any, field: dataclasses.Field[Any], trusted: list[str]) -> list[str]:
     """A component node at the root, or single options that replace recorded ones."""
     kind = field.metadata["component"]
-    if field.metadata["partial"] and isinstance(value, Mapping) and "_target_" not in value:
+    some = field.metadata["partial"] and isinstance(value, Mapping) and "_target_" not in value
+    if some:
         value = {"_target_": kind, **{name: item for name, item in value.items() if item is not None}}
     return check_component(
         value,
@@ -62,6 +63,7 @@ def check_root_component(value: Any, field: dataclasses.Field[Any], trusted: lis
         trusted_packages=trusted,
         supplied=field.metadata["supplied"],
         expected=(expected_class(kind),),
+        whole=not some,
     )
 
 
@@ -73,6 +75,8 @@ def expected_class(kind: str) -> type:
 def check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
     """A plain value at the root; its type was checked while composing."""
     found = f"{field.name}: found {shown(value)}"
+    if "paths" in field.metadata and not is_paths(value):
+        return [f"{found}, allowed is a path or a list of paths, [a,b]"]
     if "choices" in field.metadata and value not in field.metadata["choices"]:
         choices = field.metadata["choices"]
         return [f"{found}, allowed is one of {', '.join(choices)}{nearest(str(value), choices)}"]
@@ -81,6 +85,13 @@ def check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
     if "pattern" in field.metadata and not re.fullmatch(field.metadata["pattern"], value):
         return [f"{found}, allowed is {field.metadata['allowed']}"]
     return []
+
+
+def is_paths(value: Any) -> bool:
+    """Whether a value is a path, or a list of at least one."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(path, str) for path in value)
+    )
 
 
 def build(node: Any, **supplied: Any) -> Any:

@@ -27,13 +27,15 @@ def check_component(
     trusted_packages: Collection[str] = (),
     supplied: Collection[str] = (),
     expected: tuple[type, ...] = (object,),
+    whole: bool = True,
 ) -> list[str]:
     """All that is wrong with a node and the nodes inside it, each as "key: what was found, what is allowed".
 
     node: plain and resolved; text in it stays text, even "${...}". path: the node's key, for the messages.
     trusted_packages: packages besides gnmt and torch.optim whose classes may be built. supplied: keywords
     that the program gives at run time, which the node must not hold. expected: classes, one of which the
-    target must derive from.
+    target must derive from. whole: False for a node of some options that will replace recorded ones, of which only
+    the whole can tell whether they go together.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         return [f"{path}: found {shown(node)}, allowed is a component: `_target_` and the keywords of that class"]
@@ -53,7 +55,7 @@ def check_component(
     for name, value in node.items():
         if name != "_target_" and name not in supplied:
             errors += check_value(value, hints.get(name, Any), f"{path}.{name}", check_inner_node)
-    if not errors and not supplied and dataclasses.is_dataclass(component):
+    if not errors and not supplied and whole and dataclasses.is_dataclass(component):
         errors += try_options(node, path)
     return errors
 

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from gnmt.types import PRECISIONS, Range
+from gnmt.types import PRECISIONS, SEARCH_PRECISIONS, Range
 
 
 def choice(*choices: str) -> dict[str, Any]:
@@ -33,6 +33,9 @@ DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cud
 SEED = {"range": Range(0)}
 AT_LEAST_ZERO = {"range": Range(0)}
 AT_LEAST_ONE = {"range": Range(1)}
+PATHS = {"paths": True}
+ENSEMBLE = choice("log_probs", "probabilities")
+MAX_SOURCE_TOKENS = {"range": Range(2)}
 CORPUS = component("gnmt.data.sources.Corpus")
 TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
 SEARCH = "gnmt.decoding.options.SearchOptions"
@@ -80,7 +83,8 @@ class PrepareConfig:
 class EvaluateConfig:
     """scripts/evaluate.py"""
 
-    checkpoint: str = MISSING
+    checkpoint: Any = field(default=MISSING, metadata=PATHS)
+    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
     test_set: str | None = MISSING
     source: str | None = MISSING
     target: str | None = MISSING
@@ -89,9 +93,11 @@ class EvaluateConfig:
     bleu_tokenize: str | None = MISSING
     lowercase: bool = MISSING
     num_alignments: int = field(default=MISSING, metadata=AT_LEAST_ZERO)
+    replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
+    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
     device: str = field(default=MISSING, metadata=DEVICE)
-    precision: str = field(default=MISSING, metadata=choice("recorded", *PRECISIONS))
+    precision: str = field(default=MISSING, metadata=choice("recorded", *SEARCH_PRECISIONS))
     trusted_packages: list[str] = MISSING
     decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
 
@@ -100,12 +106,39 @@ class EvaluateConfig:
 class TranslateConfig:
     """scripts/translate.py"""
 
-    checkpoint: str = MISSING
-    input: str = MISSING
+    checkpoint: Any = field(default=MISSING, metadata=PATHS)
+    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
+    input: Any = field(default=MISSING, metadata=PATHS)
     output: str = MISSING
+    output_folder: str | None = MISSING
+    prefixes: str | None = MISSING
+    format: str = field(default=MISSING, metadata=choice("text", "tsv", "jsonl"))
+    alignments: bool = MISSING
+    replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
+    resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
     device: str = field(default=MISSING, metadata=DEVICE)
-    precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
+    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
+    trusted_packages: list[str] = MISSING
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
+
+
+@dataclass
+class ScoreConfig:
+    """scripts/score.py"""
+
+    checkpoint: Any = field(default=MISSING, metadata=PATHS)
+    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
+    source: str | None = MISSING
+    target: str | None = MISSING
+    input: str | None = MISSING
+    output: str = MISSING
+    format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
     trusted_packages: list[str] = MISSING
     decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
 
@@ -119,12 +152,36 @@ class InspectConfig:
     trusted_packages: list[str] = MISSING
 
 
+@dataclass
+class BenchmarkConfig:
+    """scripts/benchmark.py"""
+
+    task: str = field(default=MISSING, metadata=choice("decoding"))
+    sizes: list[str] = MISSING
+    checkpoint: str | None = MISSING
+    lengths: list[str] = MISSING
+    beams: list[int] = MISSING
+    batch_sizes: list[int] = MISSING
+    precisions: list[str] = MISSING
+    repetitions: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    num_batches: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
+    memory: bool = MISSING
+    profile: bool = MISSING
+    output: str | None = MISSING
+    seed: int = field(default=MISSING, metadata=SEED)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    trusted_packages: list[str] = MISSING
+
+
 SCHEMAS = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
     "translate": TranslateConfig,
+    "score": ScoreConfig,
     "inspect": InspectConfig,
+    "benchmark": BenchmarkConfig,
 }
 
 for _name, _schema in SCHEMAS.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+from gnmt.files import write_atomically
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,11 @@ def download(url: str, path: Path, sha256: str) -> None:
         return
     log.info("downloading %s", url)
     data = _fetch(url, sha256)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_atomically(path, data)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fetch(url: str, sha256: str) -> bytes:

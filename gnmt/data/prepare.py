@@ -185,7 +185,9 @@ def _build(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
     versions = {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
     identity = hashlib.sha256(f"{store.digest} {dev_digest} {tokenizers.digest}".encode()).hexdigest()
-    write_manifest(folder, {**wanted, "counts": counts, "versions": versions, "identity": identity})
+    unused = store.unused_target_ids(tokenizers.target.vocabulary_size)
+    found = {"counts": counts, "versions": versions, "identity": identity, "unused_target_ids": unused}
+    write_manifest(folder, {**wanted, **found})
 
 
 def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:

@@ -46,6 +46,11 @@ class Prepared:
     def identity(self) -> str:
         return str(self.manifest["identity"])
 
+    @property
+    def unused_target_ids(self) -> list[int]:
+        """Ids that no training target holds; none are known of a folder that was prepared before they were counted."""
+        return list(self.manifest.get("unused_target_ids", []))
+
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest; None where the folder does not exist or is empty.

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnmt.types import InputError
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
 
 SIDES = ("source", "target")
+_BLOCK_IDS = 1 << 20  # ids that are looked at together
 _META = "store.json"
 
 
@@ -141,6 +142,15 @@ class Store:
 
     def target_text(self, pair: int) -> str:
         return self._line("target", pair)
+
+    def unused_target_ids(self, vocabulary_size: int) -> list[int]:
+        """The ids below that size, special ones left out, that no target holds; reads all of the targets."""
+        used_V = np.zeros(vocabulary_size, dtype=bool)
+        used_V[[PAD_ID, UNK_ID, BOS_ID, EOS_ID]] = True
+        ids = self._ids["target"]
+        for start in range(0, len(ids), _BLOCK_IDS):
+            used_V[ids[start : start + _BLOCK_IDS]] = True
+        return [int(id) for id in np.flatnonzero(~used_V)]
 
     def _slice(self, side: str, pair: int) -> NDArray[np.integer[Any]]:
         offsets = self._offsets[side]

@@ -23,7 +23,7 @@ MAX_TRAINING_LINE_BYTES = 4192
 _NUM_TRAINING_THREADS = 4
 _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
 # Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
-_LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
+LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
 # SentencePiece's random generator is seeded for the whole process, so seeding and drawing go together.
 _sampling_lock = threading.Lock()
 
@@ -131,7 +131,17 @@ class Tokenizer:
         skipped = (PAD_ID, BOS_ID, EOS_ID)
         kept = [int(piece) for piece in ids if 0 <= piece < self.vocabulary_size and piece not in skipped]
         text: str = self._processor.decode(kept)
-        return text.translate(_LINE_BREAKS)
+        return text.translate(LINE_BREAKS)
+
+    def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
+        """The text as it was read (half surrogates made whole), `encode` of it, and each piece's [begin, end) in it."""
+        found = self._processor.encode(_encodable(text), return_type="offset_mapping")
+        return _encodable(text), found["ids"], found["offsets"]
+
+    def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """`decode` of pieces alone (no PAD, BOS or EOS), and the characters of the text that each became."""
+        found = self._processor.decode(list(ids), return_type="offset_mapping")
+        return found["text"].translate(LINE_BREAKS), found["offsets"]
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -205,7 +215,8 @@ class Tokenizers(NamedTuple):
 
     def to_checkpoint(self) -> dict[str, Any]:
         """{"source", "target": {kind, files: {name: uint8 tensor}, framing: {bos, eos}}}, fit for weights_only."""
-        models = {side: _as_tensor(tokenizer.to_bytes()) for side, tokenizer in self._asdict().items()}
+        contents = {side: bytearray(tokenizer.to_bytes()) for side, tokenizer in self._asdict().items()}
+        models = {side: torch.frombuffer(data, dtype=torch.uint8) for side, data in contents.items()}
         if self.source.to_bytes() == self.target.to_bytes():
             models["target"] = models["source"]  # one storage, saved once
         return {
@@ -236,10 +247,6 @@ class Tokenizers(NamedTuple):
         """Equal models become one object."""
         tokenizer = Tokenizer(source)
         return cls(tokenizer, tokenizer if source == target else Tokenizer(target))
-
-
-def _as_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def train_tokenizers(source: Sequence[str], target: Sequence[str], options: TokenizerOptions) -> Tokenizers:

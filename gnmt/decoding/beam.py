@@ -6,19 +6,22 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import score
+from gnmt.decoding.scoring import length_penalty, score
+from gnmt.decoding.topk import best_candidates
+from gnmt.types import join_rows, take_entries
 
 
 class Hypotheses(NamedTuple):
     """Everything that hypotheses own but the decoder's state; every tensor is [B, K, ...].
 
-    tokens_BKT starts with BOS, so T is |Y| + 1 for active hypotheses; finished ones are padded behind EOS.
-    log_prob_BK is -inf for an empty or dropped entry, which can never come back. coverage_BKS stays 0 for a model
-    without attention. attention_BKTS has T = |Y|, and no columns where nobody asked for it.
+    tokens_BKT: BOS and the tokens, behind which lies anything; T is one more than the longest limit in flight.
+    length_BK: |Y|. log_prob_BK is -inf for an empty, ended or dropped entry, which can never come back.
+    score_BK: equation 14 for results, -inf for active hypotheses. coverage_BKS: attention so far, summed over the
+    tokens; no columns where the coverage penalty is off. slots_BKT: for each token, the entry of the beam that
+    was asked for it (attention is kept by entry, not moved with hypotheses); no columns where nobody asked for it.
     """
 
     tokens_BKT: Tensor
@@ -26,81 +29,127 @@ class Hypotheses(NamedTuple):
     log_prob_BK: Tensor
     score_BK: Tensor
     coverage_BKS: Tensor
-    attention_BKTS: Tensor
+    slots_BKT: Tensor
 
     def take(self, entries_BN: Tensor) -> Hypotheses:
         """The given entries of each sentence's beam: the only place where hypotheses change their places."""
-        rows_B1 = torch.arange(entries_BN.shape[0], device=entries_BN.device)[:, None]
-        return Hypotheses(*(tensor[rows_B1, entries_BN] for tensor in self))
+        return Hypotheses(*take_entries(self, entries_BN))
 
     def select(self, rows_N: Tensor) -> Hypotheses:
         """The given sentences."""
         return Hypotheses(*(tensor.index_select(0, rows_N) for tensor in self))
 
+    def trim(self, target_width: int, source_width: int) -> Hypotheses:
+        """Views of so many columns of T and of S; what is cut off was padding."""
+        return self._replace(
+            tokens_BKT=self.tokens_BKT[:, :, :target_width],
+            coverage_BKS=self.coverage_BKS[:, :, :source_width],
+            slots_BKT=self.slots_BKT[:, :, :target_width],
+        )
 
-def best_candidates(total_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and their columns, the largest first, ties by column.
+    @staticmethod
+    def join(some: Hypotheses, others: Hypotheses) -> Hypotheses:
+        """The sentences of both; T and S become the wider one's."""
+        return Hypotheses(*(join_rows(pair) for pair in zip(some, others, strict=True)))
 
-    `topk` alone may keep and order equal values as it likes. Rows with a tie across the border (frequent in bf16)
-    are chosen anew by a key that tells equal values apart. Which of several -inf come along does not matter.
+
+class Candidates(NamedTuple):
+    """What hypotheses may become, the best first: a hypothesis, its next token, and the sum that they make."""
+
+    log_prob_BN: Tensor
+    parents_BN: Tensor
+    tokens_BN: Tensor
+
+    def take(self, columns_BM: Tensor) -> Candidates:
+        return Candidates(*(tensor.gather(1, columns_BM) for tensor in self))
+
+
+def beam_candidates(log_probs_BKV: Tensor, log_prob_BK: Tensor, pruning: float | None) -> Candidates:
+    """The best 2K of each sentence, ties to the better parent and then to the lower token; for K = 1 the best alone.
+
+    No hypothesis can give more than 2K of them, so each one's best 2K tokens are found first, in log_probs_BKV as it
+    lies, and only those are added up.
     """
-    values_BC, columns_BC = total_BN.topk(count, dim=1)
-    border_B1 = values_BC[:, -1:]
-    tied_B = ((total_BN >= border_B1).sum(1) > count) & (border_B1[:, 0] > -math.inf)
-    rows = tied_B.nonzero().squeeze(1)
-    if len(rows):
-        width = total_BN.shape[1]
-        tied, border = total_BN[rows], border_B1[rows]
-        place = width - torch.arange(width, device=total_BN.device)  # 1 or more, falling
-        key = torch.where(tied > border, width + 1, torch.where(tied == border, place, 0))
-        columns_BC[rows] = key.topk(count, dim=1).indices
-    columns_BC = columns_BC.sort(dim=1).values
-    values_BC, order_BC = total_BN.gather(1, columns_BC).sort(dim=1, descending=True, stable=True)
-    return values_BC, columns_BC.gather(1, order_BC)
+    beam, vocabulary_size = log_probs_BKV.shape[1:]
+    num_candidates = 2 * beam if beam > 1 else 1  # one beam entry ends with its first EOS, so no second is needed
+    of_each = min(num_candidates, vocabulary_size)
+    best_MC, tokens_MC = best_candidates(log_probs_BKV.flatten(0, 1), of_each)
+    best_BKC, tokens_BKC = best_MC.view(-1, beam, of_each), tokens_MC.view(-1, beam, of_each)
+    if pruning is not None:
+        best_BKC = best_BKC.masked_fill(best_BKC < best_BKC[:, :, :1] - pruning, -math.inf)
+    total_BM = (log_prob_BK[:, :, None] + best_BKC).flatten(1)
+    log_prob_BN, columns_BN = best_candidates(total_BM, num_candidates)
+    return Candidates(log_prob_BN, columns_BN // of_each, tokens_BKC.flatten(1).gather(1, columns_BN))
 
 
-def grow(
-    active: Hypotheses,
-    parents_BN: Tensor,
-    tokens_BN: Tensor,
-    log_prob_BN: Tensor,
-    attention_BKS: Tensor | None,
-    mask_BS: Tensor,
-    options: SearchOptions,
-) -> Hypotheses:
-    """The candidates as hypotheses: each its parent's with one more token and that step's attention, and scored."""
+def follow(
+    candidates: Candidates, forced_B: Tensor, active: Hypotheses, token_B1: Tensor, token_log_prob_BK: Tensor
+) -> Candidates:
+    """The candidates, but where forced_B every hypothesis goes on with the one token that its prefix says."""
+    beam, num_candidates = active.log_prob_BK.shape[1], candidates.tokens_BN.shape[1]
+    followed_BN = torch.full_like(candidates.log_prob_BN, -math.inf)
+    followed_BN[:, :beam] = active.log_prob_BK + token_log_prob_BK
+    entries_N = torch.arange(num_candidates, device=token_B1.device).clamp(max=beam - 1)
+    forced_B1 = forced_B[:, None]
+    return Candidates(
+        torch.where(forced_B1, followed_BN, candidates.log_prob_BN),
+        torch.where(forced_B1, entries_N, candidates.parents_BN),
+        torch.where(forced_B1, token_B1, candidates.tokens_BN),
+    )
+
+
+def grow(active: Hypotheses, chosen: Candidates, length_B: Tensor, attention_BKS: Tensor | None) -> Hypotheses:
+    """The chosen candidates as hypotheses: each its parent's with one more token and that step's attention.
+
+    length_B: their |Y|, token included. They are not scored.
+    """
+    parents_BN = chosen.parents_BN
     grown = active.take(parents_BN)
-    length_BN = grown.length_BK + 1
-    coverage_BNS: Tensor | None = None
-    if attention_BKS is not None:
-        rows_B1 = torch.arange(parents_BN.shape[0], device=parents_BN.device)[:, None]
-        attention_BNS = attention_BKS.float()[rows_B1, parents_BN]
-        coverage_BNS = grown.coverage_BKS + attention_BNS
-        grown = grown._replace(coverage_BKS=coverage_BNS)
-        if grown.attention_BKTS.shape[3]:  # somebody asked for it
-            history_BNTS = torch.cat([grown.attention_BKTS, attention_BNS[:, :, None]], 2)
-            grown = grown._replace(attention_BKTS=history_BNTS)
-    return grown._replace(
-        tokens_BKT=torch.cat([grown.tokens_BKT, tokens_BN[:, :, None]], 2),
-        length_BK=length_BN,
-        log_prob_BK=log_prob_BN,
-        score_BK=score(log_prob_BN, length_BN, coverage_BNS, mask_BS[:, None], options),
+    length_BN = length_B[:, None].expand_as(parents_BN)
+    grown.tokens_BKT.scatter_(2, length_BN[:, :, None], chosen.tokens_BN[:, :, None])
+    if grown.slots_BKT.shape[2]:
+        grown.slots_BKT.scatter_(2, length_BN[:, :, None], parents_BN[:, :, None])
+    coverage_BNS = grown.coverage_BKS
+    if attention_BKS is not None and coverage_BNS.shape[2]:
+        [step_BNS] = take_entries([attention_BKS], parents_BN)
+        coverage_BNS = coverage_BNS + step_BNS.float()
+    return grown._replace(length_BK=length_BN, log_prob_BK=chosen.log_prob_BN, coverage_BKS=coverage_BNS)
+
+
+def scored(
+    hypotheses: Hypotheses, counts_BK: Tensor, mask_BS: Tensor, has_attention: bool, options: SearchOptions
+) -> Hypotheses:
+    """The hypotheses with their scores where counts_BK, emptied elsewhere."""
+    coverage_BKS = hypotheses.coverage_BKS if has_attention else None
+    score_BK = score(hypotheses.log_prob_BK, hypotheses.length_BK, coverage_BKS, mask_BS[:, None], options)
+    return hypotheses._replace(
+        log_prob_BK=hypotheses.log_prob_BK.masked_fill(~counts_BK, -math.inf),
+        score_BK=score_BK.masked_fill(~counts_BK, -math.inf),
     )
 
 
-def merge(finished: Hypotheses, candidates: Hypotheses, finishing_BK: Tensor) -> Hypotheses:
-    """The best K of the finished set and of the candidates that finish now; ties to those that finished earlier."""
-    beam = finishing_BK.shape[1]
-    candidates = candidates._replace(
-        log_prob_BK=candidates.log_prob_BK.masked_fill(~finishing_BK, -math.inf),
-        score_BK=candidates.score_BK.masked_fill(~finishing_BK, -math.inf),
-    )
-    growth = candidates.tokens_BKT.shape[2] - finished.tokens_BKT.shape[2]
-    steps = candidates.attention_BKTS.shape[2] - finished.attention_BKTS.shape[2]
-    finished = finished._replace(
-        tokens_BKT=F.pad(finished.tokens_BKT, (0, growth)),
-        attention_BKTS=F.pad(finished.attention_BKTS, (0, 0, 0, steps)),
-    )
-    both = Hypotheses(*(torch.cat(pair, 1) for pair in zip(finished, candidates, strict=True)))
+def keep_best(results: Hypotheses, new: Hypotheses) -> Hypotheses:
+    """The best K of both, best first; ties to those that came earlier. Emptied entries count for nothing."""
+    both = Hypotheses(*(torch.cat(pair, 1) for pair in zip(results, new, strict=True)))
     order = both.score_BK.sort(dim=1, descending=True, stable=True).indices
-    return both.take(order[:, :beam])
+    return both.take(order[:, : results.score_BK.shape[1]])
+
+
+def keep_each(results: Hypotheses, new: Hypotheses) -> Hypotheses:
+    """Each of the new ones in its own place: samples do not compete."""
+    arrived_BK = new.log_prob_BK > -math.inf
+    return Hypotheses(
+        *(
+            torch.where(arrived_BK.view(*arrived_BK.shape, *[1] * (old.dim() - 2)), now, old)
+            for old, now in zip(results, new, strict=True)
+        )
+    )
+
+
+def drop_hopeless(active: Hypotheses, finished: Hypotheses, options: SearchOptions, pruning: float) -> Hypotheses:
+    """Active hypotheses far below the best finished one get log P = -inf; both sides without coverage."""
+    alpha, constant = options.length_penalty_alpha, options.length_penalty_constant
+    best_B1 = finished.log_prob_BK[:, :1] / length_penalty(finished.length_BK[:, :1], alpha, constant)
+    normalised_BK = active.log_prob_BK / length_penalty(active.length_BK, alpha, constant)
+    hopeless_BK = normalised_BK < best_B1 - pruning
+    return active._replace(log_prob_BK=active.log_prob_BK.masked_fill(hopeless_BK, -math.inf))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gnmt.checkpoint import write_atomically
 from gnmt.config import build, check_component
 from gnmt.data.corpus import ParallelFiles
 from gnmt.data.prepared import read_prepared
 from gnmt.data.sources import Corpus
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translator import Translator
+from gnmt.decoding.translator import Translator, search_options_of
 from gnmt.evaluation.metrics import Scores, check_tokenizer, score_translations
+from gnmt.files import write_atomically
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.types import InputError, Translation
@@ -98,8 +98,8 @@ def evaluate(
     pairs: Pairs,
     *,
     test_set: str,
-    checkpoint: Path,
-    step: int,
+    checkpoints: Sequence[Path],
+    steps: Sequence[int],
     bleu_tokenize: str,
     lowercase: bool = False,
     num_alignments: int = 0,
@@ -108,41 +108,51 @@ def evaluate(
 ) -> Evaluation:
     """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
 
-    num_alignments: pictures of the attention to draw, of the first sentences. variant: what tells this evaluation from
-    the plain one, for the names of files and tags. output: the folder to write to; None for `translations/` of the
-    checkpoint's run, whose TensorBoard then gets the figures as well.
+    Of n-best lists and several samples the first counts. checkpoints, steps: what the translator was made of, and the
+    updates of each. num_alignments: pictures of the attention to draw, of the first sentences. variant: what tells
+    this evaluation from the plain one, for the names of files and tags. output: the folder to write to; None for
+    `translations/` of the checkpoint's run, whose TensorBoard then gets the figures as well (InputError for an
+    ensemble, which has no run).
     """
     check_tokenizer(bleu_tokenize)
+    if output is None and len(checkpoints) > 1:
+        raise InputError("an ensemble belongs to no single run: say with output=FOLDER where its figures go")
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     translations = translator.translate(sources, progress=True)
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
-    run = run_folder_of(checkpoint)
+    run = run_folder_of(checkpoints[0])
     folder = output or run / "translations"
-    name = f"{test_set}.{checkpoint.stem}{variant}"
+    name = f"{test_set}.{'+'.join(checkpoint.stem for checkpoint in checkpoints)}{variant}"
     evaluation = Evaluation(scores, test_set, folder / f"{name}.json", folder / f"{name}.txt")
-    write(evaluation, translator, translations, checkpoint, step)
+    write(evaluation, translator, translations, checkpoints, steps)
     draw_alignments(translator, sources[:num_alignments], folder, name)
     if output is None and (run / "config.json").is_file():
         with Reporter(run) as reporter:
             for metric in ("bleu", "chrf", "ter"):
-                reporter.scalar(f"evaluation/{test_set}{variant}/{metric}", getattr(scores, metric), step)
+                reporter.scalar(f"evaluation/{test_set}{variant}/{metric}", getattr(scores, metric), steps[0])
     return evaluation
 
 
 def write(
-    evaluation: Evaluation, translator: Translator, translations: list[Translation], checkpoint: Path, step: int
+    evaluation: Evaluation,
+    translator: Translator,
+    translations: Sequence[Translation],
+    checkpoints: Sequence[Path],
+    steps: Sequence[int],
 ) -> None:
     """The figures as JSON with all that they depend on, and the translations line by line."""
     figures = {
         "test_set": evaluation.test_set,
         **asdict(evaluation.scores),
-        "checkpoint": str(checkpoint),
-        "step": step,
+        "checkpoint": one_or_all([str(checkpoint) for checkpoint in checkpoints]),
+        "step": one_or_all(steps),
         "precision": translator.precision.name,
         "batch_size": translator.batch_size,
         "decoding": asdict(translator.options),
         "unfinished": sum(not translation.finished for translation in translations),
+        "search_steps": sum(translation.steps for translation in translations),
+        "search_steps_after_best": sum(translation.steps_after_best for translation in translations),
     }
     try:
         evaluation.scores_file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,16 +163,25 @@ def write(
         raise InputError(f"{evaluation.scores_file.parent}: cannot be written: {error.strerror}") from error
 
 
+def one_or_all(values: Sequence[Any]) -> Any:
+    """The value of a single checkpoint, or the list of an ensemble's."""
+    return values[0] if len(values) == 1 else list(values)
+
+
 def variant_of(options: SearchOptions, recorded: Mapping[str, Any], further: Mapping[str, object]) -> str:
-    """`.beam_size-1.lowercase-true`: the search options that differ from the recorded ones, and what else is given."""
-    differing = {key: value for key, value in asdict(options).items() if recorded.get(key) != value}
+    """`.beam_size-1.lowercase-true`: the search options that differ from the recorded ones, and what else is given.
+
+    recorded: the node of a checkpoint, in which options that are younger than it are missing and mean their defaults.
+    """
+    before = asdict(search_options_of(recorded, {}))
+    differing = {key: value for key, value in asdict(options).items() if before[key] != value}
     return "".join(f".{key}-{str(value).lower()}" for key, value in {**differing, **further}.items())
 
 
 def draw_alignments(translator: Translator, sources: list[str], folder: Path, name: str) -> None:
     """<name>.alignment-1.png and so on, one for each source that has an alignment."""
     for number, translation in enumerate(translator.translate(sources, attention=True), start=1):
-        figure = draw_alignment(translator.tokenizers, sources[number - 1], translation)
+        figure = draw_alignment(translator.tokenizers, translation)
         if figure is not None:
             save(figure, folder / f"{name}.alignment-{number}.png")
 

@@ -10,30 +10,20 @@ The same functions score finished hypotheses, those that the length limit cut of
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gnmt.decoding.options import SearchOptions
-from gnmt.types import Batch, InputError, Memory, Tokens
+from gnmt.types import Batch, InputError, Tokens
+
+if TYPE_CHECKING:
+    from gnmt.decoding.search import SearchModel
 
 # A source token that received less attention than this counts as having received this much, so that
 # the penalty of one token is at most beta * 13.8 and never infinite.
 COVERAGE_FLOOR = 1e-6
-
-# Target positions whose logits are held at once in forced scoring, per sentence.
-_CHUNK_TOKENS = 32
-
-
-class ForcedModel(Protocol):
-    """What forced scoring needs of a model (gnmt.model.seq2seq.Seq2Seq has it)."""
-
-    def encode(self, source: Tokens) -> Memory: ...
-
-    def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]: ...
-
-    def output(self, hidden: Tensor) -> Tensor: ...
 
 
 class ForcedScores(NamedTuple):
@@ -83,30 +73,28 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
 
 
 @torch.inference_mode()
-def forced_scores(model: ForcedModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForcedScores:
-    """The scores of given token ids, by teacher forcing.
+def forced_scores(model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForcedScores:
+    """The scores of given token ids: the steps of search, with every token known beforehand.
 
-    source: pieces and EOS. target: BOS, pieces and, where the translation is finished, EOS (the framing of
-    gnmt.types.Batch). The model must be in evaluation mode. Logits are made for a few positions at a time.
+    So an ensemble, or a model whose weights are rounded for search, is scored as it searches. source: pieces and EOS.
+    target: BOS, pieces and, where the translation is finished, EOS (the framing of gnmt.types.Batch). The model must
+    be in evaluation mode.
     """
     batch = Batch(source, target, torch.arange(len(source.lengths_B)))
-    labels = batch.labels
+    inputs_BT, labels = batch.target_input.ids_BT, batch.labels
     memory = model.encode(source)
-    hidden_BTH, attention_BTS = model.decode(batch.target_input, memory, attention=options.coverage_beta != 0)
-
-    chunks = zip(torch.split(hidden_BTH, _CHUNK_TOKENS, 1), torch.split(labels.ids_BT, _CHUNK_TOKENS, 1), strict=True)
-    token_log_probs_BT = torch.cat([_label_log_probs(model.output(hidden), ids) for hidden, ids in chunks], 1)
-    token_log_probs_BT = token_log_probs_BT.masked_fill(~labels.mask_BT, 0.0)
-
+    state = model.start(memory, 1)
+    coverage_BS: Tensor | None = None
+    token_log_probs = []
+    for step in range(labels.ids_BT.shape[1]):
+        real_B1 = labels.mask_BT[:, step, None]
+        log_probs_B1V, attention_B1S, state = model.step(inputs_BT[:, step : step + 1], state, memory)
+        label_B11 = labels.ids_BT[:, step, None, None]
+        token_log_probs.append(log_probs_B1V.float().gather(2, label_B11)[:, :, 0].masked_fill(~real_B1, 0.0))
+        if attention_B1S is not None:
+            attention_BS = attention_B1S[:, 0].float().masked_fill(~real_B1, 0.0)
+            coverage_BS = attention_BS if coverage_BS is None else coverage_BS + attention_BS
+    token_log_probs_BT = torch.cat(token_log_probs, 1)
     log_prob_B = token_log_probs_BT.sum(1)
-    coverage_BS = None
-    if attention_BTS is not None:
-        coverage_BS = attention_BTS.float().masked_fill(~labels.mask_BT[:, :, None], 0.0).sum(1)
     score_B = score(log_prob_B, labels.lengths_B, coverage_BS, memory.mask_BS, options)
     return ForcedScores(log_prob_B, score_B, token_log_probs_BT)
-
-
-def _label_log_probs(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Log-probability of each label, fp32 [B, T]."""
-    log_probs_BTV = logits_BTV.float().log_softmax(-1)
-    return log_probs_BTV.gather(-1, labels_BT[:, :, None]).squeeze(-1)

@@ -1,45 +1,45 @@
-"""Beam search (section 7 of Wu et al. 2016), tensorised over sentences and hypotheses.
+"""Beam search (section 7 of Wu et al. 2016) and sampling, tensorised over sentences and hypotheses.
 
 One step asks the model for the log-probabilities of the next token of every hypothesis and takes the best
 2K candidates of each sentence. That is enough: a hypothesis has one EOS candidate, so at most K of the 2K end,
 and the K best others are always among them. From these
 
-- a candidate that ends with EOS and is among the best K finishes, and goes to the sentence's finished set;
+- a candidate that ends with EOS and is among the best K finishes, and goes to the sentence's results;
 - the K best candidates that do not end stay active, so finished hypotheses never narrow the beam.
 
 Active hypotheses of a sentence all have the same length and compete by log P; finished ones compete by
 equation 14 (gnmt/decoding/scoring.py). Ties go to the better parent hypothesis, then to the lower token id, so the
-result is a function of the input alone. A sentence that is done leaves the batch; nothing that belongs to one
-sentence (its limit, its finished set, its stopping) looks at another.
+result is a function of the input alone.
+
+Batching is continuous: a sentence that is done leaves, and waiting ones enter in groups, so the model always has a
+full batch whatever the lengths of the outputs. Nothing that belongs to one sentence (its limit, its results, its
+stopping, its random numbers) looks at another.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from gnmt.decoding.beam import Hypotheses, best_candidates, grow, merge
+from gnmt.decoding.flight import Flight, SearchModel, Sentences, advance
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import length_penalty
-from gnmt.types import BOS_ID, EOS_ID, InputError, Memory, State, Tokens
+from gnmt.types import EOS_ID, PAD_ID, InputError, Tokens
 
-__all__ = ["Hypothesis", "SearchModel", "SearchOptions", "search"]
+__all__ = ["Hypothesis", "SearchModel", "SearchOptions", "SearchResult", "search"]
 
+# Sentences in flight hold at most so many padded source tokens for each of batch_size.
+LONG_SOURCE_TOKENS = 100
 
-class SearchModel(Protocol):
-    """All that search sees of a model; an ensemble looks the same."""
+# Newcomers enter where they make up this part of those then in flight: joining copies what is in flight.
+_SMALLEST_GROUP = 1 / 4
 
-    def encode(self, source: Tokens) -> Memory: ...
-
-    def start(self, memory: Memory, beam: int) -> State: ...
-
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
-        """(log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state)."""
-        ...
+# Steps until the next look at which sentences are done, by kind of device. Looking waits for a CUDA device, and a few
+# steps of sentences that are done cost less than that; a CPU has nothing to wait for.
+STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -58,190 +58,206 @@ class Hypothesis:
     attention_TS: Tensor | None = None
 
 
-class _Sentences(NamedTuple):
-    """The sentences that are still being searched, one row each in everything here.
+@dataclass(frozen=True)
+class SearchResult:
+    """What search found for a sentence, and how long it took.
 
-    rows_B: place in the caller's batch. limit_B: largest |Y|.
+    hypotheses: 1 to options.n_best, the best first, or samples in the order drawn. steps: decoder steps taken.
+    best_found_at: the step in which the first of them was finished; steps - best_found_at were only needed to know
+    that nothing better comes.
     """
 
-    rows_B: Tensor
-    limit_B: Tensor
-    memory: Memory
-    decoder: State
-    active: Hypotheses
-    finished: Hypotheses
-
-    def select(self, rows_N: Tensor) -> _Sentences:
-        return _Sentences(
-            self.rows_B[rows_N],
-            self.limit_B[rows_N],
-            self.memory.select(rows_N),
-            self.decoder.select(rows_N),
-            self.active.select(rows_N),
-            self.finished.select(rows_N),
-        )
+    hypotheses: list[Hypothesis]
+    steps: int
+    best_found_at: int
 
 
 @torch.inference_mode()
 def search(
     model: SearchModel,
-    source: Tokens,
+    sources: Sequence[Sequence[int]],
     options: SearchOptions,
     *,
-    banned: tuple[int, ...] = (),
+    device: torch.device,
+    banned: Sequence[int] = (),
+    prefixes: Sequence[Sequence[int]] | None = None,
+    keys: Sequence[int] | None = None,
     with_attention: bool = False,
-) -> list[list[Hypothesis]]:
-    """For each row of `source` (pieces and EOS), its hypotheses, the best first and at least one.
+    batch_size: int = 64,
+    on_done: Callable[[int], None] | None = None,
+) -> list[SearchResult]:
+    """The result of each source, in the order of `sources`.
 
-    They are the best (up to K) finished ones, or, only where none finished within the length limit, the active ones,
-    flagged. banned: ids that are never produced, masked after the log-softmax. The model must be in evaluation mode.
+    Hypotheses are finished ones, or, only where none finished within the length limit, the active ones, flagged.
+    Samples are flagged one by one.
+
+    sources: ids of pieces and EOS. They enter in this order; sorted by length, least is padded. At most batch_size
+    of them, holding at most LONG_SOURCE_TOKENS * batch_size padded tokens, are in flight (one is, however long).
+    device: where the model is. The model must be in evaluation mode.
+    banned: ids that are never produced, masked after the log-softmax.
+    prefixes: target ids, without BOS and EOS, that the translation of each source starts with. They count in tokens,
+    log_prob and score; nothing forbids them.
+    keys: what tells apart sentences in sampling; equal ones draw the same numbers. By default the positions.
+    on_done: called with a source's position as soon as its search is over.
     Raises InputError for options.coverage_beta > 0 with a model without attention, and for a model whose
     probabilities are not numbers.
     """
     assert EOS_ID not in banned, "a search without EOS never finishes"
-    results: list[list[Hypothesis]] = [[] for _ in range(len(source.lengths_B))]
-    if not results:
-        return results
-    sentences = _start(model, source, options, with_attention)
-    length = 0  # |Y| of the active hypotheses, the same for all of them
-    while True:
-        length += 1
-        sentences = _step(model, sentences, length, options, banned)
-        done_B = _done(sentences, length, options)
-        if not done_B.any():
-            continue
-        leaving = sentences.select(done_B.nonzero().squeeze(1))
-        for row, hypotheses in zip(leaving.rows_B.tolist(), _collect(leaving), strict=True):
-            results[row] = hypotheses
-        if done_B.all():
-            return results
-        sentences = sentences.select((~done_B).nonzero().squeeze(1))
+    assert batch_size >= 1
+    prefixes = [()] * len(sources) if prefixes is None else prefixes
+    keys = range(len(sources)) if keys is None else keys
+    assert len(prefixes) == len(keys) == len(sources), "one prefix and one key for each source"
+    assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix ends nothing"
+    run = _Search(model, sources, prefixes, keys, options, torch.tensor(banned, dtype=torch.long, device=device))
+    check_interval = STEPS_BETWEEN_CHECKS.get(device.type, max(STEPS_BETWEEN_CHECKS.values()))
+    while run.unfinished():
+        run.admit(batch_size, with_attention)
+        for _ in range(check_interval):
+            run.step()
+        for index in run.release():
+            if on_done is not None:
+                on_done(index)
+    return [run.results[index] for index in range(len(sources))]
 
 
-def _start(model: SearchModel, source: Tokens, options: SearchOptions, with_attention: bool) -> _Sentences:
-    """Every sentence with one live hypothesis, BOS, and an empty finished set."""
-    memory = model.encode(source)
-    device = memory.mask_BS.device
-    (num_sentences, width), beam = memory.mask_BS.shape, options.beam_size
-    limit_B = (source.lengths_B.double() * options.max_length_factor + options.max_length_offset).long().clamp(min=1)
-    empty = Hypotheses(
-        tokens_BKT=torch.full((num_sentences, beam, 1), BOS_ID, device=device),
-        length_BK=torch.zeros(num_sentences, beam, dtype=torch.long, device=device),
-        log_prob_BK=torch.full((num_sentences, beam), -math.inf, device=device),
-        score_BK=torch.full((num_sentences, beam), -math.inf, device=device),
-        coverage_BKS=torch.zeros(num_sentences, beam, width, device=device),
-        attention_BKTS=torch.zeros(num_sentences, beam, 0, width if with_attention else 0, device=device),
-    )
-    first_log_prob_BK = empty.log_prob_BK.clone()
-    first_log_prob_BK[:, 0] = 0.0
-    return _Sentences(
-        rows_B=torch.arange(num_sentences, device=device),
-        limit_B=limit_B.to(device),
-        memory=memory,
-        decoder=model.start(memory, beam),
-        active=empty._replace(log_prob_BK=first_log_prob_BK),
-        finished=empty,
-    )
+class _Search:
+    """The sentences that wait, that are in flight, and that are done, by position in `sources`.
+
+    flight: None or one row for each of in_flight. entered: the number of the step before which each came.
+    """
+
+    def __init__(
+        self,
+        model: SearchModel,
+        sources: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        keys: Sequence[int],
+        options: SearchOptions,
+        banned_N: Tensor,
+    ) -> None:
+        self.model = model
+        self.sources = sources
+        self.prefixes = prefixes
+        self.keys = keys
+        self.options = options
+        self.banned_N = banned_N
+        self.limits = [
+            options.length_limit(len(source), len(prefix)) for source, prefix in zip(sources, prefixes, strict=True)
+        ]
+        self.num_admitted = 0
+        self.num_steps = 0
+        self.flight: Flight | None = None
+        self.in_flight: list[int] = []
+        self.entered: dict[int, int] = {}
+        self.results: dict[int, SearchResult] = {}
+
+    def unfinished(self) -> bool:
+        return bool(self.in_flight) or self.num_admitted < len(self.sources)
+
+    def admit(self, batch_size: int, with_attention: bool) -> None:
+        """Lets waiting sentences enter: as many as fit, once they are enough to be worth it, or are all that wait."""
+        group = self._group(batch_size)
+        few = len(group) < _SMALLEST_GROUP * (len(self.in_flight) + len(group))
+        if not group or (few and group.stop < len(self.sources)):
+            return
+        device, options = self.banned_N.device, self.options
+        limits = [self.limits[index] for index in group]
+        sentences = Sentences.start(
+            torch.tensor(limits, device=device),
+            torch.tensor([self.keys[index] for index in group], device=device),
+            padded([self.prefixes[index] for index in group], device),
+            options,
+        )
+        source = padded([self.sources[index] for index in group], device)
+        newcomers = Flight.start(self.model, source, sentences, max(limits) + 1, options, with_attention)
+        self.flight = newcomers if self.flight is None else Flight.join(self.flight, newcomers)
+        self.in_flight += group
+        self.entered.update((index, self.num_steps) for index in group)
+        self.num_admitted = group.stop
+
+    def _group(self, batch_size: int) -> range:
+        """The waiting sentences that fit beside those in flight: by number and by padded tokens."""
+        num, end = len(self.in_flight), self.num_admitted
+        widest = max((len(self.sources[index]) for index in self.in_flight), default=0)
+        while end < len(self.sources) and num < batch_size:
+            widest = max(widest, len(self.sources[end]))
+            if num and (num + 1) * widest > batch_size * LONG_SOURCE_TOKENS:
+                break
+            num, end = num + 1, end + 1
+        return range(self.num_admitted, end)
+
+    def step(self) -> None:
+        """One step of all sentences in flight."""
+        assert self.flight is not None
+        self.num_steps += 1
+        lengths = [(index, self.num_steps - self.entered[index]) for index in self.in_flight]
+        self.flight = advance(
+            self.model,
+            self.flight,
+            self.banned_N,
+            self.options,
+            some_forced=any(length <= len(self.prefixes[index]) for index, length in lengths),
+            some_at_limit=any(length == self.limits[index] for index, length in lengths),
+        )
+
+    def release(self) -> list[int]:
+        """Lets sentences that are done leave, notes their results, and says which they were."""
+        assert self.flight is not None
+        done = self.flight.sentences.done_B.tolist()
+        if not any(done):
+            return []
+        leaving = [row for row, is_done in enumerate(done) if is_done]
+        staying = [row for row, is_done in enumerate(done) if not is_done]
+        indices = [self.in_flight[row] for row in leaving]
+        found = collect(self.flight.select(self._rows(leaving)), self.options.n_best)
+        self.results.update(zip(indices, found, strict=True))
+        self.in_flight = [self.in_flight[row] for row in staying]
+        if not staying:
+            self.flight = None
+            return indices
+        target_width = max(self.limits[index] for index in self.in_flight) + 1
+        source_width = max(len(self.sources[index]) for index in self.in_flight)
+        self.flight = self.flight.select(self._rows(staying), target_width, source_width)
+        return indices
+
+    def _rows(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, device=self.banned_N.device)
 
 
-def _step(
-    model: SearchModel,
-    sentences: _Sentences,
-    length: int,
-    options: SearchOptions,
-    banned: tuple[int, ...],
-) -> _Sentences:
-    """All hypotheses grow by one token, to `length`."""
-    beam = options.beam_size
-    active = sentences.active
-    log_probs_BKV, attention_BKS, decoder = model.step(active.tokens_BKT[:, :, -1], sentences.decoder, sentences.memory)
-    log_probs_BKV = _allowed(log_probs_BKV.float(), length, options, banned)
-    vocabulary_size = log_probs_BKV.shape[2]
-    total_BN = (active.log_prob_BK[:, :, None] + log_probs_BKV).flatten(1)
-    log_prob_BN, entries_BN = best_candidates(total_BN, 2 * beam)
-    parents_BN, tokens_BN = entries_BN // vocabulary_size, entries_BN % vocabulary_size
-
-    mask_BS = sentences.memory.mask_BS
-    candidates = grow(active, parents_BN, tokens_BN, log_prob_BN, attention_BKS, mask_BS, options)
-    ends_BN = tokens_BN == EOS_ID
-    finished = sentences.finished
-    finishing_BK = ends_BN[:, :beam] & (log_prob_BN[:, :beam] > -math.inf)
-    if finishing_BK.any():
-        finished = merge(finished, Hypotheses(*(tensor[:, :beam] for tensor in candidates)), finishing_BK)
-
-    staying_BK = ends_BN.byte().argsort(dim=1, stable=True)[:, :beam]  # candidates that do not end come first
-    active = candidates.take(staying_BK)
-    decoder = decoder.reorder(parents_BN.gather(1, staying_BK))
-    if options.pruning is not None:
-        active = _drop_hopeless(active, finished, options, options.pruning)
-    return sentences._replace(decoder=decoder, active=active, finished=finished)
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
+    """Rows of ids, which may be empty, as a batch."""
+    ids_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, PAD_ID)
+    return Tokens(ids_BT, torch.tensor([len(row) for row in rows])).to(device)
 
 
-def _allowed(log_probs_BKV: Tensor, length: int, options: SearchOptions, banned: tuple[int, ...]) -> Tensor:
-    """-inf for the tokens that may not be tried: banned ones, an early EOS, and those that pruning rules out."""
-    forbidden = list(banned) + ([EOS_ID] if length < options.min_length else [])
-    if forbidden:
-        ids = torch.tensor(forbidden, device=log_probs_BKV.device)
-        log_probs_BKV = log_probs_BKV.index_fill(2, ids, -math.inf)
-    if options.pruning is not None:
-        threshold_BK1 = log_probs_BKV.amax(2, keepdim=True) - options.pruning
-        log_probs_BKV = log_probs_BKV.masked_fill(log_probs_BKV < threshold_BK1, -math.inf)
-    return log_probs_BKV
-
-
-def _drop_hopeless(active: Hypotheses, finished: Hypotheses, options: SearchOptions, pruning: float) -> Hypotheses:
-    """Active hypotheses far below the best finished one get log P = -inf; both sides without coverage."""
-    alpha, constant = options.length_penalty_alpha, options.length_penalty_constant
-    best_B1 = finished.log_prob_BK[:, :1] / length_penalty(finished.length_BK[:, :1], alpha, constant)
-    normalised_BK = active.log_prob_BK / length_penalty(active.length_BK, alpha, constant)
-    hopeless_BK = normalised_BK < best_B1 - pruning
-    return active._replace(log_prob_BK=active.log_prob_BK.masked_fill(hopeless_BK, -math.inf))
-
-
-def _done(sentences: _Sentences, length: int, options: SearchOptions) -> Tensor:
-    """bool [B], True for sentences whose search is over."""
-    active, finished = sentences.active, sentences.finished
-    best_active_B = active.log_prob_BK.amax(1)
-    done_B = (sentences.limit_B <= length) | (best_active_B == -math.inf)
-    if options.stop == "first" or options.beam_size == 1:
-        done_B = done_B | (finished.score_BK > -math.inf).all(1)
-    elif options.stop == "bound":
-        # log P only falls, lp only rises up to the limit, and cp is never positive.
-        longest_B = length_penalty(sentences.limit_B, options.length_penalty_alpha, options.length_penalty_constant)
-        done_B = done_B | (finished.score_BK[:, 0] >= best_active_B / longest_B)
-    return done_B
-
-
-def _collect(sentences: _Sentences) -> list[list[Hypothesis]]:
+def collect(flight: Flight, n_best: int) -> list[SearchResult]:
     """The results of sentences whose search is over."""
+    some = flight.results
+    columns = (some.tokens_BKT[:, :n_best], some.length_BK, some.log_prob_BK, some.score_BK)
+    rows = zip(*(tensor[:, :n_best].tolist() for tensor in columns), strict=True)
+    steps, num_source_tokens = flight.sentences.length_B.tolist(), flight.memory.mask_BS.sum(1).tolist()
     results = []
-    for row in range(len(sentences.rows_B)):
-        num_source_tokens = int(sentences.memory.mask_BS[row].sum())
-        hypotheses = _row(sentences.finished, row, num_source_tokens, finished=True)
-        if not hypotheses:
-            hypotheses = _row(sentences.active, row, num_source_tokens, finished=False)
+    for row, (tokens_KT, lengths_K, log_probs_K, scores_K) in enumerate(rows):
+        hypotheses = []
+        for entry, (length, log_prob) in enumerate(zip(lengths_K, log_probs_K, strict=True)):
+            if log_prob > -torch.inf:
+                tokens = tuple(tokens_KT[entry][1 : length + 1])
+                attention_TS = attention_of(flight, row, entry, length, num_source_tokens[row])
+                finished = tokens[-1] == EOS_ID
+                hypotheses.append(Hypothesis(tokens, log_prob, scores_K[entry], finished, attention_TS))
         if not hypotheses:
             raise InputError(
-                "the model gives no continuation of a sentence a probability that is a number above 0; "
-                "its weights may have diverged in training: use an earlier checkpoint"
+                "the model gives no continuation of a sentence that may be tried a probability that is a number above "
+                "0; its weights may have diverged in training: use an earlier checkpoint"
             )
-        results.append(hypotheses)
+        results.append(SearchResult(hypotheses, steps[row], len(hypotheses[0].tokens)))
     return results
 
 
-def _row(hypotheses: Hypotheses, row: int, num_source_tokens: int, finished: bool) -> list[Hypothesis]:
-    """The live hypotheses of one sentence, best first."""
-    tokens_KT, lengths_K = hypotheses.tokens_BKT[row].tolist(), hypotheses.length_BK[row].tolist()
-    log_probs_K, scores_K = hypotheses.log_prob_BK[row].tolist(), hypotheses.score_BK[row].tolist()
-    attention_KTS = hypotheses.attention_BKTS[row, :, :, :num_source_tokens].cpu()
-    entries = [entry for entry, log_prob in enumerate(log_probs_K) if log_prob > -math.inf]
-    return [
-        Hypothesis(
-            tokens=tuple(tokens_KT[entry][1 : lengths_K[entry] + 1]),
-            log_prob=log_probs_K[entry],
-            score=scores_K[entry],
-            finished=finished,
-            attention_TS=attention_KTS[entry, : lengths_K[entry]].clone() if attention_KTS.numel() else None,
-        )
-        for entry in sorted(entries, key=lambda entry: -scores_K[entry])
-    ]
+def attention_of(flight: Flight, row: int, entry: int, length: int, num_source_tokens: int) -> Tensor | None:
+    """What a result looked at, fp32 [T, S] on the CPU: in each step, what the entry that it came from looked at."""
+    if not flight.attention_BTKS.shape[3]:
+        return None
+    slots_T = flight.results.slots_BKT[row, entry, 1 : length + 1]
+    steps_T = torch.arange(length, device=slots_T.device)
+    return flight.attention_BTKS[row, steps_T, slots_T, :num_source_tokens].cpu()

@@ -3,238 +3,271 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from itertools import islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, get_args
 
-import torch
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from gnmt.checkpoint import LoadedModel, load_model
+from gnmt.checkpoint import LoadedModel
 from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.decoding.search import Hypothesis, SearchOptions, search
+from gnmt.decoding.cutting import cut_line
+from gnmt.decoding.engine import fast_model
+from gnmt.decoding.ensemble import Ensemble, Mean, load_members
+from gnmt.decoding.forced import Pair, PairScore, joined_scores, pairs_of_cut_line, score_pairs, scoring_order
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.out_of_memory import with_smaller_batches
+from gnmt.decoding.search import SearchModel
+from gnmt.decoding.window import translate_window
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, choose_device, choose_precision
-from gnmt.types import EOS_ID, PAD_ID, InputError, Tokens, Translation
+from gnmt.types import EOS_ID, UNK_ID, InputError, Translation
 
-log = logging.getLogger(__name__)
+ReplaceUnknown = Literal["none", "copy"]
 
 _OPTIONS = f"{SearchOptions.__module__}.{SearchOptions.__name__}"  # the `_target_` that means them
-# Lines that are read, sorted by length and batched together, in batches.
+# Lines that are read, sorted by length and searched together, in batches.
 _WINDOW_BATCHES = 32
-# A batch holds `batch_size` sentences of up to so many tokens, and fewer longer ones.
-_LONG_SOURCE_TOKENS = 100
-# Ends of sentences: in scripts with spaces, marks before a space; in those without, the marks alone.
-_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
-
-
-class _Piece(NamedTuple):
-    """What is searched at once: the `part`-th part of the line in that row of the window; ids end with EOS."""
-
-    row: int
-    part: int
-    ids: list[int]
+_ONE_PREFIX_A_LINE = "give one prefix for each line, an empty one for none"
 
 
 class Translator:
-    """Translates lines with a model; one translation for each line, in order.
+    """Translates lines with a model, or with several together; one translation for each line, in order.
 
-    batch_size: sentences searched at once. max_source_tokens: lines with more source tokens (with EOS) are
-    translated in pieces, cut at sentence ends where possible, since models know no longer ones from training.
-    Where the tokens lie and in which type products run is `precision`'s matter; the model must be on its device.
-    Beyond 1e-5 of a score, a translation in fp32 does not depend on the other lines or on batch_size.
+    model: on its device, with the weights of now: it is copied, and may train on. Several are an ensemble (see
+    gnmt.decoding.ensemble) and must have these tokenizers. precision: which type products run in, see gnmt.runtime.
+    batch_size: sentences searched at once; where they do not fit into memory, half of them.
+    max_source_tokens: lines with more source tokens (with EOS) are translated in pieces, cut at sentence ends where
+    possible, since models know no longer ones from training.
+    ensemble: how the models' probabilities become one, `log_probs` or `probabilities`.
+    replace_unknown: `copy` puts the most attended source word in the place of each unknown piece, `none` leaves ` ⁇ `.
+    unused_target_ids: further ids that are never produced, such as pieces that no training sentence holds.
+
+    Beyond 1e-5 of a score, a translation in fp32 does not depend on the other lines or on batch_size. A window of up
+    to `window_lines` lines is a pure function of its lines, its first line's number (which seeds sampling) and the
+    settings; `translate` of at most so many lines is one window.
     """
 
     def __init__(
         self,
-        model: Seq2Seq,
+        model: Seq2Seq | Sequence[Seq2Seq],
         tokenizers: Tokenizers,
         options: SearchOptions,
         precision: Precision,
         batch_size: int = 64,
         max_source_tokens: int = 250,
+        *,
+        ensemble: Mean = "log_probs",
+        replace_unknown: ReplaceUnknown = "none",
+        unused_target_ids: Iterable[int] = (),
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
         if max_source_tokens < 2:
             raise InputError(f"max_source_tokens is {max_source_tokens}; it must be 2 or more (one token and EOS)")
-        self.model = model
+        if replace_unknown not in get_args(ReplaceUnknown):
+            raise InputError(f"replace_unknown is {replace_unknown!r}; it must be none or copy")
+        models = list(model) if isinstance(model, Sequence) else [model]
+        members = [fast_model(member, precision) for member in models]
+        self.search_model: SearchModel = members[0] if len(members) == 1 else Ensemble(members, ensemble)
         self.tokenizers = tokenizers
         self.options = options
         self.precision = precision
         self.batch_size = batch_size
         self.max_source_tokens = max_source_tokens
+        self.banned = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
+        self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.banned
 
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path,
+        checkpoint: str | Path | Sequence[str | Path],
         device: str = "auto",
         precision: str = "auto",
         batch_size: int = 64,
         max_source_tokens: int = 250,
         trusted_packages: tuple[str, ...] = (),
+        ensemble: Mean = "log_probs",
+        replace_unknown: ReplaceUnknown = "none",
         **search_options: Any,
     ) -> Translator:
         """The translator of a checkpoint: its model, its tokenizers and the search that it recorded.
 
-        device, precision: as in the configs, see gnmt.runtime. search_options: fields of SearchOptions that replace
-        recorded ones, such as beam_size=5. Raises InputError for whatever is wrong with any of these.
+        checkpoint: a path, or several, whose models translate together as the first one recorded. device, precision:
+        as in the configs, see gnmt.runtime. search_options: fields of SearchOptions that replace recorded ones, such
+        as beam_size=5. Raises InputError for whatever is wrong with any of these.
         """
-        loaded = load_model(checkpoint, choose_device(device), trusted_packages)
-        return cls.of(loaded, precision, batch_size, max_source_tokens, **search_options)
+        members = load_members(checkpoint, choose_device(device), trusted_packages)
+        return cls.of(
+            members,
+            precision,
+            batch_size,
+            max_source_tokens,
+            ensemble=ensemble,
+            replace_unknown=replace_unknown,
+            **search_options,
+        )
 
     @classmethod
     def of(
         cls,
-        loaded: LoadedModel,
+        members: Sequence[LoadedModel],
         precision: str = "auto",
         batch_size: int = 64,
         max_source_tokens: int = 250,
+        *,
+        ensemble: Mean = "log_probs",
+        replace_unknown: ReplaceUnknown = "none",
         **search_options: Any,
     ) -> Translator:
-        """The translator of a model that is loaded already; see `load`."""
-        options = _search_options(loaded.config["decoding"], search_options)
-        chosen = choose_precision(precision, loaded.device)
-        return cls(loaded.model, loaded.tokenizers, options, chosen, batch_size, max_source_tokens)
+        """The translator of models that are loaded already; see `load`."""
+        first = members[0]
+        unused = [set(member.contents.get("unused_target_ids", ())) for member in members]
+        return cls(
+            [member.model for member in members],
+            first.tokenizers,
+            search_options_of(first.config["decoding"], search_options),
+            choose_precision(precision, first.device),
+            batch_size,
+            max_source_tokens,
+            ensemble=ensemble,
+            replace_unknown=replace_unknown,
+            unused_target_ids=set.intersection(*unused),
+        )
+
+    @property
+    def window_lines(self) -> int:
+        """Lines that are searched together."""
+        return _WINDOW_BATCHES * self.batch_size
 
     def translate(
-        self, lines: Iterable[str], *, attention: bool = False, progress: bool = False, **search_options: Any
+        self,
+        lines: Iterable[str],
+        *,
+        first_line: int = 1,
+        prefixes: Iterable[str] | None = None,
+        attention: bool = False,
+        progress: bool | Callable[[int], object] = False,
+        **search_options: Any,
     ) -> list[Translation]:
         """One translation for each line, in order; see `stream`."""
-        return list(self.stream(lines, attention=attention, progress=progress, **search_options))
+        return list(
+            self.stream(
+                lines,
+                first_line=first_line,
+                prefixes=prefixes,
+                attention=attention,
+                progress=progress,
+                **search_options,
+            )
+        )
 
     def stream(
         self,
         lines: Iterable[str],
         *,
+        first_line: int = 1,
+        prefixes: Iterable[str] | None = None,
         attention: bool = False,
-        progress: bool = False,
+        progress: bool | Callable[[int], object] = False,
         total: int | None = None,
         **search_options: Any,
     ) -> Iterator[Translation]:
-        """Yields one translation for each line, in order, reading some thousand lines ahead.
+        """Yields one translation for each line, in order, reading `window_lines` lines ahead.
 
         A line without a token (blank, or nothing but what the tokenizer drops) gives the empty translation: text "",
         score 0, no tokens. A line that was cut gives its pieces' texts joined by a space, their tokens one after
-        another (with an EOS at the end of each), the sum of their scores, and attention in blocks.
-        attention: fill Translation.attention_TS. progress: a bar on stderr where that is a terminal, of `total`
-        lines, or of as many as `lines` says to hold.
+        another (with an EOS at the end of each), the sums of their scores and log-probabilities, and attention in
+        blocks; the n-th of its alternatives joins the n-th of each piece.
+        first_line: the number of the first line, for messages and as the seed of its samples.
+        prefixes: what each translation must begin with, "" for nothing; as many as lines. Of a cut line it is the
+        first piece that begins so, and a blank line stays blank.
+        attention: fill Translation.attention_TS. progress: True draws a bar on stderr where that is a terminal, of
+        `total` lines, or of as many as `lines` says to hold; a function is told how many lines more are done.
         search_options: fields of SearchOptions for this call alone.
         """
-        if isinstance(lines, str):
+        if isinstance(lines, str) or isinstance(prefixes, str):
             raise InputError("translate takes a list of lines, but was given one string; use translate([line])")
+        if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
+            raise InputError(f"there are {len(lines)} lines and {len(prefixes)} prefixes: {_ONE_PREFIX_A_LINE}")
         options = self.options
         if search_options:
-            options = _search_options({"_target_": _OPTIONS, **dataclasses.asdict(options)}, search_options)
+            options = search_options_of({"_target_": _OPTIONS, **dataclasses.asdict(options)}, search_options)
         if total is None and isinstance(lines, Sized):
             total = len(lines)
-        return self._windows(lines, options, attention, progress, total)
+        return self._windows(lines, prefixes, first_line, options, attention, progress, total)
 
     def _windows(
-        self, lines: Iterable[str], options: SearchOptions, attention: bool, progress: bool, total: int | None
+        self,
+        lines: Iterable[str],
+        prefixes: Iterable[str] | None,
+        first_line: int,
+        options: SearchOptions,
+        attention: bool,
+        progress: bool | Callable[[int], object],
+        total: int | None,
     ) -> Iterator[Translation]:
         """Yields the translations window by window."""
-        remaining = iter(lines)
-        first_line = 1
-        with tqdm(total=total, desc="translating", unit="line", disable=None if progress else True) as bar:
-            while window := list(islice(remaining, _WINDOW_BATCHES * self.batch_size)):
-                yield from self._translate_window(window, first_line, options, attention, bar)
-                first_line += len(window)
+        remaining, remaining_prefixes = iter(lines), repeat("") if prefixes is None else iter(prefixes)
+        with tqdm(total=total, desc="translating", unit="line", disable=None if progress is True else True) as bar:
+            on_lines = progress if callable(progress) else bar.update
+            while texts := list(islice(remaining, self.window_lines)):
+                begin_with = list(islice(remaining_prefixes, len(texts)))
+                if len(begin_with) < len(texts):
+                    raise InputError(f"there are fewer prefixes than lines: {_ONE_PREFIX_A_LINE}")
+                yield from translate_window(self, texts, begin_with, first_line, options, attention, on_lines)
+                first_line += len(texts)
+        if prefixes is not None and next(remaining_prefixes, None) is not None:
+            raise InputError(f"there are more prefixes than lines: {_ONE_PREFIX_A_LINE}")
 
-    def _translate_window(
-        self, lines: Sequence[str], first_line: int, options: SearchOptions, attention: bool, bar: tqdm[Any]
-    ) -> list[Translation]:
-        """Cuts, sorts by length, searches batch by batch, and puts everything back in its place."""
-        parts = [self._parts(text, first_line + row) for row, text in enumerate(lines)]
-        pieces = [_Piece(row, part, ids) for row, line in enumerate(parts) for part, ids in enumerate(line)]
-        of_line: list[dict[int, Hypothesis]] = [{} for _ in lines]
-        bar.update(sum(not line for line in parts))
-        with _evaluation_mode(self.model):
-            for batch in self._batches(sorted(pieces, key=lambda piece: len(piece.ids))):
-                for piece, hypothesis in zip(batch, self._search(batch, options, attention), strict=True):
-                    of_line[piece.row][piece.part] = hypothesis
-                bar.update(sum(piece.part == 0 for piece in batch))
-        return [self._translation([found[part] for part in range(len(found))]) for found in of_line]
+    def score(
+        self,
+        pairs: Iterable[tuple[str, str | Sequence[int] | Translation]],
+        *,
+        line_numbers: Sequence[int] | None = None,
+    ) -> list[PairScore]:
+        """How probable each pair's target is as the translation of its source, in order.
 
-    def _search(self, batch: Sequence[_Piece], options: SearchOptions, attention: bool) -> list[Hypothesis]:
-        """The best hypothesis of each piece."""
-        ids_BS = pad_sequence([torch.tensor(piece.ids) for piece in batch], batch_first=True, padding_value=PAD_ID)
-        source = Tokens(ids_BS, torch.tensor([len(piece.ids) for piece in batch])).to(self.precision.device)
-        banned = self.tokenizers.target.never_produced
-        with self.precision.autocast():
-            results = search(self.model, source, options, banned=banned, with_attention=attention)
-        return [hypotheses[0] for hypotheses in results]
+        A target is text, which is cut into pieces and ended with EOS; or ids as they are; or a Translation, whose ids
+        get the score that search reported, where its text may be cut otherwise than search wrote it. A blank target
+        text is EOS alone; no ids at all (the translation of a blank line) score 0. A blank source is read as EOS
+        alone, which says little, since training leaves such pairs out. A long source is read whole, but for a
+        Translation in pieces. line_numbers: what messages call the pairs, by default 1, 2, ...
+        """
+        pairs = list(pairs)
+        numbers = range(1, len(pairs) + 1) if line_numbers is None else line_numbers
+        lines = [self._pairs(*pair, number) for pair, number in zip(pairs, numbers, strict=True)]
+        flat = [pair for line in lines for pair in line]
+        number_of = [number for line, number in zip(lines, numbers, strict=True) for _ in line]
+        done: set[int] = set()
 
-    def _parts(self, line: str, number: int) -> list[list[int]]:
-        """The token ids (with EOS) of what is translated at once: nothing, the whole line, or pieces of it."""
-        ids = self.tokenizers.source.encode(line) if line.strip() else []
-        limit = self.max_source_tokens - 1
-        if len(ids) <= limit:
-            return [[*ids, EOS_ID]] if ids else []
-        pieces: list[list[int]] = [[]]
-        for unit in self._units(line, limit):
-            if pieces[-1] and len(pieces[-1]) + len(unit) > limit:
-                pieces.append([])
-            pieces[-1] += unit
-        log.warning(
-            "line %d has %d tokens, at most %d are translated at once: it is translated in %d pieces",
-            *(number, len(ids), limit, len(pieces)),
-        )
-        return [[*piece, EOS_ID] for piece in pieces]
+        def first_left() -> str:
+            return f"line {next(number_of[place] for place in scoring_order(flat) if place not in done)}"
 
-    def _units(self, line: str, limit: int) -> Iterator[list[int]]:
-        """Token ids of sentences; of words where a sentence is over the limit; of parts where a word is."""
-        encode = self.tokenizers.source.encode
-        for sentence in split_sentences(line):
-            ids = encode(sentence)
-            if len(ids) <= limit:
-                yield ids
-                continue
-            for word in sentence.split():
-                ids = encode(word)
-                yield from (ids[start : start + limit] for start in range(0, len(ids), limit))
+        def run(batch_size: int) -> list[PairScore]:
+            return score_pairs(self.search_model, flat, self.options, self.precision.device, batch_size, done.add)
 
-    def _batches(self, pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-        """Groups pieces that come in order of length into batches bounded in sentences and in padded tokens."""
-        batch: list[_Piece] = []
-        for piece in pieces:
-            padded_tokens = (len(batch) + 1) * len(piece.ids)
-            if batch and (len(batch) == self.batch_size or padded_tokens > self.batch_size * _LONG_SOURCE_TOKENS):
-                yield batch
-                batch = []
-            batch.append(piece)
-        if batch:
-            yield batch
+        scores = iter(with_smaller_batches(run, self.batch_size, first_left))
+        return [joined_scores(list(islice(scores, len(line)))) for line in lines]
 
-    def _translation(self, hypotheses: Sequence[Hypothesis]) -> Translation:
-        """One line's translation from those of its pieces, none for a blank line."""
-        texts = [self.tokenizers.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
-        attention = [hypothesis.attention_TS for hypothesis in hypotheses if hypothesis.attention_TS is not None]
-        return Translation(
-            text=" ".join(text for text in texts if text),
-            score=sum(hypothesis.score for hypothesis in hypotheses),
-            tokens=tuple(token for hypothesis in hypotheses for token in hypothesis.tokens),
-            attention_TS=torch.block_diag(*attention) if attention else None,  # type: ignore[no-untyped-call]
-            finished=all(hypothesis.finished for hypothesis in hypotheses),
-        )
+    def _pairs(self, source: str, target: str | Sequence[int] | Translation, line: int) -> list[Pair]:
+        """What of a line is scored at once."""
+        source_ids = [*(self.tokenizers.source.encode(source) if source.strip() else []), EOS_ID]
+        if isinstance(target, str):
+            return [Pair(source_ids, [*(self.tokenizers.target.encode(target) if target.strip() else []), EOS_ID])]
+        tokens, part_lengths = (target.tokens, target.part_lengths) if isinstance(target, Translation) else (target, ())
+        size = self.tokenizers.target.vocabulary_size
+        if wrong := [token for token in tokens if not 0 <= token < size]:
+            raise InputError(f"line {line}: {wrong[0]} is no token: this model has the ids 0 to {size - 1}")
+        if part_lengths:
+            sources = cut_line(self.tokenizers.source, source, self.max_source_tokens)
+            return pairs_of_cut_line(sources, tokens, part_lengths, line)
+        return [Pair(source_ids, tokens)] if tokens else []
 
 
-def split_sentences(line: str) -> list[str]:
-    """The line cut behind each sentence end; joined, they are the line again."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(line)]
-    cuts = [0, *ends, len(line)]
-    return [line[start:end] for start, end in pairwise(cuts) if end > start]
-
-
-def _search_options(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchOptions:
+def search_options_of(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchOptions:
     """The recorded node with some fields replaced, checked like any config."""
     node = {**recorded, **overrides}
     errors = check_component(node, "decoding", expected=(SearchOptions,))
@@ -243,15 +276,3 @@ def _search_options(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -
     options = build(node)
     assert isinstance(options, SearchOptions)
     return options
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout is off inside; afterwards every module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import cast
 
 import torch
@@ -11,19 +12,39 @@ LSTMState = tuple[Tensor, Tensor]
 """hidden and cell, both [N, H]."""
 
 
-class LSTM(nn.LSTM):
+class Recurrence(nn.Module):
+    """One unidirectional layer, of which encoders and decoders are built; the decoding engine puts its own in place."""
+
+    hidden_size: int
+
+    @abstractmethod
+    def over_time(self, inputs_TBI: Tensor) -> Tensor:
+        """Outputs [T, B, H] from a zero state. Padding behind a row's end changes only what lies behind it."""
+
+    @abstractmethod
+    def start(self, num_sequences: int, like: Tensor) -> LSTMState:
+        """The zero state of so many sequences, on the device and in the type of `like`."""
+
+    @abstractmethod
+    def step(self, inputs_NI: Tensor, state: LSTMState) -> LSTMState:
+        """One step of N sequences: the new hidden (which is the output) and cell, [N, H]."""
+
+
+class LSTM(nn.LSTM, Recurrence):
     """One unidirectional layer, run by the fused kernel of the device over whole sequences."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
 
     def over_time(self, inputs_TBI: Tensor) -> Tensor:
-        """Outputs [T, B, H] from a zero state. Padding behind a row's end changes only what lies behind it."""
         outputs_TBH: Tensor = self(inputs_TBI)[0]
         return outputs_TBH
 
+    def start(self, num_sequences: int, like: Tensor) -> LSTMState:
+        zeros_NH = like.new_zeros(num_sequences, self.hidden_size)
+        return zeros_NH, zeros_NH
+
     def step(self, inputs_NI: Tensor, state: LSTMState) -> LSTMState:
-        """One step of N sequences: the new hidden (which is the output) and cell, [N, H]."""
         # The cell function uses the parameters as they are; the module with T=1 would re-pack them at every call.
         weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *cast(list[Tensor], weights))
@@ -49,8 +70,8 @@ class BidirectionalLSTM(nn.Module):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
-        self.ahead = LSTM(input_size, hidden_size)
-        self.back = LSTM(input_size, hidden_size)
+        self.ahead: Recurrence = LSTM(input_size, hidden_size)
+        self.back: Recurrence = LSTM(input_size, hidden_size)
 
     def over_time(self, inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
         """Outputs [T, B, 2H]."""

@@ -14,9 +14,11 @@ from gnmt.data.batching import batch_of
 from gnmt.data.planning import cut
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import draw_alignment
+from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
 from gnmt.reporting.tensorboard import Reporter, translations_table
+from gnmt.runtime import Precision
 from gnmt.training.objective import Objective
 from gnmt.types import Translation
 
@@ -60,40 +62,52 @@ class DevResult:
 
 
 class DevEvaluator:
-    """Measures the model as it is, through the same Translator that `evaluate.py` and `translate.py` use."""
+    """Measures the model as it is, through the same Translator that `evaluate.py` and `translate.py` use.
+
+    options, precision, batch_size, unused_target_ids: of the translator, which is made anew for each evaluation, since
+    it copies the weights.
+    """
 
     def __init__(
         self,
         objective: Objective,
-        translator: Translator,
+        tokenizers: Tokenizers,
+        options: SearchOptions,
+        precision: Precision,
         pairs: Sequence[tuple[str, str]],
         bleu_tokenize: str,
         batch_size: int,
+        unused_target_ids: Sequence[int] = (),
     ) -> None:
         self.objective = objective
-        self.translator = translator
+        self.tokenizers = tokenizers
+        self.options = options
+        self.precision = precision
         self.sources, self.references = [source for source, _ in pairs], [target for _, target in pairs]
         self.bleu_tokenize = bleu_tokenize
         self.batch_size = batch_size
+        self.unused_target_ids = unused_target_ids
 
     def __call__(self) -> DevResult:
-        translations = self.translator.translate(self.sources, progress=True)
+        translations = self.translations()
         scores = score_translations(
             [translation.text for translation in translations], self.references, tokenize=self.bleu_tokenize
         )
-        return DevResult(
-            self.loss(),
-            scores,
-            self.sources,
-            self.references,
-            self.with_attention(translations),
-            self.translator.tokenizers,
-        )
+        return DevResult(self.loss(), scores, self.sources, self.references, translations, self.tokenizers)
 
-    def with_attention(self, translations: list[Translation]) -> list[Translation]:
-        """The same translations, the first with its attention, for the alignment picture."""
-        first = self.translator.translate(self.sources[:1], attention=True)
-        return [*first, *translations[1:]]
+    def translations(self) -> list[Translation]:
+        """One for each source, the first with its attention, for the alignment picture."""
+        translator = Translator(
+            self.objective.model,
+            self.tokenizers,
+            self.options,
+            self.precision,
+            self.batch_size,
+            unused_target_ids=self.unused_target_ids,
+        )
+        translations = translator.translate(self.sources, progress=True)
+        [first] = translator.translate(self.sources[:1], attention=True)
+        return [first, *translations[1:]]
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -102,9 +116,8 @@ class DevEvaluator:
         Pairs of more than LONGEST_PAIR tokens on a side are left out: attention over them would not fit in memory.
         Not a number where no pair is left.
         """
-        tokenizers, precision = self.translator.tokenizers, self.translator.precision
-        source = tokenizers.source.encode_all(self.sources)
-        target = tokenizers.target.encode_all(self.references)
+        source = self.tokenizers.source.encode_all(self.sources)
+        target = self.tokenizers.target.encode_all(self.references)
         pairs = [pair for pair in zip(source, target, strict=True) if min(map(len, pair)) > 0 and fits(pair)]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
@@ -114,8 +127,8 @@ class DevEvaluator:
         for start, end in pairwise(starts):
             rows = pairs[start:end]
             batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, end))
-            with precision.autocast():
-                batch_loss, batch_tokens = self.objective(batch.to(precision.device))
+            with self.precision.autocast():
+                batch_loss, batch_tokens = self.objective(batch.to(self.precision.device))
             loss_sum += float(batch_loss)
             num_tokens += int(batch_tokens)
         return loss_sum / num_tokens if num_tokens else math.nan
@@ -134,6 +147,6 @@ def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samp
         texts = (translation.text for translation in result.translations)
         rows = zip(result.sources, result.references, texts, strict=True)
         reporter.text("dev/translations", translations_table(islice(rows, num_samples)), step)
-    figure = draw_alignment(result.tokenizers, result.sources[0], result.translations[0])
+    figure = draw_alignment(result.tokenizers, result.translations[0])
     if figure is not None:
         reporter.figure("dev/alignment", figure, step)

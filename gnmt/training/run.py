@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gnmt.checkpoint import build_model, git_revision, read_parts, take_weights, write_atomically
+from gnmt.checkpoint import build_model, git_revision, read_parts, take_weights
 from gnmt.config import build, changed_settings, configure_logging, resolve
 from gnmt.data.batching import BatchStream, Position
 from gnmt.data.prepare import prepare
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import check_tokenizer
+from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.runtime import Precision, choose_device, choose_precision
@@ -77,7 +78,8 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     purge_step = 0 if saved is None else saved["step"] + 1
     with Reporter(folder, purge_step) as reporter:
         position = Position() if saved is None else Position(*saved["position"])
-        trainer = build_trainer(config, options, model, prepared, position, precision, checkpoints, reporter)
+        unused = unused_target_ids(prepared, options, saved, start)
+        trainer = build_trainer(config, options, model, prepared, position, precision, checkpoints, reporter, unused)
         if saved is not None:
             trainer.restore(saved)
         if trainer.finished():
@@ -104,8 +106,12 @@ def build_trainer(
     precision: Precision,
     checkpoints: RunCheckpoints,
     reporter: Reporter,
+    unused_target_ids: Sequence[int] = (),
 ) -> Trainer:
-    """Puts loss, optimiser, schedule, batches and dev evaluation around the model."""
+    """Puts loss, optimiser, schedule, batches and dev evaluation around the model.
+
+    unused_target_ids: what translations never hold, in this run's evaluations and with its checkpoints.
+    """
     tokenizers = prepared.tokenizers
     loss = build(
         config["loss"],
@@ -123,11 +129,15 @@ def build_trainer(
         seed=config["seed"],
         position=position,
     )
-    translator = Translator(
-        model, tokenizers, build(config["decoding"]), precision, batch_size=options.evaluation_batch_size
-    )
     evaluator = DevEvaluator(
-        objective, translator, prepared.dev, config["data"]["bleu_tokenize"], options.evaluation_batch_size
+        objective,
+        tokenizers,
+        build(config["decoding"]),
+        precision,
+        prepared.dev,
+        config["data"]["bleu_tokenize"],
+        options.evaluation_batch_size,
+        unused_target_ids,
     )
     extras = {
         "config": json.dumps(config),
@@ -137,9 +147,26 @@ def build_trainer(
         "precision": precision.name,
         "git_revision": git_revision(),
         "torch_version": str(torch.__version__),
+        "unused_target_ids": list(unused_target_ids),
     }
     schedule = build(config["schedule"])
     return Trainer(options, objective, optimizer, schedule, stream, evaluator, checkpoints, reporter, precision, extras)
+
+
+def unused_target_ids(
+    prepared: Prepared, options: TrainerOptions, saved: Mapping[str, Any] | None, start: Mapping[str, Any] | None
+) -> list[int]:
+    """Target ids that the model never learns to say, so that search leaves them out.
+
+    A run goes on with those that it began with. Weights of another run may know more than this data, and sampled
+    subwords may hold any piece.
+    """
+    if saved is not None:
+        return list(saved.get("unused_target_ids", []))  # a checkpoint from before they were counted has none
+    if options.subword_sampling:
+        return []
+    unused_before = None if start is None else set(start.get("unused_target_ids", []))
+    return [id for id in prepared.unused_target_ids if unused_before is None or id in unused_before]
 
 
 def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -53,14 +53,14 @@ NEEDED_BY = {"data/files": FILES, "tokenizer/existing": ["tokenizer.source=a.mod
 
 
 def test_no_yaml_escapes_these_tests() -> None:
-    assert COMMANDS == ["evaluate", "inspect", "prepare", "train", "translate"]
+    assert COMMANDS == ["benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 32
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 33
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes_and_passes_the_check(command: str) -> None:
-    needed = ["checkpoint=x.pt"] if command in ("evaluate", "translate", "inspect") else []
+    needed = ["checkpoint=x.pt"] if command in ("evaluate", "translate", "score", "inspect") else []
     check_config(composed(command, *needed))
 
 

@@ -38,8 +38,15 @@ class Path:
         return self.normalised(options) + options.coverage_beta * penalty
 
 
-def limit_of(num_source_tokens: int, options: SearchOptions) -> int:
-    return max(1, int(options.max_length_factor * num_source_tokens + options.max_length_offset))
+def limit_of(num_source_tokens: int, options: SearchOptions, num_prefix_tokens: int = 0) -> int:
+    limit = max(1, int(options.max_length_factor * num_source_tokens + options.max_length_offset))
+    return limit + num_prefix_tokens if num_prefix_tokens >= limit else limit
+
+
+def has_repeats(tokens: list[int], size: int) -> bool:
+    """Whether the last `size` tokens stood somewhere before."""
+    grams = [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
+    return grams != [] and grams[-1] in grams[:-1]
 
 
 def continuations(model, path: Path, memory: Memory, banned: tuple[int, ...]) -> list[Path]:
@@ -55,16 +62,22 @@ def continuations(model, path: Path, memory: Memory, banned: tuple[int, ...]) ->
 
 
 def oracle_search(
-    model, sentence: list[int], options: SearchOptions, banned: tuple[int, ...] = ()
+    model, sentence: list[int], options: SearchOptions, banned: tuple[int, ...] = (), prefix: tuple[int, ...] = ()
 ) -> tuple[list[Path], bool]:
-    """(the best K results, best first; whether they finished)."""
-    memory, limit, start = _begin(model, sentence, options)
+    """(the best n_best results, best first; whether they finished)."""
+    memory, limit, start = _begin(model, sentence, options, len(prefix))
     beam = options.beam_size
     active, finished = [start], []
     for length in range(1, limit + 1):
         candidates = []
         for path in active:
+            if length <= len(prefix):
+                everything = continuations(model, path, memory, ())
+                candidates += [new for new in everything if new.tokens[-1] == prefix[length - 1]]
+                continue
             grown = continuations(model, path, memory, banned)
+            if options.no_repeat_ngram is not None:
+                grown = [new for new in grown if not has_repeats(new.tokens, options.no_repeat_ngram)]
             if length < options.min_length:
                 grown = [new for new in grown if new.tokens[-1] != EOS_ID]
             if options.pruning is not None and grown:
@@ -82,8 +95,8 @@ def oracle_search(
         if not active or _stops(active, finished, limit, options):
             break
     if finished:
-        return finished, True
-    return sorted(active, key=lambda path: -path.score(options)), False
+        return finished[: options.n_best], True
+    return sorted(active, key=lambda path: -path.score(options))[: options.n_best], False
 
 
 def _stops(active: list[Path], finished: list[Path], limit: int, options: SearchOptions) -> bool:
@@ -91,11 +104,11 @@ def _stops(active: list[Path], finished: list[Path], limit: int, options: Search
         return True
     if options.stop == "first":
         return len(finished) >= options.beam_size
-    if options.stop == "bound" and finished:
+    if options.stop == "bound" and len(finished) >= options.n_best:
         longest = ((options.length_penalty_constant + limit) / (options.length_penalty_constant + 1)) ** (
             options.length_penalty_alpha
         )
-        return finished[0].score(options) >= max(path.log_prob for path in active) / longest
+        return finished[options.n_best - 1].score(options) >= max(path.log_prob for path in active) / longest
     return False
 
 
@@ -110,7 +123,7 @@ def enumerate_all(model, sentence: list[int], options: SearchOptions, banned: tu
     return sorted(finished, key=lambda path: -path.score(options))
 
 
-def _begin(model, sentence: list[int], options: SearchOptions) -> tuple[Memory, int, Path]:
+def _begin(model, sentence: list[int], options: SearchOptions, num_prefix: int = 0) -> tuple[Memory, int, Path]:
     ids = torch.tensor([[*sentence, EOS_ID]])
     memory = model.encode(Tokens(ids, torch.tensor([ids.shape[1]])))
-    return memory, limit_of(ids.shape[1], options), Path(model.start(memory, 1))
+    return memory, limit_of(ids.shape[1], options, num_prefix), Path(model.start(memory, 1))

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import Hypothesis, search
 from gnmt.types import EOS_ID, PAD_ID, Memory, State, Tokens
 
+CPU = torch.device("cpu")
 NUM_HISTORIES = 211
+
+
+def searched(model, sentences: Sequence[Sequence[int]], options: SearchOptions, **settings) -> list[list[Hypothesis]]:
+    """The hypotheses that search finds for each sentence, which has no EOS yet."""
+    sources = [[*sentence, EOS_ID] for sentence in sentences]
+    return [result.hypotheses for result in search(model, sources, options, device=CPU, **settings)]
 
 
 def batch_of(sentences: Sequence[Sequence[int]], width: int = 0) -> Tokens:
@@ -45,10 +54,11 @@ class HistoryModel(nn.Module):
     def encode(self, source: Tokens) -> Memory:
         places_S = torch.arange(1, source.ids_BT.shape[1] + 1)
         key_B = (source.ids_BT * places_S * source.mask_BT).sum(1)
-        return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {"key": key_B})
+        key_BS = key_B[:, None].expand(source.ids_BT.shape)  # extras are [B, S, ...]
+        return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {"key": key_BS})
 
     def start(self, memory: Memory, beam: int) -> State:
-        return State({"key": memory.extras["key"][:, None].expand(-1, beam).clone()})
+        return State({"key": memory.extras["key"][:, :1].expand(-1, beam).clone()})
 
     def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
         assert tokens_BK.shape[0] == memory.mask_BS.shape[0] == state.tensors["key"].shape[0]

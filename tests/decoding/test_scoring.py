@@ -10,7 +10,11 @@ from stub_models import HistoryModel, MarkovModel, batch_of
 
 from gnmt.decoding.scoring import COVERAGE_FLOOR, coverage_penalty, forced_scores, length_penalty, score
 from gnmt.decoding.search import SearchOptions
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Tokens
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError, Tokens
 
 A, B, C = 4, 5, 6
 
@@ -55,21 +59,13 @@ def test_score_is_their_sum_and_ignores_coverage_at_beta_0():
 
 def test_forced_scores_by_hand():
     """|Y| counts EOS and not BOS; attention of this model is uniform over 2 source tokens, EOS included."""
-    model = forced(MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {B: 0.25, EOS_ID: 0.75}, B: {A: 0.5, EOS_ID: 0.5}}))
+    model = MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {B: 0.25, EOS_ID: 0.75}, B: {A: 0.5, EOS_ID: 0.5}})
     options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.1)
     found = forced_scores(model, batch_of([[A], [A]]), targets([A, EOS_ID], [A, B, EOS_ID]), options)
     logs = [[math.log(0.5), math.log(0.75), 0.0], [math.log(0.5), math.log(0.25), math.log(0.5)]]
     torch.testing.assert_close(found.token_log_probs_BT, torch.tensor(logs))
     torch.testing.assert_close(found.log_prob_B, torch.tensor(logs).sum(1))
     torch.testing.assert_close(found.score_B, torch.tensor([sum(logs[0]) / (7 / 6), sum(logs[1]) / (8 / 6)]))
-
-
-def forced(model):
-    """Gives a model of `step` the two calls of teacher forcing."""
-    model.decode = lambda target, memory, attention=False: HistoryModel.decode(model, target, memory, attention)
-    model.attention_RS = True
-    model.output = lambda hidden: hidden
-    return model
 
 
 def test_an_unfinished_translation_counts_the_tokens_it_has():
@@ -79,8 +75,7 @@ def test_an_unfinished_translation_counts_the_tokens_it_has():
     torch.testing.assert_close(found.score_B, found.log_prob_B / (8 / 6))
 
 
-def test_forced_scores_do_not_depend_on_padding_or_on_the_chunks_of_positions():
-    """Logits are made for 32 positions at a time; 70 tokens span three chunks."""
+def test_forced_scores_do_not_depend_on_neighbours():
     model = HistoryModel.random(5)
     long = [A + place % 4 for place in range(69)] + [EOS_ID]
     options = SearchOptions(coverage_beta=0.3)
@@ -88,15 +83,34 @@ def test_forced_scores_do_not_depend_on_padding_or_on_the_chunks_of_positions():
     alone = forced_scores(model, batch_of([[A]]), targets([B, EOS_ID]), options)
     torch.testing.assert_close(both.score_B[1:], alone.score_B)
     torch.testing.assert_close(both.log_prob_B[1:], alone.log_prob_B)
-    memory = model.encode(batch_of([[A, B, C]]))
-    log_probs_BTV, _ = model.decode(targets(long), memory)
-    at_once = log_probs_BTV[0, :-1].gather(1, torch.tensor(long)[:, None]).squeeze(1)
-    torch.testing.assert_close(both.token_log_probs_BT[0], at_once)
     assert both.token_log_probs_BT[1, 2:].eq(0).all()
+
+
+@pytest.mark.parametrize("query", ["current", "previous"])
+def test_forced_scores_are_those_of_teacher_forcing(query):
+    """Token by token, as search goes, or the whole target at once, as training does: the same sums."""
+    torch.manual_seed(4)
+    encoder = LSTMEncoder(6, 8, 2)
+    decoder = LSTMDecoder(6, 8, 3, AdditiveAttention(8, encoder.output_size, 5), query=query)
+    model = Seq2Seq(encoder, decoder, 9, 11, 6, init_range=0.8).eval()
+    source, target = batch_of([[7, 4, 8], [6]]), targets([9, 5, 10, 4, EOS_ID], [8, EOS_ID])
+    options = SearchOptions(length_penalty_alpha=0.7, coverage_beta=0.4)
+    found = forced_scores(model, source, target, options)
+
+    batch = Batch(source, target, torch.arange(2))
+    memory = model.encode(source)
+    hidden_BTH, attention_BTS = model.decode(batch.target_input, memory, attention=True)
+    log_probs_BT = model.output(hidden_BTH).log_softmax(2).gather(2, batch.labels.ids_BT[:, :, None]).squeeze(2)
+    real_BT = batch.labels.mask_BT
+    torch.testing.assert_close(found.token_log_probs_BT, log_probs_BT * real_BT)
+    coverage_BS = (attention_BTS * real_BT[:, :, None]).sum(1)
+    log_prob_B = (log_probs_BT * real_BT).sum(1)
+    expected_B = score(log_prob_B, batch.labels.lengths_B, coverage_BS, memory.mask_BS, options)
+    torch.testing.assert_close(found.score_B, expected_B)
 
 
 def test_scores_are_fp32_for_a_bf16_model():
     model = HistoryModel.random(7)
-    model.output = lambda hidden: hidden.bfloat16()
+    model.log_probs_RV = model.log_probs_RV.bfloat16()
     found = forced_scores(model, batch_of([[A]]), targets([B, EOS_ID]), SearchOptions())
     assert {tensor.dtype for tensor in found} == {torch.float32}

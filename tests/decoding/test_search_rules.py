@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stub_models import HistoryModel, MarkovModel, batch_of
+from stub_models import HistoryModel, MarkovModel, searched
 
-from gnmt.decoding.search import SearchOptions, search
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError, Tokens
+from gnmt.decoding.search import SearchOptions
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
-SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4)
+SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)
 A, B, C, D = 4, 5, 6, 7
 
 
@@ -23,7 +23,7 @@ A, B, C, D = 4, 5, 6, 7
 
 def test_the_score_counts_eos_and_not_bos():
     model = MarkovModel({BOS_ID: {A: 0.5}, A: {B: 0.5}, B: {EOS_ID: 0.5}})
-    [[hypothesis]] = search(model, batch_of([[A]]), SearchOptions(length_penalty_alpha=0.6, coverage_beta=0.0))
+    [[hypothesis]] = searched(model, [[A]], SearchOptions(length_penalty_alpha=0.6, coverage_beta=0.0))
     assert hypothesis.tokens == (A, B, EOS_ID)
     assert hypothesis.score == pytest.approx(3 * math.log(0.5) / ((5 + 3) / 6) ** 0.6, abs=1e-6)
 
@@ -32,8 +32,8 @@ def test_a_longer_translation_may_win_after_the_first_one_finished():
     """log P of the short one is better, its score is not: stopping at the first EOS would return it."""
     longer = {A: {B: 1.0}, B: {C: 1.0}, C: {EOS_ID: 1.0}}
     model = MarkovModel({BOS_ID: {EOS_ID: 0.52, A: 0.48}, **longer})
-    options = SearchOptions(beam_size=2, length_penalty_alpha=1.0, coverage_beta=0.0)
-    [by_bound] = search(model, batch_of([[A]]), options)
+    options = SearchOptions(beam_size=2, n_best=2, length_penalty_alpha=1.0, coverage_beta=0.0)
+    [by_bound] = searched(model, [[A]], options)
     assert by_bound[0].tokens == (A, B, C, EOS_ID)
     assert by_bound[0].log_prob < by_bound[1].log_prob
 
@@ -43,8 +43,8 @@ def test_the_bound_gives_the_best_of_exhausted_search_in_fewer_steps():
     for seed in range(30):
         by_bound, exhausted = HistoryModel.random(seed), HistoryModel.random(seed)
         options = SearchOptions(beam_size=4, length_penalty_alpha=1.0, max_length_factor=1.0, max_length_offset=6)
-        best = search(by_bound, batch_of(SENTENCES), options, banned=BANNED)
-        all_of_them = search(exhausted, batch_of(SENTENCES), replace(options, stop="exhausted"), banned=BANNED)
+        best = searched(by_bound, SENTENCES, options, banned=BANNED)
+        all_of_them = searched(exhausted, SENTENCES, replace(options, stop="exhausted"), banned=BANNED)
         for short, long in zip(best, all_of_them, strict=True):
             assert (short[0].tokens, short[0].score) == (long[0].tokens, long[0].score)
         steps_by_bound += sum(rows for rows, _ in by_bound.calls)
@@ -54,32 +54,32 @@ def test_the_bound_gives_the_best_of_exhausted_search_in_fewer_steps():
 
 def test_first_stops_when_k_have_finished():
     model = MarkovModel({BOS_ID: {A: 0.6, EOS_ID: 0.4}, A: {A: 0.6, EOS_ID: 0.4}})
-    options = SearchOptions(beam_size=3, stop="first", coverage_beta=0.0)
-    [hypotheses] = search(model, batch_of([[A] * 9]), options)
+    options = SearchOptions(beam_size=3, n_best=3, stop="first", coverage_beta=0.0)
+    [hypotheses] = searched(model, [[A] * 9], options)
     assert sorted(len(hypothesis.tokens) for hypothesis in hypotheses) == [1, 2, 3]
 
 
 def test_unfinished_hypotheses_come_only_where_none_finished_and_are_flagged():
     """They are scored by the one formula, |Y| being the tokens produced."""
     endless = MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {A: 0.5, B: 0.5}, B: {A: 1.0}})
-    options = SearchOptions(beam_size=2, max_length_factor=1.0, max_length_offset=1, coverage_beta=0.0)
-    [hypotheses] = search(endless, batch_of([[A]]), options)
+    options = SearchOptions(beam_size=2, n_best=2, max_length_factor=1.0, max_length_offset=1, coverage_beta=0.0)
+    [hypotheses] = searched(endless, [[A]], options)
     assert len(hypotheses) == 2
     for hypothesis in hypotheses:
         assert not hypothesis.finished
         assert len(hypothesis.tokens) == 3
         assert hypothesis.score == pytest.approx(hypothesis.log_prob / ((5 + 3) / 6) ** 0.6, abs=1e-6)
     late = MarkovModel({BOS_ID: {A: 0.9, EOS_ID: 0.1}, A: {A: 1.0}})  # the finished one is far worse
-    [[hypothesis]] = search(late, batch_of([[A]]), options)
+    [[hypothesis]] = searched(late, [[A]], options)
     assert hypothesis.finished
     assert hypothesis.tokens == (EOS_ID,)
 
 
 def test_no_translation_is_shorter_than_min_length():
     model = HistoryModel.random(23)
-    found = search(model, batch_of(SENTENCES), replace(SHORT, min_length=5), banned=BANNED)
+    found = searched(model, SENTENCES, replace(SHORT, min_length=5), banned=BANNED)
     assert all(len(hypothesis.tokens) >= 5 for hypotheses in found for hypothesis in hypotheses)
-    unbounded = search(model, batch_of(SENTENCES), SHORT, banned=BANNED)
+    unbounded = searched(model, SENTENCES, SHORT, banned=BANNED)
     assert any(len(hypothesis.tokens) < 5 for hypotheses in unbounded for hypothesis in hypotheses)
 
 
@@ -92,7 +92,7 @@ def test_a_source_token_that_nobody_looked_at_costs_a_finite_amount():
     energies[:, 0] = 0.0
     model = HistoryModel(HistoryModel.random(29).log_probs_RV, energies)
     options = SearchOptions(coverage_beta=0.1, length_penalty_alpha=0.0)
-    [[hypothesis, *_]] = search(model, batch_of([[A, B, C]], width=9), options, banned=BANNED)
+    [[hypothesis, *_], _] = searched(model, [[A, B, C], [A] * 8], options, banned=BANNED)
     assert hypothesis.score == pytest.approx(hypothesis.log_prob + 0.1 * 3 * math.log(1e-6), abs=1e-4)
 
 
@@ -102,9 +102,9 @@ def test_a_model_without_attention_cannot_have_a_coverage_penalty(beta):
     options = replace(SHORT, coverage_beta=beta)
     if beta:
         with pytest.raises(InputError, match=r"decoding\.coverage_beta is 0\.1.*set decoding\.coverage_beta=0"):
-            search(model, batch_of(SENTENCES), options, banned=BANNED)
+            searched(model, SENTENCES, options, banned=BANNED)
         return
-    found = search(model, batch_of(SENTENCES), options, banned=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, options, banned=BANNED, with_attention=True)
     assert [hypotheses[0].attention_TS for hypotheses in found] == [None] * len(SENTENCES)
 
 
@@ -113,23 +113,24 @@ def test_a_model_without_attention_cannot_have_a_coverage_penalty(beta):
 
 def test_infinite_pruning_prunes_nothing():
     model = HistoryModel.random(37)
-    everything = search(model, batch_of(SENTENCES), SHORT, banned=BANNED)
-    assert search(model, batch_of(SENTENCES), replace(SHORT, pruning=math.inf), banned=BANNED) == everything
+    everything = searched(model, SENTENCES, SHORT, banned=BANNED)
+    assert searched(model, SENTENCES, replace(SHORT, pruning=math.inf), banned=BANNED) == everything
 
 
 def test_zero_pruning_tries_only_the_best_token():
     model = HistoryModel.random(37)
-    greedy = search(model, batch_of(SENTENCES), replace(SHORT, beam_size=1), banned=BANNED)
-    pruned = search(model, batch_of(SENTENCES), replace(SHORT, pruning=0.0), banned=BANNED)
+    greedy = searched(model, SENTENCES, replace(SHORT, beam_size=1, n_best=1), banned=BANNED)
+    pruned = searched(model, SENTENCES, replace(SHORT, pruning=0.0), banned=BANNED)
     assert [[hypothesis.tokens for hypothesis in some] for some in pruned] == [[some[0].tokens] for some in greedy]
 
 
 def test_pruning_drops_what_is_far_below_the_best_finished_hypothesis():
     """Every token passes the local rule; A B EOS falls by its sum, and is found again with a wider margin."""
     model = MarkovModel({BOS_ID: {EOS_ID: 0.7, A: 0.3}, A: {B: 0.5, C: 0.5}, B: {EOS_ID: 1.0}, C: {EOS_ID: 1.0}})
-    options = SearchOptions(beam_size=3, length_penalty_alpha=0.0, coverage_beta=0.0, stop="exhausted", pruning=1.0)
-    [narrow] = search(model, batch_of([[A]]), options)
-    [wide] = search(model, batch_of([[A]]), replace(options, pruning=2.0))
+    scores = {"length_penalty_alpha": 0.0, "coverage_beta": 0.0}
+    options = SearchOptions(beam_size=3, n_best=3, stop="exhausted", pruning=1.0, **scores)
+    [narrow] = searched(model, [[A]], options)
+    [wide] = searched(model, [[A]], replace(options, pruning=2.0))
     assert [hypothesis.tokens for hypothesis in narrow] == [(EOS_ID,)]
     assert [hypothesis.tokens for hypothesis in wide] == [(EOS_ID,), (A, B, EOS_ID), (A, C, EOS_ID)]
 
@@ -139,23 +140,23 @@ def test_pruning_drops_what_is_far_below_the_best_finished_hypothesis():
 
 def test_banned_tokens_are_never_produced_and_change_no_other_probability():
     model = MarkovModel({BOS_ID: {UNK_ID: 0.9, A: 0.1}, A: {UNK_ID: 0.9, EOS_ID: 0.1}})
-    [[hypothesis]] = search(model, batch_of([[A]]), SearchOptions(), banned=BANNED)
+    [[hypothesis]] = searched(model, [[A]], SearchOptions(), banned=BANNED)
     assert hypothesis.tokens == (A, EOS_ID)
     assert hypothesis.log_prob == pytest.approx(2 * math.log(0.1), abs=1e-6)
 
 
-def test_what_the_model_returns_is_not_written_to():
-    """A model may hand out a view of what it keeps."""
+def test_the_attention_and_the_state_of_a_model_are_not_written_to():
+    """A model may hand out a view of what it keeps; only the log-probabilities are the caller's."""
     model = HistoryModel.random(41)
     step, returned = model.step, []
 
     def recording_step(*arguments):
         log_probs, attention, state = step(*arguments)
-        returned.extend((tensor, tensor.clone()) for tensor in (log_probs, attention, *state.tensors.values()))
+        returned.extend((tensor, tensor.clone()) for tensor in (attention, *state.tensors.values()))
         return log_probs, attention, state
 
     model.step = recording_step
-    search(model, batch_of(SENTENCES), replace(SHORT, pruning=2.0, min_length=2), banned=BANNED, with_attention=True)
+    searched(model, SENTENCES, replace(SHORT, pruning=2.0, min_length=2), banned=BANNED, with_attention=True)
     assert len(returned) > 10
     assert all(torch.equal(tensor, copy) for tensor, copy in returned)
 
@@ -163,26 +164,8 @@ def test_what_the_model_returns_is_not_written_to():
 def test_a_model_that_gives_no_numbers_is_named():
     model = HistoryModel(torch.full((211, 9), math.nan), torch.zeros(211, 64))
     with pytest.raises(InputError, match="diverged"):
-        search(model, batch_of(SENTENCES), SHORT, banned=BANNED)
+        searched(model, SENTENCES, SHORT, banned=BANNED)
 
 
-def test_an_empty_batch_gives_nothing():
-    empty = Tokens(torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long))
-    assert search(HistoryModel.random(1), empty, SHORT) == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"beam_size": 0}, r"decoding\.beam_size is 0; it must be 1 or more"),
-        ({"length_penalty_alpha": -0.1}, r"decoding\.length_penalty_alpha is -0\.1; it must be 0 or more"),
-        ({"coverage_beta": math.nan}, r"decoding\.coverage_beta is nan; it must be 0 or more"),
-        ({"pruning": -1.0}, r"decoding\.pruning is -1\.0; it must be 0 or more"),
-        ({"max_length_factor": math.inf}, r"decoding\.max_length_factor is inf; it must be finite"),
-        ({"min_length": -1}, r"decoding\.min_length is -1; it must be 0 or more"),
-        ({"stop": "never"}, r"decoding\.stop is 'never'; it must be bound, first or exhausted"),
-    ],
-)
-def test_options_out_of_range_are_refused(setting, message):
-    with pytest.raises(InputError, match=message):
-        SearchOptions(**setting)
+def test_no_sentences_give_nothing():
+    assert searched(HistoryModel.random(1), [], SHORT) == []

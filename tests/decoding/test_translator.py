@@ -12,8 +12,9 @@ from stub_models import CopyModel
 import gnmt.decoding.translator as translator_module
 from gnmt.checkpoint import LoadedModel
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.decoding.cutting import split_sentences
 from gnmt.decoding.search import SearchOptions
-from gnmt.decoding.translator import Translator, split_sentences
+from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_precision
 from gnmt.types import EOS_ID, InputError, Translation
 
@@ -32,7 +33,9 @@ def tokenizers() -> Tokenizers:
 
 
 @pytest.fixture
-def model(tokenizers):
+def model(tokenizers, monkeypatch):
+    """Searched itself and not as a copy, so that the tests can look into it."""
+    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
     return CopyModel(tokenizers.source.vocabulary_size)
 
 
@@ -209,15 +212,6 @@ def test_attention_columns_are_the_source_tokens_with_eos(model, tokenizers):
         torch.testing.assert_close(translation.attention_TS, torch.eye(size))
 
 
-def test_search_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(model, tokenizers):
-    """The stub asserts evaluation mode; a part that was frozen in evaluation mode stays so."""
-    model.frozen = torch.nn.Dropout(0.1)
-    model.train()
-    model.frozen.eval()
-    Translator(model, tokenizers, OPTIONS, FP32).translate(["the dog."])
-    assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
-
-
 def test_a_stream_reads_and_yields_window_by_window(model, tokenizers, monkeypatch):
     monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
     read = []
@@ -262,7 +256,7 @@ def recorded(model, tokenizers, monkeypatch):
     """What `load_model` finds in a checkpoint; its search options are the test's to change."""
     config = {"decoding": {"_target_": "gnmt.decoding.search.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
     loaded = LoadedModel(model, tokenizers, config, {}, torch.device("cpu"))
-    monkeypatch.setattr(translator_module, "load_model", lambda path, device, trusted: loaded)
+    monkeypatch.setattr(translator_module, "load_members", lambda paths, device, trusted: (loaded,))
     return config["decoding"]
 
 

@@ -30,12 +30,13 @@ def shell_lines(document: Path) -> list[list[str]]:
 
 
 def commands() -> list[Any]:
-    """(script, its arguments) of every `python scripts/….py` of the documents, also behind a pipe."""
+    """(script, its arguments) of every `python scripts/….py` of the documents, also behind a pipe, or of torchrun."""
     found = []
     for document in DOCUMENTS:
         for words in shell_lines(document):
             for place, word in enumerate(words[:-1]):
-                if word in ("python", ".venv/bin/python") and words[place + 1].startswith("scripts/"):
+                starts = word in ("python", ".venv/bin/python") or "torchrun" in words[: place + 1]
+                if starts and words[place + 1].startswith("scripts/"):
                     arguments = words[place + 2 :]
                     name = f"{document.name}: {Path(words[place + 1]).stem} {' '.join(arguments)}"
                     found.append(pytest.param(words[place + 1], arguments, id=name))
@@ -44,7 +45,7 @@ def commands() -> list[Any]:
 
 def test_there_are_commands_to_check() -> None:
     scripts = {param.values[0] for param in commands() if str(param.id).startswith("README.md")}
-    assert scripts == {f"scripts/{name}.py" for name in ("train", "evaluate", "translate", "inspect")}
+    assert scripts == {f"scripts/{name}.py" for name in ("train", "evaluate", "translate", "score", "inspect")}
 
 
 @pytest.mark.parametrize(("script", "arguments"), commands())

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from gnmt.data.batching import batch_of
+from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores
 from gnmt.training.evaluation import DevEvaluator, DevResult
+from gnmt.types import EOS_ID
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def evaluator(make_trainer) -> DevEvaluator:
 @torch.no_grad()
 def plain_loss(evaluator: DevEvaluator) -> float:
     """Unsmoothed nats for each target token with EOS, one sentence at a time, without dropout."""
-    model, tokenizers = evaluator.objective.model.eval(), evaluator.translator.tokenizers
+    model, tokenizers = evaluator.objective.model.eval(), evaluator.tokenizers
     total, count = 0.0, 0
     for source, target in zip(evaluator.sources, evaluator.references, strict=True):
         batch = batch_of([tokenizers.source.encode(source)], [tokenizers.target.encode(target)], np.array([0]))
@@ -51,10 +53,26 @@ def test_pairs_with_a_blank_side_have_no_loss_but_their_translations_count(evalu
 def test_the_first_translation_has_its_attention_for_the_picture(evaluator):
     result = evaluator()
     first, *others = result.translations
-    width = len(evaluator.translator.tokenizers.source.encode(result.sources[0])) + 1
+    width = len(evaluator.tokenizers.source.encode(result.sources[0])) + 1
     assert first.attention_TS.shape == (len(first.tokens), width)
     assert {translation.attention_TS for translation in others} == {None}
-    assert first.text == evaluator.translator.translate(result.sources[:1])[0].text
+    translator = Translator(evaluator.objective.model, evaluator.tokenizers, evaluator.options, evaluator.precision)
+    assert first.text == translator.translate(result.sources[:1])[0].text
+
+
+def test_each_evaluation_is_of_the_weights_of_now(evaluator):
+    """The translator copies the weights, so one that was kept would go on translating with those of the start."""
+    before = [translation.score for translation in evaluator().translations]
+    with torch.no_grad():
+        evaluator.objective.model.output_layer.bias[EOS_ID] += 5.0
+    after = [translation.score for translation in evaluator().translations]
+    assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_evaluation_leaves_out_the_unused_ids_as_translating_with_the_checkpoint_does(evaluator):
+    said = {token for translation in evaluator().translations for token in translation.tokens} - {EOS_ID}
+    evaluator.unused_target_ids = sorted(said)
+    assert not said & {token for translation in evaluator().translations for token in translation.tokens}
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():

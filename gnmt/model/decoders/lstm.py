@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Attention, Decoder
-from gnmt.model.recurrence import LSTM
+from gnmt.model.recurrence import LSTM, LSTMState, Recurrence
 from gnmt.types import InputError, Memory, Range, State
 
 
@@ -43,10 +44,11 @@ class LSTMDecoder(Decoder):
         self.input_size = input_size
         self.memory_size = attention.memory_size
         self.output_size = hidden_size
+        self.num_layers = num_layers
         self.query = query
         self.residual_from = residual_from
         self.attention = attention
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.bottom = LSTM(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
         self.upper = nn.ModuleList(LSTM(upper_size, hidden_size) for _ in range(num_layers - 1))
@@ -61,8 +63,7 @@ class LSTMDecoder(Decoder):
         query_TBH = outputs_TBH if self.query == "current" else one_step_later(outputs_TBH)
         context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
         context_TBH = context_BTH.transpose(0, 1)
-        for number, layer in enumerate(self.upper, start=2):
-            assert isinstance(layer, LSTM)
+        for number, layer in enumerate(self.layers()[1:], start=2):
             inputs_TBH = outputs_TBH
             outputs_TBH = layer.over_time(self.dropout(torch.cat((inputs_TBH, context_TBH), dim=-1)))
             if self.is_residual(number):
@@ -70,37 +71,31 @@ class LSTMDecoder(Decoder):
         return outputs_TBH.transpose(0, 1), weights_BTS
 
     def start(self, memory: Memory, beam: int) -> State:
-        """Zero hidden and cell of every layer, each [B, beam, layers, H]."""
-        shape = (memory.mask_BS.shape[0], beam, 1 + len(self.upper), self.output_size)
-        zeros = torch.zeros(shape, device=memory.states_BSH.device, dtype=memory.states_BSH.dtype)
-        return State({"hidden": zeros, "cell": zeros})
+        """Zero hidden and cell of every layer: hidden_1, cell_1 of the bottom one and so on, each [B, beam, H]."""
+        batch = memory.mask_BS.shape[0]
+        return pack([layer.start(batch * beam, memory.states_BSH) for layer in self.layers()], batch)
 
     def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """One token for B sentences of K hypotheses; the memory stays at B rows."""
         batch, beam = embedded_BKE.shape[:2]
-        hiddens = state.tensors["hidden"].flatten(0, 1).unbind(1)
-        cells = state.tensors["cell"].flatten(0, 1).unbind(1)
-        new_states = [self.bottom.step(embedded_BKE.flatten(0, 1), (hiddens[0], cells[0]))]
+        bottom, *upper = self.layers()
+        bottom_state, *upper_states = unpack(state, self.num_layers)
+        new_states = [bottom.step(embedded_BKE.flatten(0, 1), bottom_state)]
         outputs_NH = new_states[0][0]
-        query_NH = outputs_NH if self.query == "current" else hiddens[0]
+        query_NH = outputs_NH if self.query == "current" else bottom_state[0]
         context_BKH, weights_BKS = self.attention(query_NH.reshape(batch, beam, -1), memory.extras["keys"], memory)
         context_NH = context_BKH.flatten(0, 1)
-        for number, layer in enumerate(self.upper, start=2):
-            assert isinstance(layer, LSTM)
+        for number, (layer, layer_state) in enumerate(zip(upper, upper_states, strict=True), start=2):
             inputs_NH = outputs_NH
-            inputs_with_context = torch.cat((inputs_NH, context_NH), dim=-1)
-            new_states.append(layer.step(inputs_with_context, (hiddens[number - 1], cells[number - 1])))
+            new_states.append(layer.step(torch.cat((inputs_NH, context_NH), dim=-1), layer_state))
             outputs_NH = new_states[-1][0]
             if self.is_residual(number):
                 outputs_NH = outputs_NH + inputs_NH
-        hidden, cell = (torch.stack(tensors, dim=1) for tensors in zip(*new_states, strict=True))
-        state = State(
-            {
-                "hidden": hidden.reshape(batch, beam, *hidden.shape[1:]),
-                "cell": cell.reshape(batch, beam, *cell.shape[1:]),
-            }
-        )
-        return outputs_NH.reshape(batch, beam, -1), weights_BKS, state
+        return outputs_NH.reshape(batch, beam, -1), weights_BKS, pack(new_states, batch)
+
+    def layers(self) -> list[Recurrence]:
+        """All layers, the bottom one first."""
+        return [cast(Recurrence, layer) for layer in (self.bottom, *self.upper)]
 
     def is_residual(self, number: int) -> bool:
         """Whether the layer of that number, counted from 1, adds its input to its output."""
@@ -110,3 +105,18 @@ class LSTMDecoder(Decoder):
 def one_step_later(outputs_TBH: Tensor) -> Tensor:
     """Moves every output to the next step; the first step gets zeros."""
     return torch.cat((torch.zeros_like(outputs_TBH[:1]), outputs_TBH[:-1]))
+
+
+def pack(states: list[LSTMState], batch: int) -> State:
+    """The layers' hidden and cell [B*K, H] as a State."""
+    tensors = {}
+    for number, (hidden_NH, cell_NH) in enumerate(states, start=1):
+        tensors[f"hidden_{number}"] = hidden_NH.reshape(batch, -1, hidden_NH.shape[1])
+        tensors[f"cell_{number}"] = cell_NH.reshape(batch, -1, cell_NH.shape[1])
+    return State(tensors)
+
+
+def unpack(state: State, num_layers: int) -> list[LSTMState]:
+    """The layers' hidden and cell, [B*K, H]."""
+    tensors = {name: tensor.flatten(0, 1) for name, tensor in state.tensors.items()}
+    return [(tensors[f"hidden_{number}"], tensors[f"cell_{number}"]) for number in range(1, num_layers + 1)]

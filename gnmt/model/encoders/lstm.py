@@ -6,8 +6,9 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
+from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Encoder
-from gnmt.model.recurrence import LSTM, BidirectionalLSTM
+from gnmt.model.recurrence import LSTM, BidirectionalLSTM, Recurrence
 from gnmt.types import InputError, Range
 
 
@@ -36,7 +37,7 @@ class LSTMEncoder(Encoder):
             )
         self.input_size = input_size
         self.residual_from = residual_from
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList()
         width = input_size
         for layer in range(num_layers):
@@ -53,7 +54,7 @@ class LSTMEncoder(Encoder):
             if isinstance(layer, BidirectionalLSTM):
                 states_SBH = layer.over_time(self.dropout(inputs_SBH), lengths_B)
             else:
-                assert isinstance(layer, LSTM)
+                assert isinstance(layer, Recurrence)
                 states_SBH = layer.over_time(self.dropout(inputs_SBH))
             if self.is_residual(number) and inputs_SBH.shape == states_SBH.shape:
                 states_SBH = states_SBH + inputs_SBH

@@ -1,0 +1,217 @@
+"""Times translation of ids: the plain baseline against the engine, in one process and in turns.
+
+Lengths are controlled: EOS is not allowed, and each translation ends at a limit that follows from its source's length,
+so that all systems take the same steps whatever the weights are, and differences of text cost nobody anything.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import torch
+
+from benchmarks.baseline import Baseline
+from gnmt.checkpoint import load_model
+from gnmt.decoding.engine import fast_model
+from gnmt.decoding.search import SearchOptions, search
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import choose_device, choose_precision
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID
+
+BASELINE = "baseline"
+# Encoder layers, decoder layers, width, pieces.
+SIZES = {"gnmt": (4, 4, 1024, 32_000), "multi30k": (2, 2, 256, 6_000), "tiny": (2, 2, 16, 200)}
+LENGTHS = ("equal", "mixed")
+PRECISIONS = (
+    "auto",
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+)  # not tf32, a setting of the process that the baseline would share
+
+Runner = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is translated, by which model.
+
+    size: of SIZES, with random weights, or the path of a checkpoint. lengths: `equal`, every source `source_tokens`
+    long; `mixed`, a log-normal spread around that. Targets are as long as their sources.
+    """
+
+    size: str
+    lengths: str
+    beam: int
+    batch_size: int
+    num_batches: int
+    source_tokens: int
+    seed: int
+    device: str
+    trusted_packages: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> SearchOptions:
+        never = 1_000_000  # a translation that may not end goes on to its limit
+        return SearchOptions(beam_size=self.beam, max_length_factor=1.0, max_length_offset=0, min_length=never)
+
+    def model(self) -> Seq2Seq:
+        """The model in evaluation mode, on the device."""
+        device = choose_device(self.device)
+        if self.size not in SIZES:
+            return load_model(self.size, device, self.trusted_packages).model.eval()
+        torch.manual_seed(self.seed)
+        encoder_layers, decoder_layers, width, pieces = SIZES[self.size]
+        encoder = LSTMEncoder(width, width, encoder_layers)
+        attention = AdditiveAttention(width, encoder.output_size, width)
+        decoder = LSTMDecoder(width, width, decoder_layers, attention)
+        return Seq2Seq(encoder, decoder, pieces, pieces, width).to(device).eval()
+
+    def sources(self, vocabulary_size: int) -> list[list[int]]:
+        """Random pieces and EOS; sentences of one batch stand together, as sorting by length leaves them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        count = self.batch_size * self.num_batches
+        lengths = torch.full((count,), self.source_tokens)
+        if self.lengths == "mixed":
+            spread = torch.randn(count, generator=generator).mul(0.5).exp()
+            lengths = (spread * self.source_tokens).round().long().clamp(2, 4 * self.source_tokens)
+        ids = [torch.randint(4, vocabulary_size, (length - 1,), generator=generator) for length in lengths.tolist()]
+        return sorted(([*row.tolist(), EOS_ID] for row in ids), key=len)
+
+    def system(self, name: str, model: Seq2Seq) -> Runner:
+        """A call that translates everything, by the baseline or by the engine in that precision."""
+        device = choose_device(self.device)
+        sources = self.sources(model.source_embedding.num_embeddings)
+        banned = (PAD_ID, BOS_ID)
+        if name == BASELINE:
+            plain = Baseline(model, device)
+            return lambda: plain.search(sources, self.options, banned, self.batch_size)
+        fast = fast_model(model, choose_precision(name, device))
+        return lambda: search(fast, sources, self.options, device=device, banned=banned, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table; rates are medians over the repetitions, tokens those of the target.
+
+    ratio: the baseline's median time divided by this one's. peak_mib: resident memory of a process that does nothing
+    else, with the model it was made from (on CUDA: allocated device memory), or None where not asked for.
+    """
+
+    size: str
+    lengths: str
+    beam: int
+    batch_size: int
+    system: str
+    seconds: list[float]
+    sentences_per_second: float
+    tokens_per_second: float
+    ratio: float
+    peak_mib: float | None
+
+
+def workloads(
+    sizes: list[str], lengths: list[str], beams: list[int], batch_sizes: list[int], **common: Any
+) -> Iterator[Workload]:
+    for size, spread, beam, batch_size in product(sizes, lengths, beams, batch_sizes):
+        yield Workload(size, spread, beam, batch_size, **common)
+
+
+def measure(workload: Workload, precisions: list[str], repetitions: int, memory: bool) -> list[Figure]:
+    """Times the baseline and every precision: one unmeasured round, then in turns, `repetitions` rounds."""
+    model = workload.model()
+    names = [BASELINE, *precisions]
+    runners = {name: workload.system(name, model) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for runner in runners.values():
+        runner()
+    for _ in range(repetitions):
+        for name, runner in runners.items():
+            seconds[name].append(timed(runner, workload.device))
+    del runners, model
+    sources = workload.sources(5)  # of these lengths, whatever the vocabulary
+    num_tokens = sum(map(len, sources))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return [
+        Figure(
+            **{key: getattr(workload, key) for key in ("size", "lengths", "beam", "batch_size")},
+            system=name,
+            seconds=seconds[name],
+            sentences_per_second=len(sources) / medians[name],
+            tokens_per_second=num_tokens / medians[name],
+            ratio=medians[BASELINE] / medians[name],
+            peak_mib=peak_mib(workload, name) if memory else None,
+        )
+        for name in names
+    ]
+
+
+def timed(runner: Runner, device: str) -> float:
+    """Seconds of wall clock; a CUDA device has finished before the clock is read."""
+    synchronise(device)
+    start = time.perf_counter()
+    runner()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    if choose_device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_mib(workload: Workload, name: str) -> float:
+    """The peak of a process of its own that builds the model and translates once."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_here, (workload, name, torch.get_num_threads()))
+
+
+def _peak_here(workload: Workload, name: str, num_threads: int) -> float:
+    torch.set_num_threads(num_threads)
+    workload.system(name, workload.model())()
+    if choose_device(workload.device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def profile(workload: Workload, name: str, rows: int = 25) -> str:
+    """Where the time of one translation goes, operator by operator, after an unmeasured one."""
+    runner = workload.system(name, workload.model())
+    runner()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    on_cuda = choose_device(workload.device).type == "cuda"
+    if on_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        runner()
+    order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60)
+    return f"{name}: {asdict(workload)}\n{table}\n"
+
+
+def line(figure: Figure) -> str:
+    """A row of the table; see HEADER."""
+    peak = "-" if figure.peak_mib is None else f"{figure.peak_mib:.0f}"
+    return (
+        f"{figure.size:12.12} {figure.lengths:7} {figure.beam:4} {figure.batch_size:5}  {figure.system:9}"
+        f"{figure.sentences_per_second:12.2f} {figure.tokens_per_second:11.1f} {figure.ratio:7.2f} {peak:>9}"
+    )
+
+
+HEADER = (
+    f"{'size':12} {'lengths':7} {'beam':>4} {'batch':>5}  {'system':9}{'sentences/s':>12} {'tokens/s':>11} "
+    f"{'ratio':>7} {'peak MiB':>9}"
+)

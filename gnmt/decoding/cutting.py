@@ -1,0 +1,49 @@
+"""Long lines in pieces that a model can read: at sentence ends, else between words, else anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+from gnmt.data.tokenizer import Tokenizer
+from gnmt.types import EOS_ID
+
+# Ends of sentences: in scripts with spaces, marks before a space; in those without, the marks alone.
+_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
+
+
+def cut_line(tokenizer: Tokenizer, line: str, max_tokens: int) -> list[list[int]]:
+    """The ids of what is read at once, EOS at each end: none for a line without a token, one whole line, or pieces.
+
+    max_tokens: of a piece, EOS counted, 2 or more. Sentences that fit together stay together.
+    """
+    ids = tokenizer.encode(line) if line.strip() else []
+    limit = max_tokens - 1
+    if len(ids) <= limit:
+        return [[*ids, EOS_ID]] if ids else []
+    pieces: list[list[int]] = [[]]
+    for unit in _units(tokenizer, line, limit):
+        if pieces[-1] and len(pieces[-1]) + len(unit) > limit:
+            pieces.append([])
+        pieces[-1] += unit
+    return [[*piece, EOS_ID] for piece in pieces]
+
+
+def _units(tokenizer: Tokenizer, line: str, limit: int) -> Iterator[list[int]]:
+    """Token ids of sentences; of words where a sentence is over the limit; of parts where a word is."""
+    for sentence in split_sentences(line):
+        ids = tokenizer.encode(sentence)
+        if len(ids) <= limit:
+            yield ids
+            continue
+        for word in sentence.split():
+            ids = tokenizer.encode(word)
+            yield from (ids[start : start + limit] for start in range(0, len(ids), limit))
+
+
+def split_sentences(line: str) -> list[str]:
+    """The line cut behind each sentence end; joined, they are the line again."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(line)]
+    cuts = [0, *ends, len(line)]
+    return [line[start:end] for start, end in pairwise(cuts) if end > start]

@@ -1,0 +1,95 @@
+"""Products with a fixed matrix, for the few rows that search has."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LinearMaker = Callable[[Tensor, Tensor | None], nn.Module]
+"""Makes x -> x W^T + b, of inputs [..., I] and outputs [..., O], from W [O, I] and b [O] or None (both copied)."""
+
+# Rows for which oneDNN chooses the order of the packed weights; other numbers use the same order.
+_TYPICAL_ROWS = 160
+_INT8_LARGEST = 127
+
+
+def linear_maker(precision: str, device: torch.device, dtype: torch.dtype) -> LinearMaker:
+    """The fastest product of that precision on that device."""
+    if precision == "int8":
+        return Int8Linear
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        supported = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+        if supported.get(dtype, False):
+            return lambda weight, bias: PackedLinear(weight, bias, dtype)
+    return lambda weight, bias: PlainLinear(weight, bias, dtype)
+
+
+class PlainLinear(nn.Module):
+    """The product of torch, with weights of the wanted type: on CUDA, and where oneDNN is not."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _constant(weight, dtype)
+        self.bias = None if bias is None else _constant(bias, dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self.weight, self.bias)
+
+
+class PackedLinear(nn.Module):
+    """oneDNN's product with weights that lie in its own order, fp32 or bf16; exact.
+
+    torch gives weights to oneDNN (bf16) or MKL (fp32) in their plain order, and these re-order them at every call.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(_constant(weight, dtype), _TYPICAL_ROWS)
+        self.bias = None if bias is None else _constant(bias, dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+        return outputs
+
+
+class Int8Linear(nn.Module):
+    """fp32 in and out; the product itself is of 8-bit integers, added up in 32 bits.
+
+    Weights are quantised by output: w = q * scale_O, q in [-127, 127]. Activations are quantised by row: each is
+    divided by its own largest absolute value, so that one fixed scale suits all of them, and the product is
+    multiplied by that value again. torch's dynamic quantisation takes one scale for the whole tensor, which makes
+    a sentence depend on its neighbours in the batch; here a row's result is a function of that row, to the last bit.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        weight_OI = _constant(weight, torch.float32)
+        self.bias = None if bias is None else _constant(bias, torch.float32)
+        scale_O = weight_OI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
+        with warnings.catch_warnings():
+            # Tensors of quantised types are to go from torch some day; the products that take them have no successor.
+            warnings.filterwarnings("ignore", category=UserWarning, message=".*quantize_per_channel.*deprecated")
+            zero_O = torch.zeros(len(scale_O), dtype=torch.long)
+            quantised_OI = torch.quantize_per_channel(weight_OI, scale_O, zero_O, 0, torch.qint8)
+            self.packed = torch.ops.quantized.linear_prepack(quantised_OI, None)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs_NI = inputs.reshape(-1, inputs.shape[-1])
+        scale_N1 = inputs_NI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        # The activations' integers are unsigned, with 0 at 128: [-1, 1] becomes 1 to 255.
+        product_NO = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            inputs_NI / scale_N1, 1 / _INT8_LARGEST, _INT8_LARGEST + 1, self.packed
+        )
+        outputs_NO: Tensor = product_NO.mul_(scale_N1)
+        if self.bias is not None:
+            outputs_NO = outputs_NO.add_(self.bias)
+        return outputs_NO.view(*inputs.shape[:-1], -1)
+
+
+def _constant(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of its own, contiguous, that no gradient reaches."""
+    return parameter.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)

@@ -1,0 +1,152 @@
+"""Translating a file so that any end of the process loses no more than a window."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gnmt.decoding.files.jobs import Job
+from gnmt.decoding.files.part import PartFolder
+from gnmt.decoding.files.progress import Progress
+from gnmt.decoding.files.windows import TextStamp, WindowTranslator, cut_windows, read_unchanged, stamp_texts
+from gnmt.distributed import Ranks
+from gnmt.files import sha256_of
+from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """What a translator was made of: checkpoint files, and options that it does not say itself, as plain values."""
+
+    checkpoints: Sequence[str | Path]
+    options: Mapping[str, Any]
+
+
+def translate_resumable(
+    work: WindowTranslator,
+    job: Job,
+    part: PartFolder,
+    made_from: MadeFrom,
+    resume: str,
+    ranks: Ranks,
+    locks: ExitStack,
+) -> None:
+    """Translates this process's share of what is not done; the first process then puts all windows together.
+
+    locks: holds the part until the caller is through with all jobs.
+    """
+    with disk_errors_explained(job, part):
+        if ranks.is_first:
+            locks.enter_context(part.locked())
+            part.begin(settings_of(work, job, made_from), resume)
+        ranks.wait_for_first()
+        manifest = part.manifest()
+        if manifest.finished is not None:
+            if ranks.is_first:
+                log.info("%s is complete", job.output)
+            return
+        texts = {side: manifest.settings[side] for side in ("input", "prefixes")}
+        stamps = {side: TextStamp(**stamp) for side, stamp in texts.items() if stamp is not None}
+        with stops_explained(part, ranks):
+            translate_share(work, job, part, stamps, ranks)
+
+
+def translate_share(
+    work: WindowTranslator, job: Job, part: PartFolder, stamps: Mapping[str, TextStamp], ranks: Ranks
+) -> None:
+    """Windows go round among the ranks by number, those that are done left out."""
+    num_lines = stamps["input"].num_lines
+    prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, stamps["prefixes"])
+    done = part.windows()
+    num_done = lines_in(done, work.size, num_lines)
+    if done and ranks.is_first:
+        log.info("%s: %d of %d lines are done, going on from %s", job.output, num_done, num_lines, part.folder)
+    with closing(Progress(num_lines, num_done, shown=ranks.is_first)) as progress:
+        for window in cut_windows(read_unchanged(job.source, stamps["input"]), work.size, prefixes):
+            if window.number % ranks.world_size != ranks.rank or window.number in done:
+                continue
+            ranks.check()
+            translated = work.translate(window, progress.advance)
+            part.keep(window.number, translated.data, translated.num_unfinished)
+            done.add(window.number)
+            if ranks.world_size > 1:
+                done |= part.windows()
+            progress.reach(lines_in(done, work.size, num_lines))
+        ranks.wait_for_all()
+        if ranks.is_first:
+            num_unfinished = part.finish(work.output_format.heading, num_windows=-(-num_lines // work.size))
+            progress.reach(num_lines)
+            progress.summarise(job.output, num_unfinished)
+
+
+def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[str, Any]:
+    """All that the output depends on, as JSON has it; how many processes share the work is no part of that.
+
+    The number of threads and the size of batches are: they change the last digits of sums.
+    """
+    translator, stamps = work.translator, stamp_texts(job)
+    settings = {
+        "input": asdict(stamps["input"]),
+        "prefixes": asdict(stamps["prefixes"]) if "prefixes" in stamps else None,
+        "checkpoints": [sha256_of(path) for path in made_from.checkpoints],
+        **made_from.options,
+        "decoding": asdict(translator.options),
+        "format": work.output_format.kind,
+        "alignments": work.output_format.alignments,
+        "precision": translator.precision.name,
+        "device": translator.precision.device.type,
+        "batch_size": translator.batch_size,
+        "max_source_tokens": translator.max_source_tokens,
+        "window_lines": work.size,
+        "num_threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("gnmt", "torch")},
+    }
+    as_json: dict[str, Any] = json.loads(json.dumps(settings))
+    return as_json
+
+
+def lines_in(windows: Collection[int], size: int, num_lines: int) -> int:
+    """How many lines these windows hold; only the last one of the text may be short."""
+    last = (num_lines - 1) // size
+    missing = (last + 1) * size - num_lines if last in windows else 0
+    return len(windows) * size - missing
+
+
+@contextmanager
+def disk_errors_explained(job: Job, part: PartFolder) -> Iterator[None]:
+    """A full disk is an InputError that says what there is."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"output={job.output} cannot be written ({error.strerror}); what was there stays{kept(part)}"
+        ) from error
+
+
+@contextmanager
+def stops_explained(part: PartFolder, ranks: Ranks) -> Iterator[None]:
+    """Whatever ends the translation leaves a part only where something is done; Ctrl-C says where."""
+    try:
+        yield
+    except BaseException as error:
+        if ranks.world_size == 1 and not part.windows():
+            part.remove()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted{kept(part)}") from None
+        raise
+
+
+def kept(part: PartFolder) -> str:
+    """What the folder holds and how it is used, as the end of a message; nothing where nothing is done."""
+    num_windows = len(part.windows())
+    return f"; {part.folder} keeps {num_windows} windows, from where the same command goes on" if num_windows else ""

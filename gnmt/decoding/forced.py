@@ -1,0 +1,125 @@
+"""Forced scoring: what the model thinks of translations that somebody gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.search import SearchModel
+from gnmt.types import BOS_ID, PAD_ID, InputError, Tokens
+
+# A batch holds `batch_size` pairs of up to so many source and target tokens, and fewer longer ones.
+_LONG_PAIR_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """How probable a translation is.
+
+    log_prob: log P(Y|X), natural logarithm. score: eq. 14 of Wu et al. 2016. tokens: what was scored, EOS included.
+    token_log_probs: one for each token; log_prob is their sum.
+    """
+
+    log_prob: float
+    score: float
+    tokens: tuple[int, ...]
+    token_log_probs: tuple[float, ...]
+
+
+class Pair(NamedTuple):
+    """Ids to be scored: `source` with EOS; `target` without BOS, with EOS where it is finished."""
+
+    source: Sequence[int]
+    target: Sequence[int]
+
+
+def score_pairs(
+    model: SearchModel,
+    pairs: Sequence[Pair],
+    options: SearchOptions,
+    device: torch.device,
+    batch_size: int,
+    on_done: Callable[[int], None],
+) -> list[PairScore]:
+    """The score of each pair; those of similar lengths are scored together, the longest first.
+
+    on_done: called with the place of each pair that is scored.
+    """
+    order = scoring_order(pairs)
+    found: dict[int, PairScore] = {}
+    start = 0
+    while start < len(order):
+        # The first of a batch has the most target tokens, but any may have the most source tokens.
+        end, longest = start + 1, [len(side) for side in pairs[order[start]]]
+        while end < len(order) and end - start < batch_size:
+            longest = [max(length, len(side)) for length, side in zip(longest, pairs[order[end]], strict=True)]
+            if (end + 1 - start) * sum(longest) > batch_size * _LONG_PAIR_TOKENS:
+                break
+            end += 1
+        places = order[start:end]
+        for place, score in zip(places, _score_batch(model, [pairs[n] for n in places], options, device), strict=True):
+            found[place] = score
+            on_done(place)
+        start = end
+    return [found[place] for place in range(len(pairs))]
+
+
+def scoring_order(pairs: Sequence[Pair]) -> list[int]:
+    """The places of the pairs in the order in which they are scored."""
+    return sorted(range(len(pairs)), key=lambda place: (-len(pairs[place].target), -len(pairs[place].source)))
+
+
+def _score_batch(
+    model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device
+) -> list[PairScore]:
+    found = forced_scores(
+        model,
+        _tokens([pair.source for pair in pairs], device),
+        _tokens([(BOS_ID, *pair.target) for pair in pairs], device),
+        options,
+    )
+    columns = (found.log_prob_B.tolist(), found.score_B.tolist(), found.token_log_probs_BT.tolist())
+    return [
+        PairScore(log_prob, score, tuple(pair.target), tuple(token_log_probs[: len(pair.target)]))
+        for pair, log_prob, score, token_log_probs in zip(pairs, *columns, strict=True)
+    ]
+
+
+def _tokens(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
+    ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD_ID)
+    return Tokens(ids_BT, torch.tensor([len(row) for row in rows])).to(device)
+
+
+def pairs_of_cut_line(
+    sources: Sequence[Sequence[int]], tokens: Sequence[int], part_lengths: Sequence[int], line: int
+) -> list[Pair]:
+    """The pairs of a translation whose line was cut: each piece of the source with its part of the tokens.
+
+    Raises InputError where there are not as many parts as pieces, or not as many tokens as the parts hold.
+    """
+    if len(part_lengths) != len(sources) or sum(part_lengths) != len(tokens) or min(part_lengths) < 1:
+        raise InputError(
+            f"line {line}: its {len(tokens)} tokens are parts of {', '.join(map(str, part_lengths))} and its source is "
+            f"read in {len(sources)} pieces, so they cannot be matched: score with the tokenizers and the "
+            "max_source_tokens that it was translated with"
+        )
+    ends = list(accumulate(part_lengths))
+    starts = [0, *ends[:-1]]
+    return [Pair(source, tokens[start:end]) for source, start, end in zip(sources, starts, ends, strict=True)]
+
+
+def joined_scores(scores: Sequence[PairScore]) -> PairScore:
+    """The score of a line from those of its pieces, as translations of cut lines are scored: all are summed."""
+    return PairScore(
+        sum((score.log_prob for score in scores), 0.0),
+        sum((score.score for score in scores), 0.0),
+        tuple(token for score in scores for token in score.tokens),
+        tuple(log_prob for score in scores for log_prob in score.token_log_probs),
+    )

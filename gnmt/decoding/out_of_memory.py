@@ -1,0 +1,47 @@
+"""A batch that does not fit into memory is tried again at half its size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def with_smaller_batches(run: Callable[[int], _T], batch_size: int, first_left: Callable[[], str]) -> _T:
+    """run(batch_size), and where that runs out of memory, of half the size, and so on, with a warning each time.
+
+    first_left: names the line that was at work when a batch of one did not fit; InputError says it then.
+    Other errors go through.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1:
+                raise InputError(
+                    f"{first_left()} does not fit into memory, not even by itself: lower max_source_tokens, "
+                    "decoding.beam_size or decoding.max_length_factor, or use another device"
+                ) from None
+        # Outside the handler: until it ends, the error's frames hold the tensors that did not fit.
+        batch_size //= 2
+        log.warning("out of memory: going on with batch_size=%d here", batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on any device, says that there is no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "DefaultCPUAllocator" in text)

@@ -1,0 +1,171 @@
+"""Scoring files of translations: line by line, in constant memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from tqdm import tqdm
+
+from gnmt.data.corpus import ParallelFiles
+from gnmt.data.lines import read_lines
+from gnmt.decoding.files.jobs import STANDARD_STREAM, Job, check_places
+from gnmt.decoding.files.streams import opened_for_writing
+from gnmt.decoding.forced import PairScore
+from gnmt.decoding.translator import Translator
+from gnmt.types import InputError, Translation
+
+log = logging.getLogger(__name__)
+
+_TSV_COLUMNS = ("line", "rank", "log_prob", "score", "num_tokens")
+
+
+class Entry(NamedTuple):
+    """A translation to be scored: its line, counted from 1, its rank in an n-best list, and what it is."""
+
+    line: int
+    rank: int
+    source: str
+    target: str | Translation
+
+
+@dataclass(frozen=True)
+class Scorable:
+    """What is scored: two files of text, or one that translate.py wrote with format=jsonl, whose ids are taken.
+
+    Raises InputError where neither or both are given.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    translations: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source is None) != (self.target is None):
+            raise InputError("source= and target= belong together: give both files, or input=")
+        if (self.source is None) == (self.translations is None):
+            raise InputError(
+                "what is to be scored: give source= and target=, two files of text, or input=, a file that "
+                "translate.py wrote with format=jsonl; one of the two"
+            )
+        for path in self.paths:
+            if path == STANDARD_STREAM:
+                raise InputError("scoring reads files: give names in place of -")
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path in (self.source, self.target, self.translations) if path is not None]
+
+    def entries(self) -> Iterator[Entry]:
+        """In the order of the lines. Raises InputError with path:line for what cannot be read."""
+        if self.translations is not None:
+            yield from _translations(self.translations)
+        else:
+            pairs = ParallelFiles(self.source, self.target).iterate()
+            yield from (Entry(line, 1, source, target) for line, (source, target) in enumerate(pairs, start=1))
+
+
+def _translations(path: str) -> Iterator[Entry]:
+    for number, text in enumerate(read_lines(path), start=1):
+        try:
+            record = json.loads(text)
+            source, translations = record["source"], record["translations"]
+            targets = [(translation["tokens"], translation.get("part_lengths", [])) for translation in translations]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}:{number}: not a line that translate.py writes with format=jsonl "
+                f"({type(error).__name__}: {error}); the keys source and translations[].tokens are needed"
+            ) from None
+        if not isinstance(source, str) or not all(_is_ids(ids) for target in targets for ids in target):
+            raise InputError(f"{path}:{number}: source must be text and tokens a list of whole numbers")
+        for rank, (tokens, part_lengths) in enumerate(targets, start=1):
+            translation = Translation("", 0.0, tuple(tokens), part_lengths=tuple(part_lengths))
+            yield Entry(number, rank, source, translation)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+@dataclass
+class Totals:
+    """Over all that was scored. num_tokens: target tokens, EOS counted."""
+
+    num_translations: int = 0
+    num_tokens: int = 0
+    log_prob: float = 0.0
+
+    def add(self, score: PairScore) -> None:
+        self.num_translations += 1
+        self.num_tokens += len(score.tokens)
+        self.log_prob += score.log_prob
+
+    def summary(self) -> str:
+        """The totals in a line."""
+        if not self.num_tokens:
+            return f"{self.num_translations} translations without tokens"
+        mean = self.log_prob / self.num_tokens
+        perplexity = math.exp(-mean) if mean > -700 else math.inf
+        return (
+            f"{self.num_translations} translations, {self.num_tokens} tokens, mean log-probability of a token "
+            f"{mean:.4f}, perplexity {perplexity:.3f}"
+        )
+
+
+def score_files(translator: Translator, scorable: Scorable, output: str, kind: Literal["jsonl", "tsv"]) -> Totals:
+    """Writes a line for each translation, in order, to a file, which appears when it is complete, or to stdout for "-".
+
+    jsonl: {"line", "rank", "log_prob", "score", "tokens" (ids), "token_log_probs"}. tsv: a heading, then line, rank,
+    log_prob, score, num_tokens. Raises InputError for what cannot be read or written.
+    """
+    check_places_of(scorable, output)
+    totals = Totals()
+    entries = scorable.entries()
+    bar = tqdm(desc="scoring", unit="line", disable=None)
+    with opened_for_writing(Job(scorable.paths[0], output)) as out, bar:
+        if kind == "tsv":
+            out.write(("\t".join(_TSV_COLUMNS) + "\n").encode())
+        while window := list(islice(entries, translator.window_lines)):
+            _score_window(translator, window, out, kind, totals)
+            bar.update(len(window))
+    log.info(totals.summary())
+    return totals
+
+
+def check_places_of(scorable: Scorable, output: str) -> None:
+    """Finds what cannot work before the model is asked for anything."""
+    for path in scorable.paths:
+        check_places(Job(path, output), None)
+
+
+def _score_window(
+    translator: Translator, window: Sequence[Entry], out: BinaryIO, kind: Literal["jsonl", "tsv"], totals: Totals
+) -> None:
+    pairs = [(entry.source, entry.target) for entry in window]
+    lines = [entry.line for entry in window]
+    for entry, score in zip(window, translator.score(pairs, line_numbers=lines), strict=True):
+        totals.add(score)
+        out.write((_as_json(entry, score) if kind == "jsonl" else _as_tsv(entry, score)).encode() + b"\n")
+
+
+def _as_json(entry: Entry, score: PairScore) -> str:
+    return json.dumps(
+        {
+            "line": entry.line,
+            "rank": entry.rank,
+            "log_prob": score.log_prob,
+            "score": score.score,
+            "tokens": list(score.tokens),
+            "token_log_probs": list(score.token_log_probs),
+        }
+    )
+
+
+def _as_tsv(entry: Entry, score: PairScore) -> str:
+    numbers = (f"{score.log_prob:.6f}", f"{score.score:.6f}")
+    return "\t".join([str(entry.line), str(entry.rank), *numbers, str(len(score.tokens))])

@@ -1,0 +1,175 @@
+"""A window of lines on its way through the search: cut, sorted by length, searched, put together again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from gnmt.decoding.alignment import Words, with_unknown_copied, words_of_source
+from gnmt.decoding.cutting import cut_line
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.out_of_memory import with_smaller_batches
+from gnmt.decoding.search import Hypothesis, SearchResult, search
+from gnmt.types import UNK_ID, InputError, Translation
+
+if TYPE_CHECKING:
+    from gnmt.decoding.translator import Translator
+
+log = logging.getLogger(__name__)
+
+# The pieces of a cut line draw other samples than each other and than any line with a number below this.
+_KEYS_OF_PIECES = 1 << 40
+
+
+class Piece(NamedTuple):
+    """What is searched at once: the `part`-th part of the line in that row of the window; ids end with EOS."""
+
+    row: int
+    part: int
+    ids: list[int]
+
+
+def translate_window(
+    translator: Translator,
+    lines: Sequence[str],
+    prefixes: Sequence[str],
+    first_line: int,
+    options: SearchOptions,
+    attention: bool,
+    on_lines: Callable[[int], object],
+) -> list[Translation]:
+    """One translation for each line; see Translator.stream. on_lines: told how many lines more are done."""
+    parts = [_cut(translator, line, first_line + row) for row, line in enumerate(lines)]
+    on_lines(sum(not line for line in parts))
+    # The longest first: what does not fit into memory shows early, and the last to be searched take few steps.
+    pieces = sorted(
+        (Piece(row, part, ids) for row, line in enumerate(parts) for part, ids in enumerate(line)),
+        key=lambda piece: -len(piece.ids),
+    )
+    with_attention = attention or translator.copies_unknown
+    results = _search(translator, pieces, prefixes, first_line, options, with_attention, on_lines)
+    of_line: list[dict[int, SearchResult]] = [{} for _ in lines]
+    for piece, result in zip(pieces, results, strict=True):
+        of_line[piece.row][piece.part] = result
+    return [
+        _translation(translator, line, sources, [found[part] for part in range(len(sources))], attention)
+        for line, sources, found in zip(lines, parts, of_line, strict=True)
+    ]
+
+
+def _cut(translator: Translator, line: str, number: int) -> list[list[int]]:
+    """What of a line is searched at once, with a warning where that is not the whole line."""
+    parts = cut_line(translator.tokenizers.source, line, translator.max_source_tokens)
+    if len(parts) > 1:
+        log.warning(
+            "line %d has %d tokens, at most %d are translated at once: it is translated in %d pieces",
+            *(number, sum(len(part) - 1 for part in parts), translator.max_source_tokens - 1, len(parts)),
+        )
+    return parts
+
+
+def _search(
+    translator: Translator,
+    pieces: Sequence[Piece],
+    prefixes: Sequence[str],
+    first_line: int,
+    options: SearchOptions,
+    with_attention: bool,
+    on_lines: Callable[[int], object],
+) -> list[SearchResult]:
+    """The result of each piece, with smaller batches where memory runs out."""
+    encode = translator.tokenizers.target.encode
+    prefix_ids = [encode(prefixes[piece.row]) if piece.part == 0 else [] for piece in pieces]
+    keys = [first_line + piece.row + piece.part * _KEYS_OF_PIECES for piece in pieces]
+    done: set[int] = set()
+
+    def on_done(place: int) -> None:
+        on_lines(place not in done and pieces[place].part == 0)
+        done.add(place)
+
+    def first_left() -> str:
+        piece = next(piece for place, piece in enumerate(pieces) if place not in done)
+        return f"line {first_line + piece.row} ({len(piece.ids)} tokens)"
+
+    def run(batch_size: int) -> list[SearchResult]:
+        return search(
+            translator.search_model,
+            [piece.ids for piece in pieces],
+            options,
+            device=translator.precision.device,
+            banned=translator.banned,
+            prefixes=prefix_ids,
+            keys=keys,
+            with_attention=with_attention,
+            batch_size=batch_size,
+            on_done=on_done,
+        )
+
+    return with_smaller_batches(run, translator.batch_size, first_left)
+
+
+def _translation(
+    translator: Translator,
+    line: str,
+    sources: Sequence[Sequence[int]],
+    results: Sequence[SearchResult],
+    attention: bool,
+) -> Translation:
+    """One line's translation from the results of its pieces, none for a blank line."""
+    source_tokens = tuple(token for source in sources for token in source)
+    words = words_of_source(translator.tokenizers.source, line, source_tokens) if translator.copies_unknown else None
+    # Where one piece has fewer hypotheses than another, the line has as few.
+    by_rank = list(zip(*(result.hypotheses for result in results), strict=False)) or [()]
+    best, *others = [
+        Translation(
+            text=_text(translator, hypotheses, words),
+            score=sum((hypothesis.score for hypothesis in hypotheses), 0.0),
+            tokens=tuple(token for hypothesis in hypotheses for token in hypothesis.tokens),
+            attention_TS=_attention(hypotheses) if attention else None,
+            finished=all(hypothesis.finished for hypothesis in hypotheses),
+            log_prob=sum((hypothesis.log_prob for hypothesis in hypotheses), 0.0),
+            source_tokens=source_tokens,
+            part_lengths=tuple(len(hypothesis.tokens) for hypothesis in hypotheses) if len(hypotheses) > 1 else (),
+        )
+        for hypotheses in by_rank
+    ]
+    return replace(
+        best,
+        alternatives=tuple(others),
+        steps=sum(result.steps for result in results),
+        steps_after_best=sum(result.steps - result.best_found_at for result in results),
+    )
+
+
+def _text(translator: Translator, hypotheses: Sequence[Hypothesis], words: Words | None) -> str:
+    """The pieces' texts, joined by a space. words: of the source, where they stand in for unknown pieces."""
+    target = translator.tokenizers.target
+    texts, column = [], 0
+    for hypothesis in hypotheses:
+        if words is None or UNK_ID not in hypothesis.tokens:
+            texts.append(target.decode(hypothesis.tokens))
+        else:
+            texts.append(with_unknown_copied(target, hypothesis.tokens, _required(hypothesis), words, column))
+        if words is not None:
+            column += _required(hypothesis).shape[1]
+    return " ".join(text for text in texts if text)
+
+
+def _required(hypothesis: Hypothesis) -> torch.Tensor:
+    """A hypothesis' attention, which copying needs."""
+    if hypothesis.attention_TS is None:
+        raise InputError(
+            "replace_unknown=copy takes the most attended source word, but this model has no attention that aligns "
+            "target with source tokens: use replace_unknown=none"
+        )
+    return hypothesis.attention_TS
+
+
+def _attention(hypotheses: Sequence[Hypothesis]) -> torch.Tensor | None:
+    """The pieces' attention in blocks along the diagonal."""
+    blocks = [hypothesis.attention_TS for hypothesis in hypotheses if hypothesis.attention_TS is not None]
+    return torch.block_diag(*blocks) if blocks else None  # type: ignore[no-untyped-call]

@@ -1,0 +1,34 @@
+"""How probable given translations are: log-probabilities and scores of pairs of lines, or of what translate.py wrote.
+
+  python scripts/score.py checkpoint=runs/demo/best.pt source=a.en target=a.de
+  python scripts/score.py checkpoint=runs/demo/best.pt source=a.en target=a.de output=scores.tsv format=tsv
+  python scripts/score.py checkpoint=runs/demo/best.pt input=a.jsonl output=scores.jsonl
+
+A line of output for each translation: its line and rank, log P(Y|X) (natural), the score of search (Wu et al. 2016,
+eq. 14), and in jsonl the tokens with the log-probability of each. The log gives the mean and the perplexity.
+Text is cut into tokens anew; input= takes the token ids that search wrote (format=jsonl of translate.py), and their
+scores are those that search reported.
+
+Main keys:
+  checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
+  source, target     UTF-8 text files, plain or .gz, whose lines N belong together
+  input              instead: a file that translate.py wrote with format=jsonl
+  output, format     - is standard output; jsonl or tsv
+  decoding.*         length_penalty_alpha, length_penalty_constant, coverage_beta: replaces what the training recorded
+"""
+
+from gnmt.config import ScoreConfig, entry
+from gnmt.decoding.loading import load_translator
+from gnmt.decoding.score_files import Scorable, check_places_of, score_files
+
+
+@entry("score")
+def main(cfg: ScoreConfig) -> None:
+    scorable = Scorable(cfg.source, cfg.target, cfg.input)
+    check_places_of(scorable, cfg.output)
+    translator, _ = load_translator(cfg)
+    score_files(translator, scorable, cfg.output, "tsv" if cfg.format == "tsv" else "jsonl")
+
+
+if __name__ == "__main__":
+    main()

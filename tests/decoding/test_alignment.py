@@ -1,0 +1,120 @@
+"""From attention over pieces to alignments of words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stub_models import CopyModel
+
+import gnmt.decoding.translator as translator_module
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.decoding.alignment import draw_alignment, pharaoh, word_alignment, word_attention, words_of_source
+from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.translator import Translator
+from gnmt.runtime import choose_precision
+from gnmt.types import EOS_ID, InputError, Translation
+
+LINES = ["the small dog sees a red house.", "and then it runs to the old man who reads in the garden today."]
+FP32 = choose_precision("fp32", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Tokenizers:
+    return train_tokenizers(LINES, LINES, TokenizerOptions(vocab_size=345, byte_fallback=True))
+
+
+@pytest.fixture
+def copy(tokenizers, monkeypatch):
+    """copy(line): a translation that says the line again, each piece looking at its own."""
+    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    translator = Translator(
+        CopyModel(tokenizers.source.vocabulary_size), tokenizers, SearchOptions(), FP32, max_source_tokens=60
+    )
+    return lambda line: translator.translate([line], attention=True)[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "the small dog sees a red house.",
+        "  the\u00a0dog \u2028 sees\ta   house ",  # every white space, several together
+        "dog",
+        "the « Ωμέγα » in 漢字 , today",  # bytes, a word each
+        "½ of the… house",  # normalised into more characters than it was
+        "the \u200b dog\u200bsees",  # and into fewer
+    ],
+)
+def test_a_copy_aligns_each_word_with_itself(copy, tokenizers, line):
+    """Numbers are those of the words of the line as it was given, and of the translation's text."""
+    translation = copy(line)
+    source_words, target_words = line.split(), translation.text.split()
+    pairs = word_alignment(tokenizers, line, translation)
+    assert [target for _, target in pairs] == list(range(len(target_words)))
+    for source, target in pairs:
+        assert target_words[target][0] in (*source_words[source], "1", ".")
+    assert word_attention(tokenizers, line, translation).shape == (len(target_words), len(source_words))
+
+
+def test_words_of_the_source_by_hand(tokenizers):
+    line = " the\u3000Ωs  dog."
+    ids = tokenizers.source.encode(line)
+    words = words_of_source(tokenizers.source, line, [*ids, EOS_ID])
+    assert words.texts == ["the", "Ωs", "dog."]
+    assert words.of_token[-1] is None
+    assert sorted(set(words.of_token[:-1])) == [0, 1, 2]
+    assert words.of_token[:-1] == sorted(words.of_token[:-1])
+
+
+def translated(tokenizers, source, target, attention):
+    source_tokens = (*tokenizers.source.encode(source), EOS_ID)
+    tokens = (*tokenizers.target.encode(target), EOS_ID)
+    attention_TS = torch.tensor(attention)
+    assert attention_TS.shape == (len(tokens), len(source_tokens))
+    return Translation(target, -1.0, tokens, attention_TS, source_tokens=source_tokens)
+
+
+def test_sums_over_pieces_ends_and_ties_by_hand(tokenizers):
+    """Source: 3 pieces of one word, 1 of another, EOS. The larger sum wins, the first of equal ones, EOS never."""
+    source, target = "Ω dog", "the dog"
+    pieces = tokenizers.source.pieces(tokenizers.source.encode(source))
+    assert pieces == ["▁", "<0xCE>", "<0xA9>", "▁dog"]
+    assert len(tokenizers.target.encode(target)) == 2
+    one = translated(
+        tokenizers, source, target, [[0.1, 0.1, 0.2, 0.3, 0.3], [0.1, 0.1, 0.05, 0.25, 0.5], [0.0, 0.0, 0.0, 1.0, 0.0]]
+    )
+    torch.testing.assert_close(word_attention(tokenizers, source, one), torch.tensor([[0.4, 0.3], [0.25, 0.25]]))
+    assert word_alignment(tokenizers, source, one) == [(0, 0), (0, 1)]
+    nowhere = translated(tokenizers, source, target, [[0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.2] * 5])
+    assert word_alignment(tokenizers, source, nowhere) == [(1, 1)]
+
+
+def test_a_target_word_has_the_mean_over_its_pieces(tokenizers):
+    source, target = "the dog", "Ω"
+    one = translated(tokenizers, source, target, [[0.8, 0.2, 0.0], [0.0, 0.6, 0.4], [0.1, 0.7, 0.2], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(word_attention(tokenizers, source, one), torch.tensor([[0.3, 0.5]]))
+    assert word_alignment(tokenizers, source, one) == [(1, 0)]
+
+
+def test_words_of_a_cut_line_keep_their_numbers(copy, tokenizers):
+    line = " ".join(LINES * 3)
+    translation = copy(line)
+    assert translation.source_tokens.count(EOS_ID) > 1
+    assert word_alignment(tokenizers, line, translation) == [(word, word) for word in range(len(line.split()))]
+    assert draw_alignment(tokenizers, translation) is None
+
+
+@pytest.mark.parametrize("line", ["", " \t ", "\u200b"])
+def test_blank_lines_align_nothing(copy, tokenizers, line):
+    assert word_alignment(tokenizers, line, copy(line)) == []
+
+
+def test_without_attention_there_is_a_message(tokenizers):
+    one = Translation("the dog", -1.0, (*tokenizers.target.encode("the dog"), EOS_ID), source_tokens=(5, EOS_ID))
+    with pytest.raises(InputError, match="attention=True"):
+        word_alignment(tokenizers, "the dog", one)
+    assert draw_alignment(tokenizers, one) is None
+
+
+def test_pharaoh_format():
+    assert pharaoh([(0, 0), (2, 1), (1, 2)]) == "0-0 2-1 1-2"
+    assert pharaoh([]) == ""

@@ -1,0 +1,259 @@
+"""The engine computes what the model computes, faster."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.baseline import Baseline
+from benchmarks.decoding import Workload
+from gnmt.decoding.engine import fast_model
+from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
+from gnmt.decoding.engine.recurrence import SequenceLSTM, StepLSTM
+from gnmt.decoding.search import SearchModel, SearchOptions, search
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.recurrence import LSTM
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import Precision, choose_precision, what_int8_misses
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Tokens
+
+CPU = torch.device("cpu")
+PIECES = 40
+needs_int8 = pytest.mark.skipif(what_int8_misses(CPU) is not None, reason="no fast int8 products here")
+PRECISIONS = ["fp32", "bf16", pytest.param("int8", marks=needs_int8)]
+
+
+def small_model(query: str = "current", normalise: bool = True, tie: str = "none", layers: int = 3) -> Seq2Seq:
+    torch.manual_seed(1)
+    encoder = LSTMEncoder(12, 12, layers)
+    attention = AdditiveAttention(12, encoder.output_size, 20, normalise=normalise)
+    decoder = LSTMDecoder(12, 12, layers, attention, query=query)  # type: ignore[arg-type]
+    model = Seq2Seq(encoder, decoder, PIECES, PIECES, 12, tie_embeddings=tie, init_range=0.6)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def batch(*lengths: int) -> Tokens:
+    torch.manual_seed(2)
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(4, PIECES, (length,))
+    return Tokens(ids, torch.tensor(lengths))
+
+
+def steps(model: SearchModel, source: Tokens, num_steps: int = 7, beam: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities [steps, B, K, V] and attention [steps, B, K, S] with given tokens and re-ordered beams."""
+    generator = torch.Generator().manual_seed(3)
+    memory = model.encode(source)
+    state = model.start(memory, beam)
+    size = (len(source.lengths_B), beam)
+    tokens = torch.full(size, BOS_ID)
+    log_probs, weights = [], []
+    for _ in range(num_steps):
+        log_probs_BKV, weights_BKS, state = model.step(tokens, state, memory)
+        assert weights_BKS is not None
+        log_probs.append(log_probs_BKV)
+        weights.append(weights_BKS)
+        state = state.reorder(torch.randint(0, beam, size, generator=generator))
+        tokens = torch.randint(4, PIECES, size, generator=generator)
+    return torch.stack(log_probs), torch.stack(weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"query": "previous"}, {"normalise": False}, {"tie": "all"}, {"layers": 4}],
+    ids=lambda options: "-".join(map(str, options.values())) or "default",
+)
+@torch.inference_mode()
+def test_fp32_steps_are_those_of_the_model(options: dict[str, object]) -> None:
+    model = small_model(**options)  # type: ignore[arg-type]
+    source = batch(5, 9, 2)
+    expected, expected_weights = steps(model, source)
+    log_probs, weights = steps(fast_model(model, Precision("fp32", CPU)), source)
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights, expected_weights, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.15), pytest.param("int8", 0.3, marks=needs_int8)])
+@torch.inference_mode()
+def test_narrow_steps_are_near_those_of_the_model(precision: str, tolerance: float) -> None:
+    model = small_model()
+    source = batch(5, 9, 2)
+    expected, expected_weights = steps(model, source)
+    log_probs, weights = steps(fast_model(model, Precision(precision, CPU)), source)
+    assert log_probs.dtype == torch.float32
+    difference = (log_probs - expected).abs().amax()
+    assert 1e-5 < difference < tolerance
+    assert (weights - expected_weights).abs().amax() < 0.05
+
+
+@torch.inference_mode()
+def test_the_encoder_reads_each_sentence_from_its_own_end() -> None:
+    model = small_model()
+    fast = fast_model(model, Precision("fp32", CPU))
+    together = fast.encode(batch(5, 9, 2))
+    expected = model.encode(batch(5, 9, 2))
+    mask = expected.mask_BS
+    torch.testing.assert_close(together.states_BSH[mask], expected.states_BSH[mask], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@torch.inference_mode()
+def test_a_sentence_does_not_depend_on_its_neighbours(precision: str) -> None:
+    """torch's dynamic quantisation scales activations by the whole tensor, and one row moves the others."""
+    fast = fast_model(small_model(), Precision(precision, CPU))
+    source = batch(9, 9, 9)
+    louder = Tokens(source.ids_BT.clone(), source.lengths_B)
+    louder.ids_BT[1:] = 4
+    first, _ = steps(fast, source)
+    second, _ = steps(fast, louder)
+    torch.testing.assert_close(first[:, 0], second[:, 0], atol=1e-5, rtol=0)
+
+
+@needs_int8
+@torch.inference_mode()
+def test_int8_products_scale_each_row_by_itself() -> None:
+    torch.manual_seed(4)
+    linear = Int8Linear(torch.randn(33, 70), torch.randn(33))
+    rows = torch.randn(6, 70) * torch.tensor([1e-3, 1.0, 1e3, 0.1, 0.0, 5.0])[:, None]
+    together = linear(rows)
+    alone = torch.cat([linear(row[None]) for row in rows])
+    assert torch.equal(together, alone)
+    exact = nn.functional.linear(rows, torch.zeros(33, 70), linear.bias)
+    torch.testing.assert_close(together[4], exact[4])  # a row of zeros gives the bias
+
+
+@needs_int8
+@torch.inference_mode()
+def test_int8_products_are_right_to_half_a_step_of_both_scales() -> None:
+    torch.manual_seed(5)
+    weight, rows = torch.randn(50, 300), torch.randn(8, 300) * 3
+    exact = rows @ weight.T
+    found = Int8Linear(weight, None)(rows)
+    weight_step = weight.abs().amax(1) / 127
+    row_step = rows.abs().amax(1, keepdim=True) / 127
+    rows_size, weight_size = rows.abs().sum(1, keepdim=True), weight.abs().sum(1)
+    bound = rows_size * weight_step / 2 + weight_size * row_step / 2 + 300 * weight_step * row_step / 4
+    assert bool(((found - exact).abs() <= bound * 1.001).all())
+    assert (found - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+@needs_int8
+def test_large_int8_sums_do_not_overflow() -> None:
+    """Without VNNI, pairs of products are added up in 16 bits, and saturate: all rows and weights at their largest."""
+    found = Int8Linear(torch.full((16, 1024), 2.0), None)(torch.full((3, 1024), 5.0))
+    torch.testing.assert_close(found, torch.full((3, 16), 10240.0), rtol=1e-4, atol=0)
+
+
+@needs_int8
+def test_int8_keeps_what_is_not_a_number() -> None:
+    """The search reports weights that have diverged; rounding NaN to an integer would hide them."""
+    linear = Int8Linear(torch.randn(4, 8), torch.zeros(4))
+    rows = torch.ones(2, 8)
+    rows[0, 3] = float("nan")
+    assert linear(rows).isnan().any(1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_model_is_not_touched_and_the_copy_does_not_follow_it(precision: str) -> None:
+    model = small_model(tie="all").train()
+    before = copy.deepcopy(model.state_dict())
+    fast = fast_model(model, Precision(precision, CPU))
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in fast.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with torch.inference_mode():
+        expected, _ = steps(fast, batch(4, 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    with torch.inference_mode():
+        found, _ = steps(fast, batch(4, 6))
+    assert torch.equal(found, expected)
+
+
+def test_every_lstm_and_linear_is_replaced_where_it_pays() -> None:
+    fast = fast_model(small_model(), Precision("fp32", CPU))
+    assert not [module for module in fast.modules() if type(module) in (nn.Linear, LSTM, AdditiveAttention)]
+    assert all(isinstance(layer, StepLSTM) for layer in fast.decoder.layers())  # type: ignore[operator, union-attr]
+    assert sum(isinstance(module, SequenceLSTM) for module in fast.encoder.modules()) == 4
+    assert isinstance(fast.output_layer, PackedLinear)
+
+
+def test_modules_of_unknown_kind_work_as_they_are() -> None:
+    """torch's composite modules read the weights of their parts; a Linear that is a subclass may do anything."""
+
+    class Scaled(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 3 * super().forward(inputs)
+
+    class Encoder(LSTMEncoder):
+        def __init__(self) -> None:
+            super().__init__(12, 12, 2)
+            self.mix = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
+            self.scaled = Scaled(12, 12)
+
+        def forward(self, embedded_BSE: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+            return self.scaled(self.mix(super().forward(embedded_BSE, lengths_B)))
+
+    model = small_model()
+    model.encoder = Encoder().eval()
+    fast = fast_model(model, Precision("fp32", CPU))
+    with torch.inference_mode():
+        expected, found = model.encode(batch(5, 5)), fast.encode(batch(5, 5))
+    torch.testing.assert_close(found.states_BSH, expected.states_BSH, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of_the_baseline(beam: int) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.output_layer.bias[EOS_ID] += 2.5
+    options = SearchOptions(beam_size=beam, max_length_offset=2)
+    source = batch(5, 9, 2, 7, 1)
+    sources = [row[:length] for row, length in zip(source.ids_BT.tolist(), source.lengths_B.tolist(), strict=True)]
+    fast = fast_model(model, Precision("fp32", CPU))
+    banned = (PAD_ID, BOS_ID)
+    plain = search(model, sources, options, device=CPU, banned=banned)
+    found = search(fast, sources, options, device=CPU, banned=banned, batch_size=2)
+    tokens = [result.hypotheses[0].tokens for result in found]
+    assert tokens == [result.hypotheses[0].tokens for result in plain]
+    assert tokens == [tuple(ids) for ids in Baseline(model, CPU).search(sources, options, banned, 3)]
+    ended = [ids[-1] == EOS_ID for ids in tokens]
+    assert any(ended)
+    for result, expected in zip(found, plain, strict=True):
+        best = result.hypotheses[0]
+        assert abs(best.log_prob - expected.hypotheses[0].log_prob) < 1e-5 * len(best.tokens)
+
+
+def test_int8_without_the_hardware_is_fp32_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with caplog.at_level(logging.WARNING):
+        assert choose_precision("int8", CPU).name == "fp32"
+    assert [record.getMessage() for record in caplog.records] == [
+        "precision=int8 runs as fp32 here: the processor has no VNNI instructions"
+    ]
+
+
+def test_int8_is_for_cpus() -> None:
+    assert "precision=bf16 is the fast one there" in str(what_int8_misses(torch.device("cuda")))
+
+
+def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:
+    workload = Workload("tiny", "mixed", 2, 3, 2, 6, 1, "cpu")
+    model = workload.model()
+    sources = workload.sources(model.source_embedding.num_embeddings)
+    assert len({len(ids) for ids in sources}) > 1
+    for ids, result in zip(sources, workload.system("fp32", model)(), strict=True):  # type: ignore[call-overload]
+        assert len(result.hypotheses[0].tokens) == len(ids)
+    for ids, tokens in zip(sources, workload.system("baseline", model)(), strict=True):  # type: ignore[call-overload]
+        assert len(tokens) == len(ids)

@@ -1,0 +1,167 @@
+"""Samples: the right distribution, the same in any batch, scored by the model's own probabilities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from stub_models import CPU, HistoryModel, MarkovModel, batch_of, searched
+
+from gnmt.decoding.sampling import gumbel, hashed, sample
+from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.search import SearchOptions, search
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+
+BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
+SAMPLING = SearchOptions(sampling=True, n_best=4, max_length_factor=1.0, max_length_offset=4)
+PROBABILITIES = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05])
+NUM_DRAWS = 20_000
+
+
+def draws(options, probabilities=PROBABILITIES):
+    """Relative frequency of each token over many sentences, samples and steps."""
+    log_probs_BKV = probabilities.log().expand(NUM_DRAWS // 10, 10, -1)
+    steps_B = torch.arange(NUM_DRAWS // 10) % 7
+    tokens_BK = sample(log_probs_BKV, torch.arange(NUM_DRAWS // 10) // 7, steps_B, options)
+    return tokens_BK.flatten().bincount(minlength=len(probabilities)) / NUM_DRAWS
+
+
+def assert_close_to(frequencies, expected):
+    """Within 4.5 standard deviations, and exactly nothing where nothing may come."""
+    assert frequencies[expected == 0].eq(0).all()
+    assert ((frequencies - expected).abs() <= 4.5 * (expected * (1 - expected) / NUM_DRAWS).sqrt()).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, PROBABILITIES),
+        ({"seed": 2}, PROBABILITIES),
+        ({"temperature": 0.5}, PROBABILITIES**2),
+        ({"temperature": 2.0}, PROBABILITIES**0.5),
+        ({"top_k": 1}, torch.tensor([1.0, 0, 0, 0, 0])),
+        ({"top_k": 3}, torch.tensor([0.4, 0.25, 0.2, 0, 0])),
+        ({"top_k": 99}, PROBABILITIES),
+        ({"top_p": 0.39}, torch.tensor([1.0, 0, 0, 0, 0])),
+        ({"top_p": 0.41}, torch.tensor([0.4, 0.25, 0, 0, 0])),
+        ({"top_p": 0.8}, torch.tensor([0.4, 0.25, 0.2, 0, 0])),
+        ({"top_p": 1.0}, PROBABILITIES),
+        # Of the best two, the first has 0.4 / 0.65 = 0.62.
+        ({"top_k": 2, "top_p": 0.6}, torch.tensor([1.0, 0, 0, 0, 0])),
+        # At temperature 0.5 the first two have 0.16 and 0.0625 of 0.275: 0.58 and 0.23.
+        ({"temperature": 0.5, "top_p": 0.7}, torch.tensor([0.16, 0.0625, 0, 0, 0])),
+    ],
+    ids=str,
+)
+def test_tokens_come_as_often_as_they_should(settings, expected):
+    assert_close_to(draws(replace(SAMPLING, **settings)), expected / expected.sum())
+
+
+def test_what_may_not_come_is_never_drawn():
+    forbidden = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0])
+    for settings in ({}, {"top_k": 4}, {"top_p": 1.0}):
+        assert_close_to(draws(replace(SAMPLING, **settings), forbidden), forbidden)
+
+
+def test_whole_samples_have_the_probability_that_the_model_gives_them():
+    """Steps are independent: the second token does not follow from the random number of the first."""
+    model = MarkovModel({BOS_ID: {4: 0.5, 5: 0.5}, 4: {4: 0.3, EOS_ID: 0.7}, 5: {4: 0.6, EOS_ID: 0.4}})
+    options = SearchOptions(sampling=True, n_best=50, coverage_beta=0.0, max_length_offset=60)
+    found = searched(model, [[4]] * 100, options)
+    counts: dict[tuple[int, ...], int] = {}
+    for hypothesis in (hypothesis for some in found for hypothesis in some):
+        counts[hypothesis.tokens] = counts.get(hypothesis.tokens, 0) + 1
+    expected = {(4, EOS_ID): 0.35, (5, EOS_ID): 0.2, (5, 4, EOS_ID): 0.21, (4, 4, EOS_ID): 0.105}
+    for tokens, probability in expected.items():
+        assert abs(counts[tokens] / 5000 - probability) < 4.5 * math.sqrt(probability * (1 - probability) / 5000)
+
+
+def test_gumbel_numbers_are_gumbel_numbers():
+    numbers = gumbel(hashed(torch.tensor(7), torch.arange(300))[:, None], torch.arange(300)).flatten().double()
+    assert numbers.isfinite().all()
+    ordered = numbers.sort().values
+    expected = (-(-ordered).exp()).exp()  # its distribution function
+    places = (torch.arange(len(ordered)) + 0.5) / len(ordered)
+    assert (expected - places).abs().max() < 1.63 / math.sqrt(len(ordered))  # Kolmogorov-Smirnov at 0.01
+
+
+def test_hashed_is_splitmix64():
+    """The first outputs for the seed 1234567, as published with the reference implementation."""
+    found = hashed(torch.tensor(1234567), torch.arange(3)).tolist()
+    assert [number % 2**64 for number in found] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.5}, {"no_repeat_ngram": 2}])
+def test_samples_are_the_same_in_any_batch(settings):
+    """Numbers drawn from one stream would follow the order of the batch."""
+    options = replace(SAMPLING, **settings)
+    sources = [[*sentence, EOS_ID] for sentence in SENTENCES]
+
+    def run(order, batch_size):
+        chosen = [sources[row] for row in order]
+        found = search(
+            HistoryModel.random(3), chosen, options, device=CPU, banned=BANNED, keys=order, batch_size=batch_size
+        )
+        return {
+            row: [hypothesis.tokens for hypothesis in result.hypotheses]
+            for row, result in zip(order, found, strict=True)
+        }
+
+    expected = run(range(7), 64)
+    assert len({tokens for some in expected.values() for tokens in some}) > 15
+    assert run([6, 2, 0, 5, 3, 1, 4], 3) == expected
+    assert run(range(7), 1) == expected
+    assert {**run([4], 9), **run([1, 5], 9)} == {row: expected[row] for row in (4, 1, 5)}
+
+
+def test_more_samples_begin_with_the_fewer_and_the_first_is_a_plain_sample():
+    one, four = (searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=count)) for count in (1, 4))
+    assert [some[0].tokens for some in four] == [some[0].tokens for some in one]
+    assert any(some[0].score < max(hypothesis.score for hypothesis in some) for some in four)
+
+
+def test_equal_lines_differ_by_their_key_and_seeds_differ():
+    same = [[5, 4]] * 6
+
+    def run(keys=None, **settings):
+        options = replace(SAMPLING, n_best=1, **settings)
+        return [some[0].tokens for some in searched(HistoryModel.random(3), same, options, banned=BANNED, keys=keys)]
+
+    assert len(set(run())) > 1
+    assert len(set(run(keys=[9] * 6))) == 1
+    assert run() == run()
+    assert run() != run(seed=2)
+    assert run(keys=range(10, 16)) != run()
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.5, "top_k": 3}, {"top_p": 0.5}, {"max_length_offset": 0}])
+def test_the_score_of_a_sample_is_the_forced_score_of_its_tokens(settings):
+    """Under the model's own distribution, not under the one that it was drawn from; unfinished samples too."""
+    options = replace(SAMPLING, coverage_beta=0.2, **settings)
+    model = HistoryModel.random(17)
+    found = searched(model, SENTENCES, options, banned=BANNED)
+    pairs = [(sentence, hypothesis) for sentence, some in zip(SENTENCES, found, strict=True) for hypothesis in some]
+    assert len(pairs) == 28
+    rows = [[BOS_ID, *hypothesis.tokens] for _, hypothesis in pairs]
+    width = max(map(len, rows))
+    target = Tokens(
+        torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
+    )
+    forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
+    for row, (sentence, hypothesis) in enumerate(pairs):
+        assert hypothesis.log_prob == pytest.approx(float(forced.log_prob_B[row]), abs=1e-4)
+        assert hypothesis.score == pytest.approx(float(forced.score_B[row]), abs=1e-4)
+        limit = options.length_limit(len(sentence) + 1)
+        assert hypothesis.finished == (hypothesis.tokens[-1] == EOS_ID)
+        assert hypothesis.finished or len(hypothesis.tokens) == limit
+
+
+def test_one_token_to_draw_from_is_greedy():
+    greedy = SearchOptions(beam_size=1, max_length_factor=1.0, max_length_offset=4)
+    expected = searched(HistoryModel.random(3), SENTENCES, greedy, banned=BANNED)
+    found = searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=2, top_k=1), banned=BANNED)
+    assert [some[0].tokens for some in found] == [some[1].tokens for some in found]
+    assert [some[0].tokens for some in found] == [some[0].tokens for some in expected]

@@ -1,0 +1,105 @@
+"""Forced scores of given translations: by text and by ids, one by one and in batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from stub_models import CopyModel, HistoryModel, batch_of
+
+import gnmt.decoding.translator as translator_module
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.translator import Translator
+from gnmt.runtime import choose_precision
+from gnmt.types import BOS_ID, EOS_ID, InputError
+
+LINES = [
+    "the dog sees a house.",
+    "a red house.",
+    "it runs to the old man and then it reads.",
+    "today.",
+    "the man runs.",
+]
+FP32 = choose_precision("fp32", torch.device("cpu"))
+OPTIONS = SearchOptions(beam_size=3, max_length_factor=0.0, max_length_offset=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Tokenizers:
+    return train_tokenizers(LINES, LINES, TokenizerOptions(vocab_size=50, byte_fallback=False))
+
+
+@pytest.fixture
+def translator(tokenizers, monkeypatch):
+    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    model = HistoryModel.random(2, tokenizers.target.vocabulary_size)
+    model.log_probs_RV[:, EOS_ID] += 1.0  # so that some finish before the limit
+    model.log_probs_RV = model.log_probs_RV.log_softmax(1)
+    return Translator(model, tokenizers, OPTIONS, FP32)
+
+
+def test_the_score_that_search_reports_is_the_forced_score_of_its_ids(translator):
+    """Of every hypothesis, also of those that the length limit cut off, whatever else is scored beside it."""
+    translations = translator.translate(LINES, n_best=3)
+    pairs = [
+        (line, one.tokens) for line, best in zip(LINES, translations, strict=True) for one in (best, *best.alternatives)
+    ]
+    reported = [one for best in translations for one in (best, *best.alternatives)]
+    assert {one.finished for one in reported} == {True, False}
+    for batch_size in (1, 4, 64):
+        translator.batch_size = batch_size
+        for found, one in zip(translator.score(pairs), reported, strict=True):
+            tolerance = 1e-5 * len(one.tokens)
+            assert found.tokens == one.tokens
+            assert found.log_prob == pytest.approx(one.log_prob, abs=tolerance)
+            assert found.score == pytest.approx(one.score, abs=tolerance)
+            assert sum(found.token_log_probs) == pytest.approx(found.log_prob, abs=tolerance)
+
+
+def test_text_is_cut_anew_and_ended_with_eos(translator, tokenizers):
+    [found] = translator.score([("the dog.", "a house.")])
+    assert list(found.tokens) == [*tokenizers.target.encode("a house."), EOS_ID]
+    assert len(found.token_log_probs) == len(found.tokens)
+    [by_ids] = translator.score([("the dog.", found.tokens)])
+    assert by_ids == found
+
+
+def test_blank_sides(translator, tokenizers):
+    """A blank target is EOS alone, a blank source too; the empty translation of a blank line has nothing to score."""
+    no_text, no_source, nothing, neither = translator.score([("the dog.", " "), ("", "a house."), ("", ()), ("", "")])
+    model = translator.search_model
+    memory = model.encode(batch_of([tokenizers.source.encode("the dog.")]))
+    log_probs, _, _ = model.step(torch.tensor([[BOS_ID]]), model.start(memory, 1), memory)
+    assert no_text.tokens == neither.tokens == (EOS_ID,)
+    assert no_text.log_prob == pytest.approx(float(log_probs[0, 0, EOS_ID]))
+    assert math.isfinite(no_source.score)
+    assert (nothing.log_prob, nothing.score, nothing.tokens) == (0.0, 0.0, ())
+
+
+def test_a_cut_line_is_scored_piece_by_piece_as_it_was_translated(translator, tokenizers):
+    translator = Translator(CopyModel(50), tokenizers, SearchOptions(beam_size=2), FP32, max_source_tokens=20)
+    line = " ".join(LINES[:3])
+    [translated] = translator.translate([line])
+    assert translated.source_tokens.count(EOS_ID) > 1
+    [cut_off] = translator.translate([line], max_length_factor=0.5, max_length_offset=0)
+    assert not cut_off.finished  # so that no EOS shows where its parts end
+    for one, found in zip((translated, cut_off), translator.score([(line, translated), (line, cut_off)]), strict=True):
+        assert found.tokens == one.tokens
+        assert found.score == pytest.approx(one.score, abs=1e-5 * len(one.tokens))
+        assert found.log_prob == pytest.approx(one.log_prob, abs=1e-5 * len(one.tokens))
+    translator.max_source_tokens = 40
+    with pytest.raises(InputError, match=r"line 9: its \d+ tokens are parts of .* max_source_tokens"):
+        translator.score([(line, translated)], line_numbers=[9])
+
+
+def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
+    size = tokenizers.target.vocabulary_size
+    for wrong in (size, -1):
+        with pytest.raises(InputError, match=rf"line 1: {wrong} is no token: this model has the ids 0 to {size - 1}"):
+            translator.score([("the dog.", [5, wrong, EOS_ID])])
+
+
+def test_no_pairs_have_no_scores(translator):
+    assert translator.score([]) == []

@@ -1,0 +1,164 @@
+"""Search over small random models of every kind, with random options: the oracle agrees, and so do forced scores."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle_search import enumerate_all, oracle_search
+from stub_models import CPU, HistoryModel, batch_of, searched
+
+from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.search import SearchOptions, search
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+
+BANNED = (PAD_ID, UNK_ID, BOS_ID)
+VOCABULARY_SIZE = 9
+
+
+# Every combination of alpha, beta and beam
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_a_wide_beam_finds_the_true_order_and_a_narrow_one_true_scores(alpha, beta):
+    """Three words, up to five tokens: 121 translations, each of which is scored one by one."""
+    scores = {"length_penalty_alpha": alpha, "coverage_beta": beta}
+    limits = {"max_length_factor": 1.0, "max_length_offset": 2, "stop": "exhausted"}
+    model, sentence = HistoryModel.random(31, vocabulary_size=7), [4, 5]
+    truth = {}
+    for path in enumerate_all(model, sentence, SearchOptions(**scores, **limits), BANNED):
+        truth[tuple(path.tokens)] = path.score(SearchOptions(**scores))
+    assert len(truth) == sum(3**length for length in range(5))
+    for beam in (1, 2, 3, 400):
+        options = SearchOptions(beam_size=beam, n_best=beam, **scores, **limits)
+        [hypotheses] = searched(model, [sentence], options, banned=BANNED)
+        found = [(hypothesis.tokens, hypothesis.score) for hypothesis in hypotheses if hypothesis.finished]
+        assert [score for _, score in found] == pytest.approx([truth[tokens] for tokens, _ in found], abs=1e-4)
+        assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+        assert searched(model, [sentence], replace(options, pruning=float("inf")), banned=BANNED) == [hypotheses]
+    assert [tokens for tokens, _ in found] == sorted(truth, key=lambda tokens: -truth[tokens])
+
+
+def test_pruning_of_zero_follows_each_hypothesis_best_token_alone():
+    for seed, beam in itertools.product(range(5), (1, 2, 3, 400)):
+        model = HistoryModel.random(seed, vocabulary_size=7)
+        options = SearchOptions(beam_size=beam, pruning=0.0, max_length_factor=1.0, max_length_offset=2)
+        [[pruned]] = searched(model, [[4, 5]], options, banned=BANNED)
+        [[greedy]] = searched(model, [[4, 5]], replace(options, beam_size=1, pruning=None), banned=BANNED)
+        assert pruned.tokens == greedy.tokens
+
+
+# Random models
+
+
+@st.composite
+def models(draw):
+    """A Seq2Seq with every option drawn; fp64, so that nothing hangs on the last digit of a sum."""
+    tie = draw(st.sampled_from(["none", "source_target", "all"]))
+    embedding, hidden = 5, 5 if tie == "all" else 6
+    num_encoder_layers = draw(st.integers(2, 4))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    encoder = LSTMEncoder(
+        embedding,
+        4,
+        num_encoder_layers,
+        num_bidirectional_layers=draw(st.integers(0, num_encoder_layers)),
+        residual_from=draw(st.sampled_from([None, 3])),
+    )
+    attention = AdditiveAttention(hidden, encoder.output_size, 3, normalise=draw(st.booleans()), initial_scale=2.0)
+    decoder = LSTMDecoder(
+        embedding,
+        hidden,
+        draw(st.integers(2, 4)),
+        attention,
+        query=draw(st.sampled_from(["current", "previous"])),
+        residual_from=draw(st.sampled_from([None, 3])),
+    )
+    init_range = draw(st.sampled_from([0.5, 1.0, 2.0]))
+    model = Seq2Seq(encoder, decoder, VOCABULARY_SIZE, VOCABULARY_SIZE, embedding, tie, init_range)
+    return model.double().eval()
+
+
+@st.composite
+def search_options(draw):
+    """Every option of beam search; short translations keep the oracle quick."""
+    beam = draw(st.integers(1, 4))
+    return SearchOptions(
+        beam_size=beam,
+        n_best=draw(st.integers(1, beam)),
+        length_penalty_alpha=draw(st.sampled_from([0.0, 0.6, 1.0])),
+        length_penalty_constant=draw(st.sampled_from([0.0, 5.0])),
+        coverage_beta=draw(st.sampled_from([0.0, 0.2])),
+        pruning=draw(st.sampled_from([None, 0.5, 3.0])),
+        stop=draw(st.sampled_from(["bound", "first", "exhausted"])),
+        max_length_factor=draw(st.sampled_from([0.5, 1.0])),
+        max_length_offset=draw(st.integers(0, 4)),
+        min_length=draw(st.integers(0, 3)),
+        no_repeat_ngram=draw(st.sampled_from([None, 2, 3])),
+    )
+
+
+tokens = st.integers(4, VOCABULARY_SIZE - 1)
+sentences = st.lists(st.tuples(st.lists(tokens, max_size=6), st.lists(tokens, max_size=3)), min_size=1, max_size=5)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(model=models(), options=search_options(), pairs=sentences, batch_size=st.integers(1, 6))
+def test_search_is_the_oracle_and_reports_forced_scores(model, options, pairs, batch_size):
+    some = [sentence for sentence, _ in pairs]
+    prefixes = [prefix for _, prefix in pairs]
+    settings = {"prefixes": prefixes, "banned": BANNED, "batch_size": batch_size, "with_attention": True}
+    found = searched(model, some, options, **settings)
+    for sentence, prefix, hypotheses in zip(some, prefixes, found, strict=True):
+        with torch.inference_mode():
+            expected, finished = oracle_search(model, sentence, options, BANNED, tuple(prefix))
+        assert [list(hypothesis.tokens) for hypothesis in hypotheses] == [path.tokens for path in expected]
+        for hypothesis, path in zip(hypotheses, expected, strict=True):
+            assert hypothesis.finished == finished
+            assert hypothesis.score == pytest.approx(path.score(options), abs=1e-4)
+            torch.testing.assert_close(
+                hypothesis.attention_TS, torch.tensor(path.attention, dtype=torch.float32), rtol=0, atol=1e-6
+            )
+    assert_forced(model, some, found, options)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(model=models(), pairs=sentences, batch_size=st.integers(1, 6), top_k=st.sampled_from([None, 3]))
+def test_samples_keep_their_prefix_and_report_forced_scores(model, pairs, batch_size, top_k):
+    options = SearchOptions(sampling=True, n_best=3, top_k=top_k, max_length_factor=1.0, coverage_beta=0.2)
+    some, prefixes = zip(*pairs, strict=True)
+    sources = [[*sentence, EOS_ID] for sentence in some]
+    settings = {"device": CPU, "banned": BANNED, "prefixes": prefixes}
+    found = [result.hypotheses for result in search(model, sources, options, batch_size=batch_size, **settings)]
+    alone = search(model, sources[-1:], options, **settings | {"prefixes": prefixes[-1:]}, keys=[len(sources) - 1])
+    assert [one.tokens for one in alone[0].hypotheses] == [one.tokens for one in found[-1]]
+    for prefix, hypotheses in zip(prefixes, found, strict=True):
+        assert len(hypotheses) == 3
+        assert all(list(hypothesis.tokens[: len(prefix)]) == prefix for hypothesis in hypotheses)
+    assert_forced(model, some, found, options)
+
+
+def assert_forced(model, some, found, options):
+    """Every reported score is the forced score of its ids."""
+    pairs = [
+        (sentence, hypothesis) for sentence, hypotheses in zip(some, found, strict=True) for hypothesis in hypotheses
+    ]
+    rows = [[BOS_ID, *hypothesis.tokens] for _, hypothesis in pairs]
+    width = max(map(len, rows))
+    target = Tokens(
+        torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
+    )
+    forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
+    for row, (_, hypothesis) in enumerate(pairs):
+        tolerance = 1e-5 * len(hypothesis.tokens)
+        assert hypothesis.log_prob == pytest.approx(float(forced.log_prob_B[row]), abs=tolerance)
+        assert hypothesis.score == pytest.approx(float(forced.score_B[row]), abs=tolerance)

@@ -1,0 +1,267 @@
+"""What a translator can be asked for besides the best translation: n-best, samples, prefixes, windows, copied words."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+from stub_models import CopyModel, HistoryModel
+
+import gnmt.decoding.translator as translator_module
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.decoding.out_of_memory import with_smaller_batches
+from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.translator import Translator
+from gnmt.runtime import choose_precision
+from gnmt.types import EOS_ID, UNK_ID, InputError
+
+TEXT = "the small dog sees a red house and then it runs to the old man who reads in the garden today"
+WORDS = TEXT.split()
+LINES = [" ".join(WORDS[start : start + 6]) + "." for start in range(len(WORDS) - 5)]
+FP32 = choose_precision("fp32", torch.device("cpu"))
+OPTIONS = SearchOptions(beam_size=4)
+
+
+def tokenizers_with(byte_fallback: bool) -> Tokenizers:
+    size = 330 if byte_fallback else 60
+    return train_tokenizers(LINES, LINES, TokenizerOptions(vocab_size=size, byte_fallback=byte_fallback))
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> Tokenizers:
+    return tokenizers_with(byte_fallback=True)
+
+
+@pytest.fixture(scope="module")
+def without_bytes() -> Tokenizers:
+    """What is in no training line is unknown."""
+    return tokenizers_with(byte_fallback=False)
+
+
+@pytest.fixture(autouse=True)
+def searched_itself(monkeypatch):
+    """The tests' models are no Seq2Seq to be copied."""
+    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+
+
+@pytest.fixture
+def model(tokenizers):
+    return CopyModel(tokenizers.source.vocabulary_size)
+
+
+@pytest.fixture
+def random_model(tokenizers):
+    """Says anything, and each translation depends on the whole source and on everything said so far."""
+    return HistoryModel.random(1, tokenizers.target.vocabulary_size)
+
+
+# N-best, samples, prefixes
+
+
+def test_the_n_best_list_is_in_order_and_begins_with_the_translation(model, tokenizers):
+    [best] = Translator(model, tokenizers, OPTIONS, FP32).translate(["the dog."], attention=True, n_best=3)
+    [alone] = Translator(model, tokenizers, OPTIONS, FP32).translate(["the dog."])
+    assert best.tokens == alone.tokens
+    assert alone.alternatives == ()
+    assert len(best.alternatives) == 2
+    ranked = [best, *best.alternatives]
+    assert len({one.tokens for one in ranked}) == 3
+    assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)
+    for one in ranked:
+        assert one.attention_TS.shape == (len(one.tokens), len(one.source_tokens))
+        assert one.log_prob < one.score < 0
+
+
+def test_the_n_best_of_a_cut_line_join_those_of_its_pieces(model, tokenizers):
+    sentence = "the small dog sees a red house."
+    size = len(tokenizers.source.encode(sentence)) + 1
+    translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=size)
+    one, two = translator.translate([sentence, f"{sentence} {sentence}"], n_best=2)
+    assert two.alternatives[0].tokens == one.alternatives[0].tokens * 2
+    assert two.alternatives[0].log_prob == pytest.approx(2 * one.alternatives[0].log_prob, abs=1e-5)
+    assert two.source_tokens == one.source_tokens * 2
+
+
+def test_the_cost_of_the_stopping_rule_is_told(random_model, tokenizers):
+    options = SearchOptions(beam_size=2, stop="exhausted", max_length_factor=0.0, max_length_offset=20, min_length=2)
+    [one] = Translator(random_model, tokenizers, options, FP32).translate(["the dog."])
+    assert one.steps == 20
+    assert one.steps_after_best == 20 - len(one.tokens)
+
+
+SAMPLING = {"sampling": True, "max_length_factor": 0.0, "max_length_offset": 8}
+
+
+def test_samples_depend_on_the_line_number_and_not_on_batches_or_windows(random_model, tokenizers):
+    """Equal lines differ; a file cut into windows draws what it draws in one piece."""
+    translator = Translator(random_model, tokenizers, OPTIONS, FP32)
+    lines = ["the dog.", "", "the dog.", "a red house.", "the dog."]
+    whole = translator.translate(lines, **SAMPLING)
+    assert len({whole[row].tokens for row in (0, 2, 4)}) == 3
+    first, rest = translator.translate(lines[:2], **SAMPLING), translator.translate(lines[2:], first_line=3, **SAMPLING)
+    assert [one.tokens for one in (*first, *rest)] == [one.tokens for one in whole]
+    translator.batch_size = 1
+    assert [one.tokens for one in translator.translate(lines, **SAMPLING)] == [one.tokens for one in whole]
+    assert translator.translate(lines, seed=2, **SAMPLING)[0].tokens != whole[0].tokens
+
+
+def test_the_pieces_of_a_cut_line_draw_their_own_samples(random_model, tokenizers):
+    sentence = "the small dog sees a red house."
+    size = len(tokenizers.source.encode(sentence)) + 1
+    translator = Translator(random_model, tokenizers, OPTIONS, FP32, max_source_tokens=size)
+    [cut] = translator.translate([f"{sentence} {sentence}"], **SAMPLING)
+    [alone] = translator.translate([sentence], **SAMPLING)
+    assert cut.tokens[: len(alone.tokens)] == alone.tokens
+    assert cut.tokens[len(alone.tokens) :] != alone.tokens
+
+
+def test_prefixes_begin_the_translations_of_their_lines(model, tokenizers, random_model):
+    lines, prefixes = ["the dog.", "a red house.", "", "it runs."], ["the old", "", "the", "a"]
+    for one in (model, random_model):
+        translated = Translator(one, tokenizers, OPTIONS, FP32).translate(lines, prefixes=prefixes)
+        assert translated[0].text.startswith("the old")
+        assert list(translated[3].tokens[:1]) == tokenizers.target.encode("a")[:1]
+        assert translated[2].text == ""
+    plain = Translator(random_model, tokenizers, OPTIONS, FP32).translate(lines)
+    assert translated[1].tokens == plain[1].tokens
+
+
+def test_of_a_cut_line_only_the_first_piece_has_the_prefix(model, tokenizers):
+    sentence = "the small dog sees a red house."
+    size = len(tokenizers.source.encode(sentence)) + 1
+    translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=size)
+    [one] = translator.translate([f"{sentence} {sentence}"], prefixes=["today"])
+    assert one.text.startswith("today")
+    assert one.text.count("today") == 1
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_prefixes_must_be_as_many_as_lines(model, tokenizers, number, as_stream):
+    prefixes = ["the"] * number
+    with pytest.raises(InputError, match=r"prefixes.*one prefix for each line"):
+        Translator(model, tokenizers, OPTIONS, FP32).translate(
+            ["the dog."] * 2, prefixes=iter(prefixes) if as_stream else prefixes
+        )
+
+
+def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, tokenizers, monkeypatch):
+    """translate.py restarts at any window: window by window must be the same, bit by bit, as all in a stream."""
+    monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
+    translator = Translator(random_model, tokenizers, SearchOptions(beam_size=2), FP32, batch_size=3)
+    assert translator.window_lines == 6
+    lines = list(itertools.islice(itertools.cycle(LINES), 17))
+    streamed = list(translator.stream(lines))
+    by_window = [
+        one
+        for start in range(0, len(lines), 6)
+        for one in translator.translate(lines[start : start + 6], first_line=start + 1)
+    ]
+    assert by_window == streamed
+
+
+def test_the_first_line_counts_in_warnings(model, tokenizers, caplog):
+    translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=20)
+    with caplog.at_level(logging.WARNING):
+        translator.translate(["the dog.", "the dog sees. " * 20], first_line=100)
+    assert "line 101 has" in caplog.text
+
+
+# Ids that are never produced
+
+
+def test_unused_ids_are_never_produced(random_model, tokenizers):
+    said = {
+        token for one in Translator(random_model, tokenizers, OPTIONS, FP32).translate(LINES) for token in one.tokens
+    }
+    said -= {EOS_ID}
+    translator = Translator(random_model, tokenizers, OPTIONS, FP32, unused_target_ids=sorted(said))
+    assert not said & {token for one in translator.translate(LINES) for token in one.tokens}
+
+
+# Memory
+
+
+class Cramped(CopyModel):
+    """Has room for so many sentences at once, and none for a sentence of more than so many tokens."""
+
+    def __init__(self, vocabulary_size, rows, tokens=1000, error=torch.OutOfMemoryError("CUDA out of memory")):  # noqa: B008
+        super().__init__(vocabulary_size)
+        self.room = (rows, tokens)
+        self.error = error
+
+    def step(self, tokens_BK, state, memory):
+        if tokens_BK.shape[0] > self.room[0] or memory.mask_BS.sum(1).max() > self.room[1]:
+            raise self.error
+        return super().step(tokens_BK, state, memory)
+
+
+CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: you tried")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
+def test_out_of_memory_halves_the_batch_and_goes_on(tokenizers, caplog, error):
+    cramped = Cramped(tokenizers.source.vocabulary_size, rows=2, error=error)
+    with caplog.at_level(logging.WARNING):
+        translations = Translator(cramped, tokenizers, OPTIONS, FP32, batch_size=8).translate(LINES)
+    assert [one.text for one in translations] == LINES
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: going on with batch_size=4 here",
+        "out of memory: going on with batch_size=2 here",
+    ]
+
+
+def test_a_line_that_never_fits_is_named(tokenizers):
+    cramped = Cramped(tokenizers.source.vocabulary_size, rows=4, tokens=20)
+    lines = ["the dog.", "a house.", "the dog sees a red house " * 4, "a dog."]
+    translator = Translator(cramped, tokenizers, OPTIONS, FP32, batch_size=4)
+    with pytest.raises(InputError, match=r"line 12 \(\d+ tokens\) does not fit into memory.*max_source_tokens"):
+        translator.translate(lines, first_line=10)
+    with pytest.raises(InputError, match="line 7 does not fit"):
+        translator.score([(line, line) for line in lines], line_numbers=[5, 6, 7, 8])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def fail(batch_size):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        with_smaller_batches(fail, 8, lambda: "line 1")
+
+
+# Unknown words
+
+
+def test_unknown_pieces_become_the_source_word_that_was_looked_at(without_bytes):
+    model = CopyModel(without_bytes.source.vocabulary_size)
+    lines = ["the dog sees «Ωμέγα», and 漢字.", "the Ωμέγα runs. " * 3, "the dog."]
+    plain = Translator(model, without_bytes, OPTIONS, FP32, max_source_tokens=24).translate(lines)
+    assert UNK_ID in plain[0].tokens
+    assert "⁇" in plain[0].text
+    translator = Translator(model, without_bytes, OPTIONS, FP32, max_source_tokens=24, replace_unknown="copy")
+    copied = translator.translate(lines, n_best=2)
+    assert "Ωμέγα" in copied[0].text
+    assert "漢字" in copied[0].text
+    assert copied[1].text.count("Ωμέγα") == 3
+    assert copied[2].text == "the dog."
+    assert "⁇" not in "".join(one.text for one in copied)
+    assert [one.tokens for one in copied] == [one.tokens for one in plain]
+    assert copied[0].attention_TS is None
+
+
+def test_with_byte_fallback_nothing_is_unknown_and_copying_asks_for_no_attention(tokenizers, monkeypatch):
+    model = HistoryModel.random(1, tokenizers.target.vocabulary_size, attention=False)
+    options = SearchOptions(coverage_beta=0.0)
+    translator = Translator(model, tokenizers, options, FP32, replace_unknown="copy")
+    assert translator.translate(["the dog."]) == Translator(model, tokenizers, options, FP32).translate(["the dog."])
+
+
+def test_copying_without_attention_is_refused_with_a_reason(without_bytes):
+    model = HistoryModel.random(1, without_bytes.target.vocabulary_size, attention=False)
+    translator = Translator(model, without_bytes, SearchOptions(coverage_beta=0.0), FP32, replace_unknown="copy")
+    with pytest.raises(InputError, match=r"replace_unknown=copy.*no attention.*replace_unknown=none"):
+        translator.translate(["the dog."])
+    with pytest.raises(InputError, match="replace_unknown is 'drop'; it must be none or copy"):
+        Translator(model, without_bytes, OPTIONS, FP32, replace_unknown="drop")

@@ -1,0 +1,100 @@
+"""scripts/benchmark.py on a model of no size, and the engine on a model that has learnt to translate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnmt.checkpoint import load_model
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.engine import fast_model
+from gnmt.decoding.search import SearchOptions, search
+from gnmt.runtime import Precision, what_int8_misses
+from gnmt.types import EOS_ID
+
+CELL = ("sizes=[tiny]", "beams=[2]", "batch_sizes=[2]", "source_tokens=4", "repetitions=2", "device=cpu")
+
+
+def test_one_cell_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
+    finished = run_command(
+        "benchmark", *CELL, "lengths=[mixed]", "precisions=[fp32,bf16]", "memory=false", "profile=true",
+        "output=out/figures.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert finished.code == 0, finished.err
+    written = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
+    assert [figure["system"] for figure in written["figures"]] == ["baseline", "fp32", "bf16"]
+    for figure in written["figures"]:
+        assert len(figure["seconds"]) == 2
+        for key in ("sentences_per_second", "tokens_per_second", "ratio"):
+            assert 0 < figure[key] < math.inf
+        assert figure["peak_mib"] is None
+    assert written["figures"][0]["ratio"] == 1
+    assert written["setting"]["repetitions"] == 2
+    assert "_linear_pointwise" in (tmp_path / "out" / "figures.profile.txt").read_text(encoding="utf-8")
+    rows = [row.split() for row in finished.out.splitlines() if row.startswith(("size ", "tiny "))]
+    assert [row[4] for row in rows] == ["system", "baseline", "fp32", "bf16"]
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_of_its_own(run_command: Callable[..., object], tmp_path: Path) -> None:
+    finished = run_command(
+        "benchmark", *CELL, "lengths=[equal]", "precisions=[fp32]", "output=figures.json", cwd=tmp_path
+    )
+    assert finished.code == 0, finished.err
+    for figure in json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]:
+        assert 50 < figure["peak_mib"] < 3000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sizes=[huge]", "sizes: found huge, allowed are gnmt, multi30k, tiny"),
+        ("precisions=[int4]", "precisions: found int4, allowed are auto, fp32, bf16, fp16, int8"),
+        ("beams=[0]", "beams: found 0, allowed are numbers of at least 1"),
+        ("lengths=[]", "lengths is empty"),
+        ("sizes=[]", "there is nothing to measure"),
+        ("task=training", 'task: found "training"'),
+    ],
+)
+def test_wrong_values_are_named(
+    run_command: Callable[..., object], tmp_path: Path, override: str, message: str
+) -> None:
+    finished = run_command("benchmark", *CELL, override, cwd=tmp_path)
+    assert finished.code == 2
+    assert message in finished.err
+
+
+@pytest.mark.slow
+def test_the_engine_translates_as_a_trained_model_does(trained: object) -> None:
+    loaded = load_model(trained.folder / "best.pt", torch.device("cpu"))
+    prepared = next((trained.home / "prepared").glob("demo-*"))
+    lines = (prepared / "dev" / "source.txt").read_text(encoding="utf-8").split("\n")[:40]
+    found = {name: translations(loaded.model.eval(), loaded.tokenizers, lines, name) for name in ("plain", "fp32")}
+    assert [hypothesis.tokens for hypothesis in found["fp32"]] == [hypothesis.tokens for hypothesis in found["plain"]]
+    for fast, plain in zip(found["fp32"], found["plain"], strict=True):
+        assert abs(fast.score - plain.score) < 1e-5 * len(plain.tokens)
+    narrow = ["bf16"] + (["int8"] if what_int8_misses(torch.device("cpu")) is None else [])
+    for name in narrow:
+        same = [
+            fast.tokens == plain.tokens
+            for fast, plain in zip(
+                translations(loaded.model, loaded.tokenizers, lines, name), found["plain"], strict=True
+            )
+        ]
+        assert sum(same) >= 0.8 * len(same), name
+
+
+def translations(model: object, tokenizers: Tokenizers, lines: list[str], precision: str) -> list:
+    """The best hypothesis of each line, by the model itself or by the engine in that precision."""
+    device = torch.device("cpu")
+    fast = model if precision == "plain" else fast_model(model, Precision(precision, device))
+    sources = [[*tokenizers.source.encode(line), EOS_ID] for line in lines if line]
+    results = search(
+        fast, sources, SearchOptions(), device=device, banned=tokenizers.target.never_produced, batch_size=16
+    )
+    return [result.hypotheses[0] for result in results]

@@ -1,0 +1,152 @@
+"""scripts/score.py, and checkpoints that work together, on the checkpoint of a run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from gnmt.checkpoint import read_checkpoint
+
+SOURCES = ["The old man reads a book.", "", "Does the child see the house?", "A house."]
+TARGETS = ["Der alte Mann liest ein Buch.", "", "", "Ein Haus."]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with a.en and a.de of four lines, blank ones among them."""
+    for name, lines in (("a.en", SOURCES), ("a.de", TARGETS)):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return tmp_path
+
+
+def records(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_pairs_of_files_are_scored_line_by_line(run_command, tiny, home) -> None:
+    checkpoint = f"checkpoint={tiny.folder}/best.pt"
+    done = run_command("score", checkpoint, "source=a.en", "target=a.de", "precision=fp32", cwd=home)
+    assert done.code == 0, done.err
+    scored = records(done.out)
+    assert [(one["line"], one["rank"]) for one in scored] == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert [len(one["tokens"]) for one in scored[1:3]] == [1, 1]  # EOS alone
+    for one in scored:
+        assert len(one["token_log_probs"]) == len(one["tokens"])
+        assert sum(one["token_log_probs"]) == pytest.approx(one["log_prob"], abs=1e-4)
+    num_tokens = sum(len(one["tokens"]) for one in scored)
+    mean = sum(one["log_prob"] for one in scored) / num_tokens
+    summary = re.search(
+        r"4 translations, (\d+) tokens, mean log-probability of a token (\S+), perplexity (\S+)", done.err
+    )
+    assert summary is not None, done.err
+    assert int(summary[1]) == num_tokens
+    assert float(summary[2]) == pytest.approx(mean, abs=1e-3)
+    assert float(summary[3]) == pytest.approx(math.exp(-mean), rel=1e-3)
+
+
+def test_tsv_goes_to_a_file_that_appears_when_it_is_whole(run_command, tiny, home) -> None:
+    with gzip.open(home / "a.en.gz", "wt", encoding="utf-8") as file:
+        file.write((home / "a.en").read_text(encoding="utf-8"))
+    options = ["source=a.en.gz", "target=a.de", "output=scores.tsv", "format=tsv", "batch_size=2"]
+    done = run_command("score", f"checkpoint={tiny.folder}/best.pt", *options, cwd=home)
+    assert done.code == 0, done.err
+    heading, *rows = (home / "scores.tsv").read_text(encoding="utf-8").splitlines()
+    assert heading.split("\t") == ["line", "rank", "log_prob", "score", "num_tokens"]
+    assert [row.split("\t")[0] for row in rows] == ["1", "2", "3", "4"]
+
+    (home / "a.de").write_text("Ein Haus.\n", encoding="utf-8")
+    before = (home / "scores.tsv").read_bytes()
+    done = run_command("score", f"checkpoint={tiny.folder}/best.pt", *options, cwd=home)
+    assert (done.code, "a.en.gz has 4 lines and a.de has 1" in done.err) == (2, True), done.err
+    assert (home / "scores.tsv").read_bytes() == before
+    assert {path.name for path in home.iterdir()} == {"a.en", "a.en.gz", "a.de", "scores.tsv"}
+
+
+def test_what_translate_wrote_gets_the_scores_that_search_reported(run_command, tiny, home) -> None:
+    """By its ids: text would be cut otherwise than search wrote it. A cut line is scored in its pieces."""
+    long = " ".join([SOURCES[0]] * 3)
+    (home / "a.en").write_text("".join(line + "\n" for line in [*SOURCES, long]), encoding="utf-8")
+    common = [f"checkpoint={tiny.folder}/best.pt", "precision=fp32", "max_source_tokens=20"]
+    options = ["input=a.en", "output=a.jsonl", "format=jsonl", "decoding.n_best=2", "decoding.max_length_factor=3"]
+    done = run_command("translate", *common, *options, cwd=home)
+    assert done.code == 0, done.err
+    done = run_command("score", *common, "input=a.jsonl", cwd=home)
+    assert done.code == 0, done.err
+    scored = {(one["line"], one["rank"]): one for one in records(done.out)}
+    written = records((home / "a.jsonl").read_text(encoding="utf-8"))
+    assert len(scored) == sum(len(line["translations"]) for line in written) > len(written)
+    for line in written:
+        for rank, translation in enumerate(line["translations"], start=1):
+            one = scored[line["line"], rank]
+            tolerance = 1e-5 * max(1, len(one["tokens"]))
+            assert one["tokens"] == translation["tokens"]
+            assert one["score"] == pytest.approx(translation["score"], abs=tolerance)
+            assert one["log_prob"] == pytest.approx(translation["log_prob"], abs=tolerance)
+
+
+def test_several_checkpoints_translate_evaluate_and_score_together(run_command, tiny, home) -> None:
+    """One checkpoint twice is that checkpoint; with another one of the run it is something else."""
+    best = tiny.folder / "best.pt"
+    steps = {read_checkpoint(path)["step"]: path for path in (tiny.folder / "checkpoints").glob("*.pt")}
+    [whole] = [path for step, path in steps.items() if step != read_checkpoint(best)["step"]]
+    scores = {}
+    for name, checkpoints in {"one": f"{best}", "twice": f"[{best},{best}]", "two": f"[{best},{whole}]"}.items():
+        options = ["source=a.en", "target=a.de", "precision=fp32", "ensemble=probabilities"]
+        done = run_command("score", f"checkpoint={checkpoints}", *options, cwd=home)
+        assert done.code == 0, done.err
+        scores[name] = [one["score"] for one in records(done.out)]
+    assert scores["twice"] == pytest.approx(scores["one"], abs=1e-4)
+    assert scores["two"] != pytest.approx(scores["one"], abs=1e-4)
+
+    together = f"checkpoint=[{best},{whole}]"
+    done = run_command("translate", together, "input=a.en", "output=out.de", cwd=home)
+    assert done.code == 0, done.err
+    assert (home / "out.de").read_bytes().count(b"\n") == len(SOURCES)
+    done = run_command("evaluate", together, "test_set=dev", "output=figures", cwd=home)
+    assert done.code == 0, done.err
+    [path] = (home / "figures").glob("dev.best+step_*.json")
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert figures["checkpoint"] == [str(best), str(whole)]
+    assert figures["search_steps"] >= figures["search_steps_after_best"] >= 0
+    done = run_command("evaluate", together, "test_set=dev", cwd=home)
+    assert (done.code, "output=FOLDER" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["source=a.en"], "source= and target= belong together"),
+        ([], "give source= and target=, two files of text, or input="),
+        (["source=a.en", "target=a.de", "input=a.jsonl"], "one of the two"),
+        (["input=a.en"], "a.en:1: not a line that translate.py writes with format=jsonl"),
+        (["input=a.jsonl"], "a.jsonl:1: source must be text and tokens a list of whole numbers"),
+        (["input=b.jsonl"], "line 1: 99999 is no token: this model has the ids 0 to 419"),
+        (["source=a.en", "target=a.dee"], "a.dee: no such file; did you mean a.de?"),
+        (["source=a.en", "target=a.de", "output=a.de"], "output=a.de is the input itself"),
+        (["source=a.en", "target=a.de", "max_source_tokens=1"], "max_source_tokens: found 1"),
+        (["source=a.en", "target=a.de", "ensemble=median"], 'ensemble: found "median", allowed is one of log_probs'),
+    ],
+)
+def test_wrong_input_is_one_message(run_command, tiny, home, overrides, message) -> None:
+    for name, tokens in (("a.jsonl", ["5"]), ("b.jsonl", [99999, 3])):
+        entry = {"line": 1, "source": "A house.", "translations": [{"tokens": tokens}]}
+        (home / name).write_text(json.dumps(entry) + "\n", encoding="utf-8")
+    done = run_command("score", f"checkpoint={tiny.folder}/best.pt", *overrides, cwd=home)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [("checkpoint=[]", "checkpoint: found [], allowed is a path or a list"), ("checkpoint=5", "checkpoint: found 5")],
+)
+@pytest.mark.parametrize("command", ["score", "translate", "evaluate"])
+def test_a_checkpoint_is_a_path_or_a_list_of_paths(run_command, tmp_path, command, checkpoint, message) -> None:
+    done = run_command(command, checkpoint, cwd=tmp_path)
+    assert (done.code, message in done.err) == (2, True), done.err

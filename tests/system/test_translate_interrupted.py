@@ -1,0 +1,86 @@
+"""translate.py killed and continued, by one process and by two of torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "translate.py"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+SENTENCES = ["The old man reads a book.", "Does the child see the house?", "", "A dog sleeps."]
+
+pytestmark = pytest.mark.slow
+
+
+def start(command: tuple[str, ...], settings: list[str], cwd: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*command, str(SCRIPT), *settings],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(command: tuple[str, ...], settings: list[str], cwd: Path) -> str:
+    """What it writes to stderr."""
+    process = start(command, settings, cwd)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    assert out == b""
+    return err.decode()
+
+
+def kill_after(windows: int, part: Path, process: subprocess.Popen[bytes]) -> None:
+    """kill -9 as soon as so many windows are done."""
+    deadline = time.monotonic() + 240
+    while len(list(part.glob("window-*"))) < windows:
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_by_kill_9_and_continued_by_two_processes(tiny, tmp_path) -> None:
+    """One process is killed, two of torchrun do the rest: the output is that of one process without a stop."""
+    lines = [f"{SENTENCES[n % 4]} {n}".strip() if n % 4 != 2 else "" for n in range(640)]
+    (tmp_path / "a.en").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    settings = [
+        f"checkpoint={tiny.folder}/best.pt",
+        "input=a.en",
+        "batch_size=1",
+        "format=jsonl",
+        "decoding.beam_size=1",
+    ]
+    alone = (sys.executable,)
+    part = tmp_path / "a.jsonl.part"
+    kill_after(3, part, start(alone, [*settings, "output=a.jsonl"], tmp_path))
+    assert not (tmp_path / "a.jsonl").exists()
+    done = len(list(part.glob("window-*")))
+    assert 3 <= done < 20
+    said = run(TORCHRUN, [*settings, "output=a.jsonl"], tmp_path)
+    assert f"a.jsonl: {32 * done} of 640 lines are done, going on from" in said
+    assert not part.exists()
+    run(alone, [*settings, "output=whole.jsonl"], tmp_path)
+    output = (tmp_path / "a.jsonl").read_bytes()
+    assert output == (tmp_path / "whole.jsonl").read_bytes()
+    assert [json.loads(line)["source"] for line in output.decode().splitlines()] == lines
+    assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.jsonl", "whole.jsonl"}
+
+
+def test_an_error_ends_all_processes_with_its_message(tiny, tmp_path) -> None:
+    (tmp_path / "a.en").write_bytes(b"one\ntwo \xff\n")
+    settings = [f"checkpoint={tiny.folder}/best.pt", "input=a.en", "output=a.de"]
+    process = start(TORCHRUN, settings, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert b"error: a.en:2: not UTF-8: byte 0xff" in err
+    assert not (tmp_path / "a.de").exists()

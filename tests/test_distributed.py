@@ -1,0 +1,81 @@
+"""Who is who among the processes of torchrun, and waiting for each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from gnmt.distributed import Ranks
+from gnmt.types import InputError
+
+
+def test_without_torchrun_a_process_is_alone_and_never_waits(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks = Ranks.from_environment()
+    assert (ranks.rank, ranks.world_size, ranks.is_first) == (0, 1, True)
+    with ranks.together():
+        ranks.wait_for_first()
+        ranks.wait_for_all()
+        ranks.check()
+
+
+def test_what_torchrun_forgot_is_a_message(monkeypatch):
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "",
+        "MASTER_PORT": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="start them with torchrun"):
+        Ranks.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "has_cuda", "expected"),
+    [("auto", True, "cuda:3"), ("auto", False, "auto"), ("cuda", True, "cuda:3"), ("cpu", True, "cpu")],
+)
+def test_each_takes_its_own_device(monkeypatch, name, has_cuda, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    assert Ranks(7, 8, 3, HashStore()).device_name(name) == expected
+    assert Ranks().device_name(name) == name
+
+
+def test_the_others_wait_for_the_first_and_the_first_for_all_others():
+    store, said = HashStore(), []
+
+    def run(rank):
+        ranks = Ranks(rank, 3, rank, store)
+        if rank == 0:
+            time.sleep(0.3)
+            said.append("first is ready")
+        ranks.wait_for_first()
+        if rank != 0:
+            said.append("another goes on")
+        ranks.wait_for_all()
+        if rank == 0:
+            said.append("all are through")
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert said == ["first is ready", "another goes on", "another goes on", "all are through"]
+
+
+def test_a_failure_is_told_to_the_others_once():
+    store = HashStore()
+    first, second = Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
+    with pytest.raises(ZeroDivisionError), second.together():
+        raise ZeroDivisionError
+    message = "stopped, because rank 1 did: ZeroDivisionError"
+    with pytest.raises(InputError, match=message), first.together():
+        first.wait_for_all()
+    with pytest.raises(InputError, match=message):
+        second.check()

@@ -1,0 +1,66 @@
+"""Memory and State: sentences leave, enter and change places, with everything they own."""
+
+from __future__ import annotations
+
+import torch
+
+from gnmt.types import Memory, State
+
+
+def memory(num_rows: int, width: int, start: int) -> Memory:
+    """Every number says where it comes from; the last column is padding in all rows but the first."""
+    states = start + torch.arange(num_rows * width * 2.0).view(num_rows, width, 2)
+    mask = torch.ones(num_rows, width, dtype=torch.bool)
+    mask[1:, -1] = False
+    return Memory(states, mask, {"keys": -states, "ids": states[:, :, 0].long()})
+
+
+def test_memories_of_different_widths_are_joined_with_padding_that_the_mask_leaves_out():
+    narrow, wide = memory(2, 3, 100), memory(1, 5, 200)
+    joined = Memory.join([narrow, wide])
+    assert joined.mask_BS.dtype == torch.bool
+    assert joined.mask_BS.sum(1).tolist() == [3, 2, 5]
+    for tensor, left, right in (
+        (joined.states_BSH, narrow.states_BSH, wide.states_BSH),
+        (joined.extras["keys"], narrow.extras["keys"], wide.extras["keys"]),
+        (joined.extras["ids"], narrow.extras["ids"], wide.extras["ids"]),
+    ):
+        assert tensor.dtype == left.dtype
+        assert torch.equal(tensor[:2, :3], left)
+        assert torch.equal(tensor[2:], right)
+        assert not tensor[:2, 3:].any()
+
+
+def test_memories_of_one_width_are_only_put_together():
+    some, others = memory(2, 3, 100), memory(1, 3, 200)
+    joined = Memory.join([some, others])
+    assert torch.equal(joined.states_BSH, torch.cat([some.states_BSH, others.states_BSH]))
+    assert joined.extras.keys() == some.extras.keys()
+
+
+def test_trim_undoes_the_padding_of_join():
+    narrow, wide = memory(2, 3, 100), memory(1, 5, 200)
+    back = Memory.join([narrow, wide]).select(torch.tensor([1, 0])).trim(3)
+    assert torch.equal(back.states_BSH, narrow.states_BSH[[1, 0]])
+    assert torch.equal(back.mask_BS, narrow.mask_BS[[1, 0]])
+    assert torch.equal(back.extras["keys"], narrow.extras["keys"][[1, 0]])
+
+
+def test_states_are_joined_and_a_time_axis_is_padded():
+    some = State({"hidden": torch.rand(2, 3, 4), "cache": torch.rand(2, 3, 5, 2), "length": torch.full((2, 3), 5)})
+    others = State({"hidden": torch.rand(1, 3, 4), "cache": torch.rand(1, 3, 2, 2), "length": torch.full((1, 3), 2)})
+    joined = State.join([some, others]).tensors
+    assert torch.equal(joined["hidden"], torch.cat([some.tensors["hidden"], others.tensors["hidden"]]))
+    assert torch.equal(joined["cache"][:2], some.tensors["cache"])
+    assert torch.equal(joined["cache"][2:, :, :2], others.tensors["cache"])
+    assert not joined["cache"][2:, :, 2:].any()
+    assert joined["length"].tolist() == [[5] * 3] * 2 + [[2] * 3]
+
+
+def test_reorder_moves_everything_within_its_sentence():
+    state = State({"flat": torch.arange(6).view(2, 3), "deep": torch.arange(24).view(2, 3, 2, 2)})
+    moved = state.reorder(torch.tensor([[2, 2, 0], [1, 0, 2]])).tensors
+    assert moved["flat"].tolist() == [[2, 2, 0], [4, 3, 5]]
+    for row, parents in enumerate([[2, 2, 0], [1, 0, 2]]):
+        assert torch.equal(moved["deep"][row], state.tensors["deep"][row, parents])
+    assert State({}).reorder(torch.tensor([[0]])).tensors == {}
