@@ -1,0 +1,93 @@
+"""Holds the search of a trained checkpoint against the plain oracle and against itself in other batches.
+
+  python tests/by_hand/search_on_real_sentences.py runs/x/best.pt dev.en 500
+
+Prints how many of the first N lines agree (fp32, the recorded decoding). Two results agree where their token ids are
+equal or their scores differ by less than 1e-5. Run by hand, since it needs a real checkpoint and real text: the oracle
+takes about a second a sentence.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "decoding"))
+from oracle_search import oracle_search
+
+from gnmt.checkpoint import load_model
+from gnmt.data.lines import read_lines
+from gnmt.decoding.search import Hypothesis, search
+from gnmt.decoding.translator import Translator
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.types import EOS_ID, Memory, State
+
+TOLERANCE = 1e-5
+
+
+class BestTokens:
+    """The model with all but each hypothesis's best tokens ruled out, which search could not take: 2K of them, and
+    as many as may be banned. The oracle, which makes an object of every candidate, is then some hundred times as fast.
+    """
+
+    def __init__(self, model: Seq2Seq, count: int) -> None:
+        self.encode, self.start, self.model, self.count = model.encode, model.start, model, count
+
+    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+        log_probs_BKV, attention_BKS, state = self.model.step(tokens_BK, state, memory)
+        lowest_BK1 = log_probs_BKV.topk(self.count, dim=2).values[:, :, -1:]
+        return log_probs_BKV.masked_fill(log_probs_BKV < lowest_BK1, -torch.inf), attention_BKS, state
+
+
+def main(checkpoint: str, text: str, count: int) -> None:
+    loaded = load_model(checkpoint, torch.device("cpu"))
+    model, translator = loaded.model.eval(), Translator.of([loaded], "fp32")
+    options, banned = translator.options, translator.banned
+    encode = translator.tokenizers.source.encode
+    sources = [[*encode(line), EOS_ID] for line in islice(read_lines(text), count) if line.strip()]
+
+    def found_by(some: list[list[int]], batch_size: int, with_model=model) -> list[Hypothesis]:
+        results = search(with_model, some, options, device=torch.device("cpu"), banned=banned, batch_size=batch_size)
+        return [result.hypotheses[0] for result in results]
+
+    reference = found_by(sources, 32)
+    shuffled = random.Random(1).sample(range(len(sources)), len(sources))
+    others = {
+        "batch size 1": found_by(sources, 1),
+        "batch size 3": found_by(sources, 3),
+        "the engine": found_by(sources, 32, translator.search_model),
+    }
+    in_other_order = found_by([sources[index] for index in shuffled], 32)
+    others["shuffled"] = [in_other_order[shuffled.index(index)] for index in range(len(sources))]
+    for name, hypotheses in others.items():
+        pairs = zip(reference, hypotheses, strict=True)
+        report(name, [(one.tokens, one.score, other.tokens, other.score) for one, other in pairs])
+
+    few = BestTokens(model, 2 * options.beam_size + len(banned))
+    start, compared = time.monotonic(), []
+    for source, hypothesis in zip(tqdm(sources, disable=None), reference, strict=True):
+        with torch.inference_mode():
+            paths, _ = oracle_search(few, source[:-1], options, banned)  # it adds EOS itself
+        compared.append((hypothesis.tokens, hypothesis.score, tuple(paths[0].tokens), paths[0].score(options)))
+    report(f"the oracle, {time.monotonic() - start:.0f} s", compared)
+
+
+def report(name: str, compared: list[tuple[tuple[int, ...], float, tuple[int, ...], float]]) -> None:
+    equal = sum(tokens == other for tokens, _, other, _ in compared)
+    apart = [abs(score - other) for _, score, _, other in compared]
+    agreeing = sum(one[0] == one[2] or gap < TOLERANCE for one, gap in zip(compared, apart, strict=True))
+    print(f"{name}: {len(compared)} sentences, {equal} with equal tokens, {agreeing} agree, gap {max(apart):.1e}")
+    for number, (tokens, score, other_tokens, other_score) in enumerate(compared, start=1):
+        if tokens != other_tokens and abs(score - other_score) >= TOLERANCE:
+            print(f"  sentence {number}: {score:.6f} {tokens}\n  against {other_score:.6f} {other_tokens}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
