@@ -66,6 +66,9 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 message = explain(error, config_name, arguments.overrides, sweep=arguments.multirun)
                 print(f"error: {message}", file=sys.stderr)
                 sys.exit(EXIT_WRONG_INPUT)
+            except BrokenPipeError:  # a reader such as `head` that has gone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+                sys.exit(EXIT_WRONG_INPUT)
             except KeyboardInterrupt as interruption:
                 print(str(interruption) or "interrupted", file=sys.stderr)
                 sys.exit(EXIT_INTERRUPTED)

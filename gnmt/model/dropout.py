@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -13,14 +15,36 @@ class Dropout(nn.Dropout):
 
     There torch draws one number for every element, which is several percent of a training step. One draw of 64
     bits serves four elements here, from the same global generator; the probability is rounded to 1/65,536.
+    over_time: "fresh" draws for every element of [T, B, H]; "shared" draws once for all T of a sentence (variational
+    dropout, Gal and Ghahramani 2016), so that a unit is missing for a whole sentence and cannot be made up for by the
+    same unit a step later.
     """
+
+    def __init__(self, probability: float, over_time: Literal["fresh", "shared"] = "fresh") -> None:
+        super().__init__(probability)
+        self.over_time = over_time
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Each element 0 with probability p, otherwise divided by 1 - p; the inputs themselves in evaluation."""
-        if not self.training or self.p == 0 or inputs.device.type != "cpu":
-            return super().forward(inputs)
+        if not self.training or self.p == 0:
+            return inputs
+        shape = torch.Size((1, *inputs.shape[1:])) if self.over_time == "shared" else inputs.shape
+        if inputs.device.type != "cpu":
+            return (
+                inputs * super().forward(inputs.new_ones(shape)) if shape != inputs.shape else super().forward(inputs)
+            )
         keep = round((1 - self.p) * _LEVELS)
-        return inputs * kept(inputs.shape, keep).to(inputs.dtype).mul_(_LEVELS / max(keep, 1))
+        return inputs * kept(shape, keep).to(inputs.dtype).mul_(_LEVELS / max(keep, 1))
+
+
+class WordDropout(Dropout):
+    """Drops whole vectors of [B, T, E]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Each vector zero with probability p, otherwise divided by 1 - p; the inputs themselves in evaluation."""
+        if not self.training or self.p == 0:
+            return inputs
+        return inputs * super().forward(inputs.new_ones(inputs.shape[:-1]))[..., None]
 
 
 def kept(shape: torch.Size, keep: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from gnmt.model.dropout import Dropout
+from gnmt.model.dropout import Dropout, WordDropout
 from gnmt.model.interfaces import Decoder, Encoder
 from gnmt.types import PAD_ID, InputError, Memory, Range, State, Tokens
 
@@ -25,6 +25,8 @@ class Seq2Seq(nn.Module):
     embedding_init_range: the same for the tables of embeddings; None takes init_range. Embeddings much larger than
     the weights tell words apart from the first update, and attention learns to align several times sooner.
     output_dropout: on the hidden states before the output layer.
+    word_dropout: the probability that a token's embedding is zero, on both sides, so that the model learns to do
+    without any one word (Gal and Ghahramani 2016); the others are divided by 1 - word_dropout.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Seq2Seq(nn.Module):
         init_range: Annotated[float, Range(0, open_low=True)] = 0.1,
         embedding_init_range: Annotated[float, Range(0, open_low=True)] | None = None,
         output_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        word_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
     ) -> None:
         super().__init__()
         check_widths(encoder, decoder, embedding_size)
@@ -59,6 +62,7 @@ class Seq2Seq(nn.Module):
         else:
             self.target_embedding = self.source_embedding
         self.output_dropout = Dropout(output_dropout)
+        self.word_dropout = WordDropout(word_dropout)
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
         if tie_embeddings == "all":
             self.output_layer.weight = self.target_embedding.weight
@@ -78,12 +82,14 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tokens) -> Memory:
         """Reads the source (pieces and EOS): everything about it that decoding needs."""
-        states_BSH = self.encoder(self.source_embedding(source.ids_BT), source.lengths_B)
+        embedded_BSE = self.word_dropout(self.source_embedding(source.ids_BT))
+        states_BSH = self.encoder(embedded_BSE, source.lengths_B)
         return Memory(states_BSH, source.mask_BT, self.decoder.prepare(states_BSH))
 
     def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         """Teacher forcing over BOS and the pieces: hidden [B, T, H] and, where asked for, attention [B, T, S]."""
-        hidden_BTH, weights_BTS = self.decoder(self.target_embedding(target.ids_BT), memory)
+        embedded_BTE = self.word_dropout(self.target_embedding(target.ids_BT))
+        hidden_BTH, weights_BTS = self.decoder(embedded_BTE, memory)
         return hidden_BTH, weights_BTS if attention else None
 
     def output(self, hidden: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gnmt.model.dropout import Dropout
+from gnmt.model.dropout import Dropout, WordDropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.25, 0.5, 0.9])
@@ -56,3 +56,22 @@ def test_evaluation_changes_nothing():
 
 def test_an_empty_batch_stays_empty():
     assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
+
+
+def test_one_mask_for_all_steps_of_a_sentence_and_another_for_the_next_sentence():
+    torch.manual_seed(1)
+    outputs_TBH = Dropout(0.5, "shared")(torch.ones(6, 3, 64))
+    assert torch.equal(outputs_TBH, outputs_TBH[:1].expand(6, 3, 64))
+    assert not torch.equal(outputs_TBH[0, 0], outputs_TBH[0, 1])
+    assert 0.3 < (outputs_TBH == 0).float().mean() < 0.7
+    assert outputs_TBH.max() == 2
+
+
+def test_words_are_dropped_as_a_whole():
+    torch.manual_seed(1)
+    outputs_BTE = WordDropout(0.25)(torch.ones(50, 40, 8))
+    whole_BT = outputs_BTE.sum(2)
+    assert set(whole_BT.unique().tolist()) == {0.0, whole_BT.max().item()}
+    assert (whole_BT == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert whole_BT.mean().item() == pytest.approx(8, abs=0.3)
+    assert torch.equal(WordDropout(0.25).eval()(outputs_BTE), outputs_BTE)

@@ -22,7 +22,7 @@ class LSTMDecoder(Decoder):
 
     query: which output of the bottom layer asks at step t. "previous" is that of step t-1, zero at the first
     (the paper); "current" is that of step t (the later GNMT v2).
-    num_layers, residual_from, dropout: as in the encoder. The decoder starts from zero states.
+    num_layers, residual_from, dropout, dropout_over_time: as in the encoder. The decoder starts from zero states.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class LSTMDecoder(Decoder):
         query: Literal["previous", "current"] = "current",
         residual_from: Annotated[int, Range(3)] | None = 3,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        dropout_over_time: Literal["fresh", "shared"] = "fresh",
     ) -> None:
         super().__init__()
         if attention.query_size != hidden_size:
@@ -48,7 +49,7 @@ class LSTMDecoder(Decoder):
         self.query = query
         self.residual_from = residual_from
         self.attention = attention
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(dropout, dropout_over_time)
         self.bottom = LSTM(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
         self.upper = nn.ModuleList(LSTM(upper_size, hidden_size) for _ in range(num_layers - 1))

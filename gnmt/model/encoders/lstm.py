@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ class LSTMEncoder(Encoder):
 
     num_layers counts a bidirectional layer once. residual_from: the first layer, counted from 1, whose input
     is added to its output (eq. 6) where both have one width; None for no residual connections. dropout: on
-    every layer's input.
+    every layer's input; dropout_over_time: fresh for each step, or one mask for a sentence (gnmt.model.dropout).
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class LSTMEncoder(Encoder):
         num_bidirectional_layers: Annotated[int, Range(0)] = 1,
         residual_from: Annotated[int, Range(2)] | None = 3,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        dropout_over_time: Literal["fresh", "shared"] = "fresh",
     ) -> None:
         super().__init__()
         if num_bidirectional_layers > num_layers:
@@ -37,7 +38,7 @@ class LSTMEncoder(Encoder):
             )
         self.input_size = input_size
         self.residual_from = residual_from
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(dropout, dropout_over_time)
         self.layers = nn.ModuleList()
         width = input_size
         for layer in range(num_layers):
