@@ -7,13 +7,14 @@ so that all systems take the same steps whatever the weights are, and difference
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ def measure(workload: Workload, precisions: list[str], repetitions: int, memory:
     for _ in range(repetitions):
         for name, runner in runners.items():
             seconds[name].append(timed(runner, workload.device))
-    del runners, model
+    del runner, runners, model
     sources = workload.sources(5)  # of these lengths, whatever the vocabulary
     num_tokens = sum(map(len, sources))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -167,9 +168,10 @@ def timed(runner: Runner, device: str) -> float:
     return time.perf_counter() - start
 
 
-def synchronise(device: str) -> None:
-    if choose_device(device).type == "cuda":
-        torch.cuda.synchronize()
+def synchronise(name: str) -> None:
+    device = choose_device(name)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_mib(workload: Workload, name: str) -> float:
@@ -181,10 +183,18 @@ def peak_mib(workload: Workload, name: str) -> float:
 def _peak_here(workload: Workload, name: str, num_threads: int) -> float:
     torch.set_num_threads(num_threads)
     workload.system(name, workload.model())()
-    if choose_device(workload.device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    device = choose_device(workload.device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_resident_mib()
+
+
+def peak_resident_mib() -> float:
+    """The most that this process ever held. Linux hands ru_maxrss on from the parent, so it is asked elsewhere there."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts in bytes
 
 
 def profile(workload: Workload, name: str, rows: int = 25) -> str:
@@ -206,7 +216,7 @@ def line(figure: Figure) -> str:
     """A row of the table; see HEADER."""
     peak = "-" if figure.peak_mib is None else f"{figure.peak_mib:.0f}"
     return (
-        f"{figure.size:12.12} {figure.lengths:7} {figure.beam:4} {figure.batch_size:5}  {figure.system:9}"
+        f"{figure.size[-12:]:12} {figure.lengths:7} {figure.beam:4} {figure.batch_size:5}  {figure.system:9}"
         f"{figure.sentences_per_second:12.2f} {figure.tokens_per_second:11.1f} {figure.ratio:7.2f} {peak:>9}"
     )
 

@@ -7,7 +7,7 @@
 A line of output for each translation: its line and rank, log P(Y|X) (natural), the score of search (Wu et al. 2016,
 eq. 14), and in jsonl the tokens with the log-probability of each. The log gives the mean and the perplexity.
 Text is cut into tokens anew; input= takes the token ids that search wrote (format=jsonl of translate.py), and their
-scores are those that search reported.
+scores are those that search reported (in fp32 and bf16; in int8 up to about 1e-3 a token).
 
 Main keys:
   checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]

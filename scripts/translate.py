@@ -39,7 +39,7 @@ def main(cfg: TranslateConfig) -> None:
         cfg, ranks.device_name(cfg.device), replace_unknown="copy" if cfg.replace_unknown == "copy" else "none"
     )
     made_from = MadeFrom(checkpoints, options)
-    output_format = OutputFormat(cfg.format, cfg.alignments)
+    output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
     translate_files(translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
 
 

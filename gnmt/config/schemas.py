@@ -114,6 +114,7 @@ class TranslateConfig:
     prefixes: str | None = MISSING
     format: str = field(default=MISSING, metadata=choice("text", "tsv", "jsonl"))
     alignments: bool = MISSING
+    word_attention: bool = MISSING
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)

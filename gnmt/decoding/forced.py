@@ -8,12 +8,11 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
-from gnmt.decoding.search import SearchModel
-from gnmt.types import BOS_ID, PAD_ID, InputError, Tokens
+from gnmt.decoding.search import SearchModel, padded
+from gnmt.types import BOS_ID, InputError
 
 # A batch holds `batch_size` pairs of up to so many source and target tokens, and fewer longer ones.
 _LONG_PAIR_TOKENS = 200
@@ -81,8 +80,8 @@ def _score_batch(
 ) -> list[PairScore]:
     found = forced_scores(
         model,
-        _tokens([pair.source for pair in pairs], device),
-        _tokens([(BOS_ID, *pair.target) for pair in pairs], device),
+        padded([pair.source for pair in pairs], device),
+        padded([(BOS_ID, *pair.target) for pair in pairs], device),
         options,
     )
     columns = (found.log_prob_B.tolist(), found.score_B.tolist(), found.token_log_probs_BT.tolist())
@@ -90,11 +89,6 @@ def _score_batch(
         PairScore(log_prob, score, tuple(pair.target), tuple(token_log_probs[: len(pair.target)]))
         for pair, log_prob, score, token_log_probs in zip(pairs, *columns, strict=True)
     ]
-
-
-def _tokens(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
-    ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD_ID)
-    return Tokens(ids_BT, torch.tensor([len(row) for row in rows])).to(device)
 
 
 def pairs_of_cut_line(

@@ -39,9 +39,19 @@ def with_smaller_batches(run: Callable[[int], _T], batch_size: int, first_left: 
             torch.cuda.empty_cache()
 
 
+# What torch and the libraries under it say, as a plain RuntimeError, of a shortage that torch did not see itself.
+_SHORTAGES = (
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "out of memory",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+    "std::bad_alloc",
+    "could not create a memory object",  # oneDNN
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, on any device, says that there is no memory left."""
+    """Whether torch or a library under it says that there is no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "DefaultCPUAllocator" in text)
+    return isinstance(error, RuntimeError) and any(shortage in str(error) for shortage in _SHORTAGES)

@@ -28,7 +28,8 @@ def sample(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: Sear
     log_probs_BKV: fp32, -inf for tokens that may not be drawn. keys_B, steps_B: int64, what a sentence's numbers
     depend on beside options.seed and the number of the sample.
     """
-    values_BKN = log_probs_BKV / options.temperature
+    # The largest becomes 0 first, which changes no choice: a low temperature would make all of them -inf.
+    values_BKN = (log_probs_BKV - log_probs_BKV.amax(2, keepdim=True)) / options.temperature
     tokens_BKN = torch.arange(log_probs_BKV.shape[2], device=log_probs_BKV.device)[None, None]  # 1, 1, V
     if options.top_k is not None:
         values_MN, tokens_MN = best_candidates(values_BKN.flatten(0, 1), min(options.top_k, values_BKN.shape[2]))

@@ -247,8 +247,9 @@ def collect(flight: Flight, n_best: int) -> list[SearchResult]:
                 hypotheses.append(Hypothesis(tokens, log_prob, scores_K[entry], finished, attention_TS))
         if not hypotheses:
             raise InputError(
-                "the model gives no continuation of a sentence that may be tried a probability that is a number above "
-                "0; its weights may have diverged in training: use an earlier checkpoint"
+                "a sentence has no continuation that may be tried and whose probability is a number above 0: either "
+                "decoding.min_length and decoding.no_repeat_ngram together leave none, or the weights diverged in "
+                "training; then use an earlier checkpoint"
             )
         results.append(SearchResult(hypotheses, steps[row], len(hypotheses[0].tokens)))
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -86,10 +87,16 @@ def _search(
     prefix_ids = [encode(prefixes[piece.row]) if piece.part == 0 else [] for piece in pieces]
     keys = [first_line + piece.row + piece.part * _KEYS_OF_PIECES for piece in pieces]
     done: set[int] = set()
+    left_of_row = Counter(piece.row for piece in pieces)
 
     def on_done(place: int) -> None:
-        on_lines(place not in done and pieces[place].part == 0)
+        if place in done:  # found a second time, after memory had run out
+            return
         done.add(place)
+        row = pieces[place].row
+        left_of_row[row] -= 1
+        if not left_of_row[row]:
+            on_lines(1)
 
     def first_left() -> str:
         piece = next(piece for place, piece in enumerate(pieces) if place not in done)

@@ -18,7 +18,8 @@ CHUNK_TOKENS = 512
 class LabelSmoothedCrossEntropy(nn.Module):
     """Cross-entropy against a target that gives `smoothing` of its mass to all ids that can occur.
 
-    loss = (1 - smoothing) * -log p(y) + smoothing * mean over the allowed ids of -log p; natural logs in fp32.
+    loss = (1 - smoothing) * -log p(y) + smoothing * mean over the allowed ids of -log p; natural logs.
+    The logits are of the type of the products (bf16 under autocast), sums over tokens fp32.
     never_produced: ids that no sentence ever holds (PAD, BOS, and UNK where byte fallback makes it impossible);
     they get no mass, or they would sometimes be produced. Smoothed in training mode only: in eval mode this is
     the plain cross-entropy, whose exponential is the perplexity.

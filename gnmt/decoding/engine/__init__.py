@@ -49,8 +49,9 @@ def fast_model(model: Seq2Seq, precision: Precision) -> Seq2Seq:
     dtype = _DTYPES.get(precision.name, torch.float32)
     make = linear_maker(precision.name, precision.device, dtype)
     copies: dict[int, Any] = {}  # by identity, as copy.deepcopy looks for what it has copied already
-    _replace(model.encoder, _replacements(make, SequenceLSTM, keep_lstm=precision.device.type == "cuda"), copies)
-    _replace(model, _replacements(make, StepLSTM, keep_lstm=False), copies)
+    on_cuda = precision.device.type == "cuda"
+    _replace(model.encoder, _replacements(make, SequenceLSTM, keep_lstm=on_cuda), copies)
+    _replace(model, _replacements(make, StepLSTM, keep_lstm=False), copies, without=model.encoder)
     fast = copy.deepcopy(model, copies)
     fast.eval().requires_grad_(False).to(dtype=dtype)
     for module in fast.modules():
@@ -72,10 +73,15 @@ def _replacements(
     return replacements
 
 
-def _replace(module: nn.Module, replacements: dict[type[nn.Module], Replacement], copies: dict[int, Any]) -> None:
-    """Notes for each module under this one, of exactly such a class, what stands in for it."""
+def _replace(
+    module: nn.Module,
+    replacements: dict[type[nn.Module], Replacement],
+    copies: dict[int, Any],
+    without: nn.Module | None = None,
+) -> None:
+    """Notes for each module under this one, of exactly such a class, what stands in for it; nothing under `without`."""
     for child in module.children():
-        if id(child) in copies:
+        if id(child) in copies or child is without:
             continue
         if type(child) in replacements:
             copies[id(child)] = replacements[type(child)](child)

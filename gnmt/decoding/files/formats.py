@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gnmt.data.tokenizer import LINE_BREAKS, Tokenizers
-from gnmt.decoding.alignment import pharaoh, word_alignment
+from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention
 from gnmt.decoding.options import SearchOptions
 from gnmt.types import InputError, Translation
 
@@ -28,16 +28,25 @@ class OutputFormat:
         with `alignments` alignment.
     jsonl: an object for each line of input: {"line", "source", "translations": [{"text", "score", "log_prob",
         "tokens" (ids, with EOS where finished), "finished", "part_lengths" (tokens of each piece, for a line that was
-        cut), with `alignments` "alignment"}, …]}, the best first.
+        cut), with `alignments` "alignment", with `word_attention` "word_attention"}, …]}, the best first.
 
     alignments: word alignments as `0-0 1-2`, source word and target word counted from 0, which takes attention.
+    word_attention: the matrix that they come from, a row for each target word, a column for each source word.
     """
 
     kind: Literal["text", "tsv", "jsonl"] = "text"
     alignments: bool = False
+    word_attention: bool = False
+
+    @property
+    def attention(self) -> bool:
+        """Whether translations must hold their attention."""
+        return self.alignments or self.word_attention
 
     def check(self, options: SearchOptions) -> None:
         """Raises InputError where it has no place for what is asked for."""
+        if self.word_attention and self.kind != "jsonl":
+            raise InputError(f"format={self.kind} has no place for word_attention=true: use format=jsonl")
         if self.kind != "text":
             return
         if options.n_best > 1:
@@ -65,24 +74,34 @@ class OutputFormat:
     def _lines(self, number: int, source: str, best: Translation, tokenizers: Tokenizers) -> str:
         if self.kind == "text":
             return best.text.translate(LINE_BREAKS) + "\n"
-        hypotheses = [(one, self._alignment(tokenizers, source, one)) for one in (best, *best.alternatives)]
+        hypotheses = (best, *best.alternatives)
+        extras = [self._extras(tokenizers, source, one) for one in hypotheses]
         if self.kind == "jsonl":
-            entry = {"line": number, "source": source, "translations": [json_entry(*one) for one in hypotheses]}
+            entries = [json_entry(one) | extra for one, extra in zip(hypotheses, extras, strict=True)]
+            entry = {"line": number, "source": source, "translations": entries}
             return json.dumps(entry, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
-        return "".join(tsv_row(number, rank, *one) for rank, one in enumerate(hypotheses, start=1))
+        rows = enumerate(zip(hypotheses, extras, strict=True), start=1)
+        return "".join(tsv_row(number, rank, one, extra.values()) for rank, (one, extra) in rows)
 
-    def _alignment(self, tokenizers: Tokenizers, source: str, one: Translation) -> str | None:
-        return pharaoh(word_alignment(tokenizers, source, one)) if self.alignments else None
+    def _extras(self, tokenizers: Tokenizers, source: str, one: Translation) -> dict[str, object]:
+        """What is written on request."""
+        extras: dict[str, object] = {}
+        if self.alignments:
+            extras["alignment"] = pharaoh(word_alignment(tokenizers, source, one))
+        if self.word_attention:
+            matrix = word_attention(tokenizers, source, one)
+            extras["word_attention"] = [[round(weight, 4) for weight in row] for row in matrix.tolist()]
+        return extras
 
 
-def tsv_row(number: int, rank: int, one: Translation, alignment: str | None) -> str:
+def tsv_row(number: int, rank: int, one: Translation, extras: Iterable[object]) -> str:
     finished = "true" if one.finished else "false"
     text = one.text.translate(_NOT_IN_TSV)
     cells = [str(number), str(rank), f"{one.score:.6f}", f"{one.log_prob:.6f}", finished, text]
-    return "\t".join([*cells, *([] if alignment is None else [alignment])]) + "\n"
+    return "\t".join([*cells, *map(str, extras)]) + "\n"
 
 
-def json_entry(one: Translation, alignment: str | None) -> dict[str, object]:
+def json_entry(one: Translation) -> dict[str, object]:
     entry: dict[str, object] = {
         "text": one.text,
         "score": one.score,
@@ -92,4 +111,4 @@ def json_entry(one: Translation, alignment: str | None) -> dict[str, object]:
     }
     if one.part_lengths:
         entry["part_lengths"] = list(one.part_lengths)
-    return entry if alignment is None else {**entry, "alignment": alignment}
+    return entry

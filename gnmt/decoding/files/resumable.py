@@ -103,6 +103,7 @@ def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[s
         "decoding": asdict(translator.options),
         "format": work.output_format.kind,
         "alignments": work.output_format.alignments,
+        "word_attention": work.output_format.word_attention,
         "precision": translator.precision.name,
         "device": translator.precision.device.type,
         "batch_size": translator.batch_size,

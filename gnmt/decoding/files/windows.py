@@ -57,7 +57,7 @@ class WindowTranslator:
             window.lines,
             first_line=window.first_line,
             prefixes=window.prefixes,
-            attention=self.output_format.alignments,
+            attention=self.output_format.attention,
             progress=on_lines,
         )
         data = self.output_format.write(window.first_line, window.lines, translations, self.translator.tokenizers)
