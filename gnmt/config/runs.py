@@ -32,6 +32,8 @@ MAY_CHANGE = frozenset(
         "data.prepared",
         "data.download_folder",
         "data.url",
+        "data.mirror",
+        "data.num_workers",
         "trainer.max_steps",
         "trainer.max_epochs",
         "trainer.microbatch_tokens",
@@ -48,7 +50,10 @@ MAY_CHANGE = frozenset(
 INPUT_FILES = re.compile(r"data\.(train|dev)\.(source|target|pairs)")
 # Places, and what says how to start: what jobs of a sweep may share without sharing a run.
 NEVER_NAMED = frozenset(
-    {"name", "runs", "resume", "trusted_packages", "data.folder", "data.prepared", "data.download_folder", "data.url"}
+    {
+        *("name", "runs", "resume", "trusted_packages"),
+        *("data.folder", "data.prepared", "data.download_folder", "data.url", "data.mirror", "data.num_workers"),
+    }
 )
 GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
