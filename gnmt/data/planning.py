@@ -1,8 +1,8 @@
 """Which sentence pairs make up which batch: a pure function of lengths, budget, seed and epoch, planned block by block.
 
 An epoch of a large corpus is cut into blocks of about a million pairs, so that the first batch and the resumption at
-any place cost the planning of one block. A block is made of runs of neighbouring pairs from all over the corpus, drawn anew
-in each epoch: neighbours are read together from the disk, and still any pair may meet any other.
+any place cost the planning of one block. A block is made of runs of neighbouring pairs from all over the corpus, drawn
+anew in each epoch: neighbours are read together from the disk, and still any pair may meet any other.
 
 Shapes: N pairs, B rows of one batch. Lengths are int arrays of pieces without BOS and EOS, as the store
 keeps them; costs are padded tokens of both sides with EOS, which is what the model computes on.

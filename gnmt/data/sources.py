@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from gnmt.data.corpus import Cleaning, ParallelFiles, ParallelText
 from gnmt.data.download import download
+from gnmt.data.encoding import TrainingPart
 from gnmt.data.lines import FileStamp
 from gnmt.types import InputError, Range
 
@@ -47,6 +48,10 @@ class Corpus(ABC):
 
     @abstractmethod
     def training_text(self) -> ParallelText: ...
+
+    def training_parts(self) -> dict[str, TrainingPart]:
+        """The training text in the parts that are cleaned and weighed for themselves, by name, in the text's order."""
+        return {self.name: TrainingPart(self.training_text(), self.cleaning, 1.0)}
 
     @abstractmethod
     def dev_text(self) -> ParallelText: ...
