@@ -17,8 +17,8 @@ from gnmt.types import InputError, Range
 class WeightedText:
     """One corpus of a mixture.
 
-    text: where it comes from; ParallelFiles that name no files leave it out. cleaning: of this text alone; what two texts
-    both have is no duplicate. weight: what share of the training pairs comes from it, relative to the other weights.
+    text: where it comes from; ParallelFiles that name no files leave it out. cleaning: of this text alone; what two
+    texts both have is no duplicate. weight: what share of the training pairs is its own, relative to other weights.
     """
 
     text: ParallelText
@@ -38,8 +38,8 @@ class WeightedText:
 class Mixture(Corpus):
     """Texts by name, in shares by weight. Each goes through its own pairs once before it begins anew.
 
-    Vocabularies are learnt from all of them, every pair as likely as any other, whatever the weights, which are no part of
-    what is prepared: the same folder serves others.
+    Vocabularies are learnt from all of them, every pair as likely as any other, whatever the weights, which are no
+    part of what is prepared: the same folder serves others.
     """
 
     name: str = "mixture"
@@ -53,7 +53,8 @@ class Mixture(Corpus):
     def __post_init__(self) -> None:
         if not self._given:
             raise InputError(
-                "data.corpora names no files: give data.corpora.first.text.source=FILE data.corpora.first.text.target=FILE"
+                "data.corpora names no files: give data.corpora.first.text.source=FILE "
+                "data.corpora.first.text.target=FILE"
             )
         if not self.dev.given:
             raise InputError("data.dev names no files: give data.dev.source=FILE data.dev.target=FILE")

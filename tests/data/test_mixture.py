@@ -29,7 +29,7 @@ def mixture(toy_pairs: Pairs, tmp_path: Path) -> Mixture:
     files = {}
     long = [(" ".join(["river"] * 40), " ".join(["Fluss"] * 40))] * 10
     for name, pairs in {
-        "large": toy_pairs(200, seed=3), "small": toy_pairs(80, seed=4) + long, "dev": toy_pairs(5, seed=5)
+        "large": toy_pairs(200, seed=3), "small": toy_pairs(80, seed=4, longest=5) + long, "dev": toy_pairs(5, seed=5)
     }.items():  # fmt: skip
         for side in (0, 1):
             (tmp_path / f"{name}.{side}").write_text("".join(f"{pair[side]}\n" for pair in pairs), encoding="utf-8")
@@ -51,7 +51,7 @@ def test_each_text_is_cleaned_for_itself_and_lies_behind_the_one_before(
     mixture: Mixture, options: TokenizerOptions, toy_pairs: Pairs
 ) -> None:
     prepared = prepare(mixture, options)
-    expected = [*toy_pairs(200, seed=3), *toy_pairs(80, seed=4)]
+    expected = [*toy_pairs(200, seed=3), *toy_pairs(80, seed=4, longest=5)]
     assert [prepared.store.source_text(pair) for pair in range(len(prepared.store))] == [pair[0] for pair in expected]
     assert [(segment.num_pairs, segment.weight) for segment in prepared.segments] == [(200, 1.0), (80, 2.0)]
     assert prepared.report.dropped["too_long"] == 10
@@ -114,7 +114,7 @@ def test_a_stream_mixes_by_weight_and_goes_on_exactly(
         for update in updates[start : start + 3]:
             assert torch.equal(torch.cat([batch.pairs_B for batch in next(resumed)]), update)
     both = sum(bool((update < 200).any() and (update >= 200).any()) for update in updates)
-    assert both > 0.8 * len(updates)  # a batch is no corpus' own
+    assert both > 0.5 * len(updates)  # the longest pairs come from one of them alone
 
 
 def test_wrong_mixtures(mixture: Mixture) -> None:
