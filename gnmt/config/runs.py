@@ -32,6 +32,8 @@ MAY_CHANGE = frozenset(
         "data.prepared",
         "data.download_folder",
         "data.url",
+        "data.mirror",
+        "data.num_workers",
         "trainer.max_steps",
         "trainer.max_epochs",
         "trainer.microbatch_tokens",
@@ -45,10 +47,13 @@ MAY_CHANGE = frozenset(
     }
 )
 # The text in these files is compared itself, so a move of the files is no change.
-INPUT_FILES = re.compile(r"data\.(train|dev)\.(source|target|pairs)")
+INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.\w+\.text)\.(source|target|pairs)")
 # Places, and what says how to start: what jobs of a sweep may share without sharing a run.
 NEVER_NAMED = frozenset(
-    {"name", "runs", "resume", "trusted_packages", "data.folder", "data.prepared", "data.download_folder", "data.url"}
+    {
+        *("name", "runs", "resume", "trusted_packages"),
+        *("data.folder", "data.prepared", "data.download_folder", "data.url", "data.mirror", "data.num_workers"),
+    }
 )
 GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gnmt.data.planning import EpochPlan, check_budget, cut, plan_epoch
+from gnmt.data.planning import BlockPlan, Segment, block_pairs, check_budget, cut, num_blocks, plan_block
 from gnmt.data.store import Store
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError, Tokens
-
-__all__ = ["BatchStream", "EpochPlan", "Position", "Sampling", "batch_of", "collate", "plan_epoch"]
 
 
 class Sampling(NamedTuple):
@@ -40,19 +38,20 @@ class Sampling(NamedTuple):
             self.tokenizers.target.encode_sampled(store.target_text(pair), self.alpha, target_seed),
         )
 
-    def lengths(self, store: Store) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """int32 [N] for source and target: pieces of every pair of the store as `encode` cuts it."""
-        lengths = np.zeros((2, len(store)), dtype=np.int32)
-        for pair in range(len(store)):
-            lengths[:, pair] = [len(ids) for ids in self.encode(store, pair)]
+    def lengths(self, store: Store, pairs_N: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """int32 [N] for source and target: pieces of each pair as `encode` cuts it."""
+        lengths = np.zeros((2, len(pairs_N)), dtype=np.int32)
+        for place, pair in enumerate(pairs_N):
+            lengths[:, place] = [len(ids) for ids in self.encode(store, int(pair))]
         return lengths[0], lengths[1]
 
 
 class Position(NamedTuple):
-    """How far training has come: `batches` global batches of `epoch` are consumed, both counted from 0."""
+    """How far training has come: in `epoch`, all blocks before `block` and `batches` global batches of it, from 0."""
 
     epoch: int = 0
     batches: int = 0
+    block: int = 0
 
 
 Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
@@ -88,11 +87,12 @@ def _padded(rows: Rows, prefix: tuple[int, ...]) -> Tokens:
 class BatchStream:
     """Iterates without end over updates: each is the list of microbatches of one global batch.
 
-    The order is that of `plan_epoch`; a stream made at the `position` of another goes on exactly as that one
-    does. A global batch is split into microbatches of at most microbatch_tokens padded tokens each; null leaves
-    it whole. Subword sampling makes sentences longer (by a third at alpha 0.1) and each by another share, so the plan
-    is made of the sampled lengths: budgets hold as ever, at the price of encoding the corpus once
-    more at the start of each epoch (some 30 microseconds a pair). Nothing is ever truncated; a pair that only its
+    The order is that of `block_pairs` and `plan_block`; a stream made at the `position` of another goes on exactly as
+    that one does, wherever that is, for the price of planning one block (under a second). A global batch is split into
+    microbatches of at most microbatch_tokens padded tokens each; null leaves it whole. Subword sampling makes sentences
+    longer (by a third at alpha 0.1) and each by another share, so the plan is made of the sampled lengths: budgets hold
+    as ever, at the price of encoding each block once more at its start (some 30 microseconds a pair).
+    Nothing is ever truncated; a pair that only its
     sampled pieces bring over a limit makes a batch of its own.
     """
 
@@ -105,9 +105,12 @@ class BatchStream:
         microbatch_tokens: int | None = None,
         subword_sampling: float = 0.0,
         tokenizers: Tokenizers | None = None,
+        segments: Sequence[Segment] | None = None,
         position: Position = Position(),  # noqa: B008 (immutable)
     ) -> None:
-        """tokenizers are needed for subword sampling only. Raises InputError where a pair exceeds a limit."""
+        """tokenizers are needed for subword sampling only. segments: the corpora that the store holds one after
+        another, and how they are mixed; None for one. Raises InputError where a pair exceeds a limit.
+        """
         if not 0 <= subword_sampling <= 1:
             raise InputError(f"trainer.subword_sampling must be 0 to 1, found {subword_sampling}")
         assert tokenizers is not None or subword_sampling == 0
@@ -120,34 +123,44 @@ class BatchStream:
         self._seed = seed
         self._alpha = subword_sampling
         self._tokenizers = tokenizers
-        self._plan = self._plan_of(position.epoch)
-        if position.batches >= len(self._plan):
+        self._segments = [Segment(len(store), 1.0)] if segments is None else list(segments)
+        assert sum(segment.num_pairs for segment in self._segments) == len(store)
+        self._num_blocks = num_blocks(len(store))
+        if position.block < self._num_blocks:
+            self._plan = self._plan_of(position.epoch, position.block)
+        if position.block >= self._num_blocks or position.batches >= len(self._plan):
             raise InputError(
-                f"the data position is batch {position.batches} of epoch {position.epoch}, which has only "
-                f"{len(self._plan)} batches: the prepared text or trainer.batch_tokens changed since it was saved"
+                f"the data position is batch {position.batches} in block {position.block} of epoch {position.epoch}, "
+                "which does not exist: the prepared text or trainer.batch_tokens changed since it was saved"
             )
         self.position = position
         """Batches that were handed out; what a checkpoint saves."""
 
     def __len__(self) -> int:
-        """Number of global batches in the epoch at hand."""
-        return len(self._plan)
+        """Number of global batches in the epoch at hand; where it has several blocks, judged by the present one."""
+        return len(self._plan) * self._num_blocks
+
+    @property
+    def epochs(self) -> float:
+        """Epochs that were handed out so far."""
+        epoch, batches, block = self.position
+        return epoch + (block + batches / len(self._plan)) / self._num_blocks
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
 
     def __next__(self) -> list[Batch]:
-        epoch, batches = self.position
+        epoch, batches, block = self.position
         microbatches = self._microbatches(self._plan[batches], epoch)
         if batches + 1 < len(self._plan):
-            self.position = Position(epoch, batches + 1)
+            self.position = Position(epoch, batches + 1, block)
         else:
-            self.position = Position(epoch + 1, 0)
-            self._plan = self._plan_of(epoch + 1)
+            self.position = Position(epoch, 0, block + 1) if block + 1 < self._num_blocks else Position(epoch + 1, 0, 0)
+            self._plan = self._plan_of(self.position.epoch, self.position.block)
         return microbatches
 
     def largest_microbatch(self) -> Batch:
-        """The largest microbatch of this epoch's largest global batch, which decides how much memory is needed.
+        """The largest microbatch of this block's largest global batch, which decides how much memory is needed.
 
         The batch is chosen by the stored lengths; sampled subwords may make another one a little larger.
         """
@@ -159,11 +172,13 @@ class BatchStream:
         microbatches = self._microbatches(self._plan[int(np.argmax(costs))], self.position.epoch)
         return max(microbatches, key=lambda batch: batch.num_padded_tokens)
 
-    def _plan_of(self, epoch: int) -> EpochPlan:
-        lengths = self._store.source_lengths, self._store.target_lengths
+    def _plan_of(self, epoch: int, block: int) -> BlockPlan:
+        pairs_N = block_pairs(self._segments, self._seed, epoch, block)
         if (sampling := self._sampling(epoch)) is not None:
-            lengths = sampling.lengths(self._store)
-        return plan_epoch(*lengths, batch_tokens=self._batch_tokens, seed=self._seed, epoch=epoch)
+            lengths = sampling.lengths(self._store, pairs_N)
+        else:
+            lengths = self._store.source_lengths[pairs_N], self._store.target_lengths[pairs_N]
+        return plan_block(pairs_N, *lengths, batch_tokens=self._batch_tokens, seed=self._seed, epoch=epoch, block=block)
 
     def _sampling(self, epoch: int) -> Sampling | None:
         if self._alpha == 0 or self._tokenizers is None:

@@ -41,6 +41,14 @@ class CleaningReport:
             source, target = _shown(pair.source), _shown(pair.target)
             self.examples[reason].append({"pair": pair.number, "source": source, "target": target})
 
+    def add(self, other: CleaningReport) -> None:
+        """Takes in the report on the pairs that follow."""
+        self.num_pairs += other.num_pairs
+        self.num_kept += other.num_kept
+        for reason in REASONS:
+            self.dropped[reason] += other.dropped[reason]
+            self.examples[reason] += other.examples[reason][: _NUM_EXAMPLES - len(self.examples[reason])]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -64,47 +72,46 @@ def _shown(text: str) -> str:
 
 
 class Cleaner:
-    """Decides about pairs, first by their text and then by their ids, and keeps the report."""
+    """Decides about pairs, first by their text and then by their ids, and reports."""
 
     def __init__(self, options: Cleaning) -> None:
-        self.report = CleaningReport()
         self._options = options
         self._duplicates = DuplicateFilter()
 
-    def by_text(self, pairs: Sequence[NumberedPair]) -> list[NumberedPair]:
+    def by_text(self, pairs: Sequence[NumberedPair]) -> tuple[CleaningReport, list[NumberedPair]]:
         """Drops blank, identical and repeated pairs. Every pair of the corpus passes here once, in order."""
-        self.report.num_pairs += len(pairs)
-        kept = [pair for pair in pairs if not self._dropped_by_text(pair)]
+        report = CleaningReport(num_pairs=len(pairs))
+        kept = [pair for pair in pairs if not self._dropped_by_text(pair, report)]
         if not self._options.drop_duplicates:
-            return kept
+            return report, kept
         first = self._duplicates.first_seen([(pair.source, pair.target) for pair in kept])
         for pair, new in zip(kept, first, strict=True):
             if not new:
-                self.report.drop("duplicate", pair)
-        return [pair for pair, new in zip(kept, first, strict=True) if new]
+                report.drop("duplicate", pair)
+        return report, [pair for pair, new in zip(kept, first, strict=True) if new]
 
-    def _dropped_by_text(self, pair: NumberedPair) -> bool:
+    def _dropped_by_text(self, pair: NumberedPair, report: CleaningReport) -> bool:
         source, target = pair.source.strip(), pair.target.strip()
         if self._options.drop_blank and not (source and target):
-            self.report.drop("blank", pair)
+            report.drop("blank", pair)
         elif self._options.drop_identical and source == target:
-            self.report.drop("identical", pair)
+            report.drop("identical", pair)
         else:
             return False
         return True
 
-    def keeps(self, pair: NumberedPair, num_source: int, num_target: int) -> bool:
-        """Whether a pair with that many pieces (without EOS) stays; it is counted either way."""
+    def keeps(self, pair: NumberedPair, num_source: int, num_target: int, report: CleaningReport) -> bool:
+        """Whether a pair with that many pieces (without EOS) stays; the report counts it either way."""
         longer, shorter = max(num_source, num_target) + 1, min(num_source, num_target) + 1
         limit, ratio = self._options.max_length_tokens, self._options.max_length_ratio
         if self._options.drop_blank and shorter == 1:
-            self.report.drop("blank", pair)  # text that normalisation removes, such as a zero-width space
+            report.drop("blank", pair)  # text that normalisation removes, such as a zero-width space
         elif limit is not None and longer > limit:
-            self.report.drop("too_long", pair)
+            report.drop("too_long", pair)
         elif ratio is not None and longer > ratio * shorter:
-            self.report.drop("length_ratio", pair)
+            report.drop("length_ratio", pair)
         else:
-            self.report.num_kept += 1
+            report.num_kept += 1
             return True
         return False
 

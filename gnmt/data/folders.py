@@ -57,6 +57,11 @@ def built_folder(folder: Path) -> Iterator[Path]:
         _clear(folder)
 
 
+def work_folder(folder: Path) -> Path:
+    """Where the work of a preparation lies until the folder is whole; what was done survives an interruption."""
+    return _beside(folder, "work")
+
+
 def _clear(folder: Path) -> None:
     old = _beside(folder, "old")
     if old.exists() and not folder.exists():

@@ -1,4 +1,8 @@
-"""Which sentence pairs make up which batch: a pure function of lengths, budget, seed and epoch.
+"""Which sentence pairs make up which batch: a pure function of lengths, budget, seed and epoch, planned block by block.
+
+An epoch of a large corpus is cut into blocks of about a million pairs, so that the first batch and the resumption at
+any place cost the planning of one block. A block is made of runs of neighbouring pairs from all over the corpus, drawn
+anew in each epoch: neighbours are read together from the disk, and still any pair may meet any other.
 
 Shapes: N pairs, B rows of one batch. Lengths are int arrays of pieces without BOS and EOS, as the store
 keeps them; costs are padded tokens of both sides with EOS, which is what the model computes on.
@@ -6,6 +10,7 @@ keeps them; costs are padded tokens of both sides with EOS, which is what the mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +18,34 @@ from numpy.typing import NDArray
 
 from gnmt.types import InputError
 
+# Blocks of about so many pairs; smaller corpora are one block.
+BLOCK_PAIRS = 1 << 20
+# So many neighbouring pairs stay in one block.
+RUN_PAIRS = 1 << 12
 # Sorting goes by pools of about so many pairs, drawn at random: large enough for batches without padding.
 POOL_PAIRS = 1 << 17
 # Target lengths are sorted in pairs of lengths: a little more padding, and more ways to meet in a batch.
 _BUCKET_TOKENS = 2
+# Lengths that are looked at together when all are.
+_CHECK_PAIRS = 1 << 22
 
 Ints = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
-class EpochPlan:
-    """The global batches of one epoch. pairs_N: every pair once. starts: where each batch begins, and the end."""
+class Segment:
+    """One corpus among those that lie in a store one after another.
+
+    num_pairs: how many it has. weight: what share of the training pairs comes from it, relative to the others' weights.
+    """
+
+    num_pairs: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """The global batches of one block. pairs_N: its pairs. starts: where each batch begins, and the end."""
 
     pairs_N: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -36,33 +58,86 @@ class EpochPlan:
         return self.pairs_N[self.starts[batch] : self.starts[batch + 1]]
 
 
-def plan_epoch(
-    source_lengths: Ints,
-    target_lengths: Ints,
+def num_blocks(num_pairs: int) -> int:
+    """How many blocks an epoch of so many pairs is cut into."""
+    return max(1, -(-num_pairs // BLOCK_PAIRS))
+
+
+def block_pairs(segments: Sequence[Segment], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
+    """int64 [N], ascending: the pairs of a block; the blocks of an epoch hold every pair of a single corpus once.
+
+    An epoch of several corpora is as many pairs as they have together. Each gives its share of every block by its
+    weight, and goes through its own pairs once before it begins anew, whenever that is. So one may be in its third
+    epoch while another is in its first, and where it stands is a function of how many pairs came before.
+    """
+    total = sum(segment.num_pairs for segment in segments)
+    weights = sum(segment.weight for segment in segments)
+    blocks = num_blocks(total)
+    begin, end = (epoch * total + total * place // blocks for place in (block, block + 1))
+    first_pair, chosen = 0, []
+    for number, segment in enumerate(segments):
+        share = segment.weight / weights
+        taken = _sequence(segment.num_pairs, int(begin * share), int(end * share), seed, number)
+        chosen.append(first_pair + taken)
+        first_pair += segment.num_pairs
+    return np.sort(np.concatenate(chosen))
+
+
+def _sequence(num_pairs: int, begin: int, end: int, seed: int, number: int) -> NDArray[np.int64]:
+    """Elements begin to end of the endless sequence of one corpus' epochs, each with its runs in another order."""
+    pieces = [np.zeros(0, dtype=np.int64)]
+    while begin < end:
+        epoch, place = divmod(begin, num_pairs)
+        if place == 0 and (num_whole := (end - begin) // num_pairs):
+            pieces.append(np.tile(np.arange(num_pairs), num_whole))
+            begin += num_whole * num_pairs
+            continue
+        length = min(end - begin, num_pairs - place)
+        pieces.append(_part_of_epoch(num_pairs, place, place + length, seed, epoch, number))
+        begin += length
+    return np.concatenate(pieces)
+
+
+def _part_of_epoch(num_pairs: int, begin: int, end: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
+    starts = np.arange(0, num_pairs, RUN_PAIRS)
+    # The last number keeps these draws apart from those of any block.
+    starts = np.random.default_rng([seed, epoch, number, 1]).permutation(starts)
+    ends = np.cumsum(np.minimum(starts + RUN_PAIRS, num_pairs) - starts)
+    first, last = np.searchsorted(ends, (begin, end - 1), side="right")
+    runs = [np.arange(start, min(start + RUN_PAIRS, num_pairs)) for start in starts[first : last + 1]]
+    skipped = begin - (int(ends[first - 1]) if first else 0)
+    return np.concatenate(runs)[skipped : skipped + end - begin]
+
+
+def plan_block(
+    pairs_N: NDArray[np.int64],
+    source_lengths_N: Ints,
+    target_lengths_N: Ints,
     *,
     batch_tokens: int,
     seed: int,
     epoch: int,
-) -> EpochPlan:
-    """Cuts the corpus into batches whose rows times (longest source + longest target) is at most batch_tokens.
+    block: int = 0,
+) -> BlockPlan:
+    """Cuts a block into batches whose rows times (longest source + longest target) is at most batch_tokens.
 
-    Every pair occurs exactly once, whatever is left over makes a smaller batch. Batches are made of pairs
-    of similar lengths on both sides, in other company each epoch, and come in random order. A pair over the
-    budget makes a batch of its own; `check_budget` refuses such pairs beforehand.
+    pairs_N and their lengths: see `block_pairs`. Every pair occurs as often as it is given, whatever is left over makes
+    a smaller batch. Batches are made of pairs of similar lengths on both sides, in other company each epoch, and come
+    in random order. A pair over the budget makes a batch of its own; `check_budget` refuses such pairs beforehand.
     """
-    rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(len(source_lengths))
+    rng = np.random.default_rng([seed, epoch, block])
+    shuffled = rng.permutation(len(pairs_N))
     num_pools = -(-len(shuffled) // POOL_PAIRS)
     batches: list[NDArray[np.int64]] = []
     for pool in np.array_split(shuffled, num_pools):
-        source, target = source_lengths[pool], target_lengths[pool]
+        source, target = source_lengths_N[pool], target_lengths_N[pool]
         order = _by_length(source, target, rng)
         starts = cut(source[order], target[order], batch_tokens)
         batches += np.split(pool[order], starts[1:-1])
     batch_order = rng.permutation(len(batches))
     batches = [batches[i] for i in batch_order]
     starts = np.concatenate(([0], np.cumsum([len(batch) for batch in batches])))
-    return EpochPlan(np.concatenate(batches), starts)
+    return BlockPlan(pairs_N[np.concatenate(batches)], starts)
 
 
 def _by_length(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -93,12 +168,17 @@ def cut(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
 
 
 def check_budget(source_lengths: Ints, target_lengths: Ints, budget: int, key: str) -> None:
-    """Raises InputError, naming `key`, where a pair costs more than the budget."""
-    costs_N = source_lengths.astype(np.int64) + target_lengths + 2
-    largest = int(np.argmax(costs_N))
-    if costs_N[largest] > budget:
+    """Raises InputError, naming `key`, where a pair costs more than the budget; looks at a few million at a time."""
+    cost, largest = 0, 0
+    for start in range(0, len(source_lengths), _CHECK_PAIRS):
+        part = slice(start, start + _CHECK_PAIRS)
+        costs_N = source_lengths[part].astype(np.int64) + target_lengths[part] + 2
+        place = int(np.argmax(costs_N))
+        if costs_N[place] > cost:
+            cost, largest = int(costs_N[place]), start + place
+    if cost > budget:
         raise InputError(
-            f"{key}={budget} is too small for pair {largest} of the prepared text, which takes {costs_N[largest]} "
+            f"{key}={budget} is too small for pair {largest} of the prepared text, which takes {cost} "
             f"tokens ({source_lengths[largest] + 1} source + {target_lengths[largest] + 1} target, EOS counted): "
-            f"give {key}={costs_N[largest]} or more, or drop long pairs with data.cleaning.max_length_tokens"
+            f"give {key}={cost} or more, or drop long pairs with data.cleaning.max_length_tokens"
         )

@@ -8,37 +8,37 @@ import json
 import logging
 import random
 import re
-from collections.abc import Iterator, Mapping
-from itertools import islice
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from tqdm import tqdm
-
-from gnmt.data.cleaning import Cleaner, CleaningReport, NumberedPair
+from gnmt.data import encoding
+from gnmt.data.cleaning import NumberedPair
 from gnmt.data.corpus import ParallelText
-from gnmt.data.folders import built_folder, locked
+from gnmt.data.encoding import encode_training_text, with_progress
+from gnmt.data.folders import built_folder, locked, work_folder
 from gnmt.data.lines import FileStamp
 from gnmt.data.prepared import (
     FORMAT,
     Prepared,
     read_manifest,
     read_prepared,
+    read_tokenizers,
     write_manifest,
     write_pairs,
     write_report,
     write_tokenizers,
 )
 from gnmt.data.sources import Corpus
-from gnmt.data.store import Store, StoreWriter
+from gnmt.data.store import Store
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
 from gnmt.data.tokenizer_files import TokenizerFiles
+from gnmt.files import write_atomically
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
-
-_BLOCK_PAIRS = 4096  # pairs that are cleaned and encoded together
-_T = TypeVar("_T")
 
 
 def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> Prepared:
@@ -46,7 +46,7 @@ def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False
 
     Done before with the same inputs and settings, it is only opened. With other inputs or settings InputError
     lists every change, or with overwrite the folder is replaced. Interrupted or failing, it leaves the folder as
-    it was; of several processes one builds and the others wait for it.
+    it was, and the next call goes on with the shards that are done; of several processes one builds, the others wait.
     """
     folder = prepared_folder(corpus, options)
     wanted = {
@@ -56,19 +56,58 @@ def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False
     }
     if _up_to_date(folder, wanted, overwrite):
         log.info("%s is up to date", folder)
-        return read_prepared(folder)
+        return _weighed(read_prepared(folder), corpus)
     try:
         with locked(folder):
             # Asked again: another process may have made it while we waited.
             if not _up_to_date(folder, wanted, overwrite):
                 log.info("preparing %s", folder)
-                with built_folder(folder) as temporary:
-                    _build(temporary, corpus, options, wanted)
+                _prepare(folder, corpus, options, wanted)
     except OSError as error:
         raise InputError(f"{folder}: cannot be prepared: {error.strerror or error}") from error
-    prepared = read_prepared(folder)
+    prepared = _weighed(read_prepared(folder), corpus)
     log.info("%s: %s", folder, prepared.report.counts())
     return prepared
+
+
+def _weighed(prepared: Prepared, corpus: Corpus) -> Prepared:
+    weights = [part.weight for part in corpus.training_parts().values()]
+    pairs = zip(prepared.segments, weights, strict=True)
+    return replace(prepared, segments=[replace(segment, weight=weight) for segment, weight in pairs])
+
+
+def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
+    work = work_folder(folder)
+    _resume_work(work, wanted)
+    try:
+        with built_folder(folder) as temporary:
+            _build(temporary, work, corpus, options, wanted)
+    except InputError:
+        shutil.rmtree(work)  # what was refused will be changed, and then nothing of this fits
+        raise
+    except (KeyboardInterrupt, OSError):
+        log.info("stopped; what is done lies in %s, and the same command goes on with it", work)
+        raise
+    shutil.rmtree(work)
+
+
+def _resume_work(work: Path, wanted: Mapping[str, Any]) -> None:
+    """Makes the folder of what is done, or keeps it where it was done for the same inputs and settings."""
+    description = work / "wanted.json"
+    new = {**wanted, "versions": _versions(), "shard_pairs": encoding.SHARD_PAIRS}
+    if description.is_file():
+        old = json.loads(description.read_text(encoding="utf-8"))
+        kept = {key: (old.get(key), new[key]) for key in ("versions", "shard_pairs")}
+        if all(before == after for before, after in kept.values()) and not describe_changes(old, new):
+            log.info("going on with what lies in %s", work)
+            return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    write_atomically(description, json.dumps(new).encode())
+
+
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
 
 
 def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> bool:
@@ -166,7 +205,7 @@ def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
     ]
 
 
-def _build(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
+def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
     # Dev and test first: they are short, and an error in them shows before the long work.
     dev_count, dev_digest = _write_text(folder / "dev", corpus.dev_text(), "data.dev")
     counts = {"dev": dev_count}
@@ -174,20 +213,20 @@ def _build(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[
         counts[f"test.{name}"], _ = _write_text(folder / "test" / name, text, f"data.test.{name}")
 
     text = corpus.training_text()
-    tokenizers = _make_tokenizers(text, options)
+    tokenizers = _tokenizers(work / "learnt", text, options)
     write_tokenizers(folder, tokenizers)
 
-    report = _encode(folder / "train", text, tokenizers, Cleaner(corpus.cleaning))
+    parts = corpus.training_parts()
+    report, segments = encode_training_text(folder / "train", work / "shards", parts, tokenizers, corpus.num_workers)
     write_report(folder, report)
     counts["train"] = report.num_kept
     store = Store.open(folder / "train")
     counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
-    versions = {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
     identity = hashlib.sha256(f"{store.digest} {dev_digest} {tokenizers.digest}".encode()).hexdigest()
     unused = store.unused_target_ids(tokenizers.target.vocabulary_size)
-    found = {"counts": counts, "versions": versions, "identity": identity, "unused_target_ids": unused}
-    write_manifest(folder, {**wanted, **found})
+    found = {"counts": counts, "versions": _versions(), "identity": identity, "unused_target_ids": unused}
+    write_manifest(folder, {**wanted, **found, "segments": segments})
 
 
 def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:
@@ -195,6 +234,17 @@ def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:
     if count == 0:
         raise InputError(f"{key} holds no sentence pairs")
     return count, digest
+
+
+def _tokenizers(folder: Path, text: ParallelText, options: TokenizerSource) -> Tokenizers:
+    """Those that lie in the folder from an earlier attempt, or new ones, which are put there."""
+    if not folder.is_dir():
+        new = folder.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        write_tokenizers(new, _make_tokenizers(text, options))
+        new.rename(folder)
+    return read_tokenizers(folder)
 
 
 def _make_tokenizers(text: ParallelText, options: TokenizerSource) -> Tokenizers:
@@ -214,7 +264,7 @@ def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[s
     rng = random.Random(seed)
     sample: list[NumberedPair] = []
     count = 0
-    for number, (source, target) in enumerate(_progress(text, "reading"), start=1):
+    for number, (source, target) in enumerate(with_progress(text, "reading"), start=1):
         if not (source.strip() and target.strip()):
             continue
         count += 1
@@ -229,34 +279,3 @@ def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[s
 
 def _num_pairs(text: ParallelText) -> int:
     return sum(1 for _ in text.iterate())
-
-
-def _encode(folder: Path, text: ParallelText, tokenizers: Tokenizers, cleaner: Cleaner) -> CleaningReport:
-    folder.mkdir()
-    numbered = (NumberedPair(number, *pair) for number, pair in enumerate(_progress(text, "encoding"), start=1))
-    with StoreWriter(folder, tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size) as writer:
-        while block := list(islice(numbered, _BLOCK_PAIRS)):
-            pairs = cleaner.by_text(block)
-            source_ids = tokenizers.source.encode_all([pair.source for pair in pairs])
-            target_ids = tokenizers.target.encode_all([pair.target for pair in pairs])
-            keep = [
-                cleaner.keeps(pair, len(source), len(target))
-                for pair, source, target in zip(pairs, source_ids, target_ids, strict=True)
-            ]
-            writer.add(
-                _chosen(source_ids, keep),
-                _chosen(target_ids, keep),
-                _chosen([pair.source for pair in pairs], keep),
-                _chosen([pair.target for pair in pairs], keep),
-            )
-    if cleaner.report.num_kept == 0:
-        raise InputError(f"data.train: no pair is left after cleaning: {cleaner.report.counts()}; see data.cleaning")
-    return cleaner.report
-
-
-def _chosen(items: list[_T], keep: list[bool]) -> list[_T]:
-    return [item for item, kept in zip(items, keep, strict=True) if kept]
-
-
-def _progress(text: ParallelText, what: str) -> Iterator[tuple[str, str]]:
-    yield from tqdm(text.iterate(), desc=what, unit=" pairs", unit_scale=True, disable=None, leave=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gnmt.data.cleaning import CleaningReport
+from gnmt.data.planning import Segment
 from gnmt.data.store import Store
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.types import InputError
@@ -31,7 +32,8 @@ class Prepared:
     """An opened prepared folder.
 
     dev, tests: pairs of raw text, untouched by cleaning. identity: digest of training text, ids, dev text and
-    tokenizers; a run may only be resumed on data of the same identity.
+    tokenizers; a run may only be resumed on data of the same identity. segments: the corpora that the store holds one
+    after another, each with its weight, or, where the folder was opened without the corpus, all pairs alike.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class Prepared:
     tests: dict[str, list[tuple[str, str]]]
     manifest: dict[str, Any]
     report: CleaningReport
+    segments: list[Segment]
 
     @property
     def identity(self) -> str:
@@ -92,7 +95,8 @@ def read_prepared(folder: Path | str) -> Prepared:
             f"{folder}: damaged: {error}; prepare again by scripts/prepare.py with overwrite=true"
         ) from error
     store = Store.open(folder / "train")
-    return Prepared(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report))
+    segments = [Segment(number, float(number)) for number in manifest.get("segments", [len(store)])]
+    return Prepared(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report), segments)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from gnmt.data.corpus import Cleaning, ParallelFiles, ParallelText
 from gnmt.data.download import download
+from gnmt.data.encoding import TrainingPart
 from gnmt.data.lines import FileStamp
 from gnmt.types import InputError, Range
 
@@ -21,7 +22,8 @@ class Corpus(ABC):
 
     name: names the prepared folder. bleu_tokenize: sacreBLEU's tokenisation of the target language.
     cleaning: of the training text only; dev and test text stay as they are. prepared: the prepared folder,
-    null for one named after the settings.
+    null for one named after the settings. num_workers: processes that encode the training text; what is prepared is the
+    same for any number.
     """
 
     name: str
@@ -30,9 +32,10 @@ class Corpus(ABC):
     bleu_tokenize: str = "13a"
     cleaning: Cleaning = field(default_factory=Cleaning)
     prepared: str | None = None
+    num_workers: Annotated[int, Range(1)] = 1
 
     # Fields that say where things lie or what they are called, not what the prepared text will be.
-    _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "prepared")
+    _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "prepared", "num_workers")
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide what the prepared text will be, as JSON values; files count by content, not here."""
@@ -45,6 +48,10 @@ class Corpus(ABC):
 
     @abstractmethod
     def training_text(self) -> ParallelText: ...
+
+    def training_parts(self) -> dict[str, TrainingPart]:
+        """The training text in the parts that are cleaned and weighed for themselves, by name, in the text's order."""
+        return {self.name: TrainingPart(self.training_text(), self.cleaning, 1.0)}
 
     @abstractmethod
     def dev_text(self) -> ParallelText: ...
@@ -74,9 +81,7 @@ class FilesCorpus(Corpus):
                     f"data.{key} names no files: give data.{key}.source=FILE data.{key}.target=FILE, "
                     f"or data.{key}.pairs=FILE (.tsv or .jsonl)"
                 )
-        for name in self.test:
-            if name.startswith(".") or "/" in name or not name:
-                raise InputError(f"data.test: {name!r} cannot name a test set; it becomes the name of a folder")
+        check_test_names(self.test)
 
     def location(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key in ("train", "dev", "test")}
@@ -89,6 +94,13 @@ class FilesCorpus(Corpus):
 
     def test_texts(self) -> dict[str, ParallelText]:
         return {name: text for name, text in self.test.items() if text.given}
+
+
+def check_test_names(names: Iterable[str]) -> None:
+    """Raises InputError for a name that cannot be a test set's folder."""
+    for name in names:
+        if name.startswith(".") or "/" in name or not name:
+            raise InputError(f"data.test: {name!r} cannot name a test set; it becomes the name of a folder")
 
 
 @dataclass(frozen=True)
@@ -216,7 +228,8 @@ class Multi30k(Corpus):
         if self.folder is None:
             name = f"{splits[-1]}.{language}.gz"
             path = Path(self.download_folder) / name
-            download(f"{self.url.rstrip('/')}/{name}", path, MULTI30K_SHA256[name])
+            advice = "Check the network, or put the corpus into a folder yourself and name it with data.folder=PATH"
+            download(f"{self.url.rstrip('/')}/{name}", path, MULTI30K_SHA256[name], advice=advice)
             return str(path)
         if not Path(self.folder).is_dir():
             raise InputError(f"data.folder={self.folder}: no such folder; leave it out to download Multi30k")

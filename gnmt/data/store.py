@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,28 @@ from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
 SIDES = ("source", "target")
 _BLOCK_IDS = 1 << 20  # ids that are looked at together
 _META = "store.json"
+
+
+class EncodedSide(NamedTuple):
+    """One side of some pairs: all sentences' pieces in a row, all their UTF-8 bytes in a row, and their lengths."""
+
+    ids: NDArray[np.integer[Any]]
+    lengths: NDArray[np.int64]
+    text: NDArray[np.uint8]
+    text_lengths: NDArray[np.int64]
+
+
+def encoded_side(ids: Sequence[list[int]], text: Sequence[str]) -> EncodedSide:
+    """Pieces without BOS and EOS, and the text they came from, as arrays."""
+    assert len(ids) == len(text)
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    encoded = [line.encode("utf-8") for line in text]
+    return EncodedSide(
+        np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())),
+        lengths,
+        np.frombuffer(b"".join(encoded), np.uint8),
+        np.fromiter(map(len, encoded), np.int64, len(encoded)),
+    )
 
 
 class _Output:
@@ -83,20 +105,21 @@ class StoreWriter:
         target_text: Sequence[str],
     ) -> None:
         """Appends pairs: pieces without BOS and EOS, and the text they came from."""
-        assert len(source_ids) == len(target_ids) == len(source_text) == len(target_text)
-        self._add_side("source", source_ids, source_text)
-        self._add_side("target", target_ids, target_text)
-        self._num_pairs += len(source_ids)
+        self.append(encoded_side(source_ids, source_text), encoded_side(target_ids, target_text))
 
-    def _add_side(self, side: str, ids: Sequence[list[int]], text: Sequence[str]) -> None:
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        encoded = [line.encode("utf-8") for line in text]
-        text_lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        self._files[f"{side}.offsets"].write(self._files[f"{side}.ids"].count + np.cumsum(lengths))
-        self._files[f"{side}.text_offsets"].write(self._files[f"{side}.text"].count + np.cumsum(text_lengths))
-        self._files[f"{side}.ids"].write(np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum())))
-        self._files[f"{side}.lengths"].write(lengths)
-        self._files[f"{side}.text"].write(np.frombuffer(b"".join(encoded), np.uint8))
+    def append(self, source: EncodedSide, target: EncodedSide) -> None:
+        """Appends pairs whose sides are arrays already."""
+        assert len(source.lengths) == len(target.lengths)
+        for side, encoded in zip(SIDES, (source, target), strict=True):
+            files = {
+                name: self._files[f"{side}.{name}"] for name in ("ids", "lengths", "offsets", "text", "text_offsets")
+            }
+            files["offsets"].write(files["ids"].count + np.cumsum(encoded.lengths))
+            files["text_offsets"].write(files["text"].count + np.cumsum(encoded.text_lengths))
+            files["ids"].write(encoded.ids)
+            files["lengths"].write(encoded.lengths)
+            files["text"].write(encoded.text)
+        self._num_pairs += len(source.lengths)
 
 
 class Store:

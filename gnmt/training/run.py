@@ -126,6 +126,7 @@ def build_trainer(
         microbatch_tokens=options.microbatch_tokens,
         subword_sampling=options.subword_sampling,
         tokenizers=tokenizers,
+        segments=prepared.segments,
         seed=config["seed"],
         position=position,
     )

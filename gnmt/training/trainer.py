@@ -132,17 +132,16 @@ class Trainer:
     @property
     def last_step(self) -> int:
         """The update that max_steps or max_epochs ends the run with, epochs taken to be as long as the one at hand."""
-        options, position = self.options, self.stream.position
+        options = self.options
         if options.max_epochs is None:
             return options.max_steps
-        updates_left = (options.max_epochs - position.epoch) * len(self.stream) - position.batches
+        updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
         return min(options.max_steps, self.progress.step + updates_left)
 
     @property
     def epochs(self) -> float:
         """Passes over the data so far."""
-        position = self.stream.position
-        return position.epoch + position.batches / len(self.stream)
+        return self.stream.epochs
 
     def update(self, microbatches: list[Batch], interval: Interval) -> None:
         """One optimiser update on a global batch: the gradient of its summed loss over its number of target tokens."""

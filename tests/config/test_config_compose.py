@@ -49,13 +49,18 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(item)
 
 
-NEEDED_BY = {"data/files": FILES, "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"]}
+FIRST = [f"data.{text}.{side}=a.{side}" for text in ("corpora.first.text", "dev") for side in ("source", "target")]
+NEEDED_BY = {
+    "data/files": FILES,
+    "data/mixture": FIRST,
+    "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
+}
 
 
 def test_no_yaml_escapes_these_tests() -> None:
     assert COMMANDS == ["benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 33
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 38
 
 
 @pytest.mark.parametrize("command", COMMANDS)

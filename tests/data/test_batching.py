@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from gnmt.data import planning
 from gnmt.data.batching import BatchStream, Position, Sampling, collate
+from gnmt.data.planning import Segment
 from gnmt.data.store import Store, StoreWriter
 from gnmt.data.tokenizer import Tokenizer, Tokenizers
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError
@@ -176,7 +178,7 @@ def test_wrong_limits_and_positions(store: Store, tmp_path: Path) -> None:
         BatchStream(store, batch_tokens=1000, microbatch_tokens=10, seed=1)
     with pytest.raises(InputError, match=r"trainer\.subword_sampling must be 0 to 1, found 1\.5"):
         BatchStream(store, batch_tokens=1000, seed=1, subword_sampling=1.5)
-    with pytest.raises(InputError, match="batch 9999 of epoch 3, which has only"):
+    with pytest.raises(InputError, match="batch 9999 in block 0 of epoch 3, which does not exist"):
         BatchStream(store, batch_tokens=1000, seed=1, position=Position(3, 9999))
 
 
@@ -187,3 +189,54 @@ def test_global_random_state_is_left_alone(store: Store) -> None:
     next(BatchStream(store, batch_tokens=500, seed=1))
     assert np.array_equal(np.random.get_state()[1], before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+def test_a_stream_of_several_blocks(
+    store: Store, tokenizers: Tokenizers, alpha: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "BLOCK_PAIRS", 90)
+    monkeypatch.setattr(planning, "RUN_PAIRS", 5)
+
+    def stream(position: Position = Position()) -> BatchStream:  # noqa: B008
+        return BatchStream(
+            store, batch_tokens=700, seed=5, subword_sampling=alpha, tokenizers=tokenizers, position=position
+        )
+
+    whole = stream()
+    positions, updates, epochs = [], [], []
+    while whole.position.epoch < 2:
+        positions.append(whole.position)
+        epochs.append(whole.epochs)
+        updates.append(next(whole))
+    assert epochs == sorted(set(epochs))
+    assert epochs[0] == 0
+    assert whole.epochs == 2
+    assert {position.block for position in positions} == set(range(5))
+    for epoch in (0, 1):
+        of_epoch = [update for update, position in zip(updates, positions, strict=True) if position.epoch == epoch]
+        rows = torch.cat([batch.pairs_B for update in of_epoch for batch in update])
+        assert sorted(rows.tolist()) == list(range(len(store)))
+        assert 0.7 < len(of_epoch) / len(stream(Position(epoch))) < 1.4  # judged by one block
+    firsts = [place for place, position in enumerate(positions) if position.batches == 0]
+    for start in {*firsts, *(place - 1 for place in firsts if place), 3}:
+        resumed = stream(Position(*positions[start]))
+        assert resumed.position == positions[start]
+        for update in updates[start : start + 3]:
+            assert equal(next(resumed), update)
+    with pytest.raises(InputError, match="batch 0 in block 5 of epoch 1, which does not exist"):
+        stream(Position(1, 0, 5))
+
+
+def test_a_stream_of_two_corpora(store: Store) -> None:
+    segments = [Segment(300, 1.0), Segment(100, 3.0)]
+    stream = BatchStream(store, batch_tokens=600, seed=1, segments=segments)
+    counts = np.zeros(len(store), dtype=int)
+    while stream.position.epoch == 0:
+        counts += np.bincount(next(stream)[0].pairs_B.numpy(), minlength=len(store))
+    assert counts[:300].sum() == 100
+    assert set(counts[300:]) == {3}
+
+
+def test_a_position_of_before_there_were_blocks(store: Store) -> None:
+    assert Position(*(2, 7)) == Position(epoch=2, batches=7, block=0)

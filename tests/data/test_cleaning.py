@@ -21,36 +21,37 @@ def numbered(pairs: list[tuple[str, str]]) -> list[NumberedPair]:
 def test_every_rule_can_be_off() -> None:
     cleaner = Cleaner(NOTHING)
     pairs = numbered(PAIRS)
-    assert cleaner.by_text(pairs) == pairs
-    assert cleaner.keeps(pairs[1], 0, 1000)
-    assert sum(cleaner.report.dropped.values()) == 0
+    report, kept = cleaner.by_text(pairs)
+    assert kept == pairs
+    assert cleaner.keeps(pairs[1], 0, 1000, report)
+    assert sum(report.dropped.values()) == 0
 
 
 def test_rules_of_text() -> None:
     cleaner = Cleaner(Cleaning(None, None, drop_duplicates=True, drop_identical=True, drop_blank=True))
-    assert [pair.number for pair in cleaner.by_text(numbered(PAIRS))] == [1, 6]
-    assert cleaner.report.dropped == {"blank": 2, "identical": 1, "duplicate": 2, "too_long": 0, "length_ratio": 0}
-    assert [example["pair"] for example in cleaner.report.examples["duplicate"]] == [4, 7]
+    report, kept = cleaner.by_text(numbered(PAIRS))
+    assert [pair.number for pair in kept] == [1, 6]
+    assert report.dropped == {"blank": 2, "identical": 1, "duplicate": 2, "too_long": 0, "length_ratio": 0}
+    assert [example["pair"] for example in report.examples["duplicate"]] == [4, 7]
 
 
 def test_rules_of_length_count_eos() -> None:
     cleaner = Cleaner(Cleaning(max_length_tokens=10, max_length_ratio=3.0))
-    pair = NumberedPair(1, "source", "target")
-    assert cleaner.keeps(pair, 9, 9)
-    assert not cleaner.keeps(pair, 10, 9)
-    assert not cleaner.keeps(pair, 9, 10)
-    assert cleaner.keeps(pair, 8, 2)  # 9 tokens to 3
-    assert not cleaner.keeps(pair, 9, 2)
-    assert not cleaner.keeps(pair, 1, 0)  # no piece is left after normalisation
-    assert cleaner.report.dropped | {"identical": 0} == cleaner.report.dropped
-    assert [cleaner.report.dropped[reason] for reason in ("blank", "too_long", "length_ratio")] == [1, 2, 1]
-    assert cleaner.report.num_kept == 2
+    pair, report = NumberedPair(1, "source", "target"), CleaningReport()
+    assert cleaner.keeps(pair, 9, 9, report)
+    assert not cleaner.keeps(pair, 10, 9, report)
+    assert not cleaner.keeps(pair, 9, 10, report)
+    assert cleaner.keeps(pair, 8, 2, report)  # 9 tokens to 3
+    assert not cleaner.keeps(pair, 9, 2, report)
+    assert not cleaner.keeps(pair, 1, 0, report)  # no piece is left after normalisation
+    assert report.dropped | {"identical": 0} == report.dropped
+    assert [report.dropped[reason] for reason in ("blank", "too_long", "length_ratio")] == [1, 2, 1]
+    assert report.num_kept == 2
 
 
 def test_report_has_three_examples_and_reads_back() -> None:
     cleaner = Cleaner(Cleaning())
-    cleaner.by_text(numbered([("", "long " * 200)] * 5))
-    report = cleaner.report
+    report, _ = cleaner.by_text(numbered([("", "long " * 200)] * 5))
     assert report.dropped["blank"] == 5
     assert [example["pair"] for example in report.examples["blank"]] == [1, 2, 3]
     assert len(report.examples["blank"][0]["target"]) == 301

@@ -100,7 +100,7 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     message = str(caught.value)
     assert "could not download http://127.0.0.1:9/raw/train.en.gz (3 attempts)" in message
     assert "data.folder=PATH" in message
-    with pytest.raises(InputError, match=r"data\.url must begin with https://"):
+    with pytest.raises(InputError, match=r"must begin with https:// or http://, found file:///etc"):
         Multi30k(download_folder=str(tmp_path), url="file:///etc").training_text()
 
 
@@ -121,3 +121,98 @@ def test_multi30k_from_its_server(served: tuple[Path, str], tmp_path: Path, monk
         assert list(tests) == ["test_2016_flickr"]
         assert list(tests["test_2016_flickr"].iterate()) == [("test_2016_flickr en", "test_2016_flickr fr")]
     assert len(Handler.requests) == 6
+
+
+class Stubborn(SimpleHTTPRequestHandler):
+    """Sends at most 1,000 bytes of a body and hangs up; continues where it is asked to, if `ranges`."""
+
+    ranges = True
+    version = '"1"'
+    requests: list[str | None] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        data = (Path(self.directory) / self.path.lstrip("/")).read_bytes()
+        asked = self.headers["Range"]
+        Stubborn.requests.append(asked)
+        start = 0
+        if asked and self.ranges and self.headers["If-Range"] == self.version:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(data):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(data)}")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", self.version)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start : start + 1000])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    folder = tmp_path / "served"
+    folder.mkdir()
+    Stubborn.requests, Stubborn.ranges, Stubborn.version = [], True, '"1"'
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Stubborn, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_large_file_comes_in_pieces(stubborn: tuple[Path, str], tmp_path: Path) -> None:
+    """More interruptions than attempts are no failure as long as each brings something."""
+    folder, url = stubborn
+    data = os.urandom(9500)
+    (folder / "a").write_bytes(data)
+    download(f"{url}/a", tmp_path / "got" / "a")
+    assert (tmp_path / "got" / "a").read_bytes() == data
+    assert os.listdir(tmp_path / "got") == ["a"]
+    assert Stubborn.requests == [None, *(f"bytes={start}-" for start in range(1000, 9500, 1000))]
+
+
+def test_another_command_goes_on_where_one_stopped(stubborn: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = stubborn
+    data = os.urandom(1500)
+    (folder / "a").write_bytes(data)
+    (tmp_path / "a.part").write_bytes(data[:700])
+    (tmp_path / "a.part.version").write_text('"1"')
+    download(f"{url}/a", tmp_path / "a", hashlib.sha256(data).hexdigest())
+    assert (tmp_path / "a").read_bytes() == data
+    assert Stubborn.requests == ["bytes=700-"]
+
+
+def test_pieces_of_two_versions_are_never_joined(stubborn: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = stubborn
+    data = os.urandom(900)
+    (folder / "a").write_bytes(data)
+    (tmp_path / "a.part").write_bytes(b"x" * 300)
+    (tmp_path / "a.part.version").write_text('"0"')
+    download(f"{url}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+    # Without a version nothing is known of the first bytes, and longer than the file they cannot be right.
+    for version in (None, '"1"'):
+        (tmp_path / "a").unlink()
+        (tmp_path / "a.part").write_bytes(b"x" * 1000)
+        if version:
+            (tmp_path / "a.part.version").write_text(version)
+        download(f"{url}/a", tmp_path / "a")
+        assert (tmp_path / "a").read_bytes() == data
+
+
+def test_a_server_that_cannot_continue(stubborn: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = stubborn
+    Stubborn.ranges = False
+    (folder / "a").write_bytes(os.urandom(1500))
+    with pytest.raises(InputError, match=r"\(3 attempts\): the connection ended after 1000 of 1500 bytes.*file"):
+        download(f"{url}/a", tmp_path / "a")
+    assert not (tmp_path / "a").exists()

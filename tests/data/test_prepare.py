@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gnmt.data import encoding
 from gnmt.data import prepare as module
 from gnmt.data.corpus import Cleaning, ParallelFiles
 from gnmt.data.prepare import prepare, prepared_folder
@@ -181,7 +182,7 @@ def test_blank_sides_are_kept_where_asked_for(
 def test_duplicates_across_blocks(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_PAIRS", 7)
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", 7)
     train = toy_pairs(300)
     unique = list(dict.fromkeys(train))
     prepared = prepare(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
@@ -221,13 +222,14 @@ def test_interrupted_it_leaves_the_old_folder(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "add", fail)
+        patch.setattr(StoreWriter, "append", fail)
         with pytest.raises((KeyboardInterrupt, InputError)) as caught:
             prepare(changed, options, overwrite=True)
     assert caught.type is KeyboardInterrupt or "No space left on device" in str(caught.value)
     assert contents(first.folder) == before
-    assert not [name for name in os.listdir(first.folder.parent) if name.startswith(".")]
+    assert [name for name in os.listdir(first.folder.parent) if name.startswith(".")] == [".prepared.work"]
     assert len(prepare(changed, options, overwrite=True).store) == 310
+    assert not [name for name in os.listdir(first.folder.parent) if name.startswith(".")]
 
 
 def test_two_at_once_build_once(

@@ -1,0 +1,48 @@
+"""Runs a command, and says how long it took and how much anonymous memory it and its children had at most (Linux).
+
+python -m benchmarks.peak_memory COMMAND ...
+
+Anonymous memory (RssAnon) is what a program asks for; pages of memory-mapped files are not in it. Looked at 20 times a
+second.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main(command: list[str]) -> int:
+    began = time.perf_counter()
+    process = subprocess.Popen(command)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(anonymous_kilobytes(pid) for pid in family(process.pid)))
+        time.sleep(0.05)
+    seconds = time.perf_counter() - began
+    print(f"{seconds:.1f} seconds, at most {peak / 1024:.0f} MB of anonymous memory in all processes", file=sys.stderr)
+    return process.returncode
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that came from it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [pid, *(member for child in children.split() for member in family(int(child)))]
+
+
+def anonymous_kilobytes(pid: int) -> int:
+    try:
+        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

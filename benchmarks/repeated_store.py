@@ -1,0 +1,47 @@
+"""A prepared folder whose training pairs stand in it many times over, to measure the start of training on.
+
+python -m benchmarks.repeated_store PREPARED TIMES FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gnmt.data.prepared import read_prepared
+from gnmt.data.store import EncodedSide, Store, StoreWriter
+
+
+def main(prepared: Path, times: int, folder: Path) -> None:
+    opened = read_prepared(prepared)
+    shutil.copytree(prepared, folder, ignore=lambda where, _: ["train"] if Path(where) == prepared else [])
+    (folder / "train").mkdir()
+    sizes = (opened.tokenizers.source.vocabulary_size, opened.tokenizers.target.vocabulary_size)
+    sides = [whole_side(opened.store, side) for side in ("source", "target")]
+    with StoreWriter(folder / "train", *sizes) as writer:
+        for _ in range(times):
+            writer.append(*sides)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["segments"] = [len(opened.store) * times]
+    manifest["counts"] = {key: count * (times if "train" in key else 1) for key, count in manifest["counts"].items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def whole_side(store: Store, side: str) -> EncodedSide:
+    """All pairs of a store, in memory."""
+    arrays = {name: np.fromfile(store.folder / f"{side}.{name}", kind) for name, kind in kinds(store, side).items()}
+    lengths = arrays["lengths"].astype(np.int64)
+    return EncodedSide(arrays["ids"], lengths, arrays["text"], np.diff(arrays["text_offsets"]))
+
+
+def kinds(store: Store, side: str) -> dict[str, str]:
+    described = json.loads((store.folder / "store.json").read_text(encoding="utf-8"))["arrays"]
+    return {name: described[f"{side}.{name}"]["dtype"] for name in ("ids", "lengths", "text", "text_offsets")}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,175 @@
+"""Preparation in shards: any number of processes, any number of interruptions, one result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnmt.data import encoding
+from gnmt.data.corpus import Cleaning
+from gnmt.data.prepare import prepare
+from gnmt.data.prepared import Prepared
+from gnmt.data.sources import FilesCorpus
+from gnmt.data.tokenizer import TokenizerOptions
+from gnmt.types import InputError
+
+MakeCorpus = Callable[..., FilesCorpus]
+Pairs = Callable[..., list[tuple[str, str]]]
+STRICT = Cleaning(max_length_tokens=20, max_length_ratio=1.5, drop_duplicates=True, drop_identical=True)
+
+
+@pytest.fixture
+def dirty(toy_pairs: Pairs) -> list[tuple[str, str]]:
+    """Pairs with something wrong of every kind, far apart, some for two reasons."""
+    pairs = toy_pairs(300)
+    long = (" ".join(["mountains"] * 30), " ".join(["Berge"] * 30))
+    for place, pair in {
+        5: ("", "leer"), 60: ("same", "same"), 61: long, 130: pairs[3], 131: long, 140: ("same", "same"),
+        200: ("\u200b", "x"), 210: ("river river river", "Fluss"), 290: pairs[3],
+    }.items():  # fmt: skip
+        pairs.insert(place, pair)
+    return pairs
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def oracle(pairs: list[tuple[str, str]], prepared: Prepared) -> tuple[list[tuple[str, str]], dict[str, list[int]]]:
+    """What is kept, and the places of what is dropped for each reason: one pair after another, all in memory."""
+    kept, dropped, seen = [], {reason: [] for reason in prepared.report.dropped}, set()
+    for place, pair in enumerate(pairs, start=1):
+        lengths = sorted(len(getattr(prepared.tokenizers, side).encode(text)) + 1
+                         for side, text in zip(("source", "target"), pair, strict=True))  # fmt: skip
+        repeated = pair in seen
+        reasons = {
+            "blank": not (pair[0].strip() and pair[1].strip()),
+            "identical": pair[0].strip() == pair[1].strip(),
+            "duplicate": repeated,
+            "blank ": lengths[0] == 1,
+            "too_long": lengths[1] > 20,
+            "length_ratio": lengths[1] > 1.5 * lengths[0],
+        }
+        reason = next((reason.strip() for reason, holds in reasons.items() if holds), None)
+        if not reasons["blank"] and not reasons["identical"]:
+            seen.add(pair)
+        kept += [pair] if reason is None else []
+        if reason is not None:
+            dropped[reason].append(place)
+    return kept, dropped
+
+
+@pytest.mark.parametrize("shard", [1, 7, 100, 10_000])
+def test_shards_of_any_size_give_what_one_pass_gives(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, shard: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", shard)
+    prepared = prepare(make_corpus(dirty, STRICT), options)
+    kept, dropped = oracle(dirty, prepared)
+    store, report = prepared.store, prepared.report
+    assert [(store.source_text(pair), store.target_text(pair)) for pair in range(len(store))] == kept
+    assert all(store.source_ids(pair).tolist() == prepared.tokenizers.source.encode(kept[pair][0]) for pair in range(9))
+    assert report.dropped == {reason: len(places) for reason, places in dropped.items()}
+    assert min(report.dropped.values()) > 0
+    found = {reason: [example["pair"] for example in examples] for reason, examples in report.examples.items()}
+    assert found == {reason: places[:3] for reason, places in dropped.items()}
+    assert (report.num_pairs, report.num_kept) == (len(dirty), len(kept))
+    assert [segment.num_pairs for segment in prepared.segments] == [len(kept)]
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_bytes(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    corpus = make_corpus(dirty, STRICT)
+    alone, shared = (
+        prepare(replace(corpus, num_workers=number, prepared=str(tmp_path / f"p{number}")), options)
+        for number in (1, 2)
+    )
+    assert contents(alone.folder) == contents(shared.folder)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_and_costs_no_whole_shard(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    corpus = replace(make_corpus(dirty, STRICT), num_workers=2)
+
+    def killed(future: Any) -> Any:
+        for process in multiprocessing.active_children():
+            process.kill()
+        return future.result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_waiting_for", killed)
+        with pytest.raises(InputError, match=r"cannot be prepared: a process .* was killed.*data\.num_workers=1"):
+            prepare(corpus, options)
+    assert (tmp_path / ".prepared.work").is_dir()
+    assert len(prepare(replace(corpus, num_workers=1), options).store) == len(
+        oracle(dirty, prepare(corpus, options))[0]
+    )
+
+
+def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    corpus = make_corpus(dirty, STRICT)
+    expected = contents(prepare(corpus, options).folder)
+    shutil.rmtree(corpus.prepared or "")
+    encode, calls, learnt = encoding.encode_shard, [], []
+
+    def counted(pairs: Any, tokenizers: Any, cleaning: Any, path: Path) -> None:
+        calls.append(path.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        encode(pairs, tokenizers, cleaning, path)
+
+    from gnmt.data import prepare as module
+
+    learn = module._make_tokenizers
+    monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learnt.append(1) or learn(*given))
+    monkeypatch.setattr(encoding, "encode_shard", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus, options)
+    shards = tmp_path / ".prepared.work" / "shards"
+    assert sorted(os.listdir(shards)) == calls[:3]
+    data = (shards / calls[1]).read_bytes()
+    (shards / calls[1]).write_bytes(data[:-30])  # half a shard, as a power cut may leave it
+    os.utime(tmp_path / "train.0", (1, 1))  # the same text still
+
+    prepared = prepare(corpus, options)
+    assert calls[4:] == [calls[1], *calls[3:4], *calls[6:]]
+    assert len(calls) == 4 + 1 + 8 - 3
+    assert len(learnt) == 1
+    found = contents(prepared.folder)
+    assert {name for name in found if found[name] != expected[name]} <= {"manifest.json"}  # which holds the time
+    assert not (tmp_path / ".prepared.work").exists()
+
+
+def test_work_for_other_text_is_thrown_away(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gnmt.data.store.StoreWriter.append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(make_corpus(), options)
+    other = toy_pairs(300, seed=9)
+    prepared = prepare(make_corpus(other), options)
+    assert [prepared.store.source_text(pair) for pair in range(300)] == [source for source, _ in other]

@@ -1,0 +1,126 @@
+"""Several corpora in shares by weight: prepared once, mixed exactly, resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gnmt.data import planning
+from gnmt.data.batching import BatchStream, Position
+from gnmt.data.corpus import Cleaning, ParallelFiles
+from gnmt.data.mixture import Mixture, WeightedText
+from gnmt.data.prepare import prepare, prepared_folder
+from gnmt.data.prepared import read_prepared
+from gnmt.data.tokenizer import TokenizerOptions
+from gnmt.types import InputError
+
+Pairs = Callable[..., list[tuple[str, str]]]
+
+
+@pytest.fixture
+def mixture(toy_pairs: Pairs, tmp_path: Path) -> Mixture:
+    """200 clean pairs of weight 1, and 90 of weight 2 of which 10 are too long for it."""
+    files = {}
+    long = [(" ".join(["river"] * 40), " ".join(["Fluss"] * 40))] * 10
+    for name, pairs in {
+        "large": toy_pairs(200, seed=3), "small": toy_pairs(80, seed=4, longest=5) + long, "dev": toy_pairs(5, seed=5)
+    }.items():  # fmt: skip
+        for side in (0, 1):
+            (tmp_path / f"{name}.{side}").write_text("".join(f"{pair[side]}\n" for pair in pairs), encoding="utf-8")
+        files[name] = ParallelFiles(str(tmp_path / f"{name}.0"), str(tmp_path / f"{name}.1"))
+    return Mixture(
+        source_language="a",
+        target_language="b",
+        corpora={
+            "large": WeightedText(files["large"]),
+            "small": WeightedText(files["small"], Cleaning(max_length_tokens=30), weight=2.0),
+            "absent": WeightedText(ParallelFiles()),
+        },
+        dev=files["dev"],
+        prepared=str(tmp_path / "prepared"),
+    )
+
+
+def test_each_text_is_cleaned_for_itself_and_lies_behind_the_one_before(
+    mixture: Mixture, options: TokenizerOptions, toy_pairs: Pairs
+) -> None:
+    prepared = prepare(mixture, options)
+    expected = [*toy_pairs(200, seed=3), *toy_pairs(80, seed=4, longest=5)]
+    assert [prepared.store.source_text(pair) for pair in range(len(prepared.store))] == [pair[0] for pair in expected]
+    assert [(segment.num_pairs, segment.weight) for segment in prepared.segments] == [(200, 1.0), (80, 2.0)]
+    assert prepared.report.dropped["too_long"] == 10
+    assert prepared.report.examples["too_long"][0]["pair"] == 81
+    assert [segment.num_pairs for segment in read_prepared(prepared.folder).segments] == [200, 80]
+
+
+def test_other_weights_need_no_other_folder_and_other_text_does(
+    mixture: Mixture, options: TokenizerOptions, tmp_path: Path
+) -> None:
+    first = prepare(mixture, options)
+
+    def changed(**changes: Any) -> Mixture:
+        return replace_corpus(mixture, "small", replace(mixture.corpora["small"], **changes))
+
+    again = prepare(changed(weight=5.0), options)
+    assert again.identity == first.identity
+    assert [segment.weight for segment in again.segments] == [1.0, 5.0]
+    default = replace(mixture, prepared=None)
+    assert prepared_folder(default, options) == prepared_folder(replace(changed(weight=5.0), prepared=None), options)
+    with pytest.raises(InputError, match=r"data\.corpora\.small\.cleaning\.max_length_tokens: 30 → 20"):
+        prepare(changed(cleaning=Cleaning(max_length_tokens=20)), options)
+    (tmp_path / "small.1").write_text("x\n" * 90)
+    with pytest.raises(InputError, match=r"data\.train\.small\.target: other content"):
+        prepare(mixture, options)
+    with pytest.raises(InputError, match="prepared from other inputs"):
+        prepare(replace(mixture, corpora={"large": mixture.corpora["large"]}), options)
+
+
+def replace_corpus(mixture: Mixture, name: str, corpus: WeightedText) -> Mixture:
+    # `replace` cannot pass by `cleaning`, which no mixture is given.
+    given = {key: getattr(mixture, key) for key in ("source_language", "target_language", "dev", "prepared")}
+    return Mixture(**given, corpora={**mixture.corpora, name: corpus})
+
+
+def test_a_stream_mixes_by_weight_and_goes_on_exactly(
+    mixture: Mixture, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "BLOCK_PAIRS", 40)
+    monkeypatch.setattr(planning, "RUN_PAIRS", 4)
+    prepared = prepare(mixture, options)
+
+    def stream(position: Position = Position()) -> BatchStream:  # noqa: B008
+        return BatchStream(prepared.store, batch_tokens=600, seed=1, segments=prepared.segments, position=position)
+
+    whole = stream()
+    counts = np.zeros(280, dtype=int)
+    positions, updates = [], []
+    while whole.position.epoch < 3:
+        positions.append(whole.position)
+        updates.append(torch.cat([batch.pairs_B for batch in next(whole)]))
+        counts += np.bincount(updates[-1].numpy(), minlength=280)
+        if whole.position.batches == 0:  # a block ends
+            for own in (counts[:200], counts[200:]):
+                assert own.max() - own.min() <= 1
+    assert counts[:200].sum() == 280
+    assert counts[200:].sum() == 560
+    for start in range(0, len(positions), 5):
+        resumed = stream(positions[start])
+        for update in updates[start : start + 3]:
+            assert torch.equal(torch.cat([batch.pairs_B for batch in next(resumed)]), update)
+    both = sum(bool((update < 200).any() and (update >= 200).any()) for update in updates)
+    assert both > 0.5 * len(updates)  # the longest pairs come from one of them alone
+
+
+def test_wrong_mixtures(mixture: Mixture) -> None:
+    with pytest.raises(InputError, match=r"data\.corpora names no files"):
+        Mixture(source_language="a", target_language="b", dev=mixture.dev)
+    with pytest.raises(InputError, match=r"data\.dev names no files"):
+        Mixture(source_language="a", target_language="b", corpora=mixture.corpora)
+    with pytest.raises(InputError, match="a weight must be above 0, found 0"):
+        replace(mixture.corpora["large"], weight=0)

@@ -1,0 +1,117 @@
+"""The formulas of docs/scaling.md that are called exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from gnmt.config import build
+from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.data.batching import batch_of
+from gnmt.data.store import Store, StoreWriter
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.training.objective import Objective
+
+TEXT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+TABLES = {"none": 3, "source_target": 2, "all": 1}
+
+
+def parameters(layers: int, width: int, pieces: int, tied: str) -> int:
+    """P of docs/scaling.md."""
+    inside = (20 * layers + 10) * width**2 + (16 * layers + 10) * width + 1
+    return inside + TABLES[tied] * pieces * width + pieces
+
+
+def config(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def model(layers: int, width: int, pieces: int, tied: str = "none") -> Seq2Seq:
+    cfg = config(
+        "model=gnmt",
+        f"model.encoder.num_layers={layers}",
+        f"model.embedding_size={width}",
+        f"model.tie_embeddings={tied}",
+    )
+    built: Seq2Seq = build(cfg.model, source_vocabulary_size=pieces, target_vocabulary_size=pieces)
+    return built
+
+
+@pytest.mark.parametrize("tied", TABLES)
+@pytest.mark.parametrize(("layers", "width"), [(2, 8), (3, 16), (5, 8)])
+def test_parameters_and_the_optimisers_memory(layers: int, width: int, tied: str) -> None:
+    made = model(layers, width, 50, tied)
+    count = parameters(layers, width, 50, tied)
+    assert sum(parameter.numel() for parameter in made.parameters()) == count
+    for kind, moments in ((torch.optim.Adam, 2), (torch.optim.SGD, 0)):
+        optimizer = kind(made.parameters(), lr=0.1)
+        for parameter in made.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        held = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+        scalars = sum(parameter.dim() == 0 for parameter in made.parameters())  # attention's scale has moments too
+        assert sum(tensor.numel() for tensor in held) == moments * (count - scalars)
+
+
+@pytest.mark.parametrize("experiment", ["wmt16_en_de", "wmt14_en_fr_paper"])
+def test_the_recipes_sizes_are_as_written(experiment: str) -> None:
+    cfg = config(f"experiment={experiment}")
+    pieces = cfg.tokenizer.vocab_size
+    with torch.device("meta"):
+        made = build(cfg.model, source_vocabulary_size=pieces, target_vocabulary_size=pieces)
+    count = sum(parameter.numel() for parameter in made.parameters())
+    assert count == parameters(cfg.model.encoder.num_layers, 1024, 32_000, cfg.model.tie_embeddings)
+    [row] = [line for line in TEXT.splitlines() if line.startswith(f"| `experiment={experiment}`")]
+    assert f"{count:,}" in row
+
+
+def test_products_for_a_token() -> None:
+    """Every weight of a matrix meets every token of its side once."""
+    layers, width, pieces = 3, 16, 50
+    made = model(layers, width, pieces)
+    encoder = matrix_elements(made.encoder) + made.decoder.attention.key_projection.weight.numel()
+    decoder = matrix_elements(made.decoder) - made.decoder.attention.key_projection.weight.numel()
+    assert encoder == (8 * layers + 13) * width**2
+    assert decoder == (12 * layers - 3) * width**2
+    assert matrix_elements(made.output_layer) == pieces * width
+
+
+def matrix_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+
+
+@pytest.mark.parametrize(("layers", "width"), [(2, 64), (4, 64), (2, 128)])
+def test_what_is_kept_for_backward(layers: int, width: int) -> None:
+    """Measured, so roughly: a new kernel may keep a little more or less."""
+    pieces, rows, tokens = 60, 8, 20
+    objective = Objective(
+        model(layers, width, pieces), build(config().loss, vocabulary_size=pieces, never_produced=(0, 1, 2))
+    )
+    ids = torch.randint(4, pieces, (rows, tokens - 1)).tolist()
+    batch = batch_of(ids, ids, torch.arange(rows).numpy())
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        objective(batch)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    kept = sum(size for pointer, size in sizes.items() if pointer not in weights)
+    expected = rows * tokens * 4 * width * (22 + 47.3 * layers) + 4 * (pieces * width + pieces)
+    assert kept == pytest.approx(expected, rel=0.15)
+
+
+def test_bytes_of_a_pair_in_the_store(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, 32_000, 32_000) as writer:
+        writer.add([[5, 6, 7]] * 100, [[8]] * 100, ["abc"] * 100, ["ä"] * 100)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".json")
+    assert len(Store.open(tmp_path)) == 100
+    assert size == 100 * (40 + 2 * 4 + 5) + 4 * 8  # and the end of the last pair in each table of offsets
