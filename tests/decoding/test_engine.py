@@ -257,3 +257,32 @@ def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:
         assert len(result.hypotheses[0].tokens) == len(ids)
     for ids, tokens in zip(sources, workload.system("baseline", model)(), strict=True):  # type: ignore[call-overload]
         assert len(tokens) == len(ids)
+
+
+def test_on_cuda_the_encoder_keeps_the_fused_lstm_and_the_decoder_does_not() -> None:
+    """A second pass over the whole model replaced them after all, and cuDNN was never used."""
+    fast = fast_model(small_model(), Precision("fp32", torch.device("cuda")))
+    assert sum(type(module) is LSTM for module in fast.encoder.modules()) == 4
+    assert not any(isinstance(module, LSTM) for module in fast.decoder.modules())
+    assert any(isinstance(module, StepLSTM) for module in fast.decoder.modules())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@torch.inference_mode()
+def test_cells_are_fp32_in_every_precision(precision: str) -> None:
+    fast = fast_model(small_model(), choose_precision(precision, CPU))
+    memory = fast.encode(batch(5, 3))
+    _, _, state = fast.step(torch.full((2, 1), BOS_ID), fast.start(memory, 1), memory)
+    assert {tensor.dtype for name, tensor in state.tensors.items() if name.startswith("cell")} == {torch.float32}
+
+
+@pytest.mark.cuda
+def test_search_on_cuda_gives_the_scores_of_the_cpu() -> None:
+    model, sources = small_model(), [[5, 6, 7, 8, EOS_ID], [9, EOS_ID]]
+    found = []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        fast = fast_model(model.to(device), Precision("fp32", device))
+        results = search(fast, sources, SearchOptions(), device=device, banned=(PAD_ID, BOS_ID))
+        found.append([result.hypotheses[0].score for result in results])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)

@@ -74,6 +74,9 @@ def test_n_best_goes_through(home):
 def test_text_refuses_what_it_cannot_hold(home):
     with pytest.raises(InputError, match=r"decoding\.n_best is 3: use format=tsv"):
         translate(StubTranslator(n_best=3))
+    for kind in ("text", "tsv"):
+        with pytest.raises(InputError, match=f"format={kind} has no place for word_attention=true: use format=jsonl"):
+            OutputFormat(kind, word_attention=True).check(StubTranslator().options)
     with pytest.raises(InputError, match="no place for alignments=true"):
         OutputFormat("text", alignments=True).check(StubTranslator().options)
     assert names(home) == ["a.en", "best.pt"]

@@ -201,7 +201,24 @@ class Cramped(CopyModel):
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: you tried")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    CPU_ERROR,
+    MemoryError(),
+    *map(
+        RuntimeError,
+        [
+            "CUDA error: out of memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "std::bad_alloc",
+            "could not create a memory object",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=str)
 def test_out_of_memory_halves_the_batch_and_goes_on(tokenizers, caplog, error):
     cramped = Cramped(tokenizers.source.vocabulary_size, rows=2, error=error)
     with caplog.at_level(logging.WARNING):
@@ -229,6 +246,15 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="shapes"):
         with_smaller_batches(fail, 8, lambda: "line 1")
+
+
+def test_progress_counts_each_line_once_when_its_last_piece_is_done(tokenizers):
+    model, counts = CopyModel(tokenizers.source.vocabulary_size), []
+    translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=12)
+    translator.translate(["the dog sees a red house " * 4, "", "a dog."], progress=counts.append)
+    assert sum(counts) == 3
+    assert all(type(count) is int for count in counts)
+    assert counts[-1] == 1
 
 
 # Unknown words

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.decoding import Workload, peak_mib
 from gnmt.checkpoint import load_model
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.engine import fast_model
@@ -48,6 +49,14 @@ def test_memory_is_that_of_a_process_of_its_own(run_command: Callable[..., objec
     assert finished.code == 0, finished.err
     for figure in json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]:
         assert 50 < figure["peak_mib"] < 3000
+
+
+@pytest.mark.slow
+def test_memory_of_the_parent_does_not_count() -> None:
+    """A process inherits the largest size that its parent ever had, as ru_maxrss; the table then held that alone."""
+    workload = Workload("tiny", "equal", beam=1, batch_size=1, num_batches=1, source_tokens=5, seed=1, device="cpu")
+    held = torch.ones(3 * 2**28)  # 3 GiB
+    assert peak_mib(workload, "fp32") < held.nbytes / 2**20 / 2
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,21 @@ def text(tmp_path):
 def test_n_best_with_scores_and_alignments(run_command, tiny, text, tmp_path) -> None:
     command = ["translate", f"checkpoint={tiny.folder}/best.pt", "input=a.en", "precision=fp32", "decoding.n_best=2"]
     for kind in ("tsv", "jsonl"):
-        done = run_command(*command, f"output=a.{kind}", f"format={kind}", "alignments=true", cwd=tmp_path)
+        options = ["alignments=true", *(["word_attention=true"] if kind == "jsonl" else [])]
+        done = run_command(*command, f"output=a.{kind}", f"format={kind}", *options, cwd=tmp_path)
         assert done.code == 0, done.err
     entries = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(entry["line"], entry["source"]) for entry in entries] == list(enumerate(SENTENCES, start=1))
     assert entries[1]["translations"] == [
-        {"text": "", "score": 0.0, "log_prob": 0.0, "tokens": [], "finished": True, "alignment": ""}
+        {
+            "text": "",
+            "score": 0.0,
+            "log_prob": 0.0,
+            "tokens": [],
+            "finished": True,
+            "alignment": "",
+            "word_attention": [],
+        }
     ]
     for entry in (entries[0], entries[2]):
         best, second = entry["translations"]
@@ -36,6 +45,10 @@ def test_n_best_with_scores_and_alignments(run_command, tiny, text, tmp_path) ->
         num_words = (len(entry["source"].split()), len(best["text"].split()))
         pairs = [tuple(map(int, pair.split("-"))) for pair in best["alignment"].split()]
         assert all(source < num_words[0] and target < num_words[1] for source, target in pairs)
+        matrix = best["word_attention"]
+        assert (len(matrix[0]), len(matrix)) == num_words
+        for source, target in pairs:
+            assert matrix[target][source] == max(matrix[target])
     heading, *rows = (tmp_path / "a.tsv").read_text(encoding="utf-8").splitlines()
     assert heading == "line\trank\tscore\tlog_prob\tfinished\ttext\talignment"
     assert [tuple(row.split("\t")[:2]) for row in rows] == [("1", "1"), ("1", "2"), ("2", "1"), ("3", "1"), ("3", "2")]
