@@ -40,8 +40,10 @@ MAY_CHANGE = frozenset(
         "trainer.save_every_steps",
         "trainer.keep_checkpoints",
         "trainer.patience_evaluations",
+        "trainer.max_nonfinite_updates",
         "trainer.num_sample_translations",
         "trainer.evaluation_batch_size",
+        "trainer.prefetch_batches",
     }
 )
 # The text in these files is compared itself, so a move of the files is no change.
@@ -116,14 +118,17 @@ def short_hash(text: str) -> str:
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`key: old → new` for every setting of two resolved configs that must not change while a run goes on."""
+    """`key: old → new` for every setting of two resolved configs that must not change while a run goes on.
+
+    A key that was not there is as one that is null: where gnmt learns something new, runs from before go on without.
+    """
     before, after = flatten(old), flatten(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if may_change(key) or INPUT_FILES.fullmatch(key):
             continue
         values = [side.get(key, ABSENT) for side in (before, after)]
-        if values[0] != values[1]:
+        if values[0] != values[1] and set(map(repr, values)) - {repr(ABSENT), repr(None)}:
             lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
     return lines
 

@@ -57,13 +57,13 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, but for the speed."""
+    """What TensorBoard shows, but for what a clock says."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if tag != "train/tokens_per_second" and not tag.startswith("best/")
+        if tag not in ("train/tokens_per_second", "train/data_wait_fraction") and not tag.startswith("best/")
     }
 
 
