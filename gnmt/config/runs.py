@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         "name",
         "runs",
         "device",
+        "deterministic",
         "resume",
         "trusted_packages",
         "data.folder",

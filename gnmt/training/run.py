@@ -22,7 +22,7 @@ from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.runtime import Precision, choose_device, choose_precision
+from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevEvaluator
@@ -52,6 +52,12 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
     Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved.
     """
+    with deterministic_kernels(cfg.deterministic):
+        return train_in(folder, cfg)
+
+
+def train_in(folder: Path, cfg: Any) -> TrainingResult:
+    """The work of `train`."""
     config = resolve(cfg)
     check_tokenizer(config["data"]["bleu_tokenize"])
     precision = choose_precision(cfg.precision, choose_device(cfg.device))
@@ -67,6 +73,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     if saved is None and cfg.initialise_from is not None:
         start = read_parts(cfg.initialise_from)
     make_folder(folder)
+    checkpoints.remove_leftovers()
     configure_logging(folder / "train.log")
     prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     if saved is not None:

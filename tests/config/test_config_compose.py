@@ -53,15 +53,15 @@ NEEDED_BY = {"data/files": FILES, "tokenizer/existing": ["tokenizer.source=a.mod
 
 
 def test_no_yaml_escapes_these_tests() -> None:
-    assert COMMANDS == ["benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
+    assert COMMANDS == ["average", "benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
     assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 35
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes_and_passes_the_check(command: str) -> None:
-    needed = ["checkpoint=x.pt"] if command in ("evaluate", "translate", "score", "inspect") else []
-    check_config(composed(command, *needed))
+    needed = {"average": ["output=x.pt"], "benchmark": [], "prepare": [], "train": []}
+    check_config(composed(command, *needed.get(command, ["checkpoint=x.pt"])))
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "hydra/quiet"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 
 import pytest
 import torch
@@ -80,13 +81,13 @@ def test_a_bug_in_the_thread_is_raised_in_the_callers():
 def test_the_end_waits_but_a_second_signal_does_not():
     may_write, written = threading.Event(), []
     writer = BackgroundWriter()
+    writer.start(lambda: (may_write.wait(), written.append(1)), "a", lambda: None)
     with pytest.raises(Interrupted), writer:
-        writer.start(lambda: (may_write.wait(), written.append(1)), "a", lambda: None)
         raise Interrupted("at once", 143)
     assert written == []
     may_write.set()
     writer.wait()
+    writer.start(lambda: (time.sleep(0.02), written.append(2)), "b", lambda: None)
     with pytest.raises(RuntimeError, match="a crash"), writer:
-        writer.start(lambda: written.append(2), "b", lambda: None)
         raise RuntimeError("a crash")
     assert written == [1, 2]

@@ -45,7 +45,6 @@ def test_work_that_can_be_done_again_is_broken_off():
             pass
         with pytest.raises(Abandoned), interruption.abandoning():
             send(signal.SIGTERM)
-            pytest.fail("the work went on")
         with pytest.raises(Abandoned), interruption.abandoning():
             pytest.fail("the work began after the signal")
         with pytest.raises(Interrupted):

@@ -52,9 +52,7 @@ def test_stopped_in_any_phase_or_between_two_it_goes_on_bitwise(run, tmp_path, s
     if not whole.exists():
         run(whole, *command, "trainer.max_steps=7")
     for step in range(stop + 1, 8):
-        one, other = (
-            read_checkpoint(folder / "checkpoints" / f"step_{step:08d}.pt") for folder in (tmp_path, whole)
-        )
+        one, other = (read_checkpoint(folder / "checkpoints" / f"step_{step:08d}.pt") for folder in (tmp_path, whole))
         for part in ("model", "average"):
             assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items()), step
         assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
@@ -89,7 +87,9 @@ def check_message(*overrides: str) -> str:
 def test_a_root_key_that_would_do_nothing_is_refused():
     """Or optimizer.lr=… on the command line would be taken and ignored."""
     phases = ADAM_THEN_SGD.replace("optimizer: null", f"optimizer: {SGD}")
-    assert "found no phase with optimizer: null, so that the root key optimizer would do nothing" in check_message(phases)
+    assert "found no phase with optimizer: null, so that the root key optimizer would do nothing" in check_message(
+        phases
+    )
     phases = ADAM_THEN_SGD.replace("schedule: null", f"schedule: {HALVING}")
     assert "found no phase with schedule: null" in check_message(phases)
 
@@ -121,9 +121,8 @@ def test_what_only_the_optimiser_can_judge_is_named_with_its_phase(run, tmp_path
 
 def test_the_recipe_of_the_paper_composes_and_can_be_overridden():
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose(
-            "train", ["trainer=adam_then_sgd", "optimizer.lr=0.0002", "schedule=constant", "trainer.phases.1.optimizer.lr=0.4"]
-        )  # fmt: skip
+        overrides = ["optimizer.lr=0.0002", "schedule=constant", "trainer.phases.1.optimizer.lr=0.4"]
+        cfg = compose("train", ["trainer=adam_then_sgd", *overrides])
     check_config(cfg)
     first, second = cfg.trainer.phases
     assert (first.until_step, first.optimizer, second.optimizer.lr) == (60_000, None, 0.4)
