@@ -53,7 +53,7 @@ WRONG_OVERRIDES = [
     ("optimzer=adam", "is no key of this config; did you mean optimizer?"),
     ("trainer.zzz=3", "is no key of this config; the keys of trainer are max_steps, max_epochs"),
     ("data.train.source=a.en", "is no key of this config; with data=files it is one"),
-    ("schedule.decay_factor=1", "is no key of this config; with schedule=plateau or schedule=warmup_step_decay it is"),
+    (
         "schedule.decay_factor=1",
         "is no key of this config; with schedule=plateau or schedule=warmup_step_decay it is one",
     ),

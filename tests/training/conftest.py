@@ -83,6 +83,12 @@ def prepared(corpus: tuple[str, ...]) -> Prepared:
 
 
 @pytest.fixture
+def settings(corpus: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+    """The overrides of every run on the tiny corpus, for runs in processes of their own."""
+    return (*SETTINGS, *corpus)
+
+
+@pytest.fixture
 def run(corpus: tuple[str, ...], prepared: Prepared) -> Callable[..., TrainingResult]:
     """run(folder, *overrides): the whole of scripts/train.py but for the command line."""
 
