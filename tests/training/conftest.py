@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -23,6 +24,8 @@ from gnmt.runtime import Precision, choose_device, choose_precision
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.run import TrainingResult, build_model, build_trainer, train
 from gnmt.training.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes this folder's helpers importable by name
 
 WORDS = {"a": "ein", "red": "rotes", "house": "Haus", "and": "und", "no": "kein", "tree": "Baum", "sleeps": "schläft"}
 SETTINGS = (
