@@ -61,39 +61,41 @@ class Interval:
     """Sums since the last log line; those that depend on the device stay on it, so that a step never waits for it.
 
     sums_4: loss, gradient norm, target tokens and number of the updates that were made. positions: where in the data
-    each update's batch begins. seconds_waited: for data.
+    each update's batch begins. seconds_waited: for data. A checkpoint between two log lines holds them too.
     """
 
     sums_4: Tensor
-    longest_skip: Tensor
-    last_skipped: Tensor
-    started: float
+    longest_skip_1: Tensor
+    last_skipped_1: Tensor
     positions: list[Position] = field(default_factory=list)
-    seconds_waited: float = 0.0
     real_tokens: int = 0
     padded_tokens: int = 0
+    seconds_before: float = 0.0
+    seconds_waited: float = 0.0
+    running_since: float | None = None
 
     @classmethod
     def begin(cls, device: torch.device) -> Interval:
-        """An empty interval that starts now."""
-        sums_4, zero_1 = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros(1, device=device).double()
-        return cls(sums_4, longest_skip=zero_1, last_skipped=zero_1 - 1, started=time.perf_counter())
+        """An empty interval, whose clock starts at the end of its first pause."""
+        zeros_4, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 1))
+        return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1)
 
     def add(self, loss: Tensor, norm: Tensor, target_tokens: int, made: Tensor, skipped_in_a_row: Tensor) -> None:
         """Takes in an update, whose position is the last of `positions`. All but target_tokens: device scalars."""
         made_or_0 = made.double()
         one_4 = torch.stack([loss.double(), norm.double(), made_or_0 * target_tokens, made_or_0])
         self.sums_4 += torch.where(made, one_4, 0.0)
-        self.longest_skip = torch.maximum(self.longest_skip, skipped_in_a_row.double())
-        self.last_skipped = torch.where(made, self.last_skipped, len(self.positions) - 1.0)
+        self.longest_skip_1 = torch.maximum(self.longest_skip_1, skipped_in_a_row.double())
+        self.last_skipped_1 = torch.where(made, self.last_skipped_1, len(self.positions) - 1.0)
 
     def sums(self) -> Sums:
         """What the device has counted. The one place where the host waits for it."""
-        return Sums(*torch.cat([self.sums_4, self.longest_skip, self.last_skipped]).tolist())
+        return Sums(*torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1]).tolist())
 
     def seconds(self) -> float:
-        """Wall clock since the start, without pauses."""
-        return time.perf_counter() - self.started
+        """Wall clock without pauses."""
+        running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
+        return self.seconds_before + running
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -105,6 +107,19 @@ class Interval:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent inside is none of training's."""
-        start = time.perf_counter()
+        self.seconds_before, self.running_since = self.seconds(), None
         yield
-        self.started += time.perf_counter() - start
+        self.running_since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """By name, as a checkpoint holds it."""
+        state = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "running_since"}
+        return state | {"positions": [tuple(position) for position in self.positions], "seconds_before": self.seconds()}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device) -> Interval:
+        """That of a checkpoint; its clock goes on at the end of the next pause."""
+        values: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
+        return cls(**values | {"positions": [Position(*position) for position in state["positions"]]})

@@ -66,6 +66,7 @@ class Trainer:
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
         self.progress = Progress()
+        self.interval = Interval.begin(self.device)
         self.last_saved_step = 0
 
     def fit(self) -> Progress:
@@ -77,19 +78,19 @@ class Trainer:
             closing(self.stream),
             tqdm(total=self.last_step, initial=progress.step, unit="step", disable=None) as bar,
         ):
-            if progress.evaluation_due:
-                self.evaluate_and_save(interruption)
-            interval = Interval.begin(self.device)
+            with self.interval.paused():
+                if progress.evaluation_due:
+                    self.evaluate_and_save(interruption)
             while not self.finished():
-                interval.positions.append(self.stream.position)
-                with interval.waiting():
+                self.interval.positions.append(self.stream.position)
+                with self.interval.waiting():
                     microbatches = next(self.stream)
-                self.update(microbatches, interval)
+                self.update(microbatches, self.interval)
                 bar.update()
                 if progress.step % options.log_every_steps == 0 or self.finished():
-                    self.log_interval(interval, bar)
-                    interval = Interval.begin(self.device)
-                with interval.paused():
+                    self.log_interval(self.interval, bar)
+                    self.interval = Interval.begin(self.device)
+                with self.interval.paused():
                     self.evaluate_and_save(interruption)
         return progress
 
@@ -252,6 +253,7 @@ class Trainer:
             **self.optimisation.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **self.progress.state_dict(),
+            "interval": self.interval.state_dict(),
             "position": tuple(self.stream.position),
             "rng": {
                 "cpu": torch.get_rng_state(),
@@ -283,6 +285,8 @@ class Trainer:
             self.average.load_state_dict(contents["average"])
         self.progress = Progress.of(contents)
         self.optimisation.load_state_dict(contents, self.progress.step)
+        if "interval" in contents:  # a checkpoint from before it was saved begins a new one
+            self.interval = Interval.of(contents["interval"], self.device)
         self.last_saved_step = self.progress.step
         torch.set_rng_state(contents["rng"]["cpu"])
         if self.device.type == "cuda" and len(contents["rng"]["cuda"]) == torch.cuda.device_count():

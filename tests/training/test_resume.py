@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_outcome import differences, outcome, scalars
 
 import gnmt.training.evaluation as evaluation_module
 from gnmt.checkpoint import read_checkpoint, write_checkpoint
@@ -40,38 +37,6 @@ RECIPES = {
 EVERY_4 = ("trainer.evaluate_every_steps=4", "trainer.save_every_steps=4")
 
 
-def values(contents: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor and plain value of a checkpoint by its path, but for what the folder's name or the limits change."""
-    if isinstance(contents, Mapping):
-        for key, item in contents.items():
-            if key not in ("config", "checksum"):
-                yield from values(item, f"{prefix}.{key}")
-    elif isinstance(contents, list | tuple):
-        for place, item in enumerate(contents):
-            yield from values(item, f"{prefix}.{place}")
-    else:
-        yield prefix, contents
-
-
-def assert_same(one: Path, other: Path) -> None:
-    left, right = dict(values(read_checkpoint(one))), dict(values(read_checkpoint(other)))
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        equal = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-        assert equal, name
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, but for what a clock says."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if tag not in ("train/tokens_per_second", "train/data_wait_fraction") and not tag.startswith("best/")
-    }
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict[str, Path]:
     """The folders of runs that never stopped, by recipe; filled by `whole_run`."""
@@ -86,10 +51,8 @@ def whole_run(run, uninterrupted, recipe, tmp_path_factory) -> Path:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    assert_same(found / "last.pt", expected / "last.pt")
-    assert_same(found / "best.pt", expected / "best.pt")
-    assert scalars(found) == scalars(expected)
-    assert [step for step, _ in scalars(found)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert differences(outcome(found), outcome(expected)) == []
+    assert [step for step, _ in outcome(found)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     saved = read_checkpoint(found / "last.pt")
     assert saved["step"] == 8
     assert saved["position"][0] >= 1, "the data must cross the end of an epoch"
@@ -174,6 +137,18 @@ def test_a_signal_breaks_off_an_evaluation_which_is_done_again(
     assert_same_run(tmp_path, expected)
 
 
+def test_a_log_line_over_a_stop_tells_of_all_its_updates(run, tmp_path):
+    """The mean at update 5 was that of updates 4 and 5 where a run had stopped after 3."""
+    command = ("trainer.log_every_steps=5", "trainer.save_every_steps=3")
+    run(tmp_path / "whole", *command, "trainer.max_steps=5")
+    run(tmp_path / "split", *command, "trainer.max_steps=5")
+    whole = outcome(tmp_path / "whole")
+    (tmp_path / "split" / "checkpoints" / "step_00000005.pt").unlink()
+    run(tmp_path / "split", *command, "trainer.max_steps=5")
+    assert differences(outcome(tmp_path / "split"), whole) == []
+    assert [step for step, _ in whole["train/loss"]] == [5]
+
+
 def test_the_plateau_of_a_run_that_goes_on(run, tmp_path, monkeypatch):
     """How often BLEU has not risen is in the checkpoint: the rates after a stop are those without one."""
     command = ("schedule=plateau", "schedule.patience_evaluations=1", "optimizer.lr=0.5", "optimizer=sgd")
@@ -189,7 +164,7 @@ def test_the_plateau_of_a_run_that_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_module, "score_translations", scored)
     run(tmp_path, *command, "trainer.max_steps=4")
     run(tmp_path, *command, "trainer.max_steps=6")
-    rates = [rate for _, rate in scalars(tmp_path)["train/learning_rate"]]
+    rates = [rate for _, rate in outcome(tmp_path)["train/learning_rate"]]
     assert rates == pytest.approx([0.5, 0.5, 0.25, 0.25, 0.125, 0.0625])
     saved = read_checkpoint(tmp_path / "last.pt")
     assert [tuple(entry) for entry in saved["evaluations"]] == list(bleus.items())
@@ -202,7 +177,10 @@ def test_a_run_from_before_these_keys_goes_on(run, tmp_path):
     config = json.loads(contents["config"])
     for key in ("phases", "max_nonfinite_updates", "prefetch_batches"):
         del config["trainer"][key]
-    older = {key: contents[key] for key in contents.keys() - {"skipped_in_a_row", "evaluations", "evaluation_due"}}
+    older = {
+        key: contents[key]
+        for key in contents.keys() - {"skipped_in_a_row", "evaluations", "evaluation_due", "interval"}
+    }
     write_checkpoint((tmp_path / "last.pt").resolve(), {**older, "config": json.dumps(config)})
     assert run(tmp_path, "trainer.max_steps=3").steps == 3
 
