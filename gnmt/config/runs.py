@@ -57,6 +57,8 @@ GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 LONGEST_NAME = 120
 ABSENT = object()
+# Keys that the configs of older runs lack, with the values that say what those runs did.
+LATER_KEYS: dict[str, Any] = {"trainer.phases": None}
 
 
 def current_run_folder(cfg: Any) -> Path:
@@ -119,17 +121,14 @@ def short_hash(text: str) -> str:
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`key: old → new` for every setting of two resolved configs that must not change while a run goes on.
-
-    A key that was not there is as one that is null: where gnmt learns something new, runs from before go on without.
-    """
+    """`key: old → new` for every setting of two resolved configs that must not change while a run goes on."""
     before, after = flatten(old), flatten(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if may_change(key) or INPUT_FILES.fullmatch(key):
             continue
-        values = [side.get(key, ABSENT) for side in (before, after)]
-        if values[0] != values[1] and set(map(repr, values)) - {repr(ABSENT), repr(None)}:
+        values = [side.get(key, LATER_KEYS.get(key, ABSENT)) for side in (before, after)]
+        if values[0] != values[1]:
             lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
     return lines
 

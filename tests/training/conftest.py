@@ -115,6 +115,7 @@ def wait_for_another_second(folder: Path) -> None:
 def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     """make_trainer(*overrides): the trainer of a new run in tmp_path, for tests that look inside."""
     reporters: list[Reporter] = []
+    trainers: list[Trainer] = []
 
     def make(*overrides: str) -> Trainer:
         import torch
@@ -125,7 +126,7 @@ def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) ->
         model = build_model(config["model"], prepared.tokenizers, (), "the config")
         precision: Precision = choose_precision(cfg.precision, choose_device(cfg.device))
         reporters.append(Reporter(tmp_path))
-        return build_trainer(
+        trainer = build_trainer(
             config,
             build(cfg.trainer),
             model,
@@ -135,8 +136,12 @@ def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) ->
             RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
             reporters[-1],
         )
+        trainers.append(trainer)
+        return trainer
 
     yield make
+    for trainer in trainers:
+        trainer.stream.close()
     for reporter in reporters:
         reporter.close()
 
