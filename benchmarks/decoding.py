@@ -190,7 +190,7 @@ def _peak_here(workload: Workload, name: str, num_threads: int) -> float:
 
 
 def peak_resident_mib() -> float:
-    """The most that this process ever held. Linux hands ru_maxrss on from the parent, so it is asked elsewhere there."""
+    """The most that this process ever held; ru_maxrss is no answer on Linux, which hands it on from the parent."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10

@@ -10,14 +10,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.files import write_atomically
+from gnmt.files import replacing
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
@@ -47,9 +47,31 @@ def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     as a NumPy scalar, which could be written but not read. Raises OSError where the disk is full or not writable.
     """
     sealed = {**contents, "format_version": FORMAT_VERSION, "checksum": checksum(contents)}
-    buffer = io.BytesIO()
-    torch.save(sealed, buffer)
-    write_atomically(path, buffer.getbuffer())
+    with replacing(path) as file:
+        output = _Output(file)
+        try:
+            # Straight to the file: a copy in memory would be as large as the checkpoint.
+            torch.save(sealed, cast(BinaryIO, output))
+        except RuntimeError:  # what torch makes of a full disk
+            if output.error is None:
+                raise
+            raise output.error from None
+
+
+class _Output(io.RawIOBase):
+    """A file to write, which remembers the error that it failed with."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -88,3 +90,40 @@ def what_int8_misses(device: torch.device) -> str | None:
     if not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")):
         return "the processor has no VNNI instructions"
     return None
+
+
+# What cuBLAS needs for cuDNN's LSTM to add up in the same order each time.
+DETERMINISTIC_WORKSPACES = (":16:8", ":4096:2")
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Inside it, where wanted, operations give the same bits each time, on CUDA too, or refuse to run.
+
+    Raises InputError for an operation that has no such kernel, and where the environment asks for something else.
+    """
+    if not wanted:
+        yield
+        return
+    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES[0])
+    if workspace not in DETERMINISTIC_WORKSPACES:
+        raise InputError(
+            f"deterministic=true: found CUBLAS_WORKSPACE_CONFIG={workspace} in the environment, allowed is "
+            f"{' or '.join(DETERMINISTIC_WORKSPACES)}: remove it, or give deterministic=false"
+        )
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        what = str(error).split(" does not have")[0]
+        raise InputError(
+            f"deterministic=true: torch has no deterministic kernel here for {what}: give deterministic=false, or use "
+            "parts of the model that do without it"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic = before[1]

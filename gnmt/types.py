@@ -30,6 +30,14 @@ class InputError(ValueError):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop. The message says what was saved and how to go on; scripts end with exit_code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class Tokens(NamedTuple):
     """Padded token ids of one side of a batch.
 
@@ -208,3 +216,15 @@ class Range:
     high: float | None = None
     open_low: bool = False
     open_high: bool = False
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A component that is checked with the config and built later: `Annotated[Callable[..., X], Deferred(X, "name")]`.
+
+    Of its node the constructor gets a function, which takes the keywords `supplied`, known only at run time, and builds
+    the `kind`.
+    """
+
+    kind: type
+    supplied: tuple[str, ...]

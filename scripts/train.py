@@ -13,6 +13,10 @@ Main keys:
   trainer.*          limits, batch size, intervals of logging, evaluation and saving
   resume             auto continues what the folder holds; never refuses to
   initialise_from    another run's checkpoint to take the weights from, with a fresh optimiser
+  deterministic      true: the same bits each time on CUDA too
+
+Ctrl-C, SIGTERM and SIGUSR1 save after the update at hand and end with exit code 130, 143 and 75; the same command goes
+on. A second one ends at once.
 """
 
 from gnmt.config import TrainConfig, current_run_folder, entry

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from gnmt.runtime import choose_device, choose_precision
+from gnmt.runtime import choose_device, choose_precision, deterministic_kernels
 from gnmt.types import InputError
 
 CPU = torch.device("cpu")
@@ -64,3 +66,30 @@ def test_a_run_does_not_inherit_the_precision_of_the_one_before():
     torch.set_float32_matmul_precision("medium")
     choose_precision("fp32", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic_kernels(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic_kernels(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+def test_what_cannot_be_deterministic_is_named(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    message = r"^deterministic=true: torch has no deterministic kernel here for \S*put.*: give deterministic=false"
+    with pytest.raises(InputError, match=message), deterministic_kernels(True):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    with pytest.raises(RuntimeError, match="another thing"), deterministic_kernels(True):
+        raise RuntimeError("another thing")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    message = r"found CUBLAS_WORKSPACE_CONFIG=:4096:8 .*, allowed is :16:8 or :4096:2"
+    with pytest.raises(InputError, match=message), deterministic_kernels(True):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()

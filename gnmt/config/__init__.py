@@ -9,6 +9,7 @@ from gnmt.config.entry import entry
 from gnmt.config.logs import configure_logging
 from gnmt.config.runs import changed_settings, current_run_folder, run_folder
 from gnmt.config.schemas import (
+    AverageConfig,
     BenchmarkConfig,
     EvaluateConfig,
     InspectConfig,
@@ -19,6 +20,7 @@ from gnmt.config.schemas import (
 )
 
 __all__ = [
+    "AverageConfig",
     "BenchmarkConfig",
     "EvaluateConfig",
     "InspectConfig",

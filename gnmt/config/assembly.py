@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gnmt.config.check import check_component, find_class
-from gnmt.config.values import MISSING_VALUE, contains, describe_range, nearest, shown
+from gnmt.config.check import check_component, constructor_hints, find_class
+from gnmt.config.values import MISSING_VALUE, contains, deferred_component, describe_range, nearest, shown
 from gnmt.types import InputError
 
 
@@ -97,19 +98,24 @@ def is_paths(value: Any) -> bool:
 def build(node: Any, **supplied: Any) -> Any:
     """The object that a checked node describes; `supplied` are the keywords that the program gives itself.
 
-    Inner nodes are built first. Plain dictionaries are taken as they are (text stays text), DictConfigs are
-    resolved. Done here and not by `hydra.utils.instantiate`, which copies what is supplied (an optimiser would
-    step on copies of the parameters), interpolates text of foreign checkpoints and changes with Hydra 1.4.
+    Inner nodes are built first; those of `Deferred` keywords become functions that build them. Plain dictionaries are
+    taken as they are (text stays text), DictConfigs are resolved. Done here and not by `hydra.utils.instantiate`, which
+    copies what is supplied (an optimiser would step on copies of the parameters), interpolates text of foreign
+    checkpoints and changes with Hydra 1.4.
     """
     if isinstance(node, DictConfig):
         node = resolve(node)
     # Which packages are trusted was decided by the check; here the target's own package is as good as any.
     component = find_class(node["_target_"], trusted_packages=(node["_target_"].split(".")[0],))
-    return component(**{name: build_value(value) for name, value in node.items() if name != "_target_"}, **supplied)
+    hints = constructor_hints(component)
+    values = {name: build_value(value, hints.get(name)) for name, value in node.items() if name != "_target_"}
+    return component(**values, **supplied)
 
 
-def build_value(value: Any) -> Any:
-    """A keyword's value with the components in it built."""
+def build_value(value: Any, hint: Any = None) -> Any:
+    """A keyword's value with the components in it built; hint: the keyword's annotation."""
+    if deferred_component(hint) is not None:
+        return None if value is None else functools.partial(build, value)
     if isinstance(value, Mapping):
         return build(value) if "_target_" in value else {key: build_value(item) for key, item in value.items()}
     return [build_value(item) for item in value] if isinstance(value, list | tuple) else value

@@ -47,8 +47,8 @@ def check_component(
         allowed = " or ".join(dotted_name(kind) for kind in expected)
         return [f"{path}._target_: found {node['_target_']}, allowed is {allowed} or a class derived from it"]
 
-    def check_inner_node(inner: Mapping[str, Any], inner_path: str, classes: tuple[type, ...]) -> list[str]:
-        return check_component(inner, inner_path, trusted_packages=trusted_packages, expected=classes)
+    def check_inner_node(inner: Any, inner_path: str, classes: tuple[type, ...], given: tuple[str, ...]) -> list[str]:
+        return check_component(inner, inner_path, trusted_packages=trusted_packages, supplied=given, expected=classes)
 
     errors = check_keywords(node, component, path, supplied)
     hints = constructor_hints(component)

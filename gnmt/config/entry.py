@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from gnmt.config.assembly import check_config
 from gnmt.config.diagnosis import COMPOSITION_ERRORS, CONFIG_FOLDER, describe_groups, explain
 from gnmt.config.logs import configure_logging
-from gnmt.types import InputError
+from gnmt.types import InputError, Interrupted
 
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -25,8 +25,8 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
     """Makes `main(cfg)` of a script its command: configs/<config_name>.yaml and the overrides of the command line.
 
     The config is checked before main sees it. A wrong override or an InputError prints one message to stderr and
-    ends the process with exit code 2, Ctrl-C with 130; bugs keep their traceback. In a sweep (-m) the jobs after a
-    wrong one still run.
+    ends the process with exit code 2, Ctrl-C with 130, another signal with the code that `Interrupted` carries; bugs
+    keep their traceback. In a sweep (-m) the jobs after a wrong one still run.
     `--help` prints the script's docstring and the groups of its config.
     """
 
@@ -71,7 +71,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 sys.exit(EXIT_WRONG_INPUT)
             except KeyboardInterrupt as interruption:
                 print(str(interruption) or "interrupted", file=sys.stderr)
-                sys.exit(EXIT_INTERRUPTED)
+                sys.exit(interruption.exit_code if isinstance(interruption, Interrupted) else EXIT_INTERRUPTED)
             if failures:
                 sys.exit(EXIT_WRONG_INPUT)
 

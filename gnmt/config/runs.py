@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         "name",
         "runs",
         "device",
+        "deterministic",
         "resume",
         "trusted_packages",
         "data.folder",
@@ -42,8 +43,10 @@ MAY_CHANGE = frozenset(
         "trainer.save_every_steps",
         "trainer.keep_checkpoints",
         "trainer.patience_evaluations",
+        "trainer.max_nonfinite_updates",
         "trainer.num_sample_translations",
         "trainer.evaluation_batch_size",
+        "trainer.prefetch_batches",
     }
 )
 # The text in these files is compared itself, so a move of the files is no change.
@@ -59,6 +62,8 @@ GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 LONGEST_NAME = 120
 ABSENT = object()
+# Keys that the configs of older runs lack, with the values that say what those runs did.
+LATER_KEYS: dict[str, Any] = {"trainer.phases": None}
 
 
 def current_run_folder(cfg: Any) -> Path:
@@ -127,7 +132,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     for key in sorted(before.keys() | after.keys()):
         if may_change(key) or INPUT_FILES.fullmatch(key):
             continue
-        values = [side.get(key, ABSENT) for side in (before, after)]
+        values = [side.get(key, LATER_KEYS.get(key, ABSENT)) for side in (before, after)]
         if values[0] != values[1]:
             lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
     return lines

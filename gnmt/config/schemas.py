@@ -52,6 +52,7 @@ class TrainConfig:
     precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     initialise_from: str | None = MISSING
+    deterministic: bool = MISSING
     trusted_packages: list[str] = MISSING
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
@@ -154,6 +155,17 @@ class InspectConfig:
 
 
 @dataclass
+class AverageConfig:
+    """scripts/average.py"""
+
+    checkpoints: list[str] = MISSING
+    run: str | None = MISSING
+    last: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
 class BenchmarkConfig:
     """scripts/benchmark.py"""
 
@@ -182,6 +194,7 @@ SCHEMAS = {
     "translate": TranslateConfig,
     "score": ScoreConfig,
     "inspect": InspectConfig,
+    "average": AverageConfig,
     "benchmark": BenchmarkConfig,
 }
 

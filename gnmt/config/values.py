@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from torch import Tensor
 
-from gnmt.types import Range
+from gnmt.types import Deferred, Range
 
 MISSING_VALUE = "???"
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
-CheckNode = Callable[[Mapping[str, Any], str, tuple[type, ...]], list[str]]
+CheckNode = Callable[[Any, str, tuple[type, ...], tuple[str, ...]], list[str]]
+"""Judges a node, of its key, the classes that it may derive from and the keywords that the program supplies."""
 
 
 def check_value(value: Any, hint: Any, path: str, check_node: CheckNode) -> list[str]:
@@ -27,9 +28,12 @@ def check_value(value: Any, hint: Any, path: str, check_node: CheckNode) -> list
     """
     if isinstance(value, str) and value == MISSING_VALUE:
         return [f"{path}: is missing; give it as {path}=..."]
+    if (deferred := deferred_component(hint)) is not None:
+        absent = value is None and NoneType in get_args(get_args(hint)[0])
+        return [] if absent else check_node(value, path, (deferred.kind,), deferred.supplied)
     if isinstance(value, Mapping) and "_target_" in value:
         allowed = component_classes(hint)
-        return check_node(value, path, allowed) if allowed else [wrong(value, hint, path)]
+        return check_node(value, path, allowed, ()) if allowed else [wrong(value, hint, path)]
     if is_open(hint):
         return [error for key, item in children(value) for error in check_value(item, Any, f"{path}.{key}", check_node)]
     origin, arguments = get_origin(hint), get_args(hint)
@@ -95,6 +99,12 @@ def contains(limits: Range, value: Any) -> bool:
     above = limits.low is None or (value > limits.low if limits.open_low else value >= limits.low)
     below = limits.high is None or (value < limits.high if limits.open_high else value <= limits.high)
     return above and below
+
+
+def deferred_component(hint: Any) -> Deferred | None:
+    """What a keyword is annotated with that takes a component to be built later; None for any other."""
+    arguments = get_args(hint) if get_origin(hint) is Annotated else ()
+    return next((item for item in arguments[1:] if isinstance(item, Deferred)), None)
 
 
 def component_classes(hint: Any) -> tuple[type, ...]:

@@ -172,6 +172,11 @@ class BatchStream:
         microbatches = self._microbatches(self._plan[int(np.argmax(costs))], self.position.epoch)
         return max(microbatches, key=lambda batch: batch.num_padded_tokens)
 
+    def pairs_at(self, position: Position) -> list[tuple[int, str, str]]:
+        """Number, source and target text of each pair of the global batch that begins at that position."""
+        pairs_B = self._plan_of(position.epoch, position.block)[position.batches].tolist()
+        return [(pair, self._store.source_text(pair), self._store.target_text(pair)) for pair in pairs_B]
+
     def _plan_of(self, epoch: int, block: int) -> BlockPlan:
         pairs_N = block_pairs(self._segments, self._seed, epoch, block)
         if (sampling := self._sampling(epoch)) is not None:

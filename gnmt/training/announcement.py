@@ -46,7 +46,7 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
 def state_bytes(trainer: Trainer) -> int:
     """Weights and gradients, what the optimiser keeps for each weight, and the averaged weights."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.objective.parameters())
-    group = trainer.optimizer.param_groups[0]
+    group = trainer.optimisation.optimizer.param_groups[0]
     moments = 2 if "betas" in group else int(bool(group.get("momentum")))
     return weights * (2 + moments + (trainer.average is not None))
 

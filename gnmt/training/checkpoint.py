@@ -40,6 +40,12 @@ class RunCheckpoints:
         """Writes what evaluation and translation need."""
         write_checkpoint(self.best, contents)
 
+    def remove_leftovers(self) -> None:
+        """Files that a process which was killed had half written; a run has one writer, so they are nobody's now."""
+        for written in (self.folder / "step_*", self.best, self.last.with_suffix("")):
+            for path in written.parent.glob(f".{written.name}.*tmp"):
+                path.unlink(missing_ok=True)
+
     def whole(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
         return sorted(self.folder.glob("step_*.pt"))

@@ -1,35 +1,73 @@
-"""Ctrl-C without loss."""
+"""Signals without loss: Ctrl-C, a scheduler's warning, a machine that is taken away."""
 
 from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+from gnmt.types import Interrupted
+
 log = logging.getLogger(__name__)
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+"""How a stopped command ends. 128 + N as shells have it, but for SIGUSR1, with which Slurm announces the end of a job's
+time: 75 is EX_TEMPFAIL of sysexits.h, "try again", which no other way to end gives."""
+
+
+class Abandoned(BaseException):
+    """Work that can be done again was broken off by a signal."""
 
 
 class Interruption:
-    """Inside it, the first Ctrl-C only sets `requested`; the second one interrupts at once.
+    """Inside it, a first SIGINT, SIGTERM or SIGUSR1 only sets `requested`; a second one interrupts at once.
 
-    The training loop looks at `requested` after every update, saves and raises KeyboardInterrupt itself.
+    The training loop looks at `requested` after every update, saves and raises `stop(...)` itself.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._signal: signal.Signals | None = None
+        self._abandoning = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal asked to stop."""
+        return self._signal is not None
+
+    def stop(self, message: str) -> Interrupted:
+        """What ends the command after a first signal: the message behind the signal's name, and its exit code."""
+        assert self._signal is not None
+        return Interrupted(f"{self._signal.name}: {message}", EXIT_CODES[self._signal])
+
+    @contextmanager
+    def abandoning(self) -> Iterator[None]:
+        """Inside it, a first signal (or one from before) does not wait: it raises Abandoned where the work is."""
+        try:
+            self._abandoning = True
+            if self.requested:
+                raise Abandoned
+            yield
+        finally:
+            self._abandoning = False
 
     def __enter__(self) -> Self:
-        self._previous = signal.signal(signal.SIGINT, self._request)
+        self._previous = {number: signal.signal(number, self._request) for number in EXIT_CODES}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _request(self, signal_number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        log.warning("stopping: the state is saved after this update (Ctrl-C again stops at once, unsaved)")
+            raise Interrupted(f"{received.name}: stopped at once, nothing more was saved", EXIT_CODES[received])
+        self._signal = received
+        log.warning("%s: stopping, the state is saved after this update (again: at once, unsaved)", received.name)
+        if self._abandoning:
+            raise Abandoned

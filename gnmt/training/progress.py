@@ -3,50 +3,123 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from gnmt.data.batching import Position
 
 
 @dataclass
 class Progress:
     """What the loop remembers: it is saved with every checkpoint.
 
-    step: updates done. best: the dev result of the best evaluation, by its name. stale_evaluations: those since then.
+    step: updates done, skipped ones counted. best: the dev result of the best evaluation, by its name.
+    stale_evaluations: those since then. evaluations: the step and the dev BLEU of each so far. evaluation_due: whether
+    this step's evaluation was broken off by a signal, so that going on begins with it.
     """
 
     step: int = 0
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     stale_evaluations: int = 0
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    evaluation_due: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """By name, as a checkpoint holds it."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def of(cls, contents: Mapping[str, Any]) -> Progress:
+        """That of a checkpoint; what an older one does not hold is as at the start."""
+        return cls(**{item.name: contents[item.name] for item in fields(cls) if item.name in contents})
+
+
+class Sums(NamedTuple):
+    """An interval's tensors as numbers.
+
+    loss, gradient_norm, target_tokens: summed over the updates that were made. updates: how many these are.
+    longest_skip: the most updates in a row that were skipped, those before the interval counted. last_skipped: the
+    place in the interval of the last one that was, or -1.
+    """
+
+    loss: float
+    gradient_norm: float
+    target_tokens: float
+    updates: float
+    longest_skip: float
+    last_skipped: float
 
 
 @dataclass
 class Interval:
-    """Sums since the last log line; tensors stay on the device, so that a step never waits for the host."""
+    """Sums since the last log line; those that depend on the device stay on it, so that a step never waits for it.
 
-    loss: torch.Tensor
-    gradient_norm: torch.Tensor
-    started: float
-    updates: int = 0
-    target_tokens: int = 0
+    sums_4: loss, gradient norm, target tokens and number of the updates that were made. positions: where in the data
+    each update's batch begins. seconds_waited: for data. A checkpoint between two log lines holds them too.
+    """
+
+    sums_4: Tensor
+    longest_skip_1: Tensor
+    last_skipped_1: Tensor
+    positions: list[Position] = field(default_factory=list)
     real_tokens: int = 0
     padded_tokens: int = 0
+    seconds_before: float = 0.0
+    seconds_waited: float = 0.0
+    running_since: float | None = None
 
     @classmethod
     def begin(cls, device: torch.device) -> Interval:
-        """An empty interval that starts now."""
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device), time.perf_counter())
+        """An empty interval, whose clock starts at the end of its first pause."""
+        zeros_4, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 1))
+        return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1)
+
+    def add(self, loss: Tensor, norm: Tensor, target_tokens: int, made: Tensor, skipped_in_a_row: Tensor) -> None:
+        """Takes in an update, whose position is the last of `positions`. All but target_tokens: device scalars."""
+        made_or_0 = made.double()
+        one_4 = torch.stack([loss.double(), norm.double(), made_or_0 * target_tokens, made_or_0])
+        self.sums_4 += torch.where(made, one_4, 0.0)
+        self.longest_skip_1 = torch.maximum(self.longest_skip_1, skipped_in_a_row.double())
+        self.last_skipped_1 = torch.where(made, self.last_skipped_1, len(self.positions) - 1.0)
+
+    def sums(self) -> Sums:
+        """What the device has counted. The one place where the host waits for it."""
+        return Sums(*torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1]).tolist())
 
     def seconds(self) -> float:
-        """Wall clock since the start, without pauses."""
-        return time.perf_counter() - self.started
+        """Wall clock without pauses."""
+        running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
+        return self.seconds_before + running
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside is spent on waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.seconds_waited += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent inside is none of training's."""
-        start = time.perf_counter()
+        self.seconds_before, self.running_since = self.seconds(), None
         yield
-        self.started += time.perf_counter() - start
+        self.running_since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """By name, as a checkpoint holds it."""
+        state = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "running_since"}
+        return state | {"positions": [tuple(position) for position in self.positions], "seconds_before": self.seconds()}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device) -> Interval:
+        """That of a checkpoint; its clock goes on at the end of the next pause."""
+        values: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
+        return cls(**values | {"positions": [Position(*position) for position in state["positions"]]})

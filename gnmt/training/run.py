@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.runtime import Precision, choose_device, choose_precision
+from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevEvaluator
 from gnmt.training.objective import Objective
+from gnmt.training.options import TrainerOptions
+from gnmt.training.phases import MakeOptimizer, stages_of
+from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Progress
-from gnmt.training.trainer import Trainer, TrainerOptions
+from gnmt.training.trainer import Trainer
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -46,14 +50,20 @@ class TrainingResult:
 def train(cfg: Any, folder: Path) -> TrainingResult:
     """Trains as the checked config says, in that run folder; continues what lies there.
 
-    Raises InputError for whatever a user can mend, KeyboardInterrupt after a Ctrl-C, when the state is saved.
+    Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved.
     """
+    with deterministic_kernels(cfg.deterministic):
+        return train_in(folder, cfg)
+
+
+def train_in(folder: Path, cfg: Any) -> TrainingResult:
+    """The work of `train`."""
     config = resolve(cfg)
     check_tokenizer(config["data"]["bleu_tokenize"])
     precision = choose_precision(cfg.precision, choose_device(cfg.device))
     options: TrainerOptions = build(cfg.trainer)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
-    try_optimizer(config["optimizer"])
+    try_optimizers(config, options)
     saved = find_saved(checkpoints, cfg.resume, config)
     if saved is not None:
         refuse_other_settings(folder, saved, config)
@@ -63,6 +73,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     if saved is None and cfg.initialise_from is not None:
         start = read_parts(cfg.initialise_from)
     make_folder(folder)
+    checkpoints.remove_leftovers()
     configure_logging(folder / "train.log")
     prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     if saved is not None:
@@ -82,7 +93,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         trainer = build_trainer(config, options, model, prepared, position, precision, checkpoints, reporter, unused)
         if saved is not None:
             trainer.restore(saved)
-        if trainer.finished():
+        if trainer.finished() and not trainer.progress.evaluation_due:
             log.info(
                 "%s is done: %d updates; to train on, raise what stopped it: "
                 "trainer.max_steps, max_epochs or patience_evaluations",
@@ -119,7 +130,6 @@ def build_trainer(
         never_produced=tokenizers.target.never_produced,
     )
     objective = Objective(model, loss.to(precision.device))
-    optimizer = build(config["optimizer"], params=list(model.parameters()))
     stream = BatchStream(
         prepared.store,
         batch_tokens=options.batch_tokens,
@@ -150,8 +160,9 @@ def build_trainer(
         "torch_version": str(torch.__version__),
         "unused_target_ids": list(unused_target_ids),
     }
-    schedule = build(config["schedule"])
-    return Trainer(options, objective, optimizer, schedule, stream, evaluator, checkpoints, reporter, precision, extras)
+    stages = stages_of(options.phases, partial(build, config["optimizer"]), build(config["schedule"]))
+    batches = Prefetcher(stream, options.prefetch_batches, pin=precision.device.type == "cuda")
+    return Trainer(options, objective, stages, batches, evaluator, checkpoints, reporter, precision, extras)
 
 
 def unused_target_ids(
@@ -187,12 +198,17 @@ def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any])
     return saved
 
 
-def try_optimizer(node: Any) -> None:
-    """Finds values that only the optimiser itself can judge, before any work is done."""
-    try:
-        build(node, params=[torch.nn.Parameter(torch.zeros(1))])
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"optimizer: {error}") from None
+def try_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
+    """Finds values that only the optimisers themselves can judge, before any work is done."""
+    makers: dict[str, MakeOptimizer] = {"optimizer": partial(build, config["optimizer"])}
+    for place, phase in enumerate(options.phases or ()):
+        if phase.optimizer is not None:
+            makers[f"trainer.phases.{place}.optimizer"] = phase.optimizer
+    for key, make in makers.items():
+        try:
+            make(params=[torch.nn.Parameter(torch.zeros(1))])
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"{key}: {error}") from None
 
 
 def make_folder(folder: Path) -> None:

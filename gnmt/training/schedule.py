@@ -1,12 +1,13 @@
-"""Learning-rate schedules: pure functions of the update's number, counted from 0.
+"""Learning-rate schedules: pure functions of the update's number, counted from 0, and of what dev said so far.
 
-Each gives the factor by which `optimizer.lr` is multiplied for that update, so a resumed run needs no state.
+Each gives the factor by which `optimizer.lr` is multiplied for that update, so schedules have no state to be saved.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,6 +23,10 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, step: int) -> float:
         """For the update of that number, from 0."""
+
+    def plateau_factor(self, bleus: Sequence[float]) -> float:
+        """What multiplies it besides, after evaluations with these dev BLEU scores, the first one first."""
+        return 1.0
 
 
 def linear_warmup(step: int, warmup_steps: int) -> float:
@@ -84,3 +89,29 @@ class WarmupStepDecay(Schedule):
             return warmup
         decays = 1 + (step - self.decay_start_step) // self.decay_interval_steps
         return warmup * self.decay_factor ** min(decays, self.num_decays)
+
+
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """Linear warm-up, then 1, and a cut by decay_factor whenever dev BLEU stops rising.
+
+    A cut comes after patience_evaluations evaluations in a row none of which was better than all before them; the next
+    ones are counted from there. At most num_decays cuts.
+    """
+
+    patience_evaluations: Annotated[int, Range(1)]
+    warmup_steps: Steps = 0
+    decay_factor: Annotated[float, Range(0, 1, open_low=True)] = 0.5
+    num_decays: Annotated[int, Range(0)] = 4
+
+    def factor(self, step: int) -> float:
+        return linear_warmup(step, self.warmup_steps)
+
+    def plateau_factor(self, bleus: Sequence[float]) -> float:
+        best, stale, decays = -math.inf, 0, 0
+        for bleu in bleus:
+            stale = 0 if bleu > best else stale + 1
+            best = max(best, bleu)
+            if stale == self.patience_evaluations:
+                stale, decays = 0, decays + 1
+        return self.decay_factor ** min(decays, self.num_decays)

@@ -58,15 +58,15 @@ NEEDED_BY = {
 
 
 def test_no_yaml_escapes_these_tests() -> None:
-    assert COMMANDS == ["benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
+    assert COMMANDS == ["average", "benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 38
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 40
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes_and_passes_the_check(command: str) -> None:
-    needed = ["checkpoint=x.pt"] if command in ("evaluate", "translate", "score", "inspect") else []
-    check_config(composed(command, *needed))
+    needed = {"average": ["output=x.pt"], "benchmark": [], "prepare": [], "train": []}
+    check_config(composed(command, *needed.get(command, ["checkpoint=x.pt"])))
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "hydra/quiet"])
@@ -127,9 +127,9 @@ def test_one_size_and_one_depth_are_enough() -> None:
 
 def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment() -> None:
     """With `_self_` behind the experiment in the defaults list, the experiment would be overridden silently."""
-    assert composed("train").model.decoder.dropout != 0.2
+    assert composed("train").model.decoder.dropout != 0.3
     cfg = composed("train", "experiment=multi30k_en_de")
-    assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.decoder.dropout) == ("multi30k", 0.2, 0.2)
+    assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.decoder.dropout) == ("multi30k", 0.3, 0.3)
     cfg = composed("train", "experiment=multi30k_en_de", "model.encoder.dropout=0.1", "schedule=constant")
     assert (cfg.model.encoder.dropout, cfg.schedule.warmup_steps) == (0.1, 200)
 

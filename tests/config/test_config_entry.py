@@ -12,7 +12,7 @@ import pytest
 
 from gnmt.config import configure_logging, current_run_folder, entry
 from gnmt.config.diagnosis import explain
-from gnmt.types import InputError
+from gnmt.types import InputError, Interrupted
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -53,9 +53,12 @@ WRONG_OVERRIDES = [
     ("optimzer=adam", "is no key of this config; did you mean optimizer?"),
     ("trainer.zzz=3", "is no key of this config; the keys of trainer are max_steps, max_epochs"),
     ("data.train.source=a.en", "is no key of this config; with data=files it is one"),
-    ("schedule.decay_factor=1", "is no key of this config; with schedule=warmup_step_decay it is one"),
+    (
+        "schedule.decay_factor=1",
+        "is no key of this config; with schedule=plateau or schedule=warmup_step_decay it is one",
+    ),
     ("model=gnmt_9", 'found "gnmt_9", allowed is one of gnmt, gnmt_8, gnmt_small, gnmt_tiny; did you mean gnmt'),
-    ("trainer=null", 'found "null", allowed is one of default'),
+    ("trainer=null", 'found "null", allowed is one of adam_then_sgd, default'),
     ("model/attention=add", 'found "add", allowed is one of additive'),
     ("model/encodr=lstm", "is no group of this command; did you mean model/encoder?"),
     ("experiment=multi30k", 'found "multi30k", allowed is one of demo, multi30k_en_de'),
@@ -139,6 +142,11 @@ def test_input_errors_of_main_are_messages_and_bugs_are_tracebacks(run: Run) -> 
         raise KeyboardInterrupt
 
     assert run(main=interrupted_early) == (130, "", "interrupted\n")
+
+    def preempted(cfg: Any) -> None:
+        raise Interrupted("SIGTERM: stopped after update 7", exit_code=143)
+
+    assert run(main=preempted) == (143, "", "SIGTERM: stopped after update 7\n")
     with pytest.raises(ZeroDivisionError):
         run(main=bug)
 

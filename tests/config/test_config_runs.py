@@ -90,6 +90,12 @@ def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
         folder(name=name)
 
 
+def test_a_run_from_before_a_key_goes_on_without_it_and_not_with_it() -> None:
+    before = {"trainer": {"max_steps": 1}}
+    assert changed_settings(before, {"trainer": {"phases": None}}) == []
+    assert changed_settings(before, {"trainer": {"phases": ["x"]}}) == ['trainer.phases: null → ["x"]']
+
+
 def test_changed_settings_leave_out_what_may_change() -> None:
     old = {
         "seed": 1,

@@ -21,7 +21,7 @@ class Shape(Protocol):
 
 def check(value: Any, hint: Any) -> list[str]:
     """The errors of a value at the key k.x; nested components count as right if their kind is allowed."""
-    return check_value(value, hint, "k.x", lambda node, path, kinds: [f"{path}: asked for {kinds[0].__name__}"])
+    return check_value(value, hint, "k.x", lambda node, path, kinds, _: [f"{path}: asked for {kinds[0].__name__}"])
 
 
 @pytest.mark.parametrize(

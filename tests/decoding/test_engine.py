@@ -277,6 +277,7 @@ def test_cells_are_fp32_in_every_precision(precision: str) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_search_on_cuda_gives_the_scores_of_the_cpu() -> None:
     model, sources = small_model(), [[5, 6, 7, 8, EOS_ID], [9, EOS_ID]]
     found = []

@@ -21,6 +21,8 @@ SCALARS = {
     "train/loss",
     "train/learning_rate",
     "train/gradient_norm",
+    "train/skipped_updates",
+    "train/data_wait_fraction",
     "train/tokens_per_second",
     "train/padding_fraction",
     "dev/loss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -23,6 +24,8 @@ from gnmt.runtime import Precision, choose_device, choose_precision
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.run import TrainingResult, build_model, build_trainer, train
 from gnmt.training.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes this folder's helpers importable by name
 
 WORDS = {"a": "ein", "red": "rotes", "house": "Haus", "and": "und", "no": "kein", "tree": "Baum", "sleeps": "schläft"}
 SETTINGS = (
@@ -83,6 +86,12 @@ def prepared(corpus: tuple[str, ...]) -> Prepared:
 
 
 @pytest.fixture
+def settings(corpus: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+    """The overrides of every run on the tiny corpus, for runs in processes of their own."""
+    return (*SETTINGS, *corpus)
+
+
+@pytest.fixture
 def run(corpus: tuple[str, ...], prepared: Prepared) -> Callable[..., TrainingResult]:
     """run(folder, *overrides): the whole of scripts/train.py but for the command line."""
 
@@ -106,6 +115,7 @@ def wait_for_another_second(folder: Path) -> None:
 def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     """make_trainer(*overrides): the trainer of a new run in tmp_path, for tests that look inside."""
     reporters: list[Reporter] = []
+    trainers: list[Trainer] = []
 
     def make(*overrides: str) -> Trainer:
         import torch
@@ -116,7 +126,7 @@ def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) ->
         model = build_model(config["model"], prepared.tokenizers, (), "the config")
         precision: Precision = choose_precision(cfg.precision, choose_device(cfg.device))
         reporters.append(Reporter(tmp_path))
-        return build_trainer(
+        trainer = build_trainer(
             config,
             build(cfg.trainer),
             model,
@@ -126,8 +136,12 @@ def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) ->
             RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
             reporters[-1],
         )
+        trainers.append(trainer)
+        return trainer
 
     yield make
+    for trainer in trainers:
+        trainer.stream.close()
     for reporter in reporters:
         reporter.close()
 

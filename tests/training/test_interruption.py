@@ -1,4 +1,4 @@
-"""Ctrl-C: a wish the first time, an end the second."""
+"""A signal: a wish the first time, an end the second."""
 
 from __future__ import annotations
 
@@ -8,20 +8,47 @@ import signal
 
 import pytest
 
-from gnmt.training.interruption import Interruption
+from gnmt.training.interruption import EXIT_CODES, Abandoned, Interruption
+from gnmt.types import Interrupted
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
-def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
 
 
-def test_the_first_only_asks_and_the_second_ends_at_once(caplog):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_only_asks_and_the_second_ends_at_once(caplog, number):
+    before = [signal.getsignal(other) for other in SIGNALS]
     with caplog.at_level(logging.WARNING), Interruption() as interruption:
         assert not interruption.requested
-        press_ctrl_c()
+        send(number)
         assert interruption.requested
-        assert "the state is saved after this update" in caplog.text
-        with pytest.raises(KeyboardInterrupt):
-            press_ctrl_c()
-    assert signal.getsignal(signal.SIGINT) is before
+        assert f"{number.name}: stopping, the state is saved after this update" in caplog.text
+        stop = interruption.stop("saved up to 7")
+        assert (str(stop), stop.exit_code) == (f"{number.name}: saved up to 7", EXIT_CODES[number])
+        with pytest.raises(Interrupted, match="SIGTERM: stopped at once, nothing more was saved") as caught:
+            send(signal.SIGTERM)
+        assert caught.value.exit_code == 143
+    assert [signal.getsignal(other) for other in SIGNALS] == before
+
+
+def test_the_exit_codes_are_those_of_the_documents():
+    """130 and 143 as a shell reports them; 75 is what the batch script of docs/slurm.md asks for."""
+    assert EXIT_CODES == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+
+
+def test_work_that_can_be_done_again_is_broken_off():
+    with Interruption() as interruption:
+        with interruption.abandoning():
+            pass
+        with pytest.raises(Abandoned), interruption.abandoning():
+            send(signal.SIGTERM)
+        with pytest.raises(Abandoned), interruption.abandoning():
+            pytest.fail("the work began after the signal")
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+    with Interruption() as interruption:
+        send(signal.SIGTERM)
+        assert interruption.requested, "outside such work it only asks"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_outcome import differences, outcome, scalars
 
-from gnmt.checkpoint import read_checkpoint
+import gnmt.training.evaluation as evaluation_module
+from gnmt.checkpoint import read_checkpoint, write_checkpoint
+from gnmt.evaluation.metrics import Scores
+from gnmt.training.evaluation import DevEvaluator
 from gnmt.training.trainer import Trainer
+from gnmt.types import Interrupted
 
 # The epoch has 5 updates or so, so 8 updates cross its end, and the second half starts within one.
 RECIPES = {
@@ -35,38 +37,6 @@ RECIPES = {
 EVERY_4 = ("trainer.evaluate_every_steps=4", "trainer.save_every_steps=4")
 
 
-def values(contents: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor and plain value of a checkpoint by its path, but for what the folder's name or the limits change."""
-    if isinstance(contents, Mapping):
-        for key, item in contents.items():
-            if key not in ("config", "checksum"):
-                yield from values(item, f"{prefix}.{key}")
-    elif isinstance(contents, list | tuple):
-        for place, item in enumerate(contents):
-            yield from values(item, f"{prefix}.{place}")
-    else:
-        yield prefix, contents
-
-
-def assert_same(one: Path, other: Path) -> None:
-    left, right = dict(values(read_checkpoint(one))), dict(values(read_checkpoint(other)))
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        equal = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-        assert equal, name
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, but for the speed."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if tag != "train/tokens_per_second" and not tag.startswith("best/")
-    }
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict[str, Path]:
     """The folders of runs that never stopped, by recipe; filled by `whole_run`."""
@@ -81,10 +51,8 @@ def whole_run(run, uninterrupted, recipe, tmp_path_factory) -> Path:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    assert_same(found / "last.pt", expected / "last.pt")
-    assert_same(found / "best.pt", expected / "best.pt")
-    assert scalars(found) == scalars(expected)
-    assert [step for step, _ in scalars(found)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert differences(outcome(found), outcome(expected)) == []
+    assert [step for step, _ in outcome(found)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     saved = read_checkpoint(found / "last.pt")
     assert saved["step"] == 8
     assert saved["position"][0] >= 1, "the data must cross the end of an epoch"
@@ -141,6 +109,80 @@ def test_what_a_crash_had_reported_beyond_its_checkpoint_is_purged(
     monkeypatch.undo()
     run(tmp_path, *command)
     assert_same_run(tmp_path, expected)
+
+
+@pytest.mark.parametrize("step", [4, 8], ids=["in the middle", "at the end"])
+def test_a_signal_breaks_off_an_evaluation_which_is_done_again(
+    run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch, step, caplog
+):
+    """A warning of two minutes is shorter than some evaluations: the state is saved at once, and nothing is skipped."""
+    recipe = "average, microbatches, subword sampling"
+    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    translations = DevEvaluator.translations
+
+    def signal_after_the_work(evaluator):
+        translations(evaluator)
+        if caplog.text.count("stopping") == 0 and f"update {step}/8" in caplog.text:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return translations(evaluator)
+
+    monkeypatch.setattr(DevEvaluator, "translations", signal_after_the_work)
+    command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
+    with caplog.at_level("INFO"), pytest.raises(Interrupted, match=rf"SIGTERM: .* update {step}, saved up to {step}:"):
+        run(tmp_path, *command)
+    assert f"the evaluation after update {step} is left for when the run goes on" in caplog.text
+    assert read_checkpoint(tmp_path / "last.pt")["evaluation_due"] is True
+    monkeypatch.undo()
+    run(tmp_path, *command)
+    assert_same_run(tmp_path, expected)
+
+
+def test_a_log_line_over_a_stop_tells_of_all_its_updates(run, tmp_path):
+    """The mean at update 5 was that of updates 4 and 5 where a run had stopped after 3."""
+    command = ("trainer.log_every_steps=5", "trainer.save_every_steps=3")
+    run(tmp_path / "whole", *command, "trainer.max_steps=5")
+    run(tmp_path / "split", *command, "trainer.max_steps=5")
+    whole = outcome(tmp_path / "whole")
+    (tmp_path / "split" / "checkpoints" / "step_00000005.pt").unlink()
+    run(tmp_path / "split", *command, "trainer.max_steps=5")
+    assert differences(outcome(tmp_path / "split"), whole) == []
+    assert [step for step, _ in whole["train/loss"]] == [5]
+
+
+def test_the_plateau_of_a_run_that_goes_on(run, tmp_path, monkeypatch):
+    """How often BLEU has not risen is in the checkpoint: the rates after a stop are those without one."""
+    command = ("schedule=plateau", "schedule.patience_evaluations=1", "optimizer.lr=0.5", "optimizer=sgd")
+    command = (*command, "trainer.evaluate_every_steps=1", "trainer.save_every_steps=2", "trainer.keep_checkpoints=9")
+    bleus = {1: 3.0, 2: 2.0, 3: 4.0, 4: 4.0, 5: 1.0, 6: 1.0}
+
+    def scored(*_, **__):
+        return Scores(bleus[current[0].progress.step], chrf=0.0, ter=None, signatures={}, num_sentences=1)
+
+    current: list[Trainer] = []
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: (current.insert(0, trainer), fit(trainer))[1])
+    monkeypatch.setattr(evaluation_module, "score_translations", scored)
+    run(tmp_path, *command, "trainer.max_steps=4")
+    run(tmp_path, *command, "trainer.max_steps=6")
+    rates = [rate for _, rate in outcome(tmp_path)["train/learning_rate"]]
+    assert rates == pytest.approx([0.5, 0.5, 0.25, 0.25, 0.125, 0.0625])
+    saved = read_checkpoint(tmp_path / "last.pt")
+    assert [tuple(entry) for entry in saved["evaluations"]] == list(bleus.items())
+
+
+def test_a_run_from_before_these_keys_goes_on(run, tmp_path):
+    """Its checkpoints hold no count of skipped updates and no evaluations, its config none of the newer keys."""
+    run(tmp_path, "trainer.max_steps=2")
+    contents = read_checkpoint(tmp_path / "last.pt")
+    config = json.loads(contents["config"])
+    for key in ("phases", "max_nonfinite_updates", "prefetch_batches"):
+        del config["trainer"][key]
+    older = {
+        key: contents[key]
+        for key in contents.keys() - {"skipped_in_a_row", "evaluations", "evaluation_due", "interval"}
+    }
+    write_checkpoint((tmp_path / "last.pt").resolve(), {**older, "config": json.dumps(config)})
+    assert run(tmp_path, "trainer.max_steps=3").steps == 3
 
 
 def test_a_run_that_is_done_says_so_and_is_left_alone(run, tmp_path, caplog):

@@ -31,6 +31,25 @@ def test_the_newest_few_stay_and_last_names_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "last.pt"]
 
 
+def test_what_a_killed_process_had_half_written_is_removed_and_nothing_else(tmp_path):
+    """Each kill during a save left a file as large as a checkpoint."""
+    checkpoints = RunCheckpoints(tmp_path, keep=2)
+    checkpoints.remove_leftovers()
+    checkpoints.save(5, {"step": 5})
+    checkpoints.save_best({"step": 5})
+    sound = sorted(tmp_path.rglob("*"))
+    half = [
+        tmp_path / "checkpoints" / ".step_00000009.pt.77.tmp",
+        tmp_path / ".best.pt.77.tmp",
+        tmp_path / ".last.77.tmp",
+    ]
+    for path in half:
+        path.write_bytes(b"half")
+    (tmp_path / ".mine.tmp").write_bytes(b"a user's")
+    checkpoints.remove_leftovers()
+    assert sorted(tmp_path.rglob("*")) == sorted([*sound, tmp_path / ".mine.tmp"])
+
+
 def test_the_best_one_is_beside_them(tmp_path):
     checkpoints = RunCheckpoints(tmp_path, keep=1)
     checkpoints.save_best({"step": 3})

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gnmt.training.schedule import Constant, Cosine, InverseSquareRoot, WarmupStepDecay
+from gnmt.training.schedule import Constant, Cosine, InverseSquareRoot, Plateau, WarmupStepDecay
 
 STEP_DECAY = {"decay_start_step": 20, "decay_interval_steps": 10}
 TABLE = [
@@ -23,6 +23,7 @@ TABLE = [
     (WarmupStepDecay(**STEP_DECAY, warmup_steps=10), {0: 0.01, 5: 0.1, 10: 1, 19: 1, 20: 0.5}),
     (WarmupStepDecay(**STEP_DECAY, decay_factor=0.8, num_decays=1), {19: 1, 20: 0.8, 40: 0.8}),
     (WarmupStepDecay(**STEP_DECAY, num_decays=0), {20: 1, 999: 1}),
+    (Plateau(patience_evaluations=1, warmup_steps=4), {0: 0.25, 3: 1, 100: 1}),
     # In the warm-up already: both factors hold.
     (WarmupStepDecay(decay_start_step=5, decay_interval_steps=10, warmup_steps=10), {5: 0.05}),
 ]
@@ -38,3 +39,27 @@ def test_no_update_is_wasted_and_none_exceeds_the_learning_rate(schedule):
     factors = [schedule.factor(step) for step in range(100)]
     assert max(factors) <= 1
     assert factors[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("bleus", "expected"),
+    [
+        ([], 1),
+        ([3, 4, 5], 1),
+        ([3, 2], 1),
+        ([3, 2, 3], 0.5),  # equal is not better
+        ([3, 2, 4, 1], 1),
+        ([3, 2, 1, 2.5, 2.9], 0.25),  # counted anew after a cut, and the best is the best of all
+        ([3, 2, 1, 3.5, 2.9], 0.5),
+        ([3, *[0] * 6], 0.125),
+        ([3, *[0] * 60], 0.125),
+    ],
+)
+def test_the_plateau_cuts_where_bleu_stops_rising(bleus, expected):
+    plateau = Plateau(patience_evaluations=2, num_decays=3)
+    assert plateau.plateau_factor(bleus) == expected
+    assert plateau.factor(7) == 1
+
+
+def test_other_schedules_do_not_ask_dev():
+    assert Constant().plateau_factor([3, 2, 1, 0]) == 1

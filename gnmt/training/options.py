@@ -1,0 +1,51 @@
+"""What `trainer:` of a config says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from gnmt.training.phases import Phase, check_phases
+from gnmt.types import Range
+
+Steps = Annotated[int, Range(1)]
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How long and in what portions to train.
+
+    max_steps, max_epochs: whichever comes first; None for no limit on epochs.
+    phases: optimisers and schedules that follow each other; None for the root keys' from start to end.
+    batch_tokens: padded source and target tokens of one update, at most. microbatch_tokens: of one forward and
+    backward; None for the whole batch at once. clip_norm: the largest global gradient norm; None for no clipping.
+    max_nonfinite_updates: so many updates in a row that were skipped, because loss or gradient were not finite, end
+    the run; it is looked at when the log is written.
+    subword_sampling: how often subword regularisation departs from the usual pieces; 0 for never.
+    ema_decay: of the moving average of the weights, which then is what is evaluated and kept as best; None for none.
+    prefetch_batches: made ahead by a thread; 0 for none.
+    patience_evaluations: stop after so many evaluations without a better dev BLEU; None for never.
+    """
+
+    max_steps: Steps = 100_000
+    max_epochs: Annotated[int, Range(1)] | None = None
+    phases: Sequence[Phase] | None = None
+    batch_tokens: Annotated[int, Range(4)] = 4096
+    microbatch_tokens: Annotated[int, Range(4)] | None = None
+    clip_norm: Annotated[float, Range(0, open_low=True)] | None = 5.0
+    max_nonfinite_updates: Annotated[int, Range(1)] = 25
+    subword_sampling: Annotated[float, Range(0, 1)] = 0.0
+    ema_decay: Annotated[float, Range(0, 1, open_high=True)] | None = None
+    prefetch_batches: Annotated[int, Range(0)] = 2
+    log_every_steps: Steps = 100
+    evaluate_every_steps: Steps = 1000
+    save_every_steps: Steps = 1000
+    keep_checkpoints: Annotated[int, Range(1)] = 3
+    patience_evaluations: Annotated[int, Range(1)] | None = None
+    num_sample_translations: Annotated[int, Range(0)] = 5
+    evaluation_batch_size: Annotated[int, Range(1)] = 64
+
+    def __post_init__(self) -> None:
+        if self.phases is not None:
+            check_phases(self.phases)

@@ -1,0 +1,74 @@
+"""The batch script of docs/slurm.md, with stand-ins for Slurm's commands: warned, saved, queued again, continued."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gnmt.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+COMMAND = re.compile(r"^srun python scripts/train\.py .*$", re.MULTILINE)
+
+
+def batch_script() -> str:
+    [script] = re.findall(
+        r"^```sh\n(.*?)^```$", (ROOT / "docs" / "slurm.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return str(script)
+
+
+def stand_in(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def test_it_is_one_command_and_asks_for_a_warning() -> None:
+    script = batch_script()
+    assert len(COMMAND.findall(script)) == 1
+    assert "#SBATCH --signal=USR1@" in script
+    assert "#SBATCH --requeue" in script
+
+
+@pytest.mark.slow
+def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, tmp_path) -> None:
+    run = tiny.copied_to(tmp_path)
+    overrides = (*run.overrides, "trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
+    train = f"srun {sys.executable} {ROOT / 'scripts' / 'train.py'} {' '.join(overrides)} trainer.max_steps=1000000"
+    (tmp_path / "job.sh").write_text(COMMAND.sub(lambda _: train, batch_script()), encoding="utf-8")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    stand_in(commands / "srun", f'echo $$ > {tmp_path}/pid\nexec "$@"')
+    stand_in(commands / "scontrol", f'echo "$@" >> {tmp_path}/scontrol')
+    environment = {"OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "77", "PATH": f"{commands}:{os.environ['PATH']}"}
+    with (tmp_path / "log").open("wb") as log:
+        job = subprocess.Popen(
+            ["bash", "job.sh"], cwd=tmp_path, stdout=log, stderr=log, env={**os.environ, **environment}
+        )
+        try:
+            for _ in range(1200):
+                if "update 6/" in (tmp_path / "log").read_text(encoding="utf-8"):
+                    break
+                assert job.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+                time.sleep(0.1)
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
+            assert job.wait(60) == 75
+        finally:
+            job.kill()
+    said = (tmp_path / "log").read_text(encoding="utf-8")
+    stopped = re.search(r"SIGUSR1: stopped after update (\d+), saved up to (\d+): the same command continues", said)
+    assert stopped is not None, said
+    assert stopped[1] == stopped[2]
+    assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
+    step = int(stopped[1])
+    assert read_checkpoint(run.folder / "last.pt")["step"] == step
+    again = run_command("train", *overrides, f"trainer.max_steps={step + 1}", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert f"1 updates from update {step}" in again.err

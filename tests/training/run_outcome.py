@@ -1,0 +1,58 @@
+"""All that a run leaves behind, to be compared with what another run leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gnmt.checkpoint import read_checkpoint
+
+CLOCK = ("train/tokens_per_second", "train/data_wait_fraction")
+# The run's name, the state of the source tree, and what a clock says.
+LEFT_OUT = ("config", "checksum", "git_revision", "seconds_before", "seconds_waited")
+
+
+def values(contents: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every tensor and plain value of a checkpoint by its path, but for those that may differ."""
+    if isinstance(contents, Mapping | list | tuple):
+        items = contents.items() if isinstance(contents, Mapping) else enumerate(contents)
+        for key, item in items:
+            if key not in LEFT_OUT:
+                yield from values(item, f"{prefix}.{key}")
+    else:
+        yield prefix, contents
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """The last and the best checkpoint and what TensorBoard shows, but for what a clock says."""
+    files = {name: read_checkpoint(folder / f"{name}.pt") for name in ("last", "best")}
+    return {f"{name}{path}": value for name in files for path, value in values(files[name])} | scalars(folder)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's curves, but for what a clock says, and for the best figures, which each end of a run adds."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag not in CLOCK and not tag.startswith("best/")
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names of what is not the same, bit by bit."""
+    return [
+        name
+        for name in sorted(one.keys() | other.keys())
+        if not (name in one and name in other and same(one[name], other[name]))
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of two values, tensors included."""
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

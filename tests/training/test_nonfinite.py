@@ -1,0 +1,198 @@
+"""A loss or gradient that is no number costs the update and nothing else, and a run of nothing else ends."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.training.progress import Interval
+from gnmt.training.trainer import Trainer
+from gnmt.types import InputError
+
+OPTIMIZERS = {
+    "fused adam": ("optimizer=adam",),
+    "adamw": ("optimizer=adamw", "optimizer.fused=false"),
+    "fused sgd with momentum": ("optimizer=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.5"),
+    "plain sgd": ("optimizer=sgd", "optimizer.lr=0.5", "optimizer.weight_decay=0.1"),
+    "no fused kernel": ("optimizer._target_=torch.optim.NAdam", "~optimizer.fused", "~optimizer.amsgrad"),
+}
+
+
+def spoil(trainer: Trainer, factor: float = math.nan) -> torch.utils.hooks.RemovableHandle:
+    """Every gradient of one weight becomes this, until it is removed."""
+    return trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * factor)
+
+
+def update(trainer: Trainer, interval: Interval) -> None:
+    interval.positions.append(trainer.stream.position)
+    trainer.update(next(trainer.stream), interval)
+
+
+def state(trainer: Trainer) -> list[torch.Tensor]:
+    """Copies of weights and of what the optimiser remembers."""
+    remembered = (item for state in trainer.optimisation.optimizer.state.values() for item in state.values())
+    tensors = [*trainer.objective.parameters(), *(item for item in remembered if isinstance(item, torch.Tensor))]
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("first", [0, 2], ids=["from the first update", "later"])
+def test_a_skipped_update_changes_neither_weights_nor_optimiser(make_trainer, optimizer, first):
+    """Fused SGD, told to skip its first update, left its momentum uninitialised."""
+    trainer = make_trainer(*OPTIMIZERS[optimizer], "trainer.ema_decay=0.5")
+    interval = Interval.begin(trainer.device)
+    for _ in range(first):
+        update(trainer, interval)
+    before, gradients = state(trainer), spoil(trainer)
+    for _ in range(2):
+        update(trainer, interval)
+    gradients.remove()
+    after = state(trainer)
+    assert len(before) == len(after)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert trainer.progress.step == first + 2, "it uses up its place in the schedule"
+    assert all(average.isfinite().all() for average in trainer.average.state_dict().values())
+    update(trainer, interval)
+    moved = state(trainer)
+    assert all(tensor.isfinite().all() for tensor in moved)
+    assert not torch.equal(moved[0], before[0])
+    sums = interval.sums()
+    assert (sums.updates, sums.longest_skip, sums.last_skipped) == (first + 1, 2, first + 1)
+    assert 0 < sums.loss / sums.target_tokens < 10
+    assert 0 < sums.gradient_norm < 100
+
+
+def test_what_follows_a_skipped_update_is_as_if_its_batch_had_never_been(make_trainer):
+    """Adam's bias correction counts updates that were made; the schedule counts all."""
+    weights = []
+    for skips in (True, False):
+        trainer = make_trainer("model.encoder.dropout=0", "schedule=constant")
+        for number in range(4):
+            if number == 2 and not skips:
+                next(trainer.stream)
+                trainer.progress.step += 1
+                continue
+            gradients = spoil(trainer, math.nan if number == 2 else 1.0)
+            update(trainer, Interval.begin(trainer.device))
+            gradients.remove()
+        weights.append(state(trainer))
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
+    trainer = make_trainer()
+    interval = Interval.begin(trainer.device)
+    update(trainer, interval)
+    before, forward = state(trainer), trainer.objective.loss.forward
+    trainer.objective.loss.forward = lambda *arguments: forward(*arguments) + math.inf
+    update(trainer, interval)
+    assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
+    assert interval.sums().updates == 1
+
+
+def test_no_step_reads_the_device(make_trainer, monkeypatch):
+    """Once the first update of a phase is made; skipped ones are no exception."""
+    trainer = make_trainer("trainer.ema_decay=0.5", "trainer.microbatch_tokens=100")
+    update(trainer, Interval.begin(trainer.device))
+    interval, batches = Interval.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
+    numbers = [sum(int(batch.labels.lengths_B.sum()) for batch in microbatches) for microbatches in batches]
+
+    def refuse(tensor, *_):
+        assert not tensor.is_floating_point(), "a step waited for the device"
+        assert tensor.dtype != torch.bool, "a step waited for the device"
+        return int(tensor.numpy())
+
+    for name in ("__bool__", "__int__", "__float__", "item"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    for number, microbatches in enumerate(batches):
+        gradients = spoil(trainer, math.nan if number == 1 else 1.0)
+        interval.positions.append(trainer.stream.position)
+        trainer.update(microbatches, interval)
+        gradients.remove()
+    monkeypatch.undo()
+    assert interval.sums().target_tokens == numbers[0] + numbers[2]
+    assert interval.sums().last_skipped == 1
+
+
+def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplog):
+    trainer = make_trainer(
+        "trainer.max_steps=8", "trainer.log_every_steps=4", "trainer.evaluate_every_steps=8",
+        "trainer.max_nonfinite_updates=3",
+    )  # fmt: skip
+    reported = []
+    trainer.reporter.scalar = lambda tag, value, step: reported.append((tag, step, value))
+    original = trainer.update
+
+    def sometimes_bad(microbatches, interval):
+        gradients = spoil(trainer, math.nan if trainer.progress.step in (0, 3, 4, 6, 7) else 1.0)
+        original(microbatches, interval)
+        gradients.remove()
+
+    trainer.update = sometimes_bad
+    trainer.fit()
+    assert [entry[1:] for entry in reported if entry[0] == "train/skipped_updates"] == [(4, 2), (8, 3)]
+    assert all(math.isfinite(value) for tag, _, value in reported if tag.startswith("train/"))
+    assert "3 of these 4 updates were skipped: loss or gradient not finite" in caplog.text
+    assert read_checkpoint(trainer.checkpoints.last)["skipped_in_a_row"] == 2
+
+
+def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, prepared):
+    trainer = make_trainer(
+        "trainer.max_steps=20", "trainer.log_every_steps=5", "trainer.save_every_steps=1",
+        "trainer.max_nonfinite_updates=4",
+    )  # fmt: skip
+    consumed, original = [], trainer.update
+
+    def bad_from_the_third(microbatches, interval):
+        consumed.append(microbatches)
+        gradients = spoil(trainer, math.inf if trainer.progress.step >= 2 else 1.0)
+        original(microbatches, interval)
+        gradients.remove()
+
+    trainer.update = bad_from_the_third
+    with pytest.raises(InputError) as caught:
+        trainer.fit()
+    message = str(caught.value)
+    assert len(consumed) == 10, "three at the first log line, eight at the second"
+    assert message.startswith("training diverged: 8 updates in a row were skipped")
+    assert "lower optimizer.lr or trainer.clip_norm" in message
+    assert "saved up to update 9" in message
+    pairs = [pair for batch in consumed[-1] for pair in batch.pairs_B.tolist()]
+    position = trainer.stream.position
+    assert f"update 10, was batch {position.batches - 1} of epoch {position.epoch}" in message
+    assert f"{len(pairs)} pairs of the prepared text: {', '.join(map(str, pairs[:20]))}" in message
+    assert f"{pairs[0]}: {prepared.store.source_text(pairs[0])} | {prepared.store.target_text(pairs[0])}" in message
+    listed = (trainer.checkpoints.folder.parent / "nonfinite_batch.tsv").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t") for line in listed] == [
+        [str(pair), prepared.store.source_text(pair), prepared.store.target_text(pair)] for pair in pairs
+    ]
+    weights = read_checkpoint(trainer.checkpoints.last)["model"].values()
+    assert all(weight.isfinite().all() for weight in weights), "what was saved is sound"
+
+
+def test_the_count_in_a_row_goes_on_with_the_run(make_trainer):
+    """Or a run that is preempted often enough would never end."""
+    first = make_trainer("trainer.save_every_steps=2", "trainer.max_steps=2", "trainer.max_nonfinite_updates=3")
+    spoil(first)
+    first.fit()
+    second = make_trainer("trainer.max_steps=3", "trainer.max_nonfinite_updates=3")
+    second.restore(read_checkpoint(first.checkpoints.last))
+    spoil(second)
+    with pytest.raises(InputError, match="3 updates in a row were skipped"):
+        second.fit()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_a_skip_needs_no_host(make_trainer):
+    trainer = make_trainer("device=cuda", "optimizer=sgd", "optimizer.momentum=0.9")
+    update(trainer, Interval.begin(trainer.device))
+    before, gradients = state(trainer), spoil(trainer)
+    interval = Interval.begin(trainer.device)
+    update(trainer, interval)
+    gradients.remove()
+    assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
+    assert interval.sums()[3:] == (0, 1, 0)
