@@ -24,9 +24,9 @@ class Prefetcher:
     """Iterates over a stream as the stream itself does; a thread makes up to num_batches batches ahead.
 
     num_batches: 0 makes each batch when it is asked for. pin: whether tensors go to page-locked memory, from which
-    CUDA copies while it computes. `position`, `epochs` and `len` are those of consumed batches, so a checkpoint never skips what
-    was only made. The thread draws from no global random state, so training is the same with it and without. It begins
-    with the first batch. An error in it is raised where the batch would have come.
+    CUDA copies while it computes. `position`, `epochs` and `len` are those of consumed batches, so a checkpoint never
+    skips what was only made. The thread draws from no global random state, so training is the same with it and without.
+    It begins with the first batch. An error in it is raised where the batch would have come.
     """
 
     def __init__(self, stream: BatchStream, num_batches: int, pin: bool) -> None:
