@@ -18,6 +18,7 @@ from gnmt.data.batching import BatchStream, Position
 from gnmt.data.prepare import prepare
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.distributed import current_ranks
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
@@ -52,6 +53,11 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
     Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved.
     """
+    if (world_size := current_ranks().world_size) > 1:
+        raise InputError(
+            f"{world_size} processes were started, but training is the work of one, and all would write to {folder}: "
+            "start it with python in place of torchrun"
+        )
     with deterministic_kernels(cfg.deterministic):
         return train_in(folder, cfg)
 
