@@ -81,11 +81,22 @@ class PrepareConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """scripts/evaluate.py"""
+class TranslatorConfig:
+    """The keys that every command with a translator has (gnmt.decoding.loading)."""
 
     checkpoint: Any = field(default=MISSING, metadata=PATHS)
     ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
+    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
+    trusted_packages: list[str] = MISSING
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
+
+
+@dataclass
+class EvaluateConfig(TranslatorConfig):
+    """scripts/evaluate.py"""
+
     test_set: str | None = MISSING
     source: str | None = MISSING
     target: str | None = MISSING
@@ -96,19 +107,13 @@ class EvaluateConfig:
     num_alignments: int = field(default=MISSING, metadata=AT_LEAST_ZERO)
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
-    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
-    device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=choice("recorded", *SEARCH_PRECISIONS))
-    trusted_packages: list[str] = MISSING
-    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
 
 
 @dataclass
-class TranslateConfig:
+class TranslateConfig(TranslatorConfig):
     """scripts/translate.py"""
 
-    checkpoint: Any = field(default=MISSING, metadata=PATHS)
-    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
     input: Any = field(default=MISSING, metadata=PATHS)
     output: str = MISSING
     output_folder: str | None = MISSING
@@ -119,30 +124,18 @@ class TranslateConfig:
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
-    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
-    device: str = field(default=MISSING, metadata=DEVICE)
-    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
-    trusted_packages: list[str] = MISSING
-    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
 
 
 @dataclass
-class ScoreConfig:
+class ScoreConfig(TranslatorConfig):
     """scripts/score.py"""
 
-    checkpoint: Any = field(default=MISSING, metadata=PATHS)
-    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
     source: str | None = MISSING
     target: str | None = MISSING
     input: str | None = MISSING
     output: str = MISSING
     format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))
     batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
-    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
-    device: str = field(default=MISSING, metadata=DEVICE)
-    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
-    trusted_packages: list[str] = MISSING
-    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
 
 
 @dataclass

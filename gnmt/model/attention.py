@@ -49,11 +49,7 @@ class AdditiveAttention(Attention):
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context [B, T, H] (Wu et al. 2016, eq. 4) and weights [B, T, S], in fp32 or better."""
         query_BTA = self.query_projection(query_BTH)
-        scores_BTS = additive_scores(query_BTA, keys_BSA, self.score_vector())
-        scores_BTS = scores_BTS.masked_fill(~memory.mask_BS[:, None], float("-inf"))
-        weights_BTS = torch.softmax(scores_BTS, dim=-1)
-        context_BTH = weights_BTS.to(memory.states_BSH.dtype) @ memory.states_BSH
-        return context_BTH, weights_BTS
+        return attend(additive_scores(query_BTA, keys_BSA, self.score_vector()), memory)
 
     def score_vector(self) -> Tensor:
         """g * v/|v|, or v where the score is not normalised; [A]."""
@@ -61,6 +57,12 @@ class AdditiveAttention(Attention):
             return self.direction
         vector_A: Tensor = self.scale * self.direction / torch.linalg.vector_norm(self.direction)
         return vector_A
+
+
+def attend(scores_BTS: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    """Context [B, T, H] and weights [B, T, S], of the scores' type, from scores; padding gets no weight."""
+    weights_BTS = torch.softmax(scores_BTS.masked_fill(~memory.mask_BS[:, None], float("-inf")), dim=-1)
+    return weights_BTS.to(memory.states_BSH.dtype) @ memory.states_BSH, weights_BTS
 
 
 def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import Hypothesis, search
-from gnmt.types import EOS_ID, PAD_ID, Memory, State, Tokens
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Memory, State, Tokens
 
 CPU = torch.device("cpu")
 NUM_HISTORIES = 211
@@ -71,18 +73,22 @@ class HistoryModel(nn.Module):
             attention_BKS = energies_BKS.masked_fill(~memory.mask_BS[:, None], -torch.inf).softmax(-1)
         return self.log_probs_RV[rows_BK], attention_BKS, State({"key": key_BK})
 
-    def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Teacher forcing; the "hidden states" are the log-probabilities themselves."""
-        state = self.start(memory, 1)
-        hidden, weights = [], []
-        for tokens_B in target.ids_BT.unbind(1):
-            log_probs_B1V, attention_B1S, state = self.step(tokens_B[:, None], state, memory)
-            hidden.append(log_probs_B1V)
-            weights.append(attention_B1S)
-        return torch.cat(hidden, 1), None if self.attention_RS is None or not attention else torch.cat(weights, 1)
 
-    def output(self, hidden: Tensor) -> Tensor:
-        return hidden
+def assert_forced(model, some, found, options):
+    """Every reported score is the forced score of its ids."""
+    pairs = [
+        (sentence, hypothesis) for sentence, hypotheses in zip(some, found, strict=True) for hypothesis in hypotheses
+    ]
+    rows = [[BOS_ID, *hypothesis.tokens] for _, hypothesis in pairs]
+    width = max(map(len, rows))
+    target = Tokens(
+        torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
+    )
+    forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
+    for row, (_, hypothesis) in enumerate(pairs):
+        tolerance = 1e-5 * len(hypothesis.tokens)
+        assert hypothesis.log_prob == pytest.approx(float(forced.log_prob_B[row]), abs=tolerance)
+        assert hypothesis.score == pytest.approx(float(forced.score_B[row]), abs=tolerance)
 
 
 class MarkovModel(nn.Module):

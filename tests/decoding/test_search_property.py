@@ -10,17 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_search import enumerate_all, oracle_search
-from stub_models import CPU, HistoryModel, batch_of, searched
+from stub_models import CPU, HistoryModel, assert_forced, searched
 
 from gnmt.decoding.engine import fast_model
-from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import SearchOptions, search
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.encoders.lstm import LSTMEncoder
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import choose_precision
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 VOCABULARY_SIZE = 9
@@ -161,20 +160,3 @@ def test_samples_keep_their_prefix_and_report_forced_scores(model, pairs, batch_
         assert len(hypotheses) == 3
         assert all(list(hypothesis.tokens[: len(prefix)]) == prefix for hypothesis in hypotheses)
     assert_forced(model, some, found, options)
-
-
-def assert_forced(model, some, found, options):
-    """Every reported score is the forced score of its ids."""
-    pairs = [
-        (sentence, hypothesis) for sentence, hypotheses in zip(some, found, strict=True) for hypothesis in hypotheses
-    ]
-    rows = [[BOS_ID, *hypothesis.tokens] for _, hypothesis in pairs]
-    width = max(map(len, rows))
-    target = Tokens(
-        torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
-    )
-    forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
-    for row, (_, hypothesis) in enumerate(pairs):
-        tolerance = 1e-5 * len(hypothesis.tokens)
-        assert hypothesis.log_prob == pytest.approx(float(forced.log_prob_B[row]), abs=tolerance)
-        assert hypothesis.score == pytest.approx(float(forced.score_B[row]), abs=tolerance)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gnmt.decoding.engine.linear import LinearMaker
-from gnmt.model.attention import AdditiveAttention
+from gnmt.model.attention import AdditiveAttention, attend
 from gnmt.model.interfaces import Attention
 from gnmt.types import Memory
 
@@ -36,7 +36,4 @@ class FastAdditiveAttention(Attention):
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         query_BTA = self.query_projection(query_BTH).float()
         hidden_BTSA = torch.add(query_BTA[:, :, None], keys_BSA[:, None]).sigmoid_()
-        scores_BTS = (hidden_BTSA @ self.vector_A).masked_fill_(~memory.mask_BS[:, None], float("-inf"))
-        weights_BTS = torch.softmax(scores_BTS, dim=-1)
-        context_BTH = weights_BTS.to(memory.states_BSH.dtype) @ memory.states_BSH
-        return context_BTH, weights_BTS
+        return attend(hidden_BTSA @ self.vector_A, memory)
