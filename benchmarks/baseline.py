@@ -65,7 +65,7 @@ class Baseline:
         beam = options.beam_size
         ids_BS = pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True, padding_value=PAD_ID)
         source = Tokens(ids_BS, torch.tensor([len(ids) for ids in sources])).to(self.device)
-        states_BSH = self.model.encoder(self.model.source_embedding(source.ids_BT), source.lengths_B)
+        states_BSH = self.model.encoder(self.model.source_embedding(source.ids_BT), source.lengths_B).states_BSH
         states_NSH = states_BSH.repeat_interleave(beam, dim=0)
         mask_NS = source.mask_BT.repeat_interleave(beam, dim=0)
         sentences = [_new_sentence(len(ids), options) for ids in sources]

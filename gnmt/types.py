@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -95,35 +96,54 @@ class Batch(NamedTuple):
         return Batch(self.source.to(device), self.target.to(device), self.pairs_B)
 
 
+class Encoded(NamedTuple):
+    """What an encoder says of the source.
+
+    states_BSH: one state a source token. by_token: further tensors [B, S, ...]; by_sentence: [B, ...] without a source
+    axis, such as the final states that a bridge hands to the decoder. A decoder documents which names it reads.
+    """
+
+    states_BSH: Tensor
+    by_token: Mapping[str, Tensor] = MappingProxyType({})
+    by_sentence: Mapping[str, Tensor] = MappingProxyType({})
+
+
 class Memory(NamedTuple):
-    """What attention needs of the source, computed once; `B` rows, never copied for the beam.
+    """What decoding needs of the source, computed once; `B` rows, never copied for the beam.
 
     states_BSH: encoder outputs. mask_BS: bool, True for a real source token (with EOS).
     extras: what a decoder prepares once for all its steps, such as projected keys; every tensor is [B, S, ...], so
-    that `trim` and `join` know the source axis.
+    that `trim` and `join` know the source axis. by_sentence: what has no source axis, [B, ...].
     """
 
     states_BSH: Tensor
     mask_BS: Tensor
     extras: Mapping[str, Tensor]
+    by_sentence: Mapping[str, Tensor] = MappingProxyType({})
 
     def select(self, rows_N: Tensor) -> Memory:
         """The given rows, in that order (sentences that stay, or repeated ones)."""
-        extras = {name: tensor.index_select(0, rows_N) for name, tensor in self.extras.items()}
-        return Memory(self.states_BSH.index_select(0, rows_N), self.mask_BS.index_select(0, rows_N), extras)
+        return Memory(
+            self.states_BSH.index_select(0, rows_N),
+            self.mask_BS.index_select(0, rows_N),
+            {name: tensor.index_select(0, rows_N) for name, tensor in self.extras.items()},
+            {name: tensor.index_select(0, rows_N) for name, tensor in self.by_sentence.items()},
+        )
 
     def trim(self, width: int) -> Memory:
         """The first `width` source positions, as views; every row's real tokens must lie within."""
         extras = {name: tensor[:, :width] for name, tensor in self.extras.items()}
-        return Memory(self.states_BSH[:, :width], self.mask_BS[:, :width], extras)
+        return Memory(self.states_BSH[:, :width], self.mask_BS[:, :width], extras, self.by_sentence)
 
     @staticmethod
     def join(memories: Sequence[Memory]) -> Memory:
         """The sentences of all, one memory's after another's; shorter ones get padding, which the mask leaves out."""
+        first = memories[0]
         return Memory(
             join_rows([memory.states_BSH for memory in memories]),
             join_rows([memory.mask_BS for memory in memories]),
-            {name: join_rows([memory.extras[name] for memory in memories]) for name in memories[0].extras},
+            {name: join_rows([memory.extras[name] for memory in memories]) for name in first.extras},
+            {name: join_rows([memory.by_sentence[name] for memory in memories]) for name in first.by_sentence},
         )
 
 

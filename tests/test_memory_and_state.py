@@ -12,7 +12,7 @@ def memory(num_rows: int, width: int, start: int) -> Memory:
     states = start + torch.arange(num_rows * width * 2.0).view(num_rows, width, 2)
     mask = torch.ones(num_rows, width, dtype=torch.bool)
     mask[1:, -1] = False
-    return Memory(states, mask, {"keys": -states, "ids": states[:, :, 0].long()})
+    return Memory(states, mask, {"keys": -states, "ids": states[:, :, 0].long()}, {"final": start + torch.arange(num_rows)})
 
 
 def test_memories_of_different_widths_are_joined_with_padding_that_the_mask_leaves_out():
@@ -29,6 +29,7 @@ def test_memories_of_different_widths_are_joined_with_padding_that_the_mask_leav
         assert torch.equal(tensor[:2, :3], left)
         assert torch.equal(tensor[2:], right)
         assert not tensor[:2, 3:].any()
+    assert joined.by_sentence["final"].tolist() == [100, 101, 200]
 
 
 def test_memories_of_one_width_are_only_put_together():
@@ -44,6 +45,7 @@ def test_trim_undoes_the_padding_of_join():
     assert torch.equal(back.states_BSH, narrow.states_BSH[[1, 0]])
     assert torch.equal(back.mask_BS, narrow.mask_BS[[1, 0]])
     assert torch.equal(back.extras["keys"], narrow.extras["keys"][[1, 0]])
+    assert back.by_sentence["final"].tolist() == [101, 100]
 
 
 def test_states_are_joined_and_a_time_axis_is_padded():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from gnmt.types import Memory, State
+from gnmt.types import Encoded, Memory, State
 
 
 class Encoder(nn.Module):
@@ -17,8 +17,8 @@ class Encoder(nn.Module):
     output_size: int
 
     @abstractmethod
-    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Tensor:
-        """States [B, S, output_size]; what lies behind a row's length never reaches its real states."""
+    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
+        """States [B, S, output_size]; what lies behind a row's length never reaches what is said of the row."""
 
 
 class Decoder(nn.Module):
@@ -33,8 +33,8 @@ class Decoder(nn.Module):
     output_size: int
 
     @abstractmethod
-    def prepare(self, states_BSH: Tensor) -> Mapping[str, Tensor]:
-        """What all steps share, computed once from the encoder's states: batch-first tensors."""
+    def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
+        """What all steps share, computed once from what the encoder says: tensors [B, S, ...]."""
 
     @abstractmethod
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gnmt.model.dropout import Dropout, WordDropout
 from gnmt.model.interfaces import Decoder, Encoder
-from gnmt.types import PAD_ID, InputError, Memory, Range, State, Tokens
+from gnmt.types import PAD_ID, Encoded, InputError, Memory, Range, State, Tokens
 
 
 class Seq2Seq(nn.Module):
@@ -83,8 +83,8 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tokens) -> Memory:
         """Reads the source (pieces and EOS): everything about it that decoding needs."""
         embedded_BSE = self.word_dropout(self.source_embedding(source.ids_BT))
-        states_BSH = self.encoder(embedded_BSE, source.lengths_B)
-        return Memory(states_BSH, source.mask_BT, self.decoder.prepare(states_BSH))
+        encoded: Encoded = self.encoder(embedded_BSE, source.lengths_B)
+        return Memory(encoded.states_BSH, source.mask_BT, self.decoder.prepare(encoded), encoded.by_sentence)
 
     def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         """Teacher forcing over BOS and the pieces: hidden [B, T, H] and, where asked for, attention [B, T, S]."""

@@ -21,7 +21,7 @@ from gnmt.model.encoders.lstm import LSTMEncoder
 from gnmt.model.recurrence import LSTM
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, choose_precision, what_int8_misses
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Tokens
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Encoded, Tokens
 
 CPU = torch.device("cpu")
 PIECES = 40
@@ -200,8 +200,8 @@ def test_modules_of_unknown_kind_work_as_they_are() -> None:
             self.mix = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
             self.scaled = Scaled(12, 12)
 
-        def forward(self, embedded_BSE: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-            return self.scaled(self.mix(super().forward(embedded_BSE, lengths_B)))
+        def forward(self, embedded_BSE: torch.Tensor, lengths_B: torch.Tensor) -> Encoded:
+            return Encoded(self.scaled(self.mix(super().forward(embedded_BSE, lengths_B).states_BSH)))
 
     model = small_model()
     model.encoder = Encoder().eval()

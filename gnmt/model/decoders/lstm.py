@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Attention, Decoder
 from gnmt.model.recurrence import LSTM, LSTMState, Recurrence
-from gnmt.types import InputError, Memory, Range, State
+from gnmt.types import Encoded, InputError, Memory, Range, State
 
 
 class LSTMDecoder(Decoder):
@@ -54,9 +54,9 @@ class LSTMDecoder(Decoder):
         upper_size = hidden_size + attention.output_size
         self.upper = nn.ModuleList(LSTM(upper_size, hidden_size) for _ in range(num_layers - 1))
 
-    def prepare(self, states_BSH: Tensor) -> Mapping[str, Tensor]:
+    def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """The attention's projected keys."""
-        return {"keys": self.attention.keys(states_BSH)}
+        return {"keys": self.attention.keys(encoded.states_BSH)}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Hidden [B, T, H] and attention [B, T, S] for the whole target at once."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Encoder
 from gnmt.model.recurrence import LSTM, BidirectionalLSTM, Recurrence
-from gnmt.types import InputError, Range
+from gnmt.types import Encoded, InputError, Range
 
 
 class LSTMEncoder(Encoder):
@@ -47,7 +47,7 @@ class LSTMEncoder(Encoder):
             width = 2 * hidden_size if kind is BidirectionalLSTM else hidden_size
         self.output_size = width
 
-    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Tensor:
+    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
         """States [B, S, output_size]."""
         states_SBH = embedded_BSE.transpose(0, 1)
         for number, layer in enumerate(self.layers, start=1):
@@ -59,7 +59,7 @@ class LSTMEncoder(Encoder):
                 states_SBH = layer.over_time(self.dropout(inputs_SBH))
             if self.is_residual(number) and inputs_SBH.shape == states_SBH.shape:
                 states_SBH = states_SBH + inputs_SBH
-        return states_SBH.transpose(0, 1)
+        return Encoded(states_SBH.transpose(0, 1))
 
     def is_residual(self, number: int) -> bool:
         """Whether the layer of that number, counted from 1, adds its input to its output."""
