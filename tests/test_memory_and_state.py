@@ -12,7 +12,9 @@ def memory(num_rows: int, width: int, start: int) -> Memory:
     states = start + torch.arange(num_rows * width * 2.0).view(num_rows, width, 2)
     mask = torch.ones(num_rows, width, dtype=torch.bool)
     mask[1:, -1] = False
-    return Memory(states, mask, {"keys": -states, "ids": states[:, :, 0].long()}, {"final": start + torch.arange(num_rows)})
+    return Memory(
+        states, mask, {"keys": -states, "ids": states[:, :, 0].long()}, {"final": start + torch.arange(num_rows)}
+    )
 
 
 def test_memories_of_different_widths_are_joined_with_padding_that_the_mask_leaves_out():
