@@ -23,7 +23,7 @@ class OracleGNMT:
 
     def encode(self, source: list[int]) -> list[Tensor]:
         """The top layer's states, one vector for each source token."""
-        states = [self.weights["source_embedding.weight"][token] for token in source]
+        embeddings = states = [self.weights["source_embedding.weight"][token] for token in source]
         ahead = self.run_lstm("encoder.layers.0.ahead", states)
         back = self.run_lstm("encoder.layers.0.back", states[::-1])[::-1]
         states = [torch.cat(both) for both in zip(ahead, back, strict=True)]
@@ -32,6 +32,9 @@ class OracleGNMT:
             if layer >= self.residual_from:
                 outputs = [output + state for output, state in zip(outputs, states, strict=True)]
             states = outputs
+        if "encoder.shortcut.weight" in self.weights:
+            shortcut = self.weights["encoder.shortcut.weight"]
+            states = [state + shortcut @ embedding for state, embedding in zip(states, embeddings, strict=True)]
         return states
 
     def decode(self, target: list[int], states: list[Tensor]) -> tuple[Tensor, Tensor]:

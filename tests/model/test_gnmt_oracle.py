@@ -14,6 +14,7 @@ CASES = [
     {"query": "previous", "layers": (5, 3)},
     {"query": "current", "layers": (4, 4), "tie": "source_target"},
     {"query": "previous", "layers": (3, 4), "tie": "all"},
+    {"query": "current", "layers": (2, 3), "shortcut": True},
 ]
 
 

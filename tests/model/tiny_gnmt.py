@@ -24,12 +24,20 @@ def tiny_gnmt(
     normalise: bool = True,
     dropout: float = 0.0,
     num_bidirectional_layers: int = 1,
+    shortcut: bool = False,
     seed: int = 3,
 ) -> Seq2Seq:
     """Every width differs where tying allows it, so that none can stand in for another."""
     torch.manual_seed(seed)
     embedding, source_size, target_size = (5, 9, 11) if tie == "none" else (6, 11, 11)
-    encoder = LSTMEncoder(embedding, 4, layers[0], num_bidirectional_layers=num_bidirectional_layers, dropout=dropout)
+    encoder = LSTMEncoder(
+        embedding,
+        4,
+        layers[0],
+        num_bidirectional_layers=num_bidirectional_layers,
+        dropout=dropout,
+        embedding_shortcut=shortcut,
+    )
     attention = AdditiveAttention(6, encoder.output_size, 3, normalise=normalise)
     decoder = LSTMDecoder(embedding, 6, layers[1], attention, query=query, dropout=dropout)  # type: ignore[arg-type]
     model = Seq2Seq(
