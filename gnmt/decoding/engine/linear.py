@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ LinearMaker = Callable[[Tensor, Tensor | None], nn.Module]
 # Rows for which oneDNN chooses the order of the packed weights; other numbers use the same order.
 _TYPICAL_ROWS = 160
 _INT8_LARGEST = 127
+_INT8_ZERO = 128
 
 
 def linear_maker(precision: str, device: torch.device, dtype: torch.dtype) -> LinearMaker:
@@ -57,7 +57,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """fp32 in and out; the product itself is of 8-bit integers, added up in 32 bits.
+    """fp32 in and out; the product itself is of 8-bit integers, added up in 32 bits, by oneDNN.
 
     Weights are quantised by output: w = q * scale_O, q in [-127, 127]. Activations are quantised by row: each is
     divided by its own largest absolute value, so that one fixed scale suits all of them, and the product is
@@ -65,28 +65,42 @@ class Int8Linear(nn.Module):
     a sentence depend on its neighbours in the batch; here a row's result is a function of that row, to the last bit.
     """
 
+    scale_O: Tensor
+    zero_O: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight_OI = _constant(weight, torch.float32)
         self.bias = None if bias is None else _constant(bias, torch.float32)
-        scale_O = weight_OI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
-        with warnings.catch_warnings():
-            # Tensors of quantised types are to go from torch some day; the products that take them have no successor.
-            warnings.filterwarnings("ignore", category=UserWarning, message=".*quantize_per_channel.*deprecated")
-            zero_O = torch.zeros(len(scale_O), dtype=torch.long)
-            quantised_OI = torch.quantize_per_channel(weight_OI, scale_O, zero_O, 0, torch.qint8)
-            self.packed = torch.ops.quantized.linear_prepack(quantised_OI, None)
+        self.scale_O = weight_OI.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
+        self.zero_O = torch.zeros(len(weight_OI), dtype=torch.long)
+        quantised_OI = (weight_OI / self.scale_O[:, None]).round_().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(quantised_OI, [_TYPICAL_ROWS, weight_OI.shape[1]])
+        self.levels_middle = torch.tensor(_INT8_ZERO + 0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
         inputs_NI = inputs.reshape(-1, inputs.shape[-1])
-        scale_N1 = inputs_NI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-        # The activations' integers are unsigned, with 0 at 128: [-1, 1] becomes 1 to 255.
-        product_NO = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            inputs_NI / scale_N1, 1 / _INT8_LARGEST, _INT8_LARGEST + 1, self.packed
+        largest_N1 = inputs_NI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        # The activations' integers are unsigned, with 0 at 128: [-1, 1] becomes 1 to 255. The half rounds.
+        levels_NI = torch.addcmul(self.levels_middle, inputs_NI, _INT8_LARGEST / largest_N1).to(torch.uint8)
+        outputs_NO: Tensor = torch.ops.onednn.qlinear_pointwise(
+            levels_NI,
+            1 / _INT8_LARGEST,
+            _INT8_ZERO,
+            self.packed,
+            self.scale_O,
+            self.zero_O,
+            None,  # the bias comes after the row's scale
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
-        outputs_NO: Tensor = product_NO.mul_(scale_N1)
+        outputs_NO.mul_(largest_N1)
         if self.bias is not None:
-            outputs_NO = outputs_NO.add_(self.bias)
+            outputs_NO.add_(self.bias)
         return outputs_NO.view(*inputs.shape[:-1], -1)
 
 
