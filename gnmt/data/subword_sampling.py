@@ -109,7 +109,7 @@ class BPEDropout(SubwordSampler):
 
     Characters are merged pair by pair, that of the best score first and of equal ones the leftmost. A pair that was
     left out once is so for good, unless one of its pieces grows; this is how SentencePiece reads algorithm 1 of the
-    paper, where a pair gets another chance after every merge. Probability 0 gives the cut of SentencePiece, 1 characters.
+    paper, where a pair gets another chance after every merge. Probability 0 gives the cut of SentencePiece; 1, letters.
     """
 
     def __init__(self, model: bytes, table: PieceTable, probability: float) -> None:
