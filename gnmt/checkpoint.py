@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from gnmt.types import InputError
 FORMAT_VERSION = 1
 # What every checkpoint says, besides what only continuing a run needs.
 PARTS = ("config", "tokenizers", "model", "step", "best", "best_step", "data_identity", "prepared_folder", "precision")
+
+Weights = Literal["averaged", "raw"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,17 @@ def read_parts(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def load_model(path: str | Path, device: torch.device, trusted_packages: tuple[str, ...] = ()) -> LoadedModel:
-    """Builds the model that a checkpoint describes, after its description passed the check of any config."""
+def load_model(
+    path: str | Path,
+    device: torch.device,
+    trusted_packages: tuple[str, ...] = (),
+    weights: Weights = "averaged",
+) -> LoadedModel:
+    """Builds the model that a checkpoint describes, after its description passed the check of any config.
+
+    weights: `averaged` takes the averaged ones where the checkpoint has them, `raw` the training's own beside them, and
+    raises InputError where only averaged ones were kept.
+    """
     contents = read_parts(path)
     try:
         config = json.loads(contents["config"])
@@ -126,7 +137,15 @@ def load_model(path: str | Path, device: torch.device, trusted_packages: tuple[s
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {path} garbles a part of a checkpoint: {first_line(error)}") from None
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
-    take_weights(model, contents, str(path))
+    if weights == "averaged":
+        take_weights(model, contents, str(path))
+    elif "average" not in contents and config["trainer"].get("ema_decay") is not None:
+        raise InputError(
+            f"weights=raw: checkpoint {path} holds nothing but averaged weights, as best.pt of a run with "
+            "trainer.ema_decay does: give a whole one, such as last.pt of its run"
+        )
+    else:
+        take_weights(model, {**contents, "average": None}, str(path))
     return LoadedModel(model.to(device).eval(), tokenizers, config, contents, device)
 
 

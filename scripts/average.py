@@ -13,6 +13,9 @@ Main keys:
   output        the file to write, which must not exist yet
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 from pathlib import Path
 
 from gnmt.config import AverageConfig, entry

@@ -17,6 +17,9 @@ Main keys:
   repetitions               measurements of each, of which the median counts
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 import json
 import sys
 from dataclasses import asdict

@@ -4,6 +4,7 @@
   python scripts/evaluate.py checkpoint=runs/demo/best.pt test_set=dev
   python scripts/evaluate.py checkpoint=runs/demo/best.pt source=a.en target=a.de
   python scripts/evaluate.py checkpoint=runs/demo/best.pt decoding.beam_size=1 output=greedy
+  python scripts/evaluate.py checkpoint=runs/x/last.pt weights=raw test_set=dev
 
 Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder and the figures to its
 TensorBoard, or only the files to output=. Decoding other than the recorded one is part of the names. On dev, with the
@@ -14,10 +15,15 @@ Main keys:
   test_set           a named test set of the training's data, or dev
   source, target     any other pair of files instead
   decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
+  weights            of a run with trainer.ema_decay: averaged (default), or raw, those that training goes on with
+  max_source_tokens  longer lines are translated in pieces
   num_alignments     draws the attention of the first sentences, beside the translations
   bleu_tokenize, lowercase   how BLEU is counted; by default as the training's data config says, with case
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +39,11 @@ def main(cfg: EvaluateConfig) -> None:
         raise InputError("source= and target= belong together: give both files, or a test_set=")
     if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
         raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
-    translator, members = load_translator(cfg, replace_unknown="copy" if cfg.replace_unknown == "copy" else "none")
+    translator, members = load_translator(
+        cfg,
+        replace_unknown="copy" if cfg.replace_unknown == "copy" else "none",
+        weights="raw" if cfg.weights == "raw" else "averaged",
+    )
     contents, config = members[0].contents, members[0].config
     if cfg.source is not None and cfg.target is not None:
         test_set, pairs = file_pairs(cfg.source, cfg.target)
@@ -46,6 +56,8 @@ def main(cfg: EvaluateConfig) -> None:
         further["tokenize"] = cfg.bleu_tokenize
     if translator.precision.name != contents["precision"]:
         further["precision"] = translator.precision.name
+    if cfg.weights != "averaged":
+        further["weights"] = cfg.weights
     if translator.copies_unknown:
         further["replace_unknown"] = "copy"
     if len(members) > 1 and cfg.ensemble != "log_probs":

@@ -24,6 +24,9 @@ if __name__ == "inspect":
     sys.modules["inspect"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["inspect"])
 else:
+    import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+    # isort: split
     import json
 
     from gnmt.config import InspectConfig, entry

@@ -15,6 +15,9 @@ Main keys:
   overwrite          true replaces a folder that was made from other inputs or settings
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 from gnmt.config import PrepareConfig, build, entry
 from gnmt.data.prepare import prepare
 

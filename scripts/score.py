@@ -14,9 +14,13 @@ Main keys:
   source, target     UTF-8 text files, plain or .gz, whose lines N belong together
   input              instead: a file that translate.py wrote with format=jsonl
   output, format     - is standard output; jsonl or tsv
+  max_source_tokens  what the lines of input= were translated with, where long ones were cut
   decoding.*         length_penalty_alpha, length_penalty_constant, coverage_beta: replaces what the training recorded
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 from gnmt.config import ScoreConfig, entry
 from gnmt.decoding.loading import load_translator
 from gnmt.decoding.score_files import Scorable, check_places_of, score_files

@@ -19,6 +19,9 @@ Ctrl-C, SIGTERM and SIGUSR1 save after the update at hand and end with exit code
 on. A second one ends at once.
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 from gnmt.config import TrainConfig, current_run_folder, entry
 from gnmt.training.run import train
 

@@ -19,9 +19,13 @@ Main keys:
   prefixes           a file that says how each translation begins
   resume             auto goes on with <output>.part; never begins anew
   decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
+  max_source_tokens  longer lines are translated in pieces, cut at sentence ends where there are any
   device, precision  auto takes CUDA and bf16 where the hardware has them
 """
 
+import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+
+# isort: split
 from gnmt.config import TranslateConfig, entry, resolve
 from gnmt.decoding.files import MadeFrom, OutputFormat, plan_jobs, translate_files
 from gnmt.decoding.loading import load_translator

@@ -12,13 +12,13 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 
+from gnmt import early_interrupt
 from gnmt.config.assembly import check_config
 from gnmt.config.diagnosis import COMPOSITION_ERRORS, CONFIG_FOLDER, describe_groups, explain
 from gnmt.config.logs import configure_logging
 from gnmt.types import InputError, Interrupted
 
 EXIT_WRONG_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
@@ -59,6 +59,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
             # Lets errors of composition reach us, where Hydra would print them its own way and exit.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
+                early_interrupt.hand_over()
                 hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
             except COMPOSITION_ERRORS as error:
                 if jobs:
@@ -71,7 +72,11 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 sys.exit(EXIT_WRONG_INPUT)
             except KeyboardInterrupt as interruption:
                 print(str(interruption) or "interrupted", file=sys.stderr)
-                sys.exit(interruption.exit_code if isinstance(interruption, Interrupted) else EXIT_INTERRUPTED)
+                sys.exit(
+                    interruption.exit_code
+                    if isinstance(interruption, Interrupted)
+                    else early_interrupt.EXIT_INTERRUPTED
+                )
             if failures:
                 sys.exit(EXIT_WRONG_INPUT)
 

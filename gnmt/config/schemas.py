@@ -106,6 +106,7 @@ class EvaluateConfig(TranslatorConfig):
     lowercase: bool = MISSING
     num_alignments: int = field(default=MISSING, metadata=AT_LEAST_ZERO)
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
+    weights: str = field(default=MISSING, metadata=choice("averaged", "raw"))
     batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
     precision: str = field(default=MISSING, metadata=choice("recorded", *SEARCH_PRECISIONS))
 

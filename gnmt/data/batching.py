@@ -91,7 +91,7 @@ class BatchStream:
     that one does, wherever that is, for the price of planning one block (under a second). A global batch is split into
     microbatches of at most microbatch_tokens padded tokens each; null leaves it whole. Subword sampling makes sentences
     longer (by a third at alpha 0.1) and each by another share, so the plan is made of the sampled lengths: budgets hold
-    as ever, at the price of encoding each block once more at its start (some 30 microseconds a pair).
+    as ever, at the price of encoding each block once more at its start (tens of microseconds a pair).
     Nothing is ever truncated; a pair that only its
     sampled pieces bring over a limit makes a batch of its own.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import sentencepiece
 import torch
 
+from gnmt.data.subword_sampling import SubwordSampler, subword_sampler
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError, Range
 
 # Longer lines are not trained on (they are encoded like any other): SentencePiece's own limit.
@@ -24,8 +24,6 @@ _NUM_TRAINING_THREADS = 4
 _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
 # Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
 LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
-# SentencePiece's random generator is seeded for the whole process, so seeding and drawing go together.
-_sampling_lock = threading.Lock()
 
 
 class TokenizerSource(ABC):
@@ -96,6 +94,7 @@ class Tokenizer:
         found = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
         if found != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
             raise InputError(f"tokenizer: ids of PAD, UNK, BOS, EOS must be 0, 1, 2, 3, found {found}")
+        self._samplers: dict[float, SubwordSampler] = {}
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return Tokenizer, (self._model,)
@@ -111,16 +110,15 @@ class Tokenizer:
         return ids
 
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
-        """One of the ways to cut the text, drawn by the seed (0 to 2^32 - 1): subword regularisation.
+        """One of the ways to cut the text, drawn by the seed (0 or more): subword regularisation.
 
         alpha: for BPE the probability that a merge is left out (Provilkov et al. 2020), for unigram the
-        exponent on the segmentation's probability, less being more random (Kudo 2018). Pure function of its
-        arguments, at some 15 microseconds a sentence: SentencePiece's generator is seeded for each call.
+        exponent on the segmentation's probability, less being more random (Kudo 2018); see gnmt.data.subword_sampling.
+        A pure function of its arguments, in every process. Raises InputError for a model of another kind.
         """
-        with _sampling_lock:
-            sentencepiece.set_random_generator_seed(seed)
-            ids: list[int] = self._processor.encode(_encodable(text), enable_sampling=True, alpha=alpha, nbest_size=-1)
-        return ids
+        if alpha not in self._samplers:
+            self._samplers[alpha] = subword_sampler(self._model, alpha)
+        return self._samplers[alpha].encode(_encodable(text), seed)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the pieces, on one line.

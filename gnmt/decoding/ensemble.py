@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gnmt.checkpoint import LoadedModel, load_model
+from gnmt.checkpoint import LoadedModel, Weights, load_model
 from gnmt.decoding.search import SearchModel
 from gnmt.types import InputError, Memory, State, Tokens
 
@@ -86,9 +86,12 @@ def _of_member(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 def load_members(
-    checkpoints: str | Path | Sequence[str | Path], device: torch.device, trusted_packages: tuple[str, ...] = ()
+    checkpoints: str | Path | Sequence[str | Path],
+    device: torch.device,
+    trusted_packages: tuple[str, ...] = (),
+    weights: Weights = "averaged",
 ) -> tuple[LoadedModel, ...]:
-    """The model of one checkpoint, or those of several that can translate together.
+    """The model of one checkpoint, or those of several that can translate together. weights: see load_model.
 
     Raises InputError where one cannot be loaded, and where two have other tokenizers, so that one id would mean
     two pieces.
@@ -96,7 +99,7 @@ def load_members(
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     if not paths:
         raise InputError("checkpoint names no file: give a path, or a list of paths for an ensemble")
-    members = tuple(load_model(path, device, trusted_packages) for path in paths)
+    members = tuple(load_model(path, device, trusted_packages, weights) for path in paths)
     for path, member in zip(paths, members, strict=True):
         if member.tokenizers.digest != members[0].tokenizers.digest:
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -105,9 +105,8 @@ class DevEvaluator:
             self.batch_size,
             unused_target_ids=self.unused_target_ids,
         )
-        translations = translator.translate(self.sources, progress=True)
-        [first] = translator.translate(self.sources[:1], attention=True)
-        return [first, *translations[1:]]
+        first, *others = translator.translate(self.sources, attention=True, progress=True)
+        return [first, *(replace(translation, attention_TS=None) for translation in others)]
 
     @torch.no_grad()
     def loss(self) -> float:

@@ -22,7 +22,8 @@ class TrainerOptions:
     backward; None for the whole batch at once. clip_norm: the largest global gradient norm; None for no clipping.
     max_nonfinite_updates: so many updates in a row that were skipped, because loss or gradient were not finite, end
     the run; it is looked at when the log is written.
-    subword_sampling: how often subword regularisation departs from the usual pieces; 0 for never.
+    subword_sampling: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out, and with a
+    unigram tokenizer the exponent on the probability of a cut, less being more random.
     ema_decay: of the moving average of the weights, which then is what is evaluated and kept as best; None for none.
     prefetch_batches: made ahead by a thread; 0 for none.
     patience_evaluations: stop after so many evaluations without a better dev BLEU; None for never.

@@ -187,7 +187,6 @@ def test_option_ranges(bad: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_sampled_encoding_is_a_function_of_the_seed(kind: Any, lines: list[str], options: TokenizerOptions) -> None:
-    # SentencePiece before 0.2.3 ignores a second seed: then this fails.
     tokenizer = train_tokenizer(lines, replace(options, kind=kind, vocab_size=320))
     alpha = 0.3 if kind == "bpe" else 0.02
     text = "the small green house sees eleven mountains under the bridge"

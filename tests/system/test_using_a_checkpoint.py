@@ -55,6 +55,14 @@ def test_with_averaged_weights_too(run_command, tiny, tmp_path) -> None:
         assert done.code == 0, done.err
         figures = json.loads((tmp_path / f"dev.{path.stem}.json").read_text())
         assert (figures["bleu"], figures["chrf"]) == (best["best"]["dev/bleu"], best["best"]["dev/chrf"])
+    raw = ("weights=raw", "test_set=dev", f"output={tmp_path}")
+    done = run_command("evaluate", f"checkpoint={folder}/last.pt", *raw, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "dev.last.weights-raw.json").is_file()
+    done = run_command("evaluate", f"checkpoint={folder}/best.pt", *raw, cwd=tmp_path)
+    assert done.code == 2
+    assert "best.pt holds nothing but averaged weights" in done.err
+    assert "such as last.pt" in done.err
 
 
 def test_evaluation_prints_signatures_writes_files_and_tells_tensorboard(run_command, tiny, tmp_path) -> None:

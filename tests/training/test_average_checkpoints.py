@@ -63,6 +63,19 @@ def test_one_checkpoint_is_its_own_mean_with_its_averaged_weights(run, folder, t
     expected = load_model(folder / "ema" / "last.pt", cpu).model.state_dict()
     found = load_model(tmp_path / "average.pt", cpu).model.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+    raw = load_model(folder / "ema" / "last.pt", cpu, weights="raw").model.state_dict()
+    own = read_checkpoint(folder / "ema" / "last.pt")["model"]
+    assert all(torch.equal(weight, own[name]) for name, weight in raw.items())
+    assert not all(torch.equal(weight, expected[name]) for name, weight in raw.items())
+    with pytest.raises(InputError, match=r"average\.pt holds nothing but averaged weights"):
+        load_model(tmp_path / "average.pt", cpu, weights="raw")
+
+
+def test_without_a_moving_average_raw_weights_are_the_weights(trained_run):
+    cpu = torch.device("cpu")
+    for name in ("best.pt", "last.pt"):
+        usual, raw = (load_model(trained_run / name, cpu, weights=which).model for which in ("averaged", "raw"))
+        assert all(torch.equal(weight, raw.state_dict()[name]) for name, weight in usual.state_dict().items())
 
 
 def test_what_has_no_mean_is_refused(run, trained_run, tied, other_corpus, folder, tmp_path):

@@ -60,6 +60,16 @@ def test_the_first_translation_has_its_attention_for_the_picture(evaluator):
     assert first.text == translator.translate(result.sources[:1])[0].text
 
 
+def test_every_sentence_is_translated_once(evaluator, monkeypatch):
+    """The first one was translated again for its attention, and without the others might have come out otherwise."""
+    read, stream = [], Translator.stream
+    monkeypatch.setattr(
+        Translator, "stream", lambda self, lines, **how: stream(self, read.extend(lines) or lines, **how)
+    )
+    evaluator()
+    assert read == evaluator.sources
+
+
 def test_each_evaluation_is_of_the_weights_of_now(evaluator):
     """The translator copies the weights, so one that was kept would go on translating with those of the start."""
     before = [translation.score for translation in evaluator().translations]

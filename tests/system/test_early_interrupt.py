@@ -1,0 +1,63 @@
+"""Ctrl-C while a command loads its libraries."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+# Stands for a library that takes long to load: it says that it is being loaded, and waits.
+SLOW_LIBRARY = "import sys, time\nprint('loading', flush=True)\ntime.sleep(300)\n"
+
+
+@pytest.fixture
+def slow_libraries(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the first of these that a script imports is a slow one."""
+    for name in ("hydra", "torch"):
+        (tmp_path / f"{name}.py").write_text(SLOW_LIBRARY)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SCRIPTS.parent)])}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_one_line_and_no_traceback(script: str, slow_libraries: dict[str, str]) -> None:
+    command = [sys.executable, str(SCRIPTS / script)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=slow_libraries, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted before it began\n")
+
+
+def test_a_program_that_uses_the_library_keeps_its_own_handling() -> None:
+    code = (
+        "import signal, gnmt.early_interrupt as early\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); early.hand_over()\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPTS.parent)
+
+
+def test_once_it_has_begun_an_interruption_can_be_caught(tmp_path: Path) -> None:
+    """The handler of the imports ends the process at once, which would lose what a command saves when it is stopped."""
+    (tmp_path / "scripts").mkdir()
+    program = tmp_path / "scripts" / "program.py"
+    program.write_text(
+        "import os, signal\n"
+        "import gnmt.early_interrupt as early\n"
+        "assert signal.getsignal(signal.SIGINT) is early._leave\n"
+        "early.hand_over()\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('caught')\n"
+    )
+    # The same package, as if it lay beside that folder of scripts.
+    (tmp_path / "gnmt").symlink_to(SCRIPTS.parent / "gnmt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "caught\n"
