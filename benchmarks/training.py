@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import in_own_process, peak_resident_mib, resident_mib, timed
+from benchmarks.profiling import profile
 from benchmarks.training_baseline import PlainTranslator, baseline_step, plain_name
 from gnmt.data.batching import batch_of
 from gnmt.model.attention import AdditiveAttention
@@ -149,9 +151,7 @@ class TrainingFigure:
     memory_mib: float | None
 
 
-def measure_training(
-    workload: TrainingWorkload, precisions: list[str], repetitions: int, memory: bool
-) -> list[TrainingFigure]:
+def measure(workload: TrainingWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[TrainingFigure]:
     """Times the baseline and every precision: one unmeasured round, then in turns, `repetitions` rounds."""
     names = [BASELINE, *precisions]
     batches = workload.batches()
@@ -264,7 +264,8 @@ def differences(workload: TrainingWorkload) -> tuple[float, float]:
     pairs = [(parameter.grad, gradients[plain_name(name)]) for name, parameter in model.named_parameters()]
     difference = torch.stack([(ours - plains).norm() for ours, plains in pairs]).norm()
     norm = torch.stack([plains.norm() for _, plains in pairs]).norm()
-    return float((project_loss - plain_loss).abs() / plain_loss.abs()), float(difference / norm)
+    of_loss = ((project_loss - plain_loss) / plain_loss).abs().detach()
+    return float(of_loss), float(difference / norm)
 
 
 def check_equality(workload: TrainingWorkload) -> str:
@@ -277,8 +278,15 @@ def check_equality(workload: TrainingWorkload) -> str:
     )
 
 
-def training_line(figure: TrainingFigure) -> str:
-    """A row of the table; see TRAINING_HEADER."""
+def profile_training(workload: TrainingWorkload, name: str, folder: Path) -> str:
+    """Where the time of one update goes, and its trace in the folder."""
+    step, batch = workload.step(name, workload.model()), workload.batches()[0]
+    trace = folder / f"{workload.size}_{workload.lengths}_{name}.trace.json"
+    return f"{name}: {workload}\n{profile(lambda: step(batch), workload.device, trace)}\n"
+
+
+def line(figure: TrainingFigure) -> str:
+    """A row of the table; see HEADER."""
     memory = "-" if figure.memory_mib is None else f"{figure.memory_mib:.0f}"
     return (
         f"{figure.size:8} {figure.lengths:7} {figure.system:9}{figure.step_milliseconds:10.1f} "
@@ -286,7 +294,7 @@ def training_line(figure: TrainingFigure) -> str:
     )
 
 
-TRAINING_HEADER = (
+HEADER = (
     f"{'size':8} {'lengths':7} {'system':9}{'step ms':>10} {'tokens/s':>10} {'ratio':>7} {'utilisation':>12} "
     f"{'memory MiB':>11}"
 )
