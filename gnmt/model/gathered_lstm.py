@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from gnmt.model.products import affine, onednn_dtypes
 
 
 def gathered_lstm(
@@ -58,7 +59,7 @@ class _GatheredLSTM(torch.autograd.Function):
         preactivations = []
         with torch.autocast(inputs_TBI.device.type, enabled=False):
             weight_GI, bias_G = doubled(weight_ih_GI, dtype), doubled(bias_ih_G + bias_hh_G, dtype)
-            from_inputs_TBG = F.linear(inputs_TBI, weight_GI, bias_G)
+            from_inputs_TBG = affine(inputs_TBI.flatten(0, 1), weight_GI, bias_G).unflatten(0, (num_steps, batch))
             add_product = adder(doubled(weight_hh_GH, dtype), batch)
             for step in range(num_steps):
                 cell_BH, output_BH = cells_TBH[step], outputs_TBH[step]
@@ -146,7 +147,7 @@ def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor
 
     On a CPU the weight is brought into oneDNN's order once, and not at every step. num_rows: N, for that order.
     """
-    if weight_OI.device.type == "cpu" and weight_OI.dtype in packable_dtypes():
+    if weight_OI.device.type == "cpu" and weight_OI.dtype in onednn_dtypes():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), num_rows)
 
         def add_packed_product(summand_NO: Tensor, states_NI: Tensor) -> Tensor:
@@ -156,13 +157,6 @@ def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor
 
         return add_packed_product
     return lambda summand_NO, states_NI: torch.addmm(summand_NO.to(weight_OI.dtype), states_NI, weight_OI.T)
-
-
-def packable_dtypes() -> tuple[torch.dtype, ...]:
-    """The types of which oneDNN multiplies with packed weights on this processor."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return ()
-    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
 def activated(preactivations_BG: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gnmt.model.gathered_lstm import gathered_lstm, packable_dtypes
+from gnmt.model.gathered_lstm import gathered_lstm
+from gnmt.model.products import onednn_dtypes
 
 LSTMState = tuple[Tensor, Tensor]
 """hidden and cell, both [N, H]."""
@@ -67,7 +68,7 @@ class LSTM(nn.LSTM, Recurrence):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs_TBI.dtype
         return (
             dtype == torch.bfloat16
-            and dtype in packable_dtypes()
+            and dtype in onednn_dtypes()
             and self.input_size + self.hidden_size >= GATHERED_FROM_WIDTH
         )
 
@@ -87,8 +88,25 @@ def reverse_by_length(inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
     positions_T1 = torch.arange(inputs_TBI.shape[0], device=inputs_TBI.device)[:, None]
     mirrored_TB = lengths_B - 1 - positions_T1
     order_TB = torch.where(mirrored_TB >= 0, mirrored_TB, positions_T1)
-    columns_B = torch.arange(inputs_TBI.shape[1], device=inputs_TBI.device)
-    return inputs_TBI[order_TB, columns_B]
+    reversed_TBI: Tensor = _Reversed.apply(inputs_TBI, order_TB)  # type: ignore[no-untyped-call]
+    return reversed_TBI
+
+
+class _Reversed(torch.autograd.Function):
+    """inputs_TBI[order_TB, column], for an order that is its own inverse, and so its own gradient.
+
+    That of plain indexing must reckon with places that repeat, and adds one by one on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs_TBI: Tensor, order_TB: Tensor) -> Tensor:
+        ctx.save_for_backward(order_TB)
+        columns_B = torch.arange(inputs_TBI.shape[1], device=inputs_TBI.device)
+        return inputs_TBI[order_TB, columns_B]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Reversed.apply(grads[0], *ctx.saved_tensors), None  # type: ignore[no-untyped-call]
 
 
 class BidirectionalLSTM(nn.Module):

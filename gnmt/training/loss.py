@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnmt.model.products import affine
 from gnmt.types import Range
 
 CHUNK_TOKENS = 1024
@@ -121,9 +121,10 @@ def chunked_cross_entropy(
     gradients = Gradients(*map(torch.empty_like, (hidden_NH, weight_VH, bias_V))) if with_gradient else None
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for chunk in chunks(hidden_NH.shape[0]):
-            hidden, labels = hidden_states[chunk], labels_N[chunk, None]
-            logits = F.linear(hidden, weight, bias)
-            label_logits, largest = logits.gather(1, labels).squeeze(1).to(sum_dtype), logits.amax(1).to(sum_dtype)
+            hidden, labels = hidden_states[chunk], labels_N[chunk]
+            logits = affine(hidden, weight, bias)
+            places = torch.arange(len(labels), device=labels.device), labels  # plain indices: torch's scatter is slow
+            label_logits, largest = logits[places].to(sum_dtype), logits.amax(1).to(sum_dtype)
             if gradients is None:
                 probabilities = torch.softmax(logits.to(sum_dtype), dim=-1)
             else:
@@ -134,7 +135,8 @@ def chunked_cross_entropy(
             loss_sum += (normaliser - (1 - smoothing) * label_logits).sum()
             if gradients is None:
                 continue
-            grad = probabilities.scatter_add_(1, labels, probabilities.new_full(labels.shape, smoothing - 1))
+            grad = probabilities
+            grad[places] += smoothing - 1
             gradients.hidden_NH[chunk] = grad @ weight
             first = chunk.start == 0
             accumulate(gradients.bias_V, grad.sum(0), first)  # added up in fp32, whatever the type

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.model import recurrence
-from gnmt.model.gathered_lstm import gathered_lstm, packable_dtypes
+from gnmt.model.gathered_lstm import gathered_lstm
+from gnmt.model.products import affine, onednn_dtypes
 from gnmt.model.recurrence import LSTM
 
 STEPS, BATCH, INPUT, HIDDEN = 6, 4, 5, 7
@@ -63,7 +64,7 @@ def test_extreme_gates_stay_finite():
     assert all(gradient.isfinite().all() for gradient in gradients(outputs, layer, inputs))
 
 
-@pytest.mark.skipif(torch.bfloat16 not in packable_dtypes(), reason="no bf16 products in oneDNN here")
+@pytest.mark.skipif(torch.bfloat16 not in onednn_dtypes(), reason="no bf16 products in oneDNN here")
 def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
     layer, inputs = layer_and_inputs()
     exact = layer(inputs)[0]
@@ -82,13 +83,14 @@ def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
 def test_a_layer_without_a_product_of_its_own_type_falls_back(monkeypatch):
     layer, inputs = layer_and_inputs()
     expected = layer.with_cells_over_time(inputs)
-    monkeypatch.setattr("gnmt.model.gathered_lstm.packable_dtypes", lambda: ())
+    for module in ("gathered_lstm", "products"):
+        monkeypatch.setattr(f"gnmt.model.{module}.onednn_dtypes", lambda: ())
     torch.testing.assert_close(layer.with_cells_over_time(inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_chosen_by_width_type_and_training(monkeypatch):
     layer, inputs = layer_and_inputs()
-    monkeypatch.setattr(recurrence, "packable_dtypes", lambda: (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(recurrence, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
     monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN)
     assert not layer.gathering_pays(inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -113,3 +115,12 @@ def test_two_backward_passes_give_the_same_bits():
     outputs = layer.with_cells_over_time(inputs)[0]
     first, second = (torch.autograd.grad(outputs.sum(), layer.parameters(), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *onednn_dtypes()])
+@pytest.mark.parametrize("rows", [0, 1, 9])
+def test_the_affine_product_is_that_of_torch(rows, dtype):
+    torch.manual_seed(8)
+    inputs, weight, bias = (torch.randn(size).to(dtype) for size in ((2 * rows, 5), (7, 5), (7,)))
+    expected = nn.functional.linear(inputs[::2], weight, bias)
+    torch.testing.assert_close(affine(inputs[::2], weight, bias), expected)

@@ -70,7 +70,7 @@ def test_the_operations_are_those_of_the_weights():
 
 def test_a_row_stands_under_its_header():
     figure = TrainingFigure("middle", "equal", "bf16", [0.5], 250.0, 10240.0, 2.25, 0.4567, 321.4)
-    assert HEADER.split() == "size lengths system step ms tokens/s ratio utilisation memory MiB".split()
+    assert " ".join(HEADER.split()) == "size lengths system step ms tokens/s ratio utilisation memory MiB"
     assert line(figure).split() == ["middle", "equal", "bf16", "250.0", "10240", "2.25", "45.7%", "321"]
     assert len(line(figure)) == len(HEADER)
 
