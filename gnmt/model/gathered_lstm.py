@@ -59,7 +59,7 @@ class _GatheredLSTM(torch.autograd.Function):
         preactivations = []
         with torch.autocast(inputs_TBI.device.type, enabled=False):
             weight_GI, bias_G = doubled(weight_ih_GI, dtype), doubled(bias_ih_G + bias_hh_G, dtype)
-            from_inputs_TBG = affine(inputs_TBI.flatten(0, 1), weight_GI, bias_G).unflatten(0, (num_steps, batch))
+            from_inputs_TBG = affine(inputs_TBI.flatten(0, 1), weight_GI, bias_G).view(num_steps, batch, -1)
             add_product = adder(doubled(weight_hh_GH, dtype), batch)
             for step in range(num_steps):
                 cell_BH, output_BH = cells_TBH[step], outputs_TBH[step]
@@ -85,7 +85,9 @@ class _GatheredLSTM(torch.autograd.Function):
         )
         dtype, batch = outputs_TBH.dtype, outputs_TBH.shape[1]
         with torch.autocast(inputs_TBI.device.type, enabled=False):
-            grad_TBG = gradient_of_gates(*grads, outputs_TBH, cells_TBH, before, doubled(weight_hh_GH, dtype))
+            grad_TBG = gradient_of_gates(
+                grads[0], grads[1], outputs_TBH, cells_TBH, before, doubled(weight_hh_GH, dtype)
+            )
             grad_NG = grad_TBG.flatten(0, 1)
             grad_inputs_TBI = None
             if ctx.needs_input_grad[0]:

@@ -94,7 +94,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            _, gradients = chunked_cross_entropy(*ctx.saved_tensors, ctx.smoothing, ctx.product_dtype, True)
+            hidden_NH, weight_VH, bias_V, labels_N, uniform_V = ctx.saved_tensors
+            _, gradients = chunked_cross_entropy(
+                hidden_NH, weight_VH, bias_V, labels_N, uniform_V, ctx.smoothing, ctx.product_dtype, True
+            )
+        assert gradients is not None
         return (*(scaled(gradient, grads[0]) for gradient in gradients), None, None, None, None)
 
 
