@@ -226,3 +226,15 @@ def test_blocks_of_the_weight_gradient_do_not_matter(monkeypatch, block):
             loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N)
         found.append(gradients(loss, hidden_NH, layer))
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
+
+
+def test_the_bias_gradient_of_many_tokens_is_added_up_in_fp32(monkeypatch):
+    """Added one by one in bf16, a sum stops growing at 256 times its summands; here there are 1,024 in a chunk."""
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 1024)
+    layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
+    hidden_NH = torch.zeros(2000, HIDDEN_SIZE)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.0)(hidden_NH, layer, torch.full((2000,), 3))
+    [found_V] = torch.autograd.grad(loss, layer.bias)
+    expected_V = 2000 * (torch.softmax(layer.bias, 0) - F.one_hot(torch.tensor(3), VOCABULARY_SIZE)).detach()
+    torch.testing.assert_close(found_V, expected_V, rtol=0.02, atol=0)
