@@ -6,12 +6,8 @@ so that all systems take the same steps whatever the weights are, and difference
 
 from __future__ import annotations
 
-import multiprocessing
-import re
-import resource
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -20,6 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.baseline import Baseline
+from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, timed
+from benchmarks.profiling import profile
 from gnmt.checkpoint import load_model
 from gnmt.decoding.engine import fast_model
 from gnmt.decoding.search import SearchOptions, search
@@ -41,8 +39,6 @@ PRECISIONS = (
     "fp16",
     "int8",
 )  # not tf32, a setting of the process that the baseline would share
-
-Runner = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -159,29 +155,12 @@ def measure(workload: Workload, precisions: list[str], repetitions: int, memory:
     ]
 
 
-def timed(runner: Runner, device: str) -> float:
-    """Seconds of wall clock; a CUDA device has finished before the clock is read."""
-    synchronise(device)
-    start = time.perf_counter()
-    runner()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def synchronise(name: str) -> None:
-    device = choose_device(name)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peak_mib(workload: Workload, name: str) -> float:
     """The peak of a process of its own that builds the model and translates once."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_here, (workload, name, torch.get_num_threads()))
+    return in_own_process(_peak_here, workload, name)
 
 
-def _peak_here(workload: Workload, name: str, num_threads: int) -> float:
-    torch.set_num_threads(num_threads)
+def _peak_here(workload: Workload, name: str) -> float:
     workload.system(name, workload.model())()
     device = choose_device(workload.device)
     if device.type == "cuda":
@@ -189,27 +168,11 @@ def _peak_here(workload: Workload, name: str, num_threads: int) -> float:
     return peak_resident_mib()
 
 
-def peak_resident_mib() -> float:
-    """The most that this process ever held; ru_maxrss is no answer on Linux, which hands it on from the parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts in bytes
-
-
-def profile(workload: Workload, name: str, rows: int = 25) -> str:
-    """Where the time of one translation goes, operator by operator, after an unmeasured one."""
-    runner = workload.system(name, workload.model())
-    runner()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    on_cuda = choose_device(workload.device).type == "cuda"
-    if on_cuda:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        runner()
-    order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60)
-    return f"{name}: {asdict(workload)}\n{table}\n"
+def profile_decoding(workload: Workload, name: str, folder: Path) -> str:
+    """Where the time of one translation goes, and its trace in the folder."""
+    place = f"{Path(workload.size).stem}_{workload.lengths}_{workload.beam}_{workload.batch_size}_{name}"
+    tables = profile(workload.system(name, workload.model()), workload.device, folder / f"{place}.trace.json")
+    return f"{name}: {asdict(workload)}\n{tables}\n"
 
 
 def line(figure: Figure) -> str:

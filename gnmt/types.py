@@ -63,11 +63,14 @@ class Batch(NamedTuple):
 
     source: pieces and EOS. target: BOS, pieces and EOS, so its lengths are |Y| + 1.
     pairs_B: int64, each row's index in the prepared store.
+    num_labels: target tokens with EOS, without BOS, of all rows; a number of the host, which therefore never has to
+    wait for the device to count them.
     """
 
     source: Tokens
     target: Tokens
     pairs_B: Tensor
+    num_labels: int
 
     @property
     def target_input(self) -> Tokens:
@@ -84,7 +87,7 @@ class Batch(NamedTuple):
     @property
     def num_real_tokens(self) -> int:
         """Source and target tokens with EOS, without BOS and padding: what throughput counts."""
-        return int(self.source.lengths_B.sum() + self.target.lengths_B.sum()) - len(self.pairs_B)
+        return int(self.source.lengths_B.sum()) + self.num_labels
 
     @property
     def num_padded_tokens(self) -> int:
@@ -93,7 +96,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The batch on that device; pairs_B, which only the host reads, stays where it is."""
-        return Batch(self.source.to(device), self.target.to(device), self.pairs_B)
+        return self._replace(source=self.source.to(device), target=self.target.to(device))
 
 
 class Encoded(NamedTuple):

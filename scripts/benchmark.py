@@ -1,19 +1,26 @@
 """Measures speed against a straightforward implementation, in the same run and in turns.
 
-  python scripts/benchmark.py                                              the whole table, hours on two cores
+  python scripts/benchmark.py                                              translation: hours on two cores
   python scripts/benchmark.py beams=[5] batch_sizes=[32] lengths=[equal] precisions=[int8]   one cell
   python scripts/benchmark.py sizes=[multi30k] output=decoding.json
   python scripts/benchmark.py sizes=[] checkpoint=runs/demo/best.pt        that model's weights
   python scripts/benchmark.py device=cuda precisions=[bf16]
-  python scripts/benchmark.py profile=true beams=[5] batch_sizes=[32]      where the time goes as well
+  python scripts/benchmark.py beams=[5] batch_sizes=[32] profile=traces    where the time goes as well
+  python scripts/benchmark.py task=training                                updates of training, minutes on two cores
+  python scripts/benchmark.py task=training sizes=[middle] precisions=[bf16] profile=traces
 
-The baseline (benchmarks/baseline.py) runs in fp32; `ratio` is its time divided by a system's. Translations have lengths
-set beforehand, so that all take the same steps. The table goes to stdout, all figures as JSON to output=.
+The baselines (benchmarks/baseline.py, benchmarks/training_baseline.py) run in fp32; `ratio` is their time divided by a
+system's. Translations have lengths set beforehand, so that all take the same steps. Of training, `utilisation` is the
+arithmetic that the model needs, over time and over the speed of the best matrix product of that precision in the same
+run; memory is that above weights, gradients and optimiser state. That both compute the same is checked first.
+The table goes to stdout, all figures as JSON to output=.
 
 Main keys:
-  task                      decoding
-  sizes                     gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 6,000), tiny
-  beams, batch_sizes, precisions, lengths   lists; every combination is measured
+  task                      decoding, training
+  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 6,000), tiny
+                            training: gnmt, middle (4+4 of 512, 8,000), small (2+2 of 256, 10,000), tiny
+  precisions, lengths       lists; every combination is measured, and for decoding with every one of
+  beams, batch_sizes
   repetitions               measurements of each, of which the median counts
 """
 
@@ -22,18 +29,25 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 # isort: split
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
-from benchmarks.decoding import HEADER, LENGTHS, PRECISIONS, SIZES, line, measure, profile, workloads
+from benchmarks import decoding, training
 from gnmt.config import BenchmarkConfig, entry
 from gnmt.files import write_atomically
 from gnmt.runtime import choose_device, choose_precision
 from gnmt.types import InputError
+
+ALLOWED = {
+    "decoding": {"sizes": tuple(decoding.SIZES), "lengths": decoding.LENGTHS, "precisions": decoding.PRECISIONS},
+    "training": {"sizes": tuple(training.SIZES), "lengths": training.LENGTHS, "precisions": training.PRECISIONS},
+}
 
 
 @entry("benchmark")
@@ -41,10 +55,24 @@ def main(cfg: BenchmarkConfig) -> None:
     check_lists(cfg)
     device = choose_device(cfg.device)
     precisions = list(dict.fromkeys(choose_precision(name, device).name for name in cfg.precisions))
+    figures: list[dict[str, Any]] = []
+    profiles: list[str] = []
+    measure = measure_training if cfg.task == "training" else measure_decoding
+    for figure, profile in measure(cfg, precisions):
+        figures += [] if figure is None else [figure]
+        profiles += [] if profile is None else [profile]
+    if cfg.output is not None:
+        write(Path(cfg.output), {"setting": setting(cfg), "figures": figures}, profiles)
+
+
+Measured = Iterator[tuple[dict[str, Any] | None, str | None]]
+"""A figure or a profile, as soon as it is there and printed."""
+
+
+def measure_decoding(cfg: BenchmarkConfig, precisions: list[str]) -> Measured:
     sizes = [*cfg.sizes, *([] if cfg.checkpoint is None else [cfg.checkpoint])]
-    figures, profiles = [], []
-    print(HEADER)
-    for workload in workloads(
+    print(decoding.HEADER)
+    for workload in decoding.workloads(
         sizes,
         list(cfg.lengths),
         list(cfg.beams),
@@ -52,23 +80,41 @@ def main(cfg: BenchmarkConfig) -> None:
         num_batches=cfg.num_batches,
         source_tokens=cfg.source_tokens,
         seed=cfg.seed,
-        device=str(device),
+        device=str(choose_device(cfg.device)),
         trusted_packages=tuple(cfg.trusted_packages),
     ):
-        for figure in measure(workload, precisions, cfg.repetitions, cfg.memory):
-            figures.append(asdict(figure))
-            print(line(figure), flush=True)
-        if cfg.profile:
-            profiles += [profile(workload, name) for name in precisions]
-            print(*profiles[-len(precisions) :], sep="\n")
-    if cfg.output is not None:
-        write(Path(cfg.output), {"setting": setting(cfg), "figures": figures}, profiles)
+        for figure in decoding.measure(workload, precisions, cfg.repetitions, cfg.memory):
+            print(decoding.line(figure), flush=True)
+            yield asdict(figure), None
+        for name in precisions if cfg.profile is not None else []:
+            profile = decoding.profile_decoding(workload, name, Path(cfg.profile))
+            print(profile, flush=True)
+            yield None, profile
+
+
+def measure_training(cfg: BenchmarkConfig, precisions: list[str]) -> Measured:
+    device = str(choose_device(cfg.device))
+    workloads = [
+        training.TrainingWorkload(size, lengths, cfg.dropout, cfg.num_batches, cfg.seed, device)
+        for size in cfg.sizes
+        for lengths in cfg.lengths
+    ]
+    for workload in {workload.size: workload for workload in workloads}.values():
+        print(training.check_equality(workload), flush=True)
+    print(training.HEADER)
+    for workload in workloads:
+        for figure in training.measure(workload, precisions, cfg.repetitions, cfg.memory):
+            print(training.line(figure), flush=True)
+            yield asdict(figure), None
+        for name in precisions if cfg.profile is not None else []:
+            profile = training.profile_training(workload, name, Path(cfg.profile))
+            print(profile, flush=True)
+            yield None, profile
 
 
 def check_lists(cfg: BenchmarkConfig) -> None:
     """What the schema cannot say of lists."""
-    allowed = {"sizes": tuple(SIZES), "lengths": LENGTHS, "precisions": PRECISIONS}
-    for key, choices in allowed.items():
+    for key, choices in ALLOWED[cfg.task].items():
         for value in getattr(cfg, key):
             if value not in choices:
                 raise InputError(f"{key}: found {value}, allowed are {', '.join(choices)}, as in {key}=[{choices[0]}]")
@@ -76,8 +122,13 @@ def check_lists(cfg: BenchmarkConfig) -> None:
         for value in getattr(cfg, key):
             if value < 1:
                 raise InputError(f"{key}: found {value}, allowed are numbers of at least 1")
-    if not cfg.sizes and cfg.checkpoint is None:
-        raise InputError(f"there is nothing to measure: give sizes= (of {', '.join(SIZES)}) or checkpoint=")
+    if not cfg.sizes and (cfg.checkpoint is None or cfg.task == "training"):
+        place = " or checkpoint=" if cfg.task == "decoding" else ""
+        raise InputError(
+            f"there is nothing to measure: give sizes= (of {', '.join(ALLOWED[cfg.task]['sizes'])}){place}"
+        )
+    if cfg.checkpoint is not None and cfg.task == "training":
+        raise InputError(f"checkpoint={cfg.checkpoint} is for task=decoding; training is measured from random weights")
     for key in ("lengths", "precisions", "beams", "batch_sizes"):
         if not getattr(cfg, key):
             raise InputError(f"{key} is empty: name at least one")
@@ -95,7 +146,7 @@ def setting(cfg: BenchmarkConfig) -> dict[str, object]:
         "torch": torch.__version__,
         "repetitions": cfg.repetitions,
         "num_batches": cfg.num_batches,
-        "source_tokens": cfg.source_tokens,
+        **({"dropout": cfg.dropout} if cfg.task == "training" else {"source_tokens": cfg.source_tokens}),
         "seed": cfg.seed,
     }
 

@@ -163,18 +163,19 @@ class AverageConfig:
 class BenchmarkConfig:
     """scripts/benchmark.py"""
 
-    task: str = field(default=MISSING, metadata=choice("decoding"))
+    task: str = field(default=MISSING, metadata=choice("decoding", "training"))
     sizes: list[str] = MISSING
-    checkpoint: str | None = MISSING
     lengths: list[str] = MISSING
+    precisions: list[str] = MISSING
+    num_batches: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    checkpoint: str | None = MISSING
     beams: list[int] = MISSING
     batch_sizes: list[int] = MISSING
-    precisions: list[str] = MISSING
-    repetitions: int = field(default=MISSING, metadata=AT_LEAST_ONE)
-    num_batches: int = field(default=MISSING, metadata=AT_LEAST_ONE)
     source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
+    dropout: float = field(default=MISSING, metadata={"range": Range(0, 1, open_high=True)})
+    repetitions: int = field(default=MISSING, metadata=AT_LEAST_ONE)
     memory: bool = MISSING
-    profile: bool = MISSING
+    profile: str | None = MISSING
     output: str | None = MISSING
     seed: int = field(default=MISSING, metadata=SEED)
     device: str = field(default=MISSING, metadata=DEVICE)

@@ -71,7 +71,9 @@ def _encoded(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: S
 
 def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64]) -> Batch:
     """Rows of pieces (without BOS and EOS) as one batch; pairs_B: what the rows are called."""
-    return Batch(_padded(source, ()), _padded(target, (BOS_ID,)), torch.from_numpy(pairs_B.astype(np.int64)))
+    num_labels = sum(len(row) + 1 for row in target)
+    pairs = torch.from_numpy(pairs_B.astype(np.int64))
+    return Batch(_padded(source, ()), _padded(target, (BOS_ID,)), pairs, num_labels)
 
 
 def _padded(rows: Rows, prefix: tuple[int, ...]) -> Tokens:

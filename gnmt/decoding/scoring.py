@@ -80,7 +80,8 @@ def forced_scores(model: SearchModel, source: Tokens, target: Tokens, options: S
     target: BOS, pieces and, where the translation is finished, EOS (the framing of gnmt.types.Batch). The model must
     be in evaluation mode.
     """
-    batch = Batch(source, target, torch.arange(len(source.lengths_B)))
+    num_rows = len(source.lengths_B)
+    batch = Batch(source, target, torch.arange(num_rows), int(target.lengths_B.sum()) - num_rows)
     inputs_BT, labels = batch.target_input.ids_BT, batch.labels
     memory = model.encode(source)
     state = model.start(memory, 1)

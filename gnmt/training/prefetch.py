@@ -102,4 +102,4 @@ class Prefetcher:
 def pinned(batch: Batch) -> Batch:
     """The same batch in page-locked memory."""
     source, target = (Tokens(side.ids_BT.pin_memory(), side.lengths_B.pin_memory()) for side in batch[:2])
-    return Batch(source, target, batch.pairs_B)
+    return batch._replace(source=source, target=target)

@@ -60,7 +60,7 @@ NEEDED_BY = {
 def test_no_yaml_escapes_these_tests() -> None:
     assert COMMANDS == ["average", "benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 40
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 42
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,17 +69,24 @@ def test_every_command_composes_and_passes_the_check(command: str) -> None:
     check_config(composed(command, *needed.get(command, ["checkpoint=x.pt"])))
 
 
+def command_of(choice: str) -> tuple[str, list[str]]:
+    """A command that has the choice's group, and what it needs besides."""
+    if choice.startswith("task/"):
+        return "benchmark", []
+    return ("translate", ["checkpoint=x.pt"]) if choice.endswith("/recorded") else ("train", [])
+
+
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "hydra/quiet"])
 def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> None:
     group, _, name = choice.rpartition("/")
-    command, needed = ("translate", ["checkpoint=x.pt"]) if name == "recorded" else ("train", [])
+    command, needed = command_of(choice)
     check_config(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(("experiment", "hydra"))])
 def test_every_constructor_keyword_stands_in_the_yaml(choice: str) -> None:
     group, _, name = choice.rpartition("/")
-    command, needed = ("translate", ["checkpoint=x.pt"]) if name == "recorded" else ("train", [])
+    command, needed = command_of(choice)
     for node in nodes(resolve(composed(command, *needed, f"{group}={name}"))):
         component = find_class(node["_target_"])
         if component.__module__.startswith("gnmt"):

@@ -97,7 +97,7 @@ def test_forced_scores_are_those_of_teacher_forcing(query):
     options = SearchOptions(length_penalty_alpha=0.7, coverage_beta=0.4)
     found = forced_scores(model, source, target, options)
 
-    batch = Batch(source, target, torch.arange(2))
+    batch = Batch(source, target, torch.arange(2), num_labels=7)
     memory = model.encode(source)
     hidden_BTH, attention_BTS = model.decode(batch.target_input, memory, attention=True)
     log_probs_BT = model.output(hidden_BTH).log_softmax(2).gather(2, batch.labels.ids_BT[:, :, None]).squeeze(2)

@@ -83,3 +83,10 @@ def test_reversal_turns_each_sequence_round_and_leaves_padding_in_its_place():
     once_TB1 = reverse_by_length(sequences_TB[..., None], lengths_B)
     assert once_TB1[..., 0].tolist() == [[7, 5, 9], [3, 4, 0], [2, 0, 0], [1, 0, 0]]
     assert torch.equal(reverse_by_length(once_TB1, lengths_B)[..., 0], sequences_TB)
+
+
+def test_the_gradient_of_reversal_is_reversal():
+    torch.manual_seed(5)
+    inputs_TBI = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    lengths_B = torch.tensor([4, 2, 1])
+    assert torch.autograd.gradcheck(lambda inputs: reverse_by_length(inputs, lengths_B), inputs_TBI)

@@ -23,7 +23,7 @@ CELL = ("sizes=[tiny]", "beams=[2]", "batch_sizes=[2]", "source_tokens=4", "repe
 
 def test_one_cell_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
     finished = run_command(
-        "benchmark", *CELL, "lengths=[mixed]", "precisions=[fp32,bf16]", "memory=false", "profile=true",
+        "benchmark", *CELL, "lengths=[mixed]", "precisions=[fp32,bf16]", "memory=false", "profile=traces",
         "output=out/figures.json", cwd=tmp_path,
     )  # fmt: skip
     assert finished.code == 0, finished.err
@@ -37,6 +37,7 @@ def test_one_cell_gives_finite_figures(run_command: Callable[..., object], tmp_p
     assert written["figures"][0]["ratio"] == 1
     assert written["setting"]["repetitions"] == 2
     assert "_linear_pointwise" in (tmp_path / "out" / "figures.profile.txt").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "traces" / "tiny_mixed_2_2_bf16.trace.json").read_bytes())["traceEvents"]
     rows = [row.split() for row in finished.out.splitlines() if row.startswith(("size ", "tiny "))]
     assert [row[4] for row in rows] == ["system", "baseline", "fp32", "bf16"]
 
@@ -67,7 +68,7 @@ def test_memory_of_the_parent_does_not_count() -> None:
         ("beams=[0]", "beams: found 0, allowed are numbers of at least 1"),
         ("lengths=[]", "lengths is empty"),
         ("sizes=[]", "there is nothing to measure"),
-        ("task=training", 'task: found "training"'),
+        ("task=singing", 'task: found "singing", allowed is one of decoding, training'),
     ],
 )
 def test_wrong_values_are_named(

@@ -177,5 +177,64 @@ def test_without_a_gradient_none_is_computed():
     module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER).eval()
     with torch.no_grad(), Watch() as watch:
         module(hidden_NH.detach(), layer, LABELS_N)
-    products = [name for name in watch.names if name.startswith(("mm", "addmm", "bmm"))]
+    products = [name for name in watch.names if name.startswith(("mm", "addmm", "bmm", "_linear_pointwise"))]
     assert len(products) == 3, watch.names  # the logits of three chunks
+
+
+def test_backward_hands_over_what_forward_computed():
+    """A second table of the vocabulary's size would cost as much memory again, and a pass over it."""
+    hidden_NH, layer = parts()
+    loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N)
+    computed = loss.grad_fn.gradients.weight_VH.data_ptr()
+    (loss / 3).backward()
+    assert layer.weight.grad.data_ptr() == computed
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_second_backward_gives_the_same(autocast):
+    """What the first one handed over is scaled in its place: a second one must not scale it again."""
+    hidden_NH, layer = parts()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N) * 0.37
+    inputs = (hidden_NH, layer.weight, layer.bias)
+    first, second = (torch.autograd.grad(loss, inputs, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+def test_chunks_are_few_and_about_equal():
+    """A last chunk of one token would cost a pass over the output layer as the others do."""
+    sizes = {number: [len(range(number)[chunk]) for chunk in loss_module.chunks(number)] for number in (0, 3, 4, 5, 9)}
+    assert sizes == {0: [0], 3: [3], 4: [4], 5: [3, 2], 9: [3, 3, 3]}
+
+
+def test_no_tokens_give_zero_and_zero_gradients():
+    hidden_NH, layer = parts()
+    loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH[:0], layer, LABELS_N[:0])
+    assert loss == 0
+    for gradient in torch.autograd.grad(loss, (layer.weight, layer.bias)):
+        assert gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("block", [1, 2 * HIDDEN_SIZE, 1000])
+def test_blocks_of_the_weight_gradient_do_not_matter(monkeypatch, block):
+    """Under bf16 the weight's gradient is made and added row block by row block."""
+    found = []
+    for elements in (2**20, block):
+        monkeypatch.setattr(loss_module, "BLOCK_ELEMENTS", {"cpu": elements})
+        hidden_NH, layer = parts()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N)
+        found.append(gradients(loss, hidden_NH, layer))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
+
+
+def test_the_bias_gradient_of_many_tokens_is_added_up_in_fp32(monkeypatch):
+    """Added one by one in bf16, a sum stops growing at 256 times its summands; here there are 1,024 in a chunk."""
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 1024)
+    layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
+    hidden_NH = torch.zeros(2000, HIDDEN_SIZE)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.0)(hidden_NH, layer, torch.full((2000,), 3))
+    [found_V] = torch.autograd.grad(loss, layer.bias)
+    expected_V = 2000 * (torch.softmax(layer.bias, 0) - F.one_hot(torch.tensor(3), VOCABULARY_SIZE)).detach()
+    torch.testing.assert_close(found_V, expected_V, rtol=0.02, atol=0)

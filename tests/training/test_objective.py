@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnmt.data.batching import collate
-from gnmt.training.objective import Objective
+from gnmt.data.batching import batch_of, collate
+from gnmt.training.objective import Objective, _Taken, real_places
+from gnmt.types import Tokens
 
 
 @pytest.fixture
@@ -53,3 +55,57 @@ def test_output_dropout_is_applied_in_training(make_trainer, prepared):
     batch = collate(prepared.store, np.arange(3))
     assert objective.train()(batch)[0] != objective(batch)[0]
     assert objective.eval()(batch)[0] == objective(batch)[0]
+
+
+def test_the_places_of_real_tokens_are_those_of_the_mask():
+    lengths_B = torch.tensor([3, 1, 0, 4])
+    mask_BT = Tokens(torch.zeros(4, 5, dtype=torch.int64), lengths_B).mask_BT
+    assert torch.equal(torch.stack(real_places(lengths_B, 8)), mask_BT.nonzero().T)
+
+
+@pytest.mark.parametrize("time_major", [True, False])
+def test_taking_real_tokens_has_the_gradient_of_indexing(time_major):
+    states = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    states_BTH = (states.transpose(0, 1) if time_major else states.reshape(3, 4, 2)).requires_grad_()
+    places = real_places(torch.tensor([4, 1, 2]), 7)
+    assert torch.equal(_Taken.apply(states_BTH, *places), states_BTH[places])
+    assert torch.autograd.gradcheck(lambda states_BTH: _Taken.apply(states_BTH, *places), states_BTH)
+    [grad_BTH] = torch.autograd.grad(_Taken.apply(states_BTH, *places).sum(), states_BTH)
+    assert grad_BTH.stride() == states_BTH.stride()
+
+
+class Recorder(TorchDispatchMode):
+    """All operations of forward and backward, and those of them for whose result the host waits on CUDA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+        self.waiting: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.num_operations += 1
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name in ("nonzero", "_local_scalar_dense", "is_nonzero", "masked_select"):
+            self.waiting.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operation_makes_the_host_wait_for_the_device(objective):
+    """A bool mask as index has a result whose size only the device knows: on CUDA every step stopped there."""
+    batch = batch_of([[5, 6, 7], [8]], [[9], [4, 5, 6, 7]], np.arange(2))
+    with Recorder() as recorder:
+        loss_sum, _ = objective.train()(batch)
+        loss_sum.backward()
+    assert recorder.num_operations > 50
+    assert recorder.waiting == []
+    with Recorder() as recorder:  # that it would have seen them
+        batch.labels.ids_BT[batch.labels.mask_BT].sum().item()
+    assert recorder.waiting == ["index", "_local_scalar_dense"]
+
+
+def test_the_number_of_labels_is_that_of_target_tokens_with_eos():
+    batch = batch_of([[5, 6, 7], [8]], [[9], [4, 5, 6, 7]], np.arange(2))
+    assert batch.num_labels == int(batch.labels.lengths_B.sum()) == 7
+    assert batch.num_real_tokens == 7 + 6

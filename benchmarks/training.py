@@ -1,0 +1,300 @@
+"""Times updates of training: the plain baseline against the project's own, in one process and in turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measuring import in_own_process, peak_resident_mib, resident_mib, timed
+from benchmarks.profiling import profile
+from benchmarks.training_baseline import PlainTranslator, baseline_step, plain_name
+from gnmt.data.batching import batch_of
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import choose_device, choose_precision
+from gnmt.training.loss import LabelSmoothedCrossEntropy
+from gnmt.training.objective import Objective
+from gnmt.training.optimisation import Optimisation
+from gnmt.training.phases import Stage
+from gnmt.training.schedule import Constant
+from gnmt.types import BOS_ID, PAD_ID, Batch
+
+BASELINE = "baseline"
+LENGTHS = ("equal", "mixed")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # not tf32, a setting of the process that the baseline would share
+SMOOTHING, LEARNING_RATE, CLIP_NORM = 0.1, 1e-4, 5.0
+# Two implementations differ by rounding alone: so much of the loss, and so much of the gradient's norm.
+LARGEST_DIFFERENCE = 1e-5
+# Weights, gradients and Adam's two moments, all fp32.
+BYTES_OF_A_PARAMETER = 16
+
+Step = Callable[[Batch], object]
+
+
+class Size(NamedTuple):
+    """num_layers: of the encoder and again of the decoder. A batch is batch_size pairs of tokens and tokens."""
+
+    num_layers: int
+    width: int
+    num_pieces: int
+    batch_size: int
+    tokens: int
+
+
+SIZES = {
+    "gnmt": Size(4, 1024, 32_000, 64, 25),
+    "middle": Size(4, 512, 8_000, 64, 20),
+    "small": Size(2, 256, 10_000, 32, 15),
+    "tiny": Size(2, 16, 200, 4, 5),
+}
+
+
+@dataclass(frozen=True)
+class TrainingWorkload:
+    """What is trained, on what.
+
+    size: of SIZES; weights are random. lengths: `equal`, all sentences as long as the size says, with EOS on both
+    sides; `mixed`, a log-normal spread around that. dropout: on the input of every layer. num_batches: of one
+    measurement, an update each.
+    """
+
+    size: str
+    lengths: str
+    dropout: float
+    num_batches: int
+    seed: int
+    device: str
+
+    def model(self) -> Seq2Seq:
+        """In training mode, on the device."""
+        torch.manual_seed(self.seed)
+        size = SIZES[self.size]
+        encoder = LSTMEncoder(size.width, size.width, size.num_layers, dropout=self.dropout)
+        attention = AdditiveAttention(size.width, encoder.output_size, size.width)
+        decoder = LSTMDecoder(size.width, size.width, size.num_layers, attention, dropout=self.dropout)
+        model = Seq2Seq(encoder, decoder, size.num_pieces, size.num_pieces, size.width)
+        return model.to(choose_device(self.device)).train()
+
+    def loss(self) -> LabelSmoothedCrossEntropy:
+        loss = LabelSmoothedCrossEntropy(SIZES[self.size].num_pieces, (PAD_ID, BOS_ID), SMOOTHING)
+        return loss.to(choose_device(self.device))
+
+    def batches(self) -> list[Batch]:
+        """Random pieces."""
+        rng = np.random.default_rng(self.seed)
+        size = SIZES[self.size]
+        batches = []
+        for _ in range(self.num_batches):
+            lengths = np.full((2, size.batch_size), size.tokens)
+            if self.lengths == "mixed":
+                lengths = (lengths * np.exp(0.3 * rng.standard_normal(lengths.shape))).round().astype(int).clip(2)
+            sides = [[rng.integers(4, size.num_pieces, length - 1) for length in side] for side in lengths]
+            batches.append(batch_of(sides[0], sides[1], np.arange(size.batch_size)))
+        return batches
+
+    def step(self, name: str, model: Seq2Seq) -> Step:
+        """One update, by the baseline or by the project in that precision; each has an optimiser of its own."""
+        if name == BASELINE:
+            return baseline_step(model, self.loss().uniform_V, SMOOTHING, LEARNING_RATE, CLIP_NORM)
+        return project_step(model, self.loss(), name)
+
+
+def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name: str) -> Step:
+    """An update as gnmt.training.trainer.Trainer makes it of one batch, with Adam as in configs/optimizer."""
+    device = loss.uniform_V.device
+    precision = choose_precision(precision_name, device)
+    objective = Objective(model, loss)
+
+    def make_optimizer(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, LEARNING_RATE, fused=True)
+
+    stages = [Stage(0, make_optimizer, Constant())]
+    optimisation = Optimisation(list(objective.parameters()), stages, CLIP_NORM, precision)
+
+    def step(batch: Batch) -> Tensor:
+        optimisation.begin(0, [])
+        with precision.autocast():
+            loss_sum, _ = objective(batch.to(device))
+        optimisation.scaler.scale(loss_sum / batch.num_labels).backward()
+        optimisation.apply(loss_sum.detach())
+        return loss_sum.detach()
+
+    return step
+
+
+@dataclass(frozen=True)
+class TrainingFigure:
+    """One line of the table; rates are of the median over the repetitions.
+
+    tokens_per_second: source and target with EOS, padding not counted. ratio: the baseline's median time divided by
+    this one's. utilisation: of the best matrix product in that precision, see `model_flops`. memory_mib: the most that
+    a process of its own held, less weights, gradients and optimiser state; None where not asked for.
+    """
+
+    size: str
+    lengths: str
+    system: str
+    seconds: list[float]
+    step_milliseconds: float
+    tokens_per_second: float
+    ratio: float
+    utilisation: float
+    memory_mib: float | None
+
+
+def measure(workload: TrainingWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[TrainingFigure]:
+    """Times the baseline and every precision: one unmeasured round, then in turns, `repetitions` rounds."""
+    names = [BASELINE, *precisions]
+    batches = workload.batches()
+    steps = {name: workload.step(name, workload.model()) for name in names}
+    products = {name: matrix_product("fp32" if name == BASELINE else name, workload.device) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    fastest_product = dict.fromkeys(names, 0.0)
+    for step in steps.values():
+        for batch in batches:
+            step(batch)
+    for _ in range(repetitions):
+        for name, step in steps.items():
+            rate = matrix_product_flops(workload.device) / timed(products[name], workload.device)
+            fastest_product[name] = max(fastest_product[name], rate)
+            seconds[name].append(timed(lambda step=step: [step(batch) for batch in batches], workload.device))
+    del steps, products
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    num_tokens, flops = sum(batch.num_real_tokens for batch in batches), sum(map(workload_flops(workload), batches))
+    return [
+        TrainingFigure(
+            workload.size,
+            workload.lengths,
+            name,
+            seconds[name],
+            1000 * medians[name] / len(batches),
+            num_tokens / medians[name],
+            medians[BASELINE] / medians[name],
+            flops / medians[name] / fastest_product[name],
+            in_own_process(memory_mib, workload, name) if memory else None,
+        )
+        for name in names
+    ]
+
+
+def workload_flops(workload: TrainingWorkload) -> Callable[[Batch], int]:
+    """The floating-point operations of an update on a batch that its mathematics needs.
+
+    A product with a matrix costs 2 operations for each of its elements and each token in forward and twice that in
+    backward. Counted are the LSTMs, 4 * width * (input + width) elements each, the attention's projections, score and
+    context, and the output layer, all for real tokens only. Not counted: embeddings, everything element by element,
+    the optimiser, padding, and what is computed twice to save memory.
+    """
+    num_layers, width, num_pieces, _, _ = SIZES[workload.size]
+    lstm_of = {inputs: 4 * width * (inputs + width) for inputs in (width, 2 * width)}
+    # The encoder's first layer has two directions, the second reads both; upper layers of the decoder read the context.
+    encoder = 2 * lstm_of[width] + lstm_of[2 * width] + (num_layers - 2) * lstm_of[width] + width * width
+    decoder = lstm_of[width] + (num_layers - 1) * lstm_of[2 * width] + width * width + width * num_pieces
+
+    def flops(batch: Batch) -> int:
+        source_B, target_B = batch.source.lengths_B, batch.labels.lengths_B
+        pairs = int((source_B * target_B).sum())
+        return 6 * (int(source_B.sum()) * encoder + int(target_B.sum()) * decoder + pairs * 2 * width)
+
+    return flops
+
+
+def matrix_product(precision: str, device_name: str) -> Callable[[], object]:
+    """A product of two square matrices that any device runs at its best."""
+    device = choose_device(device_name)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = dtypes[choose_precision(precision, device).name]
+    width = product_width(device_name)
+    left, right = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
+    left @ right
+    return lambda: left @ right
+
+
+def matrix_product_flops(device_name: str) -> int:
+    return 2 * product_width(device_name) ** 3
+
+
+def product_width(device_name: str) -> int:
+    return 8192 if choose_device(device_name).type == "cuda" else 2048
+
+
+def memory_mib(workload: TrainingWorkload, name: str) -> float:
+    """The most that this process holds during updates, less weights, gradients, optimiser state and libraries."""
+    device = choose_device(workload.device)
+    on_cuda = device.type == "cuda"
+    tiny = TrainingWorkload("tiny", "equal", 0.0, 1, 1, workload.device)
+    warm_up = tiny.step(name, tiny.model())  # loads libraries and makes threads
+    warm_up(tiny.batches()[0])
+    before = torch.cuda.memory_allocated(device) / 2**20 if on_cuda else resident_mib()
+    model = workload.model()
+    fixed = BYTES_OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters()) / 2**20
+    step = workload.step(name, model)
+    if name == BASELINE:
+        del model  # it trains a copy
+    for batch in workload.batches()[:1] * 2:  # the optimiser's state is there in the second
+        step(batch)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else peak_resident_mib()
+    return peak - before - fixed
+
+
+def differences(workload: TrainingWorkload) -> tuple[float, float]:
+    """How far the project's fp32 is from the baseline, without dropout, on one batch.
+
+    Relative difference of the loss, and norm of the difference of all gradients over the norm of the gradient.
+    """
+    exact = TrainingWorkload(workload.size, "mixed", 0.0, 1, workload.seed, workload.device)
+    model, loss = exact.model(), exact.loss()
+    device = loss.uniform_V.device
+    [batch] = (batch.to(device) for batch in exact.batches())
+    plain = PlainTranslator(model).to(device).train()
+    plain_loss = plain(batch, loss.uniform_V, SMOOTHING)
+    plain_loss.backward()
+    project_loss, _ = Objective(model, loss)(batch)
+    project_loss.backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    pairs = [(parameter.grad, gradients[plain_name(name)]) for name, parameter in model.named_parameters()]
+    difference = torch.stack([(ours - plains).norm() for ours, plains in pairs]).norm()
+    norm = torch.stack([plains.norm() for _, plains in pairs]).norm()
+    of_loss = ((project_loss - plain_loss) / plain_loss).abs().detach()
+    return float(of_loss), float(difference / norm)
+
+
+def check_equality(workload: TrainingWorkload) -> str:
+    """A sentence that both compute the same; AssertionError where they do not."""
+    of_loss, of_gradients = differences(workload)
+    assert max(of_loss, of_gradients) < LARGEST_DIFFERENCE, f"{workload.size}: {of_loss}, {of_gradients}"
+    return (
+        f"{workload.size}: fp32 without dropout differs from the baseline by {of_loss:.0e} of the loss and "
+        f"{of_gradients:.0e} of the gradient's norm"
+    )
+
+
+def profile_training(workload: TrainingWorkload, name: str, folder: Path) -> str:
+    """Where the time of one update goes, and its trace in the folder."""
+    step, batch = workload.step(name, workload.model()), workload.batches()[0]
+    trace = folder / f"{workload.size}_{workload.lengths}_{name}.trace.json"
+    return f"{name}: {workload}\n{profile(lambda: step(batch), workload.device, trace)}\n"
+
+
+def line(figure: TrainingFigure) -> str:
+    """A row of the table; see HEADER."""
+    memory = "-" if figure.memory_mib is None else f"{figure.memory_mib:.0f}"
+    return (
+        f"{figure.size:8} {figure.lengths:7} {figure.system:9}{figure.step_milliseconds:10.1f} "
+        f"{figure.tokens_per_second:10.0f} {figure.ratio:7.2f} {figure.utilisation:12.1%} {memory:>11}"
+    )
+
+
+HEADER = (
+    f"{'size':8} {'lengths':7} {'system':9}{'step ms':>10} {'tokens/s':>10} {'ratio':>7} {'utilisation':>12} "
+    f"{'memory MiB':>11}"
+)

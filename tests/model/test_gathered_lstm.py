@@ -1,0 +1,126 @@
+"""The LSTM with gathered gradients against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gnmt.model import recurrence
+from gnmt.model.gathered_lstm import gathered_lstm
+from gnmt.model.products import affine, onednn_dtypes
+from gnmt.model.recurrence import LSTM
+
+STEPS, BATCH, INPUT, HIDDEN = 6, 4, 5, 7
+
+
+def layer_and_inputs(dtype: torch.dtype = torch.float32) -> tuple[LSTM, Tensor]:
+    torch.manual_seed(5)
+    layer = LSTM(INPUT, HIDDEN).to(dtype)
+    return layer, torch.randn(STEPS, BATCH, INPUT, dtype=dtype, requires_grad=True)
+
+
+def gradients(outputs: Tensor, layer: LSTM, inputs: Tensor) -> list[Tensor]:
+    direction = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(6)).to(outputs.dtype)
+    return list(torch.autograd.grad((outputs * direction).sum(), [inputs, *layer.parameters()]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, STEPS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_gradients_are_those_of_torch(dtype, num_steps):
+    layer, inputs = layer_and_inputs(dtype)
+    expected = layer(inputs[:num_steps])[0]
+    found = layer.with_cells_over_time(inputs[:num_steps])[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    pairs = zip(gradients(found, layer, inputs), gradients(expected, layer, inputs), strict=True)
+    for gradient, wanted in pairs:
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cells_are_those_of_single_steps():
+    layer, inputs = layer_and_inputs(torch.float64)
+    outputs, cells = layer.with_cells_over_time(inputs)
+    state = layer.start(BATCH, inputs)
+    for inputs_BI, output_BH, cell_BH in zip(inputs, outputs, cells, strict=True):
+        state = layer.step(inputs_BI, state)
+        torch.testing.assert_close((output_BH, cell_BH), state)
+
+
+@pytest.mark.parametrize("of", ["outputs", "cells", "both"])
+def test_gradcheck(of):
+    """A bridge takes cells as well as outputs, or cells alone."""
+    torch.manual_seed(7)
+    sizes = [(3, 2, 2), (12, 2), (12, 3), (12,), (12,)]
+    tensors = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    chosen = {"outputs": slice(0, 1), "cells": slice(1, 2), "both": slice(0, 2)}[of]
+    assert torch.autograd.gradcheck(lambda *tensors: gathered_lstm(*tensors)[chosen], tensors)
+
+
+def test_extreme_gates_stay_finite():
+    layer, inputs = layer_and_inputs()
+    outputs, cells = layer.with_cells_over_time(inputs * 1e4)
+    assert outputs.isfinite().all()
+    assert cells.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients(outputs, layer, inputs))
+
+
+@pytest.mark.skipif(torch.bfloat16 not in onednn_dtypes(), reason="no bf16 products in oneDNN here")
+def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
+    layer, inputs = layer_and_inputs()
+    exact = layer(inputs)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, cells = layer.with_cells_over_time(inputs)
+        fused = layer(inputs)[0]
+    assert (found.dtype, cells.dtype, fused.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    wanted = gradients(exact, layer, inputs)
+    for ours, torchs, right in zip(
+        gradients(found, layer, inputs), gradients(fused, layer, inputs), wanted, strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert (ours - right).norm() <= 1.5 * (torchs - right).norm() + 1e-3 * right.norm()
+
+
+def test_a_layer_without_a_product_of_its_own_type_falls_back(monkeypatch):
+    layer, inputs = layer_and_inputs()
+    expected = layer.with_cells_over_time(inputs)
+    for module in ("gathered_lstm", "products"):
+        monkeypatch.setattr(f"gnmt.model.{module}.onednn_dtypes", lambda: ())
+    torch.testing.assert_close(layer.with_cells_over_time(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_chosen_by_width_type_and_training(monkeypatch):
+    layer, inputs = layer_and_inputs()
+    monkeypatch.setattr(recurrence, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN)
+    assert not layer.gathering_pays(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.gathering_pays(inputs)
+        assert not layer.gathering_pays(inputs.to("meta"))
+        with torch.no_grad():
+            assert not layer.gathering_pays(inputs)
+        monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN + 1)
+        assert not layer.gathering_pays(inputs)
+
+
+def test_the_module_runs_it_where_it_pays(monkeypatch):
+    layer, inputs = layer_and_inputs(torch.float64)
+    expected = layer.over_time(inputs)
+    monkeypatch.setattr(LSTM, "gathering_pays", lambda *_: True)
+    monkeypatch.setattr(nn.LSTM, "forward", None)
+    torch.testing.assert_close(layer.over_time(inputs), expected)
+
+
+def test_two_backward_passes_give_the_same_bits():
+    layer, inputs = layer_and_inputs()
+    outputs = layer.with_cells_over_time(inputs)[0]
+    first, second = (torch.autograd.grad(outputs.sum(), layer.parameters(), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *onednn_dtypes()])
+@pytest.mark.parametrize("rows", [0, 1, 9])
+def test_the_affine_product_is_that_of_torch(rows, dtype):
+    torch.manual_seed(8)
+    inputs, weight, bias = (torch.randn(size).to(dtype) for size in ((2 * rows, 5), (7, 5), (7,)))
+    expected = nn.functional.linear(inputs[::2], weight, bias)
+    torch.testing.assert_close(affine(inputs[::2], weight, bias), expected)

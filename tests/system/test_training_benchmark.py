@@ -1,0 +1,152 @@
+"""scripts/benchmark.py task=training on a model of no size, and the baseline that it measures against."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.profiling import group_table, grouped
+from benchmarks.training import (
+    HEADER,
+    SIZES,
+    TrainingFigure,
+    TrainingWorkload,
+    differences,
+    line,
+    memory_mib,
+    workload_flops,
+)
+from benchmarks.training_baseline import PlainTranslator, plain_name
+
+TINY = TrainingWorkload("tiny", "mixed", dropout=0.0, num_batches=2, seed=1, device="cpu")
+
+
+def test_the_baseline_has_our_loss_and_gradients():
+    """Otherwise the benchmark compares two different things."""
+    of_loss, of_gradients = differences(TINY)
+    assert of_loss < 1e-6
+    assert of_gradients < 1e-5
+
+
+def test_the_baseline_has_every_weight_and_no_other():
+    model = TINY.model()
+    plain = dict(PlainTranslator(model).named_parameters())
+    assert plain.keys() == {plain_name(name) for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, plain[plain_name(name)])
+
+
+@pytest.mark.parametrize("system", ["baseline", "fp32", "bf16"])
+def test_an_update_lowers_the_loss_of_its_batch(system):
+    step = TrainingWorkload("tiny", "equal", 0.0, 1, 1, "cpu").step(system, TINY.model())
+    batch = TINY.batches()[0]
+    losses = [float(step(batch)) for _ in range(4)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_baseline_drops_out_as_often():
+    model = TrainingWorkload("tiny", "equal", 0.3, 1, 1, "cpu").model()
+    plain = PlainTranslator(model)
+    for stack, ours in (("encoder", model.encoder), ("decoder", model.decoder)):
+        assert plain.dropout[stack].p == ours.dropout.p == 0.3
+        assert plain.train().dropout[stack].training
+        assert not plain.eval().dropout[stack].training
+
+
+def test_the_operations_are_those_of_the_weights():
+    """Every element of a matrix meets every token of its side, and attention each pair of tokens twice."""
+    workload = TrainingWorkload("tiny", "equal", 0.0, 1, 1, "cpu")
+    model, [batch] = workload.model(), workload.batches()
+    _, width, _, rows, tokens = SIZES["tiny"]
+    tables = {model.source_embedding.weight, model.target_embedding.weight}
+    matrices = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2 and weight not in tables)
+    assert workload_flops(workload)(batch) == 6 * rows * (tokens * matrices + tokens**2 * 2 * width)
+
+
+def test_a_row_stands_under_its_header():
+    figure = TrainingFigure("middle", "equal", "bf16", [0.5], 250.0, 10240.0, 2.25, 0.4567, 321.4)
+    assert " ".join(HEADER.split()) == "size lengths system step ms tokens/s ratio utilisation memory MiB"
+    assert line(figure).split() == ["middle", "equal", "bf16", "250.0", "10240", "2.25", "45.7%", "321"]
+    assert len(line(figure)) == len(HEADER)
+
+
+def test_operators_are_put_in_groups():
+    names = {
+        "aten::addmm": "matrix products",
+        "mkldnn::_linear_pointwise": "matrix products",
+        "aten::mkldnn_rnn_layer_backward": "LSTM kernels",
+        "aten::_fused_adam_": "optimiser",
+        "aten::copy_": "copies and fills",
+        "aten::embedding_dense_backward": "indexing",
+        "aten::_softmax": "softmax, sigmoid, tanh",
+        "aten::linalg_vector_norm": "sums and norms",
+        "aten::mul_": "element by element",
+        "aten::random_": "random numbers",
+        "aten::view": "other",
+    }
+    groups = grouped([(name, 1.0, 2) for name in names])
+    found = {operator: label for label, group in groups.items() for operator in group.operators}
+    assert found == names
+    rows = group_table(groups).splitlines()
+    assert len(rows) == len(groups) + 2
+    assert rows[1].split() == [
+        "matrix",
+        "products",
+        "2000.0",
+        "18.2%",
+        "4",
+        "aten::addmm,",
+        "mkldnn::_linear_pointwise",
+    ]
+
+
+def test_the_command_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
+    finished = run_command(
+        "benchmark", "task=training", "sizes=[tiny]", "repetitions=2", "device=cpu", "memory=false", "profile=traces",
+        "precisions=[fp32,bf16]", "output=training.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert finished.code == 0, finished.err
+    assert "tiny: fp32 without dropout differs from the baseline by" in finished.out
+    written = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
+    assert [figure["system"] for figure in written["figures"]] == ["baseline", "fp32", "bf16"]
+    for figure in written["figures"]:
+        assert len(figure["seconds"]) == 2
+        for key in ("step_milliseconds", "tokens_per_second", "ratio", "utilisation"):
+            assert 0 < figure[key] < math.inf
+        assert figure["memory_mib"] is None
+    assert written["figures"][0]["ratio"] == 1
+    assert (written["setting"]["task"], written["setting"]["dropout"]) == ("training", 0.2)
+    for precision in ("fp32", "bf16"):
+        assert json.loads((tmp_path / "traces" / f"tiny_equal_{precision}.trace.json").read_bytes())["traceEvents"]
+    assert "optimiser" in (tmp_path / "training.profile.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sizes=[multi30k]", "sizes: found multi30k, allowed are gnmt, middle, small, tiny"),
+        ("precisions=[int8]", "precisions: found int8, allowed are auto, fp32, bf16, fp16"),
+        ("sizes=[]", "there is nothing to measure: give sizes= (of gnmt, middle, small, tiny)"),
+        ("checkpoint=best.pt", "checkpoint=best.pt is for task=decoding"),
+        ("dropout=1", "dropout"),
+    ],
+)
+def test_wrong_values_are_named(
+    run_command: Callable[..., object], tmp_path: Path, override: str, message: str
+) -> None:
+    finished = run_command("benchmark", "task=training", "sizes=[tiny]", override, cwd=tmp_path)
+    assert finished.code == 2
+    assert message in finished.err
+
+
+@pytest.mark.slow
+def test_memory_is_above_weights_gradients_and_optimiser_state() -> None:
+    """The baseline holds the logits of the whole batch several times; the parameters count for neither."""
+    workload = TrainingWorkload("small", "equal", 0.0, 1, 1, "cpu")
+    logits_mib = 4 * 32 * 15 * 10_000 / 2**20
+    assert memory_mib(workload, "baseline") > 2 * logits_mib
