@@ -76,16 +76,17 @@ class Ranks:
             return f"cuda:{self.local_rank}"
         return name
 
-    def wait_for_first(self) -> None:
-        """The others wait until the first has come here."""
+    def wait_for_first(self, message: str = "") -> str:
+        """The others wait until the first has come here; all return the first's message."""
         name = self._next_meeting()
         if self._store is None:
-            return
+            return message
         store = self._store
         if self.is_first:
-            store.set(name, "")
-        else:
-            self._wait_until(lambda: store.check([name]))
+            store.set(name, message)
+            return message
+        self._wait_until(lambda: store.check([name]))
+        return store.get(name).decode()
 
     def wait_for_all(self) -> None:
         """The first waits until all others have come here; they go on at once."""
@@ -112,6 +113,7 @@ class Ranks:
     @contextmanager
     def together(self) -> Iterator[None]:
         """What ends this process inside the block ends the others as well, at their next check or wait."""
+        self._parted = False
         try:
             yield
         except BaseException as error:
@@ -158,7 +160,7 @@ class Ranks:
     def watchman(self) -> Watchman:
         """Watches over the failures of others, while this process may be where it cannot look itself."""
         assert self._store is not None
-        return Watchman(self._store.clone(), self.is_first)
+        return Watchman(self._store.clone(), self.is_first)  # type: ignore[attr-defined]
 
     def _next_meeting(self) -> str:
         self._num_meetings += 1

@@ -12,7 +12,7 @@ from gnmt.types import Batch, Tokens
 
 
 class Made(NamedTuple):
-    """This process's share of one global batch, and what its stream said right after it: its position, and the batches of that epoch."""
+    """This process's share of a global batch, and what its stream said right after it."""
 
     share: Share
     position: Position
