@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import composed
+from hydra import compose, initialize_config_dir
 
 from gnmt.config import build, resolve
+from gnmt.config.diagnosis import CONFIG_FOLDER
 from gnmt.data.batching import Position
 from gnmt.data.prepare import prepare
 from gnmt.distributed import current_ranks
@@ -29,15 +30,20 @@ from gnmt.training.trainer import Trainer
 from gnmt.types import Interrupted
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
-# name: overrides and how many updates. 30 tokens are one or two pairs, so that a process is often without one.
+# name: overrides and how many updates. 50 tokens are few pairs, or one long one, so that a process is often without one.
 GRADIENTS: dict[str, tuple[tuple[str, ...], int]] = {
     "whole batches": (NO_DROPOUT, 5),
     "microbatches": ((*NO_DROPOUT, "trainer.microbatch_tokens=60"), 4),
-    "fewer pairs than processes": ((*NO_DROPOUT, "trainer.batch_tokens=30"), 12),
+    "fewer pairs than processes": ((*NO_DROPOUT, "trainer.batch_tokens=50"), 12),
     "bf16": ((*NO_DROPOUT, "precision=bf16"), 2),
 }
 EVERY_2 = ("trainer.ema_decay=0.5", "trainer.evaluate_every_steps=2", "trainer.save_every_steps=2", *NO_DROPOUT)
 SPLIT_EVALUATION = ("trainer.evaluation_batch_size=1",)
+
+
+def composed(overrides: tuple[str, ...]) -> Any:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", list(overrides))
 
 
 def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None = None) -> Trainer:

@@ -1,4 +1,4 @@
-"""Two processes over gloo do what one does: gradients, evaluation, whole runs, stops and ends. One pair for all tests."""
+"""Two processes over gloo do what one does: gradients, evaluation, runs, stops and ends. One pair for all tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from parallel_child import EVERY_2, GRADIENTS, SPLIT_EVALUATION, evaluation, gra
 from gnmt.checkpoint import read_checkpoint
 from gnmt.data.batching import Share
 from gnmt.training.parallel import Group
+from gnmt.training.trainer import Trainer
 
 CHILD = Path(__file__).with_name("parallel_child.py")
 
@@ -40,14 +41,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def pair(corpus, prepared, tmp_path_factory) -> Pair:
-    from conftest import SETTINGS
-
+def pair(settings, tmp_path_factory) -> Pair:
     home = tmp_path_factory.mktemp("pair")
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(CHILD), str(home), *SETTINGS, *corpus],
+            [sys.executable, str(CHILD), str(home), *settings],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -128,8 +127,6 @@ def test_only_the_first_writes(pair):
 
 def test_one_process_goes_on_with_the_run_of_two_in_the_same_order(pair, run, tmp_path, monkeypatch):
     """The same batches as a run that was alone from the start, whose dropout nobody compares."""
-    from gnmt.training.trainer import Trainer
-
     consumed: dict[str, list[list[int]]] = {"alone": [], "continued": []}
     update = Trainer.update
     now = "alone"
