@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -78,9 +79,11 @@ class Group:
             )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # After a failure others may never come to this, and the process ends anyway.
-        if self.size > 1 and (kind is None or issubclass(kind, Interrupted)):
+        if self.size > 1 and (error is None or (isinstance(error, Interrupted) and error.agreed)):
             dist.destroy_process_group()
 
     # Updates

@@ -82,9 +82,8 @@ class Interval:
 
     def count(self, share: Share) -> None:
         """Takes in the tokens of a global batch; all of it is taken to be padded as this process's share is."""
-        real, padded = (
-            sum(getattr(batch, name) for batch in share.to_compute) for name in ("num_real_tokens", "num_padded_tokens")
-        )
+        real = sum(batch.num_real_tokens for batch in share.to_compute)
+        padded = sum(batch.num_padded_tokens for batch in share.to_compute)
         global_tokens = share.source_tokens + share.target_tokens
         self.real_tokens += global_tokens
         self.padded_tokens += round(padded * (global_tokens / real))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from gnmt.config import build, resolve
+from gnmt.config import build, configure_logging, resolve
 from gnmt.config.diagnosis import CONFIG_FOLDER
 from gnmt.data.batching import Position
 from gnmt.data.prepare import prepare
@@ -30,7 +30,7 @@ from gnmt.training.trainer import Trainer
 from gnmt.types import Interrupted
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
-# name: overrides and how many updates. 50 tokens are few pairs, or one long one, so that a process is often without one.
+# name: overrides and how many updates. Of 50 tokens are few pairs or one long one: a process is often without.
 GRADIENTS: dict[str, tuple[tuple[str, ...], int]] = {
     "whole batches": (NO_DROPOUT, 5),
     "microbatches": ((*NO_DROPOUT, "trainer.microbatch_tokens=60"), 4),
@@ -141,6 +141,7 @@ def fail_in_the_second_update(trainer: Trainer, *arguments: Any) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    configure_logging()
     folder, *rest = sys.argv[1:]
     home, settings = Path(folder), tuple(rest)
     ranks = current_ranks()
