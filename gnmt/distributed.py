@@ -1,7 +1,7 @@
 """Several processes that share a piece of work, as torchrun starts them: who is who, and waiting for each other.
 
-The processes meet in the key-value store that torchrun provides. Nothing here has a time limit but the way out: one may
-work for hours while another waits. A process that fails tells the others before it ends.
+The processes meet in the key-value store that torchrun provides. Nothing here has a time limit but the way in and out:
+one may work for hours while another waits. A process that fails tells the others before it ends.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ _POLL_SECONDS = 0.1
 _FAILED = "failed"
 _ENDED = "the other processes have ended; the first error message says why"
 
+MEETING_SECONDS = 300.0
+"""For all processes to have started."""
 WATCH_SECONDS = 1.0
 """Between two looks of a `Watchman`."""
 GRACE_SECONDS = 10.0
@@ -61,7 +64,7 @@ class Ranks:
             if world_size == 1:
                 return cls()
             store, rank, world_size = next(rendezvous("env://"))
-            return cls(rank, world_size, int(os.environ["LOCAL_RANK"]), store)
+            return cls(rank, world_size, int(os.environ["LOCAL_RANK"]), fresh_store(store, rank, world_size))
         except (KeyError, ValueError, DistError) as error:
             raise InputError(f"the processes cannot meet ({error}): start them with torchrun") from error
 
@@ -172,6 +175,37 @@ class Ranks:
             if reached():
                 return
             time.sleep(_POLL_SECONDS)
+
+
+def fresh_store(store: Store, rank: int, world_size: int) -> Store:
+    """The store under a prefix that nobody has used before, the same for all processes.
+
+    torchrun keeps its store when it starts failed processes again, and how often it did is not the same number on all
+    machines: what the ones before left there must not be taken for word of the living. So each other process says
+    hello with a number of its own, and the first answers to that number with the prefix, until all have heard it.
+    Raises InputError where they do not come together.
+    """
+    own = secrets.token_hex(8)
+    deadline = time.monotonic() + MEETING_SECONDS
+
+    def wait() -> None:
+        if time.monotonic() > deadline:
+            raise InputError(f"the {world_size} processes did not all come within {MEETING_SECONDS:.0f} seconds")
+        time.sleep(_POLL_SECONDS)
+
+    if rank > 0:
+        store.set(f"hello-{rank}", own)
+        while not store.check([f"welcome-{own}"]):
+            wait()
+        prefix = store.get(f"welcome-{own}").decode()
+        store.add(f"heard-{prefix}", 1)
+        return PrefixStore(prefix, store)
+    while store.add(f"heard-{own}", 0) < world_size - 1:
+        for hello in (f"hello-{other}" for other in range(1, world_size)):
+            if store.check([hello]):
+                store.set(f"welcome-{store.get(hello).decode()}", own)
+        wait()
+    return PrefixStore(own, store)
 
 
 class Watchman(threading.Thread):

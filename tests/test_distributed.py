@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from gnmt.distributed import Ranks, Watchman
+from gnmt.distributed import Ranks, Watchman, fresh_store
 from gnmt.types import InputError
 
 
@@ -160,3 +160,31 @@ time.sleep(300)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "stopped, because rank 1 did: no memory" in done.stderr
+
+
+def test_processes_that_are_started_again_do_not_read_what_the_ones_before_left(monkeypatch):
+    """torchrun keeps its store: the new processes read that rank 1 had failed, and ended at once."""
+    store, stores = HashStore(), {}
+
+    def meet(attempt, rank, delay):
+        time.sleep(delay)
+        stores[attempt, rank] = fresh_store(store, rank, 3)
+
+    for attempt, delays in enumerate([(0, 0.2, 0), (0.2, 0, 0.3)]):
+        threads = [threading.Thread(target=meet, args=(attempt, rank, delays[rank])) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        ranks = [Ranks(rank, 3, rank, stores[attempt, rank]) for rank in range(3)]
+        assert [each.failure() for each in ranks] == [None] * 3
+        with pytest.raises(ZeroDivisionError), ranks[1].together():
+            raise ZeroDivisionError("by zero")
+        assert {each.failure() for each in ranks} == {"stopped, because rank 1 did: by zero"}
+
+
+def test_a_process_that_never_starts_is_a_message(monkeypatch):
+    monkeypatch.setattr("gnmt.distributed.MEETING_SECONDS", 0.1)
+    for rank in range(2):
+        with pytest.raises(InputError, match="the 2 processes did not all come"):
+            fresh_store(HashStore(), rank, 2)

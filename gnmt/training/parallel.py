@@ -221,7 +221,7 @@ def raise_or_exit(ranks: Ranks, error: Exception) -> None:
     if is_lost_connection(error):
         raise InputError(
             f"{'' if ranks.is_first else f'rank {ranks.rank}: '}another process has ended without a word "
-            f"(was it killed, for its memory perhaps?): {str(error).splitlines()[0]}"
+            f"(was it killed, for its memory perhaps?): {str(error).split('. ')[0]}"
         ) from error
     if isinstance(error, InputError) and not ranks.is_first:
         raise InputError(f"rank {ranks.rank}: {error}") from error
