@@ -1,25 +1,40 @@
 """Several processes that share a piece of work, as torchrun starts them: who is who, and waiting for each other.
 
-The processes meet in the key-value store that torchrun provides. Nothing here has a time limit: one may work for hours
-while another waits. A process that fails tells the others before it ends.
+The processes meet in the key-value store that torchrun provides. Nothing here has a time limit but the way in and out:
+one may work for hours while another waits. A process that fails tells the others before it ends.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.distributed import DistError, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from gnmt.types import InputError
 
+log = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.1
 _FAILED = "failed"
+_ENDED = "the other processes have ended; the first error message says why"
+
+MEETING_SECONDS = 300.0
+"""For all processes to have started."""
+WATCH_SECONDS = 1.0
+"""Between two looks of a `Watchman`."""
+GRACE_SECONDS = 10.0
+"""For a process that hears of another's failure to end by itself."""
+LEAVING_SECONDS = 60.0
+"""For the last meeting of processes that have done their work."""
 
 
 class Ranks:
@@ -37,6 +52,9 @@ class Ranks:
         self.local_rank = local_rank
         self._store = store
         self._num_meetings = 0
+        self._parted = False
+        self.failed_first = False
+        """Whether the failure that ends all is this process's."""
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -46,7 +64,7 @@ class Ranks:
             if world_size == 1:
                 return cls()
             store, rank, world_size = next(rendezvous("env://"))
-            return cls(rank, world_size, int(os.environ["LOCAL_RANK"]), store)
+            return cls(rank, world_size, int(os.environ["LOCAL_RANK"]), fresh_store(store, rank, world_size))
         except (KeyError, ValueError, DistError) as error:
             raise InputError(f"the processes cannot meet ({error}): start them with torchrun") from error
 
@@ -61,16 +79,17 @@ class Ranks:
             return f"cuda:{self.local_rank}"
         return name
 
-    def wait_for_first(self) -> None:
-        """The others wait until the first has come here."""
+    def wait_for_first(self, message: str = "") -> str:
+        """The others wait until the first has come here; all return the first's message."""
         name = self._next_meeting()
         if self._store is None:
-            return
+            return message
         store = self._store
         if self.is_first:
-            store.set(name, "")
-        else:
-            self._wait_until(lambda: store.check([name]))
+            store.set(name, message)
+            return message
+        self._wait_until(lambda: store.check([name]))
+        return store.get(name).decode()
 
     def wait_for_all(self) -> None:
         """The first waits until all others have come here; they go on at once."""
@@ -86,29 +105,65 @@ class Ranks:
 
     def check(self) -> None:
         """Raises InputError where another process has failed: to be called now and then in long work."""
-        if self._store is None:
-            return
-        try:
-            failed = self._store.check([_FAILED])
-        except DistError as error:
-            raise InputError("the other processes have ended; the first error message says why") from error
-        if failed:
-            raise InputError(self._store.get(_FAILED).decode())
+        message = self.failure()
+        if message is not None:
+            raise InputError(message)
+
+    def failure(self) -> str | None:
+        """What is told of a process that has failed, be it this one; None while all work."""
+        return None if self._store is None else _failure_in(self._store)
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """What ends this process inside the block ends the others as well, at their next check or wait."""
+        self._parted = False
         try:
             yield
         except BaseException as error:
-            if self._store is not None:
+            if self._store is not None and not self._parted:
                 try:
-                    if not self._store.check([_FAILED]):
+                    # The count decides between two that fail at the same time.
+                    self.failed_first = self._store.add(f"{_FAILED} ranks", 1) == 1
+                    if self.failed_first:
                         message = str(error) or type(error).__name__
                         self._store.set(_FAILED, f"stopped, because rank {self.rank} did: {message}")
                 except DistError:
                     pass  # nobody is left to be told; the error itself goes on below
             raise
+
+    def part(self) -> None:
+        """From here on what ends this process is no failure of the others: the work is done, or all agreed to stop."""
+        self._parted = True
+
+    def leave(self) -> None:
+        """The last meeting: the first process goes when all have come, the others after it, and none waits for long.
+
+        So the first one, which may be host of the store, is there as long as anybody needs it.
+        """
+        if self._store is None:
+            return
+        deadline = time.monotonic() + LEAVING_SECONDS
+        name = self._next_meeting()
+        try:
+            self._store.add(name, 1)
+            while self.is_first and self._store.add(name, 0) < self.world_size and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            if self.is_first:
+                self._store.set(f"{name}/first", "")
+            while not self._store.check([f"{name}/first"]) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        except DistError:
+            pass  # the first has gone, and the store with it
+
+    def shared_store(self, name: str) -> Store:
+        """The store under a prefix of its own, for one use; all processes must ask for the same ones in one order."""
+        assert self._store is not None
+        return PrefixStore(f"{name}-{self._next_meeting()}", self._store)
+
+    def watchman(self) -> Watchman:
+        """Watches over the failures of others, while this process may be where it cannot look itself."""
+        assert self._store is not None
+        return Watchman(self._store.clone(), self.is_first)  # type: ignore[attr-defined]
 
     def _next_meeting(self) -> str:
         self._num_meetings += 1
@@ -120,6 +175,76 @@ class Ranks:
             if reached():
                 return
             time.sleep(_POLL_SECONDS)
+
+
+def fresh_store(store: Store, rank: int, world_size: int) -> Store:
+    """The store under a prefix that nobody has used before, the same for all processes.
+
+    torchrun keeps its store when it starts failed processes again, and how often it did is not the same number on all
+    machines: what the ones before left there must not be taken for word of the living. So each other process says
+    hello with a number of its own, and the first answers to that number with the prefix, until all have heard it.
+    Raises InputError where they do not come together.
+    """
+    own = secrets.token_hex(8)
+    deadline = time.monotonic() + MEETING_SECONDS
+
+    def wait() -> None:
+        if time.monotonic() > deadline:
+            raise InputError(f"the {world_size} processes did not all come within {MEETING_SECONDS:.0f} seconds")
+        time.sleep(_POLL_SECONDS)
+
+    if rank > 0:
+        store.set(f"hello-{rank}", own)
+        while not store.check([f"welcome-{own}"]):
+            wait()
+        prefix = store.get(f"welcome-{own}").decode()
+        store.add(f"heard-{prefix}", 1)
+        return PrefixStore(prefix, store)
+    while store.add(f"heard-{own}", 0) < world_size - 1:
+        for hello in (f"hello-{other}" for other in range(1, world_size)):
+            if store.check([hello]):
+                store.set(f"welcome-{store.get(hello).decode()}", own)
+        wait()
+    return PrefixStore(own, store)
+
+
+class Watchman(threading.Thread):
+    """Ends this process where another has failed and this one does not notice, as in a collective that never returns.
+
+    store: a connection of its own, since another may be waiting. speaks: whether it says why.
+    """
+
+    def __init__(self, store: Store, speaks: bool) -> None:
+        super().__init__(name="watchman", daemon=True)
+        self._store = store
+        self._speaks = speaks
+        self._dismissed = threading.Event()
+
+    def run(self) -> None:
+        while not self._dismissed.wait(WATCH_SECONDS):
+            message = _failure_in(self._store)
+            if message is not None:
+                if not self._dismissed.wait(GRACE_SECONDS):
+                    self._end_process(message)
+                return
+
+    def dismiss(self) -> None:
+        """To be called when the work has ended well."""
+        self._dismissed.set()
+        self.join()
+
+    def _end_process(self, message: str) -> None:
+        if self._speaks:
+            log.error("%s", message)
+        logging.shutdown()
+        os._exit(1)
+
+
+def _failure_in(store: Store) -> str | None:
+    try:
+        return store.get(_FAILED).decode() if store.check([_FAILED]) else None
+    except DistError:
+        return _ENDED
 
 
 @functools.cache

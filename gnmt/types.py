@@ -32,11 +32,15 @@ class InputError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop. The message says what was saved and how to go on; scripts end with exit_code."""
+    """A signal asked to stop. The message says what was saved and how to go on; scripts end with exit_code.
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    agreed: whether the work was stopped in good order, in all its processes; False where it was broken off.
+    """
+
+    def __init__(self, message: str, exit_code: int, *, agreed: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.agreed = agreed
 
 
 class Tokens(NamedTuple):

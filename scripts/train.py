@@ -6,6 +6,7 @@
   python scripts/train.py data=files data.train.source=a.en data.train.target=a.de \\
       data.dev.source=b.en data.dev.target=b.de name=mine  your own files
   python scripts/train.py -m model.encoder.dropout=0.1,0.3 a sweep, a run for each value
+  torchrun --nproc-per-node=2 scripts/train.py             two processes, each on its share of every batch
 
 Main keys:
   name, runs         the run lives in runs/<name>; by default the name says what was overridden
@@ -16,19 +17,22 @@ Main keys:
   deterministic      true: the same bits each time on CUDA too
 
 Ctrl-C, SIGTERM and SIGUSR1 save after the update at hand and end with exit code 130, 143 and 75; the same command goes
-on. A second one ends at once.
+on. A second one ends at once. Of several processes any may get the signal; all stop after the same update.
 """
 
 import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 from gnmt.config import TrainConfig, current_run_folder, entry
+from gnmt.distributed import current_ranks
 from gnmt.training.run import train
 
 
 @entry("train")
 def main(cfg: TrainConfig) -> None:
     result = train(cfg, current_run_folder(cfg))
+    if not current_ranks().is_first:
+        return
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     print(f"best on dev, at update {result.best_step} of {result.steps}: {best}")
     print(f"checkpoint: {result.folder / 'best.pt'}")

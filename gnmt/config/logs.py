@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -20,16 +21,25 @@ class StderrHandler(logging.Handler):
 
 
 class ShortFormatter(logging.Formatter):
-    """The message alone, with its level where that is a warning or worse."""
+    """The message alone, with its level where that is a warning or worse, and with the rank of any but the first."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+        if record.levelno < logging.WARNING:
+            return text
+        return f"{record.levelname.lower()}: {f'rank {rank}: ' if (rank := own_rank()) else ''}{text}"
+
+
+def own_rank() -> int:
+    """This process's number among those that torchrun started; 0 for one that is alone."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0  # what else it may hold is a message of gnmt.distributed
 
 
 def configure_logging(run_file: Path | None = None) -> None:
     """Sends log messages of level INFO and above to stderr, and to the end of run_file where one is given.
 
+    Of several processes the first speaks for all; of the others only warnings and errors are shown.
     Called again (the next job of a sweep), it replaces what it set up before. Python's warnings come along.
     """
     root = logging.getLogger()
@@ -39,6 +49,7 @@ def configure_logging(run_file: Path | None = None) -> None:
             handler.close()
     handlers: list[logging.Handler] = [StderrHandler()]
     handlers[0].setFormatter(ShortFormatter())
+    handlers[0].setLevel(logging.WARNING if own_rank() else logging.INFO)
     if run_file is not None:
         run_file.parent.mkdir(parents=True, exist_ok=True)
         file_handler = logging.FileHandler(run_file, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -54,6 +54,34 @@ class Position(NamedTuple):
     block: int = 0
 
 
+class Share(list[Batch]):
+    """The microbatches that one of several processes makes of a global batch, and what is known of the whole.
+
+    source_tokens, target_tokens: of the global batch, with EOS, without BOS and padding. filler: where there are fewer
+    pairs than processes, some have no microbatch; one pair of the global batch, which counts nothing, lets them take
+    part in what all must do.
+    """
+
+    def __init__(
+        self, microbatches: Iterable[Batch], source_tokens: int, target_tokens: int, filler: Batch | None = None
+    ) -> None:
+        super().__init__(microbatches)
+        assert self or filler is not None
+        self.source_tokens = source_tokens
+        self.target_tokens = target_tokens
+        self.filler = filler
+
+    def mapped(self, change: Callable[[Batch], Batch]) -> Share:
+        """The same with every batch changed."""
+        filler = None if self.filler is None else change(self.filler)
+        return Share(map(change, self), self.source_tokens, self.target_tokens, filler)
+
+    @property
+    def to_compute(self) -> list[Batch]:
+        """What this process runs forward and backward over: its microbatches, or the filler."""
+        return list(self) if self or self.filler is None else [self.filler]
+
+
 Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
 
 
@@ -87,7 +115,7 @@ def _padded(rows: Rows, prefix: tuple[int, ...]) -> Tokens:
 
 
 class BatchStream:
-    """Iterates without end over updates: each is the list of microbatches of one global batch.
+    """Iterates without end over updates: each is this process's share of one global batch, in microbatches.
 
     The order is that of `block_pairs` and `plan_block`; a stream made at the `position` of another goes on exactly as
     that one does, wherever that is, for the price of planning one block (under a second). A global batch is split into
@@ -96,6 +124,9 @@ class BatchStream:
     as ever, at the price of encoding each block once more at its start (tens of microseconds a pair).
     Nothing is ever truncated; a pair that only its
     sampled pieces bring over a limit makes a batch of its own.
+
+    Of several processes each takes every world_size-th pair, so that all have about as much to do; which pairs make up
+    a global batch does not depend on how many processes there are.
     """
 
     def __init__(
@@ -109,9 +140,12 @@ class BatchStream:
         tokenizers: Tokenizers | None = None,
         segments: Sequence[Segment] | None = None,
         position: Position = Position(),  # noqa: B008 (immutable)
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """tokenizers are needed for subword sampling only. segments: the corpora that the store holds one after
-        another, and how they are mixed; None for one. Raises InputError where a pair exceeds a limit.
+        another, and how they are mixed; None for one. rank, world_size: of this process, and how many share.
+        Raises InputError where a pair exceeds a limit.
         """
         if not 0 <= subword_sampling <= 1:
             raise InputError(f"trainer.subword_sampling must be 0 to 1, found {subword_sampling}")
@@ -123,6 +157,8 @@ class BatchStream:
         self._batch_tokens = batch_tokens
         self._microbatch_tokens = microbatch_tokens
         self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
         self._alpha = subword_sampling
         self._tokenizers = tokenizers
         self._segments = [Segment(len(store), 1.0)] if segments is None else list(segments)
@@ -148,18 +184,18 @@ class BatchStream:
         epoch, batches, block = self.position
         return epoch + (block + batches / len(self._plan)) / self._num_blocks
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Share]:
         return self
 
-    def __next__(self) -> list[Batch]:
+    def __next__(self) -> Share:
         epoch, batches, block = self.position
-        microbatches = self._microbatches(self._plan[batches], epoch)
+        share = self._share(batches, epoch)
         if batches + 1 < len(self._plan):
             self.position = Position(epoch, batches + 1, block)
         else:
             self.position = Position(epoch, 0, block + 1) if block + 1 < self._num_blocks else Position(epoch + 1, 0, 0)
             self._plan = self._plan_of(self.position.epoch, self.position.block)
-        return microbatches
+        return share
 
     def largest_microbatch(self) -> Batch:
         """The largest microbatch of this block's largest global batch, which decides how much memory is needed.
@@ -171,8 +207,8 @@ class BatchStream:
             len(pairs_B) * sum(int(side[pairs_B].max()) + 1 for side in lengths)
             for pairs_B in (self._plan[batch] for batch in range(len(self._plan)))
         ]
-        microbatches = self._microbatches(self._plan[int(np.argmax(costs))], self.position.epoch)
-        return max(microbatches, key=lambda batch: batch.num_padded_tokens)
+        share = self._share(int(np.argmax(costs)), self.position.epoch)
+        return max(share.to_compute, key=lambda batch: batch.num_padded_tokens)
 
     def pairs_at(self, position: Position) -> list[tuple[int, str, str]]:
         """Number, source and target text of each pair of the global batch that begins at that position."""
@@ -191,6 +227,14 @@ class BatchStream:
         if self._alpha == 0 or self._tokenizers is None:
             return None
         return Sampling(self._tokenizers, self._alpha, self._seed, epoch)
+
+    def _share(self, batch: int, epoch: int) -> Share:
+        pairs_B = self._plan[batch]
+        own_B = pairs_B[self._rank :: self._world_size]
+        tokens = int(self._plan.source_tokens[batch]), int(self._plan.target_tokens[batch])
+        if len(own_B):
+            return Share(self._microbatches(own_B, epoch), *tokens)
+        return Share([], *tokens, filler=collate(self._store, pairs_B[:1], self._sampling(epoch)))
 
     def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
         source, target = _encoded(self._store, pairs_B, self._sampling(epoch))

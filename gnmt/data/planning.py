@@ -45,10 +45,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """The global batches of one block. pairs_N: its pairs. starts: where each batch begins, and the end."""
+    """The global batches of one block.
+
+    pairs_N: its pairs. starts: where each batch begins, and the end. source_tokens, target_tokens: of each batch, with
+    EOS, without BOS and padding.
+    """
 
     pairs_N: NDArray[np.int64]
     starts: NDArray[np.int64]
+    source_tokens: NDArray[np.int64]
+    target_tokens: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -137,7 +143,12 @@ def plan_block(
     batch_order = rng.permutation(len(batches))
     batches = [batches[i] for i in batch_order]
     starts = np.concatenate(([0], np.cumsum([len(batch) for batch in batches])))
-    return BlockPlan(pairs_N[np.concatenate(batches)], starts)
+    places_N = np.concatenate(batches)
+    source_tokens, target_tokens = (
+        np.add.reduceat(lengths[places_N].astype(np.int64) + 1, starts[:-1])
+        for lengths in (source_lengths_N, target_lengths_N)
+    )
+    return BlockPlan(pairs_N[places_N], starts, source_tokens, target_tokens)
 
 
 def _by_length(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
     """Logs what the run is about to do: size, memory, data, updates, device, precision."""
     model, options, stream = trainer.objective.model, trainer.options, trainer.stream
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = trainer.group.size
     updates = trainer.last_step - trainer.progress.step
     log.info("run folder: %s", folder)
     log.info(
@@ -34,12 +35,13 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
         in_megabytes(activation_bytes(trainer, stream.largest_microbatch())),
     )
     log.info(
-        "training: %s updates%s (%.1f epochs) on %s in %s",
+        "training: %s updates%s (%.1f epochs) on %s in %s%s",
         f"{updates:,}",
         f" from update {trainer.progress.step:,}" if trainer.progress.step else "",
         updates / len(stream),
         trainer.device,
         trainer.precision.name,
+        f", by {size} processes of about {options.batch_tokens // size:,} tokens each" if size > 1 else "",
     )
 
 

@@ -28,13 +28,17 @@ class RunCheckpoints:
     def save(self, step: int, contents: dict[str, Any]) -> Path:
         """Writes the whole state at that step and drops the oldest files beyond `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{step:08d}.pt"
+        path = self.path_of(step)
         write_checkpoint(path, contents)
         self._point_last_to(path)
         # A newer file is a damaged one that the run went back from: it must not push the sound ones out.
         for old in [file for file in self.whole() if file <= path][: -self.keep]:
             old.unlink()
         return path
+
+    def path_of(self, step: int) -> Path:
+        """Where the whole state at that step lies."""
+        return self.folder / f"step_{step:08d}.pt"
 
     def save_best(self, contents: dict[str, Any]) -> None:
         """Writes what evaluation and translation need."""

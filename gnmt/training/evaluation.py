@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,9 @@ from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.runtime import Precision
+from gnmt.training.interruption import Abandoned
 from gnmt.training.objective import Objective
+from gnmt.training.parallel import Group
 from gnmt.types import Translation
 
 LONGEST_PAIR = 1000
@@ -61,8 +65,18 @@ class DevResult:
         )
 
 
+class Measured(NamedTuple):
+    """What one process has found out: its translations in order, and sums and tokens of its losses by their batch."""
+
+    translations: list[Translation]
+    losses: dict[int, tuple[float, int]]
+
+
 class DevEvaluator:
     """Measures the model as it is, through the same Translator that `evaluate.py` and `translate.py` use.
+
+    Of several processes each translates a stretch of the sentences and takes every R-th batch for the loss; all get the
+    whole result, which is that of one process.
 
     options, precision, batch_size, unused_target_ids: of the translator, which is made anew for each evaluation, since
     it copies the weights.
@@ -78,6 +92,7 @@ class DevEvaluator:
         bleu_tokenize: str,
         batch_size: int,
         unused_target_ids: Sequence[int] = (),
+        group: Group | None = None,
     ) -> None:
         self.objective = objective
         self.tokenizers = tokenizers
@@ -87,16 +102,46 @@ class DevEvaluator:
         self.bleu_tokenize = bleu_tokenize
         self.batch_size = batch_size
         self.unused_target_ids = unused_target_ids
+        self.group = group or Group.alone(precision.device)
 
-    def __call__(self) -> DevResult:
-        translations = self.translations()
-        scores = score_translations(
-            [translation.text for translation in translations], self.references, tokenize=self.bleu_tokenize
+    def __call__(self, breakable: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
+        """breakable: the context of this process's share of the work, in which a signal may raise Abandoned.
+
+        It is raised in all processes then, when each has come to the end of its share.
+        """
+        measured = None
+        try:
+            with breakable():
+                measured = Measured(self.translations(), self.losses())
+        except Abandoned:
+            measured = None  # it may have come after the work
+        shares: list[Measured | None] = self.group.gather(measured)
+        translations: list[Translation] = []
+        losses: dict[int, tuple[float, int]] = {}
+        for share in shares:
+            if share is None:
+                raise Abandoned
+            translations += share.translations
+            losses |= share.losses
+        texts = [translation.text for translation in translations]
+        scores = score_translations(texts, self.references, tokenize=self.bleu_tokenize)
+        return DevResult(mean_loss(losses), scores, self.sources, self.references, translations, self.tokenizers)
+
+    def own_sentences(self) -> slice:
+        """The stretch that this process translates; by length, all have about as much to do."""
+        ends = np.cumsum([len(source) + 1 for source in self.sources])
+        total = int(ends[-1])
+        start, end = (
+            int(np.searchsorted(ends, total * rank / self.group.size, side="right"))
+            for rank in (self.group.rank, self.group.rank + 1)
         )
-        return DevResult(self.loss(), scores, self.sources, self.references, translations, self.tokenizers)
+        return slice(start, end if self.group.rank + 1 < self.group.size else len(self.sources))
 
     def translations(self) -> list[Translation]:
-        """One for each source, the first with its attention, for the alignment picture."""
+        """One for each source of this process; the very first with its attention, for the alignment picture."""
+        own = self.own_sentences()
+        if own.start == own.stop:
+            return []
         translator = Translator(
             self.objective.model,
             self.tokenizers,
@@ -105,15 +150,18 @@ class DevEvaluator:
             self.batch_size,
             unused_target_ids=self.unused_target_ids,
         )
-        first, *others = translator.translate(self.sources, attention=True, progress=True)
-        return [first, *(replace(translation, attention_TS=None) for translation in others)]
+        translations = translator.translate(
+            self.sources[own], attention=own.start == 0, first_line=own.start + 1, progress=self.group.is_first
+        )
+        if own.start > 0:
+            return translations
+        return translations[:1] + [replace(translation, attention_TS=None) for translation in translations[1:]]
 
     @torch.no_grad()
-    def loss(self) -> float:
-        """Unsmoothed nats per target token with EOS, over the dev pairs with text on both sides.
+    def losses(self) -> dict[int, tuple[float, int]]:
+        """Unsmoothed nats and target tokens with EOS of this process's batches of pairs with text on both sides.
 
         Pairs of more than LONGEST_PAIR tokens on a side are left out: attention over them would not fit in memory.
-        Not a number where no pair is left.
         """
         source = self.tokenizers.source.encode_all(self.sources)
         target = self.tokenizers.target.encode_all(self.references)
@@ -122,15 +170,23 @@ class DevEvaluator:
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
         starts = cut(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
         self.objective.eval()
-        loss_sum, num_tokens = 0.0, 0
-        for start, end in pairwise(starts):
+        losses: dict[int, tuple[float, int]] = {}
+        for number, (start, end) in enumerate(pairwise(starts)):
+            if number % self.group.size != self.group.rank:
+                continue
             rows = pairs[start:end]
             batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, end))
             with self.precision.autocast():
-                batch_loss, batch_tokens = self.objective(batch.to(self.precision.device))
-            loss_sum += float(batch_loss)
-            num_tokens += int(batch_tokens)
-        return loss_sum / num_tokens if num_tokens else math.nan
+                loss_sum, num_tokens = self.objective(batch.to(self.precision.device))
+            losses[number] = float(loss_sum), int(num_tokens)
+        return losses
+
+
+def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:
+    """Nats per token of all batches, added up in their order, whoever measured them; not a number where none is."""
+    in_order = [losses[number] for number in sorted(losses)]
+    num_tokens = sum(tokens for _, tokens in in_order)
+    return sum(loss_sum for loss_sum, _ in in_order) / num_tokens if num_tokens else math.nan
 
 
 def fits(pair: tuple[list[int], list[int]]) -> bool:

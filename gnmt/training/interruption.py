@@ -22,25 +22,26 @@ class Abandoned(BaseException):
     """Work that can be done again was broken off by a signal."""
 
 
+def stop(number: signal.Signals, message: str) -> Interrupted:
+    """What ends the command after a first signal: the message behind the signal's name, and its exit code."""
+    return Interrupted(f"{number.name}: {message}", EXIT_CODES[number], agreed=True)
+
+
 class Interruption:
     """Inside it, a first SIGINT, SIGTERM or SIGUSR1 only sets `requested`; a second one interrupts at once.
 
-    The training loop looks at `requested` after every update, saves and raises `stop(...)` itself.
+    The training loop looks at `received` after every update, saves and raises `stop(...)` itself.
     """
 
     def __init__(self) -> None:
-        self._signal: signal.Signals | None = None
+        self.received: signal.Signals | None = None
+        """The first signal that came to this process."""
         self._abandoning = False
 
     @property
     def requested(self) -> bool:
-        """Whether a signal asked to stop."""
-        return self._signal is not None
-
-    def stop(self, message: str) -> Interrupted:
-        """What ends the command after a first signal: the message behind the signal's name, and its exit code."""
-        assert self._signal is not None
-        return Interrupted(f"{self._signal.name}: {message}", EXIT_CODES[self._signal])
+        """Whether a signal asked this process to stop."""
+        return self.received is not None
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
@@ -67,7 +68,7 @@ class Interruption:
         received = signal.Signals(number)
         if self.requested:
             raise Interrupted(f"{received.name}: stopped at once, nothing more was saved", EXIT_CODES[received])
-        self._signal = received
+        self.received = received
         log.warning("%s: stopping, the state is saved after this update (again: at once, unsaved)", received.name)
         if self._abandoning:
             raise Abandoned

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gnmt.data.batching import BatchStream, Position
+from gnmt.data.batching import BatchStream, Position, Share
 from gnmt.types import Batch, Tokens
 
 
 class Made(NamedTuple):
-    """One global batch, and what its stream said right after it: its position, and the batches of that epoch."""
+    """This process's share of a global batch, and what its stream said right after it."""
 
-    microbatches: list[Batch]
+    share: Share
     position: Position
     epochs: float
     length: int
@@ -47,13 +47,13 @@ class Prefetcher:
         """Number of global batches in the epoch at hand."""
         return self._length
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Share]:
         return self
 
-    def __next__(self) -> list[Batch]:
+    def __next__(self) -> Share:
         made = self._take() if self._num_batches else self._make()
         self.position, self.epochs, self._length = made.position, made.epochs, made.length
-        return made.microbatches
+        return made.share
 
     def largest_microbatch(self) -> Batch:
         """That of the stream; to be asked before the first batch."""
@@ -93,10 +93,10 @@ class Prefetcher:
             self._made.put(error)
 
     def _make(self) -> Made:
-        microbatches = next(self._stream)
+        share = next(self._stream)
         if self._pin:
-            microbatches = [pinned(batch) for batch in microbatches]
-        return Made(microbatches, self._stream.position, self._stream.epochs, len(self._stream))
+            share = share.mapped(pinned)
+        return Made(share, self._stream.position, self._stream.epochs, len(self._stream))
 
 
 def pinned(batch: Batch) -> Batch:

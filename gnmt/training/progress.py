@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gnmt.data.batching import Position
+from gnmt.data.batching import Position, Share
 
 
 @dataclass
@@ -80,6 +80,14 @@ class Interval:
         zeros_4, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 1))
         return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1)
 
+    def count(self, share: Share) -> None:
+        """Takes in the tokens of a global batch; all of it is taken to be padded as this process's share is."""
+        real = sum(batch.num_real_tokens for batch in share.to_compute)
+        padded = sum(batch.num_padded_tokens for batch in share.to_compute)
+        global_tokens = share.source_tokens + share.target_tokens
+        self.real_tokens += global_tokens
+        self.padded_tokens += round(padded * (global_tokens / real))
+
     def add(self, loss: Tensor, norm: Tensor, target_tokens: int, made: Tensor, skipped_in_a_row: Tensor) -> None:
         """Takes in an update, whose position is the last of `positions`. All but target_tokens: device scalars."""
         made_or_0 = made.double()
@@ -91,6 +99,19 @@ class Interval:
     def sums(self) -> Sums:
         """What the device has counted. The one place where the host waits for it."""
         return Sums(*torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1]).tolist())
+
+    def scalars(self, sums: Sums, seconds: float) -> dict[str, float]:
+        """The figures by their TensorBoard tags; without a mean where no update was made."""
+        scalars = {
+            "train/skipped_updates": len(self.positions) - round(sums.updates),
+            "train/tokens_per_second": self.real_tokens / seconds,
+            "train/data_wait_fraction": self.seconds_waited / seconds,
+            "train/padding_fraction": 1 - self.real_tokens / self.padded_tokens,
+        }
+        if sums.updates:
+            scalars["train/loss"] = sums.loss / sums.target_tokens
+            scalars["train/gradient_norm"] = sums.gradient_norm / sums.updates
+        return scalars
 
     def seconds(self) -> float:
         """Wall clock without pauses."""

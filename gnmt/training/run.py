@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from gnmt.checkpoint import build_model, git_revision, read_parts, take_weights
+from gnmt.checkpoint import build_model, git_revision, read_checkpoint, read_parts, take_weights
 from gnmt.config import build, changed_settings, configure_logging, resolve
 from gnmt.data.batching import BatchStream, Position
 from gnmt.data.prepare import prepare
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.distributed import current_ranks
+from gnmt.distributed import Ranks, current_ranks
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
@@ -29,6 +29,7 @@ from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevEvaluator
 from gnmt.training.objective import Objective
 from gnmt.training.options import TrainerOptions
+from gnmt.training.parallel import Group, ending_together
 from gnmt.training.phases import MakeOptimizer, stages_of
 from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Progress
@@ -51,26 +52,23 @@ class TrainingResult:
 def train(cfg: Any, folder: Path) -> TrainingResult:
     """Trains as the checked config says, in that run folder; continues what lies there.
 
-    Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved.
+    Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved. Processes
+    of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
     """
-    if (world_size := current_ranks().world_size) > 1:
-        raise InputError(
-            f"{world_size} processes were started, but training is the work of one, and all would write to {folder}: "
-            "start it with python in place of torchrun"
-        )
-    with deterministic_kernels(cfg.deterministic):
-        return train_in(folder, cfg)
+    ranks = current_ranks()
+    with deterministic_kernels(cfg.deterministic), ending_together(ranks):
+        return train_in(folder, cfg, ranks)
 
 
-def train_in(folder: Path, cfg: Any) -> TrainingResult:
-    """The work of `train`."""
+def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
+    """The work of `train`; all that is written, the first process writes."""
     config = resolve(cfg)
     check_tokenizer(config["data"]["bleu_tokenize"])
-    precision = choose_precision(cfg.precision, choose_device(cfg.device))
+    precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
     options: TrainerOptions = build(cfg.trainer)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
     try_optimizers(config, options)
-    saved = find_saved(checkpoints, cfg.resume, config)
+    saved = find_saved_together(ranks, checkpoints, cfg.resume, config)
     if saved is not None:
         refuse_other_settings(folder, saved, config)
         if saved["precision"] != precision.name:
@@ -78,13 +76,11 @@ def train_in(folder: Path, cfg: Any) -> TrainingResult:
     start = None
     if saved is None and cfg.initialise_from is not None:
         start = read_parts(cfg.initialise_from)
-    make_folder(folder)
-    checkpoints.remove_leftovers()
-    configure_logging(folder / "train.log")
-    prepared = prepare(build(cfg.data), build(cfg.tokenizer))
+    prepared = prepare_together(ranks, cfg, folder, checkpoints)
     if saved is not None:
         refuse_other_data(folder, saved, prepared)
-    write_config(folder, config)
+    if ranks.is_first:
+        write_config(folder, config)
 
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
@@ -93,10 +89,12 @@ def train_in(folder: Path, cfg: Any) -> TrainingResult:
     model.to(precision.device)
     # 0 in a new run too: one that was killed before its first checkpoint has left points that would come twice.
     purge_step = 0 if saved is None else saved["step"] + 1
-    with Reporter(folder, purge_step) as reporter:
+    with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
         position = Position() if saved is None else Position(*saved["position"])
         unused = unused_target_ids(prepared, options, saved, start)
-        trainer = build_trainer(config, options, model, prepared, position, precision, checkpoints, reporter, unused)
+        trainer = build_trainer(
+            *(config, options, model, prepared, position, precision, checkpoints, reporter, unused, group)
+        )
         if saved is not None:
             trainer.restore(saved)
         if trainer.finished() and not trainer.progress.evaluation_due:
@@ -106,12 +104,15 @@ def train_in(folder: Path, cfg: Any) -> TrainingResult:
                 *(folder, trainer.progress.step),
             )
         else:
-            announce(trainer, prepared, folder)
+            if ranks.is_first:
+                announce(trainer, prepared, folder)
             trainer.fit()
-            report_hyperparameters(reporter, config, trainer.progress)
-    if not trainer.progress.best:
+            if ranks.is_first:
+                report_hyperparameters(reporter, config, trainer.progress)
+        best, best_step = group.from_first((trainer.progress.best, trainer.progress.best_step))
+    if not best:
         raise InputError(f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above)")
-    return TrainingResult(folder, trainer.progress.step, trainer.progress.best, trainer.progress.best_step)
+    return TrainingResult(folder, trainer.progress.step, best, best_step)
 
 
 def build_trainer(
@@ -124,11 +125,14 @@ def build_trainer(
     checkpoints: RunCheckpoints,
     reporter: Reporter,
     unused_target_ids: Sequence[int] = (),
+    group: Group | None = None,
 ) -> Trainer:
     """Puts loss, optimiser, schedule, batches and dev evaluation around the model.
 
-    unused_target_ids: what translations never hold, in this run's evaluations and with its checkpoints.
+    unused_target_ids: what translations never hold, in this run's evaluations and with its checkpoints. group: see
+    `Trainer`.
     """
+    group = group or Group.alone(precision.device)
     tokenizers = prepared.tokenizers
     loss = build(
         config["loss"],
@@ -145,6 +149,8 @@ def build_trainer(
         segments=prepared.segments,
         seed=config["seed"],
         position=position,
+        rank=group.rank,
+        world_size=group.size,
     )
     evaluator = DevEvaluator(
         objective,
@@ -155,6 +161,7 @@ def build_trainer(
         config["data"]["bleu_tokenize"],
         options.evaluation_batch_size,
         unused_target_ids,
+        group,
     )
     extras = {
         "config": json.dumps(config),
@@ -168,7 +175,7 @@ def build_trainer(
     }
     stages = stages_of(options.phases, partial(build, config["optimizer"]), build(config["schedule"]))
     batches = Prefetcher(stream, options.prefetch_batches, pin=precision.device.type == "cuda")
-    return Trainer(options, objective, stages, batches, evaluator, checkpoints, reporter, precision, extras)
+    return Trainer(options, objective, stages, batches, evaluator, checkpoints, reporter, precision, extras, group)
 
 
 def unused_target_ids(
@@ -185,6 +192,26 @@ def unused_target_ids(
         return []
     unused_before = None if start is None else set(start.get("unused_target_ids", []))
     return [id for id in prepared.unused_target_ids if unused_before is None or id in unused_before]
+
+
+def prepare_together(ranks: Ranks, cfg: Any, folder: Path, checkpoints: RunCheckpoints) -> Prepared:
+    """The run's folder and its prepared data: the first process makes them, and the others wait as long as it takes."""
+    if ranks.is_first:
+        make_folder(folder)
+        checkpoints.remove_leftovers()
+        configure_logging(folder / "train.log")
+        prepared = prepare(build(cfg.data), build(cfg.tokenizer))
+    ranks.wait_for_first()
+    return prepared if ranks.is_first else prepare(build(cfg.data), build(cfg.tokenizer))
+
+
+def find_saved_together(
+    ranks: Ranks, checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The state to continue from, as the first process finds it; the others read the same file."""
+    saved = find_saved(checkpoints, resume, config) if ranks.is_first else None
+    step = ranks.wait_for_first("" if saved is None else str(saved["step"]))
+    return read_checkpoint(checkpoints.path_of(int(step))) if step and not ranks.is_first else saved
 
 
 def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]) -> dict[str, Any] | None:

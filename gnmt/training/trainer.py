@@ -12,22 +12,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gnmt.data.batching import Position
+from gnmt.data.batching import Share
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.runtime import Precision
 from gnmt.training.averaging import WeightAverage
 from gnmt.training.background import BackgroundWriter, snapshot
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevResult, report_evaluation
-from gnmt.training.interruption import Abandoned, Interruption
+from gnmt.training.interruption import Abandoned, Interruption, stop
 from gnmt.training.nonfinite import describe_batch
 from gnmt.training.objective import Objective
 from gnmt.training.optimisation import Optimisation
 from gnmt.training.options import TrainerOptions
+from gnmt.training.parallel import Group
 from gnmt.training.phases import Stage
 from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Interval, Progress
-from gnmt.types import Batch, InputError
+from gnmt.types import InputError
 
 __all__ = ["Trainer", "TrainerOptions"]
 
@@ -38,7 +39,8 @@ class Trainer:
     """Updates, logs, evaluates and saves until a limit is reached.
 
     checkpoint_extras: what a checkpoint holds beside the training state (config, tokenizers, …).
-    evaluate: translates and scores dev with the model as it is.
+    evaluate: translates and scores dev with the model as it is; see `DevEvaluator`.
+    group: the processes that train this model together, of which the first writes all files; None for one alone.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class Trainer:
         objective: Objective,
         stages: Sequence[Stage],
         stream: Prefetcher,
-        evaluate: Callable[[], DevResult],
+        evaluate: Callable[..., DevResult],
         checkpoints: RunCheckpoints,
         reporter: Reporter,
         precision: Precision,
         checkpoint_extras: dict[str, Any],
+        group: Group | None = None,
     ) -> None:
         self.options = options
         self.objective = objective
@@ -62,9 +65,13 @@ class Trainer:
         self.precision = precision
         self.device = precision.device
         self.checkpoint_extras = checkpoint_extras
+        self.group = group or Group.alone(self.device)
+        self.replica = self.group.replicate(objective)
+        """What updates call in place of the objective."""
         self.optimisation = Optimisation(list(objective.parameters()), stages, options.clip_norm, precision)
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
+        self.interruption = Interruption()
         self.progress = Progress()
         self.interval = Interval.begin(self.device)
         self.last_saved_step = 0
@@ -72,43 +79,46 @@ class Trainer:
     def fit(self) -> Progress:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
         options, progress = self.options, self.progress
+        silent = None if self.group.is_first else True  # None: where stderr is no terminal
         with (
-            Interruption() as interruption,
+            self.interruption,
             self.writer,
             closing(self.stream),
-            tqdm(total=self.last_step, initial=progress.step, unit="step", disable=None) as bar,
+            tqdm(total=self.last_step, initial=progress.step, unit="step", disable=silent) as bar,
         ):
             with self.interval.paused():
                 if progress.evaluation_due:
-                    self.evaluate_and_save(interruption)
+                    self.evaluate_and_save()
             while not self.finished():
                 self.interval.positions.append(self.stream.position)
                 with self.interval.waiting():
-                    microbatches = next(self.stream)
-                self.update(microbatches, self.interval)
+                    share = next(self.stream)
+                self.update(share, self.interval)
                 bar.update()
                 if progress.step % options.log_every_steps == 0 or self.finished():
                     self.log_interval(self.interval, bar)
                     self.interval = Interval.begin(self.device)
                 with self.interval.paused():
-                    self.evaluate_and_save(interruption)
+                    self.evaluate_and_save()
         return progress
 
-    def evaluate_and_save(self, interruption: Interruption) -> None:
-        """After an update: what is due at its step, and the end where a signal asked for it."""
+    def evaluate_and_save(self) -> None:
+        """After an update: what is due at its step, and the end where a signal asked any process for it."""
         options, progress = self.options, self.progress
         if progress.evaluation_due or progress.step % options.evaluate_every_steps == 0 or self.finished():
-            self.run_evaluation(interruption)
+            self.run_evaluation()
+            signal = self.group.agree(self.interruption.received)
+        else:
+            signal = self.group.voted(self.interruption.received)
         # After the evaluation, which may end the run, and whose result is saved with the rest.
-        if progress.step % options.save_every_steps == 0 or self.finished() or interruption.requested:
+        if progress.step % options.save_every_steps == 0 or self.finished() or signal is not None:
             self.save()
         self.writer.poll()
-        if interruption.requested:
+        if signal is not None:
             self.writer.wait()
-            raise interruption.stop(
-                f"stopped after update {progress.step}, saved up to {self.last_saved_step}: "
-                "the same command continues from there"
-            )
+            saved_step = self.group.part(self.last_saved_step)
+            what = f"stopped after update {progress.step}, saved up to {saved_step}"
+            raise stop(signal, f"{what}: the same command continues from there")
 
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
@@ -132,40 +142,41 @@ class Trainer:
         """Passes over the data so far."""
         return self.stream.epochs
 
-    def update(self, microbatches: list[Batch], interval: Interval) -> None:
+    def update(self, share: Share, interval: Interval) -> None:
         """One optimiser update on a global batch: the gradient of its summed loss over its number of target tokens."""
         self.objective.train()
         self.optimisation.begin(self.progress.step, self.progress.evaluations)
-        target_tokens = sum(int(batch.labels.lengths_B.sum()) for batch in microbatches)
+        self.group.begin_update(self.progress.step)
+        interval.count(share)
+        batches = share.to_compute
         update_loss = torch.zeros((), device=self.device)
-        for batch in microbatches:
-            interval.real_tokens += batch.num_real_tokens
-            interval.padded_tokens += batch.num_padded_tokens
-            with self.precision.autocast():
-                loss_sum, _ = self.objective(batch.to(self.device))
-            self.optimisation.scaler.scale(loss_sum / target_tokens).backward()
+        for number, batch in enumerate(batches, start=1):
+            with self.group.accumulating(self.replica) if number < len(batches) else nullcontext():
+                with self.precision.autocast():
+                    loss_sum, _ = self.replica(batch.to(self.device))
+                if not share:
+                    loss_sum = loss_sum * 0  # the filler: its pair is counted by another process
+                # The gradients of the processes are averaged, and their sum is wanted.
+                self.optimisation.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
             update_loss += loss_sum.detach()
+        update_loss = self.group.end_update(update_loss, self.interruption.received)
         norm, made = self.optimisation.apply(update_loss)
         self.progress.step += 1
         if self.average is not None:
             self.average.update(self.progress.step)
-        interval.add(update_loss, norm, target_tokens, made, self.optimisation.skipped_in_a_row)
+        interval.add(update_loss, norm, share.target_tokens, made, self.optimisation.skipped_in_a_row)
 
     def log_interval(self, interval: Interval, bar: tqdm[Any]) -> None:
-        """Writes the interval's means to TensorBoard and one log line; ends a run that only skips updates."""
+        """Writes the interval's means to TensorBoard and one log line; ends a run that only skips updates.
+
+        The first process does, whose figures are those of all but for the padding, which is that of its share.
+        """
+        if not self.group.is_first:
+            return
         sums, seconds, step = interval.sums(), interval.seconds(), self.progress.step
         num_updates = len(interval.positions)
-        num_skipped = num_updates - round(sums.updates)
-        scalars = {
-            "train/learning_rate": self.optimisation.optimizer.param_groups[0]["lr"],
-            "train/skipped_updates": num_skipped,
-            "train/tokens_per_second": interval.real_tokens / seconds,
-            "train/data_wait_fraction": interval.seconds_waited / seconds,
-            "train/padding_fraction": 1 - interval.real_tokens / interval.padded_tokens,
-        }
-        if sums.updates:
-            scalars["train/loss"] = sums.loss / sums.target_tokens
-            scalars["train/gradient_norm"] = sums.gradient_norm / sums.updates
+        scalars = interval.scalars(sums, seconds)
+        scalars["train/learning_rate"] = self.optimisation.optimizer.param_groups[0]["lr"]
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
         loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
@@ -178,19 +189,16 @@ class Trainer:
             *(scalars["train/learning_rate"], scalars["train/tokens_per_second"]),
             *(100 * scalars["train/padding_fraction"], tqdm.format_interval(seconds_left)),
         )
-        if num_skipped:
+        if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
             place = round(sums.last_skipped)
-            batch = self.batch_at(interval.positions[place])
+            position = interval.positions[place]
+            batch = describe_batch(self.stream.pairs_at(position), position, self.checkpoints.folder.parent)
             raise self.divergence(
                 f"{sums.longest_skip:.0f} updates in a row were skipped, for loss or gradient were not finite,",
                 f"The last of them, update {step - num_updates + place + 1}, was {batch}",
             )
-
-    def batch_at(self, position: Position) -> str:
-        """The sentences of the batch that begins at that place in the data."""
-        return describe_batch(self.stream.pairs_at(position), position, self.checkpoints.folder.parent)
 
     def divergence(self, what: str, details: str = "") -> InputError:
         """The error for a run that no further update can save."""
@@ -200,7 +208,7 @@ class Trainer:
             f"in a new run (name=...); this one is saved up to update {self.last_saved_step}" + f"\n{details}".rstrip()
         )
 
-    def run_evaluation(self, interruption: Interruption) -> None:
+    def run_evaluation(self) -> None:
         """Translates dev, reports, and keeps the weights where dev BLEU is the best so far.
 
         A signal breaks it off: it is done again, from the same weights, when the run goes on.
@@ -211,15 +219,16 @@ class Trainer:
         self.objective.eval()
         try:
             with self.evaluated_weights():
-                with interruption.abandoning():
-                    result = self.evaluate()
+                result = self.evaluate(self.interruption.abandoning)
                 progress.evaluation_due = False
-                report_evaluation(self.reporter, result, progress.step, self.options.num_sample_translations)
-                improved = not progress.best or result.scores.bleu > progress.best["dev/bleu"]
+                # Only the first process knows which best.pt could be written.
+                improved = self.group.from_first(not progress.best or result.scores.bleu > progress.best["dev/bleu"])
                 progress.stale_evaluations = 0 if improved else progress.stale_evaluations + 1
                 progress.evaluations.append((progress.step, result.scores.bleu))
-                if improved:
-                    self.keep_best(result)
+                if self.group.is_first:
+                    report_evaluation(self.reporter, result, progress.step, self.options.num_sample_translations)
+                    if improved:
+                        self.keep_best(result)
         except Abandoned:
             log.warning("the evaluation after update %d is left for when the run goes on", progress.step)
             return
@@ -242,7 +251,12 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Has everything written that continuing exactly needs. Raises InputError rather than save diverged weights."""
+        """Has everything written that continuing exactly needs, by the first process.
+
+        Raises InputError rather than save diverged weights.
+        """
+        if not self.group.is_first:
+            return
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
         step = self.progress.step
         if not torch.stack([torch.isfinite(weight).all() for weight in self.objective.parameters()]).all():

@@ -243,3 +243,18 @@ def test_log_messages_go_to_stderr_and_to_the_run_file(
     lines = (tmp_path / "new" / "train.log").read_text(encoding="utf-8").splitlines()
     assert [line.split(" ", 2)[2] for line in lines] == ["INFO gnmt.x: step 1", "WARNING gnmt.x: slow"]
     assert (tmp_path / "old" / "train.log").read_text(encoding="utf-8") == ""
+
+
+def test_of_several_processes_the_first_speaks_and_the_others_only_warn(monkeypatch, capsys):
+    for rank in ("0", "3"):
+        monkeypatch.setenv("RANK", rank)
+        configure_logging()
+        logging.getLogger("gnmt").info("update 1 of rank %s", rank)
+        logging.getLogger("gnmt").warning("rank %s is short of memory", rank)
+    monkeypatch.delenv("RANK")
+    configure_logging()
+    assert capsys.readouterr().err.splitlines() == [
+        "update 1 of rank 0",
+        "warning: rank 0 is short of memory",
+        "warning: rank 3: rank 3 is short of memory",
+    ]

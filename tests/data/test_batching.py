@@ -240,3 +240,37 @@ def test_a_stream_of_two_corpora(store: Store) -> None:
 
 def test_a_position_of_before_there_were_blocks(store: Store) -> None:
     assert Position(*(2, 7)) == Position(epoch=2, batches=7, block=0)
+
+
+@pytest.mark.parametrize("microbatch_tokens", [None, 120])
+def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, microbatch_tokens):
+    """Whatever their number: all have the same number of updates and know the same totals."""
+    rng = np.random.default_rng(4)
+    rows = [[list(range(4, 4 + size)) for size in rng.integers(1, 9, 60)] for _ in range(2)]
+    store = small_store(tmp_path, *rows)
+
+    def stream(rank, world_size):
+        options = {"batch_tokens": 150, "microbatch_tokens": microbatch_tokens, "seed": 1}
+        return BatchStream(store, **options, rank=rank, world_size=world_size)
+
+    whole, num_updates = stream(0, 1), len(stream(0, 1))
+    streams = [stream(rank, 11) for rank in range(11)]
+    num_fillers = 0
+    for _ in range(num_updates):
+        expected, shares = next(whole), [next(each) for each in streams]
+        pairs = sorted(pair for batch in expected for pair in batch.pairs_B.tolist())
+        assert sorted(pair for share in shares for batch in share for pair in batch.pairs_B.tolist()) == pairs
+        assert {(share.source_tokens, share.target_tokens) for share in shares} == {
+            (
+                sum(int(batch.source.lengths_B.sum()) for batch in expected),
+                sum(int(batch.labels.lengths_B.sum()) for batch in expected),
+            )
+        }
+        for share in shares:
+            assert (share.filler is None) is (len(share) > 0)
+            num_fillers += not share
+            if not share:
+                assert share.to_compute == [share.filler]
+                assert share.filler.pairs_B.tolist()[0] in pairs
+    assert num_fillers > 0
+    assert {each.position for each in streams} == {whole.position}

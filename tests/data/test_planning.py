@@ -29,7 +29,12 @@ def plan_epoch(source: np.ndarray, target: np.ndarray, batch_tokens: int, seed: 
         )
         plans.append(plan)
     sizes = [length for plan in plans for length in np.diff(plan.starts)]
-    return BlockPlan(np.concatenate([plan.pairs_N for plan in plans]), np.concatenate(([0], np.cumsum(sizes))))
+    return BlockPlan(
+        np.concatenate([plan.pairs_N for plan in plans]),
+        np.concatenate(([0], np.cumsum(sizes))),
+        np.concatenate([plan.source_tokens for plan in plans]),
+        np.concatenate([plan.target_tokens for plan in plans]),
+    )
 
 
 def corpus(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

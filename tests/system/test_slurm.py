@@ -19,7 +19,7 @@ COMMAND = re.compile(r"^srun python scripts/train\.py .*$", re.MULTILINE)
 
 
 def batch_script() -> str:
-    [script] = re.findall(
+    script, _ = re.findall(
         r"^```sh\n(.*?)^```$", (ROOT / "docs" / "slurm.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
     return str(script)

@@ -85,7 +85,7 @@ def prepared(corpus: tuple[str, ...]) -> Prepared:
     return prepare(build(cfg.data), build(cfg.tokenizer))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(corpus: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
     """The overrides of every run on the tiny corpus, for runs in processes of their own."""
     return (*SETTINGS, *corpus)

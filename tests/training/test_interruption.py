@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from gnmt.training.interruption import EXIT_CODES, Abandoned, Interruption
+from gnmt.training.interruption import EXIT_CODES, Abandoned, Interruption, stop
 from gnmt.types import Interrupted
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -26,11 +26,16 @@ def test_the_first_only_asks_and_the_second_ends_at_once(caplog, number):
         send(number)
         assert interruption.requested
         assert f"{number.name}: stopping, the state is saved after this update" in caplog.text
-        stop = interruption.stop("saved up to 7")
-        assert (str(stop), stop.exit_code) == (f"{number.name}: saved up to 7", EXIT_CODES[number])
+        assert interruption.received == number
+        ending = stop(interruption.received, "saved up to 7")
+        assert (str(ending), ending.exit_code, ending.agreed) == (
+            f"{number.name}: saved up to 7",
+            EXIT_CODES[number],
+            True,
+        )
         with pytest.raises(Interrupted, match="SIGTERM: stopped at once, nothing more was saved") as caught:
             send(signal.SIGTERM)
-        assert caught.value.exit_code == 143
+        assert (caught.value.exit_code, caught.value.agreed) == (143, False)
     assert [signal.getsignal(other) for other in SIGNALS] == before
 
 

@@ -8,11 +8,8 @@ import re
 
 import pytest
 import torch
-from torch.distributed import HashStore
 
 from gnmt.checkpoint import read_checkpoint
-from gnmt.distributed import Ranks
-from gnmt.training.run import train
 from gnmt.types import InputError
 
 ONE_STEP = ("trainer.max_steps=1",)
@@ -126,11 +123,3 @@ def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
         run(tmp_path / "c", *ONE_STEP, f"initialise_from={tmp_path}/nowhere.pt")
     assert not list(tmp_path.rglob("[abc]/*.pt"))
-
-
-def test_several_processes_are_refused_before_any_of_them_writes(tmp_path, monkeypatch):
-    """Eight processes of torchrun would each have trained alone, and all into the same folder."""
-    monkeypatch.setattr("gnmt.training.run.current_ranks", lambda: Ranks(0, 8, 0, HashStore()))
-    with pytest.raises(InputError, match=r"8 processes were started.*python in place of torchrun"):
-        train(None, tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []

@@ -32,11 +32,11 @@ PLAIN_GRADIENT = (
 )
 
 
-def results(bleus: Iterable[float], prepared: Prepared) -> Callable[[], DevResult]:
+def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:
     """Evaluations with these BLEU scores, one after another."""
     scores = iter(bleus)
 
-    def evaluate() -> DevResult:
+    def evaluate(*_) -> DevResult:
         score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
         return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
 
@@ -173,7 +173,7 @@ def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, prepa
     evaluated = []
     outcomes = results([1.0, 3.0, 2.0], prepared)
 
-    def evaluate() -> DevResult:
+    def evaluate(*_) -> DevResult:
         evaluated.append({name: weight.clone() for name, weight in trainer.objective.model.state_dict().items()})
         return outcomes()
 
@@ -265,7 +265,7 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
     outcomes, update, stream = results([1.0] * 4, prepared), trainer.update, trainer.stream
     seen = []
 
-    def evaluate() -> DevResult:
+    def evaluate(*_) -> DevResult:
         clock.now += 1000
         return outcomes()
 

@@ -1,0 +1,87 @@
+"""scripts/train.py under torchrun: one of two processes is killed, and the run goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gnmt.checkpoint import read_checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+pytestmark = pytest.mark.slow
+
+
+def start(flags: tuple[str, ...], overrides: tuple[str, ...], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*TORCHRUN, *flags, str(SCRIPT), *overrides],
+            cwd=cwd,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until that has been written, at most three minutes."""
+    for _ in range(1800):
+        if text in log.read_text(encoding="utf-8"):
+            return
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        time.sleep(0.1)
+    raise AssertionError(f"{text!r} did not come:\n{log.read_text(encoding='utf-8')}")
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that torchrun started, in the order of their ranks."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(int(number) for number in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
+def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, tmp_path) -> None:
+    """torchrun starts both again; then all are told to stop, and at last the run is finished without a stop."""
+    run, log = tiny.copied_to(tmp_path), tmp_path / "log"
+    # Checkpoints after every tenth update and a goal that is out of reach, so that there is time for a kill.
+    often = ("trainer.save_every_steps=10", "trainer.evaluate_every_steps=1000000", "trainer.keep_checkpoints=1000000")
+    process = start(("--max-restarts=1",), (*run.overrides, *often, "trainer.max_steps=1000000"), tmp_path, log)
+    try:
+        wait_for("update 25/", log, process)
+        assert len(children(process)) == 2
+        os.kill(children(process)[1], signal.SIGKILL)
+        wait_for(" updates from update ", log, process)  # the first beginning, from update 4
+        for _ in range(1800):
+            goings_on = re.findall(r"updates from update (\d+)", log.read_text(encoding="utf-8"))
+            if len(goings_on) == 2:
+                break
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            time.sleep(0.1)
+        again = int(goings_on[1])
+        assert again >= 20
+        assert again % 10 == 0
+        wait_for(f"update {again + 2}/", log, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1, "torchrun's own exit code, whatever those of its processes"
+    finally:
+        process.kill()
+    said = log.read_text(encoding="utf-8")
+    stopped = re.search(r"SIGTERM: stopped after update (\d+), saved up to (\d+): the same command continues", said)
+    assert stopped is not None, said
+    assert stopped[1] == stopped[2]
+    step = int(stopped[1])
+    assert read_checkpoint(run.folder / "last.pt")["step"] == step
+    process = start((), (*run.overrides, *often, f"trainer.max_steps={step + 1}"), tmp_path, log)
+    assert process.wait(240) == 0, log.read_text(encoding="utf-8")
+    said = log.read_text(encoding="utf-8")
+    assert f"1 updates from update {step}" in said
+    assert said.count("best on dev, at update") == 1
+    assert "by 2 processes of about 300 tokens each" in said

@@ -1,0 +1,172 @@
+"""One of two processes that train together: python parallel_child.py FOLDER OVERRIDE...; see test_data_parallel.py.
+
+RANK, WORLD_SIZE and so on say which, as torchrun would. Everything that needs two processes happens in this one pair.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from gnmt.config import build, configure_logging, resolve
+from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.data.batching import Position
+from gnmt.data.prepare import prepare
+from gnmt.distributed import current_ranks
+from gnmt.reporting.tensorboard import Reporter
+from gnmt.runtime import choose_device, choose_precision
+from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.training.evaluation import DevEvaluator
+from gnmt.training.parallel import Group
+from gnmt.training.progress import Interval
+from gnmt.training.run import build_model, build_trainer, train
+from gnmt.training.trainer import Trainer
+from gnmt.types import Interrupted
+
+NO_DROPOUT = ("model.encoder.dropout=0",)
+# name: overrides and how many updates. Of 50 tokens are few pairs or one long one: a process is often without.
+GRADIENTS: dict[str, tuple[tuple[str, ...], int]] = {
+    "whole batches": (NO_DROPOUT, 5),
+    "microbatches": ((*NO_DROPOUT, "trainer.microbatch_tokens=60"), 4),
+    "fewer pairs than processes": ((*NO_DROPOUT, "trainer.batch_tokens=50"), 12),
+    "bf16": ((*NO_DROPOUT, "precision=bf16"), 2),
+}
+EVERY_2 = ("trainer.ema_decay=0.5", "trainer.evaluate_every_steps=2", "trainer.save_every_steps=2", *NO_DROPOUT)
+SPLIT_EVALUATION = ("trainer.evaluation_batch_size=1",)
+
+
+def composed(overrides: tuple[str, ...]) -> Any:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None = None) -> Trainer:
+    """The trainer of a new run, as train() makes it."""
+    cfg = composed(overrides)
+    config = resolve(cfg)
+    prepared = prepare(build(cfg.data), build(cfg.tokenizer))
+    torch.manual_seed(cfg.seed)
+    model = build_model(config["model"], prepared.tokenizers, (), "the config")
+    precision = choose_precision(cfg.precision, choose_device(cfg.device))
+    checkpoints, reporter = RunCheckpoints(folder, 1), Reporter(folder)
+    return build_trainer(
+        *(config, build(cfg.trainer), model, prepared, Position(), precision, checkpoints, reporter), group=group
+    )
+
+
+def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
+    """What the optimiser is given, update after update; the weights stay as they are."""
+    found: dict[str, Any] = {"gradients": [], "losses": [], "own_pairs": [], "tokens": []}
+    parameters = list(trainer.objective.parameters())
+
+    def take(loss_sum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found["gradients"].append(torch.cat([parameter.grad.detach().flatten() for parameter in parameters]))
+        found["losses"].append(float(loss_sum))
+        for parameter in parameters:
+            parameter.grad = None
+        return torch.tensor(1.0), torch.tensor(True)
+
+    trainer.optimisation.apply = take  # type: ignore[method-assign]
+    for _ in range(num_updates):
+        interval = Interval.begin(trainer.device)
+        interval.positions.append(trainer.stream.position)
+        share = next(trainer.stream)
+        found["own_pairs"].append([pair for batch in share for pair in batch.pairs_B.tolist()])
+        found["tokens"].append((share.source_tokens, share.target_tokens, interval.real_tokens))
+        trainer.update(share, interval)
+    trainer.stream.close()
+    return found
+
+
+def evaluation(trainer: Trainer) -> dict[str, Any]:
+    """Dev figures and texts of the weights as they are, and how many sentences and batches were this process's."""
+    result = trainer.evaluate()
+    own = trainer.evaluate.own_sentences()  # type: ignore[attr-defined]
+    return {
+        "scalars": result.scalars(),
+        "texts": [translation.text for translation in result.translations],
+        "attention": result.translations[0].attention_TS,
+        "own_sentences": own.stop - own.start,
+    }
+
+
+def draws(group: Group) -> list[torch.Tensor]:
+    """The random numbers at the beginning of two updates, and of the first again."""
+    numbers = []
+    for step in (0, 1, 0):
+        group.begin_update(step)
+        numbers.append(torch.rand(3))
+    return numbers
+
+
+def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str) -> tuple[str, int]:
+    """A run in which the second process gets a SIGTERM; the message and the exit code with which this one ends."""
+    update, translations = Trainer.update, DevEvaluator.translations
+
+    def send() -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def signalled_update(trainer: Trainer, *arguments: Any) -> None:
+        if place == "update" and trainer.progress.step == 2:
+            send()
+        update(trainer, *arguments)
+
+    def signalled_translations(evaluator: DevEvaluator) -> Any:
+        if place == "evaluation":
+            send()
+        return translations(evaluator)
+
+    Trainer.update, DevEvaluator.translations = signalled_update, signalled_translations  # type: ignore[method-assign]
+    try:
+        train(composed(overrides), folder)
+    except Interrupted as stop:
+        return str(stop), stop.exit_code
+    finally:
+        Trainer.update, DevEvaluator.translations = update, translations  # type: ignore[method-assign]
+    return "went on", 0
+
+
+def fail_in_the_second_update(trainer: Trainer, *arguments: Any) -> None:
+    if trainer.group.rank == 1 and trainer.progress.step == 1:
+        raise RuntimeError("this process has no memory left")
+    original_update(trainer, *arguments)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    configure_logging()
+    folder, *rest = sys.argv[1:]
+    home, settings = Path(folder), tuple(rest)
+    ranks = current_ranks()
+    found: dict[str, Any] = {}
+    with Group(ranks, torch.device("cpu"), seed=1) as group:
+        for name, (overrides, num_updates) in GRADIENTS.items():
+            trainer = make_trainer((*settings, *overrides), home / f"scratch-{ranks.rank}", group)
+            found[name] = gradients(trainer, num_updates)
+        trainer = make_trainer((*settings, *SPLIT_EVALUATION), home / f"scratch-{ranks.rank}", group)
+        found["evaluation"] = evaluation(trainer)
+        found["draws"] = draws(group)
+    original_update, fit = Trainer.update, Trainer.fit
+    trainers: list[Trainer] = []
+    Trainer.fit = lambda trainer: (trainers.append(trainer), fit(trainer))[1]  # type: ignore[method-assign,func-returns-value]
+    result = train(composed((*settings, *EVERY_2, "trainer.max_steps=4")), home / "run")
+    found["result"] = (result.steps, result.best_step, result.best)
+    found["weights"] = trainers[-1].objective.state_dict()
+    found["average"] = trainers[-1].average.state_dict()  # type: ignore[union-attr]
+    for place in ("update", "evaluation"):
+        found[f"stopped in {place}"] = interrupted(
+            (*settings, *EVERY_2, "trainer.evaluate_every_steps=4", "trainer.max_steps=8"),
+            home / place,
+            ranks.rank,
+            place,
+        )
+    torch.save(found, home / f"found-{ranks.rank}.pt")
+    Trainer.update = fail_in_the_second_update  # type: ignore[method-assign]
+    train(composed((*settings, "trainer.max_steps=4")), home / "failed")
