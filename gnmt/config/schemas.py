@@ -159,6 +159,25 @@ class AverageConfig:
 
 
 @dataclass
+class ImportConfig:
+    """scripts/import_checkpoint.py"""
+
+    source: str = field(default=MISSING, metadata=choice("nvidia_gnmt", "safetensors"))
+    checkpoint: str = MISSING
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """scripts/export_checkpoint.py"""
+
+    checkpoint: str = MISSING
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
 class BenchmarkConfig:
     """scripts/benchmark.py"""
 
@@ -188,6 +207,8 @@ SCHEMAS = {
     "score": ScoreConfig,
     "inspect": InspectConfig,
     "average": AverageConfig,
+    "import_checkpoint": ImportConfig,
+    "export_checkpoint": ExportConfig,
     "benchmark": BenchmarkConfig,
 }
 

@@ -52,6 +52,8 @@ class TrainedData:
         Read from the prepared folder while that still holds this data, otherwise from the corpus itself.
         folder: where the corpus lies now, if not where it lay in training.
         """
+        if "_target_" not in self.node:
+            raise InputError("an imported checkpoint knows no test set: give a pair of files with source= and target=")
         texts = self._prepared_texts() if folder is None else None
         if texts is None:
             if folder is None:
