@@ -178,6 +178,16 @@ class ExportConfig:
 
 
 @dataclass
+class CompareConfig:
+    """scripts/compare.py"""
+
+    runs: Any = field(default=MISSING, metadata=PATHS)
+    by_length: bool = MISSING
+    format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
 class BenchmarkConfig:
     """scripts/benchmark.py"""
 
@@ -209,6 +219,7 @@ SCHEMAS = {
     "average": AverageConfig,
     "import_checkpoint": ImportConfig,
     "export_checkpoint": ExportConfig,
+    "compare": CompareConfig,
     "benchmark": BenchmarkConfig,
 }
 

@@ -159,6 +159,7 @@ class Trainer:
         scalars = {
             "train/learning_rate": self.optimisation.optimizer.param_groups[0]["lr"],
             "train/skipped_updates": num_skipped,
+            "train/seconds": seconds,
             "train/tokens_per_second": interval.real_tokens / seconds,
             "train/data_wait_fraction": interval.seconds_waited / seconds,
             "train/padding_fraction": 1 - interval.real_tokens / interval.padded_tokens,
