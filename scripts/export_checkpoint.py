@@ -2,7 +2,7 @@
 
   python scripts/export_checkpoint.py checkpoint=runs/demo/best.pt output=exported
 
-Needs the package safetensors (pip install 'gnmt[interchange]'). Of a whole checkpoint the averaged weights are written
+Needs the package safetensors (the extra `interchange`). Of a whole checkpoint the averaged weights are written
 where it has them, and the training's state is left out. import_checkpoint.py source=safetensors reads the folder back.
 
 Main keys:

@@ -156,6 +156,6 @@ def safetensors_library() -> ModuleType:
     try:
         import safetensors.torch
     except ImportError:
-        raise InputError("this needs the package safetensors: pip install 'gnmt[interchange]'") from None
+        raise InputError("this needs the package safetensors: pip install -e '.[interchange]'") from None
     library: ModuleType = safetensors.torch
     return library

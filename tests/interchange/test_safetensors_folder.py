@@ -151,5 +151,5 @@ def test_what_exists_stays(tiny, exported, tmp_path):
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(InputError, match=r"pip install 'gnmt\[interchange\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[interchange\]'"):
         safetensors_folder.safetensors_library()
