@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from gnmt.comparison.records import RunRecord
 from gnmt.config import compared_settings, shown
+from gnmt.reporting.figures import lines_figure
 from gnmt.types import InputError
 
 NOTHING = "–"
 
-Figure = Callable[[RunRecord], float | None]
+FigureOf = Callable[[RunRecord], float | None]
+"""Finds one of a run's figures."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def compare(runs: Sequence[RunRecord]) -> Table:
     rows = [
         [
             group.runs[0].folder.name,
-            ", ".join(str(run.config.get("seed", NOTHING)) for run in group.runs),
+            ", ".join(seeds(group.runs)),
             *(shown(group.settings.get(key, NOTHING), quote=False) for key in differing),
             *(spread([figure(run) for run in group.runs], digits) for _, figure, digits in columns),
         ]
@@ -84,46 +88,78 @@ def compare(runs: Sequence[RunRecord]) -> Table:
     return Table(header, rows, notes)
 
 
-def compare_by_length(runs: Sequence[RunRecord]) -> Table:
-    """BLEU for each range of source lengths, a row for each group and evaluation.
+@dataclass(frozen=True)
+class LengthCurve:
+    """BLEU over length of a group on one of evaluate.py's results: for each range a value of each run, or None."""
+
+    group: Group
+    seeds: list[str]
+    evaluation: str
+    bleu: list[list[float | None]]
+
+
+def length_curves(groups: Sequence[Group]) -> tuple[dict[str, int], list[LengthCurve]]:
+    """The ranges of source lengths with the most sentences that a run has in each, and the groups' curves over them.
 
     Raises InputError where no run holds such figures.
     """
-    groups = group_runs(runs)
-    differing, notes = differing_settings(groups)
-    ranges: dict[tuple[int, int], int] = {}
-    for run in runs:
-        for evaluated in run.evaluations.values():
-            for row in evaluated.by_length:
-                place = (row["from_words"], row["to_words"] or 10**9)
-                ranges[place] = max(ranges.get(place, 0), row["num_sentences"])
-    if not ranges:
+    evaluations = [evaluated for group in groups for run in group.runs for evaluated in run.evaluations.values()]
+    counts: dict[tuple[int, int | None], int] = {}
+    for row in (row for evaluated in evaluations for row in evaluated.by_length):
+        place = (row["from_words"], row["to_words"])
+        counts[place] = max(counts.get(place, 0), row["num_sentences"])
+    if not counts:
         raise InputError(
             "by_length: none of the runs holds BLEU by length: run evaluate.py checkpoint=…/best.pt on each of them"
         )
-    header = ["run", "seeds", *differing, "evaluation"]
-    header += [f"{low}+ words" if high == 10**9 else f"{low}-{high} words" for low, high in sorted(ranges)]
-    rows = []
+    lows = sorted(low for low, _ in counts)
+    curves = []
     for group in groups:
         for name in sorted({name for run in group.runs for name in run.evaluations}):
-            found = [run.evaluations[name] for run in group.runs if name in run.evaluations]
-            bleu = [{row["from_words"]: row["bleu"] for row in evaluated.by_length} for evaluated in found]
-            rows.append(
-                [
-                    group.runs[0].folder.name,
-                    ", ".join(str(run.config.get("seed", NOTHING)) for run in group.runs if name in run.evaluations),
-                    *(shown(group.settings.get(key, NOTHING), quote=False) for key in differing),
-                    name,
-                    *(spread([of_run.get(low) for of_run in bleu], 1) for low, _ in sorted(ranges)),
-                ]
-            )
-    counts = ", ".join(str(ranges[place]) for place in sorted(ranges))
+            runs = [run for run in group.runs if name in run.evaluations]
+            bleu = [{row["from_words"]: row["bleu"] for row in run.evaluations[name].by_length} for run in runs]
+            by_range: list[list[float | None]] = [[of_run.get(low) for of_run in bleu] for low in lows]
+            curves.append(LengthCurve(group, seeds(runs), name, by_range))
+    ordered = sorted(counts.items(), key=lambda item: item[0][0])
+    return {f"{low}+" if high is None else f"{low}-{high}": count for (low, high), count in ordered}, curves
+
+
+def compare_by_length(runs: Sequence[RunRecord]) -> Table:
+    """BLEU for each range of source lengths, a row for each group and evaluation; see length_curves."""
+    groups = group_runs(runs)
+    differing, notes = differing_settings(groups)
+    ranges, curves = length_curves(groups)
+    header = ["run", "seeds", *differing, "evaluation", *(f"{words} words" for words in ranges)]
+    rows = [
+        [
+            curve.group.runs[0].folder.name,
+            ", ".join(curve.seeds),
+            *(shown(curve.group.settings.get(key, NOTHING), quote=False) for key in differing),
+            curve.evaluation,
+            *(spread(values, 1) for values in curve.bleu),
+        ]
+        for curve in curves
+    ]
+    counts = ", ".join(map(str, ranges.values()))
     return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
 
 
-def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, Figure, int]]:
+def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
+    """The same as a picture: a line for each group and evaluation, with the standard deviation over seeds."""
+    groups = group_runs(runs)
+    differing, _ = differing_settings(groups)
+    ranges, curves = length_curves(groups)
+    lines = {}
+    for curve in curves:
+        settings = [f"{key}={shown(curve.group.settings.get(key, NOTHING), quote=False)}" for key in differing]
+        label = ", ".join([*(settings or [curve.group.runs[0].folder.name]), curve.evaluation])
+        lines[label] = [[value for value in values if value is not None] for values in curve.bleu]
+    return lines_figure(list(ranges), lines, "words of the source", "BLEU")
+
+
+def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
     """Name, figure of a run, and digits behind the point."""
-    columns: list[tuple[str, Figure, int]] = [
+    columns: list[tuple[str, FigureOf, int]] = [
         ("parameters", lambda run: run.parameters, 0),
         ("updates", lambda run: run.updates, 0),
         ("dev loss", lambda run: run.dev.get("dev/loss"), 3),
@@ -142,7 +178,7 @@ def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, Figure, int]]:
     ]
 
 
-def evaluation_figure(name: str, metric: str) -> Figure:
+def evaluation_figure(name: str, metric: str) -> FigureOf:
     """A score of one of evaluate.py's results."""
 
     def figure(run: RunRecord) -> float | None:
@@ -184,6 +220,11 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
         if len(signatures) > 1:
             notes[-1] += ": these figures do not compare"
     return notes
+
+
+def seeds(runs: Sequence[RunRecord]) -> list[str]:
+    """As they stand in the runs' configs."""
+    return [str(run.config.get("seed", NOTHING)) for run in runs]
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:

@@ -183,6 +183,7 @@ class CompareConfig:
 
     runs: Any = field(default=MISSING, metadata=PATHS)
     by_length: bool = MISSING
+    figure: str | None = MISSING
     format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
     trusted_packages: list[str] = MISSING
 

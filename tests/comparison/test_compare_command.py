@@ -49,8 +49,9 @@ def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path,
     assert "# runs/begun: no update is logged" in done.out
     assert f"# {home.folder.relative_to(tmp_path)}:" not in done.out
 
-    done = run_command("compare", f"runs=[{home.folder}]", "by_length=true", cwd=tmp_path)
+    done = run_command("compare", f"runs=[{home.folder}]", "by_length=true", "figure=plots/a.png", cwd=tmp_path)
     assert done.code == 0, done.err
+    assert (tmp_path / "plots" / "a.png").read_bytes().startswith(b"\x89PNG")
     assert " words |" in done.out.splitlines()[0]
 
 
@@ -68,6 +69,13 @@ def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     [problem] = read_run(home.folder).problems
     assert problem.startswith("not finished: stopped or still going after update")
+
+
+@pytest.mark.parametrize("overrides", [["figure=a.png"], ["figure=a.txt", "by_length=true"]])
+def test_a_figure_needs_what_it_shows_and_a_known_format(overrides, run_command, tmp_path):
+    done = run_command("compare", "runs=x", *overrides, cwd=tmp_path)
+    assert done.code == 2
+    assert "needs by_length=true and a name that ends in .png" in done.err
 
 
 @pytest.mark.parametrize(
