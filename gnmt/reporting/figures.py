@@ -71,8 +71,8 @@ def lines_figure(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, values in lines.items():
-        means = [np.mean(found) if len(found) else np.nan for found in values]
-        deviations = [np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values]
+        means = np.array([np.mean(found) if len(found) else np.nan for found in values])
+        deviations = np.array([np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values])
         axes.errorbar(range(len(places)), means, yerr=deviations, marker="o", capsize=3, label=name)
     axes.set_xticks(range(len(places)), list(places))
     axes.set_xlabel(x_label)
