@@ -34,7 +34,8 @@ class RunRecord:
     parameters: of the model, tied ones once. updates: done so far. dev: dev/loss, dev/bleu, dev/chrf of the best
     evaluation. tokens_per_second: source and target tokens without padding, over all updates. seconds: of training,
     evaluations and saves not counted. evaluations: by `<test set>.<checkpoint>` as evaluate.py names its files.
-    signature: sacreBLEU's, of dev/bleu. problems: what is wrong with the folder, in words; empty for a finished run.
+    signatures: sacreBLEU's, of the dev figures by metric. problems: what is wrong with the folder, in words; empty for
+    a finished run.
     """
 
     folder: Path
@@ -45,7 +46,7 @@ class RunRecord:
     tokens_per_second: float | None = None
     seconds: float | None = None
     evaluations: dict[str, Evaluated] = field(default_factory=dict)
-    signature: str | None = None
+    signatures: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -102,17 +103,17 @@ def read_run(folder: Path) -> RunRecord:
         tokens_per_second=rate,
         seconds=sum(seconds.values()) if seconds else None,
         evaluations=read_evaluations(folder / "translations", problems),
-        signature=curves.signature,
+        signatures=curves.signatures,
         problems=tuple(problems),
     )
 
 
 @dataclass(frozen=True)
 class Curves:
-    """TensorBoard's points, (step, value) by tag, and the signature of dev BLEU where it was reported."""
+    """TensorBoard's points, (step, value) by tag, and the signatures of the dev figures by metric."""
 
     scalars: dict[str, list[tuple[int, float]]]
-    signature: str | None
+    signatures: dict[str, str]
 
 
 def read_curves(folder: Path, problems: list[str]) -> Curves:
@@ -123,13 +124,15 @@ def read_curves(folder: Path, problems: list[str]) -> Curves:
         events.Reload()
         tags = events.Tags()
         scalars = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags["scalars"]}
-        signature = None
-        if "dev/signature/text_summary" in tags["tensors"]:
-            signature = events.Tensors("dev/signature/text_summary")[-1].tensor_proto.string_val[0].decode()
+        signatures = {
+            metric: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+            for metric in ("bleu", "chrf")
+            if (tag := f"dev/signature/{metric}/text_summary") in tags["tensors"]
+        }
     except Exception as error:  # damaged files lead TensorBoard's reader to errors of every kind
         problems.append(f"TensorBoard's events cannot be read ({type(error).__name__}: {error})")
-        return Curves({}, None)
-    return Curves(scalars, signature)
+        return Curves({}, {})
+    return Curves(scalars, signatures)
 
 
 def read_evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluated]:

@@ -209,8 +209,8 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
     notes = []
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        if run.signature is not None:
-            found.setdefault("dev", {})[run.signature] = None
+        for metric, signature in run.signatures.items():
+            found.setdefault(f"dev {metric}", {})[signature] = None
         for name, evaluated in run.evaluations.items():
             for metric, signature in evaluated.signatures.items():
                 if metric in ("bleu", "chrf"):

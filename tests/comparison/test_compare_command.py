@@ -21,7 +21,8 @@ def test_a_finished_run(tiny):
     assert record.parameters == sum({w.data_ptr(): w.numel() for w in best["model"].values()}.values())
     assert record.tokens_per_second > 0
     assert 0 < record.seconds < 600
-    assert record.signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert record.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert record.signatures["chrf"].startswith("nrefs:1|case:mixed|eff:yes|nc:6")
 
 
 def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path, run_command):
