@@ -163,6 +163,14 @@ def take_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> No
         raise InputError(f"{origin}: its weights do not fit the model: {error}") from None
 
 
+def weights_for_use(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A checkpoint's weights by name, tied ones under each of their names, averaged where it has averages."""
+    model: Mapping[str, Tensor] = contents["model"]
+    averages: Mapping[str, Tensor] = contents.get("average") or {}
+    by_memory = {model[name].data_ptr(): average for name, average in averages.items()}
+    return {name: by_memory.get(weight.data_ptr(), weight) for name, weight in model.items()}
+
+
 def build_model(
     node: Mapping[str, Any], tokenizers: Tokenizers, trusted_packages: tuple[str, ...], origin: str
 ) -> Seq2Seq:

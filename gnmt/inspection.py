@@ -62,13 +62,14 @@ def describe_tokenizers(tokenizers: Tokenizers) -> dict[str, Any]:
     sides = {"source": tokenizers.source, "target": tokenizers.target}
     described = {
         name: {
+            "kind": side.kind,
             "pieces": side.vocabulary_size,
             "digest": side.digest[:16],
             "never_produced": [side.piece(piece) for piece in side.never_produced],
         }
         for name, side in sides.items()
     }
-    return {"joint": tokenizers.joint, **described}
+    return {"joint": tokenizers.joint, "source_bos": tokenizers.source_bos, **described}
 
 
 def as_text(description: dict[str, Any], indent: int = 0) -> str:

@@ -7,22 +7,29 @@ from gnmt.config.assembly import build, check_config, decoding_node, resolve
 from gnmt.config.check import check_component
 from gnmt.config.entry import entry
 from gnmt.config.logs import configure_logging
-from gnmt.config.runs import changed_settings, current_run_folder, run_folder
+from gnmt.config.runs import changed_settings, compared_settings, current_run_folder, run_folder
 from gnmt.config.schemas import (
     AverageConfig,
     BenchmarkConfig,
+    CompareConfig,
     EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
     InspectConfig,
     PrepareConfig,
     ScoreConfig,
     TrainConfig,
     TranslateConfig,
 )
+from gnmt.config.values import shown
 
 __all__ = [
     "AverageConfig",
     "BenchmarkConfig",
+    "CompareConfig",
     "EvaluateConfig",
+    "ExportConfig",
+    "ImportConfig",
     "InspectConfig",
     "PrepareConfig",
     "ScoreConfig",
@@ -32,10 +39,12 @@ __all__ = [
     "changed_settings",
     "check_component",
     "check_config",
+    "compared_settings",
     "configure_logging",
     "current_run_folder",
     "decoding_node",
     "entry",
     "resolve",
     "run_folder",
+    "shown",
 ]

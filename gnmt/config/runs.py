@@ -58,6 +58,12 @@ NEVER_NAMED = frozenset(
         *("data.folder", "data.prepared", "data.download_folder", "data.url", "data.mirror", "data.num_workers"),
     }
 )
+# Of what may change, what still decides how far a run comes.
+LIMITS = frozenset(
+    {
+        *("trainer.max_steps", "trainer.max_epochs", "trainer.patience_evaluations", "trainer.evaluate_every_steps"),
+    }
+)
 GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 LONGEST_NAME = 120
@@ -136,6 +142,16 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
         if values[0] != values[1]:
             lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
     return lines
+
+
+def compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, flat, that decide what a run comes to, but for its seed: runs in which they are equal repeat one.
+
+    config: resolved. What configs of older runs lack has the value that says what those runs did.
+    """
+    flat = flatten(config)
+    flat |= {key: value for key, value in LATER_KEYS.items() if key not in flat}
+    return {key: value for key, value in flat.items() if key != "seed" and (key in LIMITS or not may_change(key))}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -160,6 +160,36 @@ class AverageConfig:
 
 
 @dataclass
+class ImportConfig:
+    """scripts/import_checkpoint.py"""
+
+    source: str = field(default=MISSING, metadata=choice("nvidia_gnmt", "safetensors"))
+    checkpoint: str = MISSING
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """scripts/export_checkpoint.py"""
+
+    checkpoint: str = MISSING
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class CompareConfig:
+    """scripts/compare.py"""
+
+    runs: Any = field(default=MISSING, metadata=PATHS)
+    by_length: bool = MISSING
+    figure: str | None = MISSING
+    format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
 class BenchmarkConfig:
     """scripts/benchmark.py"""
 
@@ -190,6 +220,9 @@ SCHEMAS = {
     "score": ScoreConfig,
     "inspect": InspectConfig,
     "average": AverageConfig,
+    "import_checkpoint": ImportConfig,
+    "export_checkpoint": ExportConfig,
+    "compare": CompareConfig,
     "benchmark": BenchmarkConfig,
 }
 

@@ -15,6 +15,8 @@ from typing import BinaryIO, cast
 from gnmt.types import InputError
 
 _BOM = b"\xef\xbb\xbf"
+# Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
+LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
 
 
 def read_lines(path: str) -> Iterator[str]:
@@ -98,3 +100,13 @@ def stamp_file(path: str, known: Mapping[str, FileStamp]) -> FileStamp:
             return FileStamp(path, status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def encodable(text: str) -> str:
+    """The text as UTF-8 can hold it: two half surrogates that belong together become their character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # Through UTF-16, where a half without the other becomes U+FFFD.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -6,15 +6,17 @@ import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import sentencepiece
-import torch
 
+from gnmt.data.lines import LINE_BREAKS, encodable
+from gnmt.data.pieces import PieceTokenizer
 from gnmt.data.subword_sampling import SubwordSampler, subword_sampler
+from gnmt.data.tokenizer_entries import TokenizerEntry, saved_entries
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError, Range
 
 # Longer lines are not trained on (they are encoded like any other): SentencePiece's own limit.
@@ -22,8 +24,6 @@ MAX_TRAINING_LINE_BYTES = 4192
 # Unigram scores depend in their last digits on the number of threads, so it is the same everywhere.
 _NUM_TRAINING_THREADS = 4
 _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
-# Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
-LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
 
 
 class TokenizerSource(ABC):
@@ -83,6 +83,8 @@ class TokenizerOptions(TokenizerSource):
 class Tokenizer:
     """A trained SentencePiece model. Ids: PAD 0, UNK 1, BOS 2, EOS 3, then symbols, bytes and pieces."""
 
+    kind: ClassVar[str] = "sentencepiece"
+
     def __init__(self, model: bytes) -> None:
         """model: a serialised SentencePiece model with gnmt's special ids. Raises InputError for anything else."""
         self._model = model
@@ -101,12 +103,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces, without BOS and EOS. Any str is accepted; half surrogate pairs become U+FFFD."""
-        ids: list[int] = self._processor.encode(_encodable(text))
+        ids: list[int] = self._processor.encode(encodable(text))
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster for many."""
-        ids: list[list[int]] = self._processor.encode([_encodable(text) for text in texts])
+        ids: list[list[int]] = self._processor.encode([encodable(text) for text in texts])
         return ids
 
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
@@ -118,7 +120,7 @@ class Tokenizer:
         """
         if alpha not in self._samplers:
             self._samplers[alpha] = subword_sampler(self._model, alpha)
-        return self._samplers[alpha].encode(_encodable(text), seed)
+        return self._samplers[alpha].encode(encodable(text), seed)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the pieces, on one line.
@@ -133,8 +135,8 @@ class Tokenizer:
 
     def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
         """The text as it was read (half surrogates made whole), `encode` of it, and each piece's [begin, end) in it."""
-        found = self._processor.encode(_encodable(text), return_type="offset_mapping")
-        return _encodable(text), found["ids"], found["offsets"]
+        found = self._processor.encode(encodable(text), return_type="offset_mapping")
+        return encodable(text), found["ids"], found["offsets"]
 
     def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
         """`decode` of pieces alone (no PAD, BOS or EOS), and the characters of the text that each became."""
@@ -183,24 +185,23 @@ class Tokenizer:
         return self._model
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        # Through UTF-16 two halves that belong together become their character, and lone ones U+FFFD.
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-# What is put around the pieces when a batch is made; recorded with each tokenizer in a checkpoint.
-_FRAMING = {"source": {"bos": False, "eos": True}, "target": {"bos": True, "eos": True}}
+AnyTokenizer = Tokenizer | PieceTokenizer
+_MAKERS: dict[str, Callable[[bytes], AnyTokenizer]] = {
+    Tokenizer.kind: Tokenizer,
+    PieceTokenizer.kind: PieceTokenizer.from_bytes,
+}
 
 
 class Tokenizers(NamedTuple):
-    """One tokenizer for each side, possibly the same."""
+    """One tokenizer for each side, possibly the same, and the framing of the source.
 
-    source: Tokenizer
-    target: Tokenizer
+    source_bos: whether the encoder reads BOS before the pieces, as that of some imported models does. EOS always comes
+    after them, and targets have both.
+    """
+
+    source: AnyTokenizer
+    target: AnyTokenizer
+    source_bos: bool = False
 
     @property
     def joint(self) -> bool:
@@ -209,36 +210,32 @@ class Tokenizers(NamedTuple):
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(f"{self.source.digest} {self.target.digest}".encode()).hexdigest()
+        bos = " bos" if self.source_bos else ""
+        return hashlib.sha256(f"{self.source.digest} {self.target.digest}{bos}".encode()).hexdigest()
+
+    @property
+    def num_framing_ids(self) -> int:
+        """Ids around the pieces of a source."""
+        return 2 if self.source_bos else 1
+
+    def framed(self, pieces: Sequence[int]) -> list[int]:
+        """What the encoder reads of a source with these pieces."""
+        return [BOS_ID, *pieces, EOS_ID] if self.source_bos else [*pieces, EOS_ID]
 
     def to_checkpoint(self) -> dict[str, Any]:
         """{"source", "target": {kind, files: {name: uint8 tensor}, framing: {bos, eos}}}, fit for weights_only."""
-        contents = {side: bytearray(tokenizer.to_bytes()) for side, tokenizer in self._asdict().items()}
-        models = {side: torch.frombuffer(data, dtype=torch.uint8) for side, data in contents.items()}
-        if self.source.to_bytes() == self.target.to_bytes():
-            models["target"] = models["source"]  # one storage, saved once
-        return {
-            side: {"kind": "sentencepiece", "files": {"model": model}, "framing": dict(_FRAMING[side])}
-            for side, model in models.items()
-        }
+        return saved_entries(
+            TokenizerEntry(self.source.kind, self.source.to_bytes(), bos=self.source_bos),
+            TokenizerEntry(self.target.kind, self.target.to_bytes(), bos=True),
+        )
 
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any]) -> Tokenizers:
         """Raises InputError for a kind or a framing that this version does not know."""
-        models = {}
-        for side, framing in _FRAMING.items():
-            entry = saved.get(side)
-            if not isinstance(entry, Mapping) or not {"kind", "files", "framing"} <= entry.keys():
-                raise InputError(f"checkpoint: tokenizers.{side} must hold kind, files and framing")
-            if entry["kind"] != "sentencepiece":
-                raise InputError(f"checkpoint: tokenizers.{side}.kind must be sentencepiece, found {entry['kind']!r}")
-            if entry["framing"] != framing:
-                raise InputError(f"checkpoint: tokenizers.{side}.framing must be {framing}, found {entry['framing']}")
-            model = entry["files"].get("model") if isinstance(entry["files"], Mapping) else None
-            if not isinstance(model, torch.Tensor) or model.dtype != torch.uint8:
-                raise InputError(f"checkpoint: tokenizers.{side}.files.model must be a tensor of bytes")
-            models[side] = model.numpy().tobytes()
-        return cls.from_models(models["source"], models["target"])
+        source, target = (TokenizerEntry.read(saved, side) for side in ("source", "target"))
+        tokenizer = _MAKERS[source.kind](source.content)
+        same = (source.kind, source.content) == (target.kind, target.content)
+        return cls(tokenizer, tokenizer if same else _MAKERS[target.kind](target.content), source.bos)
 
     @classmethod
     def from_models(cls, source: bytes, target: bytes) -> Tokenizers:

@@ -11,10 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gnmt.data.tokenizer import Tokenizer, Tokenizers
+from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 from gnmt.reporting.figures import alignment_figure
-from gnmt.types import EOS_ID, UNK_ID, InputError, Translation
+from gnmt.types import BOS_ID, EOS_ID, UNK_ID, InputError, Translation
 
+_FRAMING = (BOS_ID, EOS_ID)  # what stands around the pieces and belongs to no word
 # What clings to a word without being part of it, so that a copied name does not bring the comma of its source.
 _PUNCTUATION = string.punctuation + "“”„‚‘’«»‹›…–—¿¡。，、！？：；「」『』（）"
 
@@ -55,7 +56,7 @@ def word_alignment(tokenizers: Tokenizers, source: str, translation: Translation
 def word_attention(tokenizers: Tokenizers, source: str, translation: Translation) -> Tensor:
     """fp32 [target words, source words]: attention summed over a source word's pieces, mean over a target word's.
 
-    A row's sum is 1 less what went to EOS. See word_alignment.
+    A row's sum is 1 less what went to BOS and EOS. See word_alignment.
     """
     source_words = words_of_source(tokenizers.source, source, translation.source_tokens)
     target_words = words_of_target(tokenizers.target, translation.tokens)
@@ -85,31 +86,31 @@ def pharaoh(pairs: Iterable[tuple[int, int]]) -> str:
     return " ".join(f"{source}-{target}" for source, target in pairs)
 
 
-def words_of_source(tokenizer: Tokenizer, line: str, tokens: Sequence[int]) -> Words:
-    """The words of a line that was read as these tokens (with EOS).
+def words_of_source(tokenizer: AnyTokenizer, line: str, tokens: Sequence[int]) -> Words:
+    """The words of a line that was read as these tokens (with their framing).
 
     Where a cut made other pieces than the line as a whole has, they are the words of the pieces' own text.
     """
     text, ids, spans = tokenizer.encode_with_spans(line)
-    pieces = [token for token in tokens if token != EOS_ID]
+    pieces = [token for token in tokens if token not in _FRAMING]
     if ids != pieces:
         text, spans = tokenizer.decode_with_spans(pieces)
     return _words(text, tokens, spans)
 
 
-def words_of_target(tokenizer: Tokenizer, tokens: Sequence[int]) -> Words:
+def words_of_target(tokenizer: AnyTokenizer, tokens: Sequence[int]) -> Words:
     """The words of the text of these tokens."""
-    pieces = [token for token in tokens if token != EOS_ID]
+    pieces = [token for token in tokens if token not in _FRAMING]
     text, spans = tokenizer.decode_with_spans(pieces)
     return _words(text, tokens, spans)
 
 
 def _words(text: str, tokens: Sequence[int], spans: Iterable[tuple[int, int]]) -> Words:
-    """spans: the characters [begin, end) of each token that is no EOS."""
+    """spans: the characters [begin, end) of each token that is no BOS or EOS."""
     words = list(re.finditer(r"\S+", text))
     word_at = {place: number for number, word in enumerate(words) for place in range(*word.span())}
     remaining = iter(spans)
-    of_token = [None if token == EOS_ID else _word_of(next(remaining), word_at, len(text)) for token in tokens]
+    of_token = [None if token in _FRAMING else _word_of(next(remaining), word_at, len(text)) for token in tokens]
     return Words([word.group() for word in words], of_token)
 
 
@@ -125,14 +126,14 @@ def _word_of(span: tuple[int, int], word_at: dict[int, int], end: int) -> int | 
 
 
 def with_unknown_copied(
-    tokenizer: Tokenizer, tokens: Sequence[int], attention_TS: Tensor, source_words: Words, first_column: int = 0
+    tokenizer: AnyTokenizer, tokens: Sequence[int], attention_TS: Tensor, source_words: Words, first_column: int = 0
 ) -> str:
     """The text of a translation, each UNK replaced by the source word that got most attention when it was produced.
 
     The word is copied without the punctuation around it. first_column: the token of source_words that the first
     column of attention_TS belongs to. An UNK that looked at EOS alone stays ` ⁇ `.
     """
-    pieces = [token for token in tokens if token != EOS_ID]
+    pieces = [token for token in tokens if token not in _FRAMING]
     text, spans = tokenizer.decode_with_spans(pieces)
     of_column = source_words.of_token[first_column : first_column + attention_TS.shape[1]]
     # From the end, so that earlier places stay where they are.

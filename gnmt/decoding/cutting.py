@@ -6,31 +6,30 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from gnmt.data.tokenizer import Tokenizer
-from gnmt.types import EOS_ID
+from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 
 # Ends of sentences: in scripts with spaces, marks before a space; in those without, the marks alone.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
 
 
-def cut_line(tokenizer: Tokenizer, line: str, max_tokens: int) -> list[list[int]]:
-    """The ids of what is read at once, EOS at each end: none for a line without a token, one whole line, or pieces.
+def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[int]]:
+    """The ids of what is read at once, each framed: none for a line without a token, one whole line, or pieces.
 
-    max_tokens: of a piece, EOS counted, 2 or more. Sentences that fit together stay together.
+    max_tokens: of a piece, its framing counted, and more than that. Sentences that fit together stay together.
     """
-    ids = tokenizer.encode(line) if line.strip() else []
-    limit = max_tokens - 1
+    ids = tokenizers.source.encode(line) if line.strip() else []
+    limit = max_tokens - tokenizers.num_framing_ids
     if len(ids) <= limit:
-        return [[*ids, EOS_ID]] if ids else []
+        return [tokenizers.framed(ids)] if ids else []
     pieces: list[list[int]] = [[]]
-    for unit in _units(tokenizer, line, limit):
+    for unit in _units(tokenizers.source, line, limit):
         if pieces[-1] and len(pieces[-1]) + len(unit) > limit:
             pieces.append([])
         pieces[-1] += unit
-    return [[*piece, EOS_ID] for piece in pieces]
+    return [tokenizers.framed(piece) for piece in pieces]
 
 
-def _units(tokenizer: Tokenizer, line: str, limit: int) -> Iterator[list[int]]:
+def _units(tokenizer: AnyTokenizer, line: str, limit: int) -> Iterator[list[int]]:
     """Token ids of sentences; of words where a sentence is over the limit; of parts where a word is."""
     for sentence in split_sentences(line):
         ids = tokenizer.encode(sentence)

@@ -16,7 +16,7 @@ from gnmt.data.sources import Corpus
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translator import Translator, search_options_of
-from gnmt.evaluation.metrics import Scores, check_tokenizer, score_translations
+from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
 from gnmt.files import write_atomically
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
@@ -32,6 +32,7 @@ class Evaluation:
     """What was measured and where it was written."""
 
     scores: Scores
+    by_length: Sequence[LengthScores]
     test_set: str
     scores_file: Path
     translations_file: Path
@@ -52,6 +53,8 @@ class TrainedData:
         Read from the prepared folder while that still holds this data, otherwise from the corpus itself.
         folder: where the corpus lies now, if not where it lay in training.
         """
+        if "_target_" not in self.node:
+            raise InputError("an imported checkpoint knows no test set: give a pair of files with source= and target=")
         texts = self._prepared_texts() if folder is None else None
         if texts is None:
             if folder is None:
@@ -121,10 +124,11 @@ def evaluate(
     translations = translator.translate(sources, progress=True)
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
+    by_length = score_by_length(sources, texts, references, tokenize=bleu_tokenize, lowercase=lowercase)
     run = run_folder_of(checkpoints[0])
     folder = output or run / "translations"
     name = f"{test_set}.{'+'.join(checkpoint.stem for checkpoint in checkpoints)}{variant}"
-    evaluation = Evaluation(scores, test_set, folder / f"{name}.json", folder / f"{name}.txt")
+    evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
     write(evaluation, translator, translations, checkpoints, steps)
     draw_alignments(translator, sources[:num_alignments], folder, name)
     if output is None and (run / "config.json").is_file():
@@ -145,6 +149,7 @@ def write(
     figures = {
         "test_set": evaluation.test_set,
         **asdict(evaluation.scores),
+        "by_length": [asdict(row) for row in evaluation.by_length],
         "checkpoint": one_or_all([str(checkpoint) for checkpoint in checkpoints]),
         "step": one_or_all(steps),
         "precision": translator.precision.name,

@@ -65,8 +65,11 @@ class Translator:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
-        if max_source_tokens < 2:
-            raise InputError(f"max_source_tokens is {max_source_tokens}; it must be 2 or more (one token and EOS)")
+        least, framing = tokenizers.num_framing_ids + 1, "BOS and EOS" if tokenizers.source_bos else "EOS"
+        if max_source_tokens < least:
+            raise InputError(
+                f"max_source_tokens is {max_source_tokens}; it must be {least} or more (one token and {framing})"
+            )
         if replace_unknown not in get_args(ReplaceUnknown):
             raise InputError(f"replace_unknown is {replace_unknown!r}; it must be none or copy")
         models = list(model) if isinstance(model, Sequence) else [model]
@@ -254,7 +257,7 @@ class Translator:
 
     def _pairs(self, source: str, target: str | Sequence[int] | Translation, line: int) -> list[Pair]:
         """What of a line is scored at once."""
-        source_ids = [*(self.tokenizers.source.encode(source) if source.strip() else []), EOS_ID]
+        source_ids = self.tokenizers.framed(self.tokenizers.source.encode(source) if source.strip() else [])
         if isinstance(target, str):
             return [Pair(source_ids, [*(self.tokenizers.target.encode(target) if target.strip() else []), EOS_ID])]
         tokens, part_lengths = (target.tokens, target.part_lengths) if isinstance(target, Translation) else (target, ())
@@ -262,7 +265,7 @@ class Translator:
         if wrong := [token for token in tokens if not 0 <= token < size]:
             raise InputError(f"line {line}: {wrong[0]} is no token: this model has the ids 0 to {size - 1}")
         if part_lengths:
-            sources = cut_line(self.tokenizers.source, source, self.max_source_tokens)
+            sources = cut_line(self.tokenizers, source, self.max_source_tokens)
             return pairs_of_cut_line(sources, tokens, part_lengths, line)
         return [Pair(source_ids, tokens)] if tokens else []
 

@@ -64,11 +64,13 @@ def translate_window(
 
 def _cut(translator: Translator, line: str, number: int) -> list[list[int]]:
     """What of a line is searched at once, with a warning where that is not the whole line."""
-    parts = cut_line(translator.tokenizers.source, line, translator.max_source_tokens)
+    tokenizers, limit = translator.tokenizers, translator.max_source_tokens
+    parts = cut_line(tokenizers, line, limit)
     if len(parts) > 1:
+        framing = tokenizers.num_framing_ids
         log.warning(
             "line %d has %d tokens, at most %d are translated at once: it is translated in %d pieces",
-            *(number, sum(len(part) - 1 for part in parts), translator.max_source_tokens - 1, len(parts)),
+            *(number, sum(len(part) - framing for part in parts), limit - framing, len(parts)),
         )
     return parts
 

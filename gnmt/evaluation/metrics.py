@@ -16,6 +16,8 @@ from sacrebleu.metrics.ter import TER
 
 from gnmt.types import InputError
 
+# The least and the most words of a source in each range of lengths; None for any more.
+LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 
 # Tokenisers of sacreBLEU that need another package: module to import and the extra that brings it.
@@ -73,6 +75,39 @@ def score_translations(
         signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
         num_sentences=len(hypotheses),
     )
+
+
+@dataclass(frozen=True)
+class LengthScores:
+    """Corpus BLEU in percent of the sentences whose source has from_words to to_words words (None for any more)."""
+
+    from_words: int
+    to_words: int | None
+    num_sentences: int
+    bleu: float
+
+
+def score_by_length(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    tokenize: str = "13a",
+    lowercase: bool = False,
+) -> list[LengthScores]:
+    """BLEU for each of LENGTH_RANGES that has a sentence; words are what white space separates.
+
+    tokenize, lowercase: as in score_translations. Figures of few sentences say little.
+    """
+    bleu = BLEU(tokenize=tokenize, lowercase=lowercase)
+    lengths = [len(source.split()) for source in sources]
+    found = []
+    for low, high in LENGTH_RANGES:
+        places = [place for place, length in enumerate(lengths) if low <= length <= (high or length)]
+        if places:
+            score = bleu.corpus_score([hypotheses[n] for n in places], [[references[n] for n in places]]).score
+            found.append(LengthScores(low, high, len(places), score))
+    return found
 
 
 def check_tokenizer(name: str) -> None:

@@ -1,9 +1,9 @@
-"""Pictures for people: which source tokens the model looked at for each target token."""
+"""Pictures for people: which source tokens the model looked at for each target token, and curves."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +57,27 @@ def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str],
     for tick_label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
         tick_label.set_parse_math(False)  # a piece "$" is a dollar, not the start of a formula
         tick_label.set_fontfamily(_fonts())
+    return figure
+
+
+def lines_figure(
+    places: Sequence[str], lines: Mapping[str, Sequence[Sequence[float]]], x_label: str, y_label: str
+) -> Figure:
+    """A line for each name, through the means of its values at each place, with their sample standard deviations.
+
+    lines: for each place the values, such as those of several seeds; a line has a gap where there is none.
+    """
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, values in lines.items():
+        means = np.array([np.mean(found) if len(found) else np.nan for found in values])
+        deviations = np.array([np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values])
+        axes.errorbar(range(len(places)), means, yerr=deviations, marker="o", capsize=3, label=name)
+    axes.set_xticks(range(len(places)), list(places))
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(fontsize="small")
     return figure
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gnmt.checkpoint import PARTS, read_parts, write_checkpoint
+from gnmt.checkpoint import PARTS, read_parts, weights_for_use, write_checkpoint
 from gnmt.config import changed_settings
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.files import sha256_of
@@ -76,14 +76,6 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         write_checkpoint(output, result)
     except OSError as error:
         raise InputError(f"output={output} cannot be written ({error.strerror})") from None
-
-
-def weights_for_use(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A checkpoint's weights by name, tied ones under each of their names, averaged where it has averages."""
-    model: Mapping[str, Tensor] = contents["model"]
-    averages: Mapping[str, Tensor] = contents.get("average") or {}
-    by_memory = {model[name].data_ptr(): average for name, average in averages.items()}
-    return {name: by_memory.get(weight.data_ptr(), weight) for name, weight in model.items()}
 
 
 def refuse_other_model(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:

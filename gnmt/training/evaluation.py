@@ -198,6 +198,8 @@ def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samp
     """Scalars, sample translations and one alignment to TensorBoard."""
     for tag, value in result.scalars().items():
         reporter.scalar(tag, value, step)
+    for metric, signature in result.scores.signatures.items():
+        reporter.text(f"dev/signature/{metric}", signature, step)
     if num_samples:
         texts = (translation.text for translation in result.translations)
         rows = zip(result.sources, result.references, texts, strict=True)

@@ -104,6 +104,7 @@ class Interval:
         """The figures by their TensorBoard tags; without a mean where no update was made."""
         scalars = {
             "train/skipped_updates": len(self.positions) - round(sums.updates),
+            "train/seconds": seconds,
             "train/tokens_per_second": self.real_tokens / seconds,
             "train/data_wait_fraction": self.seconds_waited / seconds,
             "train/padding_fraction": 1 - self.real_tokens / self.padded_tokens,

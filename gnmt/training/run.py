@@ -278,6 +278,10 @@ def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -
 def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
     """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
+        if not contents["prepared_folder"]:
+            raise InputError(
+                f"initialise_from={path}: an imported checkpoint, which reads pieces that training does not prepare"
+            )
         folder = Path(contents["prepared_folder"]) / "tokenizer"
         raise InputError(
             f"initialise_from={path}: its tokenizers differ from those of the prepared data, so its weights would go "

@@ -58,7 +58,8 @@ NEEDED_BY = {
 
 
 def test_no_yaml_escapes_these_tests() -> None:
-    assert COMMANDS == ["average", "benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
+    first = ["average", "benchmark", "compare", "evaluate", "export_checkpoint", "import_checkpoint", "inspect"]
+    assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
     assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 42
 
@@ -66,6 +67,9 @@ def test_no_yaml_escapes_these_tests() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes_and_passes_the_check(command: str) -> None:
     needed = {"average": ["output=x.pt"], "benchmark": [], "prepare": [], "train": []}
+    needed["compare"] = ["runs=x"]
+    needed["export_checkpoint"] = ["checkpoint=x.pt", "output=x"]
+    needed["import_checkpoint"] = ["source=safetensors", "checkpoint=x", "output=x.pt"]
     check_config(composed(command, *needed.get(command, ["checkpoint=x.pt"])))
 
 

@@ -230,8 +230,8 @@ def test_foreign_checkpoint_entries(tokenizer: Tokenizer) -> None:
     source = good["source"]
     for entry, message in (
         (None, "must hold kind, files and framing"),
-        (source | {"kind": "words"}, "kind must be sentencepiece, found 'words'"),
-        (source | {"framing": {"bos": True, "eos": True}}, "framing must be"),
+        (source | {"kind": "words"}, "kind must be sentencepiece or pieces, found 'words'"),
+        (source | {"framing": {"bos": False, "eos": False}}, "framing must be"),
         (source | {"files": {}}, "must be a tensor of bytes"),
         (source | {"files": {"model": torch.zeros(9, dtype=torch.uint8)}}, "tokenizer: "),
     ):

@@ -8,7 +8,7 @@ import pytest
 import sacrebleu
 
 from gnmt.evaluation import metrics
-from gnmt.evaluation.metrics import BLEU_TOKENIZERS, score_translations
+from gnmt.evaluation.metrics import BLEU_TOKENIZERS, LengthScores, score_by_length, score_translations
 from gnmt.types import InputError
 
 HYPOTHESES = ["The small dog sees a house.", "Two cats sleep in the old garden.", "He reads"]
@@ -96,3 +96,24 @@ def test_our_lists_cover_sacrebleus_tokenisations():
     """A new version of sacreBLEU may bring one that downloads."""
     known = {*BLEU_TOKENIZERS, *metrics._DOWNLOADING}
     assert {name for name in metrics.BLEU.TOKENIZERS if name is not None} == known
+
+
+def test_bleu_by_length_is_that_of_the_sentences_in_each_range():
+    sources = ["one two three four five six", "one two three four five", "word " * 60, "", "one two three four five"]
+    references = ["a b c d e f", "a b c d e", "x y z w v", "", "f g h i j"]
+    hypotheses = ["a b c d e f", "a b c d x", "x y z w q", "anything", "f g h i j"]
+    found = score_by_length(sources, hypotheses, references)
+    assert [(row.from_words, row.to_words, row.num_sentences) for row in found] == [
+        (1, 5, 2),
+        (6, 10, 1),
+        (51, None, 1),
+    ]
+    expected = sacrebleu.corpus_bleu([hypotheses[1], hypotheses[4]], [[references[1], references[4]]]).score
+    assert found[0].bleu == pytest.approx(expected)
+    assert found[1] == LengthScores(6, 10, 1, pytest.approx(100))
+    assert 0 < found[2].bleu < 100
+
+
+def test_every_length_lies_in_one_range():
+    for length in range(1, 70):
+        assert [row.num_sentences for row in score_by_length(["w " * length], ["a b c d"], ["a b c d"])] == [1]

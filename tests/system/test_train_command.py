@@ -23,6 +23,7 @@ SCALARS = {
     "train/gradient_norm",
     "train/skipped_updates",
     "train/data_wait_fraction",
+    "train/seconds",
     "train/tokens_per_second",
     "train/padding_fraction",
     "dev/loss",
@@ -106,6 +107,8 @@ def test_tensorboard_holds_translations_an_alignment_and_the_settings(tiny) -> N
     table = events.Tensors("dev/translations/text_summary")[-1].tensor_proto.string_val[0].decode("utf-8")
     assert table.startswith("| source | reference | translation |")
     assert len(table.splitlines()) == 2 + 5
+    signature = events.Tensors("dev/signature/bleu/text_summary")[-1].tensor_proto.string_val[0].decode("utf-8")
+    assert signature.startswith("nrefs:1|case:mixed|")
     [first, last] = events.Images("dev/alignment")
     assert (first.step, last.step) == (2, 4)
     assert min(last.width, last.height) > 100

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gnmt.checkpoint import read_checkpoint
 
-CLOCK = ("train/tokens_per_second", "train/data_wait_fraction")
+CLOCK = ("train/seconds", "train/tokens_per_second", "train/data_wait_fraction")
 # The run's name, the state of the source tree, and what a clock says.
 LEFT_OUT = ("config", "checksum", "git_revision", "seconds_before", "seconds_waited")
 

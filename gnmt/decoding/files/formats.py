@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gnmt.data.tokenizer import LINE_BREAKS, Tokenizers
+from gnmt.data.lines import LINE_BREAKS
+from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention
 from gnmt.decoding.options import SearchOptions
 from gnmt.types import InputError, Translation

@@ -1,0 +1,148 @@
+"""What a run folder says of its run, read from files that programs can read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
+
+from gnmt.checkpoint import read_checkpoint
+from gnmt.inspection import count_parameters
+from gnmt.types import InputError
+
+_EVERYTHING = {SCALARS: 0, TENSORS: 0}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluate.py wrote: scores in percent and signatures by metric, and a row for each range of lengths."""
+
+    scores: dict[str, float]
+    signatures: dict[str, str]
+    by_length: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. Figures that its folder does not hold are missing.
+
+    parameters: of the model, tied ones once. updates: done so far. dev: dev/loss, dev/bleu, dev/chrf of the best
+    evaluation. tokens_per_second: source and target tokens without padding, over all updates. seconds: of training,
+    evaluations and saves not counted. evaluations: by `<test set>.<checkpoint>` as evaluate.py names its files.
+    signatures: sacreBLEU's, of the dev figures by metric. problems: what is wrong with the folder, in words; empty for
+    a finished run.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    parameters: int | None = None
+    updates: int | None = None
+    dev: dict[str, float] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    evaluations: dict[str, Evaluated] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def find_runs(paths: Sequence[str]) -> list[Path]:
+    """The run folders that the paths are or hold at any depth, sorted, each once; a run's folder has a config.json.
+
+    Raises InputError for a path that is no folder or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"runs: {path} is not a folder; name the folders of runs, or one that holds them")
+        runs = [path] if (path / "config.json").is_file() else sorted(f.parent for f in path.rglob("config.json"))
+        if not runs:
+            raise InputError(f"runs: {path} holds no run: there is no config.json in it or below")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Everything that is known of a run. Raises InputError where its config.json cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'} must hold an object, found {type(config).__name__}")
+    problems: list[str] = []
+    parameters, dev = None, {}
+    try:
+        best = read_checkpoint(folder / "best.pt")
+        parameters, dev = count_parameters(best["model"])["in all"], dict(best["best"])
+    except InputError as error:
+        missing = not (folder / "best.pt").exists()
+        problems.append("no best.pt: nothing was evaluated yet" if missing else str(error))
+    curves = read_curves(folder, problems)
+    updates = max((step for step, _ in curves.scalars.get("train/learning_rate", [])), default=None)
+    if updates is None:
+        problems.append("no update is logged")
+    elif max((step for step, _ in curves.scalars.get("best/bleu", [])), default=0) < updates:
+        # What a run reports at its end, with the step of its last update.
+        problems.append(f"not finished: stopped or still going after update {updates}")
+    rates = dict(curves.scalars.get("train/tokens_per_second", []))
+    seconds = dict(curves.scalars.get("train/seconds", []))
+    rate = sum(rates.values()) / len(rates) if rates else None
+    if rates and seconds.keys() >= rates.keys():
+        rate = sum(rates[step] * seconds[step] for step in rates) / sum(seconds[step] for step in rates)
+    return RunRecord(
+        folder,
+        config,
+        parameters,
+        updates,
+        dev,
+        tokens_per_second=rate,
+        seconds=sum(seconds.values()) if seconds else None,
+        evaluations=read_evaluations(folder / "translations", problems),
+        signatures=curves.signatures,
+        problems=tuple(problems),
+    )
+
+
+@dataclass(frozen=True)
+class Curves:
+    """TensorBoard's points, (step, value) by tag, and the signatures of the dev figures by metric."""
+
+    scalars: dict[str, list[tuple[int, float]]]
+    signatures: dict[str, str]
+
+
+def read_curves(folder: Path, problems: list[str]) -> Curves:
+    """What the run told TensorBoard; what an interrupted run had reported beyond its checkpoint is left out."""
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file that it opens
+    try:
+        events = EventAccumulator(str(folder), size_guidance=_EVERYTHING)
+        events.Reload()
+        tags = events.Tags()
+        scalars = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags["scalars"]}
+        signatures = {
+            metric: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+            for metric in ("bleu", "chrf")
+            if (tag := f"dev/signature/{metric}/text_summary") in tags["tensors"]
+        }
+    except Exception as error:  # damaged files lead TensorBoard's reader to errors of every kind
+        problems.append(f"TensorBoard's events cannot be read ({type(error).__name__}: {error})")
+        return Curves({}, {})
+    return Curves(scalars, signatures)
+
+
+def read_evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluated]:
+    """The figures that evaluate.py has written into the run, by the names of the files."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            figures = json.loads(path.read_bytes())
+            scores = {metric: float(figures[metric]) for metric in ("bleu", "chrf")}
+            found[path.stem] = Evaluated(scores, dict(figures["signatures"]), list(figures.get("by_length", [])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{path} is no result of evaluate.py ({error!r})")
+    return found

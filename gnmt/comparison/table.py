@@ -1,0 +1,239 @@
+"""Runs as a table: a row for runs that differ in their seed alone, a column for each setting in which rows differ."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from gnmt.comparison.records import RunRecord
+from gnmt.config import compared_settings, shown
+from gnmt.reporting.figures import lines_figure
+from gnmt.types import InputError
+
+NOTHING = "–"
+
+FigureOf = Callable[[RunRecord], float | None]
+"""Finds one of a run's figures."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone. settings: what they have in common, flat."""
+
+    runs: list[RunRecord]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """notes: what stands below, such as signatures and what is wrong with some runs."""
+
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def as_markdown(self) -> str:
+        """A table with its notes as a list."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+        return "\n".join([*table, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
+
+    def as_tsv(self) -> str:
+        """Rows with tabs; the notes begin with #."""
+        lines = ["\t".join(cell.replace("\t", " ") for cell in line) for line in [self.header, *self.rows]]
+        return "\n".join([*lines, *(f"# {note}" for note in self.notes)])
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """In the order of their first runs."""
+    groups: list[Group] = []
+    for run in runs:
+        settings = compared_settings(run.config)
+        group = next((group for group in groups if group.settings == settings), None)
+        if group is None:
+            groups.append(Group([run], settings))
+        else:
+            group.runs.append(run)
+    return groups
+
+
+def compare(runs: Sequence[RunRecord]) -> Table:
+    """Settings that differ, parameters, updates, the best dev figures, those of evaluate.py, speed and time.
+
+    Several seeds give mean ± sample standard deviation. Unfinished and damaged runs take part with what they have, and
+    are named below.
+    """
+    groups = group_runs(runs)
+    differing, notes = differing_settings(groups)
+    columns = columns_of(runs)
+    header = ["run", "seeds", *differing, *(name for name, _, _ in columns)]
+    rows = [
+        [
+            group.runs[0].folder.name,
+            ", ".join(seeds(group.runs)),
+            *(shown(group.settings.get(key, NOTHING), quote=False) for key in differing),
+            *(spread([figure(run) for run in group.runs], digits) for _, figure, digits in columns),
+        ]
+        for group in groups
+    ]
+    notes += [
+        "dev figures are those of the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
+        *signature_notes(runs),
+        *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
+    ]
+    return Table(header, rows, notes)
+
+
+@dataclass(frozen=True)
+class LengthCurve:
+    """BLEU over length of a group on one of evaluate.py's results: for each range a value of each run, or None."""
+
+    group: Group
+    seeds: list[str]
+    evaluation: str
+    bleu: list[list[float | None]]
+
+
+def length_curves(groups: Sequence[Group]) -> tuple[dict[str, int], list[LengthCurve]]:
+    """The ranges of source lengths with the most sentences that a run has in each, and the groups' curves over them.
+
+    Raises InputError where no run holds such figures.
+    """
+    evaluations = [evaluated for group in groups for run in group.runs for evaluated in run.evaluations.values()]
+    counts: dict[tuple[int, int | None], int] = {}
+    for row in (row for evaluated in evaluations for row in evaluated.by_length):
+        place = (row["from_words"], row["to_words"])
+        counts[place] = max(counts.get(place, 0), row["num_sentences"])
+    if not counts:
+        raise InputError(
+            "by_length: none of the runs holds BLEU by length: run evaluate.py checkpoint=…/best.pt on each of them"
+        )
+    lows = sorted(low for low, _ in counts)
+    curves = []
+    for group in groups:
+        for name in sorted({name for run in group.runs for name in run.evaluations}):
+            runs = [run for run in group.runs if name in run.evaluations]
+            bleu = [{row["from_words"]: row["bleu"] for row in run.evaluations[name].by_length} for run in runs]
+            by_range: list[list[float | None]] = [[of_run.get(low) for of_run in bleu] for low in lows]
+            curves.append(LengthCurve(group, seeds(runs), name, by_range))
+    ordered = sorted(counts.items(), key=lambda item: item[0][0])
+    return {f"{low}+" if high is None else f"{low}-{high}": count for (low, high), count in ordered}, curves
+
+
+def compare_by_length(runs: Sequence[RunRecord]) -> Table:
+    """BLEU for each range of source lengths, a row for each group and evaluation; see length_curves."""
+    groups = group_runs(runs)
+    differing, notes = differing_settings(groups)
+    ranges, curves = length_curves(groups)
+    header = ["run", "seeds", *differing, "evaluation", *(f"{words} words" for words in ranges)]
+    rows = [
+        [
+            curve.group.runs[0].folder.name,
+            ", ".join(curve.seeds),
+            *(shown(curve.group.settings.get(key, NOTHING), quote=False) for key in differing),
+            curve.evaluation,
+            *(spread(values, 1) for values in curve.bleu),
+        ]
+        for curve in curves
+    ]
+    counts = ", ".join(map(str, ranges.values()))
+    return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
+
+
+def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
+    """The same as a picture: a line for each group and evaluation, with the standard deviation over seeds."""
+    groups = group_runs(runs)
+    differing, _ = differing_settings(groups)
+    ranges, curves = length_curves(groups)
+    lines = {}
+    for curve in curves:
+        settings = [f"{key}={shown(curve.group.settings.get(key, NOTHING), quote=False)}" for key in differing]
+        label = ", ".join([*(settings or [curve.group.runs[0].folder.name]), curve.evaluation])
+        lines[label] = [[value for value in values if value is not None] for values in curve.bleu]
+    return lines_figure(list(ranges), lines, "words of the source", "BLEU")
+
+
+def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
+    """Name, figure of a run, and digits behind the point."""
+    columns: list[tuple[str, FigureOf, int]] = [
+        ("parameters", lambda run: run.parameters, 0),
+        ("updates", lambda run: run.updates, 0),
+        ("dev loss", lambda run: run.dev.get("dev/loss"), 3),
+        ("dev BLEU", lambda run: run.dev.get("dev/bleu"), 2),
+        ("dev chrF", lambda run: run.dev.get("dev/chrf"), 2),
+    ]
+    for name in sorted({name for run in runs for name in run.evaluations}):
+        columns += [
+            (f"{name} BLEU", evaluation_figure(name, "bleu"), 2),
+            (f"{name} chrF", evaluation_figure(name, "chrf"), 2),
+        ]
+    return [
+        *columns,
+        ("tokens/s", lambda run: run.tokens_per_second, 0),
+        ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
+    ]
+
+
+def evaluation_figure(name: str, metric: str) -> FigureOf:
+    """A score of one of evaluate.py's results."""
+
+    def figure(run: RunRecord) -> float | None:
+        return run.evaluations[name].scores[metric] if name in run.evaluations else None
+
+    return figure
+
+
+def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
+    """The keys to show, and a note for those that go with them in every group."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    for key in keys:
+        values = tuple(shown(group.settings.get(key, NOTHING), quote=False) for group in groups)
+        if len(set(values)) > 1:
+            alike.setdefault(values, []).append(key)
+    shown_keys, notes = [], []
+    for same in alike.values():
+        first, *others = sorted(same, key=lambda key: (key.count("."), len(key), key))
+        shown_keys.append(first)
+        if others:
+            notes.append(f"{first} stands for {', '.join(others)} too, which go with it in all of these runs")
+    return shown_keys, notes
+
+
+def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
+    """The signatures of all BLEU columns, with a warning where one column holds two."""
+    notes = []
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for metric, signature in run.signatures.items():
+            found.setdefault(f"dev {metric}", {})[signature] = None
+        for name, evaluated in run.evaluations.items():
+            for metric, signature in evaluated.signatures.items():
+                if metric in ("bleu", "chrf"):
+                    found.setdefault(f"{name} {metric}", {})[signature] = None
+    for name, signatures in found.items():
+        notes.append(f"{name}: {' and '.join(signatures)}")
+        if len(signatures) > 1:
+            notes[-1] += ": these figures do not compare"
+    return notes
+
+
+def seeds(runs: Sequence[RunRecord]) -> list[str]:
+    """As they stand in the runs' configs."""
+    return [str(run.config.get("seed", NOTHING)) for run in runs]
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """`mean ± sample standard deviation` of what is there, with a count where some are missing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return NOTHING
+    text = f"{statistics.fmean(known):,.{digits}f}"
+    # Whole numbers that are all the same have no spread to speak of.
+    if len(known) > 1 and not (digits == 0 and len(set(known)) == 1):
+        text += f" ± {statistics.stdev(known):,.{digits}f}"
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"

@@ -1,0 +1,1 @@
+"""Models that leave this project and models that come from others."""
