@@ -24,6 +24,7 @@ from gnmt.model.encoders.transformer import TransformerEncoder
 from gnmt.model.positions import Positions, sinusoids
 from gnmt.model.self_attention import SourceAttention
 from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import choose_precision
 from gnmt.types import Encoded, InputError, Memory
 
 SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
@@ -297,3 +298,30 @@ def test_dropout_falls_on_embeddings_sublayers_attention_and_feed_forward_in_tra
 def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", MODELS)
+def test_cuda_agrees_with_the_cpu(name):
+    """Forward, backward and two steps, whose kernels are others."""
+    choose_precision("fp32", torch.device("cuda"))
+    results = {}
+    for device in ("cpu", "cuda"):
+        model = MODELS[name]().to(device)
+        source, target = padded(SOURCE).to(torch.device(device)), padded(TARGET).to(torch.device(device))
+        for dropout in (part for part in model.modules() if isinstance(part, nn.Dropout)):
+            dropout.p = 0.0
+        hidden_BTH, _ = model.decode(target, model.encode(source))
+        model.output(hidden_BTH[target.mask_BT]).square().sum().backward()
+        model.eval()
+        memory = model.encode(source)
+        state, steps = model.start(memory, 2), []
+        for token in (2, 5):
+            tokens_BK = torch.full((4, 2), token, device=device)
+            log_probs_BKV, _, state = model.step(tokens_BK, state, memory)
+            steps.append(log_probs_BKV)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results[device] = [tensor.detach().cpu() for tensor in (hidden_BTH[target.mask_BT], *steps, *gradients)]
+    for on_cuda, on_cpu in zip(results["cuda"], results["cpu"], strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=1e-4, atol=1e-4)
