@@ -7,7 +7,7 @@ Everything here is batch-major; masks are bool and True marks a real token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -158,28 +158,44 @@ class Memory(NamedTuple):
 class State:
     """What a decoder remembers between steps: every tensor is [B, K, ...] and each row owns its position.
 
-    One mapping for every architecture, so that `select`, `reorder` and `join` serve them all. A state with a time axis
-    carries its rows' lengths itself: sentences in flight differ in length, and `join` pads that axis with zeros.
+    One pair of mappings for every architecture, so that `select`, `reorder`, `join` and `trim` serve them all.
+    by_step: what grows by one entry at each step, [B, K, T, ...], such as the keys of self-attention. Sentences in
+    flight differ in length: a row's entries are its first ones, and it knows in `tensors` how many they are; `join`
+    pads T with zeros, `trim` cuts what no row needs any more.
     """
 
     tensors: Mapping[str, Tensor]
+    by_step: Mapping[str, Tensor] = field(default_factory=dict)
 
     def reorder(self, parents_BK: Tensor) -> State:
         """Each beam entry takes the state of its parent entry, int64 [B, K], within its sentence."""
-        if not self.tensors:
+        tensors = (*self.tensors.values(), *self.by_step.values())
+        if not tensors:
             return self
-        taken = take_entries(list(self.tensors.values()), parents_BK)
-        return State(dict(zip(self.tensors, taken, strict=True)))
+        taken, num = take_entries(tensors, parents_BK), len(self.tensors)
+        return State(
+            dict(zip(self.tensors, taken[:num], strict=True)), dict(zip(self.by_step, taken[num:], strict=True))
+        )
 
     def select(self, rows_N: Tensor) -> State:
         """The given sentences, in that order."""
-        return State({name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()})
+        return State(
+            {name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()},
+            {name: tensor.index_select(0, rows_N) for name, tensor in self.by_step.items()},
+        )
+
+    def trim(self, num_steps: int) -> State:
+        """The entries of the first so many steps, as views; no row may have taken more."""
+        return State(self.tensors, {name: tensor[:, :, :num_steps] for name, tensor in self.by_step.items()})
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
         """The sentences of all, one state's after another's; axes behind [B, K] are padded to the longest."""
-        names = states[0].tensors
-        return State({name: join_rows([state.tensors[name] for state in states]) for name in names})
+        first = states[0]
+        return State(
+            {name: join_rows([state.tensors[name] for state in states]) for name in first.tensors},
+            {name: join_rows([state.by_step[name] for state in states]) for name in first.by_step},
+        )
 
 
 def join_rows(tensors: Sequence[Tensor]) -> Tensor:

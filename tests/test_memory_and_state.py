@@ -50,21 +50,35 @@ def test_trim_undoes_the_padding_of_join():
     assert back.by_sentence["final"].tolist() == [101, 100]
 
 
-def test_states_are_joined_and_a_time_axis_is_padded():
-    some = State({"hidden": torch.rand(2, 3, 4), "cache": torch.rand(2, 3, 5, 2), "length": torch.full((2, 3), 5)})
-    others = State({"hidden": torch.rand(1, 3, 4), "cache": torch.rand(1, 3, 2, 2), "length": torch.full((1, 3), 2)})
-    joined = State.join([some, others]).tensors
-    assert torch.equal(joined["hidden"], torch.cat([some.tensors["hidden"], others.tensors["hidden"]]))
-    assert torch.equal(joined["cache"][:2], some.tensors["cache"])
-    assert torch.equal(joined["cache"][2:, :, :2], others.tensors["cache"])
-    assert not joined["cache"][2:, :, 2:].any()
-    assert joined["length"].tolist() == [[5] * 3] * 2 + [[2] * 3]
+def test_states_are_joined_and_what_grows_by_step_is_padded():
+    some = State({"hidden": torch.rand(2, 3, 4), "length": torch.full((2, 3), 5)}, {"cache": torch.rand(2, 3, 5, 2)})
+    others = State({"hidden": torch.rand(1, 3, 4), "length": torch.full((1, 3), 2)}, {"cache": torch.rand(1, 3, 2, 2)})
+    joined = State.join([some, others])
+    assert torch.equal(joined.tensors["hidden"], torch.cat([some.tensors["hidden"], others.tensors["hidden"]]))
+    assert joined.tensors["length"].tolist() == [[5] * 3] * 2 + [[2] * 3]
+    cache = joined.by_step["cache"]
+    assert torch.equal(cache[:2], some.by_step["cache"])
+    assert torch.equal(cache[2:, :, :2], others.by_step["cache"])
+    assert not cache[2:, :, 2:].any()
+
+
+def test_trim_cuts_what_grows_by_step_and_nothing_else():
+    """A window of steps, whose third axis has a fixed size, is not cut."""
+    state = State({"window": torch.rand(2, 3, 4, 5)}, {"cache": torch.rand(2, 3, 6, 5)})
+    back = state.select(torch.tensor([1])).trim(2)
+    assert torch.equal(back.by_step["cache"], state.by_step["cache"][1:, :, :2])
+    assert torch.equal(back.tensors["window"], state.tensors["window"][1:])
 
 
 def test_reorder_moves_everything_within_its_sentence():
-    state = State({"flat": torch.arange(6).view(2, 3), "deep": torch.arange(24).view(2, 3, 2, 2)})
-    moved = state.reorder(torch.tensor([[2, 2, 0], [1, 0, 2]])).tensors
-    assert moved["flat"].tolist() == [[2, 2, 0], [4, 3, 5]]
+    state = State(
+        {"flat": torch.arange(6).view(2, 3), "deep": torch.arange(24).view(2, 3, 2, 2)},
+        {"cache": torch.arange(30).view(2, 3, 5), "none yet": torch.zeros(2, 3, 0, 4)},
+    )
+    moved = state.reorder(torch.tensor([[2, 2, 0], [1, 0, 2]]))
+    assert moved.tensors["flat"].tolist() == [[2, 2, 0], [4, 3, 5]]
     for row, parents in enumerate([[2, 2, 0], [1, 0, 2]]):
-        assert torch.equal(moved["deep"][row], state.tensors["deep"][row, parents])
+        assert torch.equal(moved.tensors["deep"][row], state.tensors["deep"][row, parents])
+        assert torch.equal(moved.by_step["cache"][row], state.by_step["cache"][row, parents])
+    assert moved.by_step["none yet"].shape == (2, 3, 0, 4)
     assert State({}).reorder(torch.tensor([[0]])).tensors == {}

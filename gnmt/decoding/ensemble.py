@@ -44,20 +44,20 @@ class Ensemble:
     def start(self, memory: Memory, beam: int) -> State:
         """Every member's state before the first token."""
         states = [member.start(of_member, beam) for member, of_member in self._with_memories(memory)]
-        return State(_merged([state.tensors for state in states]))
+        return _merged_states(states)
 
     def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
         """One token further: log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state."""
         log_probs, attentions, states = [], [], []
         for number, (member, of_member) in enumerate(self._with_memories(memory)):
-            member_state = State(_of_member(state.tensors, number))
+            member_state = State(_of_member(state.tensors, number), _of_member(state.by_step, number))
             log_probs_BKV, attention_BKS, member_state = member.step(tokens_BK, member_state, of_member)
             log_probs.append(log_probs_BKV.float())
-            states.append(member_state.tensors)
+            states.append(member_state)
             if attention_BKS is not None:
                 attentions.append(attention_BKS.float())
         attention = torch.stack(attentions).mean(0) if attentions else None
-        return self._mean(torch.stack(log_probs)), attention, State(_merged(states))
+        return self._mean(torch.stack(log_probs)), attention, _merged_states(states)
 
     def _mean(self, log_probs_MBKV: Tensor) -> Tensor:
         """The members' log-probabilities as one distribution, [B, K, V]."""
@@ -77,6 +77,11 @@ class Ensemble:
 def _merged(of_members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The members' tensors in one mapping, `<number>.<name>`."""
     return {f"{number}.{name}": tensor for number, named in enumerate(of_members) for name, tensor in named.items()}
+
+
+def _merged_states(states: Sequence[State]) -> State:
+    """The members' states as one."""
+    return State(_merged([state.tensors for state in states]), _merged([state.by_step for state in states]))
 
 
 def _of_member(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:

@@ -124,14 +124,23 @@ class Flight(NamedTuple):
             attention_BTKS=torch.zeros(attention_shape, device=device),
         )
 
-    def select(self, rows_N: Tensor, target_width: int | None = None, source_width: int | None = None) -> Flight:
-        """The given sentences; T and S cut to the widths that these still need."""
+    def select(
+        self,
+        rows_N: Tensor,
+        target_width: int | None = None,
+        source_width: int | None = None,
+        num_steps: int | None = None,
+    ) -> Flight:
+        """The given sentences; T and S cut to the widths that these still need.
+
+        num_steps: the most steps that one of them has taken.
+        """
         target_width = target_width or self.active.tokens_BKT.shape[2]
         source_width = source_width or self.memory.mask_BS.shape[1]
         return Flight(
             Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
             self.memory.trim(source_width).select(rows_N),
-            self.decoder.select(rows_N),
+            (self.decoder if num_steps is None else self.decoder.trim(num_steps)).select(rows_N),
             self.active.trim(target_width, source_width).select(rows_N),
             self.results.trim(target_width, source_width).select(rows_N),
             self.attention_BTKS[:, :target_width, :, :source_width].index_select(0, rows_N),

@@ -217,7 +217,8 @@ class _Search:
             return indices
         target_width = max(self.limits[index] for index in self.in_flight) + 1
         source_width = max(len(self.sources[index]) for index in self.in_flight)
-        self.flight = self.flight.select(self._rows(staying), target_width, source_width)
+        num_steps = max(self.num_steps - self.entered[index] for index in self.in_flight)
+        self.flight = self.flight.select(self._rows(staying), target_width, source_width, num_steps)
         return indices
 
     def _rows(self, rows: list[int]) -> Tensor:

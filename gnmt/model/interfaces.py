@@ -16,6 +16,9 @@ class Encoder(nn.Module):
     input_size: int
     output_size: int
 
+    def initialise(self) -> None:
+        """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
+
     @abstractmethod
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
         """States [B, S, output_size]; what lies behind a row's length never reaches what is said of the row."""
@@ -32,6 +35,9 @@ class Decoder(nn.Module):
     memory_size: int
     output_size: int
 
+    def initialise(self) -> None:
+        """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
+
     @abstractmethod
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """What all steps share, computed once from what the encoder says: tensors [B, S, ...]."""
@@ -42,7 +48,7 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def start(self, memory: Memory, beam: int) -> State:
-        """The state before the first token, tensors [B, beam, ...]."""
+        """The state before the first token: tensors [B, beam, ...], and by_step [B, beam, 0, ...] what will grow."""
 
     @abstractmethod
     def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:

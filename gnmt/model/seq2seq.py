@@ -21,7 +21,8 @@ class Seq2Seq(nn.Module):
     tie_embeddings: "none"; "source_target" shares one table between both sides (they need one vocabulary);
     "all" also uses it as the output layer's weight, which needs decoder.output_size == embedding_size.
     init_range: weights and biases start uniform in [-init_range, init_range]; the padding rows are zero.
-    The attention keeps its own initialisation of direction and scale.
+    The attention keeps its own initialisation of direction and scale, and encoders and decoders may draw weights in
+    their own way (`initialise`).
     embedding_init_range: the same for the tables of embeddings; None takes init_range. Embeddings much larger than
     the weights tell words apart from the first update, and attention learns to align several times sooner.
     output_dropout: on the hidden states before the output layer.
@@ -69,11 +70,13 @@ class Seq2Seq(nn.Module):
         self.initialise(init_range, init_range if embedding_init_range is None else embedding_init_range)
 
     def initialise(self, init_range: float, embedding_init_range: float) -> None:
-        """Uniform weights, zero padding rows; draws from torch's global generator."""
+        """Uniform weights, what encoder and decoder draw instead, zero padding rows; from torch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.LSTM):
                 for parameter in module.parameters(recurse=False):
                     nn.init.uniform_(parameter, -init_range, init_range)
+        self.encoder.initialise()
+        self.decoder.initialise()
         # After the output layer, which may share its weight with them.
         with torch.no_grad():
             for embedding in {self.source_embedding: None, self.target_embedding: None}:

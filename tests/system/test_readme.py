@@ -14,6 +14,8 @@ import gnmt.config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Its commands need the files that it has its reader write: test_add_your_own_model.py.
+OWN_FILES = "add-your-own-model.md"
 # Set-up and tools of others: nothing of ours to check.
 NOT_OURS = re.compile(r"python3 -m venv |\.venv/bin/pip install |\. \.venv/bin/activate$|tensorboard --logdir ")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -32,7 +34,7 @@ def shell_lines(document: Path) -> list[list[str]]:
 def commands() -> list[Any]:
     """(script, its arguments) of every `python scripts/….py` of the documents, also behind a pipe, or of torchrun."""
     found = []
-    for document in DOCUMENTS:
+    for document in (document for document in DOCUMENTS if document.name != OWN_FILES):
         for words in shell_lines(document):
             for place, word in enumerate(words[:-1]):
                 starts = word in ("python", ".venv/bin/python") or "torchrun" in words[: place + 1]

@@ -2,7 +2,8 @@
 
 Search multiplies few rows by large matrices, thousands of times, and never trains. So in the copy
 
-- every Linear keeps its weights in the order and the type that the product wants (engine/linear.py);
+- every Linear keeps its weights in the order and the type that the product wants (engine/linear.py); weights that are
+  normalised are so once and for all;
 - a decoder's LSTM multiplies input and hidden state by one merged matrix; an encoder's multiplies the inputs of all
   times at once (engine/recurrence.py);
 - additive attention needs a sigmoid in place of a tanh (engine/attention.py).
@@ -25,6 +26,7 @@ from gnmt.decoding.engine.attention import FastAdditiveAttention
 from gnmt.decoding.engine.linear import LinearMaker, linear_maker
 from gnmt.decoding.engine.recurrence import SequenceLSTM, StepLSTM
 from gnmt.model.attention import AdditiveAttention
+from gnmt.model.convolution import NormalisedLinear
 from gnmt.model.recurrence import LSTM
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision
@@ -66,6 +68,7 @@ def _replacements(
     """What becomes of a module of each class; keep_lstm: cuDNN runs whole sequences better than any loop."""
     replacements: dict[type[nn.Module], Replacement] = {
         nn.Linear: lambda module: make(module.weight, module.bias),
+        NormalisedLinear: lambda module: make(module.weight, module.bias),
         AdditiveAttention: lambda module: FastAdditiveAttention(module, make),
     }
     if not keep_lstm:

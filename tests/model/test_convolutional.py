@@ -1,0 +1,220 @@
+"""The convolutional model: the paper's formulas written out, cached decoding, weight normalisation, wrong settings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from check_architecture import (
+    check_a_batch_of_one_equals_its_row,
+    check_bf16_is_near,
+    check_padding_changes_nothing,
+    check_steps_equal_decode,
+    share_of_copies_learned,
+)
+from tiny_gnmt import SOURCE, TARGET, padded
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from gnmt.model.convolution import GatedConvolution, NormalisedLinear, scale_gradient
+from gnmt.model.decoders.convolutional import ConvolutionalDecoder
+from gnmt.model.encoders.convolutional import ConvolutionalEncoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.types import Encoded, InputError, Memory
+
+ROOT_HALF = 0.5**0.5
+
+
+def convolutional(kernels=(3, 3), learned_positions=10, dropout=0.0, **options) -> Seq2Seq:
+    torch.manual_seed(3)
+    encoder = ConvolutionalEncoder(5, 6, 3, kernels[0], learned_positions, dropout)
+    decoder = ConvolutionalDecoder(5, 4, 2, kernels[1], learned_positions, dropout=dropout, **options)
+    return Seq2Seq(encoder, decoder, 9, 11, 5, init_range=0.8)
+
+
+def over_an_lstm() -> Seq2Seq:
+    """An encoder that says nothing but states."""
+    torch.manual_seed(3)
+    return Seq2Seq(LSTMEncoder(6, 6, 2), ConvolutionalDecoder(6, 4, 2), 9, 11, 6, init_range=0.8)
+
+
+MODELS = {
+    "kernels of 3": convolutional,
+    "kernels of 5 and 2": lambda: convolutional((5, 2)),
+    "kernels of 1": lambda: convolutional((1, 1)),
+    "sinusoids": lambda: convolutional(learned_positions=None),
+    "over an LSTM": over_an_lstm,
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@every_model
+def test_padding_changes_nothing(name):
+    """A convolution reads its neighbours, so padding must be zero before each."""
+    check_padding_changes_nothing(MODELS[name]().double().eval())
+
+
+@every_model
+def test_a_batch_of_one_equals_its_row(name):
+    check_a_batch_of_one_equals_its_row(MODELS[name]().double().eval())
+
+
+@every_model
+@pytest.mark.parametrize("beam", [1, 3])
+def test_steps_equal_decode_for_sentences_of_different_ages(name, beam):
+    check_steps_equal_decode(MODELS[name]().double().eval(), beam)
+
+
+def test_bf16_is_near():
+    check_bf16_is_near(convolutional().eval(), 0.1)
+
+
+def test_it_learns_to_copy():
+    torch.manual_seed(1)
+    decoder = ConvolutionalDecoder(32, 32, 2, dropout=0.0)
+    model = Seq2Seq(ConvolutionalEncoder(32, 32, 2, dropout=0.0), decoder, 12, 12, 32, init_range=0.173)
+    assert share_of_copies_learned(model, 100, 0.008) > 0.95
+
+
+def linear(layer: NormalisedLinear, inputs: Tensor) -> Tensor:
+    """With g v/|v| row by row."""
+    rows = [g * v / v.square().sum().sqrt() for g, v in zip(layer.scale, layer.direction, strict=True)]
+    return inputs @ torch.stack(rows).T + layer.bias
+
+
+def convolved(layer: GatedConvolution, inputs_TH: Tensor, before: int) -> Tensor:
+    """conv1d with the same weights, and the gate."""
+    width = inputs_TH.shape[1]
+    kernel = layer.product.weight.view(2 * width, layer.kernel_size, width).transpose(1, 2)
+    padded_HP = F.pad(inputs_TH.T, (before, layer.kernel_size - 1 - before))
+    both_T = F.conv1d(padded_HP[None], kernel, layer.product.bias)[0].T
+    return both_T[:, :width] * torch.sigmoid(both_T[:, width:])
+
+
+def by_the_paper(model: Seq2Seq, source_ids: list[int], target_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Hidden [T, E] and the mean attention [T, S] of one sentence pair, after sections 3.1 to 3.5 of Gehring et al."""
+    encoder, decoder = model.encoder, model.decoder
+    embedded_SE = model.source_embedding.weight[source_ids] + encoder.positions.table[: len(source_ids)]
+    states_SH = linear(encoder.enter, embedded_SE)
+    for layer in encoder.layers:
+        states_SH = (convolved(layer, states_SH, layer.kernel_size // 2) + states_SH) * ROOT_HALF
+    keys_SE = linear(encoder.leave, states_SH)
+    values_SE = (keys_SE + embedded_SE) * ROOT_HALF
+    embedded_TE = model.target_embedding.weight[target_ids] + decoder.positions.table[: len(target_ids)]
+    hidden_TH = linear(decoder.enter, embedded_TE)
+    all_weights = []
+    for layer, attention in zip(decoder.layers, decoder.attentions, strict=True):
+        outputs_TH = convolved(layer, hidden_TH, layer.kernel_size - 1)
+        query_TE = (linear(attention.query, outputs_TH) + embedded_TE) * ROOT_HALF
+        weights_TS = torch.softmax(query_TE @ keys_SE.T, dim=1)
+        num = len(source_ids)
+        context_TE = weights_TS @ values_SE * (num * math.sqrt(1 / num))
+        outputs_TH = (outputs_TH + linear(attention.output, context_TE)) * ROOT_HALF
+        hidden_TH = (outputs_TH + hidden_TH) * ROOT_HALF
+        all_weights.append(weights_TS)
+    return linear(decoder.leave, hidden_TH), torch.stack(all_weights).mean(0)
+
+
+@pytest.mark.parametrize("kernels", [(3, 3), (5, 2)])
+def test_it_is_the_model_of_the_paper(kernels):
+    model = convolutional(kernels).double().eval()
+    hidden_BTE, attention_BTS = model.decode(padded(TARGET), model.encode(padded(SOURCE)), attention=True)
+    for row, (source_ids, target_ids) in enumerate(zip(SOURCE, TARGET, strict=True)):
+        expected_TE, expected_TS = by_the_paper(model, source_ids, target_ids)
+        torch.testing.assert_close(hidden_BTE[row, : len(target_ids)], expected_TE)
+        torch.testing.assert_close(attention_BTS[row, : len(target_ids), : len(source_ids)], expected_TS)
+
+
+def test_the_states_gradient_is_divided_by_the_number_of_attentions_and_the_embeddings_is_not():
+    decoder = convolutional().decoder.double()
+    states_BSE, embedded_BSE = (torch.randn(1, 4, 5, dtype=torch.float64).requires_grad_() for _ in range(2))
+    prepared = decoder.prepare(Encoded(states_BSE, {"embedded": embedded_BSE}))
+    assert torch.equal(prepared["keys"], states_BSE)
+    prepared["keys"].sum().backward(retain_graph=True)
+    torch.testing.assert_close(states_BSE.grad, torch.full_like(states_BSE, 1 / 2))
+    states_BSE.grad = None
+    prepared["values"].sum().backward()
+    torch.testing.assert_close(states_BSE.grad, torch.full_like(states_BSE, ROOT_HALF / 2))
+    torch.testing.assert_close(embedded_BSE.grad, torch.full_like(embedded_BSE, ROOT_HALF))
+    assert torch.equal(scale_gradient(states_BSE, 0.3), states_BSE)
+
+
+def test_weight_normalisation_is_that_of_torch():
+    """Outputs, and the gradients of direction and length."""
+    torch.manual_seed(2)
+    ours = NormalisedLinear(5, 7).double()
+    theirs = weight_norm(nn.Linear(5, 7).double(), dim=0)
+    parts = theirs.parametrizations.weight
+    with torch.no_grad():
+        ours.scale.mul_(torch.rand(7, dtype=torch.float64) + 0.5)
+        ours.bias.normal_()
+        parts.original0.copy_(ours.scale[:, None])
+        parts.original1.copy_(ours.direction)
+        theirs.bias.copy_(ours.bias)
+    inputs = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours(inputs), theirs(inputs))
+    ours(inputs).square().sum().backward()
+    theirs(inputs).square().sum().backward()
+    torch.testing.assert_close(ours.scale.grad, parts.original0.grad[:, 0])
+    torch.testing.assert_close(ours.direction.grad, parts.original1.grad)
+
+
+def test_weights_start_so_that_a_layer_keeps_the_variance():
+    """Section 3.5: behind 1 - p of its inputs, and before a gate that takes three quarters."""
+    torch.manual_seed(2)
+    layer = NormalisedLinear(400, 300, gain=0.8)
+    torch.testing.assert_close(layer.weight, layer.direction)
+    assert layer.weight.std().item() == pytest.approx((0.8 / 400) ** 0.5, rel=0.02)
+    assert not layer.bias.any()
+    convolution = GatedConvolution(100, 3, 0.2).eval()
+    assert convolution.product.weight.std().item() == pytest.approx((4 * 0.8 / 300) ** 0.5, rel=0.02)
+    model = convolutional()
+    assert model.encoder.positions.table.abs().max() < 0.6  # deviates by 0.1, and init_range leaves it alone
+    assert not model.decoder.leave.bias.any()
+
+
+def test_which_layer_aligns():
+    found = {}
+    for layer in (None, 1, 2):
+        model = convolutional(alignment_layer=layer).double().eval()
+        found[layer] = model.decode(padded(TARGET), model.encode(padded(SOURCE)), attention=True)[1]
+    torch.testing.assert_close((found[1] + found[2]) / 2, found[None])
+    assert (found[1] - found[2]).abs().max() > 0.01
+
+
+def test_dropout_is_on_embeddings_and_convolutions_in_training_only():
+    model = convolutional(dropout=0.5)
+
+    def hidden():
+        return model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0]
+
+    assert not torch.equal(hidden(), hidden())
+    model.eval()
+    assert torch.equal(hidden(), hidden())
+
+
+def test_a_hypothesis_may_outgrow_the_learned_positions_and_a_sentence_may_not():
+    model = convolutional(learned_positions=6).eval()
+    with pytest.raises(InputError, match="sentence of 7 tokens meets a model with learned_positions=6"):
+        model.encode(padded(SOURCE))
+    memory = model.encode(padded([[5, 3]]))
+    assert isinstance(memory, Memory)
+    state = model.start(memory, 1)
+    for _ in range(8):
+        log_probs_BKV, _, state = model.step(torch.tensor([[4]]), state, memory)
+    assert log_probs_BKV.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: convolutional((4, 3)), "kernel_size=4 of the encoder is even: .* choose 3 or 5"),
+        (lambda: convolutional(alignment_layer=3), "alignment_layer=3, but the decoder has num_layers=2: choose one"),
+    ],
+)
+def test_what_does_not_fit_is_refused(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

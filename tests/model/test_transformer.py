@@ -1,0 +1,208 @@
+"""The Transformer: cached decoding, positions, initialisation, wrong settings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from check_architecture import (
+    check_a_batch_of_one_equals_its_row,
+    check_bf16_is_near,
+    check_padding_changes_nothing,
+    check_steps_equal_decode,
+    share_of_copies_learned,
+)
+from tiny_gnmt import SOURCE, TARGET, padded
+from torch import nn
+
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.decoders.transformer import TransformerDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.model.positions import Positions, sinusoids
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import choose_precision
+from gnmt.types import InputError
+
+SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
+
+
+def transformer(norm="pre", learned_positions=None, dropout=0.0, num_layers=LAYERS, size=SIZE, **options) -> Seq2Seq:
+    torch.manual_seed(3)
+    shared = {"norm": norm, "learned_positions": learned_positions, "dropout": dropout}
+    encoder = TransformerEncoder(size, num_layers, HEADS, FEED_FORWARD, **shared)
+    decoder = TransformerDecoder(size, size, num_layers, HEADS, FEED_FORWARD, **shared, **options)
+    return Seq2Seq(encoder, decoder, 9, 11, size, init_range=0.8)
+
+
+def hybrid() -> Seq2Seq:
+    """A Transformer's encoder under GNMT's decoder."""
+    torch.manual_seed(3)
+    decoder = LSTMDecoder(SIZE, 6, 3, AdditiveAttention(6, SIZE, 3))
+    return Seq2Seq(TransformerEncoder(SIZE, 2, HEADS, FEED_FORWARD), decoder, 9, 11, SIZE, init_range=0.8)
+
+
+def hybrid_reverse() -> Seq2Seq:
+    """GNMT's encoder, with states wider than the decoder, under a Transformer's decoder."""
+    torch.manual_seed(3)
+    encoder = LSTMEncoder(SIZE, 5, 2, num_bidirectional_layers=2)
+    return Seq2Seq(encoder, TransformerDecoder(SIZE, 10, 3, HEADS, FEED_FORWARD), 9, 11, SIZE, init_range=0.8)
+
+
+MODELS = {
+    "pre": transformer,
+    "post": lambda: transformer("post"),
+    "learned positions": lambda: transformer(learned_positions=10),
+    "one layer": lambda: transformer(num_layers=1),
+    "last layer aligns": lambda: transformer(alignment_layer=2),
+    "hybrid": hybrid,
+    "hybrid reverse": hybrid_reverse,
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@every_model
+def test_padding_changes_nothing(name):
+    check_padding_changes_nothing(MODELS[name]().double().eval())
+
+
+@every_model
+def test_a_batch_of_one_equals_its_row(name):
+    check_a_batch_of_one_equals_its_row(MODELS[name]().double().eval())
+
+
+@every_model
+@pytest.mark.parametrize("beam", [1, 3])
+def test_steps_equal_decode_for_sentences_of_different_ages(name, beam):
+    check_steps_equal_decode(MODELS[name]().double().eval(), beam)
+
+
+@pytest.mark.parametrize("name", ["pre", "post", "hybrid reverse"])
+def test_bf16_is_near(name):
+    check_bf16_is_near(MODELS[name]().eval(), 0.1)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_it_learns_to_copy(norm):
+    torch.manual_seed(1)
+    encoder = TransformerEncoder(32, 2, 4, 64, norm, dropout=0.0)
+    decoder = TransformerDecoder(32, 32, 2, 4, 64, norm, dropout=0.0)
+    model = Seq2Seq(encoder, decoder, 12, 12, 32, tie_embeddings="all", init_range=0.3)
+    assert share_of_copies_learned(model, 180, 0.008) > 0.9
+
+
+def test_which_layer_aligns():
+    """The last but one by default; another gives other weights and the same hidden states."""
+    assert transformer(num_layers=1).decoder.alignment_layer == 1
+    models = {layer: transformer(num_layers=3, alignment_layer=layer).double().eval() for layer in (None, 2, 3)}
+    found = {
+        layer: model.decode(padded(TARGET), model.encode(padded(SOURCE)), attention=True)
+        for layer, model in models.items()
+    }
+    assert torch.equal(found[None][1], found[2][1])
+    assert (found[3][1] - found[2][1]).abs().max() > 0.01
+    torch.testing.assert_close(found[3][0], found[2][0])
+
+
+def test_positions_far_away_stay_apart_in_bf16():
+    """Angles in bf16 would be the same for hundreds of neighbouring positions."""
+    far = torch.arange(1000, 1010)
+    vectors = sinusoids(far, 64, torch.bfloat16)
+    assert vectors.dtype == torch.bfloat16
+    torch.testing.assert_close(vectors.double(), sinusoids(far, 64, torch.float64), atol=0.005, rtol=0)
+
+
+def test_a_step_takes_the_vectors_that_the_whole_sequence_has():
+    torch.manual_seed(1)
+    like = torch.zeros(2, 7, 5)  # an odd width too
+    for learned in (None, 7):
+        positions = Positions(5, learned)
+        places_BK = torch.tensor([[6, 0], [3, 3]])
+        assert torch.equal(positions.at(places_BK, like), positions.over_time(like)[places_BK])
+
+
+def test_more_tokens_than_learned_positions_are_refused_but_do_not_end_a_search():
+    model = transformer(learned_positions=6).eval()
+    with pytest.raises(InputError, match=r"sentence of 7 tokens meets a model with learned_positions=6: .*max_source_"):
+        model.encode(padded(SOURCE))
+    memory = model.encode(padded([[5, 3]]))
+    with pytest.raises(InputError, match="sentence of 8 tokens"):
+        model.decode(padded([[2] * 8]), memory)
+    state = model.start(memory, 1)
+    for _ in range(8):
+        log_probs_BKV, _, state = model.step(torch.tensor([[4]]), state, memory)
+    assert log_probs_BKV.isfinite().all()
+
+
+def test_it_starts_with_xavier_weights_and_leaves_others_their_uniform_start():
+    """One range for all would leave the scale of attention to chance."""
+    model = hybrid()
+    for name, parameter in model.encoder.named_parameters():
+        if ".norm." in name or name.startswith("norm."):
+            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
+        elif name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            bound = math.sqrt(6 / sum(parameter.shape))
+            assert 0.8 * bound < parameter.abs().max() <= bound
+    for parameter in model.decoder.bottom.parameters():
+        assert 0.6 < parameter.abs().max() <= 0.8
+
+
+def test_dropout_falls_on_embeddings_sublayers_attention_and_feed_forward_in_training_only():
+    def logits(model):
+        return model.output(model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0])
+
+    for options in ({"dropout": 0.5}, {"attention_dropout": 0.5}, {"feed_forward_dropout": 0.5}):
+        torch.manual_seed(1)
+        encoder = TransformerEncoder(SIZE, 2, HEADS, FEED_FORWARD, **{"dropout": 0.0, **options})
+        decoder = TransformerDecoder(SIZE, SIZE, 2, HEADS, FEED_FORWARD, dropout=0.0)
+        in_encoder = Seq2Seq(encoder, decoder, 9, 11, SIZE)
+        encoder = TransformerEncoder(SIZE, 2, HEADS, FEED_FORWARD, dropout=0.0)
+        decoder = TransformerDecoder(SIZE, SIZE, 2, HEADS, FEED_FORWARD, **{"dropout": 0.0, **options})
+        for model in (in_encoder, Seq2Seq(encoder, decoder, 9, 11, SIZE)):
+            assert not torch.equal(logits(model), logits(model)), options
+            model.eval()
+            assert torch.equal(logits(model), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TransformerEncoder(10, 1, 4, 8), "num_heads=4 does not divide hidden_size=10"),
+        (lambda: TransformerDecoder(10, 10, 1, 4, 8), "num_heads=4 does not divide hidden_size=10"),
+        (lambda: transformer(alignment_layer=3), "alignment_layer=3, but the decoder has num_layers=2: choose one"),
+    ],
+)
+def test_what_does_not_fit_is_refused(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", MODELS)
+def test_cuda_agrees_with_the_cpu(name):
+    """Forward, backward and two steps, whose kernels are others."""
+    choose_precision("fp32", torch.device("cuda"))
+    results = {}
+    for device in ("cpu", "cuda"):
+        model = MODELS[name]().to(device)
+        source, target = padded(SOURCE).to(torch.device(device)), padded(TARGET).to(torch.device(device))
+        for dropout in (part for part in model.modules() if isinstance(part, nn.Dropout)):
+            dropout.p = 0.0
+        hidden_BTH, _ = model.decode(target, model.encode(source))
+        model.output(hidden_BTH[target.mask_BT]).square().sum().backward()
+        model.eval()
+        memory = model.encode(source)
+        state, steps = model.start(memory, 2), []
+        for token in (2, 5):
+            tokens_BK = torch.full((4, 2), token, device=device)
+            log_probs_BKV, _, state = model.step(tokens_BK, state, memory)
+            steps.append(log_probs_BKV)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results[device] = [tensor.detach().cpu() for tensor in (hidden_BTH[target.mask_BT], *steps, *gradients)]
+    for on_cuda, on_cpu in zip(results["cuda"], results["cpu"], strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=1e-4, atol=1e-4)
