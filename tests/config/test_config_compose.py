@@ -53,6 +53,7 @@ FIRST = [f"data.{text}.{side}=a.{side}" for text in ("corpora.first.text", "dev"
 NEEDED_BY = {
     "data/files": FILES,
     "data/mixture": FIRST,
+    "model/decoder/plain": ["model=seq2seq"],
     "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
 }
 
@@ -60,7 +61,7 @@ NEEDED_BY = {
 def test_no_yaml_escapes_these_tests() -> None:
     assert COMMANDS == ["average", "benchmark", "evaluate", "inspect", "prepare", "score", "train", "translate"]
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 40
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 49
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,7 +81,7 @@ def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> N
 def test_every_constructor_keyword_stands_in_the_yaml(choice: str) -> None:
     group, _, name = choice.rpartition("/")
     command, needed = ("translate", ["checkpoint=x.pt"]) if name == "recorded" else ("train", [])
-    for node in nodes(resolve(composed(command, *needed, f"{group}={name}"))):
+    for node in nodes(resolve(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))):
         component = find_class(node["_target_"])
         if component.__module__.startswith("gnmt"):
             keywords = set(inspect.signature(component).parameters) - SUPPLIED.get(node["_target_"], set())
@@ -155,7 +156,7 @@ def check_message(command: str, *overrides: str) -> str:
 
 def test_the_check_reports_all_errors_at_once() -> None:
     message = check_message(
-        "train", "precision=fb16", "device=cuda:x", "seed=-1", "resume=maybe", "model.encoder.num_layers=1",
+        "train", "precision=fb16", "device=cuda:x", "seed=-1", "resume=maybe", "model.encoder.num_layers=0",
         "model.decoder.num_layers=2", "decoding.stop=frist", "optimizer.lr=fast", "data.num_train=0", "~loss.smoothing",
         "+trainer.steps=3",
     )  # fmt: skip
