@@ -57,7 +57,7 @@ WRONG_OVERRIDES = [
         "schedule.decay_factor=1",
         "is no key of this config; with schedule=plateau or schedule=warmup_step_decay it is one",
     ),
-    ("model=gnmt_9", ", gnmt, gnmt_8, gnmt_small, gnmt_tiny, "),
+    ("model=gnmt_9", 'found "gnmt_9", allowed is one of attention, '),
     ("tokenizer=unigrm", 'found "unigrm", allowed is one of bpe, existing, unigram; did you mean unigram'),
     ("trainer=null", 'found "null", allowed is one of adam_then_sgd, default'),
     ("model/attention=add", 'found "add", allowed is one of additive'),
