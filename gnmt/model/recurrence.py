@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import cast
@@ -94,9 +95,12 @@ class LSTM(nn.LSTM, Recurrence):
         hold_4H[0], hold_4H[1] = -HOLD, HOLD
         weights = [torch.cat((from_inputs_GI, hold_4H.view(-1, 1)), dim=1), *others]
         zeros_1BH = inputs_TBI.new_zeros(1, inputs_TBI.shape[1], self.hidden_size)
-        outputs_TBH, _, cell_1BH = torch.lstm(
-            widened_TBI, (zeros_1BH, zeros_1BH), weights, True, 1, 0.0, self.training, False, False
-        )
+        with warnings.catch_warnings():
+            # cuDNN copies weights that are new at every call together; next to the layer's products that is nothing.
+            warnings.filterwarnings("ignore", message=".*single contiguous chunk")
+            outputs_TBH, _, cell_1BH = torch.lstm(
+                widened_TBI, (zeros_1BH, zeros_1BH), weights, True, 1, 0.0, self.training, False, False
+            )
         return outputs_TBH, (at_ends(outputs_TBH, lengths_B), cell_1BH[0])
 
     def start(self, num_sequences: int, like: Tensor) -> CellState:

@@ -157,3 +157,16 @@ def test_one_layer_that_nobody_hears_is_refused():
 def test_a_query_of_another_width_is_refused():
     with pytest.raises(InputError, match="queries of width 4, but the decoder's layers have 6 units"):
         TopAttentionDecoder(5, 6, 1, AdditiveAttention(4, 6, 4))
+
+
+def test_the_context_goes_to_the_output_beside_the_top_layer():
+    torch.manual_seed(1)
+    decoder = LSTMDecoder(5, 6, 3, AdditiveAttention(6, 4, 4, num_heads=2), context_to_output=True, layer_norm=True)
+    model = Seq2Seq(LSTMEncoder(5, 4, 2), decoder, 9, 11, 5).double().eval()
+    memory = model.encode(padded(SOURCE))
+    hidden_BTH, weights_BTS = decoder(model.target_embedding(padded(TARGET).ids_BT), memory)
+    bottom_TBH = decoder.bottom.over_time(model.target_embedding(padded(TARGET).ids_BT).transpose(0, 1))
+    context_BTH, _ = decoder.attention(bottom_TBH.transpose(0, 1), memory.extras["keys"], memory)
+    torch.testing.assert_close(hidden_BTH[..., 6:], context_BTH)
+    torch.testing.assert_close(weights_BTS.sum(-1), torch.ones_like(weights_BTS[..., 0]))
+    assert hidden_BTH.shape[2] == decoder.output_size == 10
