@@ -39,7 +39,8 @@ class Ensemble:
         memories = [member.encode(source) for member in self.members]
         tensors = [{**memory.extras, "states": memory.states_BSH} for memory in memories]
         del tensors[0]["states"]  # the merged memory's own
-        return Memory(memories[0].states_BSH, memories[0].mask_BS, _merged(tensors))
+        by_sentence = _merged([memory.by_sentence for memory in memories])
+        return Memory(memories[0].states_BSH, memories[0].mask_BS, _merged(tensors), by_sentence)
 
     def start(self, memory: Memory, beam: int) -> State:
         """Every member's state before the first token."""
@@ -70,7 +71,8 @@ class Ensemble:
         for number, member in enumerate(self.members):
             extras = _of_member(memory.extras, number)
             states_BSH = extras.pop("states", memory.states_BSH)
-            pairs.append((member, Memory(states_BSH, memory.mask_BS, extras)))
+            by_sentence = _of_member(memory.by_sentence, number)
+            pairs.append((member, Memory(states_BSH, memory.mask_BS, extras, by_sentence)))
         return pairs
 
 

@@ -64,12 +64,18 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
     )
     if options.coverage_beta == 0:
         return normalised
-    if coverage is None:
+    check_coverage(options, has_attention=coverage is not None)
+    assert coverage is not None
+    return normalised + coverage_penalty(coverage, mask, options.coverage_beta)
+
+
+def check_coverage(options: SearchOptions, has_attention: bool) -> None:
+    """Raises InputError for a coverage penalty with a model that has no attention."""
+    if options.coverage_beta and not has_attention:
         raise InputError(
             f"decoding.coverage_beta is {options.coverage_beta}, but this model has no attention that aligns target "
             "with source tokens, so nothing can be covered; set decoding.coverage_beta=0"
         )
-    return normalised + coverage_penalty(coverage, mask, options.coverage_beta)
 
 
 @torch.inference_mode()

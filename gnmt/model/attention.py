@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from gnmt.model.interfaces import Attention
-from gnmt.types import Memory, Range
+from gnmt.types import InputError, Memory, Range
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Of [B, T, S, A], held at a time: what stays in a core's cache, and enough work for a GPU."""
@@ -23,6 +23,10 @@ class AdditiveAttention(Attention):
 
     initial_scale: where g starts. 1 lets the weights become sharp soon; 1/sqrt(hidden_size), as in
     tensorflow/nmt, learns several times more slowly on small corpora.
+    num_heads: with N > 1 (RNMT+, Chen et al. 2018, section 4.1) the hidden units, v and g are split among N heads, and
+    each looks up an N-th of the states' units: a linear layer on the encoder's states (its projection_size) stands
+    before them in place of one projection a head. The contexts are concatenated; the weights that are returned, for
+    alignment and coverage, are the mean over the heads.
     """
 
     def __init__(
@@ -32,14 +36,23 @@ class AdditiveAttention(Attention):
         hidden_size: Annotated[int, Range(1)],
         normalise: bool = True,
         initial_scale: Annotated[float, Range(0, open_low=True)] = 1.0,
+        num_heads: Annotated[int, Range(1)] = 1,
     ) -> None:
         super().__init__()
+        for name, size in (("hidden_size", hidden_size), ("memory_size", memory_size)):
+            if size % num_heads:
+                raise InputError(
+                    f"attention.{name}={size} cannot be split among attention.num_heads={num_heads}: "
+                    f"make {name} a multiple of num_heads"
+                )
+        self.num_heads = num_heads
         self.query_size = query_size
         self.memory_size = self.output_size = memory_size
         self.query_projection = nn.Linear(query_size, hidden_size, bias=False)
         self.key_projection = nn.Linear(memory_size, hidden_size)
         self.direction = nn.Parameter(torch.empty(hidden_size).uniform_(-1, 1))
-        self.scale = nn.Parameter(torch.tensor(float(initial_scale))) if normalise else None
+        scale = torch.tensor(float(initial_scale)) if num_heads == 1 else torch.full((num_heads,), initial_scale)
+        self.scale = nn.Parameter(scale) if normalise else None
 
     def keys(self, states_BSH: Tensor) -> Tensor:
         """W_k k + b for every source position, [B, S, A]."""
@@ -49,20 +62,99 @@ class AdditiveAttention(Attention):
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context [B, T, H] (Wu et al. 2016, eq. 4) and weights [B, T, S], in fp32 or better."""
         query_BTA = self.query_projection(query_BTH)
-        return attend(additive_scores(query_BTA, keys_BSA, self.score_vector()), memory)
+        heads = zip(
+            query_BTA.chunk(self.num_heads, dim=-1),
+            keys_BSA.chunk(self.num_heads, dim=-1),
+            self.score_vector().chunk(self.num_heads),
+            strict=True,
+        )
+        return attend([additive_scores(*head) for head in heads], memory)
 
     def score_vector(self) -> Tensor:
-        """g * v/|v|, or v where the score is not normalised; [A]."""
+        """g * v/|v| of each head, or v where the score is not normalised; [A]."""
         if self.scale is None:
             return self.direction
-        vector_A: Tensor = self.scale * self.direction / torch.linalg.vector_norm(self.direction)
-        return vector_A
+        if self.num_heads == 1:
+            vector_A: Tensor = self.scale * self.direction / torch.linalg.vector_norm(self.direction)
+            return vector_A
+        direction_NA = self.direction.view(self.num_heads, -1)
+        norm_N1 = torch.linalg.vector_norm(direction_NA, dim=1, keepdim=True)
+        vectors_NA: Tensor = self.scale[:, None] * direction_NA / norm_N1
+        return vectors_NA.flatten()
 
 
-def attend(scores_BTS: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-    """Context [B, T, H] and weights [B, T, S], of the scores' type, from scores; padding gets no weight."""
-    weights_BTS = torch.softmax(scores_BTS.masked_fill(~memory.mask_BS[:, None], float("-inf")), dim=-1)
-    return weights_BTS.to(memory.states_BSH.dtype) @ memory.states_BSH, weights_BTS
+class DotAttention(Attention):
+    """Luong et al. 2015, section 3.1, "dot": score(q, k) = q . k, of queries and states of one width.
+
+    scaled: divided by sqrt(width), as in Vaswani et al. 2017, section 3.2.1, which keeps the softmax from being almost
+    one-hot before anything is learned.
+    """
+
+    def __init__(
+        self,
+        query_size: Annotated[int, Range(1)],
+        memory_size: Annotated[int, Range(1)],
+        scaled: bool = False,
+    ) -> None:
+        super().__init__()
+        if query_size != memory_size:
+            raise InputError(
+                f"dot attention multiplies queries of width {query_size} with states of width {memory_size}: make "
+                "query_size and memory_size equal, or use model/attention=general or additive"
+            )
+        self.query_size = query_size
+        self.memory_size = self.output_size = memory_size
+        self.factor: float = memory_size**-0.5 if scaled else 1.0
+
+    def keys(self, states_BSH: Tensor) -> Tensor:
+        """The states themselves, [B, S, H]."""
+        return states_BSH
+
+    def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Context [B, T, H] and weights [B, T, S], in fp32 or better."""
+        return attend([product_scores(query_BTH, keys_BSA) * self.factor], memory)
+
+
+class GeneralAttention(Attention):
+    """Luong et al. 2015, section 3.1, "general": score(q, k) = q . W k, so that widths may differ."""
+
+    def __init__(self, query_size: Annotated[int, Range(1)], memory_size: Annotated[int, Range(1)]) -> None:
+        super().__init__()
+        self.query_size = query_size
+        self.memory_size = self.output_size = memory_size
+        self.key_projection = nn.Linear(memory_size, query_size, bias=False)
+
+    def keys(self, states_BSH: Tensor) -> Tensor:
+        """W k for every source position, [B, S, Q]."""
+        keys_BSA: Tensor = self.key_projection(states_BSH)
+        return keys_BSA
+
+    def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Context [B, T, H] and weights [B, T, S], in fp32 or better."""
+        return attend([product_scores(query_BTH, keys_BSA)], memory)
+
+
+def attend(scores_of_heads: Sequence[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
+    """Context [B, T, H] and mean weights [B, T, S], of the scores' type, from each head's scores [B, T, S].
+
+    Padding gets no weight. Each head looks up its part of the states' units.
+    """
+    contexts, weights = [], []
+    for scores_BTS, states_BSH in zip(
+        scores_of_heads, memory.states_BSH.chunk(len(scores_of_heads), dim=-1), strict=True
+    ):
+        weights_BTS = torch.softmax(scores_BTS.masked_fill(~memory.mask_BS[:, None], float("-inf")), dim=-1)
+        contexts.append(weights_BTS.to(states_BSH.dtype) @ states_BSH)
+        weights.append(weights_BTS)
+    if len(weights) == 1:
+        return contexts[0], weights[0]
+    return torch.cat(contexts, dim=-1), torch.stack(weights).mean(0)
+
+
+def product_scores(query_BTA: Tensor, keys_BSA: Tensor) -> Tensor:
+    """q . k of every query with every key, [B, T, S], in fp32 or better (of a product in the inputs' precision)."""
+    scores_BTS = query_BTA.to(keys_BSA.dtype) @ keys_BSA.transpose(1, 2)
+    return scores_BTS.to(torch.promote_types(scores_BTS.dtype, torch.float32))
 
 
 def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:

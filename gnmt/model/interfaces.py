@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -11,10 +12,14 @@ from gnmt.types import Encoded, Memory, State
 
 
 class Encoder(nn.Module):
-    """Reads the embedded source. Widths: `input_size` of the embeddings, `output_size` of the states it returns."""
+    """Reads the embedded source. Widths: `input_size` of the embeddings, `output_size` of the states it returns.
+
+    by_sentence_sizes: width of each tensor of its Encoded.by_sentence, none for most.
+    """
 
     input_size: int
     output_size: int
+    by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
 
     def initialise(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
@@ -27,13 +32,17 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Writes the target.
 
-    Widths: `input_size` of the embeddings, `memory_size` of the encoder's states, `output_size` of the hidden states
-    before the output layer. `forward` over a whole sequence and `step` after `step` give the same hidden states.
+    Widths: `input_size` of the embeddings, `memory_size` of the encoder's states (None: it reads none of them),
+    `output_size` of the hidden states before the output layer. by_sentence_sizes: what it reads of Encoded.by_sentence,
+    and in which width. has_attention: whether `forward` and `step` give attention that aligns target with source.
+    `forward` over a whole sequence and `step` after `step` give the same hidden states.
     """
 
     input_size: int
-    memory_size: int
+    memory_size: int | None
     output_size: int
+    by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
+    has_attention: bool = True
 
     def initialise(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""

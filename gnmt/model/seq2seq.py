@@ -45,6 +45,7 @@ class Seq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         check_widths(encoder, decoder, embedding_size)
+        check_bridge(encoder, decoder)
         if tie_embeddings != "none" and source_vocabulary_size != target_vocabulary_size:
             raise InputError(
                 f"model.tie_embeddings={tie_embeddings} shares one table, but the source has {source_vocabulary_size} "
@@ -72,7 +73,7 @@ class Seq2Seq(nn.Module):
     def initialise(self, init_range: float, embedding_init_range: float) -> None:
         """Uniform weights, what encoder and decoder draw instead, zero padding rows; from torch's global generator."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.LSTM):
+            if isinstance(module, nn.Linear | nn.RNNBase):
                 for parameter in module.parameters(recurse=False):
                     nn.init.uniform_(parameter, -init_range, init_range)
         self.encoder.initialise()
@@ -119,5 +120,27 @@ def check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> Non
         ("the width of the encoder's states", encoder.output_size, "the decoder's memory_size", decoder.memory_size),
     )
     for left, left_size, right, right_size in meetings:
-        if left_size != right_size:
+        if right_size is not None and left_size != right_size:
             raise InputError(f"{left} is {left_size}, but {right} is {right_size}: they meet and must be equal")
+
+
+def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
+    """Raises InputError where the decoder starts from final states that the encoder does not hand over, or not so."""
+    given = encoder.by_sentence_sizes
+    if decoder.by_sentence_sizes and not given:
+        raise InputError(
+            "the decoder starts from the encoder's final states, but this encoder hands none over: set "
+            "model.encoder.final_states=true (model/encoder=lstm has it), or use model.decoder.bridge=none"
+        )
+    for name, size in decoder.by_sentence_sizes.items():
+        if name not in given:
+            raise InputError(
+                f"the decoder starts from {name}, but the encoder hands over {', '.join(given)}: make num_layers and "
+                "cell of model.encoder and model.decoder equal, or use model.decoder.bridge=none"
+            )
+        if given[name] != size:
+            raise InputError(
+                f"the decoder starts from {name} of width {size}, but the encoder hands it over with width "
+                f"{given[name]} (a bidirectional layer's is twice its hidden_size): make model.encoder.hidden_size and "
+                "model.decoder.hidden_size fit layer by layer, or use model.decoder.bridge=none"
+            )

@@ -17,6 +17,7 @@ from gnmt.data.planning import cut
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.scoring import check_coverage
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
 from gnmt.reporting.tensorboard import Reporter, translations_table
@@ -94,6 +95,8 @@ class DevEvaluator:
         unused_target_ids: Sequence[int] = (),
         group: Group | None = None,
     ) -> None:
+        # Now, not at the first evaluation, an hour after the start.
+        check_coverage(options, objective.model.decoder.has_attention)
         self.objective = objective
         self.tokenizers = tokenizers
         self.options = options

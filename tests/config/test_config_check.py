@@ -50,8 +50,8 @@ def test_a_right_model_passes_and_builds() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("encoder.num_layers", "two", 'model.encoder.num_layers: found "two", allowed is a whole number of at least 2'),
-        ("encoder.num_layers", 1, "model.encoder.num_layers: found 1, allowed is a whole number of at least 2"),
+        ("encoder.num_layers", "two", 'model.encoder.num_layers: found "two", allowed is a whole number of at least 1'),
+        ("encoder.num_layers", 0, "model.encoder.num_layers: found 0, allowed is a whole number of at least 1"),
         ("encoder.num_layers", "???", "model.encoder.num_layers: is missing; give it as model.encoder.num_layers=..."),
         (
             "encoder.nm_layers",

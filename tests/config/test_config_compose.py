@@ -53,6 +53,7 @@ FIRST = [f"data.{text}.{side}=a.{side}" for text in ("corpora.first.text", "dev"
 NEEDED_BY = {
     "data/files": FILES,
     "data/mixture": FIRST,
+    "model/decoder/plain": ["model=seq2seq"],
     "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
     "model/decoder/transformer": ["~model/attention"],  # in the place of a decoder that has one
     "model/decoder/convolutional": ["~model/attention"],
@@ -63,7 +64,7 @@ def test_no_yaml_escapes_these_tests() -> None:
     first = ["average", "benchmark", "compare", "evaluate", "export_checkpoint", "import_checkpoint", "inspect"]
     assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 54
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 63
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -168,7 +169,7 @@ def check_message(command: str, *overrides: str) -> str:
 
 def test_the_check_reports_all_errors_at_once() -> None:
     message = check_message(
-        "train", "precision=fb16", "device=cuda:x", "seed=-1", "resume=maybe", "model.encoder.num_layers=1",
+        "train", "precision=fb16", "device=cuda:x", "seed=-1", "resume=maybe", "model.encoder.num_layers=0",
         "model.decoder.num_layers=2", "decoding.stop=frist", "optimizer.lr=fast", "data.num_train=0", "~loss.smoothing",
         "+trainer.steps=3",
     )  # fmt: skip

@@ -97,7 +97,7 @@ def test_wrong_overrides_are_explained(diagnosis: dict[str, str], override: str,
         ("name=a=b", "needs quotes inside quotes: 'name=\"a=b\"'"),
         ("=3", "=3: found no key before '='"),
         ("--seed=3", "--seed=3: is no flag of this command; overrides are written without dashes"),
-        ("model.encoder.num_layers=1", "model.encoder.num_layers: found 1, allowed is a whole number of at least 2"),
+        ("model.encoder.num_layers=0", "model.encoder.num_layers: found 0, allowed is a whole number of at least 1"),
         ("name='a b'", 'name: found "a b", allowed are letters, digits'),
     ],
 )

@@ -1,4 +1,4 @@
-"""Additive attention against its formula in NumPy."""
+"""Every attention against its formula in NumPy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnmt.model.attention as attention_module
-from gnmt.model.attention import AdditiveAttention, additive_scores
-from gnmt.types import Memory
+from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, additive_scores
+from gnmt.types import InputError, Memory
 
 
 def memory_of(lengths: list[int], width: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Memory:
@@ -45,6 +45,72 @@ def test_the_formula(normalise):
             weights = np.exp(scores) / np.exp(scores).sum()
             np.testing.assert_allclose(weights_BTS[row, step, :length].detach().numpy(), weights, rtol=1e-12)
             np.testing.assert_allclose(context_BTH[row, step].detach().numpy(), weights @ states, rtol=1e-12)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_heads_have_parts_of_the_units_and_look_up_parts_of_the_states(normalise):
+    """Each head is an additive attention of its own; the weights returned are their mean."""
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    attention = AdditiveAttention(4, 6, 8, normalise=normalise, initial_scale=0.5, num_heads=2).double()
+    if normalise:
+        attention.scale.data = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    memory = memory_of([4, 2, 1], 6, generator)
+    query_BTH = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    context_BTH, weights_BTS = attention(query_BTH, attention.keys(memory.states_BSH), memory)
+    w_query, w_key = (
+        attention.query_projection.weight.detach().numpy(),
+        attention.key_projection.weight.detach().numpy(),
+    )
+    bias, direction = attention.key_projection.bias.detach().numpy(), attention.direction.detach().numpy()
+    for row, length in enumerate([4, 2, 1]):
+        states = memory.states_BSH[row, :length].numpy()
+        for step in range(2):
+            contexts, weights = [], []
+            for head, scale in enumerate([0.5, 1.5]):
+                units = slice(4 * head, 4 * head + 4)
+                v = direction[units]
+                if normalise:
+                    v = scale * v / np.sqrt((v * v).sum())
+                query = w_query[units] @ query_BTH[row, step].numpy()
+                scores = np.tanh(query + states @ w_key[units].T + bias[units]) @ v
+                weights.append(np.exp(scores) / np.exp(scores).sum())
+                contexts.append(weights[-1] @ states[:, 3 * head : 3 * head + 3])
+            mean = np.mean(weights, axis=0)
+            np.testing.assert_allclose(weights_BTS[row, step, :length].detach().numpy(), mean, rtol=1e-12)
+            np.testing.assert_allclose(context_BTH[row, step].detach().numpy(), np.concatenate(contexts), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["dot", "scaled", "general"])
+def test_the_formulas_of_products(kind):
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    query_size = 4 if kind == "general" else 5
+    attention = GeneralAttention(4, 5) if kind == "general" else DotAttention(5, 5, scaled=kind == "scaled")
+    attention = attention.double()
+    memory = memory_of([4, 2, 1], 5, generator)
+    query_BTH = torch.randn(3, 2, query_size, generator=generator, dtype=torch.float64)
+    context_BTH, weights_BTS = attention(query_BTH, attention.keys(memory.states_BSH), memory)
+    for row, length in enumerate([4, 2, 1]):
+        states = memory.states_BSH[row, :length].numpy()
+        for step in range(2):
+            query = query_BTH[row, step].numpy()
+            if kind == "general":
+                query = query @ attention.key_projection.weight.detach().numpy()
+            scores = states @ query / (np.sqrt(5) if kind == "scaled" else 1)
+            weights = np.exp(scores) / np.exp(scores).sum()
+            np.testing.assert_allclose(weights_BTS[row, step, :length].detach().numpy(), weights, rtol=1e-12)
+            np.testing.assert_allclose(context_BTH[row, step].detach().numpy(), weights @ states, rtol=1e-12)
+    assert (weights_BTS[~memory.mask_BS[:, None].expand_as(weights_BTS)] == 0).all()
+
+
+def test_attentions_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match=r"queries of width 4 with states of width 5.*model/attention=general"):
+        DotAttention(4, 5)
+    with pytest.raises(InputError, match=r"attention\.hidden_size=6 cannot be split among attention.num_heads=4"):
+        AdditiveAttention(4, 8, 6, num_heads=4)
+    with pytest.raises(InputError, match=r"attention\.memory_size=6 cannot be split among attention.num_heads=4"):
+        AdditiveAttention(4, 6, 8, num_heads=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

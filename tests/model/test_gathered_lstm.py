@@ -20,6 +20,11 @@ def layer_and_inputs(dtype: torch.dtype = torch.float32) -> tuple[LSTM, Tensor]:
     return layer, torch.randn(STEPS, BATCH, INPUT, dtype=dtype, requires_grad=True)
 
 
+def gathered(layer: LSTM, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and cells of every step, with the layer's weights."""
+    return gathered_lstm(inputs, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+
+
 def gradients(outputs: Tensor, layer: LSTM, inputs: Tensor) -> list[Tensor]:
     direction = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(6)).to(outputs.dtype)
     return list(torch.autograd.grad((outputs * direction).sum(), [inputs, *layer.parameters()]))
@@ -30,7 +35,7 @@ def gradients(outputs: Tensor, layer: LSTM, inputs: Tensor) -> list[Tensor]:
 def test_values_and_gradients_are_those_of_torch(dtype, num_steps):
     layer, inputs = layer_and_inputs(dtype)
     expected = layer(inputs[:num_steps])[0]
-    found = layer.with_cells_over_time(inputs[:num_steps])[0]
+    found = gathered(layer, inputs[:num_steps])[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     pairs = zip(gradients(found, layer, inputs), gradients(expected, layer, inputs), strict=True)
     for gradient, wanted in pairs:
@@ -39,7 +44,7 @@ def test_values_and_gradients_are_those_of_torch(dtype, num_steps):
 
 def test_the_cells_are_those_of_single_steps():
     layer, inputs = layer_and_inputs(torch.float64)
-    outputs, cells = layer.with_cells_over_time(inputs)
+    outputs, cells = gathered(layer, inputs)
     state = layer.start(BATCH, inputs)
     for inputs_BI, output_BH, cell_BH in zip(inputs, outputs, cells, strict=True):
         state = layer.step(inputs_BI, state)
@@ -58,7 +63,7 @@ def test_gradcheck(of):
 
 def test_extreme_gates_stay_finite():
     layer, inputs = layer_and_inputs()
-    outputs, cells = layer.with_cells_over_time(inputs * 1e4)
+    outputs, cells = gathered(layer, inputs * 1e4)
     assert outputs.isfinite().all()
     assert cells.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients(outputs, layer, inputs))
@@ -69,7 +74,7 @@ def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
     layer, inputs = layer_and_inputs()
     exact = layer(inputs)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        found, cells = layer.with_cells_over_time(inputs)
+        found, cells = gathered(layer, inputs)
         fused = layer(inputs)[0]
     assert (found.dtype, cells.dtype, fused.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
     wanted = gradients(exact, layer, inputs)
@@ -82,10 +87,10 @@ def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
 
 def test_a_layer_without_a_product_of_its_own_type_falls_back(monkeypatch):
     layer, inputs = layer_and_inputs()
-    expected = layer.with_cells_over_time(inputs)
+    expected = gathered(layer, inputs)
     for module in ("gathered_lstm", "products"):
         monkeypatch.setattr(f"gnmt.model.{module}.onednn_dtypes", lambda: ())
-    torch.testing.assert_close(layer.with_cells_over_time(inputs), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gathered(layer, inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_chosen_by_width_type_and_training(monkeypatch):
@@ -112,7 +117,7 @@ def test_the_module_runs_it_where_it_pays(monkeypatch):
 
 def test_two_backward_passes_give_the_same_bits():
     layer, inputs = layer_and_inputs()
-    outputs = layer.with_cells_over_time(inputs)[0]
+    outputs = gathered(layer, inputs)[0]
     first, second = (torch.autograd.grad(outputs.sum(), layer.parameters(), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
 

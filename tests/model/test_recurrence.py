@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gnmt.model.recurrence import LSTM, BidirectionalLSTM, reverse_by_length
+from gnmt.model.recurrence import LSTM, Bidirectional, reverse_by_length
 
 LENGTHS_B = torch.tensor([3, 6, 1, 4])
 
@@ -34,10 +34,10 @@ def test_steps_equal_the_whole_sequence():
         torch.testing.assert_close(state[0], expected_BH)
 
 
-def bidirectional_pair() -> tuple[BidirectionalLSTM, nn.LSTM]:
+def bidirectional_pair() -> tuple[Bidirectional, nn.LSTM]:
     """Ours and torch's with the same weights."""
     torch.manual_seed(2)
-    ours = BidirectionalLSTM(5, 7).double()
+    ours = Bidirectional(5, 7).double()
     reference = nn.LSTM(5, 7, bidirectional=True).double()
     reference.load_state_dict(
         ours.ahead.state_dict() | {f"{name}_reverse": weight for name, weight in ours.back.state_dict().items()}
@@ -71,7 +71,7 @@ def test_the_bidirectional_layer_equals_a_packed_one_in_values_and_gradients():
 
 def test_gradcheck_of_the_bidirectional_layer():
     torch.manual_seed(4)
-    layer = BidirectionalLSTM(2, 2).double()
+    layer = Bidirectional(2, 2).double()
     inputs_TBI = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     lengths_B = torch.tensor([2, 3])
     assert torch.autograd.gradcheck(lambda inputs: layer.over_time(inputs, lengths_B), inputs_TBI)

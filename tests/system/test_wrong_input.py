@@ -26,7 +26,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "wrong type in a component",
         ["train", "model.encoder.num_layers=2.5"],
-        ["model.encoder.num_layers: found 2.5, allowed is a whole number of at least 2"],
+        ["model.encoder.num_layers: found 2.5, allowed is a whole number of at least 1"],
     ),
     (
         "out of range",

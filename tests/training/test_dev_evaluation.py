@@ -13,7 +13,7 @@ from gnmt.data.batching import batch_of
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores
 from gnmt.training.evaluation import DevEvaluator, DevResult, mean_loss
-from gnmt.types import EOS_ID
+from gnmt.types import EOS_ID, InputError
 
 
 @pytest.fixture
@@ -95,3 +95,15 @@ def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
         "dev/bleu": 10.0,
         "dev/chrf": 20.0,
     }
+
+
+def test_coverage_without_attention_is_refused_before_training_starts(make_trainer):
+    """Not at the first evaluation, where an hour of training would be lost."""
+    with pytest.raises(InputError, match=r"decoding.coverage_beta is 0\.1, but this model has no attention"):
+        make_trainer("model=seq2seq", "model.embedding_size=8", "decoding.coverage_beta=0.1")
+
+
+def test_a_model_without_attention_is_evaluated_without_a_picture(make_trainer):
+    result = make_trainer("model=seq2seq", "model.embedding_size=8", "decoding.coverage_beta=0").evaluate()
+    assert math.isfinite(result.loss)
+    assert result.translations[0].attention_TS is None

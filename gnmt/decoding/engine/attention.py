@@ -22,6 +22,7 @@ class FastAdditiveAttention(Attention):
 
     def __init__(self, attention: AdditiveAttention, make: LinearMaker) -> None:
         super().__init__()
+        self.num_heads = attention.num_heads
         self.query_size = attention.query_size
         self.memory_size = self.output_size = attention.memory_size
         key_projection = attention.key_projection
@@ -36,4 +37,5 @@ class FastAdditiveAttention(Attention):
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         query_BTA = self.query_projection(query_BTH).float()
         hidden_BTSA = torch.add(query_BTA[:, :, None], keys_BSA[:, None]).sigmoid_()
-        return attend(hidden_BTSA @ self.vector_A, memory)
+        heads = zip(hidden_BTSA.chunk(self.num_heads, dim=-1), self.vector_A.chunk(self.num_heads), strict=True)
+        return attend([hidden @ vector for hidden, vector in heads], memory)

@@ -11,40 +11,25 @@ import torch
 from torch import Tensor
 
 from gnmt.decoding.engine.linear import LinearMaker
-from gnmt.model.recurrence import LSTM, LSTMState, Recurrence
+from gnmt.model.recurrence import LSTM, CellState, SteppedRecurrence
 
 
-class FastLSTM(Recurrence):
+class FastLSTM(SteppedRecurrence):
     """What both kinds share: a subclass has `project`, what the inputs add to the gates, and `gates`."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
 
-    def project(self, inputs: Tensor) -> Tensor:
-        """What can be done for the inputs of all steps at once, [..., I] to [..., P]."""
-        raise NotImplementedError
-
     def gates(self, projected_NP: Tensor, hidden_NH: Tensor) -> Tensor:
         """Input, forget, doubled cell and output gate before their sigmoid, [N, 4H], in memory of their own."""
         raise NotImplementedError
 
-    def over_time(self, inputs_TBI: Tensor) -> Tensor:
-        state = self.start(inputs_TBI.shape[1], inputs_TBI)
-        outputs = []
-        for projected_BP in self.project(inputs_TBI).unbind(0):
-            state = self.next_state(projected_BP, state)
-            outputs.append(state[0])
-        return torch.stack(outputs)
-
-    def start(self, num_sequences: int, like: Tensor) -> LSTMState:
+    def start(self, num_sequences: int, like: Tensor) -> CellState:
         hidden_NH = like.new_zeros(num_sequences, self.hidden_size)
         return hidden_NH, torch.zeros_like(hidden_NH, dtype=torch.float32)
 
-    def step(self, inputs_NI: Tensor, state: LSTMState) -> LSTMState:
-        return self.next_state(self.project(inputs_NI), state)
-
-    def next_state(self, projected_NP: Tensor, state: LSTMState) -> LSTMState:
+    def next_state(self, projected_NP: Tensor, state: CellState) -> CellState:
         """c' = f c + i tanh(g), h' = o tanh(c'), with both tanh as sigmoids."""
         hidden_NH, cell_NH = state
         gates_NG = self.gates(projected_NP, hidden_NH).float().sigmoid_()

@@ -1,4 +1,4 @@
-"""GNMT's decoder: a bottom LSTM that queries attention, residual LSTMs above that all see the context."""
+"""GNMT's decoder: a bottom layer that queries attention, residual layers above that all see the context."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import Annotated, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from gnmt.model.cells import Cell, layer_kind
 from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Attention, Decoder
-from gnmt.model.recurrence import LSTM, LSTMState, Recurrence
+from gnmt.model.recurrence import Recurrence
+from gnmt.model.stack import first_states, one_step_later, pack, state_sizes, states_over_time, unpack
 from gnmt.types import Encoded, InputError, Memory, Range, State
+
+Bridge = Literal["none", "final"]
+"""none: the decoder starts from zeros; final: each layer from the state that the encoder's layer of its number ended
+with, as it is, so that layers, cells and widths must match (the encoder's final_states=true hands it over)."""
+
+ContextToOutput = Literal["none", "concatenated", "added"]
 
 
 class LSTMDecoder(Decoder):
@@ -21,60 +29,80 @@ class LSTMDecoder(Decoder):
     the upper layers, each on the layer below concatenated with the context.
 
     query: which output of the bottom layer asks at step t. "previous" is that of step t-1, zero at the first
-    (the paper); "current" is that of step t (the later GNMT v2).
-    num_layers, residual_from, dropout, dropout_over_time: as in the encoder. The decoder starts from zero states.
+    (the paper; with a bridge, the state bridged); "current" is that of step t (the later GNMT v2).
+    num_layers, residual_from, dropout, dropout_over_time, cell, layer_norm: as in the encoder. bridge: see Bridge.
+    context_to_output: how the context reaches the output layer beside the top layer's output. "concatenated" (RNMT+,
+    Chen et al. 2018), so that output_size is the sum of both widths; "added" through a projection, which keeps
+    output_size at hidden_size, as tied embeddings need it; "none" (the paper). It spares the layers the learning of
+    how to carry a word from the source to the output, and small models learn several times sooner. A single layer needs
+    it, since nothing else would read the context.
     """
 
     def __init__(
         self,
         input_size: Annotated[int, Range(1)],
         hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(2)],
+        num_layers: Annotated[int, Range(1)],
         attention: Attention,
         query: Literal["previous", "current"] = "current",
-        residual_from: Annotated[int, Range(3)] | None = 3,
+        residual_from: Annotated[int, Range(2)] | None = 3,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
         dropout_over_time: Literal["fresh", "shared"] = "fresh",
+        cell: Cell = "lstm",
+        layer_norm: bool = False,
+        bridge: Bridge = "none",
+        context_to_output: ContextToOutput = "none",
     ) -> None:
         super().__init__()
-        if attention.query_size != hidden_size:
+        check_query(attention, hidden_size)
+        if num_layers == 1 and context_to_output == "none":
             raise InputError(
-                f"the attention takes queries of width {attention.query_size}, but the decoder's layers have "
-                f"{hidden_size} units: make query_size equal to hidden_size"
+                "with decoder.num_layers=1 nothing reads what attention finds, since the bottom layer only asks: "
+                "use decoder.context_to_output=added or decoder.num_layers=2"
             )
         self.input_size = input_size
         self.memory_size = attention.memory_size
-        self.output_size = hidden_size
+        self.output_size = hidden_size + (attention.output_size if context_to_output == "concatenated" else 0)
         self.num_layers = num_layers
         self.query = query
         self.residual_from = residual_from
+        self.bridged = bridge == "final"
+        self.context_to_output = context_to_output
         self.attention = attention
+        if context_to_output == "added":
+            self.readout = nn.Linear(attention.output_size, hidden_size, bias=False)
         self.dropout = Dropout(dropout, dropout_over_time)
-        self.bottom = LSTM(input_size, hidden_size)
+        kind = layer_kind(cell, layer_norm)
+        self.bottom = kind(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
-        self.upper = nn.ModuleList(LSTM(upper_size, hidden_size) for _ in range(num_layers - 1))
+        self.upper = nn.ModuleList(kind(upper_size, hidden_size) for _ in range(num_layers - 1))
+        if self.bridged:
+            self.by_sentence_sizes = state_sizes(self.layers(), "final_")
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """The attention's projected keys."""
         return {"keys": self.attention.keys(encoded.states_BSH)}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Hidden [B, T, H] and attention [B, T, S] for the whole target at once."""
-        outputs_TBH = self.bottom.over_time(self.dropout(embedded_BTE.transpose(0, 1)))
-        query_TBH = outputs_TBH if self.query == "current" else one_step_later(outputs_TBH)
+        """Hidden [B, T, output_size] and attention [B, T, S] for the whole target at once."""
+        bottom, *upper = self.layers()
+        bottom_state, *upper_states = states_over_time(self.layers(), memory, self.bridged)
+        outputs_TBH = bottom.over_time(self.dropout(embedded_BTE.transpose(0, 1)), bottom_state)
+        query_TBH = outputs_TBH
+        if self.query == "previous":
+            query_TBH = one_step_later(outputs_TBH, None if bottom_state is None else bottom_state[0])
         context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
         context_TBH = context_BTH.transpose(0, 1)
-        for number, layer in enumerate(self.layers()[1:], start=2):
+        for number, (layer, layer_state) in enumerate(zip(upper, upper_states, strict=True), start=2):
             inputs_TBH = outputs_TBH
-            outputs_TBH = layer.over_time(self.dropout(torch.cat((inputs_TBH, context_TBH), dim=-1)))
+            outputs_TBH = layer.over_time(self.dropout(torch.cat((inputs_TBH, context_TBH), dim=-1)), layer_state)
             if self.is_residual(number):
                 outputs_TBH = outputs_TBH + inputs_TBH
-        return outputs_TBH.transpose(0, 1), weights_BTS
+        return self.hidden(outputs_TBH, context_TBH).transpose(0, 1), weights_BTS
 
     def start(self, memory: Memory, beam: int) -> State:
-        """Zero hidden and cell of every layer: hidden_1, cell_1 of the bottom one and so on, each [B, beam, H]."""
-        batch = memory.mask_BS.shape[0]
-        return pack([layer.start(batch * beam, memory.states_BSH) for layer in self.layers()], batch)
+        """Hidden and cell of every layer: hidden_1, cell_1 of the bottom one and so on, each [B, beam, H]."""
+        return pack(first_states(self.layers(), memory, beam, self.bridged), len(memory.mask_BS))
 
     def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """One token for B sentences of K hypotheses; the memory stays at B rows."""
@@ -92,7 +120,15 @@ class LSTMDecoder(Decoder):
             outputs_NH = new_states[-1][0]
             if self.is_residual(number):
                 outputs_NH = outputs_NH + inputs_NH
-        return outputs_NH.reshape(batch, beam, -1), weights_BKS, pack(new_states, batch)
+        hidden_BKH = self.hidden(outputs_NH, context_NH).reshape(batch, beam, -1)
+        return hidden_BKH, weights_BKS, pack(new_states, batch)
+
+    def hidden(self, outputs: Tensor, context: Tensor) -> Tensor:
+        """What the output layer gets of the top layer's output and the context."""
+        if self.context_to_output == "added":
+            summed: Tensor = outputs + self.readout(context)
+            return summed
+        return torch.cat((outputs, context), dim=-1) if self.context_to_output == "concatenated" else outputs
 
     def layers(self) -> list[Recurrence]:
         """All layers, the bottom one first."""
@@ -103,21 +139,10 @@ class LSTMDecoder(Decoder):
         return self.residual_from is not None and number >= self.residual_from
 
 
-def one_step_later(outputs_TBH: Tensor) -> Tensor:
-    """Moves every output to the next step; the first step gets zeros."""
-    return torch.cat((torch.zeros_like(outputs_TBH[:1]), outputs_TBH[:-1]))
-
-
-def pack(states: list[LSTMState], batch: int) -> State:
-    """The layers' hidden and cell [B*K, H] as a State."""
-    tensors = {}
-    for number, (hidden_NH, cell_NH) in enumerate(states, start=1):
-        tensors[f"hidden_{number}"] = hidden_NH.reshape(batch, -1, hidden_NH.shape[1])
-        tensors[f"cell_{number}"] = cell_NH.reshape(batch, -1, cell_NH.shape[1])
-    return State(tensors)
-
-
-def unpack(state: State, num_layers: int) -> list[LSTMState]:
-    """The layers' hidden and cell, [B*K, H]."""
-    tensors = {name: tensor.flatten(0, 1) for name, tensor in state.tensors.items()}
-    return [(tensors[f"hidden_{number}"], tensors[f"cell_{number}"]) for number in range(1, num_layers + 1)]
+def check_query(attention: Attention, hidden_size: int) -> None:
+    """Raises InputError where the attention takes other queries than a decoder of that width asks."""
+    if attention.query_size != hidden_size:
+        raise InputError(
+            f"the attention takes queries of width {attention.query_size}, but the decoder's layers have "
+            f"{hidden_size} units: make query_size equal to hidden_size"
+        )

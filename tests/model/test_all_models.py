@@ -1,0 +1,296 @@
+"""Every model of configs/model/ keeps the promises that training and search rely on; no model is left out.
+
+A new model needs a line in TINY: what makes it small.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from tiny_gnmt import padded
+
+from gnmt.config import build, resolve
+from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.decoding.engine import fast_model
+from gnmt.decoding.ensemble import Ensemble
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.search import search
+from gnmt.model.seq2seq import Seq2Seq
+from gnmt.runtime import Precision, what_int8_misses
+from gnmt.types import BOS_ID, EOS_ID, Memory, State, Tokens
+
+CPU = torch.device("cpu")
+PIECES = 12
+GARBAGE = 8  # a real id, where PAD belongs
+SOURCE = [[7, 4, 8, 5, EOS_ID], [6, EOS_ID], [5, 5, 8, 4, 7, 6, EOS_ID], [9, EOS_ID]]
+TARGET = [[BOS_ID, 9, 5], [BOS_ID, 4, 6, 8, 10, 7], [BOS_ID], [BOS_ID, 6, 6, 6]]
+
+SMALL = ("model.embedding_size=16",)
+TINY: dict[str, tuple[str, ...]] = {
+    "attention": (*SMALL, "model.encoder.hidden_size=8"),
+    "gnmt": SMALL,
+    "gnmt_8": (*SMALL, "model.encoder.num_layers=3"),
+    "gnmt_small": SMALL,
+    "gnmt_tiny": SMALL,
+    "rnmt_plus": (*SMALL, "model.encoder.num_layers=3", "model.decoder.num_layers=3"),
+    "rnmt_plus_small": SMALL,
+    "seq2seq": SMALL,
+}
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bahdanau": ("attention", ("model.decoder.query=previous", "model.encoder.cell=gru")),
+    "luong_without_feeding": ("attention", ("model.decoder.input_feeding=false", "model.encoder.num_layers=3")),
+    "previous_without_feeding": ("attention", ("model.decoder.input_feeding=false", "model.decoder.query=previous")),
+    "residual_feeding": (
+        "attention",
+        ("model.encoder.num_layers=2", "model.decoder.residual_from=2", "model.encoder.residual_from=2"),
+    ),
+    "dot": ("attention", ("model/attention=dot",)),
+    "scaled_dot": ("attention", ("model/attention=scaled_dot",)),
+    "general": ("attention", ("model/attention=general", "model.decoder.bridge=none")),
+    "seq2seq_of_one_gru": ("seq2seq", ("model.encoder.num_layers=1", "model.encoder.cell=gru")),
+    "seq2seq_normalised": ("seq2seq", ("model.encoder.layer_norm=true", "model.decoder.residual_from=2")),
+    "gnmt_gru": ("gnmt_small", ("model.encoder.cell=gru", "model.decoder.residual_from=2")),
+    "gnmt_shortcuts": (
+        "gnmt_small",
+        ("model.encoder.embedding_shortcut=true", "model.decoder.context_to_output=added"),
+    ),
+    "gnmt_one_layer": (
+        "gnmt",
+        (
+            "model.encoder.num_layers=1",
+            "model.decoder.context_to_output=concatenated",
+            "model.decoder.attention.memory_size=32",
+        ),
+    ),
+    "gnmt_bridged": (
+        "gnmt_8",
+        (
+            "model.encoder.num_bidirectional_layers=0",
+            "model.encoder.final_states=true",
+            "model.encoder.reverse_source=true",
+            "model.decoder.bridge=final",
+        ),
+    ),
+}
+MODELS = [*TINY, *VARIANTS]
+every_model = pytest.mark.parametrize("name", MODELS)
+PRECISIONS = [
+    ("fp32", 1e-5),
+    ("bf16", 0.15),
+    pytest.param("int8", 0.3, marks=pytest.mark.skipif(what_int8_misses(CPU) is not None, reason="no fast int8 here")),
+]
+
+
+@cache
+def node(name: str) -> dict[str, Any]:
+    model, overrides = VARIANTS.get(name, (name, ()))
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose(f"model/{model}", [*TINY[model], *overrides, "model.encoder.dropout=0"])
+    node: dict[str, Any] = resolve(cfg)["model"]
+    return node
+
+
+def make(name: str, **options: Any) -> Seq2Seq:
+    """The tiny model in fp64 and evaluation mode, its weights large, so that nothing in it is nearly linear."""
+    torch.manual_seed(4)
+    given = {**node(name), "init_range": 0.6, "embedding_init_range": None, **options}
+    model = build(given, source_vocabulary_size=PIECES, target_vocabulary_size=PIECES)
+    assert isinstance(model, Seq2Seq)
+    return model.double().eval()
+
+
+def test_no_model_is_left_out() -> None:
+    assert sorted(TINY) == sorted(path.stem for path in CONFIG_FOLDER.glob("model/*.yaml"))
+
+
+@every_model
+def test_padding_and_neighbours_change_nothing(name: str) -> None:
+    model = make(name)
+    memory = model.encode(padded(SOURCE, 3, GARBAGE))
+    hidden_BTH, attention_BTS = model.decode(padded(TARGET, 2, GARBAGE), memory, attention=True)
+    assert (attention_BTS is not None) == model.decoder.has_attention
+    for row, (source_ids, target_ids) in enumerate(zip(SOURCE, TARGET, strict=True)):
+        alone_BTH, alone_BTS = model.decode(padded([target_ids]), model.encode(padded([source_ids])), attention=True)
+        torch.testing.assert_close(hidden_BTH[row, : len(target_ids)], alone_BTH[0])
+        if attention_BTS is not None:
+            real_TS = attention_BTS[row, : len(target_ids)]
+            torch.testing.assert_close(real_TS[:, : len(source_ids)], alone_BTS[0])
+            assert (real_TS[:, len(source_ids) :] == 0).all()
+
+
+@every_model
+def test_the_model_sees_all_of_its_source_and_all_tokens_before(name: str) -> None:
+    """And none of the tokens to come."""
+    model = make(name)
+    first_BTH, _ = model.decode(padded([TARGET[1]]), model.encode(padded([SOURCE[2]])))
+    for place in range(len(SOURCE[2]) - 1):
+        other = [*SOURCE[2][:place], 10, *SOURCE[2][place + 1 :]]
+        hidden_BTH, _ = model.decode(padded([TARGET[1]]), model.encode(padded([other])))
+        assert (hidden_BTH - first_BTH)[0].abs().amax(1).min() > 1e-9
+    for place in range(len(TARGET[1])):
+        other = [*TARGET[1][:place], 9, *TARGET[1][place + 1 :]]
+        hidden_BTH, _ = model.decode(padded([other]), model.encode(padded([SOURCE[2]])))
+        difference_T = (hidden_BTH - first_BTH)[0].abs().amax(1)
+        assert (difference_T[:place] == 0).all()
+        assert difference_T[-1] > 1e-9
+
+
+@every_model
+def test_step_after_step_equals_decode_while_hypotheses_change_places_and_sentences_leave_and_enter(name: str) -> None:
+    model = make(name)
+    generator = torch.Generator().manual_seed(5)
+    rows, beam = [0, 1, 2], 2
+    memory = model.encode(padded([SOURCE[row] for row in rows]))
+    state = model.start(memory, beam)
+    prefixes: list[list[list[int]]] = [[[] for _ in range(beam)] for _ in rows]
+    for step in range(5):
+        tokens_BK = torch.randint(2, PIECES, (len(rows), beam), generator=generator)
+        for prefix_K, token_K in zip(prefixes, tokens_BK.tolist(), strict=True):
+            for prefix, token in zip(prefix_K, token_K, strict=True):
+                prefix.append(token)
+        log_probs_BKV, attention_BKS, state = model.step(tokens_BK, state, memory)
+        assert log_probs_BKV.dtype == torch.float32
+        for at, row in enumerate(rows):
+            alone = model.encode(padded([SOURCE[row]] * beam))
+            hidden_KTH, expected_KTS = model.decode(padded(prefixes[at]), alone, attention=True)
+            expected_KV = torch.log_softmax(model.output(hidden_KTH[:, -1]), dim=-1)
+            torch.testing.assert_close(log_probs_BKV[at].double(), expected_KV, rtol=1e-5, atol=1e-6)
+            if attention_BKS is not None:
+                torch.testing.assert_close(attention_BKS[at, :, : len(SOURCE[row])], expected_KTS[:, -1])
+        parents_BK = torch.randint(0, beam, (len(rows), beam), generator=generator)
+        state = state.reorder(parents_BK)
+        prefixes = [
+            [list(prefix_K[parent]) for parent in parent_K]
+            for prefix_K, parent_K in zip(prefixes, parents_BK.tolist(), strict=True)
+        ]
+        if step == 1:  # the first sentence leaves, the others change places, and another enters
+            keep = torch.tensor([2, 1])
+            newcomer = model.encode(padded([SOURCE[3]]))
+            memory = Memory.join([memory.select(keep), newcomer])
+            state = State.join([state.select(keep), model.start(newcomer, beam)])
+            rows, prefixes = [2, 1, 3], [prefixes[2], prefixes[1], [[] for _ in range(beam)]]
+
+
+@every_model
+def test_memory_has_a_row_and_state_an_entry_for_each(name: str) -> None:
+    """The beam is an axis of the state and no copy of the memory; state is passed and never kept."""
+    model = make(name)
+    memory = model.encode(padded(SOURCE))
+    start = model.start(memory, 3)
+    tokens_BK = torch.full((4, 3), BOS_ID)
+    first, _, after = model.step(tokens_BK, start, memory)
+    assert {len(tensor) for tensor in (*memory.extras.values(), *memory.by_sentence.values())} <= {4}
+    assert all(tensor.shape[:2] == (4, 7) for tensor in memory.extras.values())
+    assert {tuple(tensor.shape[:2]) for state in (start, after) for tensor in state.tensors.values()} == {(4, 3)}
+    assert start.tensors.keys() == after.tensors.keys()
+    model.step(tokens_BK + 5, start, memory)
+    assert torch.equal(model.step(tokens_BK, start, memory)[0], first)
+
+
+@every_model
+def test_every_parameter_has_a_part_in_the_result(name: str) -> None:
+    model = make(name)
+    hidden_BTH, _ = model.decode(padded(TARGET), model.encode(padded(SOURCE)))
+    generator = torch.Generator().manual_seed(6)
+    logits_BTV = model.output(hidden_BTH)
+    (logits_BTV * torch.rand(logits_BTV.shape, generator=generator)).sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().max() > 1e-8, parameter_name
+
+
+def log_probs(model: Any, source: Tokens) -> torch.Tensor:
+    """[steps, B, K, V] of given tokens, with beams that change places."""
+    generator = torch.Generator().manual_seed(3)
+    memory = model.encode(source)
+    state = model.start(memory, 3)
+    size = (len(source.lengths_B), 3)
+    found = []
+    for _ in range(5):
+        tokens_BK = torch.randint(2, PIECES, size, generator=generator)
+        log_probs_BKV, _, state = model.step(tokens_BK, state, memory)
+        found.append(log_probs_BKV)
+        state = state.reorder(torch.randint(0, 3, size, generator=generator))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
+@every_model
+@torch.inference_mode()
+def test_the_engine_computes_what_the_model_does(name: str, precision: str, tolerance: float) -> None:
+    model = make(name).float()
+    fast = fast_model(model, Precision(precision, CPU))
+    expected = log_probs(model, padded(SOURCE))
+    torch.testing.assert_close(log_probs(fast, padded(SOURCE)), expected, atol=tolerance, rtol=0)
+
+
+@every_model
+def test_training_in_bf16_stays_close_to_fp32(name: str) -> None:
+    """Forward and backward under autocast, as the trainer runs them."""
+    model = make(name, init_range=0.2).float()
+    gradients = []
+    for narrow in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+            logits_BTV = model.output(model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0])
+            loss = F.cross_entropy(logits_BTV[:, 0].float(), torch.tensor([4, 5, 6, 7]))
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@every_model
+@torch.inference_mode()
+def test_search_scores_as_forced_and_does_not_depend_on_the_batch(name: str) -> None:
+    """With a batch of 2 the sentences of 4 enter and leave; an ensemble of one model twice is that model."""
+    model = make(name).float()
+    beta = 0.1 if model.decoder.has_attention else 0.0
+    options = SearchOptions(beam_size=3, n_best=2, coverage_beta=beta, max_length_offset=3, max_length_factor=1.0)
+    fast = fast_model(model, Precision("fp32", CPU))
+    together = search(fast, SOURCE, options, batch_size=4, device=CPU)
+    for found in (
+        search(fast, SOURCE, options, batch_size=2, device=CPU),
+        search(Ensemble([fast, fast]), SOURCE, options, batch_size=4, device=CPU),
+    ):
+        for one, other in zip(found, together, strict=True):
+            assert [hypothesis.tokens for hypothesis in one.hypotheses] == [h.tokens for h in other.hypotheses]
+            assert one.hypotheses[0].score == pytest.approx(other.hypotheses[0].score, abs=1e-5)
+    best = [result.hypotheses[0] for result in together]
+    forced = forced_scores(fast, padded(SOURCE), padded([[BOS_ID, *one.tokens] for one in best]), options)
+    torch.testing.assert_close(forced.score_B, torch.tensor([one.score for one in best]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(TINY))
+def test_a_tiny_copy_task_is_learned(name: str) -> None:
+    torch.manual_seed(1)
+    given = {**node(name), "init_range": 0.4, "embedding_init_range": 1.0}
+    model = build(given, source_vocabulary_size=PIECES, target_vocabulary_size=PIECES)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(2)
+
+    def sentences(number: int) -> list[list[int]]:
+        lengths = torch.randint(1, 4, (number,), generator=generator).tolist()
+        return [torch.randint(4, PIECES, (length,), generator=generator).tolist() for length in lengths]
+
+    for _ in range(400):
+        rows = sentences(48)
+        source, target = padded([[*row, EOS_ID] for row in rows]), padded([[BOS_ID, *row] for row in rows])
+        hidden_BTH, _ = model.decode(target, model.encode(source))
+        # The target says EOS where the source does.
+        loss = F.cross_entropy(model.output(hidden_BTH[target.mask_BT]), source.ids_BT[source.mask_BT])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    rows = [[*row, EOS_ID] for row in sentences(50)]
+    options = SearchOptions(beam_size=1, coverage_beta=0.0)
+    results = search(fast_model(model, Precision("fp32", CPU)), rows, options, batch_size=50, device=CPU)
+    copied = [list(result.hypotheses[0].tokens) == row for result, row in zip(results, rows, strict=True)]
+    assert sum(copied) >= 45, f"{sum(copied)} of 50 were copied, loss {loss.item():.3f}"

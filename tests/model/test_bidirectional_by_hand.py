@@ -1,0 +1,87 @@
+"""Our bidirectional layer against one that is written out by hand: outputs and all gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from oracle_lstm import TimeBiLSTM, Weights
+
+from gnmt.model.recurrence import Bidirectional, Recurrence
+
+NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+LENGTHS = [3, 6, 1, 4]
+
+
+def layer_and_oracle() -> tuple[Bidirectional, TimeBiLSTM]:
+    torch.manual_seed(1)
+    layer = Bidirectional(5, 7).double()
+    weights = [Weights(*(getattr(one, name).detach().numpy() for name in NAMES)) for one in (layer.ahead, layer.back)]
+    return layer, TimeBiLSTM(*weights)
+
+
+def compare(found: Recurrence, expected: Weights) -> None:
+    for name, gradient in zip(NAMES, expected, strict=True):
+        assert np.abs(gradient).max() > 1e-3
+        np.testing.assert_allclose(found.get_parameter(name).grad.numpy(), gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_it_agrees_in_outputs_input_gradients_and_weight_gradients():
+    layer, oracle = layer_and_oracle()
+    xs = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
+    dhs = torch.randn(6, 4, 14, dtype=torch.float64)
+    outputs = layer.over_time(xs, torch.full((4,), 6))
+    np.testing.assert_allclose(outputs.detach().numpy(), oracle.forward(xs.detach().numpy()), rtol=1e-10)
+    outputs.backward(dhs)
+    dxs, ahead, back = oracle.backward(dhs.numpy())
+    np.testing.assert_allclose(xs.grad.numpy(), dxs, rtol=1e-10, atol=1e-13)
+    compare(layer.ahead, ahead)
+    compare(layer.back, back)
+
+
+def test_with_padding_it_agrees_with_each_sentence_alone():
+    """Weights get the sum of the sentences' gradients, and the padding gets none."""
+    layer, oracle = layer_and_oracle()
+    xs = torch.randn(6, 4, 5, dtype=torch.float64)
+    dhs = torch.randn(6, 4, 14, dtype=torch.float64)
+    for row, length in enumerate(LENGTHS):
+        xs[length:, row] = 1e3
+        dhs[length:, row] = 0
+    xs.requires_grad_()
+    outputs = layer.over_time(xs, torch.tensor(LENGTHS))
+    outputs.backward(dhs)
+    sums = [[np.zeros(layer.ahead.get_parameter(name).shape) for name in NAMES] for _ in range(2)]
+    for row, length in enumerate(LENGTHS):
+        alone = xs.detach()[:length, row : row + 1].numpy()
+        expected = oracle.forward(alone)
+        np.testing.assert_allclose(outputs.detach()[:length, row : row + 1].numpy(), expected, rtol=1e-10)
+        dxs, *gradients = oracle.backward(dhs[:length, row : row + 1].numpy())
+        np.testing.assert_allclose(xs.grad[:length, row : row + 1].numpy(), dxs, rtol=1e-10, atol=1e-13)
+        assert (xs.grad[length:, row] == 0).all()
+        for summed, of_direction in zip(sums, gradients, strict=True):
+            for total, gradient in zip(summed, of_direction, strict=True):
+                total += gradient
+    compare(layer.ahead, Weights(*sums[0]))
+    compare(layer.back, Weights(*sums[1]))
+
+
+def test_the_oracle_itself_has_the_right_gradients():
+    """By finite differences, of some inputs and some weights."""
+    _, oracle = layer_and_oracle()
+    generator = np.random.default_rng(2)
+    xs, dhs = generator.normal(size=(4, 2, 5)), generator.normal(size=(4, 2, 14))
+    oracle.forward(xs)
+    dxs, ahead, back = oracle.backward(dhs)
+
+    def slope(array: np.ndarray, place: tuple[int, ...]) -> float:
+        values = []
+        kept = array[place]
+        for shift in (1e-6, -1e-6):
+            array[place] = kept + shift
+            values.append((oracle.forward(xs) * dhs).sum())
+        array[place] = kept
+        return (values[0] - values[1]) / 2e-6
+
+    for array, gradient in ((xs, dxs), (oracle.ahead.weights[0], ahead[0]), (oracle.back.weights[1], back[1])):
+        for place in ((0, 0), (2, 1)):
+            index = (*place, 3) if array.ndim == 3 else place
+            np.testing.assert_allclose(gradient[index], slope(array, index), rtol=1e-6, atol=1e-8)

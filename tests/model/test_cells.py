@@ -1,0 +1,163 @@
+"""GRU and layer-normalised cells, states at true ends, stacks: against torch's own layers and formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from gnmt.model.cells import GRU, LayerNormLSTM, layer_kind
+from gnmt.model.dropout import Dropout
+from gnmt.model.recurrence import LSTM, Bidirectional, Recurrence
+from gnmt.model.stack import ResidualStack
+from gnmt.types import InputError
+
+LENGTHS_B = torch.tensor([3, 6, 1, 4])
+KINDS = [LSTM, GRU, LayerNormLSTM]
+
+
+def padded_inputs(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """[T, B, I] with large numbers in the padding."""
+    torch.manual_seed(3)
+    inputs_TBI = torch.randn(6, 4, 5, dtype=torch.float64)
+    inputs_TBI[torch.arange(6)[:, None] >= LENGTHS_B] = 1e3
+    return inputs_TBI.to(dtype)
+
+
+def layer_of(kind: type[Recurrence]) -> Recurrence:
+    torch.manual_seed(1)
+    layer = kind(5, 7).double()  # type: ignore[call-arg]
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -0.9, 0.9)
+    return layer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_equal_the_whole_sequence_from_zeros_and_from_a_state(kind):
+    layer, inputs_TBI = layer_of(kind), padded_inputs()
+    zeros = layer.start(4, inputs_TBI)
+    other = tuple(torch.randn_like(tensor) for tensor in zeros)
+    for start in (zeros, other):
+        outputs_TBH = layer.over_time(inputs_TBI, start)
+        state = start
+        for inputs_BI, expected_BH in zip(inputs_TBI, outputs_TBH, strict=True):
+            state = layer.step(inputs_BI, state)
+            torch.testing.assert_close(state[0], expected_BH)
+        if start is zeros:
+            torch.testing.assert_close(layer.over_time(inputs_TBI), outputs_TBH)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_final_state_is_that_of_each_sentence_alone_with_its_gradients(kind):
+    """The last state of an unpacked layer has run over the padding."""
+    layer, inputs_TBI = layer_of(kind), padded_inputs().requires_grad_()
+    outputs_TBH, final = layer.over_time_to_end(inputs_TBI, LENGTHS_B)
+    torch.testing.assert_close(outputs_TBH[0], layer.over_time(inputs_TBI)[0])
+    expected = []
+    for row, length in enumerate(LENGTHS_B.tolist()):
+        state = layer.start(1, inputs_TBI)
+        for step in range(length):
+            state = layer.step(inputs_TBI[step, row : row + 1], state)
+            torch.testing.assert_close(state[0][0], outputs_TBH[step, row])
+        expected.append(state)
+    generator = torch.Generator().manual_seed(2)
+    found_sum = expected_sum = torch.zeros(())
+    for part, found_BH in enumerate(final):
+        expected_BH = torch.cat([state[part] for state in expected])
+        torch.testing.assert_close(found_BH, expected_BH)
+        direction_BH = torch.rand(found_BH.shape, generator=generator)
+        found_sum = found_sum + (found_BH * direction_BH).sum()
+        expected_sum = expected_sum + (expected_BH * direction_BH).sum()
+    parts = [inputs_TBI, *layer.parameters()]
+    torch.testing.assert_close(torch.autograd.grad(found_sum, parts), torch.autograd.grad(expected_sum, parts))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_final_cell_does_not_depend_on_the_padding_in_any_precision(precision):
+    """To the last bit: the gates are shut and open fully there."""
+    layer, inputs_TBI = layer_of(LSTM).to(precision), padded_inputs(precision)
+    other_TBI = inputs_TBI.clone()
+    other_TBI[inputs_TBI == inputs_TBI.max()] = -7.0
+    assert not torch.equal(other_TBI, inputs_TBI)
+    for one, other in zip(
+        layer.over_time_to_end(inputs_TBI, LENGTHS_B)[1],
+        layer.over_time_to_end(other_TBI, LENGTHS_B)[1],
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("kind", "reference_kind"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
+def test_a_stack_equals_that_of_torch_with_the_same_weights(kind, reference_kind):
+    torch.manual_seed(1)
+    stack = ResidualStack(5, 7, 3, kind, None, Dropout(0.0)).double()
+    reference = reference_kind(5, 7, 3).double()
+    weights = {}
+    for number, layer in enumerate(stack.layers):
+        weights |= {name.replace("l0", f"l{number}"): weight for name, weight in layer.state_dict().items()}
+    reference.load_state_dict(weights)
+    inputs_TBI = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
+    found_TBH, (expected_TBH, _) = stack.over_time(inputs_TBI, [None] * 3), reference(inputs_TBI)
+    torch.testing.assert_close(found_TBH, expected_TBH)
+    direction_TBH = torch.randn_like(found_TBH)
+    found = torch.autograd.grad((found_TBH * direction_TBH).sum(), [inputs_TBI, *stack.parameters()])
+    expected = torch.autograd.grad((expected_TBH * direction_TBH).sum(), [inputs_TBI, *reference.parameters()])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("kind", "reference_kind"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
+def test_both_directions_end_as_a_packed_layer_of_torch_does(kind, reference_kind):
+    torch.manual_seed(2)
+    ours, reference = Bidirectional(5, 7, kind).double(), reference_kind(5, 7, bidirectional=True).double()
+    back = {f"{name}_reverse": weight for name, weight in ours.back.state_dict().items()}
+    reference.load_state_dict(ours.ahead.state_dict() | back)
+    inputs_TBI = padded_inputs()
+    outputs_TBH, final = ours.over_time_to_end(inputs_TBI, LENGTHS_B)
+    real_TB = torch.arange(6)[:, None] < LENGTHS_B
+    torch.testing.assert_close(outputs_TBH[real_TB], ours.over_time(inputs_TBI, LENGTHS_B)[real_TB])
+    packed = reference(pack_padded_sequence(inputs_TBI, LENGTHS_B, enforce_sorted=False))[1]
+    for found_BH, expected_2BH in zip(final, packed if isinstance(packed, tuple) else (packed,), strict=True):
+        torch.testing.assert_close(found_BH, torch.cat(tuple(expected_2BH), dim=1))
+
+
+def test_each_gate_is_normalised_by_itself():
+    """One step against Ba et al. 2016 gate by gate."""
+    layer = layer_of(LayerNormLSTM)
+    inputs_NI, hidden_NH, cell_NH = (torch.randn(2, width, dtype=torch.float64) for width in (5, 7, 7))
+    new_hidden_NH, new_cell_NH = layer.step(inputs_NI, (hidden_NH, cell_NH))
+    for row in range(2):
+        gates = []
+        for gate in range(4):
+            rows = slice(7 * gate, 7 * gate + 7)
+            summed = layer.from_inputs.weight[rows] @ inputs_NI[row] + layer.from_hidden.weight[rows] @ hidden_NH[row]
+            centred = summed - summed.sum() / 7
+            normalised = centred / ((centred * centred).sum() / 7 + 1e-5).sqrt()
+            gates.append(layer.gain[gate] * normalised + layer.bias[gate])
+        cell = torch.sigmoid(gates[1]) * cell_NH[row] + torch.sigmoid(gates[0]) * torch.tanh(gates[2])
+        torch.testing.assert_close(new_cell_NH[row], cell)
+        torch.testing.assert_close(new_hidden_NH[row], torch.sigmoid(gates[3]) * torch.tanh(cell))
+
+
+def test_the_normalised_cell_starts_neutral_whatever_the_weights():
+    layer = LayerNormLSTM(5, 7)
+    assert (layer.gain == 1).all()
+    assert (layer.bias == 0).all()
+
+
+def test_dropout_of_steps_is_drawn_as_over_time():
+    """Shared masks stay the same for all steps of a sentence; fresh ones do not."""
+    for over_time, same in (("shared", True), ("fresh", False)):
+        stack = ResidualStack(64, 64, 2, LSTM, None, Dropout(0.5, over_time))
+        torch.manual_seed(1)
+        masks = list(stack.dropout_masks(3, torch.zeros(4, 64)))
+        assert [len(of_layers) for of_layers in masks] == [2, 2, 2]
+        assert torch.equal(masks[0][0], masks[2][0]) is same
+        assert not torch.equal(masks[0][0], masks[0][1])
+        assert set(masks[1][1].unique().tolist()) == {0.0, 2.0}
+        assert list(stack.eval().dropout_masks(3, torch.zeros(4, 64))) == [None] * 3
+
+
+def test_a_normalised_gru_is_refused():
+    with pytest.raises(InputError, match="layer_norm=true goes with cell=lstm only, not with cell=gru"):
+        layer_kind("gru", True)
