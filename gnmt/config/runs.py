@@ -69,7 +69,19 @@ PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 LONGEST_NAME = 120
 ABSENT = object()
 # Keys that the configs of older runs lack, with the values that say what those runs did.
-LATER_KEYS: dict[str, Any] = {"trainer.phases": None}
+LATER_KEYS: dict[str, Any] = {
+    "trainer.phases": None,
+    "model.encoder.cell": "lstm",
+    "model.encoder.layer_norm": False,
+    "model.encoder.reverse_source": False,
+    "model.encoder.projection_size": None,
+    "model.encoder.final_states": False,
+    "model.decoder.cell": "lstm",
+    "model.decoder.layer_norm": False,
+    "model.decoder.bridge": "none",
+    "model.decoder.context_to_output": False,
+    "model.decoder.attention.num_heads": 1,
+}
 
 
 def current_run_folder(cfg: Any) -> Path:

@@ -1,5 +1,6 @@
 """Names of run folders, and what may change while a run goes on."""
 
+import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from gnmt.config import changed_settings, run_folder
+from gnmt.config.runs import LATER_KEYS
+from gnmt.model.attention import AdditiveAttention
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.encoders.lstm import LSTMEncoder
 from gnmt.types import InputError
 
 
@@ -94,6 +99,23 @@ def test_a_run_from_before_a_key_goes_on_without_it_and_not_with_it() -> None:
     before = {"trainer": {"max_steps": 1}}
     assert changed_settings(before, {"trainer": {"phases": None}}) == []
     assert changed_settings(before, {"trainer": {"phases": ["x"]}}) == ['trainer.phases: null → ["x"]']
+
+
+def test_later_keywords_of_a_component_mean_their_defaults() -> None:
+    """A run of an older gnmt goes on: its config lacks them, and its model was built without them."""
+    components = {
+        "model.encoder": LSTMEncoder,
+        "model.decoder": LSTMDecoder,
+        "model.decoder.attention": AdditiveAttention,
+    }
+    of_components = {key: value for key, value in LATER_KEYS.items() if key.rpartition(".")[0] in components}
+    assert len(of_components) >= 10
+    for key, value in of_components.items():
+        path, _, keyword = key.rpartition(".")
+        assert inspect.signature(components[path]).parameters[keyword].default == value, key
+    older = {"model": {"encoder": {"num_layers": 2}}}
+    for cell, changes in (("lstm", []), ("gru", ['model.encoder.cell: "lstm" → "gru"'])):
+        assert changed_settings(older, {"model": {"encoder": {"num_layers": 2, "cell": cell}}}) == changes
 
 
 def test_changed_settings_leave_out_what_may_change() -> None:
