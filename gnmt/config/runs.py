@@ -76,10 +76,11 @@ LATER_KEYS: dict[str, Any] = {
     "model.encoder.reverse_source": False,
     "model.encoder.projection_size": None,
     "model.encoder.final_states": False,
+    "model.encoder.embedding_shortcut": False,
     "model.decoder.cell": "lstm",
     "model.decoder.layer_norm": False,
     "model.decoder.bridge": "none",
-    "model.decoder.context_to_output": False,
+    "model.decoder.context_to_output": "none",
     "model.decoder.attention.num_heads": 1,
 }
 

@@ -32,15 +32,30 @@ SOURCE = [[7, 4, 8, 5, EOS_ID], [6, EOS_ID], [5, 5, 8, 4, 7, 6, EOS_ID], [9, EOS
 TARGET = [[BOS_ID, 9, 5], [BOS_ID, 4, 6, 8, 10, 7], [BOS_ID], [BOS_ID, 6, 6, 6]]
 
 SMALL = ("model.embedding_size=16",)
+SMALL_TRANSFORMER = (
+    *SMALL,
+    "model.encoder.num_layers=2",
+    "model.encoder.num_heads=2",
+    "model.encoder.feed_forward_size=24",
+)
+# As many layers as the longest target needs: each sees two positions further back.
+SMALL_CONVOLUTIONAL = (*SMALL, "model.encoder.num_layers=3", "model.decoder.num_layers=3")
 TINY: dict[str, tuple[str, ...]] = {
     "attention": (*SMALL, "model.encoder.hidden_size=8"),
+    "convolutional": SMALL_CONVOLUTIONAL,
+    "convolutional_small": SMALL_CONVOLUTIONAL,
     "gnmt": SMALL,
     "gnmt_8": (*SMALL, "model.encoder.num_layers=3"),
     "gnmt_small": SMALL,
     "gnmt_tiny": SMALL,
+    "hybrid": SMALL_TRANSFORMER,
+    "hybrid_reverse": (*SMALL, "model.decoder.num_heads=2", "model.decoder.feed_forward_size=24"),
     "rnmt_plus": (*SMALL, "model.encoder.num_layers=3", "model.decoder.num_layers=3"),
     "rnmt_plus_small": SMALL,
     "seq2seq": SMALL,
+    "transformer": SMALL_TRANSFORMER,
+    "transformer_big": SMALL_TRANSFORMER,
+    "transformer_tiny": SMALL_TRANSFORMER,
 }
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bahdanau": ("attention", ("model.decoder.query=previous", "model.encoder.cell=gru")),
