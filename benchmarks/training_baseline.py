@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.encoders.lstm import LSTMEncoder
-from gnmt.model.recurrence import BidirectionalLSTM
+from gnmt.model.recurrence import Bidirectional
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import Batch
 
@@ -111,7 +111,7 @@ class PlainTranslator(nn.Module):
 
 def plain_lstm(layer: nn.Module) -> nn.LSTM:
     """torch's layer of the same sizes."""
-    one = layer.ahead if isinstance(layer, BidirectionalLSTM) else layer
+    one = layer.ahead if isinstance(layer, Bidirectional) else layer
     return nn.LSTM(one.input_size, one.hidden_size, batch_first=True, bidirectional=one is not layer)
 
 

@@ -145,7 +145,7 @@ def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experimen
     cfg = composed("train", "experiment=multi30k_en_de")
     assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.decoder.dropout) == ("multi30k", 0.3, 0.3)
     cfg = composed("train", "experiment=multi30k_en_de", "model.encoder.dropout=0.1", "schedule=constant")
-    assert (cfg.model.encoder.dropout, cfg.schedule.warmup_steps) == (0.1, 200)
+    assert (cfg.model.encoder.dropout, cfg.schedule.warmup_steps) == (0.1, 150)
 
 
 def test_training_ends_with_its_schedule_and_a_quick_try_does_not_bend_it() -> None:

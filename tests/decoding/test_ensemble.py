@@ -127,7 +127,7 @@ def shelf(monkeypatch):
         "b.pt": dataclasses.replace(loaded, tokenizers=again),
         "c.pt": dataclasses.replace(loaded, tokenizers=second),
     }
-    monkeypatch.setattr(ensemble_module, "load_model", lambda path, device, trusted: contents[str(path)])
+    monkeypatch.setattr(ensemble_module, "load_model", lambda path, device, trusted, weights: contents[str(path)])
 
 
 def test_checkpoints_with_the_same_pieces_go_together(shelf):
