@@ -32,8 +32,9 @@ BASELINE = "baseline"
 LENGTHS = ("equal", "mixed")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # not tf32, a setting of the process that the baseline would share
 SMOOTHING, LEARNING_RATE, CLIP_NORM = 0.1, 1e-4, 5.0
-# Two implementations differ by rounding alone: so much of the loss, and so much of the gradient's norm.
-LARGEST_DIFFERENCE = 1e-5
+# Two implementations differ by rounding alone: so much of the loss, and so much of the gradient's norm. It grows with
+# depth and width: 1e-6 of the norm at 4+4 layers of 512, 1.4e-5 at 4+4 of 1024 and 32,000 pieces.
+LARGEST_DIFFERENCE = 5e-5
 # Weights, gradients and Adam's two moments, all fp32.
 BYTES_OF_A_PARAMETER = 16
 
