@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnmt.model.decoders.transformer import TransformerDecoder
 from gnmt.model.encoders.transformer import TransformerEncoder
-from gnmt.model.self_attention import SourceAttention
+from gnmt.model.self_attention import SourceAttention, attend
 from gnmt.types import Encoded, Memory
 
 SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
@@ -132,3 +133,24 @@ def test_the_alignment_is_the_mean_over_heads_and_the_fused_kernel_agrees():
     torch.testing.assert_close(outputs_BTH, expected_BTH)
     torch.testing.assert_close(weights_BTS, expected_BTS)
     torch.testing.assert_close(ours(query_BTH, *ours.prepare(states_BSH), mask_BS), expected_BTH)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_in_bf16_do_not_come_from_the_fused_kernel_on_a_cpu(causal, monkeypatch):
+    """Its backward took half of a training step (torch 2.13). The plain products agree with it, and with fp32."""
+    torch.manual_seed(6)
+    mask = None if causal else (torch.arange(5) < torch.tensor([4, 5])[:, None])[:, None, None]
+    tensors = [torch.randn(2, HEADS, 5, SIZE) for _ in range(3)]
+    results = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
+        with monkeypatch.context() as patch:
+            if dtype == torch.bfloat16:
+                patch.delattr(F, "scaled_dot_product_attention")
+            found = attend(*inputs, mask)
+        found.square().sum().backward()
+        results[dtype] = [found.detach(), *(tensor.grad for tensor in inputs)]
+        with torch.no_grad():
+            torch.testing.assert_close(attend(*inputs, mask), found, rtol=2e-2, atol=2e-2)
+    for exact, rounded in zip(*results.values(), strict=True):
+        assert (exact - rounded.float()).norm() < 2e-2 * exact.norm()
