@@ -29,11 +29,18 @@ needs_int8 = pytest.mark.skipif(what_int8_misses(CPU) is not None, reason="no fa
 PRECISIONS = ["fp32", "bf16", pytest.param("int8", marks=needs_int8)]
 
 
-def small_model(query: str = "current", normalise: bool = True, tie: str = "none", layers: int = 3) -> Seq2Seq:
+def small_model(
+    query: str = "current",
+    normalise: bool = True,
+    tie: str = "none",
+    layers: int = 3,
+    num_heads: int = 1,
+    context_to_output: str = "none",
+) -> Seq2Seq:
     torch.manual_seed(1)
     encoder = LSTMEncoder(12, 12, layers)
-    attention = AdditiveAttention(12, encoder.output_size, 20, normalise=normalise)
-    decoder = LSTMDecoder(12, 12, layers, attention, query=query)  # type: ignore[arg-type]
+    attention = AdditiveAttention(12, encoder.output_size, 20, normalise=normalise, num_heads=num_heads)
+    decoder = LSTMDecoder(12, 12, layers, attention, query=query, context_to_output=context_to_output)  # type: ignore[arg-type]
     model = Seq2Seq(encoder, decoder, PIECES, PIECES, 12, tie_embeddings=tie, init_range=0.6)  # type: ignore[arg-type]
     return model.eval()
 
@@ -66,7 +73,8 @@ def steps(model: SearchModel, source: Tokens, num_steps: int = 7, beam: int = 3)
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"query": "previous"}, {"normalise": False}, {"tie": "all"}, {"layers": 4}],
+    [{}, {"query": "previous"}, {"normalise": False}, {"tie": "all"}, {"layers": 4}, {"num_heads": 2}]
+    + [{"context_to_output": how} for how in ("added", "concatenated")],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
 @torch.inference_mode()
@@ -90,6 +98,21 @@ def test_narrow_steps_are_near_those_of_the_model(precision: str, tolerance: flo
     difference = (log_probs - expected).abs().amax()
     assert 1e-5 < difference < tolerance
     assert (weights - expected_weights).abs().amax() < 0.05
+
+
+@pytest.mark.parametrize(("options", "shares"), [({}, True), ({"layers": 2}, True), ({"num_heads": 2}, False)])
+@torch.inference_mode()
+def test_the_context_is_multiplied_by_source_position_where_there_is_one_head(options: dict[str, int], shares: bool):
+    """Nothing in a step then has a row of weights as long as input, context and hidden state together."""
+    fast = fast_model(small_model(**options), Precision("fp32", CPU))
+    memory = fast.encode(batch(5, 9))
+    assert ("gates" in memory.extras) == shares
+    if shares:
+        num_upper = options.get("layers", 3) - 1
+        assert memory.extras["gates"].shape == (2, 9, num_upper * 4 * 12)
+        assert len(fast.decoder.upper) == num_upper
+        with pytest.raises(NotImplementedError, match="only steps"):
+            fast.decoder(torch.zeros(2, 1, 12), memory)
 
 
 @torch.inference_mode()

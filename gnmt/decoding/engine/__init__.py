@@ -6,6 +6,7 @@ Search multiplies few rows by large matrices, thousands of times, and never trai
   normalised are so once and for all;
 - a decoder's LSTM multiplies input and hidden state by one merged matrix; an encoder's multiplies the inputs of all
   times at once (engine/recurrence.py);
+- what the context adds to GNMT's upper layers is multiplied once for each source position (engine/decoder.py);
 - additive attention needs a sigmoid in place of a tanh (engine/attention.py).
 
 Only modules are exchanged. The architecture, what it computes and the calls of search are those of the model, so
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from gnmt.decoding.engine.attention import FastAdditiveAttention
+from gnmt.decoding.engine.decoder import with_shared_context
 from gnmt.decoding.engine.linear import LinearMaker, linear_maker
 from gnmt.decoding.engine.recurrence import SequenceLSTM, StepLSTM
 from gnmt.model.attention import AdditiveAttention
@@ -55,6 +57,7 @@ def fast_model(model: Seq2Seq, precision: Precision) -> Seq2Seq:
     _replace(model.encoder, _replacements(make, SequenceLSTM, keep_lstm=on_cuda), copies)
     _replace(model, _replacements(make, StepLSTM, keep_lstm=False), copies, without=model.encoder)
     fast = copy.deepcopy(model, copies)
+    fast.decoder = with_shared_context(model.decoder, fast.decoder, make)
     fast.eval().requires_grad_(False).to(dtype=dtype)
     for module in fast.modules():
         if isinstance(module, nn.RNNBase):

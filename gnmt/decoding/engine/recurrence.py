@@ -30,9 +30,12 @@ class FastLSTM(SteppedRecurrence):
         return hidden_NH, torch.zeros_like(hidden_NH, dtype=torch.float32)
 
     def next_state(self, projected_NP: Tensor, state: CellState) -> CellState:
-        """c' = f c + i tanh(g), h' = o tanh(c'), with both tanh as sigmoids."""
+        return self.opened(self.gates(projected_NP, state[0]), state)
+
+    def opened(self, gates_NG: Tensor, state: CellState) -> CellState:
+        """c' = f c + i tanh(g), h' = o tanh(c'), with both tanh as sigmoids; the gates' memory is written over."""
         hidden_NH, cell_NH = state
-        gates_NG = self.gates(projected_NP, hidden_NH).float().sigmoid_()
+        gates_NG = gates_NG.float().sigmoid_()
         input_NH, forget_NH, doubled_NH, output_NH = gates_NG.chunk(4, dim=1)
         cell_NH = (forget_NH * cell_NH).add_(input_NH * doubled_NH, alpha=2).sub_(input_NH)
         squashed_NH = (2 * cell_NH).sigmoid_()
@@ -54,6 +57,24 @@ class StepLSTM(FastLSTM):
     def gates(self, projected_NP: Tensor, hidden_NH: Tensor) -> Tensor:
         gates_NG: Tensor = self.merged(torch.cat((projected_NP, hidden_NH), dim=1))
         return gates_NG
+
+
+class FedLSTM(StepLSTM):
+    """The same for a layer whose last inputs were multiplied elsewhere; `step_fed` adds what came of them."""
+
+    def __init__(self, lstm: LSTM, num_own_inputs: int, make: LinearMaker) -> None:
+        FastLSTM.__init__(self, lstm.hidden_size)
+        from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
+        self.merged = make(torch.cat((from_inputs_GI[:, :num_own_inputs], from_hidden_GH), dim=1), bias_G)
+
+    @staticmethod
+    def from_fed(lstm: LSTM, num_own_inputs: int) -> Tensor:
+        """The weights of the inputs behind the layer's own, [4H, others]."""
+        return _with_doubled_cell_gate(lstm)[0][:, num_own_inputs:]
+
+    def step_fed(self, inputs_NI: Tensor, added_NG: Tensor, state: CellState) -> CellState:
+        """One step, with [N, 4H] more for the gates."""
+        return self.opened(self.gates(inputs_NI, state[0]).add_(added_NG), state)
 
 
 class SequenceLSTM(FastLSTM):
