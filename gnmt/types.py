@@ -137,6 +137,22 @@ class Memory(NamedTuple):
             {name: tensor.index_select(0, rows_N) for name, tensor in self.by_sentence.items()},
         )
 
+    def fill_holes(self, holes_N: Tensor, movers_N: Tensor, num_rows: int) -> Memory:
+        """The first rows, with the `movers` from behind them in the places of the `holes`, as views.
+
+        In place: `select` would copy every row that stays, and memory is the largest thing there is in a search.
+        """
+
+        def filled(tensor: Tensor) -> Tensor:
+            if len(holes_N):
+                tensor = tensor.contiguous() if 0 in tensor.stride() else tensor  # rows that are one and the same
+                tensor[holes_N] = tensor[movers_N]
+            return tensor[:num_rows]
+
+        extras = {name: filled(tensor) for name, tensor in self.extras.items()}
+        by_sentence = {name: filled(tensor) for name, tensor in self.by_sentence.items()}
+        return Memory(filled(self.states_BSH), filled(self.mask_BS), extras, by_sentence)
+
     def trim(self, width: int) -> Memory:
         """The first `width` source positions, as views; every row's real tokens must lie within."""
         extras = {name: tensor[:, :width] for name, tensor in self.extras.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gnmt.decoding.flight import in_place
 from gnmt.types import Memory, State
 
 
@@ -82,3 +83,20 @@ def test_reorder_moves_everything_within_its_sentence():
         assert torch.equal(moved.by_step["cache"][row], state.by_step["cache"][row, parents])
     assert moved.by_step["none yet"].shape == (2, 3, 0, 4)
     assert State({}).reorder(torch.tensor([[0]])).tensors == {}
+
+
+def test_rows_that_stay_move_to_the_places_of_those_that_leave():
+    """Nothing else is copied; tensors of which all rows are one and the same (expand) are not written through."""
+    states_BSH = torch.arange(5.0)[:, None, None].repeat(1, 3, 2)
+    shared = torch.arange(6.0).view(1, 3, 2)
+    memory = Memory(states_BSH, torch.ones(5, 3, dtype=torch.bool), {"shared": shared.expand(5, 3, 2)})
+    rows = in_place([4, 0, 3])
+    assert rows == [0, 4, 3] or rows == [0, 3, 4]
+    holes = [place for place, row in enumerate(rows) if place != row]
+    kept = memory.fill_holes(torch.tensor(holes), torch.tensor([rows[place] for place in holes]), len(rows))
+    assert kept.states_BSH[:, 0, 0].tolist() == [float(row) for row in rows]
+    assert kept.states_BSH.data_ptr() == states_BSH.data_ptr()
+    torch.testing.assert_close(kept.extras["shared"], shared.expand(3, 3, 2))
+    assert in_place(range(4)) == [0, 1, 2, 3]
+    assert in_place([5]) == [5]
+    assert in_place([]) == []

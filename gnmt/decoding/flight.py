@@ -7,6 +7,7 @@ and has not left yet is frozen: nothing that the steps meanwhile compute can cha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -124,23 +125,30 @@ class Flight(NamedTuple):
             attention_BTKS=torch.zeros(attention_shape, device=device),
         )
 
-    def select(
-        self,
-        rows_N: Tensor,
-        target_width: int | None = None,
-        source_width: int | None = None,
-        num_steps: int | None = None,
-    ) -> Flight:
-        """The given sentences; T and S cut to the widths that these still need.
-
-        num_steps: the most steps that one of them has taken.
-        """
-        target_width = target_width or self.active.tokens_BKT.shape[2]
-        source_width = source_width or self.memory.mask_BS.shape[1]
+    def only(self, rows_N: Tensor) -> Flight:
+        """Those sentences with their results, and without what only further steps would need."""
         return Flight(
             Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
-            self.memory.trim(source_width).select(rows_N),
-            (self.decoder if num_steps is None else self.decoder.trim(num_steps)).select(rows_N),
+            Memory(self.memory.states_BSH[rows_N, :, :0], self.memory.mask_BS.index_select(0, rows_N), {}),
+            State({}),
+            self.active.select(rows_N),
+            self.results.select(rows_N),
+            self.attention_BTKS.index_select(0, rows_N),
+        )
+
+    def stay(self, rows: Sequence[int], target_width: int, source_width: int, num_steps: int) -> Flight:
+        """The given sentences, in an order of `in_place`; T and S cut to the widths that these still need.
+
+        num_steps: the most steps that one of them has taken. Memory is changed in place.
+        """
+        device = self.memory.mask_BS.device
+        rows_N = torch.tensor(rows, device=device)
+        moved = [(place, row) for place, row in enumerate(rows) if place != row]
+        holes_M, movers_M = torch.tensor(moved, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+        return Flight(
+            Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
+            self.memory.fill_holes(holes_M, movers_M, len(rows)).trim(source_width),
+            self.decoder.trim(num_steps).select(rows_N),
             self.active.trim(target_width, source_width).select(rows_N),
             self.results.trim(target_width, source_width).select(rows_N),
             self.attention_BTKS[:, :target_width, :, :source_width].index_select(0, rows_N),
@@ -157,6 +165,12 @@ class Flight(NamedTuple):
             Hypotheses.join(some.results, others.results),
             join_rows([some.attention_BTKS, others.attention_BTKS]),
         )
+
+
+def in_place(rows: Sequence[int]) -> list[int]:
+    """The same rows, in ascending order, but that the last ones stand in the places of those that are missing."""
+    kept, last = set(rows), sorted(rows)
+    return [row if row in kept else last.pop() for row in range(len(kept))]
 
 
 def advance(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gnmt.decoding.flight import Flight, SearchModel, Sentences, advance
+from gnmt.decoding.flight import Flight, SearchModel, Sentences, advance, in_place
 from gnmt.decoding.options import SearchOptions
 from gnmt.types import EOS_ID, PAD_ID, InputError, Tokens
 
@@ -207,9 +207,9 @@ class _Search:
         if not any(done):
             return []
         leaving = [row for row, is_done in enumerate(done) if is_done]
-        staying = [row for row, is_done in enumerate(done) if not is_done]
+        staying = in_place([row for row, is_done in enumerate(done) if not is_done])
         indices = [self.in_flight[row] for row in leaving]
-        found = collect(self.flight.select(self._rows(leaving)), self.options.n_best)
+        found = collect(self.flight.only(torch.tensor(leaving, device=self.banned_N.device)), self.options.n_best)
         self.results.update(zip(indices, found, strict=True))
         self.in_flight = [self.in_flight[row] for row in staying]
         if not staying:
@@ -218,11 +218,8 @@ class _Search:
         target_width = max(self.limits[index] for index in self.in_flight) + 1
         source_width = max(len(self.sources[index]) for index in self.in_flight)
         num_steps = max(self.num_steps - self.entered[index] for index in self.in_flight)
-        self.flight = self.flight.select(self._rows(staying), target_width, source_width, num_steps)
+        self.flight = self.flight.stay(staying, target_width, source_width, num_steps)
         return indices
-
-    def _rows(self, rows: list[int]) -> Tensor:
-        return torch.tensor(rows, device=self.banned_N.device)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:

@@ -49,7 +49,10 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """What all steps share, computed once from what the encoder says: tensors [B, S, ...]."""
+        """What all steps share, computed once from what the encoder says: tensors [B, S, ...].
+
+        Search writes sentences that stay over those that leave: no parameter and no buffer may be handed out as it is.
+        """
 
     @abstractmethod
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
