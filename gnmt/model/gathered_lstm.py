@@ -63,9 +63,9 @@ class _GatheredLSTM(torch.autograd.Function):
             add_product = adder(doubled(weight_hh_GH, dtype), batch)
             for step in range(num_steps):
                 cell_BH, output_BH = cells_TBH[step], outputs_TBH[step]
+                # In memory of its own: a view, kept for backward, would keep the product of all steps with it.
                 before_BG = from_inputs_TBG[step]
-                if step:
-                    before_BG = add_product(before_BG, outputs_TBH[step - 1])
+                before_BG = add_product(before_BG, outputs_TBH[step - 1]) if step else before_BG.clone()
                 preactivations.append(before_BG)
                 input_BH, forget_BH, doubled_BH, out_BH = activated(before_BG, cells_TBH.dtype).unbind(1)
                 if step:

@@ -129,3 +129,18 @@ def test_the_affine_product_is_that_of_torch(rows, dtype):
     inputs, weight, bias = (torch.randn(size).to(dtype) for size in ((2 * rows, 5), (7, 5), (7,)))
     expected = nn.functional.linear(inputs[::2], weight, bias)
     torch.testing.assert_close(affine(inputs[::2], weight, bias), expected)
+
+
+def test_nothing_is_kept_for_backward_beside_what_it_reads():
+    """The first step's preactivations were a view of the inputs' product of all steps, which so stayed in memory."""
+    layer, inputs = layer_and_inputs()
+    storages = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        gathered(layer, inputs)
+    elements = STEPS * BATCH * (INPUT + 4 * HIDDEN + 2 * HIDDEN) + sum(weight.numel() for weight in layer.parameters())
+    assert sum(storages.values()) == 4 * elements
