@@ -24,6 +24,7 @@ from gnmt.decoding.scoring import length_penalty, score
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
+from gnmt.model.stack import is_residual
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Tokens
 
 
@@ -121,7 +122,7 @@ class Baseline:
         for number, layer in enumerate(self.decoder.upper, start=2):
             outputs_1NH, state = layer(torch.cat((inputs_1NH, context_1NH), dim=-1), states[number - 1])
             new_states.append(state)
-            inputs_1NH = outputs_1NH + inputs_1NH if self.decoder.is_residual(number) else outputs_1NH
+            inputs_1NH = outputs_1NH + inputs_1NH if is_residual(number, self.decoder.residual_from) else outputs_1NH
         return self.model.output_layer(inputs_1NH[0]), weights_NS, new_states
 
     @staticmethod

@@ -7,8 +7,7 @@ so that all systems take the same steps whatever the weights are, and difference
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from benchmarks.baseline import Baseline
 from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, timed
-from benchmarks.profiling import profile
+from benchmarks.table import Column
 from gnmt.checkpoint import load_model
 from gnmt.decoding.engine import fast_model
 from gnmt.decoding.search import SearchOptions, search
@@ -87,6 +86,14 @@ class Workload:
         ids = [torch.randint(4, vocabulary_size, (length - 1,), generator=generator) for length in lengths.tolist()]
         return sorted(([*row.tolist(), EOS_ID] for row in ids), key=len)
 
+    @property
+    def label(self) -> str:
+        return f"{Path(self.size).stem}_{self.lengths}_{self.beam}_{self.batch_size}"
+
+    def call(self, name: str) -> Runner:
+        """A call of the system with a model of its own."""
+        return self.system(name, self.model())
+
     def system(self, name: str, model: Seq2Seq) -> Runner:
         """A call that translates everything, by the baseline or by the engine in that precision."""
         device = choose_device(self.device)
@@ -119,11 +126,23 @@ class Figure:
     peak_mib: float | None
 
 
+COLUMNS = (
+    Column("size", "size", 12),
+    Column("lengths", "lengths", 7),
+    Column("beam", "beam", 4, "d"),
+    Column("batch", "batch_size", 5, "d"),
+    Column("system", "system", 9),
+    Column("sentences/s", "sentences_per_second", 11, ".2f"),
+    Column("tokens/s", "tokens_per_second", 11, ".1f"),
+    Column("ratio", "ratio", 7, ".2f"),
+    Column("peak MiB", "peak_mib", 9, ".0f"),
+)
+
+
 def workloads(
     sizes: list[str], lengths: list[str], beams: list[int], batch_sizes: list[int], **common: Any
-) -> Iterator[Workload]:
-    for size, spread, beam, batch_size in product(sizes, lengths, beams, batch_sizes):
-        yield Workload(size, spread, beam, batch_size, **common)
+) -> list[Workload]:
+    return [Workload(*cell, **common) for cell in product(sizes, lengths, beams, batch_sizes)]
 
 
 def measure(workload: Workload, precisions: list[str], repetitions: int, memory: bool) -> list[Figure]:
@@ -161,30 +180,8 @@ def peak_mib(workload: Workload, name: str) -> float:
 
 
 def _peak_here(workload: Workload, name: str) -> float:
-    workload.system(name, workload.model())()
+    workload.call(name)()
     device = choose_device(workload.device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_resident_mib()
-
-
-def profile_decoding(workload: Workload, name: str, folder: Path) -> str:
-    """Where the time of one translation goes, and its trace in the folder."""
-    place = f"{Path(workload.size).stem}_{workload.lengths}_{workload.beam}_{workload.batch_size}_{name}"
-    tables = profile(workload.system(name, workload.model()), workload.device, folder / f"{place}.trace.json")
-    return f"{name}: {asdict(workload)}\n{tables}\n"
-
-
-def line(figure: Figure) -> str:
-    """A row of the table; see HEADER."""
-    peak = "-" if figure.peak_mib is None else f"{figure.peak_mib:.0f}"
-    return (
-        f"{figure.size[-12:]:12} {figure.lengths:7} {figure.beam:4} {figure.batch_size:5}  {figure.system:9}"
-        f"{figure.sentences_per_second:12.2f} {figure.tokens_per_second:11.1f} {figure.ratio:7.2f} {peak:>9}"
-    )
-
-
-HEADER = (
-    f"{'size':12} {'lengths':7} {'beam':>4} {'batch':>5}  {'system':9}{'sentences/s':>12} {'tokens/s':>11} "
-    f"{'ratio':>7} {'peak MiB':>9}"
-)

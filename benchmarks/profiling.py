@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -37,6 +38,28 @@ class Group:
     seconds: float = 0.0
     calls: int = 0
     operators: dict[str, float] = field(default_factory=dict)
+
+
+class Profiled(Protocol):
+    """A workload: what is measured, in a dataclass that says so when it is printed."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def label(self) -> str:
+        """Its name in file names."""
+        ...
+
+    def call(self, name: str) -> Runner:
+        """What is profiled, by the system of that name."""
+        ...
+
+
+def profile_workload(workload: Profiled, name: str, folder: Path) -> str:
+    """Where the time of one call of the system goes, and its trace in the folder."""
+    trace = folder / f"{workload.label}_{name}.trace.json"
+    return f"{name}: {workload}\n{profile(workload.call(name), workload.device, trace)}\n"
 
 
 def profile(runner: Runner, device_name: str, trace: Path) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import in_own_process, peak_resident_mib, resident_mib, timed
-from benchmarks.profiling import profile
+from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, resident_mib, timed
+from benchmarks.table import Column
 from benchmarks.training_baseline import PlainTranslator, baseline_step, plain_name
 from gnmt.data.batching import batch_of
 from gnmt.model.attention import AdditiveAttention
@@ -102,6 +101,15 @@ class TrainingWorkload:
             batches.append(batch_of(sides[0], sides[1], np.arange(size.batch_size)))
         return batches
 
+    @property
+    def label(self) -> str:
+        return f"{self.size}_{self.lengths}"
+
+    def call(self, name: str) -> Runner:
+        """One update of a model of its own."""
+        step, batch = self.step(name, self.model()), self.batches()[0]
+        return lambda: step(batch)
+
     def step(self, name: str, model: Seq2Seq) -> Step:
         """One update, by the baseline or by the project in that precision; each has an optimiser of its own."""
         if name == BASELINE:
@@ -150,6 +158,18 @@ class TrainingFigure:
     ratio: float
     utilisation: float
     memory_mib: float | None
+
+
+COLUMNS = (
+    Column("size", "size", 8),
+    Column("lengths", "lengths", 7),
+    Column("system", "system", 9),
+    Column("step ms", "step_milliseconds", 9, ".1f"),
+    Column("tokens/s", "tokens_per_second", 10, ".0f"),
+    Column("ratio", "ratio", 7, ".2f"),
+    Column("utilisation", "utilisation", 12, ".1%"),
+    Column("memory MiB", "memory_mib", 11, ".0f"),
+)
 
 
 def measure(workload: TrainingWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[TrainingFigure]:
@@ -277,25 +297,3 @@ def check_equality(workload: TrainingWorkload) -> str:
         f"{workload.size}: fp32 without dropout differs from the baseline by {of_loss:.0e} of the loss and "
         f"{of_gradients:.0e} of the gradient's norm"
     )
-
-
-def profile_training(workload: TrainingWorkload, name: str, folder: Path) -> str:
-    """Where the time of one update goes, and its trace in the folder."""
-    step, batch = workload.step(name, workload.model()), workload.batches()[0]
-    trace = folder / f"{workload.size}_{workload.lengths}_{name}.trace.json"
-    return f"{name}: {workload}\n{profile(lambda: step(batch), workload.device, trace)}\n"
-
-
-def line(figure: TrainingFigure) -> str:
-    """A row of the table; see HEADER."""
-    memory = "-" if figure.memory_mib is None else f"{figure.memory_mib:.0f}"
-    return (
-        f"{figure.size:8} {figure.lengths:7} {figure.system:9}{figure.step_milliseconds:10.1f} "
-        f"{figure.tokens_per_second:10.0f} {figure.ratio:7.2f} {figure.utilisation:12.1%} {memory:>11}"
-    )
-
-
-HEADER = (
-    f"{'size':8} {'lengths':7} {'system':9}{'step ms':>10} {'tokens/s':>10} {'ratio':>7} {'utilisation':>12} "
-    f"{'memory MiB':>11}"
-)

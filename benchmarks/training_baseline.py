@@ -20,6 +20,7 @@ from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.encoders.lstm import LSTMEncoder
 from gnmt.model.recurrence import Bidirectional
 from gnmt.model.seq2seq import Seq2Seq
+from gnmt.model.stack import is_residual
 from gnmt.types import Batch
 
 
@@ -68,7 +69,7 @@ class PlainTranslator(nn.Module):
         for number, layer in enumerate(self.encoder, start=1):
             inputs_NI = packed.data
             outputs = layer(with_data(packed, self.dropout["encoder"](inputs_NI)))[0]
-            if self.is_residual("encoder", number) and outputs.data.shape == inputs_NI.shape:
+            if is_residual(number, self.residual_from["encoder"]) and outputs.data.shape == inputs_NI.shape:
                 outputs = with_data(outputs, outputs.data + inputs_NI)
             packed = outputs
         states_BSH: Tensor = pad_packed_sequence(packed, batch_first=True)[0]
@@ -86,7 +87,7 @@ class PlainTranslator(nn.Module):
         for number, layer in enumerate(upper, start=2):
             inputs_BTH = outputs_BTH
             outputs_BTH = layer(dropout(torch.cat((inputs_BTH, context_BTH), dim=-1)))[0]
-            if self.is_residual("decoder", number):
+            if is_residual(number, self.residual_from["decoder"]):
                 outputs_BTH = outputs_BTH + inputs_BTH
         return outputs_BTH
 
@@ -97,10 +98,6 @@ class PlainTranslator(nn.Module):
         scores_BTS = hidden_BTSA @ (self.scale * self.direction / self.direction.norm())
         weights_BTS = torch.softmax(scores_BTS.masked_fill(~mask_BS[:, None], float("-inf")), dim=-1)
         return weights_BTS @ states_BSH
-
-    def is_residual(self, stack: str, number: int) -> bool:
-        first = self.residual_from[stack]
-        return first is not None and number >= first
 
     def train(self, mode: bool = True) -> PlainTranslator:
         for dropout in self.dropout.values():  # no submodules, for a dictionary holds them

@@ -29,16 +29,16 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 # isort: split
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks import decoding, training
+from benchmarks.profiling import profile_workload
+from benchmarks.table import header, row
 from gnmt.config import BenchmarkConfig, entry
 from gnmt.files import write_atomically
 from gnmt.runtime import choose_device, choose_precision
@@ -55,25 +55,24 @@ def main(cfg: BenchmarkConfig) -> None:
     check_lists(cfg)
     device = choose_device(cfg.device)
     precisions = list(dict.fromkeys(choose_precision(name, device).name for name in cfg.precisions))
-    figures: list[dict[str, Any]] = []
-    profiles: list[str] = []
-    measure = measure_training if cfg.task == "training" else measure_decoding
-    for figure, profile in measure(cfg, precisions):
-        figures += [] if figure is None else [figure]
-        profiles += [] if profile is None else [profile]
+    task = training if cfg.task == "training" else decoding
+    workloads = training_workloads(cfg) if cfg.task == "training" else decoding_workloads(cfg)
+    print(header(task.COLUMNS))
+    figures, profiles = [], []
+    for workload in workloads:
+        for figure in task.measure(workload, precisions, cfg.repetitions, cfg.memory):
+            print(row(task.COLUMNS, figure), flush=True)
+            figures.append(asdict(figure))
+        for name in precisions if cfg.profile is not None else []:
+            profiles.append(profile_workload(workload, name, Path(cfg.profile)))
+            print(profiles[-1], flush=True)
     if cfg.output is not None:
         write(Path(cfg.output), {"setting": setting(cfg), "figures": figures}, profiles)
 
 
-Measured = Iterator[tuple[dict[str, Any] | None, str | None]]
-"""A figure or a profile, as soon as it is there and printed."""
-
-
-def measure_decoding(cfg: BenchmarkConfig, precisions: list[str]) -> Measured:
-    sizes = [*cfg.sizes, *([] if cfg.checkpoint is None else [cfg.checkpoint])]
-    print(decoding.HEADER)
-    for workload in decoding.workloads(
-        sizes,
+def decoding_workloads(cfg: BenchmarkConfig) -> list[decoding.Workload]:
+    return decoding.workloads(
+        [*cfg.sizes, *([] if cfg.checkpoint is None else [cfg.checkpoint])],
         list(cfg.lengths),
         list(cfg.beams),
         list(cfg.batch_sizes),
@@ -82,17 +81,11 @@ def measure_decoding(cfg: BenchmarkConfig, precisions: list[str]) -> Measured:
         seed=cfg.seed,
         device=str(choose_device(cfg.device)),
         trusted_packages=tuple(cfg.trusted_packages),
-    ):
-        for figure in decoding.measure(workload, precisions, cfg.repetitions, cfg.memory):
-            print(decoding.line(figure), flush=True)
-            yield asdict(figure), None
-        for name in precisions if cfg.profile is not None else []:
-            profile = decoding.profile_decoding(workload, name, Path(cfg.profile))
-            print(profile, flush=True)
-            yield None, profile
+    )
 
 
-def measure_training(cfg: BenchmarkConfig, precisions: list[str]) -> Measured:
+def training_workloads(cfg: BenchmarkConfig) -> list[training.TrainingWorkload]:
+    """Each size is compared with the baseline first, and the result printed."""
     device = str(choose_device(cfg.device))
     workloads = [
         training.TrainingWorkload(size, lengths, cfg.dropout, cfg.num_batches, cfg.seed, device)
@@ -101,15 +94,7 @@ def measure_training(cfg: BenchmarkConfig, precisions: list[str]) -> Measured:
     ]
     for workload in {workload.size: workload for workload in workloads}.values():
         print(training.check_equality(workload), flush=True)
-    print(training.HEADER)
-    for workload in workloads:
-        for figure in training.measure(workload, precisions, cfg.repetitions, cfg.memory):
-            print(training.line(figure), flush=True)
-            yield asdict(figure), None
-        for name in precisions if cfg.profile is not None else []:
-            profile = training.profile_training(workload, name, Path(cfg.profile))
-            print(profile, flush=True)
-            yield None, profile
+    return workloads
 
 
 def check_lists(cfg: BenchmarkConfig) -> None:

@@ -18,9 +18,12 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -145,6 +148,25 @@ def read_back(stream: io.TextIOWrapper) -> str:
 def run_command() -> Callable[..., Finished]:
     """run_command(script, *overrides, cwd=folder, stdin=b""): a whole command, in this process."""
     return run_script
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]]:
+    """serve(handler): an empty folder, and the URL at which a handler of that class serves it, until the test ends."""
+    with ExitStack() as stack:
+
+        def start(handler: type[SimpleHTTPRequestHandler]) -> tuple[Path, str]:
+            folder = tmp_path / "served"
+            folder.mkdir()
+            silent = type("Silent", (handler,), {"log_message": lambda *_: None})
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), partial(silent, directory=str(folder))))
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return folder, f"http://127.0.0.1:{server.server_port}"
+
+        yield start
 
 
 def trained_once(factory: pytest.TempPathFactory, name: str, overrides: tuple[str, ...]) -> Run:

@@ -175,7 +175,6 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
         progress: bool | Callable[[int], object] = False,
-        total: int | None = None,
         **search_options: Any,
     ) -> Iterator[Translation]:
         """Yields one translation for each line, in order, reading `window_lines` lines ahead.
@@ -187,8 +186,8 @@ class Translator:
         first_line: the number of the first line, for messages and as the seed of its samples.
         prefixes: what each translation must begin with, "" for nothing; as many as lines. Of a cut line it is the
         first piece that begins so, and a blank line stays blank.
-        attention: fill Translation.attention_TS. progress: True draws a bar on stderr where that is a terminal, of
-        `total` lines, or of as many as `lines` says to hold; a function is told how many lines more are done.
+        attention: fill Translation.attention_TS. progress: True draws a bar on stderr where that is a terminal; a
+        function is told how many lines more are done.
         search_options: fields of SearchOptions for this call alone.
         """
         if isinstance(lines, str) or isinstance(prefixes, str):
@@ -198,8 +197,7 @@ class Translator:
         options = self.options
         if search_options:
             options = search_options_of({"_target_": _OPTIONS, **dataclasses.asdict(options)}, search_options)
-        if total is None and isinstance(lines, Sized):
-            total = len(lines)
+        total = len(lines) if isinstance(lines, Sized) else None
         return self._windows(lines, prefixes, first_line, options, attention, progress, total)
 
     def _windows(

@@ -39,27 +39,14 @@ class ResidualStack(nn.Module):
         self.layers = nn.ModuleList(kind(width, hidden_size) for width in self.widths)
 
     def over_time(self, inputs_TBI: Tensor, states: Sequence[CellState | None]) -> Tensor:
-        """Outputs [T, B, H]. states: the layers', [B, H], before the first step; None is zeros."""
-        outputs = inputs_TBI
-        for number, (layer, state) in enumerate(zip(self.recurrences(), states, strict=True), start=1):
-            inputs = outputs
-            outputs = layer.over_time(self.dropout(inputs), state)
-            if self.is_residual(number):
-                outputs = outputs + inputs
-        return outputs
+        """Outputs [T, B, H]; see layers_over_time."""
+        return layers_over_time(self.recurrences(), inputs_TBI, states, self.dropout, self.residual_from)
 
     def step(
         self, inputs_NI: Tensor, states: Sequence[CellState], masks: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[CellState]]:
-        """One step of N sequences: outputs [N, H] and the new states. masks: factors of the layers' inputs."""
-        outputs, new_states = inputs_NI, []
-        for number, (layer, state) in enumerate(zip(self.recurrences(), states, strict=True), start=1):
-            inputs = outputs
-            new_states.append(layer.step(inputs if masks is None else inputs * masks[number - 1], state))
-            outputs = new_states[-1][0]
-            if self.is_residual(number):
-                outputs = outputs + inputs
-        return outputs, new_states
+        """One step of N sequences; see layers_step."""
+        return layers_step(self.recurrences(), inputs_NI, states, self.residual_from, masks=masks)
 
     def dropout_masks(self, num_steps: int, like_BI: Tensor) -> Iterator[list[Tensor] | None]:
         """For each step the masks of `step`, drawn as `over_time` would draw them; None where nothing is dropped."""
@@ -72,9 +59,59 @@ class ResidualStack(nn.Module):
         """The layers, the bottom one first."""
         return [cast(Recurrence, layer) for layer in self.layers]
 
-    def is_residual(self, number: int) -> bool:
-        """Whether the layer of that number, counted from 1, adds its input to its output."""
-        return self.residual_from is not None and number >= self.residual_from
+
+def layers_over_time(
+    layers: Sequence[Recurrence],
+    inputs_TBI: Tensor,
+    states: Sequence[CellState | None],
+    dropout: Dropout,
+    residual_from: int | None,
+    context_TBC: Tensor | None = None,
+    first_number: int = 1,
+) -> Tensor:
+    """The top layer's outputs [T, B, H].
+
+    states: the layers', [B, H], before the first step; None is zeros. residual_from: as in ResidualStack. context_TBC:
+    what every layer reads beside its input. first_number: that of the first of these layers.
+    """
+    outputs = inputs_TBI
+    for number, (layer, state) in enumerate(zip(layers, states, strict=True), start=first_number):
+        inputs = outputs
+        outputs = layer.over_time(dropout(beside(inputs, context_TBC)), state)
+        if is_residual(number, residual_from):
+            outputs = outputs + inputs
+    return outputs
+
+
+def layers_step(
+    layers: Sequence[Recurrence],
+    inputs_NI: Tensor,
+    states: Sequence[CellState],
+    residual_from: int | None,
+    context_NC: Tensor | None = None,
+    first_number: int = 1,
+    masks: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, list[CellState]]:
+    """The same for one step of N sequences: outputs [N, H] and the new states. masks: factors of the layers' inputs."""
+    outputs, new_states = inputs_NI, []
+    for index, (layer, state) in enumerate(zip(layers, states, strict=True)):
+        inputs = outputs
+        read = beside(inputs, context_NC)
+        new_states.append(layer.step(read if masks is None else read * masks[index], state))
+        outputs = new_states[-1][0]
+        if is_residual(first_number + index, residual_from):
+            outputs = outputs + inputs
+    return outputs, new_states
+
+
+def beside(inputs: Tensor, context: Tensor | None) -> Tensor:
+    """Inputs and context concatenated, [..., I + C]; the inputs alone where there is no context."""
+    return inputs if context is None else torch.cat((inputs, context), dim=-1)
+
+
+def is_residual(number: int, residual_from: int | None) -> bool:
+    """Whether the layer of that number, counted from 1, adds its input to its output (Wu et al. 2016, eq. 6)."""
+    return residual_from is not None and number >= residual_from
 
 
 def first_states(layers: Sequence[Recurrence], memory: Memory, beam: int, bridged: bool) -> list[CellState]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ from gnmt.data import sources
 from gnmt.data.download import download
 from gnmt.data.sources import Multi30k
 from gnmt.types import InputError
+
+Serve = Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -32,23 +32,13 @@ class Handler(SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+def served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     """A folder and the URL that serves it."""
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
-    folder = tmp_path / "served"
-    folder.mkdir()
     Handler.requests, Handler.failures = [], 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    return serve(Handler)
 
 
 DATA = b"some bytes"
@@ -151,22 +141,12 @@ class Stubborn(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[start : start + 1000])
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
-def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+def stubborn(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
-    folder = tmp_path / "served"
-    folder.mkdir()
     Stubborn.requests, Stubborn.ranges, Stubborn.version = [], True, '"1"'
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Stubborn, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    return serve(Stubborn)
 
 
 def test_a_large_file_comes_in_pieces(stubborn: tuple[Path, str], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -66,12 +65,6 @@ NUM_LINES = 18  # five windows of the stub's four lines, the last one of two
 
 class Killed(BaseException):
     """The end of the process, as far as a test within one can play it."""
-
-
-def make_home(folder: Path) -> None:
-    """a.en of NUM_LINES lines, and a checkpoint."""
-    (folder / "a.en").write_text("".join(f"line {n}\n" for n in range(1, NUM_LINES + 1)), encoding="utf-8")
-    (folder / "best.pt").write_bytes(b"weights")
 
 
 def translate(translator, *jobs, kind="text", **options):

@@ -7,7 +7,7 @@ import threading
 import tracemalloc
 
 import pytest
-from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, make_home, names, translate
+from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 from torch.distributed import HashStore
 
 from gnmt.decoding.files import Job, resumable
@@ -16,15 +16,6 @@ from gnmt.decoding.files.resumable import lines_in
 from gnmt.decoding.files.windows import cut_windows
 from gnmt.distributed import Ranks
 from gnmt.types import InputError
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder with a.en of NUM_LINES lines, and a checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    make_home(tmp_path)
-    return tmp_path
-
 
 # Windows
 

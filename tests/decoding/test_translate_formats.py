@@ -9,21 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
-from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, make_home, names, translate
+from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 
 from gnmt.data.lines import read_lines
 from gnmt.decoding.files import Job, OutputFormat
 from gnmt.decoding.files.part import PartFolder
 from gnmt.types import InputError, Translation
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder with a.en of NUM_LINES lines, and a checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    make_home(tmp_path)
-    return tmp_path
-
 
 # Formats
 

@@ -5,20 +5,11 @@ from __future__ import annotations
 import gzip
 
 import pytest
-from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, make_home, names, translate
+from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 
 from gnmt.decoding.files import Job, plan_jobs
 from gnmt.decoding.files.part import PartFolder
 from gnmt.types import InputError
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A folder with a.en of NUM_LINES lines, and a checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    make_home(tmp_path)
-    return tmp_path
-
 
 # Many inputs, compression
 

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from check_architecture import (
+    check_bf16_is_near,
+    check_padding_and_neighbours_change_nothing,
+    check_steps_equal_decode,
+)
 from hydra import compose, initialize_config_dir
-from tiny_gnmt import padded
+from tiny_gnmt import SOURCE, TARGET, padded
 
 from gnmt.config import build, resolve
 from gnmt.config.diagnosis import CONFIG_FOLDER
@@ -23,13 +28,10 @@ from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import search
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, what_int8_misses
-from gnmt.types import BOS_ID, EOS_ID, Memory, State, Tokens
+from gnmt.types import BOS_ID, EOS_ID, Tokens
 
 CPU = torch.device("cpu")
 PIECES = 12
-GARBAGE = 8  # a real id, where PAD belongs
-SOURCE = [[7, 4, 8, 5, EOS_ID], [6, EOS_ID], [5, 5, 8, 4, 7, 6, EOS_ID], [9, EOS_ID]]
-TARGET = [[BOS_ID, 9, 5], [BOS_ID, 4, 6, 8, 10, 7], [BOS_ID], [BOS_ID, 6, 6, 6]]
 
 SMALL = ("model.embedding_size=16",)
 SMALL_TRANSFORMER = (
@@ -92,6 +94,17 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.decoder.bridge=final",
         ),
     ),
+    "transformer_positions": ("transformer_tiny", ("model.encoder.learned_positions=10",)),
+    "transformer_one_layer": ("transformer_tiny", ("model.encoder.num_layers=1",)),
+    "transformer_last_aligns": ("transformer", ("model.decoder.alignment_layer=2",)),
+    "convolutional_kernels": (
+        "convolutional",
+        ("model.encoder.kernel_size=5", "model.decoder.kernel_size=2", "model.decoder.num_layers=5"),
+    ),
+    "convolutional_over_lstm": (
+        "gnmt_small",
+        ("model/decoder=convolutional", "model.decoder.num_layers=3", "~model/attention"),
+    ),
 }
 MODELS = [*TINY, *VARIANTS]
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -126,17 +139,7 @@ def test_no_model_is_left_out() -> None:
 
 @every_model
 def test_padding_and_neighbours_change_nothing(name: str) -> None:
-    model = make(name)
-    memory = model.encode(padded(SOURCE, 3, GARBAGE))
-    hidden_BTH, attention_BTS = model.decode(padded(TARGET, 2, GARBAGE), memory, attention=True)
-    assert (attention_BTS is not None) == model.decoder.has_attention
-    for row, (source_ids, target_ids) in enumerate(zip(SOURCE, TARGET, strict=True)):
-        alone_BTH, alone_BTS = model.decode(padded([target_ids]), model.encode(padded([source_ids])), attention=True)
-        torch.testing.assert_close(hidden_BTH[row, : len(target_ids)], alone_BTH[0])
-        if attention_BTS is not None:
-            real_TS = attention_BTS[row, : len(target_ids)]
-            torch.testing.assert_close(real_TS[:, : len(source_ids)], alone_BTS[0])
-            assert (real_TS[:, len(source_ids) :] == 0).all()
+    check_padding_and_neighbours_change_nothing(make(name))
 
 
 @every_model
@@ -157,39 +160,9 @@ def test_the_model_sees_all_of_its_source_and_all_tokens_before(name: str) -> No
 
 
 @every_model
-def test_step_after_step_equals_decode_while_hypotheses_change_places_and_sentences_leave_and_enter(name: str) -> None:
-    model = make(name)
-    generator = torch.Generator().manual_seed(5)
-    rows, beam = [0, 1, 2], 2
-    memory = model.encode(padded([SOURCE[row] for row in rows]))
-    state = model.start(memory, beam)
-    prefixes: list[list[list[int]]] = [[[] for _ in range(beam)] for _ in rows]
-    for step in range(5):
-        tokens_BK = torch.randint(2, PIECES, (len(rows), beam), generator=generator)
-        for prefix_K, token_K in zip(prefixes, tokens_BK.tolist(), strict=True):
-            for prefix, token in zip(prefix_K, token_K, strict=True):
-                prefix.append(token)
-        log_probs_BKV, attention_BKS, state = model.step(tokens_BK, state, memory)
-        assert log_probs_BKV.dtype == torch.float32
-        for at, row in enumerate(rows):
-            alone = model.encode(padded([SOURCE[row]] * beam))
-            hidden_KTH, expected_KTS = model.decode(padded(prefixes[at]), alone, attention=True)
-            expected_KV = torch.log_softmax(model.output(hidden_KTH[:, -1]), dim=-1)
-            torch.testing.assert_close(log_probs_BKV[at].double(), expected_KV, rtol=1e-5, atol=1e-6)
-            if attention_BKS is not None:
-                torch.testing.assert_close(attention_BKS[at, :, : len(SOURCE[row])], expected_KTS[:, -1])
-        parents_BK = torch.randint(0, beam, (len(rows), beam), generator=generator)
-        state = state.reorder(parents_BK)
-        prefixes = [
-            [list(prefix_K[parent]) for parent in parent_K]
-            for prefix_K, parent_K in zip(prefixes, parents_BK.tolist(), strict=True)
-        ]
-        if step == 1:  # the first sentence leaves, the others change places, and another enters
-            keep = torch.tensor([2, 1])
-            newcomer = model.encode(padded([SOURCE[3]]))
-            memory = Memory.join([memory.select(keep), newcomer])
-            state = State.join([state.select(keep), model.start(newcomer, beam)])
-            rows, prefixes = [2, 1, 3], [prefixes[2], prefixes[1], [[] for _ in range(beam)]]
+@pytest.mark.parametrize("beam", [1, 3])
+def test_steps_equal_decode_for_sentences_of_different_ages(name: str, beam: int) -> None:
+    check_steps_equal_decode(make(name), beam)
 
 
 @every_model
@@ -243,6 +216,11 @@ def test_the_engine_computes_what_the_model_does(name: str, precision: str, tole
     fast = fast_model(model, Precision(precision, CPU))
     expected = log_probs(model, padded(SOURCE))
     torch.testing.assert_close(log_probs(fast, padded(SOURCE)), expected, atol=tolerance, rtol=0)
+
+
+@every_model
+def test_bf16_is_near(name: str) -> None:
+    check_bf16_is_near(make(name), 0.15)
 
 
 @every_model

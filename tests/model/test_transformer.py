@@ -6,13 +6,6 @@ import math
 
 import pytest
 import torch
-from check_architecture import (
-    check_a_batch_of_one_equals_its_row,
-    check_bf16_is_near,
-    check_padding_changes_nothing,
-    check_steps_equal_decode,
-    share_of_copies_learned,
-)
 from tiny_gnmt import SOURCE, TARGET, padded
 from torch import nn
 
@@ -60,37 +53,6 @@ MODELS = {
     "hybrid": hybrid,
     "hybrid reverse": hybrid_reverse,
 }
-every_model = pytest.mark.parametrize("name", MODELS)
-
-
-@every_model
-def test_padding_changes_nothing(name):
-    check_padding_changes_nothing(MODELS[name]().double().eval())
-
-
-@every_model
-def test_a_batch_of_one_equals_its_row(name):
-    check_a_batch_of_one_equals_its_row(MODELS[name]().double().eval())
-
-
-@every_model
-@pytest.mark.parametrize("beam", [1, 3])
-def test_steps_equal_decode_for_sentences_of_different_ages(name, beam):
-    check_steps_equal_decode(MODELS[name]().double().eval(), beam)
-
-
-@pytest.mark.parametrize("name", ["pre", "post", "hybrid reverse"])
-def test_bf16_is_near(name):
-    check_bf16_is_near(MODELS[name]().eval(), 0.1)
-
-
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_it_learns_to_copy(norm):
-    torch.manual_seed(1)
-    encoder = TransformerEncoder(32, 2, 4, 64, norm, dropout=0.0)
-    decoder = TransformerDecoder(32, 32, 2, 4, 64, norm, dropout=0.0)
-    model = Seq2Seq(encoder, decoder, 12, 12, 32, tie_embeddings="all", init_range=0.3)
-    assert share_of_copies_learned(model, 180, 0.008) > 0.9
 
 
 def test_which_layer_aligns():

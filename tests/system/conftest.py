@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,21 @@ import torch
 from gnmt.checkpoint import FORMAT_VERSION, read_checkpoint, write_checkpoint
 
 SIDES = (("source", "en"), ("target", "de"))
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """wait_for(text, log, process): until the process has written that `times` times, at most three minutes."""
+
+    def wait(text: str, log: Path, process: subprocess.Popen[bytes], times: int = 1) -> None:
+        for _ in range(1800):
+            if log.read_text(encoding="utf-8").count(text) >= times:
+                return
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            time.sleep(0.1)
+        raise AssertionError(f"{text!r} did not come:\n{log.read_text(encoding='utf-8')}")
+
+    return wait
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.decoding import Workload, peak_mib
+from benchmarks.decoding import COLUMNS, Figure, Workload, peak_mib
+from benchmarks.table import header, row
 from gnmt.checkpoint import load_model
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.engine import fast_model
@@ -40,6 +41,13 @@ def test_one_cell_gives_finite_figures(run_command: Callable[..., object], tmp_p
     assert json.loads((tmp_path / "traces" / "tiny_mixed_2_2_bf16.trace.json").read_bytes())["traceEvents"]
     rows = [row.split() for row in finished.out.splitlines() if row.startswith(("size ", "tiny "))]
     assert [row[4] for row in rows] == ["system", "baseline", "fp32", "bf16"]
+
+
+def test_of_a_long_path_its_end_is_shown() -> None:
+    figure = Figure("runs/some_long_name/best.pt", "mixed", 5, 32, "int8", [0.5], 250.0, 10240.0, 2.25, 321.4)
+    cells = row(COLUMNS, figure)
+    assert cells.split() == ["name/best.pt", "mixed", "5", "32", "int8", "250.00", "10240.0", "2.25", "321"]
+    assert len(cells) == len(header(COLUMNS))
 
 
 @pytest.mark.slow

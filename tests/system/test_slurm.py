@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def test_it_is_one_command_and_asks_for_a_warning() -> None:
 
 
 @pytest.mark.slow
-def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, tmp_path) -> None:
+def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, wait_for, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     overrides = (*run.overrides, "trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
     train = f"srun {sys.executable} {ROOT / 'scripts' / 'train.py'} {' '.join(overrides)} trainer.max_steps=1000000"
@@ -53,11 +52,7 @@ def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, tmp_p
             ["bash", "job.sh"], cwd=tmp_path, stdout=log, stderr=log, env={**os.environ, **environment}
         )
         try:
-            for _ in range(1200):
-                if "update 6/" in (tmp_path / "log").read_text(encoding="utf-8"):
-                    break
-                assert job.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
-                time.sleep(0.1)
+            wait_for("update 6/", tmp_path / "log", job)
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
             assert job.wait(60) == 75
         finally:

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +117,7 @@ def test_a_reader_that_leaves_ends_the_translation_in_one_line(tiny, tmp_path) -
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command, tiny, tmp_path) -> None:
+def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command, tiny, wait_for, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     overrides = (*run.overrides, "trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
     command = [sys.executable, str(SCRIPTS / "train.py"), *overrides, "trainer.max_steps=1000000"]
@@ -149,13 +148,3 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command
     assert straight.code == 0, straight.err
     weights = [read_checkpoint(tmp_path / "runs" / name / "last.pt")["model"] for name in ("tiny", "straight")]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
-
-
-def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until the process has written that, at most two minutes."""
-    for _ in range(1200):
-        if text in log.read_text(encoding="utf-8"):
-            return
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        time.sleep(0.1)
-    raise AssertionError(f"{text!r} did not come:\n{log.read_text(encoding='utf-8')}")

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,16 +30,6 @@ def start(flags: tuple[str, ...], overrides: tuple[str, ...], cwd: Path, log: Pa
         )
 
 
-def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until that has been written, at most three minutes."""
-    for _ in range(1800):
-        if text in log.read_text(encoding="utf-8"):
-            return
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        time.sleep(0.1)
-    raise AssertionError(f"{text!r} did not come:\n{log.read_text(encoding='utf-8')}")
-
-
 def children(process: subprocess.Popen[bytes]) -> list[int]:
     """The processes that torchrun started, in the order of their ranks."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -48,7 +37,7 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
-def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, tmp_path) -> None:
+def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait_for, tmp_path) -> None:
     """torchrun starts both again; then all are told to stop, and at last the run is finished without a stop."""
     run, log = tiny.copied_to(tmp_path), tmp_path / "log"
     # Checkpoints after every tenth update and a goal that is out of reach, so that there is time for a kill.
@@ -59,13 +48,8 @@ def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, tmp_
         assert len(children(process)) == 2
         os.kill(children(process)[1], signal.SIGKILL)
         wait_for(" updates from update ", log, process)  # the first beginning, from update 4
-        for _ in range(1800):
-            goings_on = re.findall(r"updates from update (\d+)", log.read_text(encoding="utf-8"))
-            if len(goings_on) == 2:
-                break
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        again = int(goings_on[1])
+        wait_for(" updates from update ", log, process, times=2)
+        again = int(re.findall(r" updates from update (\d+)", log.read_text(encoding="utf-8"))[1])
         assert again >= 20
         assert again % 10 == 0
         wait_for(f"update {again + 2}/", log, process)

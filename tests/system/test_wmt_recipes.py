@@ -6,10 +6,8 @@ import gzip
 import io
 import json
 import tarfile
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -60,15 +58,12 @@ WMT14 = {
 NUM_TRAIN, NUM_DEV = 2000, 6
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class Counting(SimpleHTTPRequestHandler):
     requests: list[str] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
-        Quiet.requests.append(self.path)
+        Counting.requests.append(self.path)
         super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def write_archives(folder: Path, layout: dict[str, list[str]]) -> None:
@@ -97,16 +92,9 @@ def contents(name: str, lines: list[str]) -> bytes:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    folder = tmp_path / "served"
-    folder.mkdir()
-    Quiet.requests = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+def served(serve: Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]) -> tuple[Path, str]:
+    Counting.requests = []
+    return serve(Counting)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +114,7 @@ def test_a_recipe_from_download_to_bleu(
     command = (f"experiment={experiment}", f"data.mirror={url}", *SMALL)
     trained = run_command("train", *command, "name=try", cwd=home)
     assert trained.code == 0, trained.err
-    assert sorted(path.lstrip("/") for path in Quiet.requests) == sorted(layout)
+    assert sorted(path.lstrip("/") for path in Counting.requests) == sorted(layout)
 
     [prepared] = (home / "prepared").iterdir()
     manifest = json.loads((prepared / "manifest.json").read_text())
@@ -140,7 +128,7 @@ def test_a_recipe_from_download_to_bleu(
 
     again = run_command("train", *command, "name=try", cwd=home)
     assert again.code == 0, again.err
-    assert len(Quiet.requests) == len(layout)
+    assert len(Counting.requests) == len(layout)
     evaluated = run_command(
         "evaluate",
         "checkpoint=runs/try/best.pt",

@@ -71,21 +71,21 @@ class Clause:
         if auxiliary == "can" and self.negated:
             auxiliary, negation = "cannot", ""
         subject = "" if self.missing == "subject" else self.subject.say_english(True)
-        return _join(self._english_front(), subject, auxiliary, negation, adverb, main, self._english_rest(main))
+        return _join(self._english_front(), subject, auxiliary, negation, adverb, main, self._english_rest())
 
     def ask_english(self) -> str:
         """A question with the auxiliary first; a question word may be put before it."""
         auxiliary, main = self._english_verbs(question=True)
         frequency = self.time.english if self.time is not None and self.time.frequency else ""
         adverb = "already" if self.aspect == "already" else frequency
-        return _join(auxiliary, self.subject.say_english(True), adverb, main, self._english_rest(main))
+        return _join(auxiliary, self.subject.say_english(True), adverb, main, self._english_rest())
 
     def english_infinitive(self) -> str:
         """`to` and the infinitive with its objects, without the subject."""
-        return _join("to", self.verb.english.base, self._english_rest(self.verb.english.base))
+        return _join("to", self.verb.english.base, self._english_rest())
 
     def command_english(self) -> str:
-        return _join(self.verb.english.base, self._english_rest(self.verb.english.base))
+        return _join(self.verb.english.base, self._english_rest())
 
     def _english_verbs(self, question: bool) -> tuple[str, str]:
         verb, third = self.verb.english, self.subject.person == 3 and not self.subject.plural
@@ -124,7 +124,7 @@ class Clause:
             return self.place.say_english()
         return ""
 
-    def _english_rest(self, main: str) -> str:
+    def _english_rest(self) -> str:
         """What follows the main verb."""
         particle = self.verb.english.particle
         goal = self.direct if self.direct is not None else self.indirect

@@ -67,8 +67,8 @@ _MOOD_VERBS = {
 }
 
 
-def _staying(subject: Phrase, tense: Tense, habitual: bool = False) -> Clause:
-    return Clause(subject, STAY, tense, habitual=habitual, ending=Adverbial("at home", "zu Hause"))
+def _staying(subject: Phrase, tense: Tense) -> Clause:
+    return Clause(subject, STAY, tense, ending=Adverbial("at home", "zu Hause"))
 
 
 def _weather(s: Sampler, tense: Tense) -> Clause:

@@ -12,7 +12,16 @@ from gnmt.model.cells import Cell, layer_kind
 from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Attention, Decoder
 from gnmt.model.recurrence import Recurrence
-from gnmt.model.stack import first_states, one_step_later, pack, state_sizes, states_over_time, unpack
+from gnmt.model.stack import (
+    first_states,
+    layers_over_time,
+    layers_step,
+    one_step_later,
+    pack,
+    state_sizes,
+    states_over_time,
+    unpack,
+)
 from gnmt.types import Encoded, InputError, Memory, Range, State
 
 Bridge = Literal["none", "final"]
@@ -93,11 +102,9 @@ class LSTMDecoder(Decoder):
             query_TBH = one_step_later(outputs_TBH, None if bottom_state is None else bottom_state[0])
         context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
         context_TBH = context_BTH.transpose(0, 1)
-        for number, (layer, layer_state) in enumerate(zip(upper, upper_states, strict=True), start=2):
-            inputs_TBH = outputs_TBH
-            outputs_TBH = layer.over_time(self.dropout(torch.cat((inputs_TBH, context_TBH), dim=-1)), layer_state)
-            if self.is_residual(number):
-                outputs_TBH = outputs_TBH + inputs_TBH
+        outputs_TBH = layers_over_time(
+            upper, outputs_TBH, upper_states, self.dropout, self.residual_from, context_TBH, first_number=2
+        )
         return self.hidden(outputs_TBH, context_TBH).transpose(0, 1), weights_BTS
 
     def start(self, memory: Memory, beam: int) -> State:
@@ -109,19 +116,16 @@ class LSTMDecoder(Decoder):
         batch, beam = embedded_BKE.shape[:2]
         bottom, *upper = self.layers()
         bottom_state, *upper_states = unpack(state, self.num_layers)
-        new_states = [bottom.step(embedded_BKE.flatten(0, 1), bottom_state)]
-        outputs_NH = new_states[0][0]
+        new_bottom_state = bottom.step(embedded_BKE.flatten(0, 1), bottom_state)
+        outputs_NH = new_bottom_state[0]
         query_NH = outputs_NH if self.query == "current" else bottom_state[0]
         context_BKH, weights_BKS = self.attention(query_NH.reshape(batch, beam, -1), memory.extras["keys"], memory)
         context_NH = context_BKH.flatten(0, 1)
-        for number, (layer, layer_state) in enumerate(zip(upper, upper_states, strict=True), start=2):
-            inputs_NH = outputs_NH
-            new_states.append(layer.step(torch.cat((inputs_NH, context_NH), dim=-1), layer_state))
-            outputs_NH = new_states[-1][0]
-            if self.is_residual(number):
-                outputs_NH = outputs_NH + inputs_NH
+        outputs_NH, new_upper_states = layers_step(
+            upper, outputs_NH, upper_states, self.residual_from, context_NH, first_number=2
+        )
         hidden_BKH = self.hidden(outputs_NH, context_NH).reshape(batch, beam, -1)
-        return hidden_BKH, weights_BKS, pack(new_states, batch)
+        return hidden_BKH, weights_BKS, pack([new_bottom_state, *new_upper_states], batch)
 
     def hidden(self, outputs: Tensor, context: Tensor) -> Tensor:
         """What the output layer gets of the top layer's output and the context."""
@@ -133,10 +137,6 @@ class LSTMDecoder(Decoder):
     def layers(self) -> list[Recurrence]:
         """All layers, the bottom one first."""
         return [cast(Recurrence, layer) for layer in (self.bottom, *self.upper)]
-
-    def is_residual(self, number: int) -> bool:
-        """Whether the layer of that number, counted from 1, adds its input to its output."""
-        return self.residual_from is not None and number >= self.residual_from
 
 
 def check_query(attention: Attention, hidden_size: int) -> None:

@@ -10,7 +10,7 @@ from gnmt.model.cells import Cell, layer_kind
 from gnmt.model.dropout import Dropout
 from gnmt.model.interfaces import Encoder
 from gnmt.model.recurrence import Bidirectional, CellState, Recurrence, reverse_by_length
-from gnmt.model.stack import state_names
+from gnmt.model.stack import is_residual, state_names
 from gnmt.types import Encoded, InputError, Range
 
 
@@ -92,7 +92,7 @@ class LSTMEncoder(Encoder):
             assert isinstance(layer, Bidirectional | Recurrence)
             states_SBH, final = self.run(layer, self.dropout(inputs_SBH), lengths_B)
             finals.append(final)
-            if self.is_residual(number) and inputs_SBH.shape == states_SBH.shape:
+            if is_residual(number, self.residual_from) and inputs_SBH.shape == states_SBH.shape:
                 states_SBH = states_SBH + inputs_SBH
         if self.projection is not None:
             states_SBH = self.projection(states_SBH)
@@ -110,7 +110,3 @@ class LSTMEncoder(Encoder):
         if isinstance(layer, Bidirectional):
             return layer.over_time(inputs_SBH, lengths_B), ()
         return layer.over_time(inputs_SBH), ()
-
-    def is_residual(self, number: int) -> bool:
-        """Whether the layer of that number, counted from 1, adds its input to its output."""
-        return self.residual_from is not None and number >= self.residual_from
