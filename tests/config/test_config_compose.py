@@ -208,6 +208,13 @@ def test_what_the_check_says(command: str, overrides: list[str], message: str) -
     assert message in check_message(command, *overrides) + "\n"
 
 
+def test_bleu_tokenisation_follows_the_target_language() -> None:
+    there = resolve(composed("train", "experiment=koen_ko_en", "data.folder=x"))
+    back = resolve(composed("train", "data=koen", "data.source_language=en", "data.target_language=ko"))
+    chosen = resolve(composed("train", "experiment=koen_en_ko", "data.bleu_tokenize=char"))
+    assert [config["data"]["bleu_tokenize"] for config in (there, back, chosen)] == ["13a", "ko-mecab", "char"]
+
+
 def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check_config(composed("train", "data=files", *FILES, "initialise_from=nowhere.pt", "device=cuda:7"))
