@@ -18,7 +18,7 @@ KOREAN = [f"{subject} {place} {verb}." for subject in ("고양이가", "개가",
           for verb in ("잔다", "먹는다", "운다")]  # fmt: skip
 ENGLISH = [f"the {subject} {verb} {place}." for subject in ("cat", "dog", "bird") for place in ("at home", "outside")
            for verb in ("sleeps", "eats", "cries")]  # fmt: skip
-SUBWORDS = TokenizerOptions(vocab_size=320)
+SUBWORDS = TokenizerOptions(vocab_size=305)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_decomposed_hangul_is_read_as_composed() -> None:
 
 
 def test_without_normalisation_decomposed_hangul_stays() -> None:
-    tokenizer = train_tokenizer(KOREAN, TokenizerOptions(vocab_size=330, normalisation="identity"))
+    tokenizer = train_tokenizer(KOREAN, TokenizerOptions(vocab_size=305, normalisation="identity"))
     decomposed = unicodedata.normalize("NFD", KOREAN[0])
     assert tokenizer.encode(decomposed) != tokenizer.encode(KOREAN[0])
     assert tokenizer.decode(tokenizer.encode(decomposed)) == decomposed
