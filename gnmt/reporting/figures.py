@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _WORD_START = "▁"  # SentencePiece's mark for the space before a word
 
@@ -28,6 +31,11 @@ _FALLBACK_FONTS = (
     "Hiragino Sans",
     "Microsoft YaHei",
     "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "Noto Sans KR",
+    "NanumGothic",
+    "NanumBarunGothic",
+    "UnDotum",
     "Noto Sans Arabic",
     "Noto Sans Devanagari",
     "Unifont",
@@ -39,8 +47,8 @@ _MAX_INCHES = 24.0
 def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str], attention_TS: Tensor) -> Figure:
     """A grid with a row for each target piece and a column for each source piece; dark is much attention.
 
-    attention_TS: weights in [0, 1], any float type and device. Letters that no installed font has are boxes.
-    The caller owns the figure: it is on the Agg canvas and known to no display.
+    attention_TS: weights in [0, 1], any float type and device. Letters that no installed font has are boxes, which
+    the log says once. The caller owns the figure: it is on the Agg canvas and known to no display.
     """
     expected = (len(target_pieces), len(source_pieces))
     assert tuple(attention_TS.shape) == expected, f"attention is {tuple(attention_TS.shape)}, pieces are {expected}"
@@ -51,12 +59,15 @@ def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str],
     axes = figure.add_subplot()
     axes.imshow(attention_TS.detach().float().cpu().numpy(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(source_pieces)), [_label(piece) for piece in source_pieces], rotation=90)
-    axes.set_yticks(range(len(target_pieces)), [_label(piece) for piece in target_pieces])
+    columns, rows = [_label(piece) for piece in source_pieces], [_label(piece) for piece in target_pieces]
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     for tick_label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
         tick_label.set_parse_math(False)  # a piece "$" is a dollar, not the start of a formula
         tick_label.set_fontfamily(_fonts())
+    if any(ord(letter) not in _drawable() for label in (*columns, *rows) for letter in label):
+        _tell_of_boxes()
     return figure
 
 
@@ -108,6 +119,23 @@ def _fonts() -> list[str]:
     """The default font and the installed fallbacks; matplotlib takes each letter from the first that has it."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    """Code points for which one of `_fonts` has a glyph."""
+    found = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in _fonts()]
+    return frozenset().union(*found)
+
+
+@cache
+def _tell_of_boxes() -> None:
+    """Once a process; without a Korean font a picture of Korean is one of boxes, and nothing else would say why."""
+    log.warning(
+        "no installed font has some letters of the alignment pictures, which show boxes for them; fonts that are "
+        "looked for: %s",
+        ", ".join(_FALLBACK_FONTS),
+    )
 
 
 class _quiet_about_glyphs(warnings.catch_warnings):  # noqa: N801

@@ -52,6 +52,9 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 FIRST = [f"data.{text}.{side}=a.{side}" for text in ("corpora.first.text", "dev") for side in ("source", "target")]
 NEEDED_BY = {
     "data/files": FILES,
+    "data/koen": ["data.folder=koen"],
+    "experiment/koen_ko_en": ["data.folder=koen"],
+    "experiment/koen_en_ko": ["data.folder=koen"],
     "data/mixture": FIRST,
     "model/decoder/plain": ["model=seq2seq"],
     "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
@@ -64,7 +67,7 @@ def test_no_yaml_escapes_these_tests() -> None:
     first = ["average", "benchmark", "compare", "evaluate", "export_checkpoint", "import_checkpoint", "inspect"]
     assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 63
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 66
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -203,6 +206,13 @@ def test_the_check_reports_all_errors_at_once() -> None:
 )
 def test_what_the_check_says(command: str, overrides: list[str], message: str) -> None:
     assert message in check_message(command, *overrides) + "\n"
+
+
+def test_bleu_tokenisation_follows_the_target_language() -> None:
+    there = resolve(composed("train", "experiment=koen_ko_en", "data.folder=x"))
+    back = resolve(composed("train", "data=koen", "data.source_language=en", "data.target_language=ko"))
+    chosen = resolve(composed("train", "experiment=koen_en_ko", "data.bleu_tokenize=char"))
+    assert [config["data"]["bleu_tokenize"] for config in (there, back, chosen)] == ["13a", "ko-mecab", "char"]
 
 
 def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

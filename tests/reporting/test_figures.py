@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gnmt.reporting import figures
 from gnmt.reporting.figures import alignment_figure, pixels, save
 
 
@@ -65,3 +66,20 @@ def test_save_makes_the_folder_and_the_format_of_the_name(tmp_path):
 def test_a_wrong_shape_is_our_own_bug():
     with pytest.raises(AssertionError, match=r"\(2, 1\)"):
         alignment_figure(["a", "b"], ["c"], torch.ones(2, 1))
+
+
+def test_letters_without_a_font_are_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(figures, "_drawable", lambda: frozenset(map(ord, "ab ")))
+    figures._tell_of_boxes.cache_clear()
+    alignment_figure(["▁a"], ["b"], torch.ones(1, 1))
+    assert not caplog.records
+    for _ in range(3):
+        alignment_figure(["▁a", "▁고양이"], ["b"], torch.ones(1, 2))
+    figures._tell_of_boxes.cache_clear()
+    [record] = caplog.records
+    assert "show boxes" in record.getMessage()
+    assert "NanumGothic" in record.getMessage()
+
+
+def test_the_default_font_has_latin_letters():
+    assert set(map(ord, "abcäß \N{REPLACEMENT CHARACTER}")) <= figures._drawable()

@@ -1,0 +1,114 @@
+"""The Korean-English corpus, on stand-in files, and what becomes of Hangul on its way through the subwords."""
+
+from __future__ import annotations
+
+import gzip
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnmt.data.koen import KoreanEnglish
+from gnmt.data.prepare import prepare
+from gnmt.data.tokenizer import TokenizerOptions, train_tokenizer
+from gnmt.types import InputError
+
+KOREAN = [f"{subject} {place} {verb}." for subject in ("고양이가", "개가", "새가") for place in ("집에서", "길에서")
+          for verb in ("잔다", "먹는다", "운다")]  # fmt: skip
+ENGLISH = [f"the {subject} {verb} {place}." for subject in ("cat", "dog", "bird") for place in ("at home", "outside")
+           for verb in ("sleeps", "eats", "cries")]  # fmt: skip
+SUBWORDS = TokenizerOptions(vocab_size=305)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "dev", "test_pydocs"):
+        for language, lines in (("ko", KOREAN), ("en", ENGLISH)):
+            text = "".join(f"{line}\n" for line in lines)
+            (tmp_path / f"{split}.{language}.gz").write_bytes(gzip.compress(text.encode()))
+    return tmp_path
+
+
+def test_both_directions(folder: Path, tmp_path: Path) -> None:
+    forward = KoreanEnglish(folder=str(folder), prepared=str(tmp_path / "forward"))
+    back = KoreanEnglish(
+        folder=str(folder), prepared=str(tmp_path / "back"), source_language="en", target_language="ko"
+    )
+    assert (forward.bleu_tokenize, back.bleu_tokenize) == ("13a", "ko-mecab")
+    pairs = list(zip(KOREAN, ENGLISH, strict=True))
+    for text in (forward.training_text(), forward.dev_text(), forward.test_texts()["test_pydocs"]):
+        assert list(text.iterate()) == pairs
+    assert list(back.training_text().iterate()) == [(english, korean) for korean, english in pairs]
+    assert prepare(forward, SUBWORDS).dev == pairs
+    assert prepare(back, SUBWORDS).dev[0] == (ENGLISH[0], KOREAN[0])
+    assert forward.settings() != back.settings()
+
+
+def test_the_test_set_may_be_absent_and_files_plain(folder: Path) -> None:
+    for language in ("ko", "en"):
+        (folder / f"test_pydocs.{language}.gz").unlink()
+        (folder / f"dev.{language}.gz").unlink()
+        (folder / f"dev.{language}").write_text("plain\n", encoding="utf-8")
+    corpus = KoreanEnglish(folder=str(folder))
+    assert corpus.test_texts() == {}
+    assert list(corpus.dev_text().iterate()) == [("plain", "plain")]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"folder": None}, r"data\.folder is not given: this corpus is not downloaded; .* with data\.folder=FOLDER"),
+        ({"target_language": "fr"}, r"data\.target_language must be one of ko, en, found fr"),
+        ({"source_language": "en"}, r"both en: .*data\.source_language=en data\.target_language=ko"),
+        ({"bleu_tokenizers": {"ko": "char"}}, r"data\.bleu_tokenizers has none for en"),
+    ],
+)
+def test_wrong_settings(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        KoreanEnglish(**{"folder": "somewhere", **keywords})
+
+
+def test_a_folder_that_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds none of train\.ko\.gz, train\.ko$"):
+        KoreanEnglish(folder=str(tmp_path)).training_text()
+    with pytest.raises(InputError, match=r"data\.folder=.*nowhere: no such folder$"):
+        KoreanEnglish(folder=str(tmp_path / "nowhere")).dev_text()
+
+
+def test_decomposed_hangul_is_read_as_composed() -> None:
+    tokenizer = train_tokenizer(KOREAN, SUBWORDS)
+    for line in KOREAN:
+        decomposed = unicodedata.normalize("NFD", line)
+        assert decomposed != line
+        assert tokenizer.encode(decomposed) == tokenizer.encode(line)
+        assert tokenizer.decode(tokenizer.encode(decomposed)) == line
+
+
+def test_without_normalisation_decomposed_hangul_stays() -> None:
+    tokenizer = train_tokenizer(KOREAN, TokenizerOptions(vocab_size=305, normalisation="identity"))
+    decomposed = unicodedata.normalize("NFD", KOREAN[0])
+    assert tokenizer.encode(decomposed) != tokenizer.encode(KOREAN[0])
+    assert tokenizer.decode(tokenizer.encode(decomposed)) == decomposed
+
+
+def test_spans_of_decomposed_hangul_cover_the_text_as_given() -> None:
+    """Word alignments count the words of the line that was read, three letters to a decomposed syllable."""
+    tokenizer = train_tokenizer(KOREAN, SUBWORDS)
+    decomposed = unicodedata.normalize("NFD", KOREAN[0])
+    text, _, spans = tokenizer.encode_with_spans(decomposed)
+    assert text == decomposed
+    assert spans[0][0] == 0
+    assert spans[-1][1] == len(decomposed)
+
+
+def test_rare_syllables_become_bytes_and_come_back() -> None:
+    tokenizer = train_tokenizer(KOREAN, SUBWORDS)
+    assert tokenizer.decode(tokenizer.encode("뷁 힣")) == "뷁 힣"
+    assert "<0xED>" in tokenizer.pieces(tokenizer.encode("힣"))
+
+
+def test_single_letters_of_hangul_change_under_nfkc() -> None:
+    """Unicode's NFKC maps the letters of ㅋㅋ to others (U+314B to U+110F), as SentencePiece's nmt_nfkc does."""
+    tokenizer = train_tokenizer(KOREAN, SUBWORDS)
+    assert tokenizer.decode(tokenizer.encode("\u314b\u314b")) == "\u110f\u110f"
