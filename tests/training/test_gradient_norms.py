@@ -62,7 +62,9 @@ def test_the_layers_of_every_kind_of_model_in_the_order_of_the_data(name):
     model = model_of(name)
     layers = layers_of(model)
     assert list(layers) == LAYERS[name]
-    assert sorted(map(id, sum(layers.values(), []))) == sorted(map(id, model.parameters())), "each parameter once"
+    assert sorted(id(weight) for weights in layers.values() for weight in weights) == sorted(
+        map(id, model.parameters())
+    ), "each parameter once"
 
 
 def test_ten_layers_are_counted_as_numbers():
@@ -127,8 +129,8 @@ def test_recording_changes_nothing_of_training_and_costs_nothing_when_off(make_t
     assert not off.gradient_norms._pending
 
 
-@pytest.mark.parametrize("killed_after", [3, 5])
-def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, killed_after):
+@pytest.mark.parametrize(("killed_after", "written"), [(3, [1, 2, 3]), (5, [1, 2, 3, 4])])
+def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, killed_after, written):
     """The log is written at 2 and 4, checkpoints at 3 and 6: what lies between is neither lost nor doubled."""
     command = (f"{EVERY}=1", "trainer.log_every_steps=2", "trainer.save_every_steps=3", "trainer.max_steps=7")
     run(tmp_path / "whole", *command)
@@ -142,9 +144,7 @@ def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, kil
     monkeypatch.setattr(Trainer, "update", crash_in_the_next)
     with pytest.raises(RuntimeError, match="the power went"):
         run(tmp_path / "split", *command)
-    assert [record["update"] for record in records(tmp_path / "split")] == list(
-        range(1, killed_after // 2 * 2 + 1)
-    ) or (killed_after == 3)
+    assert [record["update"] for record in records(tmp_path / "split")] == written
     monkeypatch.undo()
     run(tmp_path / "split", *command)
     assert records(tmp_path / "split") == records(tmp_path / "whole")
