@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.files import write_atomically
+from gnmt.reporting.gradient_norms import FILE_NAME, place_of_layer
 from gnmt.reporting.tensorboard import Reporter
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "gradient_norms.jsonl"
-"""In the run's folder; a line {"update": 10, "norms": {"encoder.1": 0.3, …}} for each record, null for inf and nan."""
 TAG = "train/gradient_norm_by_layer"
 
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
-_ORDER = ("embeddings", "encoder", "attention", "decoder", "output")
 
 
 def layer_of(name: str) -> str:
@@ -53,13 +51,7 @@ def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layers.setdefault(layer_of(name), []).append(parameter)
-    return {name: layers[name] for name in sorted(layers, key=_place)}
-
-
-def _place(layer: str) -> tuple[int, float, str]:
-    part, _, number = layer.partition(".")
-    place = _ORDER.index(part) if part in _ORDER else len(_ORDER)
-    return place, float(number) if number.isdigit() else math.inf, layer
+    return {name: layers[name] for name in sorted(layers, key=place_of_layer)}
 
 
 class GradientNorms:

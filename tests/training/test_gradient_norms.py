@@ -13,8 +13,9 @@ from run_outcome import scalars
 
 from gnmt.config import build
 from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.reporting.gradient_norms import FILE_NAME, read_gradient_norms
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.training.gradient_norms import FILE_NAME, TAG, GradientNorms, layers_of
+from gnmt.training.gradient_norms import TAG, GradientNorms, layers_of
 from gnmt.training.progress import Interval
 from gnmt.training.trainer import Trainer
 
@@ -54,7 +55,10 @@ def model_of(name, *overrides):
 
 
 def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / FILE_NAME).read_text(encoding="utf-8").splitlines()]
+    problems: list[str] = []
+    found = read_gradient_norms(folder, problems)
+    assert not problems
+    return [{"update": update, "norms": norms} for update, norms in found]
 
 
 @pytest.mark.parametrize("name", LAYERS)
