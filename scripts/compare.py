@@ -3,6 +3,7 @@
   python scripts/compare.py runs=runs
   python scripts/compare.py 'runs=[runs/a,runs/b]' format=tsv
   python scripts/compare.py runs=runs by_length=true figure=runs/by_length.png
+  python scripts/compare.py runs=runs plots=plots                          pictures beside the table
 
 Runs that differ in their seed alone share a row. Figures come from each run's TensorBoard events and best.pt, and from
 what evaluate.py wrote into the run's translations/ folder. Damaged and unfinished runs are named below the table.
@@ -11,17 +12,24 @@ Main keys:
   runs        folders of runs, or folders that hold them at any depth
   by_length   instead, BLEU for each range of source lengths, of what evaluate.py wrote
   figure      with by_length, a picture of it to write: .png, .svg or .pdf
+  plots       folder for BLEU over length, dev loss and BLEU over updates, gradient norm by layer, as PNG
   format      markdown or tsv
 """
 
 import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
+import logging
+from pathlib import Path
+
+from gnmt.comparison.plots import draw_by_length, draw_plots
 from gnmt.comparison.records import find_runs, read_run
-from gnmt.comparison.table import compare, compare_by_length, draw_by_length
+from gnmt.comparison.table import compare, compare_by_length
 from gnmt.config import CompareConfig, entry
 from gnmt.reporting.figures import save
 from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
 
 
 @entry("compare")
@@ -33,6 +41,9 @@ def main(cfg: CompareConfig) -> None:
     table = compare_by_length(records) if cfg.by_length else compare(records)
     if cfg.figure is not None:
         save(draw_by_length(records), cfg.figure)
+    if cfg.plots is not None:
+        for path in draw_plots(records, Path(cfg.plots), cfg.gradient_updates):
+            log.info("%s", path)
     print(table.as_tsv() if cfg.format == "tsv" else table.as_markdown())
 
 

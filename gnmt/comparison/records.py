@@ -12,7 +12,9 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
 
 from gnmt.checkpoint import read_checkpoint
+from gnmt.comparison.gradients import largest_loss_rise
 from gnmt.inspection import count_parameters
+from gnmt.reporting.gradient_norms import GradientRecord, read_gradient_norms
 from gnmt.types import InputError
 
 _EVERYTHING = {SCALARS: 0, TENSORS: 0}
@@ -35,7 +37,8 @@ class RunRecord:
     evaluation. tokens_per_second: source and target tokens without padding, over all updates. seconds: of training,
     evaluations and saves not counted. evaluations: by `<test set>.<checkpoint>` as evaluate.py names its files.
     signatures: sacreBLEU's, of the dev figures by metric. problems: what is wrong with the folder, in words; empty for
-    a finished run.
+    a finished run. scalars: TensorBoard's points, (step, value) by tag. gradient_norms: by layer, as training recorded
+    them.
     """
 
     folder: Path
@@ -48,6 +51,25 @@ class RunRecord:
     evaluations: dict[str, Evaluated] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    gradient_norms: list[GradientRecord] = field(default_factory=list)
+
+    @property
+    def largest_gradient_norm(self) -> float | None:
+        """That of the update whose gradient was largest, before clipping."""
+        return max((norm for _, norm in self.scalars.get("train/gradient_norm_max", [])), default=None)
+
+    @property
+    def largest_loss_rise(self) -> float | None:
+        """The worst spike of the training loss, in nats per token; see gnmt.comparison.gradients."""
+        means, largest = (self.scalars.get(tag, []) for tag in ("train/loss", "train/loss_max"))
+        return largest_loss_rise(means, largest)
+
+    @property
+    def skipped_updates(self) -> float | None:
+        """Updates whose loss or gradient was not finite."""
+        skipped = self.scalars.get("train/skipped_updates")
+        return None if skipped is None else sum(number for _, number in skipped)
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
@@ -89,6 +111,7 @@ def read_run(folder: Path) -> RunRecord:
     elif max((step for step, _ in curves.scalars.get("best/bleu", [])), default=0) < updates:
         # What a run reports at its end, with the step of its last update.
         problems.append(f"not finished: stopped or still going after update {updates}")
+    gradient_norms = read_gradient_norms(folder, problems)
     rates = dict(curves.scalars.get("train/tokens_per_second", []))
     seconds = dict(curves.scalars.get("train/seconds", []))
     rate = sum(rates.values()) / len(rates) if rates else None
@@ -105,6 +128,8 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=read_evaluations(folder / "translations", problems),
         signatures=curves.signatures,
         problems=tuple(problems),
+        scalars=curves.scalars,
+        gradient_norms=gradient_norms,
     )
 
 

@@ -7,11 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from gnmt.comparison.records import RunRecord
 from gnmt.config import compared_settings, shown
-from gnmt.reporting.figures import lines_figure
 from gnmt.types import InputError
 
 NOTHING = "–"
@@ -144,19 +141,6 @@ def compare_by_length(runs: Sequence[RunRecord]) -> Table:
     return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
 
 
-def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
-    """The same as a picture: a line for each group and evaluation, with the standard deviation over seeds."""
-    groups = group_runs(runs)
-    differing, _ = differing_settings(groups)
-    ranges, curves = length_curves(groups)
-    lines = {}
-    for curve in curves:
-        settings = [f"{key}={shown(curve.group.settings.get(key, NOTHING), quote=False)}" for key in differing]
-        label = ", ".join([*(settings or [curve.group.runs[0].folder.name]), curve.evaluation])
-        lines[label] = [[value for value in values if value is not None] for values in curve.bleu]
-    return lines_figure(list(ranges), lines, "words of the source", "BLEU")
-
-
 def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
     """Name, figure of a run, and digits behind the point."""
     columns: list[tuple[str, FigureOf, int]] = [
@@ -175,6 +159,16 @@ def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
         *columns,
         ("tokens/s", lambda run: run.tokens_per_second, 0),
         ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
+        *(column for column in spike_columns() if any(column[1](run) is not None for run in runs)),
+    ]
+
+
+def spike_columns() -> list[tuple[str, FigureOf, int]]:
+    """What runs from before these were logged lack."""
+    return [
+        ("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
+        ("largest loss rise", lambda run: run.largest_loss_rise, 2),
+        ("skipped updates", lambda run: run.skipped_updates, 0),
     ]
 
 

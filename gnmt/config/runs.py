@@ -39,6 +39,7 @@ MAY_CHANGE = frozenset(
         "trainer.max_epochs",
         "trainer.microbatch_tokens",
         "trainer.log_every_steps",
+        "trainer.gradient_norms_every_steps",
         "trainer.evaluate_every_steps",
         "trainer.save_every_steps",
         "trainer.keep_checkpoints",

@@ -185,6 +185,8 @@ class CompareConfig:
     runs: Any = field(default=MISSING, metadata=PATHS)
     by_length: bool = MISSING
     figure: str | None = MISSING
+    plots: str | None = MISSING
+    gradient_updates: int = field(default=MISSING, metadata=AT_LEAST_ONE)
     format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
     trusted_packages: list[str] = MISSING
 

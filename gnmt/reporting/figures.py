@@ -42,6 +42,7 @@ _FALLBACK_FONTS = (
 )
 _INCHES_PER_TOKEN = 0.3
 _MAX_INCHES = 24.0
+_MARKERS = "osv^D<>PX*"
 
 
 def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str], attention_TS: Tensor) -> Figure:
@@ -72,23 +73,47 @@ def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str],
 
 
 def lines_figure(
-    places: Sequence[str], lines: Mapping[str, Sequence[Sequence[float]]], x_label: str, y_label: str
+    places: Sequence[str] | Sequence[float],
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
 ) -> Figure:
     """A line for each name, through the means of its values at each place, with their sample standard deviations.
 
-    lines: for each place the values, such as those of several seeds; a line has a gap where there is none.
+    places: texts stand at equal distances, numbers where they belong. lines: for each place the values, such as those
+    of several seeds; a line has a gap where there is none. The names stand in a legend beside the axes.
     """
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, values in lines.items():
+    named = any(isinstance(place, str) for place in places)
+    x = range(len(places)) if named else [float(place) for place in places]
+    for place, (name, values) in enumerate(lines.items()):
         means = np.array([np.mean(found) if len(found) else np.nan for found in values])
         deviations = np.array([np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values])
-        axes.errorbar(range(len(places)), means, yerr=deviations, marker="o", capsize=3, label=name)
-    axes.set_xticks(range(len(places)), list(places))
+        axes.errorbar(
+            x,
+            means,
+            yerr=deviations,
+            marker=_MARKERS[place % len(_MARKERS)],
+            markersize=4,
+            capsize=3,
+            linewidth=1.2,
+            label=name,
+        )
+    if named:
+        long = sum(len(str(place)) for place in places) > 70
+        axes.set_xticks(
+            x, [str(place) for place in places], rotation=45 if long else 0, ha="right" if long else "center"
+        )
+    if log_y:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.legend(fontsize="small")
+    if lines:
+        figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     return figure
 
 

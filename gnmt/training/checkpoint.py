@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gnmt.checkpoint import read_checkpoint, write_checkpoint
 from gnmt.types import InputError
@@ -79,3 +82,18 @@ class RunCheckpoints:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(path.relative_to(self.last.parent))
         temporary.replace(self.last)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of torch's global generators, as a checkpoint holds it."""
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Takes up what `random_state` gave; that of CUDA where there are as many devices as then."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +22,21 @@ class Optimisation:
     update, would leave its momentum uninitialised.)
 
     stages: see `stages_of`. clip_norm: the largest global norm of the gradient; None for no clipping.
+    before_clipping: called in every update when the gradient is whole and has its true scale.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], stages: Sequence[Stage], clip_norm: float | None, precision: Precision
+        self,
+        parameters: Sequence[nn.Parameter],
+        stages: Sequence[Stage],
+        clip_norm: float | None,
+        precision: Precision,
+        before_clipping: Callable[[], None] = lambda: None,
     ) -> None:
         self.parameters = parameters
         self.stages = stages
         self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.before_clipping = before_clipping
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.name == "fp16")
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=precision.device)
         """Updates skipped since the last one that was not; on the device."""
@@ -55,6 +62,7 @@ class Optimisation:
         Returns the gradient's norm before clipping, and whether the update was made: scalars on the device.
         """
         self.scaler.unscale_(self.optimizer)
+        self.before_clipping()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss_sum)
         self._step_where(finite)

@@ -25,6 +25,8 @@ class TrainerOptions:
     subword_sampling: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out, and with a
     unigram tokenizer the exponent on the probability of a cut, less being more random.
     ema_decay: of the moving average of the weights, which then is what is evaluated and kept as best; None for none.
+    gradient_norms_every_steps: updates between records of the gradient's norm in each layer, see
+    gnmt.training.gradient_norms; None for none.
     prefetch_batches: made ahead by a thread; 0 for none.
     patience_evaluations: stop after so many evaluations without a better dev BLEU; None for never.
     """
@@ -40,6 +42,7 @@ class TrainerOptions:
     ema_decay: Annotated[float, Range(0, 1, open_high=True)] | None = None
     prefetch_batches: Annotated[int, Range(0)] = 2
     log_every_steps: Steps = 100
+    gradient_norms_every_steps: Steps | None = None
     evaluate_every_steps: Steps = 1000
     save_every_steps: Steps = 1000
     keep_checkpoints: Annotated[int, Range(1)] = 3

@@ -45,7 +45,8 @@ class Sums(NamedTuple):
 
     loss, gradient_norm, target_tokens: summed over the updates that were made. updates: how many these are.
     longest_skip: the most updates in a row that were skipped, those before the interval counted. last_skipped: the
-    place in the interval of the last one that was, or -1.
+    place in the interval of the last one that was, or -1. largest_loss, largest_gradient_norm: of one update that was
+    made, the loss per target token.
     """
 
     loss: float
@@ -54,19 +55,23 @@ class Sums(NamedTuple):
     updates: float
     longest_skip: float
     last_skipped: float
+    largest_loss: float
+    largest_gradient_norm: float
 
 
 @dataclass
 class Interval:
     """Sums since the last log line; those that depend on the device stay on it, so that a step never waits for it.
 
-    sums_4: loss, gradient norm, target tokens and number of the updates that were made. positions: where in the data
-    each update's batch begins. seconds_waited: for data. A checkpoint between two log lines holds them too.
+    sums_4: loss, gradient norm, target tokens and number of the updates that were made. largest_2: of these the largest
+    loss per target token and the largest gradient norm, in which spikes show that means hide. positions: where in the
+    data each update's batch begins. seconds_waited: for data. A checkpoint between two log lines holds them too.
     """
 
     sums_4: Tensor
     longest_skip_1: Tensor
     last_skipped_1: Tensor
+    largest_2: Tensor
     positions: list[Position] = field(default_factory=list)
     real_tokens: int = 0
     padded_tokens: int = 0
@@ -77,8 +82,8 @@ class Interval:
     @classmethod
     def begin(cls, device: torch.device) -> Interval:
         """An empty interval, whose clock starts at the end of its first pause."""
-        zeros_4, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 1))
-        return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1)
+        zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
+        return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
 
     def count(self, share: Share) -> None:
         """Takes in the tokens of a global batch; all of it is taken to be padded as this process's share is."""
@@ -93,12 +98,14 @@ class Interval:
         made_or_0 = made.double()
         one_4 = torch.stack([loss.double(), norm.double(), made_or_0 * target_tokens, made_or_0])
         self.sums_4 += torch.where(made, one_4, 0.0)
+        one_2 = torch.stack([one_4[0] / target_tokens, one_4[1]])
+        self.largest_2 = torch.where(made, torch.maximum(self.largest_2, one_2), self.largest_2)
         self.longest_skip_1 = torch.maximum(self.longest_skip_1, skipped_in_a_row.double())
         self.last_skipped_1 = torch.where(made, self.last_skipped_1, len(self.positions) - 1.0)
 
     def sums(self) -> Sums:
         """What the device has counted. The one place where the host waits for it."""
-        return Sums(*torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1]).tolist())
+        return Sums(*torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1, self.largest_2]).tolist())
 
     def scalars(self, sums: Sums, seconds: float) -> dict[str, float]:
         """The figures by their TensorBoard tags; without a mean where no update was made."""
@@ -112,6 +119,8 @@ class Interval:
         if sums.updates:
             scalars["train/loss"] = sums.loss / sums.target_tokens
             scalars["train/gradient_norm"] = sums.gradient_norm / sums.updates
+            scalars["train/loss_max"] = sums.largest_loss
+            scalars["train/gradient_norm_max"] = sums.largest_gradient_norm
         return scalars
 
     def seconds(self) -> float:
@@ -140,8 +149,9 @@ class Interval:
 
     @classmethod
     def of(cls, state: Mapping[str, Any], device: torch.device) -> Interval:
-        """That of a checkpoint; its clock goes on at the end of the next pause."""
+        """That of a checkpoint; its clock goes on at the end of the next pause. What an older one lacks begins anew."""
         values: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
         }
+        values = {"largest_2": cls.begin(device).largest_2} | values
         return cls(**values | {"positions": [Position(*position) for position in state["positions"]]})

@@ -17,8 +17,9 @@ from gnmt.reporting.tensorboard import Reporter
 from gnmt.runtime import Precision
 from gnmt.training.averaging import WeightAverage
 from gnmt.training.background import BackgroundWriter, snapshot
-from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.training.checkpoint import RunCheckpoints, random_state, restore_random_state
 from gnmt.training.evaluation import DevResult, report_evaluation
+from gnmt.training.gradient_norms import GradientNorms
 from gnmt.training.interruption import Abandoned, Interruption, stop
 from gnmt.training.nonfinite import describe_batch
 from gnmt.training.objective import Objective
@@ -68,7 +69,10 @@ class Trainer:
         self.group = group or Group.alone(self.device)
         self.replica = self.group.replicate(objective)
         """What updates call in place of the objective."""
-        self.optimisation = Optimisation(list(objective.parameters()), stages, options.clip_norm, precision)
+        every_steps = options.gradient_norms_every_steps if self.group.is_first else None  # all have the same gradients
+        self.gradient_norms = GradientNorms(objective.model, every_steps, checkpoints.folder.parent, reporter)
+        parameters = list(objective.parameters())
+        self.optimisation = Optimisation(parameters, stages, options.clip_norm, precision, self.gradient_norms.take)
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
         self.interruption = Interruption()
@@ -80,6 +84,8 @@ class Trainer:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
         options, progress = self.options, self.progress
         silent = None if self.group.is_first else True  # None: where stderr is no terminal
+        if self.group.is_first:
+            self.gradient_norms.begin(progress.step)
         with (
             self.interruption,
             self.writer,
@@ -174,6 +180,7 @@ class Trainer:
         if not self.group.is_first:
             return
         sums, seconds, step = interval.sums(), interval.seconds(), self.progress.step
+        self.gradient_norms.write()
         num_updates = len(interval.positions)
         scalars = interval.scalars(sums, seconds)
         scalars["train/learning_rate"] = self.optimisation.optimizer.param_groups[0]["lr"]
@@ -258,6 +265,7 @@ class Trainer:
         if not self.group.is_first:
             return
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
+        self.gradient_norms.write()  # with this checkpoint nothing up to its update comes anew
         step = self.progress.step
         if not torch.stack([torch.isfinite(weight).all() for weight in self.objective.parameters()]).all():
             raise self.divergence("some weights are not finite")
@@ -268,10 +276,7 @@ class Trainer:
             **self.progress.state_dict(),
             "interval": self.interval.state_dict(),
             "position": tuple(self.stream.position),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            },
+            "rng": random_state(self.device),
         }
 
         def written() -> None:
@@ -301,6 +306,4 @@ class Trainer:
         if "interval" in contents:  # a checkpoint from before it was saved begins a new one
             self.interval = Interval.of(contents["interval"], self.device)
         self.last_saved_step = self.progress.step
-        torch.set_rng_state(contents["rng"]["cpu"])
-        if self.device.type == "cuda" and len(contents["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(contents["rng"]["cuda"])
+        restore_random_state(contents["rng"], self.device)

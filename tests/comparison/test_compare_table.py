@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gnmt.comparison.plots import draw_by_length
 from gnmt.comparison.records import Evaluated, RunRecord
-from gnmt.comparison.table import compare, compare_by_length, draw_by_length, group_runs, spread
+from gnmt.comparison.table import compare, compare_by_length, group_runs, spread
 from gnmt.types import InputError
 
 
@@ -98,7 +99,7 @@ def test_bleu_by_length():
     assert table.rows == [["a", "1, 2", "0.1", "test.best", "40.0 ± 0.0", "10.0 (1 of 2)"]]
     assert "sentences in each range, at most: 7, 2" in table.notes[-1]
     [axes] = draw_by_length([*runs, run("c", dropout=0.5)]).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model.decoder.dropout=0.1, test.best"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["a"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1-5", "51+"]
     assert axes.containers[0].lines[0].get_ydata().tolist() == [40.0, 10.0]
     with pytest.raises(InputError, match="none of the runs holds BLEU by length"):

@@ -67,7 +67,7 @@ def test_no_yaml_escapes_these_tests() -> None:
     first = ["average", "benchmark", "compare", "evaluate", "export_checkpoint", "import_checkpoint", "inspect"]
     assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 66
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 81
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -79,6 +79,12 @@ def test_every_command_composes_and_passes_the_check(command: str) -> None:
     check_config(composed(command, *needed.get(command, ["checkpoint=x.pt"])))
 
 
+def group_and_name(choice: str) -> tuple[str, str]:
+    """A folder below another is a group of its own, but not below experiment, where it is part of the name."""
+    group, _, name = choice.partition("/") if choice.startswith("experiment/") else choice.rpartition("/")
+    return group, name
+
+
 def command_of(choice: str) -> tuple[str, list[str]]:
     """A command that has the choice's group, and what it needs besides."""
     if choice.startswith("task/"):
@@ -88,14 +94,14 @@ def command_of(choice: str) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "hydra/quiet"])
 def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> None:
-    group, _, name = choice.rpartition("/")
+    group, name = group_and_name(choice)
     command, needed = command_of(choice)
     check_config(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(("experiment", "hydra"))])
 def test_every_constructor_keyword_stands_in_the_yaml(choice: str) -> None:
-    group, _, name = choice.rpartition("/")
+    group, name = group_and_name(choice)
     command, needed = command_of(choice)
     for node in nodes(resolve(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))):
         component = find_class(node["_target_"])

@@ -13,7 +13,7 @@ from gnmt.decoding.engine.recurrence import FedLSTM
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.interfaces import Decoder
 from gnmt.model.recurrence import LSTM, Recurrence
-from gnmt.model.stack import first_states, pack, unpack
+from gnmt.model.stack import first_states, is_residual, pack, unpack
 from gnmt.types import Encoded, Memory, State
 
 
@@ -79,7 +79,7 @@ class SharedContextDecoder(Decoder):
             inputs_NH = outputs_NH
             new_states.append(cast(FedLSTM, layer).step_fed(inputs_NH, from_context_NG[number - 2], layer_state))
             outputs_NH = new_states[-1][0]
-            if self.fast.is_residual(number):
+            if is_residual(number, self.fast.residual_from):
                 outputs_NH = outputs_NH + inputs_NH
         hidden_BKH = self.fast.hidden(outputs_NH, context_BKH.flatten(0, 1)).view(batch, beam, -1)
         return hidden_BKH, weights_BKS, pack(new_states, batch)

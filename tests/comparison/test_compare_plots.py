@@ -1,0 +1,135 @@
+"""The pictures of compare.py, and what it reads of gradients and spikes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from gnmt.comparison.gradients import largest_loss_rise, mean_by_layer
+from gnmt.comparison.plots import draw_gradient_norms, draw_over_updates, draw_plots, labels_of
+from gnmt.comparison.records import Evaluated, RunRecord, read_run
+from gnmt.comparison.table import compare, group_runs
+from gnmt.reporting.gradient_norms import FILE_NAME, place_of_layer, read_gradient_norms
+from gnmt.types import InputError
+
+
+def run(name, seed=1, layers=("encoder.1", "decoder.1"), scale=1.0, **figures):
+    settings = {"seed": seed, "model": {"what": name.partition("__seed")[0]}}
+    scalars = {
+        "dev/loss": [(100, 3.0 * scale), (200, 2.0 * scale)],
+        "dev/bleu": [(100, 10.0), (200, 20.0)],
+        "train/loss": [(50, 4.0), (100, 3.0)],
+        "train/loss_max": [(50, 6.0), (100, 4.5 * scale)],
+        "train/gradient_norm_max": [(50, 7.0), (100, 9.0 * scale)],
+        "train/skipped_updates": [(50, 0.0), (100, 1.0)],
+    }
+    norms = [(update, dict.fromkeys(layers, scale * update)) for update in (1, 3, 300)]
+    return RunRecord(Path("runs") / name, settings, scalars=scalars, gradient_norms=norms, **figures)
+
+
+def points(figure: Figure) -> dict[str, list[tuple[float, float]]]:
+    [axes] = figure.axes
+    lines = {bars.get_label(): bars.lines[0] for bars in axes.containers}
+    return {
+        name: [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+        for name, line in lines.items()
+    }
+
+
+def test_a_scalar_over_updates_is_the_mean_over_seeds():
+    runs = [run("a__seed-1"), run("a__seed-2", seed=2, scale=2.0), run("b__seed-1")]
+    figure = draw_over_updates(runs, "dev/loss", "dev loss")
+    assert points(figure) == {"a": [(100, 4.5), (200, 3.0)], "b": [(100, 3.0), (200, 2.0)]}
+    [axes] = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("updates", "dev loss")
+
+
+def test_gradient_norms_are_means_of_the_first_updates_over_layers():
+    runs = [run("a"), run("b", layers=("encoder.1", "encoder.2", "decoder.1"), scale=4.0), RunRecord(Path("c"), {})]
+    figure = draw_gradient_norms(runs, 200)
+    [axes] = figure.axes
+    assert axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["encoder.1", "encoder.2", "decoder.1"]
+    found = points(figure)
+    assert list(found) == ["a", "b"], "a run without records has no line"
+    assert found["b"] == [(0, 8), (1, 8), (2, 8)]
+    assert found["a"][0] == (0, 2)
+    assert found["a"][2] == (2, 2)
+
+
+def test_layers_of_models_of_different_kinds_stand_in_the_order_of_the_data():
+    layers = ["embeddings", "encoder.2", "encoder.10", "encoder.other", "attention", "decoder.1", "output", "mine"]
+    assert sorted(set(layers), key=place_of_layer) == layers
+
+
+def test_labels_say_what_sets_the_folders_apart():
+    names = ["depth_1__model.encoder.residual_from-2__seed-1", "depth_1__model.encoder.residual_from-null__seed-1"]
+    groups = group_runs([run(name) for name in names])
+    assert labels_of(groups) == ["residual_from-2", "residual_from-null"]
+    assert labels_of(groups[:1]) == ["depth_1, residual_from-2"]
+    alike = group_runs([RunRecord(Path(place) / "a", {"place": place}) for place in ("x", "y")])
+    assert labels_of(alike) == ["1: a", "2: a"]
+
+
+def test_all_plots_are_written(tmp_path):
+    by_length = [{"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}]
+    evaluations = {"test.best": Evaluated({"bleu": 30.0, "chrf": 60.0}, {}, by_length)}
+    paths = draw_plots([run("a", evaluations=evaluations), run("b")], tmp_path / "plots", 200)
+    names = ["bleu_by_length.png", "dev_loss.png", "dev_bleu.png", "gradient_norm_by_layer.png"]
+    assert [path.name for path in paths] == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    with pytest.raises(InputError, match="none of the runs holds anything to draw"):
+        draw_plots([RunRecord(Path("c"), {})], tmp_path, 200)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        draw_plots([run("a")], tmp_path / "file", 200)
+
+
+def test_spikes_have_columns_where_they_were_logged():
+    table = compare([run("a"), run("b", scale=3.0)])
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert [row["largest gradient norm"] for row in rows] == ["9.00", "27.00"]
+    assert [row["largest loss rise"] for row in rows] == ["0.50", "9.50"], "above the mean of 4 before it"
+    assert [row["skipped updates"] for row in rows] == ["1", "1"]
+    assert "largest gradient norm" not in compare([RunRecord(Path("c"), {})]).header
+
+
+@pytest.mark.parametrize(
+    ("means", "largest", "rise"),
+    [
+        ([], [], None),
+        ([(1, 5.0)], [(1, 9.0)], None),
+        ([(1, 5.0), (2, 4.0)], [(1, 9.0), (2, 4.5)], 0.0),
+        ([(1, 5.0), (2, 2.0), (3, 2.5), (4, 2.0)], [(2, 3.0), (3, 6.0), (4, 2.1)], 4.0),
+        ([(1, 5.0), (2, 4.0)], [], None),
+    ],
+)
+def test_the_largest_rise_is_above_the_lowest_mean_before_it(means, largest, rise):
+    assert largest_loss_rise(means, largest) == rise
+
+
+def test_what_is_not_finite_is_no_part_of_a_mean():
+    records = [(1, {"a": 1.0, "b": None}), (2, {"a": 3.0, "b": None}), (3, {"a": 100.0, "b": 5.0})]
+    assert mean_by_layer(records, 2) == {"a": 2.0}
+
+
+def test_a_damaged_file_of_gradient_norms_is_named(tmp_path):
+    lines = [json.dumps({"update": 1, "norms": {"a": 1.0}}), "{"]
+    (tmp_path / FILE_NAME).write_text("\n".join(lines))
+    problems: list[str] = []
+    assert read_gradient_norms(tmp_path, problems) == [(1, {"a": 1.0})]
+    assert f"{FILE_NAME}:2 is no record of gradient norms" in problems[0]
+
+
+def test_the_command_draws_and_tells_of_gradients(tiny, tmp_path, run_command):
+    home = tiny.copied_to(tmp_path)
+    done = run_command("compare", f"runs={home.folder}", "plots=plots", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["dev_bleu.png", "dev_loss.png"]
+    assert "largest gradient norm" in done.out.splitlines()[0]
+    record = read_run(home.folder)
+    mean = max(norm for _, norm in record.scalars["train/gradient_norm"])
+    assert record.largest_gradient_norm >= mean > 0

@@ -1,0 +1,67 @@
+"""The systems that docs/comparison.md compares differ in what is compared, and in nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from gnmt.config import build, resolve
+from gnmt.config.diagnosis import CONFIG_FOLDER
+
+SYSTEMS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment/claims").glob("*.yaml"))
+PIECES = 4000
+LARGEST_DIFFERENCE = 0.03
+
+
+@cache
+def config_of(system: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return resolve(compose("train", [f"experiment=claims/{system}", *overrides]))
+
+
+def num_parameters(config: dict[str, Any]) -> int:
+    with torch.device("meta"):
+        model = build(config["model"], source_vocabulary_size=PIECES, target_vocabulary_size=PIECES)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_all_have_as_many_parameters_within_three_percent():
+    assert len(SYSTEMS) == 15
+    counts = {system: num_parameters(config_of(system)) for system in SYSTEMS}
+    assert max(counts.values()) <= (1 + LARGEST_DIFFERENCE) * min(counts.values()), counts
+    assert config_of("gnmt")["tokenizer"]["vocab_size"] == PIECES
+
+
+@pytest.mark.parametrize("data", ["demo", "multi30k"])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_all_train_alike(system, data):
+    """Equal updates on equal data; clipping has another optimiser, which is what it is about."""
+    config, common = config_of(system, f"data={data}"), config_of("recipe", f"data={data}")
+    apart = {"model", "name", *(("optimizer",) if system == "clipping" else ())}
+    assert {key: config[key] for key in config.keys() - apart} == {key: common[key] for key in common.keys() - apart}
+    assert config["data"]["name"] == data
+    assert config["model"]["encoder"]["dropout"] == config["model"]["decoder"]["dropout"] == 0.1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_same_depth_with_and_without_skip_connections(depth):
+    with_them, without = (config_of(f"depth_{depth}", f"model.encoder.residual_from={at}") for at in ("2", "null"))
+    for part in ("encoder", "decoder"):
+        assert with_them["model"][part]["num_layers"] == without["model"][part]["num_layers"] == depth
+        assert with_them["model"][part]["residual_from"] == 2
+        assert without["model"][part]["residual_from"] is None
+    assert num_parameters(with_them) == num_parameters(without)
+
+
+def test_attention_is_the_one_difference_between_two_systems():
+    with_it, without = config_of("attention")["model"], config_of("no_attention")["model"]
+    widths = {"input_size", "hidden_size"}
+    assert {key: with_it["encoder"][key] for key in with_it["encoder"].keys() - widths} == {
+        key: without["encoder"][key] for key in without["encoder"].keys() - widths
+    }
+    assert (with_it["decoder"]["bridge"], with_it["decoder"]["input_feeding"]) == ("final", False)
+    assert "attention" not in without["decoder"]
