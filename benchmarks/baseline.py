@@ -123,7 +123,7 @@ class Baseline:
             outputs_1NH, state = layer(torch.cat((inputs_1NH, context_1NH), dim=-1), states[number - 1])
             new_states.append(state)
             inputs_1NH = outputs_1NH + inputs_1NH if is_residual(number, self.decoder.residual_from) else outputs_1NH
-        return self.model.output_layer(inputs_1NH[0]), weights_NS, new_states
+        return self.model.output_layer(self.decoder.hidden(inputs_1NH[0], context_1NH[0])), weights_NS, new_states
 
     @staticmethod
     def _finish(

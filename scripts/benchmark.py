@@ -17,7 +17,7 @@ The table goes to stdout, all figures as JSON to output=.
 
 Main keys:
   task                      decoding, training
-  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 6,000), tiny
+  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 10,000), tiny
                             training: gnmt, middle (4+4 of 512, 8,000), small (2+2 of 256, 10,000), tiny
   precisions, lengths       lists; every combination is measured, and for decoding with every one of
   beams, batch_sizes
