@@ -72,7 +72,7 @@ class Baseline:
         sentences = [_new_sentence(len(ids), options) for ids in sources]
 
         num_rows = len(states_NSH)
-        zeros_1NH = states_NSH.new_zeros(1, num_rows, self.decoder.output_size)
+        zeros_1NH = states_NSH.new_zeros(1, num_rows, self.decoder.bottom.hidden_size)
         states = [(zeros_1NH, zeros_1NH)] * self.decoder.num_layers
         tokens_NT = torch.full((num_rows, 1), BOS_ID, device=self.device)
         coverage_NS = torch.zeros_like(mask_NS, dtype=torch.float32)
