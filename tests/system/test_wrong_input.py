@@ -22,6 +22,11 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["model.encoder.hidden: LSTMEncoder takes no such key", "model.encoder.hidden_size"],
     ),
     ("unknown choice", ["train", "optimizer=adm"], ["optimizer", "adm", "adam, adamw, sgd", "did you mean adam"]),
+    (
+        "unknown experiment",
+        ["train", "experiment=multi30k_en"],
+        ["experiment", "multi30k_en", "allowed is one of demo, ", "did you mean multi30k_en_de?"],
+    ),
     ("wrong type", ["train", "seed=two"], ["seed: found two, allowed is a whole number"]),
     (
         "wrong type in a component",
