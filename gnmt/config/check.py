@@ -145,6 +145,9 @@ def try_options(node: Mapping[str, Any], path: str) -> list[str]:
     try:
         build(node)
     except ValueError as error:
+        lines = str(error).splitlines()
+        if all(line.startswith(f"{path}.") for line in lines):
+            return lines  # an error each
         return [str(error) if str(error).startswith(path) else f"{path}: {error}"]
     return []
 

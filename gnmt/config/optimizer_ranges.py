@@ -34,10 +34,8 @@ def check_optimizer(node: Mapping[str, Any], component: type, path: str) -> list
     errors = []
     for name, limits in RANGES.get(component, {}).items():
         value = node.get(name)
-        several = isinstance(value, list | tuple)
-        for item in value if several else [value]:
-            if not contains(limits, item):
-                kind = "a list of numbers, each" if several else "a number"
-                errors.append(f"{path}.{name}: found {shown(value)}, allowed is {kind} {describe_range(limits)}")
-                break
+        items = value if isinstance(value, list | tuple) else [value]
+        if not all(contains(limits, item) for item in items):
+            kind = "a number" if items == [value] else "a list of numbers, each"
+            errors.append(f"{path}.{name}: found {shown(value)}, allowed is {kind} {describe_range(limits)}")
     return errors

@@ -56,7 +56,11 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/a.en", "target={shelf}/a.de", "test_set=dev"],
         ["source= and target= name the test set"],
     ),
-    ("files that were not named", ["train", "data=files"], ["data.train names no files", "data.train.source=FILE"]),
+    (
+        "files that were not named",
+        ["train", "data=files"],
+        ["2 errors", "data.train names no files", "data.dev names no files", "data.dev.source=FILE"],
+    ),
     (
         "a model whose parts do not fit",
         ["train", "FILES", "model.encoder.num_layers=1"],
