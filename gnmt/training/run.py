@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gnmt.checkpoint import build_model, git_revision, read_checkpoint, read_parts, take_weights
+from gnmt.checkpoint import build_model, git_revision, read_checkpoint, read_parts, software_versions, take_weights
 from gnmt.config import build, changed_settings, resolve
 from gnmt.data.batching import BatchStream, Position
 from gnmt.data.prepare import prepare
@@ -183,6 +183,7 @@ def build_trainer(
         "precision": precision.name,
         "git_revision": git_revision(),
         "torch_version": str(torch.__version__),
+        "versions": software_versions(),
         "unused_target_ids": list(unused_target_ids),
     }
     stages = stages_of(options.phases, partial(build, config["optimizer"]), build(config["schedule"]))
