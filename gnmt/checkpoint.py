@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import pickle
+import platform
 import subprocess
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,11 +95,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only running "
             "its code could rebuild, where checkpoints of this project hold plain values and tensors alone"
         ) from None
-    except Exception as error:  # damaged bytes lead torch's reader to errors of every kind
-        raise InputError(
-            f"checkpoint {path} is damaged or is no checkpoint ({type(error).__name__}: {first_line(error)}): "
-            "use another one of its folder"
-        ) from None
+    except PermissionError as error:
+        raise InputError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    except Exception:  # damaged bytes lead torch's reader to errors of every kind, in words of its own parts
+        raise InputError(f"checkpoint {path} {what_is_wrong(path)}: use another one of its folder") from None
     if not isinstance(contents, dict) or "format_version" not in contents:
         raise InputError(f"{path} is a torch file, but no checkpoint of this project: it has no format_version")
     if contents["format_version"] != FORMAT_VERSION:
@@ -107,6 +109,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not intact:
         raise InputError(f"checkpoint {path} is damaged: its checksum differs; use another one of its folder")
     return contents
+
+
+def what_is_wrong(path: Path) -> str:
+    """How a file that torch cannot read differs from a checkpoint, which is a zip archive."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        return "is damaged: it is empty"
+    try:
+        has_end = zipfile.is_zipfile(path)  # the table of contents stands there
+    except zipfile.BadZipFile:
+        has_end = True
+    if start == b"PK\3\4" and not has_end:
+        return "is damaged: it is cut off, its end is missing"
+    return "is damaged or is no checkpoint"
 
 
 def read_parts(path: str | Path) -> dict[str, Any]:
@@ -219,13 +236,28 @@ def _bytes_of(value: Any) -> Iterator[bytes | memoryview]:
         raise TypeError(f"a checkpoint holds tensors and plain values, and no {type(value).__name__}")
 
 
+def software_versions() -> dict[str, str]:
+    """What a checkpoint is made with, besides torch."""
+    packages = {name: importlib.metadata.version(name) for name in ("gnmt", "sentencepiece")}
+    return {**packages, "python": platform.python_version()}
+
+
 def git_revision() -> str | None:
-    """The commit of this source tree, with "-dirty" where it has changes; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this source tree, with "-dirty" where it has changes; None outside its own git repository.
+
+    An installed gnmt may lie in the repository of another project, whose commit says nothing of it: there git ignores
+    it or does not know it.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        _said_by([*git, "ls-files", "--error-unmatch", Path(__file__).name])
+        return _said_by([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _said_by(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def nearby_checkpoints(path: Path) -> str:

@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that only one process holds."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -38,3 +39,34 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Makes `path` hold these bytes; see `replacing`."""
     with replacing(path) as file:
         file.write(data)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock file, which is removed at the end. Raises BlockingIOError where another process or thread holds it.
+
+    The kernel gives the lock back when its holder dies, however it does. On a file system without locks all pass.
+    """
+    while True:
+        with path.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+            if not is_same_file(path, file.fileno()):
+                continue  # the holder before us has removed it; a lock on a removed file guards nothing
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def is_same_file(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that the path names now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from gnmt.checkpoint import read_checkpoint
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.types import InputError
+
+PLAIN_TEXT = re.compile(r"[A-Za-z/][\w./, +-]*(?<! )")
+NOT_TEXT = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -24,7 +28,7 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
         return {
             "file": str(path),
             "size_bytes": Path(path).stat().st_size,
-            "kind": "whole: training can go on from it" if "optimizer" in contents else "weights: for use",
+            "kind": "whole, training can go on from it" if "optimizer" in contents else "weights, for use",
             "step": contents["step"],
             "best": contents["best"],
             "best_step": contents["best_step"],
@@ -37,6 +41,7 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
                 "format": contents["format_version"],
                 "git_revision": contents["git_revision"],
                 "torch": contents["torch_version"],
+                **contents.get("versions", {}),  # older checkpoints have none
             },
             "config": json.loads(contents["config"]),
         }
@@ -72,17 +77,26 @@ def describe_tokenizers(tokenizers: Tokenizers) -> dict[str, Any]:
     return {"joint": tokenizers.joint, "source_bos": tokenizers.source_bos, **described}
 
 
-def as_text(description: dict[str, Any], indent: int = 0) -> str:
-    """The description for people: a line for each value, nested by indentation."""
+def as_text(description: dict[str, Any], indent: int = 0, thousands: bool = True) -> str:
+    """The description for people: a line for each value, nested by indentation.
+
+    thousands: whether large numbers get separators. Those of the config do not: its values are as YAML and overrides
+    take them.
+    """
     lines = []
     for key, value in description.items():
         prefix = " " * indent + f"{key}:"
         if isinstance(value, dict) and value:
-            lines += [prefix, as_text(value, indent + 2)]
-        elif isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+            lines += [prefix, as_text(value, indent + 2, thousands and key != "config")]
+        elif thousands and type(value) is int and value >= 10_000:
             lines.append(f"{prefix} {value:,}")
-        elif isinstance(value, float):
-            lines.append(f"{prefix} {value:.6g}")
         else:
-            lines.append(f"{prefix} {value}")
+            lines.append(f"{prefix} {as_yaml(value)}")
     return "\n".join(lines)
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line; text without quotes where it can be nothing else."""
+    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and value.lower() not in NOT_TEXT:
+        return value
+    return json.dumps(value, ensure_ascii=False)

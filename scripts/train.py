@@ -23,7 +23,7 @@ on. A second one ends at once. Of several processes any may get the signal; all 
 import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
-from gnmt.config import TrainConfig, current_run_folder, entry
+from gnmt.config import TrainConfig, current_run_folder, entry, note_in_run_file
 from gnmt.distributed import current_ranks
 from gnmt.training.run import train
 
@@ -34,9 +34,13 @@ def main(cfg: TrainConfig) -> None:
     if not current_ranks().is_first:
         return
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
-    print(f"best on dev, at update {result.best_step} of {result.steps}: {best}")
-    print(f"checkpoint: {result.folder / 'best.pt'}")
-    print(f"TensorBoard: tensorboard --logdir {result.folder.parent}")
+    for line in (
+        f"best on dev, at update {result.best_step} of {result.steps}: {best}",
+        f"checkpoint: {result.folder / 'best.pt'}",
+        f"TensorBoard: tensorboard --logdir {result.folder.parent}",
+    ):
+        note_in_run_file(line)
+        print(line)
 
 
 if __name__ == "__main__":

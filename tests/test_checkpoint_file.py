@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,9 @@ def test_a_missing_file_names_those_that_are_there(written):
 def test_a_truncated_file_is_refused(written, share):
     data = written.read_bytes()
     written.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match=r"best\.pt is damaged or is no checkpoint"):
+    # torch spoke of "internal miniz errors" and of "EOFError: EOFError".
+    what = "it is cut off, its end is missing" if share else "it is empty"
+    with pytest.raises(InputError, match=rf"best\.pt is damaged: {what}: use another one of its folder$"):
         read_checkpoint(written)
 
 
@@ -192,7 +195,7 @@ def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other.pt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"other\.pt (is damaged or is no checkpoint|was refused|is a torch file)"):
+    with pytest.raises(InputError, match=r"other\.pt (is damaged|was refused|is a torch file)"):
         read_checkpoint(path)
 
 
@@ -335,3 +338,19 @@ def test_git_revision_is_a_commit_or_none(monkeypatch, tmp_path):
     assert revision is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", revision)
     monkeypatch.setattr(checkpoint_module, "__file__", str(tmp_path / "checkpoint.py"))
     assert git_revision() is None
+
+
+def test_the_commit_of_another_project_around_an_installed_gnmt_is_not_ours(monkeypatch, tmp_path):
+    """`git describe` in site-packages told the commit of whatever repository the environment lay in."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "theirs.py").touch()
+    subprocess.run([*git, "add", "theirs.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "theirs"], check=True)
+    installed = tmp_path / ".venv" / "gnmt" / "checkpoint.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    monkeypatch.setattr(checkpoint_module, "__file__", str(installed))
+    assert git_revision() is None
+    subprocess.run([*git, "add", "-f", ".venv"], check=True)  # a copy of the sources that a project keeps as its own
+    assert re.fullmatch(r"[0-9a-f]{40}-dirty", str(git_revision()))

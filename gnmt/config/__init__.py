@@ -6,7 +6,7 @@ The only part of gnmt that knows Hydra and OmegaConf.
 from gnmt.config.assembly import build, check_config, decoding_node, resolve
 from gnmt.config.check import check_component
 from gnmt.config.entry import entry
-from gnmt.config.logs import configure_logging
+from gnmt.config.logs import configure_logging, note_in_run_file
 from gnmt.config.runs import changed_settings, compared_settings, current_run_folder, run_folder
 from gnmt.config.schemas import (
     AverageConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "current_run_folder",
     "decoding_node",
     "entry",
+    "note_in_run_file",
     "resolve",
     "run_folder",
     "shown",

@@ -82,7 +82,8 @@ def check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
         choices = field.metadata["choices"]
         return [f"{found}, allowed is one of {', '.join(choices)}{nearest(str(value), choices)}"]
     if "range" in field.metadata and not contains(field.metadata["range"], value):
-        return [f"{found}, allowed is a number {describe_range(field.metadata['range'])}"]
+        kind = "a whole number" if isinstance(value, int) else "a number"
+        return [f"{found}, allowed is {kind} {describe_range(field.metadata['range'])}"]
     if "pattern" in field.metadata and not re.fullmatch(field.metadata["pattern"], value):
         return [f"{found}, allowed is {field.metadata['allowed']}"]
     return []

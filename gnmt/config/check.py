@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
+from gnmt.config.optimizer_ranges import check_optimizer
 from gnmt.config.values import check_value, nearest, shown
 from gnmt.types import InputError
 
@@ -55,6 +56,7 @@ def check_component(
     for name, value in node.items():
         if name != "_target_" and name not in supplied:
             errors += check_value(value, hints.get(name, Any), f"{path}.{name}", check_inner_node)
+    errors += check_optimizer(node, component, path)
     if not errors and not supplied and whole and dataclasses.is_dataclass(component):
         errors += try_options(node, path)
     return errors
@@ -143,6 +145,9 @@ def try_options(node: Mapping[str, Any], path: str) -> list[str]:
     try:
         build(node)
     except ValueError as error:
+        lines = str(error).splitlines()
+        if all(line.startswith(f"{path}.") for line in lines):
+            return lines  # an error each
         return [str(error) if str(error).startswith(path) else f"{path}: {error}"]
     return []
 

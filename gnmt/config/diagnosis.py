@@ -6,8 +6,8 @@ Runs only after composition failed: it tries every override by itself, so that a
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -17,22 +17,32 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gnmt.config.choices import CONFIG_FOLDER, choice_problems, groups_of, single_overrides
 from gnmt.config.runs import flatten
 from gnmt.config.schemas import SCHEMAS
-from gnmt.config.values import describe, nearest, shown
+from gnmt.config.values import describe, shown
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # What composing raises; a ValueError is Hydra's for a group that is given a number or null.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
-def explain(error: Exception, config_name: str, overrides: Sequence[str], *, sweep: bool = False) -> str:
-    """All that is wrong with the overrides of a command line, or Hydra's own words where nothing is found."""
+def explain(
+    error: Exception | None,
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    sweep: bool = False,
+    places: Sequence[str] = (),
+) -> str:
+    """All that is wrong with the overrides of a command line, or Hydra's own words where nothing is found.
+
+    places: where configs are looked for besides our own.
+    """
     problems: list[str] = []
-    groups: list[str] = []
+    groups = [f"hydra.searchpath=[{','.join(json.dumps(place, ensure_ascii=False) for place in places)}]"]
     values: list[Override] = []
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        known_groups = groups_of(config_name)
+        known_groups = groups_of(config_name, places)
         for text in overrides:
             if text.startswith("="):
                 problems.append(f"{text}: found no key before '=', allowed is key=value without spaces around '='")
@@ -57,16 +67,10 @@ def explain(error: Exception, config_name: str, overrides: Sequence[str], *, swe
         for override in values:
             problems += value_problems(override, config_name, groups, keys, known_groups)
     if not problems:
+        assert error is not None
         return "wrong config:\n  " + "\n  ".join(line for line in (str(error), str(error.__cause__ or "")) if line)
     counted = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
     return "\n  ".join([f"{counted} in the overrides:", *problems])
-
-
-def groups_of(config_name: str) -> dict[str, list[str]]:
-    """The groups that a command's config is put together from, each with its choices."""
-    chosen = compose(config_name, return_hydra_config=True).hydra.runtime.choices
-    names = [group for group in chosen if not group.startswith("hydra/")]
-    return {name: sorted(path.stem for path in (CONFIG_FOLDER / name).glob("*.yaml")) for name in names}
 
 
 def describe_groups(config_name: str) -> str:
@@ -80,13 +84,6 @@ def describe_groups(config_name: str) -> str:
         f"  {name}: " + ", ".join(f"[{choice}]" if choice == chosen[name] else choice for choice in choices)
         for name, choices in groups.items()
     )
-
-
-def single_overrides(override: Override) -> list[str]:
-    """An override, or those of the jobs that a sweep makes of it."""
-    if override.is_discrete_sweep():
-        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    return [str(override.input_line)]
 
 
 def syntax_problem(text: str, error: HydraException) -> str:
@@ -108,21 +105,6 @@ def several_values_problem(override: Override) -> str:
         f"{key}: found several values, {value}; add -m to run one job for each, write {key}=[{value}] for a list, "
         f"or '{key}=\"{value}\"' for text"
     )
-
-
-def choice_problems(override: Override, groups: dict[str, list[str]]) -> list[str]:
-    """Unknown groups and unknown choices."""
-    group = override.key_or_group
-    if group not in groups:
-        known = ", ".join(groups) or "none"
-        return [f"{group}: is no group of this command{nearest(group, list(groups))}; its groups: {known}"]
-    choices = groups[group]
-    names = [text.partition("=")[2].strip("'\"") for text in single_overrides(override)]
-    return [
-        f"{group}: found {shown(name)}, allowed is one of {', '.join(choices)}{nearest(name, choices)}"
-        for name in names
-        if name not in choices
-    ]
 
 
 def value_problems(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 
 from gnmt import early_interrupt
 from gnmt.config.assembly import check_config
-from gnmt.config.diagnosis import COMPOSITION_ERRORS, CONFIG_FOLDER, describe_groups, explain
-from gnmt.config.logs import configure_logging
+from gnmt.config.choices import CONFIG_FOLDER, names_unknown_recipe, search_path
+from gnmt.config.diagnosis import COMPOSITION_ERRORS, describe_groups, explain
+from gnmt.config.logs import configure_logging, note_in_run_file
 from gnmt.types import InputError, Interrupted
 
 EXIT_WRONG_INPUT = 2
@@ -33,19 +35,38 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
         failures: list[str] = []
         jobs: list[Any] = []
+        broken_pipes: list[BrokenPipeError] = []
 
         @functools.wraps(main)
         def job(cfg: Any) -> None:
             jobs.append(cfg)
+            configure_logging()  # the job before has left its run's file
             try:
                 check_config(cfg)
                 main(cfg)
+                sys.stdout.flush()
             except InputError as error:
                 failures.append(str(error))
                 print(f"error: {error}", file=sys.stderr)
+                note_in_run_file(str(error), logging.ERROR)
+            except BrokenPipeError as error:
+                broken_pipes.append(error)  # raised here, Hydra would report it as an error of the job
+            except KeyboardInterrupt as interruption:
+                note_in_run_file(str(interruption) or "interrupted", logging.WARNING)
+                raise
 
         @functools.wraps(main)
         def command() -> None:
+            try:
+                run_jobs()
+                sys.stdout.flush()
+                if broken_pipes:
+                    raise broken_pipes[0]
+            except BrokenPipeError:  # a reader such as `head` that has gone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+                sys.exit(EXIT_WRONG_INPUT)
+
+        def run_jobs() -> None:
             if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
                 print(help_text(inspect.getmodule(main), config_name))
                 return
@@ -54,22 +75,26 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 print(f"error: {flag_message(unknown_flags[0])}", file=sys.stderr)
                 sys.exit(EXIT_WRONG_INPUT)
             configure_logging()
-            failures.clear()
-            jobs.clear()
+            for before in (failures, jobs, broken_pipes):
+                before.clear()
+            places = search_path(arguments.config_dir, arguments.overrides)
+
+            def end_explaining(error: Exception | None) -> NoReturn:
+                message = explain(error, config_name, arguments.overrides, sweep=arguments.multirun, places=places)
+                print(f"error: {message}", file=sys.stderr)
+                sys.exit(EXIT_WRONG_INPUT)
+
             # Lets errors of composition reach us, where Hydra would print them its own way and exit.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
                 early_interrupt.hand_over()
+                if names_unknown_recipe(config_name, arguments.overrides, places):
+                    end_explaining(None)
                 hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
             except COMPOSITION_ERRORS as error:
                 if jobs:
                     raise  # not of composition: a bug in main
-                message = explain(error, config_name, arguments.overrides, sweep=arguments.multirun)
-                print(f"error: {message}", file=sys.stderr)
-                sys.exit(EXIT_WRONG_INPUT)
-            except BrokenPipeError:  # a reader such as `head` that has gone
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-                sys.exit(EXIT_WRONG_INPUT)
+                end_explaining(error)
             except KeyboardInterrupt as interruption:
                 print(str(interruption) or "interrupted", file=sys.stderr)
                 sys.exit(

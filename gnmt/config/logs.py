@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +19,20 @@ class StderrHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
+
+
+class RunFileHandler(logging.FileHandler):
+    """Writes to the run's file; where the disk is full it says so once, and nothing more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        with suppress(OSError):
+            self.close()
+        logging.getLogger(__name__).warning(
+            "%s cannot be written (%s): the rest of the log goes to the screen alone",
+            self.baseFilename,
+            sys.exc_info()[1],
+        )
 
 
 class ShortFormatter(logging.Formatter):
@@ -52,7 +67,7 @@ def configure_logging(run_file: Path | None = None) -> None:
     handlers[0].setLevel(logging.WARNING if own_rank() else logging.INFO)
     if run_file is not None:
         run_file.parent.mkdir(parents=True, exist_ok=True)
-        file_handler = logging.FileHandler(run_file, encoding="utf-8")
+        file_handler = RunFileHandler(run_file, encoding="utf-8")
         file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file_handler)
     for handler in handlers:
@@ -60,3 +75,11 @@ def configure_logging(run_file: Path | None = None) -> None:
         root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+
+
+def note_in_run_file(message: str, level: int = logging.INFO) -> None:
+    """Writes to the run's file, if there is one, what is shown elsewhere: on stdout, or when the log's time is over."""
+    record = logging.LogRecord("gnmt", level, __file__, 0, message, None, None)
+    for handler in logging.getLogger().handlers:
+        if getattr(handler, "set_by_gnmt", False) and isinstance(handler, logging.FileHandler):
+            handler.handle(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from gnmt.data.corpus import Cleaning
 
 # In the order in which they are asked: a pair is counted under the first that applies.
 REASONS = ("blank", "identical", "duplicate", "too_long", "length_ratio")
+# The keyword of Cleaning behind each.
+_RULES = ("drop_blank", "drop_identical", "drop_duplicates", "max_length_tokens", "max_length_ratio")
 _NUM_EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 300
 
@@ -56,6 +59,18 @@ class CleaningReport:
         """One line: pairs read, kept, and dropped for each reason that occurred."""
         dropped = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
         return f"{self.num_pairs} pairs read, {self.num_kept} kept" + (f", dropped: {dropped}" if dropped else "")
+
+    def rules(self, options: Cleaning, key: str) -> str:
+        """Lines with the settings that dropped pairs, under the config's key, each with a pair that it dropped."""
+        lines = []
+        for reason, rule in zip(REASONS, _RULES, strict=True):
+            for example in self.examples[reason][:1]:
+                value = json.dumps(getattr(options, rule))
+                sides = f"{example['source']!r} and {example['target']!r}"
+                lines.append(
+                    f"  {key}.{rule}={value} dropped {self.dropped[reason]}, such as pair {example['pair']}: {sides}"
+                )
+        return "\n".join(lines)
 
     def text(self) -> str:
         """The whole report for reading."""

@@ -67,7 +67,7 @@ def encode_training_text(
     """
     folder.mkdir()
     shards.mkdir(parents=True, exist_ok=True)
-    report, kept = CleaningReport(), [0] * len(parts)
+    reports = [CleaningReport() for _ in parts]
     waiting: deque[_Waiting] = deque()
     sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
     with StoreWriter(folder, *sizes) as writer, _encoders(tokenizers, num_workers) as submit:
@@ -77,9 +77,8 @@ def encode_training_text(
             wait()
             source, target, ids_report = _read_shard(path)
             writer.append(source, target)
-            report.add(text_report)
-            report.add(ids_report)
-            kept[part] += ids_report.num_kept
+            reports[part].add(text_report)
+            reports[part].add(ids_report)
 
         for number, part in enumerate(parts.values()):
             cleaner = Cleaner(part.cleaning)
@@ -93,11 +92,14 @@ def encode_training_text(
                     append_first()
         while waiting:
             append_first()
-    for name, count in zip(parts, kept, strict=True):
-        if count == 0:
-            where = "data.train" if len(parts) == 1 else f"data.corpora.{name}"
-            raise InputError(f"{where}: no pair is left after cleaning: {report.counts()}; see cleaning")
-    return report, kept
+    report = CleaningReport()
+    for (name, part), own in zip(parts.items(), reports, strict=True):
+        if own.num_kept == 0:
+            text, key = ("data.train", "data") if len(parts) == 1 else (f"data.corpora.{name}",) * 2
+            rules = own.rules(part.cleaning, f"{key}.cleaning")
+            raise InputError(f"{text}: no pair is left after cleaning: {own.counts()}\n{rules}")
+        report.add(own)
+    return report, [own.num_kept for own in reports]
 
 
 def with_progress(text: ParallelText, what: str) -> Iterator[tuple[str, str]]:

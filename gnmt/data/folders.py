@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gnmt.files import is_same_file
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
                 log.info("another process is making %s; waiting for it", folder)
                 fcntl.flock(file, fcntl.LOCK_EX)
             # The holder before us removed its lock file; a lock on a removed file guards nothing.
-            if not _is_same_file(path, file.fileno()):
+            if not is_same_file(path, file.fileno()):
                 continue
             try:
                 _clear(folder)
@@ -72,10 +73,3 @@ def _clear(folder: Path) -> None:
 
 def _beside(folder: Path, role: str) -> Path:
     return folder.with_name(f".{folder.name}.{role}")
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 
 from gnmt.types import InputError
 
+_SIMILAR = 0.7
 _BOM = b"\xef\xbb\xbf"
 # Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
 LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
@@ -67,8 +68,17 @@ def missing_file(path: str) -> InputError:
     folder, name = Path(path).parent, Path(path).name
     if not folder.is_dir():
         return InputError(f"{path}: no such file, and its folder {folder} does not exist either")
-    nearest = difflib.get_close_matches(name, sorted(os.listdir(folder)), n=1)
-    return InputError(f"{path}: no such file" + (f"; did you mean {folder / nearest[0]}?" if nearest else ""))
+    nearest = max(os.listdir(folder), key=lambda other: _similarity(name, other), default="")
+    is_near = _similarity(name, nearest) >= _SIMILAR
+    return InputError(f"{path}: no such file" + (f"; did you mean {folder / nearest}?" if is_near else ""))
+
+
+def _similarity(name: str, other: str) -> float:
+    """From 0 to 1, of two file names; an ending that both have, such as .en.gz, makes short names no more similar."""
+    (stem, dot, ending), (other_stem, _, other_ending) = name.partition("."), other.partition(".")
+    if dot and ending == other_ending:
+        name, other = stem, other_stem
+    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def _unreadable(path: str, error: OSError) -> InputError:

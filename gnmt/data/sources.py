@@ -75,12 +75,15 @@ class FilesCorpus(Corpus):
     _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "train", "dev", "test")
 
     def __post_init__(self) -> None:
-        for key, text in {"train": self.train, "dev": self.dev}.items():
-            if not text.given:
-                raise InputError(
+        missing = [key for key, text in {"train": self.train, "dev": self.dev}.items() if not text.given]
+        if missing:
+            raise InputError(
+                "\n".join(
                     f"data.{key} names no files: give data.{key}.source=FILE data.{key}.target=FILE, "
                     f"or data.{key}.pairs=FILE (.tsv or .jsonl)"
+                    for key in missing
                 )
+            )
         check_test_names(self.test)
 
     def location(self) -> dict[str, Any]:

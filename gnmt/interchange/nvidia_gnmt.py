@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnmt.checkpoint import software_versions
 from gnmt.data.pieces import PieceTokenizer
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
@@ -79,6 +80,7 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
         "precision": "fp32",
         "git_revision": None,
         "torch_version": str(torch.__version__),
+        "versions": software_versions(),
         "unused_target_ids": unused,
         "imported_from": {"source": "nvidia_gnmt", "file": Path(path).name, "sha256": sha256_of(path)},
     }

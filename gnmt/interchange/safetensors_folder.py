@@ -27,7 +27,7 @@ _SUFFIX = {"sentencepiece": ".model", "pieces": ".vocabulary.json"}
 # What a checkpoint may say of itself beside its weights and tokenizers.
 _KEPT = (
     *(part for part in PARTS if part not in ("config", "tokenizers", "model")),
-    *("git_revision", "torch_version", "unused_target_ids", "average_of", "imported_from"),
+    *("git_revision", "torch_version", "versions", "unused_target_ids", "average_of", "imported_from"),
 )
 
 

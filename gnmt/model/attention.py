@@ -42,7 +42,8 @@ class AdditiveAttention(Attention):
         for name, size in (("hidden_size", hidden_size), ("memory_size", memory_size)):
             if size % num_heads:
                 raise InputError(
-                    f"attention.{name}={size} cannot be split among attention.num_heads={num_heads}: "
+                    f"model.decoder.attention.{name}={size} cannot be split among "
+                    f"model.decoder.attention.num_heads={num_heads}: "
                     f"make {name} a multiple of num_heads"
                 )
         self.num_heads = num_heads
@@ -99,8 +100,9 @@ class DotAttention(Attention):
         super().__init__()
         if query_size != memory_size:
             raise InputError(
-                f"dot attention multiplies queries of width {query_size} with states of width {memory_size}: make "
-                "query_size and memory_size equal, or use model/attention=general or additive"
+                f"dot attention multiplies queries, model.decoder.attention.query_size={query_size} with states, "
+                f"model.decoder.attention.memory_size={memory_size}: make them equal, or use "
+                "model/attention=general or additive"
             )
         self.query_size = query_size
         self.memory_size = self.output_size = memory_size

@@ -15,10 +15,15 @@ from gnmt.types import InputError
 Cell = Literal["lstm", "gru"]
 
 
-def layer_kind(cell: Cell, layer_norm: bool) -> Callable[[int, int], Recurrence]:
-    """What makes a layer of that cell from the widths of its input and of its hidden state."""
+def layer_kind(cell: Cell, layer_norm: bool, key: str) -> Callable[[int, int], Recurrence]:
+    """What makes a layer of that cell from the widths of its input and of its hidden state.
+
+    key: the component's in a config, for the message where there is no such layer.
+    """
     if cell == "gru" and layer_norm:
-        raise InputError("layer_norm=true goes with cell=lstm only, not with cell=gru: set one of them otherwise")
+        raise InputError(
+            f"{key}.layer_norm=true goes with {key}.cell=lstm only, not with cell=gru: set one of them otherwise"
+        )
     if layer_norm:
         return LayerNormLSTM
     return GRU if cell == "gru" else LSTM

@@ -166,12 +166,12 @@ def final_norm(hidden_size: int, norm: Norm) -> nn.Module:
     return nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
 
 
-def check_heads(hidden_size: int, num_heads: int) -> None:
-    """Raises InputError where the heads cannot share the width."""
+def check_heads(hidden_size: int, num_heads: int, key: str) -> None:
+    """Raises InputError where the heads cannot share the width; key: the component's in a config, for the message."""
     if hidden_size % num_heads:
         raise InputError(
-            f"num_heads={num_heads} does not divide hidden_size={hidden_size}: every head takes an equal part of the "
-            "width, so choose a divisor of it"
+            f"{key}.num_heads={num_heads} does not divide {key}.hidden_size={hidden_size}: every head takes an equal "
+            "part of the width, so choose a divisor of it"
         )
 
 

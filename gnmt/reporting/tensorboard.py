@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from torch.utils.tensorboard.summary import hparams
 
+from gnmt.reporting.event_file import EventFile
 from gnmt.reporting.figures import pixels
 
 log = logging.getLogger(__name__)
@@ -30,20 +30,20 @@ class Reporter:
     def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
         self._folder = str(folder)
         self._purge_step = purge_step
-        self._open_writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
         self._failed = False
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a curve, such as dev/bleu."""
-        self._report(lambda writer: writer.add_scalar(tag, value, step))
+        self._add(summary.scalar(tag, value), step)  # type: ignore[no-untyped-call]
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """TensorBoard shows it as Markdown; see `translations_table`."""
-        self._report(lambda writer: writer.add_text(tag, markdown, step))
+        self._add(summary.text(tag, markdown), step)  # type: ignore[no-untyped-call]
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A figure from gnmt.reporting.figures as an image."""
-        self._report(lambda writer: writer.add_image(tag, pixels(figure), step, dataformats="HWC"))
+        self._add(summary.image(tag, pixels(figure), dataformats="HWC"), step)  # type: ignore[no-untyped-call]
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """The settings (nested or flat) and what came of them; call it once, at the end.
@@ -52,31 +52,44 @@ class Reporter:
         or with run_name="." in the same folder, where readers that follow the newest file miss what comes after.
         """
         final = {tag: float(value) for tag, value in metrics.items()}
-        for summary in hparams(_flat(settings), final):  # type: ignore[no-untyped-call]
-            self._report(partial(_add_summary, summary))
+        for part in hparams(_flat(settings), final):  # type: ignore[no-untyped-call]
+            self._add(part, None)
         for tag, value in metrics.items():
             self.scalar(tag, value, step)
 
     def flush(self) -> None:
         """What was reported is on the disk after this."""
-        if self._open_writer is not None:
-            self._report(lambda writer: writer.flush())
+        if self._file is not None:
+            self._try(self._file.flush)
 
     def close(self) -> None:
-        if self._open_writer is not None:
-            self._report(lambda writer: writer.close())
+        if self._file is not None:
+            self._try(self._file.close)
 
-    def _report(self, write: Callable[[Any], object]) -> None:
-        """Opens the event file at the first report. A full disk costs the curves, not what reports them."""
+    def _add(self, event: Any, step: int | None) -> None:
+        """Opens the event file at the first report."""
         if self._failed:
             return
+
+        def write() -> None:
+            if self._file is None:
+                self._file = EventFile(self._folder, self._purge_step)
+            self._file.add(event, step)
+
+        self._try(write)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """A full disk costs the curves, not what reports them."""
         try:
-            if self._open_writer is None:
-                self._open_writer = SummaryWriter(self._folder, purge_step=self._purge_step)
-            write(self._open_writer)
+            write()
         except OSError as error:
             self._failed = True
-            log.error("%s: TensorBoard's events cannot be written (%s): nothing more is reported", self._folder, error)
+            if self._file is not None:
+                self._file.abandon()
+                self._file = None
+            log.warning(
+                "%s: TensorBoard's events cannot be written (%s): nothing more is reported", self._folder, error
+            )
 
     def __enter__(self) -> Reporter:
         return self
@@ -85,10 +98,6 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _add_summary(summary: Any, writer: Any) -> None:
-    writer._get_file_writer().add_summary(summary)
 
 
 def translations_table(rows: Iterable[tuple[str, str, str]]) -> str:

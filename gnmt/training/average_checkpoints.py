@@ -61,7 +61,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
             newest = contents
         log.info("%s: update %d", path, contents["step"])
     made_of = [{"file": str(path), "sha256": sha256_of(path)} for path in paths]
-    kept = (*PARTS, "git_revision", "torch_version")
+    kept = (*PARTS, "git_revision", "torch_version", "versions")
     means: dict[int, Tensor] = {}  # by memory, so that tied weights stay tied, and are written once
     for name, weight in newest["model"].items():
         means.setdefault(weight.data_ptr(), (sums[name] / len(paths)).to(weight.dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import torch
 
-from gnmt.checkpoint import build_model, git_revision, read_checkpoint, read_parts, take_weights
-from gnmt.config import build, changed_settings, configure_logging, resolve
+from gnmt.checkpoint import build_model, git_revision, read_checkpoint, read_parts, software_versions, take_weights
+from gnmt.config import build, changed_settings, resolve
 from gnmt.data.batching import BatchStream, Position
 from gnmt.data.prepare import prepare
 from gnmt.data.prepared import Prepared
@@ -27,12 +28,14 @@ from gnmt.runtime import Precision, choose_device, choose_precision, determinist
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevEvaluator
+from gnmt.training.folder import CONFIG, occupied
 from gnmt.training.objective import Objective
 from gnmt.training.options import TrainerOptions
 from gnmt.training.parallel import Group, ending_together
-from gnmt.training.phases import MakeOptimizer, stages_of
+from gnmt.training.phases import stages_of
 from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Progress
+from gnmt.training.refusals import refuse_other_data, refuse_other_settings, try_model, try_optimizers
 from gnmt.training.trainer import Trainer
 from gnmt.types import InputError
 
@@ -66,8 +69,17 @@ def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
     check_tokenizer(config["data"]["bleu_tokenize"])
     precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
     options: TrainerOptions = build(cfg.trainer)
-    checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
     try_optimizers(config, options)
+    try_model(config["model"])
+    with occupied(folder) if ranks.is_first else nullcontext():
+        return train_there(folder, cfg, config, options, precision, ranks)
+
+
+def train_there(
+    folder: Path, cfg: Any, config: dict[str, Any], options: TrainerOptions, precision: Precision, ranks: Ranks
+) -> TrainingResult:
+    """Trains in a folder that is the run's own by now; config: cfg, resolved."""
+    checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
     saved = find_saved_together(ranks, checkpoints, cfg.resume, config)
     if saved is not None:
         refuse_other_settings(folder, saved, config)
@@ -76,7 +88,7 @@ def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
     start = None
     if saved is None and cfg.initialise_from is not None:
         start = read_parts(cfg.initialise_from)
-    prepared = prepare_together(ranks, cfg, folder, checkpoints)
+    prepared = prepare_together(ranks, cfg, checkpoints)
     if saved is not None:
         refuse_other_data(folder, saved, prepared)
     if ranks.is_first:
@@ -171,6 +183,7 @@ def build_trainer(
         "precision": precision.name,
         "git_revision": git_revision(),
         "torch_version": str(torch.__version__),
+        "versions": software_versions(),
         "unused_target_ids": list(unused_target_ids),
     }
     stages = stages_of(options.phases, partial(build, config["optimizer"]), build(config["schedule"]))
@@ -194,12 +207,10 @@ def unused_target_ids(
     return [id for id in prepared.unused_target_ids if unused_before is None or id in unused_before]
 
 
-def prepare_together(ranks: Ranks, cfg: Any, folder: Path, checkpoints: RunCheckpoints) -> Prepared:
-    """The run's folder and its prepared data: the first process makes them, and the others wait as long as it takes."""
+def prepare_together(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> Prepared:
+    """The prepared data: the first process makes it, and the others wait as long as it takes."""
     if ranks.is_first:
-        make_folder(folder)
         checkpoints.remove_leftovers()
-        configure_logging(folder / "train.log")
         prepared = prepare(build(cfg.data), build(cfg.tokenizer))
     ranks.wait_for_first()
     return prepared if ranks.is_first else prepare(build(cfg.data), build(cfg.tokenizer))
@@ -231,50 +242,6 @@ def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any])
     return saved
 
 
-def try_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
-    """Finds values that only the optimisers themselves can judge, before any work is done."""
-    makers: dict[str, MakeOptimizer] = {"optimizer": partial(build, config["optimizer"])}
-    for place, phase in enumerate(options.phases or ()):
-        if phase.optimizer is not None:
-            makers[f"trainer.phases.{place}.optimizer"] = phase.optimizer
-    for key, make in makers.items():
-        try:
-            make(params=[torch.nn.Parameter(torch.zeros(1))])
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise InputError(f"{key}: {error}") from None
-
-
-def make_folder(folder: Path) -> None:
-    """The run's folder, with a message where it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}; see runs= and name=") from None
-
-
-def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
-    """A run goes on with the model, the data and the recipe that it began with."""
-    changes = changed_settings(json.loads(saved["config"]), config)
-    if changes:
-        raise InputError(
-            f"{folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "Set them back to continue it, or give the new run a name of its own: name=..."
-        )
-
-
-def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -> None:
-    """The same settings may meet other text: files change."""
-    if saved["data_identity"] == prepared.identity:
-        return
-    what = "text"
-    if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != prepared.tokenizers.digest:
-        what = "text and tokenizers"
-    raise InputError(
-        f"{folder} was trained on other {what} than {prepared.folder} holds: name the data that it began with "
-        "(data.prepared=FOLDER), or give the new run a name of its own: name=..."
-    )
-
-
 def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
     """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
@@ -296,7 +263,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     """The resolved config beside the run, for people; the checkpoint has its own."""
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
-        write_atomically(folder / "config.json", text.encode())
+        write_atomically(folder / CONFIG, text.encode())
     except OSError as error:
         raise InputError(f"{folder / 'config.json'} cannot be written: {error.strerror}") from None
 

@@ -13,9 +13,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from gnmt.config import build, check_config, decoding_node, resolve
+from gnmt.config import build, check_component, check_config, decoding_node, resolve
 from gnmt.config.check import find_class
 from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.config.optimizer_ranges import RANGES, check_optimizer
 from gnmt.config.schemas import SCHEMAS
 from gnmt.types import InputError
 
@@ -195,7 +196,7 @@ def test_the_check_reports_all_errors_at_once() -> None:
     [
         ("train", ["precision=fb16"], 'precision: found "fb16", allowed is one of auto, fp32, tf32, bf16, fp16; did'),
         ("train", ["device=gpu"], 'device: found "gpu", allowed is auto, cpu, cuda or cuda:N'),
-        ("train", ["seed=-1"], "seed: found -1, allowed is a number of at least 0"),
+        ("train", ["seed=-1"], "seed: found -1, allowed is a whole number of at least 0"),
         ("train", ["optimizer.lr=fast"], 'optimizer.lr: found "fast", allowed is a number\n'),
         ("train", ["data=files"], "data.train names no files"),
         ("train", ["model._target_=os.system"], "model._target_: found os.system, which lies outside"),
@@ -206,12 +207,51 @@ def test_the_check_reports_all_errors_at_once() -> None:
         ("train", ["decoding=recorded"], "decoding: found "),
         ("evaluate", [], "checkpoint: is missing; give it as checkpoint=..."),
         ("translate", ["checkpoint=x", "decoding.beam_size=0"], "decoding.beam_size: found 0, allowed is a whole numb"),
-        ("translate", ["checkpoint=x", "batch_size=0"], "batch_size: found 0, allowed is a number of at least 1"),
+        ("translate", ["checkpoint=x", "batch_size=0"], "batch_size: found 0, allowed is a whole number of at least 1"),
         ("inspect", ["checkpoint=x", "format=yaml"], 'format: found "yaml", allowed is one of text, json'),
     ],
 )
 def test_what_the_check_says(command: str, overrides: list[str], message: str) -> None:
     assert message in check_message(command, *overrides) + "\n"
+
+
+def test_values_of_an_optimizer_are_checked_with_all_others() -> None:
+    """torch's own "Invalid learning rate: -1" named no key, came alone, and let a rate of 0 and an eps of 0 pass."""
+    message = check_message(
+        "train", "optimizer.lr=-1", "optimizer.betas=[0.9,1.0]", "optimizer.eps=0", "optimizer.weight_decay=-0.1",
+        "seed=-1",
+    )  # fmt: skip
+    assert message.splitlines() == [
+        "5 errors in the config:",
+        "  seed: found -1, allowed is a whole number of at least 0",
+        "  optimizer.lr: found -1, allowed is a number above 0",
+        "  optimizer.betas: found [0.9, 1.0], allowed is a list of numbers, each of at least 0 and below 1",
+        "  optimizer.eps: found 0, allowed is a number above 0",
+        "  optimizer.weight_decay: found -0.1, allowed is a number of at least 0",
+    ]
+    message = check_message("train", "optimizer=sgd", "optimizer.lr=0", "optimizer.momentum=1")
+    assert "optimizer.lr: found 0, allowed is a number above 0" in message
+    assert "optimizer.momentum: found 1, allowed is a number of at least 0 and below 1" in message
+    phases = "trainer.phases.1.optimizer.lr: found 0, allowed is a number above 0"
+    assert phases in check_message("train", "trainer=adam_then_sgd", "trainer.phases.1.optimizer.lr=0")
+
+
+def test_other_optimizers_pass_through() -> None:
+    for name in ("LBFGS", "Adafactor", "Rprop", "ASGD"):
+        errors = check_component(
+            {"_target_": f"torch.optim.{name}", "lr": 0.5},
+            "optimizer",
+            supplied=("params",),
+            expected=(torch.optim.Optimizer,),
+        )
+        assert errors == [], name
+
+
+def test_the_ranges_are_keywords_of_their_optimizers_and_hold_their_defaults() -> None:
+    for optimizer, ranges in RANGES.items():
+        parameters = inspect.signature(optimizer).parameters
+        defaults = {name: parameters[name].default for name in ranges}
+        assert check_optimizer(defaults, optimizer, "optimizer") == []
 
 
 def test_bleu_tokenisation_follows_the_target_language() -> None:

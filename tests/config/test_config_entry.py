@@ -109,6 +109,59 @@ def test_wrong_commands_give_one_message_and_code_2(run: Run, override: str, mes
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (
+            ["experiment=multi30"],
+            ['experiment: found "multi30", allowed is one of demo, koen_en_ko', "did you mean mu"],
+        ),
+        (["experiment=multi30k_en_d"], ["did you mean multi30k_en_de?"]),
+        (["experiment=nosuch", "data=files"], ['experiment: found "nosuch"']),
+        (["experiment=demo/x"], ["did you mean demo?"]),
+        (["experiment=claims/gnm"], ["claims/gnmt", "did you mean claims/gnmt?"]),
+        (["-m", "experiment=demo,dmo"], ['experiment: found "dmo"', "did you mean demo?"]),
+        (["--cfg", "job", "experiment=multi30"], ['experiment: found "multi30"']),
+        (["+experiment=multi30", "sed=3"], ['found "multi30"', "sed: is no key of this config"]),
+    ],
+)
+def test_a_misspelt_experiment_is_refused_and_does_not_train_the_demo(run: Run, overrides, messages) -> None:
+    """`optional experiment: ${data}` took every name that does not exist for one to leave out."""
+    code, out, err = run(*overrides, main=lambda cfg: print("trains"))
+    assert (code, out) == (2, "")
+    for message in messages:
+        assert message in err
+
+
+@pytest.mark.parametrize("overrides", [[], ["data=files"], ["experiment=none"], ["~experiment"]])
+def test_without_a_recipe_of_the_datas_name_the_groups_defaults_are_taken(run: Run, overrides) -> None:
+    files = [f"data.{split}.{side}=a" for split in ("train", "dev") for side in ("source", "target")]
+    rates: list[float] = []
+    code, _, err = run(
+        *overrides, *(files if overrides == ["data=files"] else []), main=lambda c: rates.append(c.optimizer.lr)
+    )
+    assert (code, err) == (0, "")
+    assert rates == [0.004 if overrides else 0.01]
+
+
+@pytest.mark.parametrize("way", ["--config-dir", "hydra.searchpath"])
+def test_experiments_of_a_users_own_config_folder(run: Run, tmp_path: Path, way: str) -> None:
+    (tmp_path / "my configs" / "experiment" / "big").mkdir(parents=True)
+    for name in ("mine", "big/ours"):
+        text = "# @package _global_\noptimizer:\n  lr: 0.125\n"
+        (tmp_path / "my configs" / "experiment" / f"{name}.yaml").write_text(text)
+    given = ["--config-dir", "my configs"] if way == "--config-dir" else [f'hydra.searchpath=["{tmp_path}/my configs"]']
+    rates: list[float] = []
+    for name in ("mine", "big/ours"):
+        code, _, err = run(*given, f"experiment={name}", main=lambda cfg: rates.append(cfg.optimizer.lr))
+        assert (code, err) == (0, "")
+    assert rates == [0.125, 0.125]
+    code, _, err = run(*given, "experiment=mne", "seed=x")
+    assert code == 2
+    assert err.startswith("error: 2 errors")
+    assert "did you mean mine?" in err
+
+
 def test_all_wrong_overrides_are_reported_together(run: Run) -> None:
     code, _, err = run("sed=1", "model=gnmt_9", "seed=x", "name=a=b", "seed=4")
     assert code == 2
@@ -149,6 +202,20 @@ def test_input_errors_of_main_are_messages_and_bugs_are_tracebacks(run: Run) -> 
     assert run(main=preempted) == (143, "", "SIGTERM: stopped after update 7\n")
     with pytest.raises(ZeroDivisionError):
         run(main=bug)
+
+
+def test_a_reader_that_has_gone_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`inspect.py … | head -3` showed Hydra's "Error executing job with overrides"."""
+    replaced: list[int] = []
+    monkeypatch.setattr(os, "dup2", lambda new, old: replaced.append(new))
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+
+    def printing(cfg: Any) -> None:
+        raise BrokenPipeError
+
+    assert run(main=printing) == (2, "", "")
+    assert len(replaced) == 1
+    os.close(replaced[0])
 
 
 def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_wrong_one(run: Run, tmp_path: Path) -> None:
@@ -202,6 +269,8 @@ from gnmt.config import current_run_folder, entry
 def main(cfg):
     logging.getLogger(__name__).info("logged")
     print(current_run_folder(cfg))
+    if cfg.seed == 6:
+        print("a line\n" * 100_000)
 
 if __name__ == "__main__":
     main()
@@ -228,6 +297,14 @@ def test_as_a_process_from_any_folder(tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert err == "error: 1 error in the overrides:\n  sed: is no key of this config; did you mean seed?\n"
     assert list(elsewhere.iterdir()) == []
+    for arguments in ("seed=6", "--help"):  # much, and what fits into a buffer until the end
+        with subprocess.Popen(
+            [sys.executable, str(script), arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=elsewhere
+        ) as head:
+            assert head.stdout is not None
+            assert head.stderr is not None
+            head.stdout.close()
+            assert head.stderr.read().replace(b"logged\n", b"") == b""
 
 
 def test_log_messages_go_to_stderr_and_to_the_run_file(

@@ -63,6 +63,10 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "train.en").touch()
     with pytest.raises(InputError, match=r"trian\.en: no such file; did you mean .*train\.en\?"):
         list(read_lines(str(tmp_path / "trian.en")))
+    (tmp_path / "odd.en").touch()
+    for name in ("no.en", "dev.en", "trian.de.gz"):  # what they share with others is their ending
+        with pytest.raises(InputError, match=r"no such file$"):
+            list(read_lines(str(tmp_path / name)))
     with pytest.raises(InputError, match=r"its folder .*nowhere does not exist"):
         list(read_lines(str(tmp_path / "nowhere" / "train.en")))
     with pytest.raises(InputError, match="a folder, where a file"):

@@ -31,11 +31,12 @@ def fill(folder: Path, *names: str) -> Path:
     ("corpus", "key"),
     [
         ({}, "train"),
+        ({}, "dev"),
         ({"train": FILES}, "dev"),
     ],
 )
 def test_files_that_are_not_given(corpus: dict[str, Any], key: str) -> None:
-    with pytest.raises(InputError, match=rf"data\.{key} names no files: give data\.{key}\.source=FILE"):
+    with pytest.raises(InputError, match=rf"(?m)^data\.{key} names no files: give data\.{key}\.source=FILE"):
         FilesCorpus(**corpus)
 
 

@@ -159,5 +159,7 @@ def test_dropout_of_steps_is_drawn_as_over_time():
 
 
 def test_a_normalised_gru_is_refused():
-    with pytest.raises(InputError, match="layer_norm=true goes with cell=lstm only, not with cell=gru"):
-        layer_kind("gru", True)
+    with pytest.raises(
+        InputError, match=r"model.encoder.layer_norm=true goes with model.encoder.cell=lstm only, not with cell=gru"
+    ):
+        layer_kind("gru", True, "model.encoder")

@@ -168,8 +168,8 @@ def test_a_hypothesis_may_outgrow_the_learned_positions_and_a_sentence_may_not()
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: convolutional((4, 3)), "kernel_size=4 of the encoder is even: .* choose 3 or 5"),
-        (lambda: convolutional(alignment_layer=3), "alignment_layer=3, but the decoder has num_layers=2: choose one"),
+        (lambda: convolutional((4, 3)), "model.encoder.kernel_size=4 is even: .* choose 3 or 5"),
+        (lambda: convolutional(alignment_layer=3), "alignment_layer=3, but model.decoder.num_layers=2: choose"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, message):

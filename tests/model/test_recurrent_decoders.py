@@ -147,7 +147,7 @@ def test_a_bridge_between_unlike_sides_is_refused(encoder, message):
 
 def test_one_layer_that_nobody_hears_is_refused():
     with pytest.raises(
-        InputError, match=r"decoder\.num_layers=1 nothing reads.*context_to_output=added or decoder.num_la"
+        InputError, match=r"decoder\.num_layers=1 nothing reads.*context_to_output=added or model.decoder.num_la"
     ):
         LSTMDecoder(5, 6, 1, AdditiveAttention(6, 6, 4))
     decoder = LSTMDecoder(5, 6, 1, AdditiveAttention(6, 4, 4), context_to_output="concatenated")
@@ -155,7 +155,9 @@ def test_one_layer_that_nobody_hears_is_refused():
 
 
 def test_a_query_of_another_width_is_refused():
-    with pytest.raises(InputError, match="queries of width 4, but the decoder's layers have 6 units"):
+    with pytest.raises(
+        InputError, match=r"attention.query_size=4, but the decoder's layers have model.decoder.hidden_size=6"
+    ):
         TopAttentionDecoder(5, 6, 1, AdditiveAttention(4, 6, 4))
 
 

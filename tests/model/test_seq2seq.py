@@ -95,7 +95,7 @@ def test_tying_what_does_not_fit_is_refused(options, message):
 
 
 def test_more_bidirectional_layers_than_layers_are_refused():
-    with pytest.raises(InputError, match="num_bidirectional_layers=3 is more than num_layers=2"):
+    with pytest.raises(InputError, match=r"num_bidirectional_layers=3 is more than model.encoder.num_layers=2"):
         LSTMEncoder(6, 6, 2, num_bidirectional_layers=3)
 
 

@@ -133,9 +133,12 @@ def test_dropout_falls_on_embeddings_sublayers_attention_and_feed_forward_in_tra
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TransformerEncoder(10, 1, 4, 8), "num_heads=4 does not divide hidden_size=10"),
-        (lambda: TransformerDecoder(10, 10, 1, 4, 8), "num_heads=4 does not divide hidden_size=10"),
-        (lambda: transformer(alignment_layer=3), "alignment_layer=3, but the decoder has num_layers=2: choose one"),
+        (
+            lambda: TransformerEncoder(10, 1, 4, 8),
+            "model.encoder.num_heads=4 does not divide model.encoder.hidden",
+        ),
+        (lambda: TransformerDecoder(10, 10, 1, 4, 8), "model.decoder.num_heads=4 does not divide model.decoder.hidden"),
+        (lambda: transformer(alignment_layer=3), "alignment_layer=3, but model.decoder.num_layers=2: choose"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, message):

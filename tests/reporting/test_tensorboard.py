@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 import io
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import matplotlib.image
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.tensorboard import SummaryWriter
 
 from gnmt.reporting.figures import alignment_figure, pixels
 from gnmt.reporting.tensorboard import Reporter, translations_table
@@ -28,18 +31,39 @@ def points(events, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_a_full_disk_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, caplog) -> None:
-    reporter = Reporter(tmp_path)
-    reporter.scalar("train/loss", 1.0, 1)
+@contextmanager
+def disk_for_files_of(size: int) -> Iterator[None]:
+    """Inside it, no file of this process grows beyond `size` bytes: the system refuses, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-    reporter.scalar("train/loss", 1.0, 2)
-    reporter.scalar("train/loss", 1.0, 3)
-    reporter.close()
-    assert caplog.text.count("No space left on device") == 1
+@pytest.mark.parametrize("size", [10, 2000])
+def test_a_full_disk_costs_the_curves_and_not_the_run(tmp_path, caplog, capfd, monkeypatch, size) -> None:
+    """TensorBoard's own writer printed the traceback of its thread, beside the message."""
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: pytest.fail(f"in a thread: {arguments.exc_value}"))
+    with disk_for_files_of(size):
+        with Reporter(tmp_path) as reporter:
+            for step in range(500):
+                reporter.scalar("train/loss", 1.0, step)
+            reporter.flush()
+            reporter.scalar("train/loss", 1.0, 500)
+        assert next(tmp_path.iterdir()).stat().st_size <= size
+    assert caplog.text.count("TensorBoard's events cannot be written") == 1
+    assert capfd.readouterr().err == ""
+    if size > 10:  # what came before is there
+        assert points(read(tmp_path), "train/loss")[:5] == [(step, 1.0) for step in range(5)]
+
+
+def test_a_folder_that_cannot_be_made_costs_the_curves_and_not_the_run(tmp_path, caplog) -> None:
+    (tmp_path / "file").touch()
+    with Reporter(tmp_path / "file") as reporter:
+        reporter.scalar("train/loss", 1.0, 1)
+    assert caplog.text.count("TensorBoard's events cannot be written") == 1
 
 
 def test_scalars_come_back_with_their_steps(tmp_path):

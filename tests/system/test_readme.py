@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gnmt.config
+from gnmt.config.choices import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -69,6 +70,9 @@ def test_a_command_is_right(script: str, arguments: list[str], tmp_path, monkeyp
     assert configs or "--help" in arguments or "--cfg" in arguments
     assert len(configs) > 1 or "-m" not in arguments
     assert "_target_" in shown or "--cfg" not in arguments
+    for recipe in [value for key, _, value in (word.partition("=") for word in arguments) if key == "experiment"]:
+        for name in recipe.split(","):
+            assert (CONFIG_FOLDER / "experiment" / f"{name}.yaml").is_file(), f"{name}: no such experiment"
     for config in configs:
         for example in (getattr(config, "input", "-"), config.get("source")):
             assert not str(example).startswith("examples/") or (ROOT / str(example)).is_file()

@@ -13,6 +13,7 @@ def test_a_run_is_not_continued_with_other_settings(run_command, tiny, tmp_path)
     assert "model.encoder.num_layers: 2 → 3" in done.err
     assert "name=..." in done.err
     assert (run.folder / "config.json").read_bytes() == before
+    assert "ERROR gnmt: runs/tiny holds a run with other settings" in (run.folder / "train.log").read_text()
 
 
 def test_a_run_is_not_continued_on_other_text_and_tokenizers(run_command, shelf, own_files, tmp_path) -> None:

@@ -48,6 +48,27 @@ def test_training_goes_on_without_the_checkpoints_that_do_not_fit(run_command, t
     assert read_checkpoint(run.folder / "last.pt")["step"] == 6
 
 
+@pytest.mark.slow
+def test_training_goes_on_without_its_curves_and_ends(tiny, tmp_path) -> None:
+    """In a process of its own: what its threads print, and whether it ends, nothing else can tell."""
+    run = tiny.copied_to(tmp_path)
+    limit = (run.folder / "config.json").stat().st_size + 100
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "train.py", *run.overrides, "trainer.max_steps=6"],
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("TensorBoard's events cannot be written") == 1
+    assert "the checkpoint of update 6 was not written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Logging error" not in done.stderr
+
+
 def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, tmp_path) -> None:
     (tmp_path / "a.en").write_text("The old man sees the house.\n" * 100, encoding="utf-8")
     (tmp_path / "a.de").write_text("what was there\n", encoding="utf-8")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import platform
 import shutil
+import textwrap
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint import read_checkpoint, write_checkpoint
 from gnmt.decoding.translator import Translator
 from gnmt.types import InputError
 
@@ -252,6 +255,8 @@ def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
     assert in_all == sum(parameters.values())
     assert f"{in_all:,} parameters" in tiny.printed.err
     assert described["versions"]["torch"] == torch.__version__
+    assert described["versions"]["python"] == platform.python_version()
+    assert {"gnmt", "sentencepiece", "format", "git_revision"} <= described["versions"].keys()
 
 
 def test_inspect_in_text_for_people(run_command, tiny, tmp_path) -> None:
@@ -259,3 +264,14 @@ def test_inspect_in_text_for_people(run_command, tiny, tmp_path) -> None:
     assert (done.code, done.err) == (0, "")
     for expected in ("step: 4", "dev/bleu: ", "embedding_size: 16", "pieces: 420", "format: 1", "in all: 20,613"):
         assert expected in done.out
+    _, config = done.out.split("\nconfig:\n")
+    recorded = json.loads(read_checkpoint(tiny.folder / "last.pt")["config"])
+    assert OmegaConf.to_container(OmegaConf.create(textwrap.dedent(config))) == recorded
+
+
+def test_inspect_reads_checkpoints_from_before_versions_were_recorded(run_command, tiny, tmp_path) -> None:
+    contents = read_checkpoint(tiny.folder / "best.pt")
+    write_checkpoint(tmp_path / "old.pt", {key: value for key, value in contents.items() if key != "versions"})
+    done = run_command("inspect", "checkpoint=old.pt", "format=json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["versions"].keys() == {"format", "git_revision", "torch"}

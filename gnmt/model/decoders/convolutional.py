@@ -41,8 +41,8 @@ class ConvolutionalDecoder(Decoder):
         super().__init__()
         if alignment_layer is not None and alignment_layer > num_layers:
             raise InputError(
-                f"alignment_layer={alignment_layer}, but the decoder has num_layers={num_layers}: choose one of them, "
-                "or null for the mean of all"
+                f"model.decoder.alignment_layer={alignment_layer}, but model.decoder.num_layers={num_layers}: choose "
+                "one of them, or null for the mean of all"
             )
         self.input_size = self.memory_size = self.output_size = input_size
         self.hidden_size = hidden_size

@@ -66,8 +66,8 @@ class LSTMDecoder(Decoder):
         check_query(attention, hidden_size)
         if num_layers == 1 and context_to_output == "none":
             raise InputError(
-                "with decoder.num_layers=1 nothing reads what attention finds, since the bottom layer only asks: "
-                "use decoder.context_to_output=added or decoder.num_layers=2"
+                "with model.decoder.num_layers=1 nothing reads what attention finds, since the bottom layer only asks: "
+                "use model.decoder.context_to_output=added or model.decoder.num_layers=2"
             )
         self.input_size = input_size
         self.memory_size = attention.memory_size
@@ -81,7 +81,7 @@ class LSTMDecoder(Decoder):
         if context_to_output == "added":
             self.readout = nn.Linear(attention.output_size, hidden_size, bias=False)
         self.dropout = Dropout(dropout, dropout_over_time)
-        kind = layer_kind(cell, layer_norm)
+        kind = layer_kind(cell, layer_norm, "model.decoder")
         self.bottom = kind(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
         self.upper = nn.ModuleList(kind(upper_size, hidden_size) for _ in range(num_layers - 1))
@@ -143,6 +143,6 @@ def check_query(attention: Attention, hidden_size: int) -> None:
     """Raises InputError where the attention takes other queries than a decoder of that width asks."""
     if attention.query_size != hidden_size:
         raise InputError(
-            f"the attention takes queries of width {attention.query_size}, but the decoder's layers have "
-            f"{hidden_size} units: make query_size equal to hidden_size"
+            f"model.decoder.attention.query_size={attention.query_size}, but the decoder's layers have "
+            f"model.decoder.hidden_size={hidden_size}: make them equal"
         )

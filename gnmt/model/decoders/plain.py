@@ -42,7 +42,7 @@ class PlainDecoder(Decoder):
         self.input_size = input_size
         self.output_size = hidden_size
         self.num_layers = num_layers
-        kind = layer_kind(cell, layer_norm)
+        kind = layer_kind(cell, layer_norm, "model.decoder")
         self.stack = ResidualStack(
             input_size, hidden_size, num_layers, kind, residual_from, Dropout(dropout, dropout_over_time)
         )

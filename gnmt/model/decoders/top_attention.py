@@ -62,7 +62,7 @@ class TopAttentionDecoder(Decoder):
             input_size + fed_size * input_feeding,
             hidden_size,
             num_layers,
-            layer_kind(cell, layer_norm),
+            layer_kind(cell, layer_norm, "model.decoder"),
             residual_from,
             Dropout(dropout, dropout_over_time),
         )

@@ -49,11 +49,11 @@ class TransformerDecoder(Decoder):
         feed_forward_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(hidden_size, num_heads)
+        check_heads(hidden_size, num_heads, "model.decoder")
         if alignment_layer is not None and alignment_layer > num_layers:
             raise InputError(
-                f"alignment_layer={alignment_layer}, but the decoder has num_layers={num_layers}: choose one of them, "
-                "or null for the last but one"
+                f"model.decoder.alignment_layer={alignment_layer}, but model.decoder.num_layers={num_layers}: choose "
+                "one of them, or null for the last but one"
             )
         self.input_size = self.output_size = hidden_size
         self.memory_size = memory_size

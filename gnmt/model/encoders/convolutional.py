@@ -37,7 +37,7 @@ class ConvolutionalEncoder(Encoder):
         super().__init__()
         if kernel_size % 2 == 0:
             raise InputError(
-                f"kernel_size={kernel_size} of the encoder is even: a window must reach as far back as ahead, so "
+                f"model.encoder.kernel_size={kernel_size} is even: a window must reach as far back as ahead, so "
                 f"choose {kernel_size - 1} or {kernel_size + 1}"
             )
         self.input_size = self.output_size = input_size

@@ -54,7 +54,8 @@ class LSTMEncoder(Encoder):
         super().__init__()
         if num_bidirectional_layers > num_layers:
             raise InputError(
-                f"num_bidirectional_layers={num_bidirectional_layers} is more than num_layers={num_layers}: "
+                f"model.encoder.num_bidirectional_layers={num_bidirectional_layers} is more than "
+                f"model.encoder.num_layers={num_layers}: "
                 "choose at most that many"
             )
         self.input_size = input_size
@@ -63,7 +64,7 @@ class LSTMEncoder(Encoder):
         self.final_states = final_states
         self.dropout = Dropout(dropout, dropout_over_time)
         self.layers = nn.ModuleList()
-        kind = layer_kind(cell, layer_norm)
+        kind = layer_kind(cell, layer_norm, "model.encoder")
         widths = [input_size]
         for layer in range(num_layers):
             if layer < num_bidirectional_layers:

@@ -38,7 +38,7 @@ class TransformerEncoder(Encoder):
         feed_forward_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(hidden_size, num_heads)
+        check_heads(hidden_size, num_heads, "model.encoder")
         self.input_size = self.output_size = hidden_size
         self.positions = Positions(hidden_size, learned_positions)
         self.dropout = Dropout(dropout)

@@ -1,0 +1,101 @@
+"""A run's folder: one training at a time, and none that never began."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gnmt.files import exclusive
+from gnmt.training.folder import occupied
+from gnmt.types import InputError
+
+CHILD = """
+import os, pathlib, signal, sys
+from gnmt.training.folder import occupied
+with occupied(pathlib.Path(sys.argv[1])):
+    print("in", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "dies" else sys.stdin.read()
+"""
+
+
+def test_a_second_training_in_a_folder_is_refused(run, tmp_path):
+    """Both wrote checkpoints, and their logs and curves were mixed."""
+    folder = tmp_path / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, folder, "stays"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"in\n"
+        before = {path.name for path in folder.iterdir()}
+        with pytest.raises(InputError, match=r"run: another process trains in it: .*name="):
+            run(folder, "trainer.max_steps=1")
+        assert {path.name for path in folder.iterdir()} == before
+        run(tmp_path / "another", "trainer.max_steps=1")
+        child.communicate()
+    run(folder, "trainer.max_steps=1")
+    assert not (folder / ".lock").exists()
+
+
+def test_the_lock_of_a_killed_process_is_nobodys(tmp_path):
+    folder = tmp_path / "run"
+    killed = subprocess.run([sys.executable, "-c", CHILD, folder, "dies"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / ".lock").exists()
+    with occupied(folder):
+        pass
+    assert not (folder / ".lock").exists()
+
+
+def test_a_lock_file_that_its_holder_has_removed_guards_nothing(tmp_path):
+    path = tmp_path / "lock"
+    with exclusive(path):
+        path.unlink()
+        with exclusive(path), pytest.raises(BlockingIOError), exclusive(path):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train.source=nowhere.en", r"nowhere\.en: no such file"),
+        ("model.decoder.num_layers=1", r"use model\.decoder\.context_to_output=added or model\.decoder\.num_layers=2"),
+        ("model.encoder.num_bidirectional_layers=9", r"model\.encoder\.num_bidirectional_layers=9 is more than"),
+        ("trainer.batch_tokens=8", r"trainer\.batch_tokens=8 is too small"),
+    ],
+)
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(run, tmp_path, override, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "runs" / "new", override)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_that_cannot_be_is_refused_before_the_data_is_prepared(run, tmp_path):
+    with pytest.raises(InputError, match=r"model\.encoder\.layer_norm=true goes with model\.encoder\.cell=lstm only"):
+        run(tmp_path / "new", "model.encoder.layer_norm=true", "model.encoder.cell=gru", f"data.prepared={tmp_path}/p")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_lay_in_a_folder_stays_with_a_refused_run(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "runs").mkdir()
+    for folder in (tmp_path / "run", tmp_path / "runs" / "new"):
+        with pytest.raises(InputError, match="no such file"):
+            run(folder, "data.train.source=nowhere.en")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"the run's folder .*file/run cannot be made: Not a directory"),
+        occupied(Path(tmp_path / "file" / "run")),
+    ):
+        pass
