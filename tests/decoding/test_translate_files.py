@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import threading
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
@@ -208,6 +210,92 @@ def test_a_folder_of_somebody_else_stays(home):
         with pytest.raises(InputError, match=r"a\.de\.part is in the way.*thesis\.tex"):
             translate(StubTranslator(), resume=resume)
     assert (home / "a.de.part" / "thesis.tex").read_text() == "years"
+
+
+class Unplugged:
+    """Path.unlink, but the process ends before the `last`-th file is gone."""
+
+    def __init__(self, monkeypatch, last):
+        unlink, self.left = Path.unlink, last
+
+        def counted(path, missing_ok=False):
+            if path.parent.name == "a.de.part" and path.exists():
+                if self.left == 0:
+                    raise Killed
+                self.left -= 1
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", counted)
+
+
+@pytest.mark.parametrize("num_unlinked", range(7))
+@pytest.mark.parametrize("case", ["never", "output replaced", "end"])
+def test_killed_while_a_part_is_dropped(home, monkeypatch, num_unlinked, case):
+    """The manifest went first, and the windows that stayed without it were taken for somebody else's folder."""
+    other = StubTranslator(beam_size=3)
+    if case == "never":
+        with pytest.raises(Killed):
+            translate(kill_at(18))
+        options = {"resume": "never"}
+    else:
+        with pytest.raises(Killed), monkeypatch.context() as patch:
+            Unplugged(patch, 2)  # when the output is there, and some windows are
+            translate(StubTranslator())
+        if case == "output replaced":
+            (home / "a.de").write_text("of another command\n")
+        other, options = StubTranslator(), {}
+    with monkeypatch.context() as patch:
+        Unplugged(patch, num_unlinked)
+        with contextlib.suppress(Killed):
+            translate(other, **options)
+    with contextlib.suppress(InputError):  # what is left may be the old translation's
+        translate(other)
+    translate(other, **options)
+    assert (home / "a.de").read_text() == expected()
+    assert names(home) == ["a.de", "a.en", "best.pt"]
+
+
+def test_windows_without_a_manifest_are_dropped_by_resume_never(home):
+    (home / "a.de.part").mkdir()
+    (home / "a.de.part" / "window-000000").touch()
+    with pytest.raises(InputError, match=r"holds 1 windows and no manifest\.json.*resume=never"):
+        translate(StubTranslator())
+    assert names(home / "a.de.part") == ["lock", "window-000000"]
+    translate(StubTranslator(), resume="never")
+    assert (home / "a.de").read_text() == expected()
+
+
+def test_a_file_of_somebody_else_in_a_part_stays(home):
+    with pytest.raises(Killed):
+        translate(kill_at(10))
+    for name in ("notes.txt", "window-of-mine"):
+        (home / "a.de.part" / name).write_text("years")
+    translate(StubTranslator(beam_size=3), resume="never")
+    assert (home / "a.de").read_text() == expected()
+    assert names(home / "a.de.part") == ["notes.txt", "window-of-mine"]
+
+
+def test_a_part_without_a_window_is_no_obstacle_to_other_settings(home):
+    """A command was killed in its first window; with another beam it was refused for the 0 windows that there were."""
+    with pytest.raises(Killed):
+        translate(kill_at(10))
+    for window in (home / "a.de.part").glob("window-*"):
+        window.unlink()
+    with pytest.raises(Killed):
+        translate(StubTranslator(beam_size=3, before=kill_at(6).before))
+    with pytest.raises(InputError, match=r"decoding\.beam_size: 3 → 5"):  # the new one's settings are written down
+        translate(StubTranslator())
+
+
+def test_other_settings_for_a_finished_file_of_several_are_told_from_a_resume(home):
+    (home / "b.en").write_bytes((home / "a.en").read_bytes())
+    jobs = [Job("a.en", "a.de"), Job("b.en", "b.de")]
+    with pytest.raises(InputError):
+        translate(StubTranslator(), *jobs, Job("missing.en", "c.de"))
+    with pytest.raises(
+        InputError, match=r"says that a\.de is complete, and was begun otherwise:\n  decoding\.beam_size"
+    ):
+        translate(StubTranslator(beam_size=3), *jobs)
 
 
 def test_a_damaged_manifest_is_a_message(home):
