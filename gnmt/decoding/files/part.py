@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import gzip
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +23,8 @@ from gnmt.config.runs import flatten
 from gnmt.config.values import shown
 from gnmt.files import replacing, write_atomically
 from gnmt.types import InputError
+
+log = logging.getLogger(__name__)
 
 _MANIFEST, _LOCK, _MERGED, _WINDOW = "manifest.json", "lock", "merged", "window-"
 # All that a part holds; what is being written has a name of its own until it is whole.
@@ -32,10 +35,15 @@ _COMPRESSION_LEVEL = 6
 
 @dataclass(frozen=True)
 class Manifest:
-    """settings: nested values that the output depends on. finished: size and time of the output, once it is written."""
+    """What is known of a part.
+
+    settings: nested values that the output depends on. finished: size and time of the output, once it is written.
+    made_on: the name of the processor or GPU that began it.
+    """
 
     settings: Mapping[str, Any]
     finished: list[int] | None
+    made_on: str
 
 
 class PartFolder:
@@ -63,16 +71,23 @@ class PartFolder:
             if is_new and not (self.folder / _MANIFEST).exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    def begin(self, settings: Mapping[str, Any], resume: str) -> None:
+    def begin(self, settings: Mapping[str, Any], resume: str, made_on: str) -> None:
         """Makes the folder ready for these settings, keeping what was done with the same ones.
 
         Raises InputError where other settings made it, or where it is no folder of ours; with resume="never" what was
         done is dropped instead. A part in which nothing is done yet keeps nobody from other settings.
+        made_on: the device's name; where another one began, a warning says that last digits may differ.
         """
         self._refuse_foreign()
         if resume == "never" or not self._goes_on(settings):
             self.clear()
-            self._write_manifest(Manifest(settings, None))
+            self._write_manifest(Manifest(settings, None, made_on))
+        elif (began_on := self.manifest().made_on) != made_on:
+            log.warning(
+                "%s was begun on %s and goes on on %s: scores may differ in their last digits, and so, seldom, may a "
+                "text, from what one of them alone would write",
+                *(self.folder, began_on, made_on),
+            )
         for path in self.folder.glob(".*.tmp"):  # of processes that were killed
             path.unlink()
 
@@ -99,7 +114,7 @@ class PartFolder:
         path = self.folder / _MANIFEST
         try:
             values = json.loads(path.read_bytes())
-            return Manifest(dict(values["settings"]), values["finished"])
+            return Manifest(dict(values["settings"]), values["finished"], values["made_on"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path} is damaged: give resume=never to begin this translation anew") from None
 
@@ -125,7 +140,7 @@ class PartFolder:
                 head, _, data = self._window(number).read_bytes().partition(b"\n")
                 num_unfinished += json.loads(head)["unfinished"]
                 merged.write(data)
-        self._write_manifest(Manifest(self.manifest().settings, self._stamp_output()))
+        self._write_manifest(replace(self.manifest(), finished=self._stamp_output()))
         for number in range(num_windows):
             self._window(number).unlink()
         return num_unfinished
@@ -181,8 +196,7 @@ class PartFolder:
         return [status.st_size, status.st_mtime_ns]
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        values = {"settings": manifest.settings, "finished": manifest.finished}
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.folder / _MANIFEST, text.encode())
 
 
