@@ -41,7 +41,7 @@ from benchmarks.profiling import profile_workload
 from benchmarks.table import header, row
 from gnmt.config import BenchmarkConfig, entry
 from gnmt.files import write_atomically
-from gnmt.runtime import choose_device, choose_precision
+from gnmt.runtime import choose_device, choose_precision, device_name
 from gnmt.types import InputError
 
 ALLOWED = {
@@ -122,11 +122,10 @@ def check_lists(cfg: BenchmarkConfig) -> None:
 def setting(cfg: BenchmarkConfig) -> dict[str, object]:
     """What the figures depend on besides the workload."""
     device = choose_device(cfg.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
     return {
         "task": cfg.task,
         "device": str(device),
-        "hardware": name,
+        "hardware": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "repetitions": cfg.repetitions,
