@@ -21,11 +21,12 @@ from gnmt.model.seq2seq import Seq2Seq
 
 VOCABULARY_SIZE = 9
 WIDTH = 6
-ENCODERS, DECODERS = ("lstm", "transformer", "convolutional"), ("lstm", "top", "plain", "transformer", "convolutional")
+ENCODERS = ("lstm", "transformer", "convolutional")
+DECODERS = ("lstm", "lstm", "lstm", "top", "plain", "transformer", "convolutional")  # GNMT's own most often
 
 booleans = st.booleans()
 positions = st.sampled_from([None, 64])
-cells = st.sampled_from([{"cell": "lstm"}, {"cell": "gru"}, {"cell": "lstm", "layer_norm": True}])
+cells = st.sampled_from([{"cell": "lstm"}, {"cell": "lstm"}, {"cell": "gru"}, {"cell": "lstm", "layer_norm": True}])
 
 
 def has_attention(model: Seq2Seq) -> bool:
@@ -37,7 +38,7 @@ def models(draw):
     """A Seq2Seq in fp64, so that nothing hangs on the last digit of a sum."""
     torch.manual_seed(draw(st.integers(0, 1000)))
     decoder_kind = draw(st.sampled_from(DECODERS))
-    num_layers, cell = draw(st.integers(1, 3)), draw(cells)
+    num_layers, cell = draw(st.sampled_from([2, 3, 1])), draw(cells)
     bridged = decoder_kind == "plain" or (decoder_kind in ("lstm", "top") and draw(booleans))
     if bridged:  # layer by layer, the decoder begins with what the encoder's has ended with
         encoder = LSTMEncoder(WIDTH, WIDTH, num_layers, 0, **lstm_options(draw, [None, 4]), **cell, final_states=True)
@@ -78,7 +79,7 @@ def draw_attention(draw, memory_size):
         return GeneralAttention(WIDTH, memory_size)
     if kind == "dot":
         return DotAttention(WIDTH, memory_size, scaled=draw(booleans))
-    heads = draw(st.sampled_from([1, 2]))
+    heads = draw(st.sampled_from([1, 1, 2]))
     return AdditiveAttention(WIDTH, memory_size, 4, normalise=draw(booleans), initial_scale=2.0, num_heads=heads)
 
 
