@@ -22,6 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "decoding"))
 from oracle_search import oracle_search
 
+import gnmt.decoding.translator as translator_module
 from gnmt.checkpoint import load_model
 from gnmt.data.lines import read_lines
 from gnmt.decoding.search import Hypothesis, search
@@ -30,6 +31,7 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import EOS_ID, Memory, State
 
 TOLERANCE = 1e-5
+Pair = tuple[tuple[int, ...], float, tuple[int, ...], float]  # tokens and score, and those they are held against
 
 
 class BestTokens:
@@ -48,27 +50,27 @@ class BestTokens:
 
 def main(checkpoint: str, text: str, count: int) -> None:
     loaded = load_model(checkpoint, torch.device("cpu"))
-    model, translator = loaded.model.eval(), Translator.of([loaded], "fp32")
+    model, translator = loaded.model.eval(), Translator.of([loaded], "fp32", batch_size=8)
+    translator_module._WINDOW_BATCHES, translator_module._FEWEST_WINDOW_LINES = 3, 1
     options, banned = translator.options, translator.banned
     encode = translator.tokenizers.source.encode
-    sources = [[*encode(line), EOS_ID] for line in islice(read_lines(text), count) if line.strip()]
+    lines = [line for line in islice(read_lines(text), count) if line.strip()]
+    sources = [[*encode(line), EOS_ID] for line in lines]
 
     def found_by(some: list[list[int]], batch_size: int, with_model=model) -> list[Hypothesis]:
         results = search(with_model, some, options, device=torch.device("cpu"), banned=banned, batch_size=batch_size)
         return [result.hypotheses[0] for result in results]
 
     reference = found_by(sources, 32)
-    shuffled = random.Random(1).sample(range(len(sources)), len(sources))
     others = {
         "batch size 1": found_by(sources, 1),
         "batch size 3": found_by(sources, 3),
         "the engine": found_by(sources, 32, translator.search_model),
     }
-    in_other_order = found_by([sources[index] for index in shuffled], 32)
-    others["shuffled"] = [in_other_order[shuffled.index(index)] for index in range(len(sources))]
     for name, hypotheses in others.items():
         pairs = zip(reference, hypotheses, strict=True)
         report(name, [(one.tokens, one.score, other.tokens, other.score) for one, other in pairs])
+    report(f"shuffled, in windows of {translator.window_lines} lines", in_both_orders(translator, lines))
 
     few = BestTokens(model, 2 * options.beam_size + len(banned))
     start, compared = time.monotonic(), []
@@ -79,7 +81,21 @@ def main(checkpoint: str, text: str, count: int) -> None:
     report(f"the oracle, {time.monotonic() - start:.0f} s", compared)
 
 
-def report(name: str, compared: list[tuple[tuple[int, ...], float, tuple[int, ...], float]]) -> None:
+def in_both_orders(translator: Translator, lines: list[str]) -> list[Pair]:
+    """The lines translated in their order and in a random one, both line by line of the former.
+
+    In many windows: each is sorted by length, so in one alone the order would say nothing, while in many a line meets
+    others in each order.
+    """
+    assert len(lines) > 4 * translator.window_lines, "too few lines for an order to matter"
+    shuffled = random.Random(1).sample(range(len(lines)), len(lines))
+    straight = list(translator.stream(lines))
+    in_other_order = dict(zip(shuffled, translator.stream(lines[index] for index in shuffled), strict=True))
+    others = [in_other_order[index] for index in range(len(lines))]
+    return [(one.tokens, one.score, other.tokens, other.score) for one, other in zip(straight, others, strict=True)]
+
+
+def report(name: str, compared: list[Pair]) -> None:
     equal = sum(tokens == other for tokens, _, other, _ in compared)
     apart = [abs(score - other) for _, score, _, other in compared]
     agreeing = sum(one[0] == one[2] or gap < TOLERANCE for one, gap in zip(compared, apart, strict=True))

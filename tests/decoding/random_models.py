@@ -1,0 +1,108 @@
+"""A hypothesis strategy for small random models of every architecture, with every keyword that search can see.
+
+Left out are dropout in all its forms, which evaluation switches off, and what only initialises.
+"""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention
+from gnmt.model.decoders.convolutional import ConvolutionalDecoder
+from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.decoders.plain import PlainDecoder
+from gnmt.model.decoders.top_attention import TopAttentionDecoder
+from gnmt.model.decoders.transformer import TransformerDecoder
+from gnmt.model.encoders.convolutional import ConvolutionalEncoder
+from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.model.seq2seq import Seq2Seq
+
+VOCABULARY_SIZE = 9
+WIDTH = 6
+ENCODERS = ("lstm", "transformer", "convolutional")
+DECODERS = ("lstm", "lstm", "lstm", "top", "plain", "transformer", "convolutional")  # GNMT's own most often
+
+booleans = st.booleans()
+positions = st.sampled_from([None, 64])
+cells = st.sampled_from([{"cell": "lstm"}, {"cell": "lstm"}, {"cell": "gru"}, {"cell": "lstm", "layer_norm": True}])
+
+
+def has_attention(model: Seq2Seq) -> bool:
+    return not isinstance(model.decoder, PlainDecoder)
+
+
+@st.composite
+def models(draw):
+    """A Seq2Seq in fp64, so that nothing hangs on the last digit of a sum."""
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    decoder_kind = draw(st.sampled_from(DECODERS))
+    num_layers, cell = draw(st.sampled_from([2, 3, 1])), draw(cells)
+    bridged = decoder_kind == "plain" or (decoder_kind in ("lstm", "top") and draw(booleans))
+    if bridged:  # layer by layer, the decoder begins with what the encoder's has ended with
+        encoder = LSTMEncoder(WIDTH, WIDTH, num_layers, 0, **lstm_options(draw, [None, 4]), **cell, final_states=True)
+    else:
+        encoder = draw_encoder(draw, [WIDTH] if decoder_kind == "convolutional" else [None, 4, WIDTH])
+    decoder = draw_decoder(draw, decoder_kind, num_layers, encoder.output_size, cell, bridged)
+    ties = ["none", "source_target", *(["all"] if decoder.output_size == WIDTH else [])]
+    init_range = draw(st.sampled_from([0.5, 1.0, 2.0]))
+    tie = draw(st.sampled_from(ties))
+    return Seq2Seq(encoder, decoder, VOCABULARY_SIZE, VOCABULARY_SIZE, WIDTH, tie, init_range).double().eval()
+
+
+def lstm_options(draw, projection_sizes):
+    return {
+        "residual_from": draw(st.sampled_from([None, 2, 3])),
+        "embedding_shortcut": draw(booleans),
+        "reverse_source": draw(booleans),
+        "projection_size": draw(st.sampled_from(projection_sizes)),
+    }
+
+
+def draw_encoder(draw, projection_sizes):
+    kind, num_layers = draw(st.sampled_from(ENCODERS)), draw(st.integers(1, 3))
+    if kind == "transformer":
+        norm = draw(st.sampled_from(["pre", "post"]))
+        return TransformerEncoder(WIDTH, num_layers, 2, 8, norm, draw(positions))
+    if kind == "convolutional":
+        return ConvolutionalEncoder(WIDTH, 4, num_layers, draw(st.sampled_from([1, 3])), draw(positions))
+    return LSTMEncoder(
+        WIDTH, 4, num_layers, draw(st.integers(0, num_layers)), **lstm_options(draw, projection_sizes), **draw(cells)
+    )
+
+
+def draw_attention(draw, memory_size):
+    kinds = ["additive", "general", *(["dot"] if memory_size == WIDTH else [])]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "general":
+        return GeneralAttention(WIDTH, memory_size)
+    if kind == "dot":
+        return DotAttention(WIDTH, memory_size, scaled=draw(booleans))
+    heads = draw(st.sampled_from([1, 1, 2]))
+    return AdditiveAttention(WIDTH, memory_size, 4, normalise=draw(booleans), initial_scale=2.0, num_heads=heads)
+
+
+def draw_decoder(draw, kind, num_layers, memory_size, cell, bridged):
+    alignment_layer = draw(st.sampled_from([None, num_layers]))
+    if kind == "transformer":
+        norm = draw(st.sampled_from(["pre", "post"]))
+        return TransformerDecoder(WIDTH, memory_size, num_layers, 2, 8, norm, draw(positions), alignment_layer)
+    if kind == "convolutional":
+        return ConvolutionalDecoder(
+            WIDTH, 4, num_layers, draw(st.sampled_from([1, 2, 3])), draw(positions), alignment_layer
+        )
+    residual_from = draw(st.sampled_from([None, 2, 3]))
+    if kind == "plain":
+        return PlainDecoder(WIDTH, WIDTH, num_layers, residual_from, **cell)
+    common = {
+        "query": draw(st.sampled_from(["current", "previous"])),
+        "residual_from": residual_from,
+        "bridge": "final" if bridged else "none",
+        **cell,
+    }
+    attention = draw_attention(draw, memory_size)
+    if kind == "top":
+        return TopAttentionDecoder(WIDTH, WIDTH, num_layers, attention, input_feeding=draw(booleans), **common)
+    outputs = ["concatenated", "added", *(["none"] if num_layers > 1 else [])]
+    return LSTMDecoder(WIDTH, WIDTH, num_layers, attention, context_to_output=draw(st.sampled_from(outputs)), **common)
