@@ -72,7 +72,7 @@ class Baseline:
         sentences = [_new_sentence(len(ids), options) for ids in sources]
 
         num_rows = len(states_NSH)
-        zeros_1NH = states_NSH.new_zeros(1, num_rows, self.decoder.output_size)
+        zeros_1NH = states_NSH.new_zeros(1, num_rows, self.decoder.bottom.hidden_size)
         states = [(zeros_1NH, zeros_1NH)] * self.decoder.num_layers
         tokens_NT = torch.full((num_rows, 1), BOS_ID, device=self.device)
         coverage_NS = torch.zeros_like(mask_NS, dtype=torch.float32)
@@ -123,7 +123,7 @@ class Baseline:
             outputs_1NH, state = layer(torch.cat((inputs_1NH, context_1NH), dim=-1), states[number - 1])
             new_states.append(state)
             inputs_1NH = outputs_1NH + inputs_1NH if is_residual(number, self.decoder.residual_from) else outputs_1NH
-        return self.model.output_layer(inputs_1NH[0]), weights_NS, new_states
+        return self.model.output_layer(self.decoder.hidden(inputs_1NH[0], context_1NH[0])), weights_NS, new_states
 
     @staticmethod
     def _finish(

@@ -29,7 +29,7 @@ from gnmt.types import BOS_ID, EOS_ID, PAD_ID
 
 BASELINE = "baseline"
 # Encoder layers, decoder layers, width, pieces.
-SIZES = {"gnmt": (4, 4, 1024, 32_000), "multi30k": (2, 2, 256, 6_000), "tiny": (2, 2, 16, 200)}
+SIZES = {"gnmt": (4, 4, 1024, 32_000), "multi30k": (2, 2, 256, 10_000), "tiny": (2, 2, 16, 200)}
 LENGTHS = ("equal", "mixed")
 PRECISIONS = (
     "auto",

@@ -103,6 +103,16 @@ class Ranks:
         else:
             store.set(f"{name}/{self.rank}", "")
 
+    def counter(self) -> Callable[[int], int]:
+        """A count that all processes add to: it takes a number more and gives the sum of what all have added.
+
+        All must make the same calls of this, in the same order as their meetings.
+        """
+        name = self._next_meeting()
+        if self._store is None:
+            return _OwnCount()
+        return functools.partial(self._store.add, name)
+
     def check(self) -> None:
         """Raises InputError where another process has failed: to be called now and then in long work."""
         message = self.failure()
@@ -175,6 +185,31 @@ class Ranks:
             if reached():
                 return
             time.sleep(_POLL_SECONDS)
+
+
+class _OwnCount:
+    """What `Ranks.counter` is where there is nobody else."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def __call__(self, number: int) -> int:
+        self._sum += number
+        return self._sum
+
+
+@contextmanager
+def speaking_once(ranks: Ranks) -> Iterator[None]:
+    """Around a script's work: an error that ends all is told by the process it is of, and by the first one.
+
+    The others, which only say that they stop, exit with code 1 and no word.
+    """
+    try:
+        yield
+    except InputError as error:
+        if ranks.world_size > 1 and not ranks.failed_first and not ranks.is_first:
+            raise SystemExit(1) from error
+        raise
 
 
 def fresh_store(store: Store, rank: int, world_size: int) -> Store:

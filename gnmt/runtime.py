@@ -49,6 +49,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(torch.cpu.get_capabilities()["cpu_name"])
+
+
 def choose_precision(name: str, device: torch.device) -> Precision:
     """The precision of that name; "auto" takes bf16 where the hardware multiplies in it, else fp32.
 

@@ -17,7 +17,7 @@ The table goes to stdout, all figures as JSON to output=.
 
 Main keys:
   task                      decoding, training
-  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 6,000), tiny
+  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 10,000), tiny
                             training: gnmt, middle (4+4 of 512, 8,000), small (2+2 of 256, 10,000), tiny
   precisions, lengths       lists; every combination is measured, and for decoding with every one of
   beams, batch_sizes
@@ -41,7 +41,7 @@ from benchmarks.profiling import profile_workload
 from benchmarks.table import header, row
 from gnmt.config import BenchmarkConfig, entry
 from gnmt.files import write_atomically
-from gnmt.runtime import choose_device, choose_precision
+from gnmt.runtime import choose_device, choose_precision, device_name
 from gnmt.types import InputError
 
 ALLOWED = {
@@ -122,11 +122,10 @@ def check_lists(cfg: BenchmarkConfig) -> None:
 def setting(cfg: BenchmarkConfig) -> dict[str, object]:
     """What the figures depend on besides the workload."""
     device = choose_device(cfg.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
     return {
         "task": cfg.task,
         "device": str(device),
-        "hardware": name,
+        "hardware": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "repetitions": cfg.repetitions,

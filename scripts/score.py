@@ -6,8 +6,9 @@
 
 A line of output for each translation: its line and rank, log P(Y|X) (natural), the score of search (Wu et al. 2016,
 eq. 14), and in jsonl the tokens with the log-probability of each. The log gives the mean and the perplexity.
-Text is cut into tokens anew; input= takes the token ids that search wrote (format=jsonl of translate.py), and their
-scores are those that search reported (in fp32 and bf16; in int8 up to about 1e-3 a token).
+Text is cut into tokens anew; input= takes the token ids that search wrote (format=jsonl of translate.py), with the
+length and coverage penalties that it had, and the scores are those that search reported (in fp32 and bf16; in int8 up
+to about 1e-3 a token). Where text is scored, the penalties are those that the training recorded.
 
 Main keys:
   checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
@@ -15,13 +16,14 @@ Main keys:
   input              instead: a file that translate.py wrote with format=jsonl
   output, format     - is standard output; jsonl or tsv
   max_source_tokens  what the lines of input= were translated with, where long ones were cut
-  decoding.*         length_penalty_alpha, length_penalty_constant, coverage_beta: replaces what the training recorded
+  decoding.*         length_penalty_alpha, length_penalty_constant, coverage_beta: replaces what the training recorded,
+                     and what the lines of input= say
 """
 
 import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
-from gnmt.config import ScoreConfig, entry
+from gnmt.config import ScoreConfig, entry, resolve
 from gnmt.decoding.loading import load_translator
 from gnmt.decoding.score_files import Scorable, check_places_of, score_files
 
@@ -31,7 +33,8 @@ def main(cfg: ScoreConfig) -> None:
     scorable = Scorable(cfg.source, cfg.target, cfg.input)
     check_places_of(scorable, cfg.output)
     translator, _ = load_translator(cfg)
-    score_files(translator, scorable, cfg.output, "tsv" if cfg.format == "tsv" else "jsonl")
+    given = [name for name, value in resolve(cfg.decoding).items() if value is not None]
+    score_files(translator, scorable, cfg.output, "tsv" if cfg.format == "tsv" else "jsonl", given)
 
 
 if __name__ == "__main__":

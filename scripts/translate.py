@@ -29,7 +29,7 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 from gnmt.config import TranslateConfig, entry, resolve
 from gnmt.decoding.files import MadeFrom, OutputFormat, plan_jobs, translate_files
 from gnmt.decoding.loading import load_translator
-from gnmt.distributed import current_ranks
+from gnmt.distributed import current_ranks, speaking_once
 
 
 @entry("translate")
@@ -44,7 +44,8 @@ def main(cfg: TranslateConfig) -> None:
     )
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
-    translate_files(translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
+    with speaking_once(ranks):
+        translate_files(translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
 
 
 if __name__ == "__main__":

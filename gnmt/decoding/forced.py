@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -45,14 +45,13 @@ def score_pairs(
     options: SearchOptions,
     device: torch.device,
     batch_size: int,
-    on_done: Callable[[int], None],
-) -> list[PairScore]:
-    """The score of each pair; those of similar lengths are scored together, the longest first.
+    found: dict[int, PairScore],
+) -> None:
+    """Adds to `found` the score of each pair whose place it does not hold yet.
 
-    on_done: called with the place of each pair that is scored.
+    Those of similar lengths are scored together, the longest first.
     """
-    order = scoring_order(pairs)
-    found: dict[int, PairScore] = {}
+    order = [place for place in scoring_order(pairs) if place not in found]
     start = 0
     while start < len(order):
         # The first of a batch has the most target tokens, but any may have the most source tokens.
@@ -63,11 +62,8 @@ def score_pairs(
                 break
             end += 1
         places = order[start:end]
-        for place, score in zip(places, _score_batch(model, [pairs[n] for n in places], options, device), strict=True):
-            found[place] = score
-            on_done(place)
+        found.update(zip(places, _score_batch(model, [pairs[n] for n in places], options, device), strict=True))
         start = end
-    return [found[place] for place in range(len(pairs))]
 
 
 def scoring_order(pairs: Sequence[Pair]) -> list[int]:

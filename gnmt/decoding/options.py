@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
@@ -10,8 +9,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 from gnmt.config.values import check_value
 from gnmt.types import InputError, Range
 
-Finite = Range(0, math.inf, open_high=True)
-"""0 or more, and a number to calculate with."""
+# Bounds far from what anybody wants, within which every score is a finite fp32 number: lp below 1e38 for sentences of
+# thousands of tokens, cp above -1e38 for sources of any length.
+LARGEST_ALPHA, LARGEST_CONSTANT, LARGEST_BETA = 10, 1_000_000, 1000
+LARGEST_LENGTH, LARGEST_FACTOR = 1_000_000, 1000
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
+
+SCORING_OPTIONS = ("length_penalty_alpha", "length_penalty_constant", "coverage_beta")
+"""The options of equation 14."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +45,18 @@ class SearchOptions:
     """
 
     beam_size: Annotated[int, Range(1)] = 5
-    length_penalty_alpha: Annotated[float, Finite] = 0.6
-    length_penalty_constant: Annotated[float, Finite] = 5.0
-    coverage_beta: Annotated[float, Finite] = 0.1
+    length_penalty_alpha: Annotated[float, Range(0, LARGEST_ALPHA)] = 0.6
+    length_penalty_constant: Annotated[float, Range(0, LARGEST_CONSTANT)] = 5.0
+    coverage_beta: Annotated[float, Range(0, LARGEST_BETA)] = 0.1
     pruning: Annotated[float, Range(0)] | None = None
     stop: Literal["bound", "first", "exhausted"] = "bound"
-    max_length_factor: Annotated[float, Finite] = 2.0
-    max_length_offset: Annotated[int, Range(0)] = 10
-    min_length: Annotated[int, Range(0)] = 0
+    max_length_factor: Annotated[float, Range(0, LARGEST_FACTOR)] = 2.0
+    max_length_offset: Annotated[int, Range(0, LARGEST_LENGTH)] = 10
+    min_length: Annotated[int, Range(0, LARGEST_LENGTH)] = 0
     n_best: Annotated[int, Range(1)] = 1
     no_repeat_ngram: Annotated[int, Range(1)] | None = None
     sampling: bool = False
-    temperature: Annotated[float, Range(0, math.inf, open_low=True, open_high=True)] = 1.0
+    temperature: Annotated[float, Range(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)] = 1.0
     top_k: Annotated[int, Range(1)] | None = None
     top_p: Annotated[float, Range(0, 1, open_low=True)] | None = None
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1
@@ -78,6 +83,11 @@ class SearchOptions:
                 f"decoding.{asked[0]} is {getattr(self, asked[0])}, but only sampling draws tokens: "
                 f"set decoding.sampling=true, or leave {asked[0]} out"
             )
+
+    @property
+    def scoring(self) -> dict[str, float]:
+        """The fields that a score depends on, beside the translation."""
+        return {name: getattr(self, name) for name in SCORING_OPTIONS}
 
     @property
     def num_hypotheses(self) -> int:

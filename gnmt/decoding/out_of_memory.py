@@ -1,10 +1,9 @@
-"""A batch that does not fit into memory is tried again at half its size."""
+"""A batch that does not fit into memory is tried again at half its size, without what was done of it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
@@ -12,18 +11,18 @@ from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 
-
-def with_smaller_batches(run: Callable[[int], _T], batch_size: int, first_left: Callable[[], str]) -> _T:
+def with_smaller_batches(run: Callable[[int], object], batch_size: int, first_left: Callable[[], str]) -> int:
     """run(batch_size), and where that runs out of memory, of half the size, and so on, with a warning each time.
 
-    first_left: names the line that was at work when a batch of one did not fit; InputError says it then.
-    Other errors go through.
+    run: keeps what it has done when it fails, and does the rest when it is called again. first_left: names the line
+    that was at work when a batch of one did not fit; InputError says it then. Other errors go through. Returns the size
+    that fitted in the end.
     """
     while True:
         try:
-            return run(batch_size)
+            run(batch_size)
+            return batch_size
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -34,7 +33,7 @@ def with_smaller_batches(run: Callable[[int], _T], batch_size: int, first_left: 
                 ) from None
         # Outside the handler: until it ends, the error's frames hold the tensors that did not fit.
         batch_size //= 2
-        log.warning("out of memory: going on with batch_size=%d here", batch_size)
+        log.warning("out of memory: going on with batch_size=%d", batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

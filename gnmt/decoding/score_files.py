@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from types import MappingProxyType
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from gnmt.data.lines import read_lines
 from gnmt.decoding.files.jobs import STANDARD_STREAM, Job, check_places
 from gnmt.decoding.files.streams import opened_for_writing
 from gnmt.decoding.forced import PairScore
+from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.types import InputError, Translation
 
@@ -26,12 +28,16 @@ _TSV_COLUMNS = ("line", "rank", "log_prob", "score", "num_tokens")
 
 
 class Entry(NamedTuple):
-    """A translation to be scored: its line, counted from 1, its rank in an n-best list, and what it is."""
+    """A translation to be scored: its line, counted from 1, its rank in an n-best list, and what it is.
+
+    scoring: fields of SearchOptions that its score depended on when it was made; empty where nothing says so.
+    """
 
     line: int
     rank: int
     source: str
     target: str | Translation
+    scoring: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,21 @@ def _translations(path: str) -> Iterator[Entry]:
             ) from None
         if not isinstance(source, str) or not all(_is_ids(ids) for target in targets for ids in target):
             raise InputError(f"{path}:{number}: source must be text and tokens a list of whole numbers")
+        scoring = _scoring(record.get("scoring", {}), f"{path}:{number}")
         for rank, (tokens, part_lengths) in enumerate(targets, start=1):
             translation = Translation("", 0.0, tuple(tokens), part_lengths=tuple(part_lengths))
-            yield Entry(number, rank, source, translation)
+            yield Entry(number, rank, source, translation, scoring)
+
+
+def _scoring(value: Any, place: str) -> Mapping[str, float]:
+    """The options of equation 14 that a line names, checked."""
+    if not isinstance(value, dict) or value.keys() - set(SCORING_OPTIONS):
+        raise InputError(f"{place}: scoring is {json.dumps(value)}; it holds numbers for {', '.join(SCORING_OPTIONS)}")
+    try:
+        SearchOptions(**value)
+    except InputError as error:
+        raise InputError(f"{place}: scoring is wrong: {error}") from None
+    return value
 
 
 def _is_ids(value: Any) -> bool:
@@ -117,11 +135,19 @@ class Totals:
         )
 
 
-def score_files(translator: Translator, scorable: Scorable, output: str, kind: Literal["jsonl", "tsv"]) -> Totals:
+def score_files(
+    translator: Translator,
+    scorable: Scorable,
+    output: str,
+    kind: Literal["jsonl", "tsv"],
+    given: Collection[str] = (),
+) -> Totals:
     """Writes a line for each translation, in order, to a file, which appears when it is complete, or to stdout for "-".
 
     jsonl: {"line", "rank", "log_prob", "score", "tokens" (ids), "token_log_probs"}. tsv: a heading, then line, rank,
-    log_prob, score, num_tokens. Raises InputError for what cannot be read or written.
+    log_prob, score, num_tokens. Each is scored with the options of equation 14 that its line names, so that its score
+    is that of the search, and the translator's where it names none. given: the translator's options that stand against
+    what lines say, since somebody asked for them. Raises InputError for what cannot be read or written.
     """
     check_places_of(scorable, output)
     totals = Totals()
@@ -131,7 +157,9 @@ def score_files(translator: Translator, scorable: Scorable, output: str, kind: L
         if kind == "tsv":
             out.write(("\t".join(_TSV_COLUMNS) + "\n").encode())
         while window := list(islice(entries, translator.window_lines)):
-            _score_window(translator, window, out, kind, totals)
+            for scoring, entries_of_one in groupby(window, key=lambda entry: entry.scoring):
+                options = {name: value for name, value in scoring.items() if name not in given}
+                _score_entries(translator, list(entries_of_one), options, out, kind, totals)
             bar.update(len(window))
     log.info(totals.summary())
     return totals
@@ -143,12 +171,17 @@ def check_places_of(scorable: Scorable, output: str) -> None:
         check_places(Job(path, output), None)
 
 
-def _score_window(
-    translator: Translator, window: Sequence[Entry], out: BinaryIO, kind: Literal["jsonl", "tsv"], totals: Totals
+def _score_entries(
+    translator: Translator,
+    entries: Sequence[Entry],
+    options: Mapping[str, float],
+    out: BinaryIO,
+    kind: Literal["jsonl", "tsv"],
+    totals: Totals,
 ) -> None:
-    pairs = [(entry.source, entry.target) for entry in window]
-    lines = [entry.line for entry in window]
-    for entry, score in zip(window, translator.score(pairs, line_numbers=lines), strict=True):
+    pairs = [(entry.source, entry.target) for entry in entries]
+    lines = [entry.line for entry in entries]
+    for entry, score in zip(entries, translator.score(pairs, line_numbers=lines, **options), strict=True):
         totals.add(score)
         out.write((_as_json(entry, score) if kind == "jsonl" else _as_tsv(entry, score)).encode() + b"\n")
 

@@ -84,7 +84,7 @@ def search(
     keys: Sequence[int] | None = None,
     with_attention: bool = False,
     batch_size: int = 64,
-    on_done: Callable[[int], None] | None = None,
+    on_done: Callable[[int, SearchResult], None] | None = None,
 ) -> list[SearchResult]:
     """The result of each source, in the order of `sources`.
 
@@ -98,7 +98,7 @@ def search(
     prefixes: target ids, without BOS and EOS, that the translation of each source starts with. They count in tokens,
     log_prob and score; nothing forbids them.
     keys: what tells apart sentences in sampling; equal ones draw the same numbers. By default the positions.
-    on_done: called with a source's position as soon as its search is over.
+    on_done: called with a source's position and its result as soon as its search is over.
     Raises InputError for options.coverage_beta > 0 with a model without attention, and for a model whose
     probabilities are not numbers.
     """
@@ -116,7 +116,7 @@ def search(
             run.step()
         for index in run.release():
             if on_done is not None:
-                on_done(index)
+                on_done(index, run.results[index])
     return [run.results[index] for index in range(len(sources))]
 
 
@@ -234,13 +234,16 @@ def collect(flight: Flight, n_best: int) -> list[SearchResult]:
     columns = (some.tokens_BKT[:, :n_best], some.length_BK, some.log_prob_BK, some.score_BK)
     rows = zip(*(tensor[:, :n_best].tolist() for tensor in columns), strict=True)
     steps, num_source_tokens = flight.sentences.length_B.tolist(), flight.memory.mask_BS.sum(1).tolist()
+    attention_BKTS = attention_of_results(flight, n_best)
     results = []
     for row, (tokens_KT, lengths_K, log_probs_K, scores_K) in enumerate(rows):
         hypotheses = []
         for entry, (length, log_prob) in enumerate(zip(lengths_K, log_probs_K, strict=True)):
             if log_prob > -torch.inf:
                 tokens = tuple(tokens_KT[entry][1 : length + 1])
-                attention_TS = attention_of(flight, row, entry, length, num_source_tokens[row])
+                attention_TS = None
+                if attention_BKTS is not None:  # a copy, which does not hold that of all the others
+                    attention_TS = attention_BKTS[row, entry, :length, : num_source_tokens[row]].clone()
                 finished = tokens[-1] == EOS_ID
                 hypotheses.append(Hypothesis(tokens, log_prob, scores_K[entry], finished, attention_TS))
         if not hypotheses:
@@ -253,10 +256,16 @@ def collect(flight: Flight, n_best: int) -> list[SearchResult]:
     return results
 
 
-def attention_of(flight: Flight, row: int, entry: int, length: int, num_source_tokens: int) -> Tensor | None:
-    """What a result looked at, fp32 [T, S] on the CPU: in each step, what the entry that it came from looked at."""
+def attention_of_results(flight: Flight, n_best: int) -> Tensor | None:
+    """What the best results looked at, fp32 [B, n_best, T, S] on the CPU, T the most steps that one has taken.
+
+    In each step it is what the entry of the beam that the result came from looked at. All in one copy, which a device
+    is waited for once. None where attention was not asked for.
+    """
     if not flight.attention_BTKS.shape[3]:
         return None
-    slots_T = flight.results.slots_BKT[row, entry, 1 : length + 1]
-    steps_T = torch.arange(length, device=slots_T.device)
-    return flight.attention_BTKS[row, steps_T, slots_T, :num_source_tokens].cpu()
+    num_steps = int(flight.sentences.length_B.max())
+    slots_BKT = flight.results.slots_BKT[:, :n_best, 1 : num_steps + 1]
+    rows_B11 = torch.arange(len(slots_BKT), device=slots_BKT.device)[:, None, None]
+    steps_T = torch.arange(num_steps, device=slots_BKT.device)
+    return flight.attention_BTKS[rows_B11, steps_T, slots_BKT].cpu()

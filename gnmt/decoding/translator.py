@@ -28,8 +28,10 @@ from gnmt.types import EOS_ID, UNK_ID, InputError, Translation
 ReplaceUnknown = Literal["none", "copy"]
 
 _OPTIONS = f"{SearchOptions.__module__}.{SearchOptions.__name__}"  # the `_target_` that means them
-# Lines that are read, sorted by length and searched together, in batches.
+# Lines that are read, sorted by length and searched together, in batches, and the fewest of them: each window of a file
+# becomes a file of its own until the end, and millions of lines must not become as many thousands of files.
 _WINDOW_BATCHES = 32
+_FEWEST_WINDOW_LINES = 256
 _ONE_PREFIX_A_LINE = "give one prefix for each line, an empty one for none"
 
 
@@ -38,7 +40,7 @@ class Translator:
 
     model: on its device, with the weights of now: it is copied, and may train on. Several are an ensemble (see
     gnmt.decoding.ensemble) and must have these tokenizers. precision: which type products run in, see gnmt.runtime.
-    batch_size: sentences searched at once; where they do not fit into memory, half of them.
+    batch_size: sentences searched at once; where they do not fit into memory, half of them from then on.
     max_source_tokens: lines with more source tokens (with EOS) are translated in pieces, cut at sentence ends where
     possible, since models know no longer ones from training.
     ensemble: how the models' probabilities become one, `log_probs` or `probabilities`.
@@ -79,6 +81,7 @@ class Translator:
         self.options = options
         self.precision = precision
         self.batch_size = batch_size
+        self._fitting: int | None = None  # the batches that fit where those of batch_size did not
         self.max_source_tokens = max_source_tokens
         self.banned = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
         self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.banned
@@ -143,7 +146,7 @@ class Translator:
     @property
     def window_lines(self) -> int:
         """Lines that are searched together."""
-        return _WINDOW_BATCHES * self.batch_size
+        return max(_WINDOW_BATCHES * self.batch_size, _FEWEST_WINDOW_LINES)
 
     def translate(
         self,
@@ -194,9 +197,7 @@ class Translator:
             raise InputError("translate takes a list of lines, but was given one string; use translate([line])")
         if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
             raise InputError(f"there are {len(lines)} lines and {len(prefixes)} prefixes: {_ONE_PREFIX_A_LINE}")
-        options = self.options
-        if search_options:
-            options = search_options_of({"_target_": _OPTIONS, **dataclasses.asdict(options)}, search_options)
+        options = self._options_with(search_options)
         total = len(lines) if isinstance(lines, Sized) else None
         return self._windows(lines, prefixes, first_line, options, attention, progress, total)
 
@@ -228,6 +229,7 @@ class Translator:
         pairs: Iterable[tuple[str, str | Sequence[int] | Translation]],
         *,
         line_numbers: Sequence[int] | None = None,
+        **search_options: Any,
     ) -> list[PairScore]:
         """How probable each pair's target is as the translation of its source, in order.
 
@@ -236,22 +238,40 @@ class Translator:
         text is EOS alone; no ids at all (the translation of a blank line) score 0. A blank source is read as EOS
         alone, which says little, since training leaves such pairs out. A long source is read whole, but for a
         Translation in pieces. line_numbers: what messages call the pairs, by default 1, 2, ...
+        search_options: fields of SearchOptions for this call alone.
         """
+        options = self._options_with(search_options)
         pairs = list(pairs)
         numbers = range(1, len(pairs) + 1) if line_numbers is None else line_numbers
         lines = [self._pairs(*pair, number) for pair, number in zip(pairs, numbers, strict=True)]
         flat = [pair for line in lines for pair in line]
         number_of = [number for line, number in zip(lines, numbers, strict=True) for _ in line]
-        done: set[int] = set()
+        found: dict[int, PairScore] = {}
 
         def first_left() -> str:
-            return f"line {next(number_of[place] for place in scoring_order(flat) if place not in done)}"
+            return f"line {next(number_of[place] for place in scoring_order(flat) if place not in found)}"
 
-        def run(batch_size: int) -> list[PairScore]:
-            return score_pairs(self.search_model, flat, self.options, self.precision.device, batch_size, done.add)
+        def run(batch_size: int) -> None:
+            score_pairs(self.search_model, flat, options, self.precision.device, batch_size, found)
 
-        scores = iter(with_smaller_batches(run, self.batch_size, first_left))
+        self.within_memory(run, first_left)
+        scores = (found[place] for place in range(len(flat)))
         return [joined_scores(list(islice(scores, len(line)))) for line in lines]
+
+    def within_memory(self, run: Callable[[int], object], first_left: Callable[[], str]) -> None:
+        """run(batch_size), with smaller batches from where memory runs out; see with_smaller_batches.
+
+        What did not fit once is not tried again, since each attempt costs the sentences that are in flight.
+        """
+        asked_for = self.batch_size if self._fitting is None else min(self.batch_size, self._fitting)
+        fitted = with_smaller_batches(run, asked_for, first_left)
+        if fitted < asked_for:
+            self._fitting = fitted
+
+    def _options_with(self, changes: Mapping[str, Any]) -> SearchOptions:
+        if not changes:
+            return self.options
+        return search_options_of({"_target_": _OPTIONS, **dataclasses.asdict(self.options)}, changes)
 
     def _pairs(self, source: str, target: str | Sequence[int] | Translation, line: int) -> list[Pair]:
         """What of a line is scored at once."""

@@ -13,7 +13,6 @@ import torch
 from gnmt.decoding.alignment import Words, with_unknown_copied, words_of_source
 from gnmt.decoding.cutting import cut_line
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.out_of_memory import with_smaller_batches
 from gnmt.decoding.search import Hypothesis, SearchResult, search
 from gnmt.types import UNK_ID, InputError, Translation
 
@@ -88,37 +87,40 @@ def _search(
     encode = translator.tokenizers.target.encode
     prefix_ids = [encode(prefixes[piece.row]) if piece.part == 0 else [] for piece in pieces]
     keys = [first_line + piece.row + piece.part * _KEYS_OF_PIECES for piece in pieces]
-    done: set[int] = set()
+    found: dict[int, SearchResult] = {}
     left_of_row = Counter(piece.row for piece in pieces)
 
-    def on_done(place: int) -> None:
-        if place in done:  # found a second time, after memory had run out
-            return
-        done.add(place)
+    def keep(place: int, result: SearchResult) -> None:
+        found[place] = result
         row = pieces[place].row
         left_of_row[row] -= 1
         if not left_of_row[row]:
             on_lines(1)
 
+    def places_left() -> list[int]:
+        return [place for place in range(len(pieces)) if place not in found]
+
     def first_left() -> str:
-        piece = next(piece for place, piece in enumerate(pieces) if place not in done)
+        piece = pieces[places_left()[0]]
         return f"line {first_line + piece.row} ({len(piece.ids)} tokens)"
 
-    def run(batch_size: int) -> list[SearchResult]:
-        return search(
+    def run(batch_size: int) -> None:
+        places = places_left()
+        search(
             translator.search_model,
-            [piece.ids for piece in pieces],
+            [pieces[place].ids for place in places],
             options,
             device=translator.precision.device,
             banned=translator.banned,
-            prefixes=prefix_ids,
-            keys=keys,
+            prefixes=[prefix_ids[place] for place in places],
+            keys=[keys[place] for place in places],
             with_attention=with_attention,
             batch_size=batch_size,
-            on_done=on_done,
+            on_done=lambda index, result: keep(places[index], result),
         )
 
-    return with_smaller_batches(run, translator.batch_size, first_left)
+    translator.within_memory(run, first_left)
+    return [found[place] for place in range(len(pieces))]
 
 
 def _translation(

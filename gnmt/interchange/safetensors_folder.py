@@ -107,8 +107,10 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the library has an error of its own, which is no ValueError
         raise InputError(f"{folder / WEIGHTS_FILE} is damaged: {first_line(error)}") from None
+    if not isinstance(described["tied"], dict):
+        raise InputError(f"{path}: tied is {described['tied']!r}, allowed are pairs of names")
     for name, first in described["tied"].items():
-        if first not in weights:
+        if not isinstance(first, str) or first not in weights:
             raise InputError(f"{path}: tied.{name} is {first}, which {WEIGHTS_FILE} does not hold")
         weights[name] = weights[first]
     entries = [_read_entry(folder, described["tokenizers"], side) for side in ("source", "target")]
@@ -139,12 +141,12 @@ def _read_entry(folder: Path, tokenizers: Any, side: str) -> TokenizerEntry:
     if not isinstance(entry, Mapping) or not {"kind", "file", "framing"} <= entry.keys():
         raise InputError(f"{path} must hold kind, file and framing")
     name, framing = entry["file"], entry["framing"]
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
         raise InputError(f"{path}.file is {name!r}, allowed is the name of a file in the folder")
-    if entry["kind"] not in _SUFFIX:
+    if not isinstance(entry["kind"], str) or entry["kind"] not in _SUFFIX:
         raise InputError(f"{path}.kind is {entry['kind']!r}, allowed is one of {', '.join(_SUFFIX)}")
-    if not isinstance(framing, Mapping) or not isinstance(framing.get("bos"), bool):
-        raise InputError(f"{path}.framing is {framing!r}, allowed is bos and eos, true or false")
+    if framing not in ({"bos": True, "eos": True}, {"bos": False, "eos": True}):
+        raise InputError(f"{path}.framing is {framing!r}, allowed is bos, true or false, and eos, true")
     try:
         return TokenizerEntry(entry["kind"], (folder / name).read_bytes(), framing["bos"])
     except OSError as error:

@@ -74,8 +74,8 @@ class HistoryModel(nn.Module):
         return self.log_probs_RV[rows_BK], attention_BKS, State({"key": key_BK})
 
 
-def assert_forced(model, some, found, options):
-    """Every reported score is the forced score of its ids."""
+def assert_forced(model, some, found, options, scale=1.0):
+    """Every reported score is the forced score of its ids, within 1e-5 a token, or so many times that."""
     pairs = [
         (sentence, hypothesis) for sentence, hypotheses in zip(some, found, strict=True) for hypothesis in hypotheses
     ]
@@ -86,7 +86,7 @@ def assert_forced(model, some, found, options):
     )
     forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
     for row, (_, hypothesis) in enumerate(pairs):
-        tolerance = 1e-5 * len(hypothesis.tokens)
+        tolerance = 1e-5 * len(hypothesis.tokens) * scale
         assert hypothesis.log_prob == pytest.approx(float(forced.log_prob_B[row]), abs=tolerance)
         assert hypothesis.score == pytest.approx(float(forced.score_B[row]), abs=tolerance)
 

@@ -134,8 +134,9 @@ def test_every_sentence_is_reported_once_when_it_is_done():
     endless = MarkovModel({BOS_ID: {A: 1.0}, A: {A: 1.0}})
     done = []
     options = SearchOptions(max_length_factor=1.0, max_length_offset=0)
-    run(endless, [[A] * 6 + [EOS_ID], [A, EOS_ID], [A, A, EOS_ID]], options, on_done=done.append)
-    assert done == [1, 2, 0]
+    run(endless, [[A] * 6 + [EOS_ID], [A, EOS_ID], [A, A, EOS_ID]], options, on_done=lambda *found: done.append(found))
+    assert [index for index, _ in done] == [1, 2, 0]
+    assert [result.steps for _, result in done] == [2, 3, 7]
 
 
 def test_steps_and_the_step_of_the_best_tell_what_the_bound_costs():

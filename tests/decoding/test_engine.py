@@ -234,9 +234,12 @@ def test_modules_of_unknown_kind_work_as_they_are() -> None:
     torch.testing.assert_close(found.states_BSH, expected.states_BSH, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("beam", [1, 4])
-def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of_the_baseline(beam: int) -> None:
-    model = small_model()
+@pytest.mark.parametrize(("beam", "context_to_output"), [(1, "none"), (4, "none"), (4, "added"), (4, "concatenated")])
+def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of_the_baseline(
+    beam: int, context_to_output: str
+) -> None:
+    """The baseline once left out what the context adds to the output layer's input."""
+    model = small_model(context_to_output=context_to_output)
     with torch.no_grad():
         model.output_layer.bias[EOS_ID] += 2.5
     options = SearchOptions(beam_size=beam, max_length_offset=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from stub_models import CopyModel, HistoryModel, batch_of
 
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.decoding.files import OutputFormat
+from gnmt.decoding.options import SCORING_OPTIONS
+from gnmt.decoding.score_files import Scorable, score_files
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_precision
@@ -103,3 +108,58 @@ def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
 
 def test_no_pairs_have_no_scores(translator):
     assert translator.score([]) == []
+
+
+# Files
+
+
+def scored(translator, path, given=()):
+    """The scores of what a file of translations holds, by line and rank."""
+    output = path.with_name("scores.jsonl")
+    score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given)
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    return [record["score"] for record in records]
+
+
+def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator, tokenizers, tmp_path):
+    """A search with other penalties than the recorded ones had other scores than score.py gave, and nothing said so.
+
+    Here the lines of two searches stand in one file, with one that names no penalties between them.
+    """
+    lines, reported = [], []
+    for penalties in ({"length_penalty_alpha": 0.2, "coverage_beta": 0.3}, {}, {"length_penalty_constant": 9.0}):
+        options = replace(OPTIONS, n_best=2, **penalties)
+        translations = translator.translate(LINES[:2], n_best=2, **penalties)
+        reported.append([one.score for best in translations for one in (best, *best.alternatives)])
+        text = OutputFormat("jsonl").write(1, LINES[:2], translations, tokenizers, options).decode()
+        for line in text.splitlines():
+            record = json.loads(line)
+            if not penalties:
+                del record["scoring"]
+            lines.append(json.dumps(record) + "\n")
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    first, second, third = reported
+    assert scored(translator, path) == pytest.approx([*first, *second, *third], abs=1e-4)
+    plain = scored(translator, path, given=SCORING_OPTIONS)
+    assert plain[len(first) : -len(third)] == pytest.approx(second, abs=1e-4)
+    assert plain[: len(first)] != pytest.approx(first, abs=1e-2)
+    half = scored(translator, path, given=["coverage_beta"])[: len(first)]
+    assert half != pytest.approx(plain[: len(first)], abs=1e-2)
+    assert half != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "message"),
+    [
+        (5, r"a\.jsonl:1: scoring is 5; it holds numbers for length_penalty_alpha"),
+        ({"beam_size": 5}, r'a\.jsonl:1: scoring is \{"beam_size": 5\}; it holds numbers for'),
+        ({"coverage_beta": "much"}, r'a\.jsonl:1: scoring is wrong: decoding\.coverage_beta: found "much"'),
+    ],
+)
+def test_penalties_that_are_none_are_refused(translator, tmp_path, scoring, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"source": "a house.", "scoring": scoring, "translations": [{"tokens": [5, 3]}]}))
+    with pytest.raises(InputError, match=message):
+        scored(translator, path)
+    assert not (tmp_path / "scores.jsonl").exists()

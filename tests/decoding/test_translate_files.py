@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import threading
 import tracemalloc
 
 import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
-from torch.distributed import HashStore
 
-from gnmt.decoding.files import Job, resumable
 from gnmt.decoding.files.part import PartFolder
 from gnmt.decoding.files.resumable import lines_in
 from gnmt.decoding.files.windows import cut_windows
-from gnmt.distributed import Ranks
 from gnmt.types import InputError
 
 # Windows
@@ -129,170 +124,9 @@ def test_nothing_stays_of_a_command_that_did_nothing(home, error):
     assert names(home) == ["a.en", "best.pt"]
 
 
-def test_another_input_is_told_from_a_resume(home):
-    with pytest.raises(Killed):
-        translate(kill_at(10))
-    with (home / "a.en").open("a") as file:
-        file.write("one more\n")
-    with pytest.raises(InputError, match=r"a\.de\.part holds 2 windows.*(?s:.*)input\.num_lines: 18 → 19") as caught:
-        translate(StubTranslator())
-    assert "input.sha256" in str(caught.value)
-    assert "resume=never" in str(caught.value)
-    translate(StubTranslator(), resume="never")
-    assert (home / "a.de").read_text() == expected() + "19:erom eno\n"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda translator, home: setattr(translator, "batch_size", 3), "batch_size: 2 → 3"),
-        (lambda translator, home: setattr(translator, "window_lines", 8), "window_lines: 4 → 8"),
-        (lambda translator, home: (home / "best.pt").write_bytes(b"others"), "checkpoints: "),
-        (lambda translator, home: setattr(resumable.torch, "get_num_threads", lambda: 77), "num_threads: .* → 77"),
-        (lambda translator, home: translator.__init__(beam_size=3), "decoding.beam_size: 5 → 3"),
-    ],
-)
-def test_other_settings_are_told_from_a_resume(home, monkeypatch, change, message):
-    with pytest.raises(Killed):
-        translate(kill_at(10))
-    monkeypatch.setattr(resumable.torch, "get_num_threads", resumable.torch.get_num_threads)  # put back afterwards
-    translator = StubTranslator()
-    change(translator, home)
-    with pytest.raises(InputError, match=message):
-        translate(translator)
-    assert len(PartFolder(home / "a.de").windows()) == 2
-    translate(translator, resume="never")
-    assert (home / "a.de").read_text() == expected()
-
-
-def test_another_format_is_told_from_a_resume(home):
-    with pytest.raises(Killed):
-        translate(kill_at(10))
-    with pytest.raises(InputError, match=r'format: "?text"? → "?tsv"?'):
-        translate(StubTranslator(), kind="tsv")
-
-
-def test_the_same_text_packed_or_with_other_line_ends_is_no_change(home):
-    with pytest.raises(Killed):
-        translate(kill_at(10))
-    (home / "b.en.gz").write_bytes(gzip.compress((home / "a.en").read_bytes().replace(b"\n", b"\r\n")))
-    translate(StubTranslator(), Job("b.en.gz", "a.de"))
-    assert (home / "a.de").read_text() == expected()
-
-
-def test_an_input_that_changes_on_the_way_is_found(home):
-    def change(number):
-        if number == 6:
-            (home / "a.en").write_text("another\n" * NUM_LINES)
-
-    with pytest.raises(InputError, match=r"a\.en was changed while it was translated"):
-        translate(StubTranslator(window_lines=4, before=change))
-    assert not (home / "a.de").exists()
-
-
-def test_two_commands_do_not_translate_to_the_same_file(home):
-    def second_command(number):
-        if number == 6:
-            translate(StubTranslator())
-
-    with pytest.raises(InputError, match=r"a\.de\.part is in use: another process translates to .*a\.de"):
-        translate(StubTranslator(before=second_command))
-    translate(StubTranslator())
-    assert (home / "a.de").read_text() == expected()
-
-
-def test_a_folder_of_somebody_else_stays(home):
-    (home / "a.de.part").mkdir()
-    (home / "a.de.part" / "thesis.tex").write_text("years")
-    for resume in ("auto", "never"):
-        with pytest.raises(InputError, match=r"a\.de\.part is in the way.*thesis\.tex"):
-            translate(StubTranslator(), resume=resume)
-    assert (home / "a.de.part" / "thesis.tex").read_text() == "years"
-
-
-def test_a_damaged_manifest_is_a_message(home):
-    with pytest.raises(Killed):
-        translate(kill_at(10))
-    (home / "a.de.part" / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json is damaged: give resume=never"):
-        translate(StubTranslator())
-    translate(StubTranslator(), resume="never")
-    assert (home / "a.de").read_text() == expected()
-
-
 def test_a_link_is_followed_and_stays(home):
     (home / "far").mkdir()
     (home / "a.de").symlink_to("far/a.de")
     translate(StubTranslator())
     assert (home / "a.de").is_symlink()
     assert (home / "far" / "a.de").read_text() == expected()
-
-
-# Several processes
-
-
-def run_ranks(translators, **options):
-    """What each rank's translate_files raised, or None; the ranks are threads."""
-    store = HashStore()
-    raised = [None] * len(translators)
-
-    def run(rank):
-        try:
-            translate(translators[rank], ranks=Ranks(rank, len(translators), rank, store), **options)
-        except BaseException as error:
-            raised[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(translators))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    return raised
-
-
-def test_ranks_share_the_windows_and_write_what_one_process_does(home):
-    translators = [StubTranslator(), StubTranslator(), StubTranslator()]
-    assert run_ranks(translators, kind="tsv") == [None] * 3
-    shared = (home / "a.de").read_bytes()
-    assert [translator.calls for translator in translators] == [[(1, 4), (13, 4)], [(5, 4), (17, 2)], [(9, 4)]]
-    translate(StubTranslator(), kind="tsv")
-    assert (home / "a.de").read_bytes() == shared
-    assert names(home) == ["a.de", "a.en", "best.pt"]
-
-
-def test_another_number_of_ranks_goes_on(home):
-    with pytest.raises(Killed):
-        translate(kill_at(10))
-    translators = [StubTranslator(), StubTranslator()]
-    assert run_ranks(translators) == [None, None]
-    assert [translator.calls for translator in translators] == [[(9, 4), (17, 2)], [(13, 4)]]
-    assert (home / "a.de").read_text() == expected()
-
-
-@pytest.mark.parametrize("failing", [0, 1])
-def test_the_error_of_one_rank_ends_all(home, failing):
-    """One left the loop alone, and the others waited for ever."""
-
-    def before(number):
-        raise InputError("no more memory")
-
-    translators = [StubTranslator(), StubTranslator()]
-    translators[failing].before = before
-    raised = run_ranks(translators)
-    assert str(raised[failing]) == "no more memory"
-    assert str(raised[1 - failing]) == f"stopped, because rank {failing} did: no more memory"
-    assert run_ranks([StubTranslator(), StubTranslator()]) == [None, None]
-    assert (home / "a.de").read_text() == expected()
-
-
-def test_what_only_the_first_rank_finds_ends_all(home):
-    with pytest.raises(Killed):
-        translate(kill_at(10), kind="tsv")
-    raised = run_ranks([StubTranslator(), StubTranslator()])
-    assert all("resume=never" in str(error) for error in raised)
-
-
-def test_ranks_need_files(home):
-    with pytest.raises(InputError, match="2 processes need plain files as input= and output=, found input=- output=a"):
-        translate(StubTranslator(), Job("-", "a.de"), ranks=Ranks(0, 2, 0, HashStore()))

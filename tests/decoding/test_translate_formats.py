@@ -14,13 +14,16 @@ from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at
 from gnmt.data.lines import read_lines
 from gnmt.decoding.files import Job, OutputFormat
 from gnmt.decoding.files.part import PartFolder
+from gnmt.decoding.options import SearchOptions
 from gnmt.types import InputError, Translation
 
 # Formats
 
 
 def written(kind, line, translation, alignments=False):
-    return OutputFormat(kind, alignments).write(9, [line], [translation], tokenizers=None).decode()
+    return (
+        OutputFormat(kind, alignments).write(9, [line], [translation], None, SearchOptions(coverage_beta=0.3)).decode()
+    )
 
 
 HOSTILE = "a\tb\u2028c\rd\x0be"
@@ -49,6 +52,7 @@ def test_jsonl_has_an_object_for_each_line():
     assert json.loads(text) == {
         "line": 9,
         "source": "x\u2028\u0085\u2029y",
+        "scoring": {"length_penalty_alpha": 0.6, "length_penalty_constant": 5.0, "coverage_beta": 0.3},
         "translations": [
             {"text": "größe", "score": -1.0, "log_prob": -0.1, "tokens": [4], "finished": False},
             {"text": HOSTILE, "score": -2.0, "log_prob": -4.0, "tokens": [5, 3], "finished": True},
@@ -132,9 +136,17 @@ def test_the_end_says_how_many_and_how_fast_and_warns_of_those_cut_off(home, cap
         translate(StubTranslator())
     going_on, done, cut_off = [record.getMessage() for record in caplog.records]
     assert going_on.startswith("a.de: 8 of 18 lines are done, going on from ")
-    assert done.startswith("a.de: 10 sentences in ")
-    assert "sentences per second, after 8 that were done" in done
+    assert done.startswith("a.de: 10 lines in ")
+    assert "lines per second, after 8 that were done" in done
     assert cut_off == "3 of 18 translations were cut off by the length limit"
+
+
+def test_the_end_counts_lines_blank_ones_too(home, caplog):
+    """They were called sentences, and one of them sentences as well."""
+    (home / "a.en").write_text("\n")
+    with caplog.at_level(logging.INFO):
+        translate(StubTranslator())
+    assert caplog.records[-1].getMessage().startswith("a.de: 1 line in ")
 
 
 def test_a_log_line_now_and_then_says_how_long_it_takes(home, caplog, monkeypatch):

@@ -159,6 +159,7 @@ def test_pieces_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, 
 
 def test_the_line_number_counts_over_windows(model, tokenizers, caplog, monkeypatch):
     monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
+    monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
     translator = Translator(model, tokenizers, OPTIONS, FP32, batch_size=2, max_source_tokens=20)
     with caplog.at_level(logging.WARNING):
         translator.translate(["the dog.", ""] * 5 + ["the dog sees. " * 20])
@@ -214,6 +215,7 @@ def test_attention_columns_are_the_source_tokens_with_eos(model, tokenizers):
 
 def test_a_stream_reads_and_yields_window_by_window(model, tokenizers, monkeypatch):
     monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
+    monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
     read = []
 
     def endless():

@@ -11,7 +11,6 @@ from stub_models import CopyModel, HistoryModel
 
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.out_of_memory import with_smaller_batches
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_precision
@@ -150,6 +149,7 @@ def test_prefixes_must_be_as_many_as_lines(model, tokenizers, number, as_stream)
 def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, tokenizers, monkeypatch):
     """translate.py restarts at any window: window by window must be the same, bit by bit, as all in a stream."""
     monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
+    monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
     translator = Translator(random_model, tokenizers, SearchOptions(beam_size=2), FP32, batch_size=3)
     assert translator.window_lines == 6
     lines = list(itertools.islice(itertools.cycle(LINES), 17))
@@ -160,6 +160,12 @@ def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, token
         for one in translator.translate(lines[start : start + 6], first_line=start + 1)
     ]
     assert by_window == streamed
+
+
+def test_small_batches_do_not_make_small_windows(random_model, tokenizers):
+    """Of two million lines translated one by one, 62,500 files lay in a folder."""
+    assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=1).window_lines == 256
+    assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=32).window_lines == 1024
 
 
 def test_the_first_line_counts_in_warnings(model, tokenizers, caplog):
@@ -179,73 +185,6 @@ def test_unused_ids_are_never_produced(random_model, tokenizers):
     said -= {EOS_ID}
     translator = Translator(random_model, tokenizers, OPTIONS, FP32, unused_target_ids=sorted(said))
     assert not said & {token for one in translator.translate(LINES) for token in one.tokens}
-
-
-# Memory
-
-
-class Cramped(CopyModel):
-    """Has room for so many sentences at once, and none for a sentence of more than so many tokens."""
-
-    def __init__(self, vocabulary_size, rows, tokens=1000, error=torch.OutOfMemoryError("CUDA out of memory")):  # noqa: B008
-        super().__init__(vocabulary_size)
-        self.room = (rows, tokens)
-        self.error = error
-
-    def step(self, tokens_BK, state, memory):
-        if tokens_BK.shape[0] > self.room[0] or memory.mask_BS.sum(1).max() > self.room[1]:
-            raise self.error
-        return super().step(tokens_BK, state, memory)
-
-
-CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: you tried")
-
-
-SHORTAGES = [
-    torch.OutOfMemoryError("CUDA out of memory"),
-    CPU_ERROR,
-    MemoryError(),
-    *map(
-        RuntimeError,
-        [
-            "CUDA error: out of memory",
-            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-            "std::bad_alloc",
-            "could not create a memory object",
-        ],
-    ),
-]
-
-
-@pytest.mark.parametrize("error", SHORTAGES, ids=str)
-def test_out_of_memory_halves_the_batch_and_goes_on(tokenizers, caplog, error):
-    cramped = Cramped(tokenizers.source.vocabulary_size, rows=2, error=error)
-    with caplog.at_level(logging.WARNING):
-        translations = Translator(cramped, tokenizers, OPTIONS, FP32, batch_size=8).translate(LINES)
-    assert [one.text for one in translations] == LINES
-    assert [record.getMessage() for record in caplog.records] == [
-        "out of memory: going on with batch_size=4 here",
-        "out of memory: going on with batch_size=2 here",
-    ]
-
-
-def test_a_line_that_never_fits_is_named(tokenizers):
-    cramped = Cramped(tokenizers.source.vocabulary_size, rows=4, tokens=20)
-    lines = ["the dog.", "a house.", "the dog sees a red house " * 4, "a dog."]
-    translator = Translator(cramped, tokenizers, OPTIONS, FP32, batch_size=4)
-    with pytest.raises(InputError, match=r"line 12 \(\d+ tokens\) does not fit into memory.*max_source_tokens"):
-        translator.translate(lines, first_line=10)
-    with pytest.raises(InputError, match="line 7 does not fit"):
-        translator.score([(line, line) for line in lines], line_numbers=[5, 6, 7, 8])
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    def fail(batch_size):
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        with_smaller_batches(fail, 8, lambda: "line 1")
 
 
 def test_progress_counts_each_line_once_when_its_last_piece_is_done(tokenizers):

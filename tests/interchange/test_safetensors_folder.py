@@ -108,6 +108,12 @@ def tokenizer(**changes):
         (changed(optimiser=1), "unknown keys optimiser"),
         (lambda described: {key: value for key, value in described.items() if key != "config"}, "lacks config"),
         (changed(tied={"a": "nothing"}), "tied.a is nothing, which model.safetensors does not hold"),
+        (changed(tied=["a"]), r"tied is \['a'\], allowed are pairs of names"),
+        (changed(tied={"a": ["b"]}), "tied.a is .'b'., which model.safetensors does not hold"),
+        (tokenizer(file="a\0b"), "allowed is the name of a file in the folder"),
+        (tokenizer(kind=["pieces"]), "kind is .'pieces'., allowed is one of sentencepiece, pieces"),
+        # It was taken, and read as if there were an EOS.
+        (tokenizer(framing={"bos": False, "eos": False}), "allowed is bos, true or false, and eos, true"),
         (tokenizer(file="../x"), "'../x', allowed is the name of a file in the folder"),
         (tokenizer(file="y"), "y cannot be read"),
         (tokenizer(kind="words"), "tokenizers.source.kind is 'words', allowed is one of sentencepiece, pieces"),

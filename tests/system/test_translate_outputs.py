@@ -65,7 +65,7 @@ def test_several_files_go_to_a_folder_under_their_names(run_command, tiny, text,
     assert gzip.decompress(packed) == plain
     assert plain.count(b"\n") == 3
     for name in ("a.en", "b.en.gz"):
-        assert re.search(rf"out/{name}: 3 sentences in [\d.]+ s, [\d.]+ sentences per second", done.err)
+        assert re.search(rf"out/{name}: 3 lines in [\d.]+ s, [\d.]+ lines per second", done.err)
 
 
 def test_translations_begin_with_their_prefixes(run_command, tiny, text, tmp_path) -> None:

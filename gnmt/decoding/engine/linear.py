@@ -98,9 +98,10 @@ class Int8Linear(nn.Module):
             [],
             "",
         )
-        outputs_NO.mul_(largest_N1)
-        if self.bias is not None:
-            outputs_NO.add_(self.bias)
+        if self.bias is None:
+            outputs_NO.mul_(largest_N1)
+        else:
+            torch.addcmul(self.bias, outputs_NO, largest_N1, out=outputs_NO)  # one pass for both
         return outputs_NO.view(*inputs.shape[:-1], -1)
 
 

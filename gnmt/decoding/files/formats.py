@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,8 @@ class OutputFormat:
     tsv: a heading, then a line for each hypothesis: line (of the input, from 1), rank (from 1, the best), score
         (equation 14), log_prob (natural), finished (true or false), text, with tabs and line breaks as spaces, and
         with `alignments` alignment.
-    jsonl: an object for each line of input: {"line", "source", "translations": [{"text", "score", "log_prob",
+    jsonl: an object for each line of input: {"line", "source", "scoring" (the options that scores depend on: equation
+        14), "translations": [{"text", "score", "log_prob",
         "tokens" (ids, with EOS where finished), "finished", "part_lengths" (tokens of each piece, for a line that was
         cut), with `alignments` "alignment", with `word_attention` "word_attention"}, …]}, the best first.
 
@@ -66,20 +67,32 @@ class OutputFormat:
         return ("\t".join([*_COLUMNS, *(["alignment"] if self.alignments else [])]) + "\n").encode()
 
     def write(
-        self, first_line: int, sources: Sequence[str], translations: Sequence[Translation], tokenizers: Tokenizers
+        self,
+        first_line: int,
+        sources: Sequence[str],
+        translations: Sequence[Translation],
+        tokenizers: Tokenizers,
+        options: SearchOptions,
     ) -> bytes:
-        """What is written of these translations; first_line: the place of the first source in its input, from 1."""
-        rows = enumerate(zip(sources, translations, strict=True), start=first_line)
-        return "".join(self._lines(number, source, best, tokenizers) for number, (source, best) in rows).encode()
+        """What is written of these translations; first_line: the place of the first source in its input, from 1.
 
-    def _lines(self, number: int, source: str, best: Translation, tokenizers: Tokenizers) -> str:
+        options: what they were searched with.
+        """
+        scoring = options.scoring
+        rows = enumerate(zip(sources, translations, strict=True), start=first_line)
+        lines = (self._lines(number, source, best, tokenizers, scoring) for number, (source, best) in rows)
+        return "".join(lines).encode()
+
+    def _lines(
+        self, number: int, source: str, best: Translation, tokenizers: Tokenizers, scoring: Mapping[str, float]
+    ) -> str:
         if self.kind == "text":
             return best.text.translate(LINE_BREAKS) + "\n"
         hypotheses = (best, *best.alternatives)
         extras = [self._extras(tokenizers, source, one) for one in hypotheses]
         if self.kind == "jsonl":
             entries = [json_entry(one) | extra for one, extra in zip(hypotheses, extras, strict=True)]
-            entry = {"line": number, "source": source, "translations": entries}
+            entry = {"line": number, "source": source, "scoring": scoring, "translations": entries}
             return json.dumps(entry, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
         rows = enumerate(zip(hypotheses, extras, strict=True), start=1)
         return "".join(tsv_row(number, rank, one, extra.values()) for rank, (one, extra) in rows)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import gzip
 import json
+import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,17 +24,26 @@ from gnmt.config.values import shown
 from gnmt.files import replacing, write_atomically
 from gnmt.types import InputError
 
+log = logging.getLogger(__name__)
+
 _MANIFEST, _LOCK, _MERGED, _WINDOW = "manifest.json", "lock", "merged", "window-"
+# All that a part holds; what is being written has a name of its own until it is whole.
+_OURS = re.compile(r"lock|manifest\.json|merged|window-\d{6,}|\.(manifest\.json|window-\d{6,})\.\d+\.tmp")
 # zlib's usual compromise; Python's own default, 9, takes twice the time for a hundredth of the size.
 _COMPRESSION_LEVEL = 6
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """settings: nested values that the output depends on. finished: size and time of the output, once it is written."""
+    """What is known of a part.
+
+    settings: nested values that the output depends on. finished: size and time of the output, once it is written.
+    made_on: the name of the processor or GPU that began it.
+    """
 
     settings: Mapping[str, Any]
     finished: list[int] | None
+    made_on: str
 
 
 class PartFolder:
@@ -60,46 +71,57 @@ class PartFolder:
             if is_new and not (self.folder / _MANIFEST).exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    def begin(self, settings: Mapping[str, Any], resume: str) -> None:
+    def begin(self, settings: Mapping[str, Any], resume: str, made_on: str) -> None:
         """Makes the folder ready for these settings, keeping what was done with the same ones.
 
         Raises InputError where other settings made it, or where it is no folder of ours; with resume="never" what was
-        done is dropped instead.
+        done is dropped instead. A part in which nothing is done yet keeps nobody from other settings.
+        made_on: the device's name; where another one began, a warning says that last digits may differ.
         """
-        if not (self.folder / _MANIFEST).exists():
-            ours = (_LOCK, f".{_MANIFEST}.")
-            foreign = [path.name for path in self.folder.iterdir() if not path.name.startswith(ours)]
-            if foreign:
-                raise InputError(
-                    f"{self.folder} is in the way, and is no part of a translation: it holds {foreign[0]}, but no "
-                    f"{_MANIFEST}; move it, or write to another output"
-                )
-        elif resume == "never":
+        self._refuse_foreign()
+        if resume == "never" or not self._goes_on(settings):
             self.clear()
-        else:
-            manifest = self.manifest()
-            self._refuse_other(manifest.settings, settings)
-            if manifest.finished == self._stamp_output():
-                return
-            if manifest.finished is not None:  # its windows are gone, and its output is another one now
-                self.clear()
+            self._write_manifest(Manifest(settings, None, made_on))
+        elif (began_on := self.manifest().made_on) != made_on:
+            log.warning(
+                "%s was begun on %s and goes on on %s: scores may differ in their last digits, and so, seldom, may a "
+                "text, from what one of them alone would write",
+                *(self.folder, began_on, made_on),
+            )
         for path in self.folder.glob(".*.tmp"):  # of processes that were killed
             path.unlink()
+
+    def _goes_on(self, settings: Mapping[str, Any]) -> bool:
+        """Whether what is done counts for these settings; InputError where it counts for others."""
+        num_windows = len(self.windows())
         if not (self.folder / _MANIFEST).exists():
-            self._write_manifest(Manifest(settings, None))
+            if num_windows:
+                raise InputError(
+                    f"{self.folder} holds {num_windows} windows and no {_MANIFEST} that says what they are of: "
+                    "give resume=never to drop them and begin this translation anew"
+                )
+            return False
+        manifest = self.manifest()
+        if manifest.finished is not None:
+            self._refuse_other(f"says that {self.output.name} is complete, and", manifest.settings, settings)
+            return manifest.finished == self._stamp_output()  # else its windows are gone, and so is its output
+        if num_windows:
+            self._refuse_other(f"holds {num_windows} windows of a translation that", manifest.settings, settings)
+        return num_windows > 0
 
     def manifest(self) -> Manifest:
         """What was written by `begin` or `finish`; raises InputError where it is damaged."""
         path = self.folder / _MANIFEST
         try:
             values = json.loads(path.read_bytes())
-            return Manifest(dict(values["settings"]), values["finished"])
+            return Manifest(dict(values["settings"]), values["finished"], values["made_on"])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path} is damaged: give resume=never to begin this translation anew") from None
 
     def windows(self) -> set[int]:
         """The numbers of the windows that are done."""
-        return {int(path.name.removeprefix(_WINDOW)) for path in self.folder.glob(f"{_WINDOW}*")}
+        names = (path.name for path in self.folder.glob(f"{_WINDOW}*"))
+        return {int(name.removeprefix(_WINDOW)) for name in names if _OURS.fullmatch(name)}
 
     def keep(self, number: int, data: bytes, num_unfinished: int) -> None:
         """Keeps a window: its output, and how many of its translations the length limit cut off."""
@@ -118,22 +140,39 @@ class PartFolder:
                 head, _, data = self._window(number).read_bytes().partition(b"\n")
                 num_unfinished += json.loads(head)["unfinished"]
                 merged.write(data)
-        self._write_manifest(Manifest(self.manifest().settings, self._stamp_output()))
+        self._write_manifest(replace(self.manifest(), finished=self._stamp_output()))
         for number in range(num_windows):
             self._window(number).unlink()
         return num_unfinished
 
     def clear(self) -> None:
-        """Drops all that was done; the lock stays."""
-        (self.folder / _MANIFEST).unlink()
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
+        """Drops all that was done; the lock stays.
+
+        The windows go first and the manifest last, so that a process which is killed in between leaves a smaller part
+        and never windows of which nothing says what they are.
+        """
+        ours = {path.name: path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)}
+        for name in sorted(ours.keys() - {_LOCK, _MANIFEST}):
+            ours[name].unlink()
+        (self.folder / _MANIFEST).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Drops the folder; where it holds something that is not ours, that stays."""
+        with suppress(OSError):
+            self.clear()
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            self.folder.rmdir()
 
-    def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _refuse_foreign(self) -> None:
+        names = sorted(path.name for path in self.folder.iterdir())
+        foreign = [name for name in names if not _OURS.fullmatch(name)]
+        if foreign and _MANIFEST not in names:
+            raise InputError(
+                f"{self.folder} is in the way, and is no part of a translation: it holds {foreign[0]}, but no "
+                f"{_MANIFEST}; move it, or write to another output"
+            )
+
+    def _refuse_other(self, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         before, after = flatten(old), flatten(new)
         changed = [
             f"{key}: {shown(before.get(key))} → {shown(after.get(key))}"
@@ -142,9 +181,7 @@ class PartFolder:
         ]
         if changed:
             raise InputError(
-                f"{self.folder} holds {len(self.windows())} windows of a translation that was begun otherwise:\n  "
-                + "\n  ".join(changed)
-                + "\n"
+                f"{self.folder} {what} was begun otherwise:\n  " + "\n  ".join(changed) + "\n"
                 "Give the same again to continue it, or resume=never to drop it and begin anew"
             )
 
@@ -159,8 +196,7 @@ class PartFolder:
         return [status.st_size, status.st_mtime_ns]
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        values = {"settings": manifest.settings, "finished": manifest.finished}
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.folder / _MANIFEST, text.encode())
 
 

@@ -56,9 +56,10 @@ class Progress:
         if not self._shown:
             return
         earlier = f", after {self._at_start:,} that were done" if self._at_start else ""
+        num_lines = self._done - self._at_start
         log.info(
-            "%s: %s sentences in %.1f s, %.1f sentences per second%s",
-            *(output, f"{self._done - self._at_start:,}", self._seconds(), self._rate(), earlier),
+            "%s: %s in %.1f s, %.1f lines per second%s",
+            *(output, f"{num_lines:,} line{'' if num_lines == 1 else 's'}", self._seconds(), self._rate(), earlier),
         )
         if num_unfinished:
             log.warning("%d of %d translations were cut off by the length limit", num_unfinished, self._done)

@@ -19,6 +19,7 @@ from gnmt.decoding.files.progress import Progress
 from gnmt.decoding.files.windows import TextStamp, WindowTranslator, cut_windows, read_unchanged, stamp_texts
 from gnmt.distributed import Ranks
 from gnmt.files import sha256_of
+from gnmt.runtime import device_name
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -45,46 +46,54 @@ def translate_resumable(
 
     locks: holds the part until the caller is through with all jobs.
     """
-    with disk_errors_explained(job, part):
-        if ranks.is_first:
+    found: list[int] = []
+    if ranks.is_first:
+        settings = settings_of(work, job, made_from)
+        with disk_errors_explained(job, part):
             locks.enter_context(part.locked())
-            part.begin(settings_of(work, job, made_from), resume)
-        ranks.wait_for_first()
-        manifest = part.manifest()
-        if manifest.finished is not None:
-            if ranks.is_first:
-                log.info("%s is complete", job.output)
-            return
-        texts = {side: manifest.settings[side] for side in ("input", "prefixes")}
-        stamps = {side: TextStamp(**stamp) for side, stamp in texts.items() if stamp is not None}
-        with stops_explained(part, ranks):
-            translate_share(work, job, part, stamps, ranks)
+            part.begin(settings, resume, made_on=device_name(work.translator.precision.device))
+        found = sorted(part.windows())
+    # One list for all: who looked later would count what others have done meanwhile twice.
+    done = set(json.loads(ranks.wait_for_first(json.dumps(found))))
+    manifest = part.manifest()
+    if manifest.finished is not None:
+        if ranks.is_first:
+            log.info("%s is complete", job.output)
+        return
+    texts = {side: manifest.settings[side] for side in ("input", "prefixes")}
+    stamps = {side: TextStamp(**stamp) for side, stamp in texts.items() if stamp is not None}
+    with stops_explained(part, ranks):
+        translate_share(work, job, part, stamps, done, ranks)
 
 
 def translate_share(
-    work: WindowTranslator, job: Job, part: PartFolder, stamps: Mapping[str, TextStamp], ranks: Ranks
+    work: WindowTranslator,
+    job: Job,
+    part: PartFolder,
+    stamps: Mapping[str, TextStamp],
+    done: Collection[int],
+    ranks: Ranks,
 ) -> None:
     """Windows go round among the ranks by number, those that are done left out."""
     num_lines = stamps["input"].num_lines
     prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, stamps["prefixes"])
-    done = part.windows()
     num_done = lines_in(done, work.size, num_lines)
     if done and ranks.is_first:
         log.info("%s: %d of %d lines are done, going on from %s", job.output, num_done, num_lines, part.folder)
+    added_by_all = ranks.counter()
     with closing(Progress(num_lines, num_done, shown=ranks.is_first)) as progress:
         for window in cut_windows(read_unchanged(job.source, stamps["input"]), work.size, prefixes):
             if window.number % ranks.world_size != ranks.rank or window.number in done:
                 continue
             ranks.check()
             translated = work.translate(window, progress.advance)
-            part.keep(window.number, translated.data, translated.num_unfinished)
-            done.add(window.number)
-            if ranks.world_size > 1:
-                done |= part.windows()
-            progress.reach(lines_in(done, work.size, num_lines))
+            with disk_errors_explained(job, part):
+                part.keep(window.number, translated.data, translated.num_unfinished)
+            progress.reach(num_done + added_by_all(len(window.lines)))
         ranks.wait_for_all()
         if ranks.is_first:
-            num_unfinished = part.finish(work.output_format.heading, num_windows=-(-num_lines // work.size))
+            with disk_errors_explained(job, part):
+                num_unfinished = part.finish(work.output_format.heading, num_windows=-(-num_lines // work.size))
             progress.reach(num_lines)
             progress.summarise(job.output, num_unfinished)
 
@@ -95,10 +104,14 @@ def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[s
     The number of threads and the size of batches are: they change the last digits of sums.
     """
     translator, stamps = work.translator, stamp_texts(job)
+    try:
+        checkpoints = [sha256_of(path) for path in made_from.checkpoints]
+    except OSError as error:  # gone since it was loaded
+        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
     settings = {
         "input": asdict(stamps["input"]),
         "prefixes": asdict(stamps["prefixes"]) if "prefixes" in stamps else None,
-        "checkpoints": [sha256_of(path) for path in made_from.checkpoints],
+        "checkpoints": checkpoints,
         **made_from.options,
         "decoding": asdict(translator.options),
         "format": work.output_format.kind,
@@ -125,7 +138,7 @@ def lines_in(windows: Collection[int], size: int, num_lines: int) -> int:
 
 @contextmanager
 def disk_errors_explained(job: Job, part: PartFolder) -> Iterator[None]:
-    """A full disk is an InputError that says what there is."""
+    """Around what writes: a full disk is an InputError that says what there is."""
     try:
         yield
     except OSError as error:

@@ -60,7 +60,10 @@ class WindowTranslator:
             attention=self.output_format.attention,
             progress=on_lines,
         )
-        data = self.output_format.write(window.first_line, window.lines, translations, self.translator.tokenizers)
+        translator = self.translator
+        data = self.output_format.write(
+            window.first_line, window.lines, translations, translator.tokenizers, translator.options
+        )
         return TranslatedWindow(data, sum(not translation.finished for translation in translations))
 
 
