@@ -7,7 +7,8 @@
   python scripts/evaluate.py checkpoint=runs/x/last.pt weights=raw test_set=dev
 
 Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder and the figures to its
-TensorBoard, or only the files to output=. Decoding other than the recorded one is part of the names. On dev, with the
+TensorBoard, or only the files to output=. Decoding other than the recorded one is part of the names;
+files of the same name in other folders get names of their own. On dev, with the
 recorded decoding, it gives the BLEU of training.
 
 Main keys:
@@ -45,7 +46,9 @@ def main(cfg: EvaluateConfig) -> None:
         weights="raw" if cfg.weights == "raw" else "averaged",
     )
     contents, config = members[0].contents, members[0].config
+    files = None
     if cfg.source is not None and cfg.target is not None:
+        files = (cfg.source, cfg.target)
         test_set, pairs = file_pairs(cfg.source, cfg.target)
     else:
         trusted = tuple(cfg.trusted_packages)
@@ -67,6 +70,7 @@ def main(cfg: EvaluateConfig) -> None:
         translator,
         pairs,
         test_set=test_set,
+        files=files,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
         bleu_tokenize=cfg.bleu_tokenize or config["data"]["bleu_tokenize"],
@@ -75,7 +79,7 @@ def main(cfg: EvaluateConfig) -> None:
         variant=variant_of(translator.options, config["decoding"], further),
         output=None if cfg.output is None else Path(cfg.output),
     )
-    print(f"{test_set}, {evaluation.scores.num_sentences} sentences, {', '.join(checkpoints)}")
+    print(f"{evaluation.test_set}, {evaluation.scores.num_sentences} sentences, {', '.join(checkpoints)}")
     figures = asdict(evaluation.scores)
     for metric, signature in evaluation.scores.signatures.items():
         print(f"{metric:5} {figures[metric]:6.2f}  {signature}")

@@ -37,20 +37,28 @@ def download(url: str, path: Path, sha256: str | None = None, *, advice: str | N
         raise InputError(f"the address of a file to download must begin with https:// or http://, found {url}")
     log.info("downloading %s", url)
     part = path.with_name(f"{path.name}.part")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part, sha256, advice or f"Check the network, or put the file itself into {path}")
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for folder in made:  # innermost first
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     _validator(part).unlink(missing_ok=True)
 
 
 def _fetch(url: str, part: Path, sha256: str | None, advice: str) -> None:
-    failures = 0
+    failures, problem = 0, ""
     while failures < NUM_ATTEMPTS:
         before = _size(part)
-        time.sleep(PAUSE_SECONDS * failures)
+        if failures:
+            pause = PAUSE_SECONDS * failures
+            log.warning("%s: %s; attempt %d of %d in %.0f s", url, problem, failures + 1, NUM_ATTEMPTS, pause)
+            time.sleep(pause)
         try:
             _fetch_rest(url, part)
         except urllib.error.HTTPError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from gnmt.types import InputError, Translation
 log = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
+SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def evaluate(
     pairs: Pairs,
     *,
     test_set: str,
+    files: tuple[str, str] | None = None,
     checkpoints: Sequence[Path],
     steps: Sequence[int],
     bleu_tokenize: str,
@@ -111,25 +115,28 @@ def evaluate(
 ) -> Evaluation:
     """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
 
-    Of n-best lists and several samples the first counts. checkpoints, steps: what the translator was made of, and the
-    updates of each. num_alignments: pictures of the attention to draw, of the first sentences. variant: what tells
-    this evaluation from the plain one, for the names of files and tags. output: the folder to write to; None for
-    `translations/` of the checkpoint's run, whose TensorBoard then gets the figures as well (InputError for an
-    ensemble, which has no run).
+    Of n-best lists and several samples the first counts. files: the source's and the target's, where these and no data
+    set name the pairs; figures of other files of the same name stay, and these get a name of their own.
+    checkpoints, steps: what the translator was made of, and the updates of each. num_alignments: pictures of the
+    attention to draw, of the first sentences. variant: what tells this evaluation from the plain one, for the names of
+    files and tags. output: the folder to write to; None for `translations/` of the checkpoint's run, whose TensorBoard
+    then gets the figures as well (InputError for an ensemble, which has no run).
     """
     check_tokenizer(bleu_tokenize)
     if output is None and len(checkpoints) > 1:
         raise InputError("an ensemble belongs to no single run: say with output=FOLDER where its figures go")
+    run = run_folder_of(checkpoints[0])
+    folder = output or run / "translations"
+    if files is not None:
+        test_set = distinct_name(test_set, files, folder)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     translations = translator.translate(sources, progress=True)
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
     by_length = score_by_length(sources, texts, references, tokenize=bleu_tokenize, lowercase=lowercase)
-    run = run_folder_of(checkpoints[0])
-    folder = output or run / "translations"
     name = f"{test_set}.{'+'.join(checkpoint.stem for checkpoint in checkpoints)}{variant}"
     evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
-    write(evaluation, translator, translations, checkpoints, steps)
+    write(evaluation, translator, translations, checkpoints, steps, files)
     draw_alignments(translator, sources[:num_alignments], folder, name)
     if output is None and (run / "config.json").is_file():
         with Reporter(run) as reporter:
@@ -144,10 +151,12 @@ def write(
     translations: Sequence[Translation],
     checkpoints: Sequence[Path],
     steps: Sequence[int],
+    files: tuple[str, str] | None,
 ) -> None:
     """The figures as JSON with all that they depend on, and the translations line by line."""
     figures = {
         "test_set": evaluation.test_set,
+        **absolute(files),
         **asdict(evaluation.scores),
         "by_length": [asdict(row) for row in evaluation.by_length],
         "checkpoint": one_or_all([str(checkpoint) for checkpoint in checkpoints]),
@@ -166,6 +175,26 @@ def write(
         write_atomically(evaluation.scores_file, (json.dumps(figures, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{evaluation.scores_file.parent}: cannot be written: {error.strerror}") from error
+
+
+def absolute(files: tuple[str, str] | None) -> dict[str, str]:
+    """How the figures name the files that they were measured on."""
+    return {} if files is None else {side: str(Path(path).resolve()) for side, path in zip(SIDES, files, strict=True)}
+
+
+def distinct_name(test_set: str, files: tuple[str, str], folder: Path) -> str:
+    """The test set's name, with a digest of the files' places where the folder has figures of others of that name."""
+    ours = absolute(files)
+    for path in sorted(folder.glob(f"{glob.escape(test_set)}.*.json")):
+        try:
+            figures = json.loads(path.read_text(encoding="utf-8"))
+            theirs = {side: figures[side] for side in SIDES}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged, or from before files were recorded
+        if figures.get("test_set") == test_set and theirs != ours:
+            digest = hashlib.sha256(json.dumps(ours).encode()).hexdigest()
+            return f"{test_set}-{digest[:8]}"
+    return test_set
 
 
 def one_or_all(values: Sequence[Any]) -> Any:

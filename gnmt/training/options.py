@@ -31,7 +31,7 @@ class TrainerOptions:
     patience_evaluations: stop after so many evaluations without a better dev BLEU; None for never.
     """
 
-    max_steps: Steps = 100_000
+    max_steps: Steps = 20_000
     max_epochs: Annotated[int, Range(1)] | None = None
     phases: Sequence[Phase] | None = None
     batch_tokens: Annotated[int, Range(4)] = 4096
@@ -41,10 +41,10 @@ class TrainerOptions:
     subword_sampling: Annotated[float, Range(0, 1)] = 0.0
     ema_decay: Annotated[float, Range(0, 1, open_high=True)] | None = None
     prefetch_batches: Annotated[int, Range(0)] = 2
-    log_every_steps: Steps = 100
+    log_every_steps: Steps = 50
     gradient_norms_every_steps: Steps | None = None
-    evaluate_every_steps: Steps = 1000
-    save_every_steps: Steps = 1000
+    evaluate_every_steps: Steps = 500
+    save_every_steps: Steps = 500
     keep_checkpoints: Annotated[int, Range(1)] = 3
     patience_evaluations: Annotated[int, Range(1)] | None = None
     num_sample_translations: Annotated[int, Range(0)] = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from gnmt.data.batching import Position, Share
+
+log = logging.getLogger(__name__)
+ESTIMATE_SECONDS = 10.0
 
 
 @dataclass
@@ -38,6 +43,29 @@ class Progress:
     def of(cls, contents: Mapping[str, Any]) -> Progress:
         """That of a checkpoint; what an older one does not hold is as at the start."""
         return cls(**{item.name: contents[item.name] for item in fields(cls) if item.name in contents})
+
+
+class FirstEstimate:
+    """Says once how long the run will take, where its first log line is far: ten seconds after the first update.
+
+    That one is left out: kernels are chosen and memory is taken in it.
+    """
+
+    def __init__(self, log_every_steps: int) -> None:
+        self._log_every_steps = log_every_steps
+        self._began: tuple[int, float] | None = None
+        self._said = False
+
+    def after_update(self, step: int, last_step: int) -> None:
+        """step: updates done; last_step: those of the whole run. The first log line says the same."""
+        now = time.perf_counter()
+        first_step, start = self._began = self._began or (step, now)
+        if self._said or step == first_step or now - start < ESTIMATE_SECONDS:
+            return
+        self._said = True
+        if step - first_step < self._log_every_steps:
+            seconds_left = (last_step - step) * (now - start) / (step - first_step)
+            log.info("update %d/%d: about %s left", step, last_step, tqdm.format_interval(seconds_left))
 
 
 class Sums(NamedTuple):

@@ -28,7 +28,7 @@ from gnmt.training.options import TrainerOptions
 from gnmt.training.parallel import Group
 from gnmt.training.phases import Stage
 from gnmt.training.prefetch import Prefetcher
-from gnmt.training.progress import Interval, Progress
+from gnmt.training.progress import FirstEstimate, Interval, Progress
 from gnmt.types import InputError
 
 __all__ = ["Trainer", "TrainerOptions"]
@@ -67,8 +67,7 @@ class Trainer:
         self.device = precision.device
         self.checkpoint_extras = checkpoint_extras
         self.group = group or Group.alone(self.device)
-        self.replica = self.group.replicate(objective)
-        """What updates call in place of the objective."""
+        self.replica = self.group.replicate(objective)  # what updates call in place of the objective
         every_steps = options.gradient_norms_every_steps if self.group.is_first else None  # all have the same gradients
         self.gradient_norms = GradientNorms(objective.model, every_steps, checkpoints.folder.parent, reporter)
         parameters = list(objective.parameters())
@@ -84,6 +83,7 @@ class Trainer:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
         options, progress = self.options, self.progress
         silent = None if self.group.is_first else True  # None: where stderr is no terminal
+        first_estimate = FirstEstimate(options.log_every_steps)
         if self.group.is_first:
             self.gradient_norms.begin(progress.step)
         with (
@@ -101,6 +101,7 @@ class Trainer:
                     share = next(self.stream)
                 self.update(share, self.interval)
                 bar.update()
+                first_estimate.after_update(progress.step, self.last_step)
                 if progress.step % options.log_every_steps == 0 or self.finished():
                     self.log_interval(self.interval, bar)
                     self.interval = Interval.begin(self.device)

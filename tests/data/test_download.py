@@ -82,14 +82,22 @@ def test_missing_on_the_server(served: tuple[Path, str], tmp_path: Path) -> None
         download(f"{served[1]}/a", tmp_path / "a", SUM)
 
 
-def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
-    corpus = Multi30k(download_folder=str(tmp_path), url="http://127.0.0.1:9/raw")
+def test_offline_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    corpus = Multi30k(download_folder=str(tmp_path / "downloads" / "multi30k"), url="http://127.0.0.1:9/raw")
     with pytest.raises(InputError) as caught:
         corpus.training_text()
     message = str(caught.value)
     assert "could not download http://127.0.0.1:9/raw/train.en.gz (3 attempts)" in message
     assert "data.folder=PATH" in message
+    # It was silent between the attempts, and left empty folders.
+    assert [record.getMessage().split("; ")[-1] for record in caplog.records if record.levelname == "WARNING"] == [
+        "attempt 2 of 3 in 0 s",
+        "attempt 3 of 3 in 0 s",
+    ]
+    assert os.listdir(tmp_path) == []
     with pytest.raises(InputError, match=r"must begin with https:// or http://, found file:///etc"):
         Multi30k(download_folder=str(tmp_path), url="file:///etc").training_text()
 

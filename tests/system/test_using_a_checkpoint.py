@@ -105,6 +105,31 @@ def test_a_pair_of_files_is_a_test_set(run_command, tiny, text, tmp_path) -> Non
     assert (tmp_path / "out" / "a.en.last.txt").read_bytes().split(b"\n")[1] == b""
 
 
+def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(run_command, tiny, tmp_path) -> None:
+    """Named alike, a/test.en and b/test.en shared their files and their curve."""
+    run = tiny.copied_to(tmp_path)
+    for folder, line in (("a", "The old man sleeps."), ("b", "The dog sees the house.")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.en").write_text(f"{line}\n", encoding="utf-8")
+
+    def evaluated(folder: str, *options: str) -> str:
+        files = [f"source={folder}/test.en", f"target={folder}/test.en"]
+        done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", *files, *options, cwd=tmp_path)
+        assert done.code == 0, done.err
+        return str(done.out.split(",")[0])
+
+    first, second = evaluated("a"), evaluated("b")
+    assert (first, second != first) == ("test.en", True)
+    assert (evaluated("a"), evaluated("./b"), evaluated("b", "decoding.beam_size=1")) == (first, second, second)
+    for name, folder in ((first, "a"), (second, "b")):
+        figures = json.loads((run.folder / "translations" / f"{name}.best.json").read_text(encoding="utf-8"))
+        assert figures["source"] == figures["target"] == str((tmp_path / folder / "test.en").resolve())
+        assert figures["test_set"] == name
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    assert {f"evaluation/{first}/bleu", f"evaluation/{second}/bleu"} <= set(events.Tags()["scalars"])
+
+
 def test_decoding_can_be_replaced_and_is_written_down(run_command, tiny, tmp_path) -> None:
     options = ["decoding.beam_size=1", "decoding.max_length_offset=0", "precision=fp32", "lowercase=true"]
     done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, "output=.", cwd=tmp_path)

@@ -114,4 +114,4 @@ def test_the_command(run_command, tiny, tmp_path):
     assert run_command("inspect", "checkpoint=average.pt", cwd=tmp_path).code == 0
     refused = run_command("average", "last=0", "output=b.pt", cwd=tmp_path)
     assert refused.code == 2
-    assert "last: found 0, allowed is a number of at least 1" in refused.err
+    assert "last: found 0, allowed is a whole number of at least 1" in refused.err

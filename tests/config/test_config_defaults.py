@@ -1,0 +1,87 @@
+"""What a constructor does without a keyword is what the plain YAML of its group says."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from gnmt.config import resolve
+from gnmt.config.check import find_class
+from gnmt.config.choices import CONFIG_FOLDER
+
+FILES = [f"data.{split}.{side}={split}" for split in ("train", "dev") for side in ("source", "target")]
+# The choices that are no recipes of their own: greedy, paper, gnmt_8 and their like differ from the defaults by design.
+PLAIN = {
+    "trainer/default": ["schedule=constant"],  # the limit is the schedule's own length where it has one
+    "decoding/default": [],
+    "loss/label_smoothed": [],
+    "tokenizer/bpe": [],
+    "data/demo": [],
+    "data/files": FILES,
+    "data/multi30k": [],
+    "data/koen": ["data.folder=x"],
+    "data/wmt16_german": [],
+    "data/wmt14_french": [],
+    "data/cleaning/default": [],
+    "schedule/constant": [],
+    "schedule/cosine": [],
+    "schedule/plateau": [],
+    "schedule/inverse_square_root": [],
+    "schedule/warmup_step_decay": [],
+    "model/attention/additive": [],
+    "model/attention/general": [],
+    "model/attention/dot": [],
+    "model/attention/scaled_dot": [],
+    "model/encoder/lstm": [],
+    "model/encoder/transformer": [],
+    "model/encoder/convolutional": [],
+    "model/decoder/lstm": [],
+    "model/decoder/top_attention": [],
+    "model/decoder/transformer": ["~model/attention"],
+    "model/decoder/convolutional": ["~model/attention"],
+}
+DROPOUT = "training's, and the recipe's: a layer that is built in Python drops nothing until it is told to"
+WARMUP = "the recipe's: a schedule that is built in Python begins at its rate"
+DIFFERENT = {
+    ("LSTMEncoder", "dropout"): DROPOUT,
+    ("LSTMDecoder", "dropout"): DROPOUT,
+    ("TopAttentionDecoder", "dropout"): DROPOUT,
+    ("Cosine", "warmup_steps"): WARMUP,
+    ("Cosine", "final_fraction"): "the recipe's: plain annealing ends at 0",
+    ("WarmupStepDecay", "warmup_steps"): WARMUP,
+    ("ArchivedCorpus", "download_folder"): "each corpus has one of its own inside the default",
+    ("KoreanEnglish", "bleu_tokenize"): "follows the target language, by the YAML's own rule",
+    ("KoreanEnglish", "folder"): "given here",
+    ("ParallelFiles", "source"): "given here",
+    ("ParallelFiles", "target"): "given here",
+}
+
+
+def differences(node: Any) -> list[tuple[str, str, Any, Any]]:
+    """(class, keyword, the YAML's value, the constructor's default) of a component and those in it."""
+    if not isinstance(node, dict):
+        return []
+    found = [item for value in node.values() for item in differences(value)]
+    if "_target_" in node and node["_target_"].startswith("gnmt."):
+        component = find_class(node["_target_"])
+        for name, parameter in inspect.signature(component).parameters.items():
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            plain = default is None or isinstance(default, bool | int | float | str | list)
+            if name in node and plain and node[name] != default:
+                found.append((component.__name__, name, node[name], default))
+    return found
+
+
+@pytest.mark.parametrize("choice", PLAIN)
+def test_the_defaults_of_python_are_those_of_the_yaml(choice: str) -> None:
+    """TrainerOptions() trained five times as long as `trainer: default`, and evaluated half as often."""
+    group, _, name = choice.rpartition("/")
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        node = resolve(compose("train", ["experiment=none", f"{group}={name}", *PLAIN[choice]]))
+    for part in group.replace("model/attention", "model/decoder/attention").split("/"):
+        node = node[part]
+    assert "_target_" in node
+    assert [item for item in differences(node) if item[:2] not in DIFFERENT] == []
