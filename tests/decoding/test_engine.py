@@ -21,7 +21,7 @@ from gnmt.model.encoders.lstm import LSTMEncoder
 from gnmt.model.recurrence import LSTM
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, choose_precision, what_int8_misses
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Encoded, Tokens
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Encoded, Memory, Tokens
 
 CPU = torch.device("cpu")
 PIECES = 40
@@ -113,6 +113,22 @@ def test_the_context_is_multiplied_by_source_position_where_there_is_one_head(op
         assert len(fast.decoder.upper) == num_upper
         with pytest.raises(NotImplementedError, match="only steps"):
             fast.decoder(torch.zeros(2, 1, 12), memory)
+
+
+@torch.inference_mode()
+def test_an_attention_of_somebodys_own_may_do_more_than_average_the_states() -> None:
+    """The context of such a one was once taken for an average, whatever it did."""
+
+    class Squashed(AdditiveAttention):
+        def forward(self, query_BTH: torch.Tensor, keys_BSA: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+            context_BTH, weights_BTS = super().forward(query_BTH, keys_BSA, memory)
+            return torch.tanh(3 * context_BTH), weights_BTS
+
+    model = small_model()
+    model.decoder.attention.__class__ = Squashed
+    expected, _ = steps(model, batch(5, 9))
+    found, _ = steps(fast_model(model, Precision("fp32", CPU)), batch(5, 9))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

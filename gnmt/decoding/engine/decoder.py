@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnmt.decoding.engine.linear import LinearMaker
 from gnmt.decoding.engine.recurrence import FedLSTM
+from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.interfaces import Decoder
 from gnmt.model.recurrence import LSTM, Recurrence
@@ -20,16 +21,16 @@ from gnmt.types import Encoded, Memory, State
 def with_shared_context(decoder: Decoder, fast: Decoder, make: LinearMaker) -> Decoder:
     """SharedContextDecoder where it can stand in for `fast`, a copy of `decoder` made for search; otherwise `fast`.
 
-    It takes LSTM layers under an attention of one head; several heads look up different parts of a state.
+    It takes LSTM layers under an attention of ours, since one of somebody's own may do more than average the states,
+    and of one head, since several look up different parts of a state.
     """
     if not isinstance(fast, LSTMDecoder) or type(decoder) is not LSTMDecoder or len(decoder.upper) == 0:
         return fast
+    averages = type(decoder.attention) in (AdditiveAttention, DotAttention, GeneralAttention)
     one_head = getattr(decoder.attention, "num_heads", 1) == 1
-    return (
-        SharedContextDecoder(decoder, fast, make)
-        if one_head and all(type(layer) is LSTM for layer in decoder.upper)
-        else fast
-    )
+    if averages and one_head and all(type(layer) is LSTM for layer in decoder.upper):
+        return SharedContextDecoder(decoder, fast, make)
+    return fast
 
 
 class SharedContextDecoder(Decoder):
