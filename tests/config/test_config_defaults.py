@@ -34,7 +34,6 @@ PLAIN = {
     "model/attention/additive": [],
     "model/attention/general": [],
     "model/attention/dot": [],
-    "model/attention/scaled_dot": [],
     "model/encoder/lstm": [],
     "model/encoder/transformer": [],
     "model/encoder/convolutional": [],

@@ -270,7 +270,7 @@ def main(cfg):
     logging.getLogger(__name__).info("logged")
     print(current_run_folder(cfg))
     if cfg.seed == 6:
-        print("a line\n" * 100_000)
+        print("a line\\n" * 100_000)
 
 if __name__ == "__main__":
     main()

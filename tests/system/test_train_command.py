@@ -21,6 +21,8 @@ SCALARS = {
     "train/loss",
     "train/learning_rate",
     "train/gradient_norm",
+    "train/gradient_norm_max",
+    "train/loss_max",
     "train/skipped_updates",
     "train/data_wait_fraction",
     "train/seconds",
