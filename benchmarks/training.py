@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,21 @@ LARGEST_DIFFERENCE = 5e-5
 BYTES_OF_A_PARAMETER = 16
 
 Step = Callable[[Batch], object]
+
+
+class Updates(Protocol):
+    """What is trained, on what."""
+
+    @property
+    def device(self) -> str: ...
+
+    def model(self) -> Seq2Seq: ...
+
+    def batches(self) -> list[Batch]: ...
+
+    def step(self, name: str, model: Seq2Seq) -> Step:
+        """One update, by the baseline or by the project in that precision."""
+        ...
 
 
 class Size(NamedTuple):
@@ -248,7 +263,7 @@ def product_width(device_name: str) -> int:
     return 8192 if choose_device(device_name).type == "cuda" else 2048
 
 
-def memory_mib(workload: TrainingWorkload, name: str) -> float:
+def memory_mib(workload: Updates, name: str) -> float:
     """The most that this process holds during updates, less weights, gradients, optimiser state and libraries."""
     device = choose_device(workload.device)
     on_cuda = device.type == "cuda"

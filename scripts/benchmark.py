@@ -8,19 +8,24 @@
   python scripts/benchmark.py beams=[5] batch_sizes=[32] profile=traces    where the time goes as well
   python scripts/benchmark.py task=training                                updates of training, minutes on two cores
   python scripts/benchmark.py task=training sizes=[middle] precisions=[bf16] profile=traces
+  python scripts/benchmark.py task=length                                  updates over the length of sentences
+  python scripts/benchmark.py task=length sizes=[claims/gnmt,claims/transformer] sentence_tokens=[20,200]
 
 The baselines (benchmarks/baseline.py, benchmarks/training_baseline.py) run in fp32; `ratio` is their time divided by a
 system's. Translations have lengths set beforehand, so that all take the same steps. Of training, `utilisation` is the
 arithmetic that the model needs, over time and over the speed of the best matrix product of that precision in the same
 run; memory is that above weights, gradients and optimiser state. That both compute the same is checked first.
+Over the length of sentences systems are measured beside each other, without a baseline.
 The table goes to stdout, all figures as JSON to output=.
 
 Main keys:
-  task                      decoding, training
+  task                      decoding, training, length
   sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 10,000), tiny
                             training: gnmt, middle (4+4 of 512, 8,000), small (2+2 of 256, 10,000), tiny
+                            length: names of experiments, whose models are trained from random weights
   precisions, lengths       lists; every combination is measured, and for decoding with every one of
   beams, batch_sizes
+  sentence_tokens           length: tokens of a sentence, a list; batch_tokens of an update stay as many
   repetitions               measurements of each, of which the median counts
 """
 
@@ -29,14 +34,16 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 # isort: split
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
-from benchmarks import decoding, training
+from benchmarks import decoding, length, training
 from benchmarks.profiling import profile_workload
 from benchmarks.table import header, row
 from gnmt.config import BenchmarkConfig, entry
@@ -44,10 +51,15 @@ from gnmt.files import write_atomically
 from gnmt.runtime import choose_device, choose_precision, device_name
 from gnmt.types import InputError
 
+TASKS = {"decoding": decoding, "training": training, "length": length}
 ALLOWED = {
     "decoding": {"sizes": tuple(decoding.SIZES), "lengths": decoding.LENGTHS, "precisions": decoding.PRECISIONS},
     "training": {"sizes": tuple(training.SIZES), "lengths": training.LENGTHS, "precisions": training.PRECISIONS},
+    "length": {"lengths": length.LENGTHS, "precisions": length.PRECISIONS},
 }
+
+# What else the figures of a task depend on.
+SETTINGS = {"decoding": ["source_tokens"], "training": ["dropout"], "length": ["batch_tokens"]}
 
 
 @entry("benchmark")
@@ -55,8 +67,9 @@ def main(cfg: BenchmarkConfig) -> None:
     check_lists(cfg)
     device = choose_device(cfg.device)
     precisions = list(dict.fromkeys(choose_precision(name, device).name for name in cfg.precisions))
-    task = training if cfg.task == "training" else decoding
-    workloads = training_workloads(cfg) if cfg.task == "training" else decoding_workloads(cfg)
+    task: Any = TASKS[cfg.task]
+    makers = {"decoding": decoding_workloads, "training": training_workloads, "length": length_workloads}
+    workloads: Sequence[Any] = makers[cfg.task](cfg)
     print(header(task.COLUMNS))
     figures, profiles = [], []
     for workload in workloads:
@@ -97,24 +110,35 @@ def training_workloads(cfg: BenchmarkConfig) -> list[training.TrainingWorkload]:
     return workloads
 
 
+def length_workloads(cfg: BenchmarkConfig) -> list[length.LengthWorkload]:
+    return length.workloads(
+        list(cfg.sizes),
+        list(cfg.sentence_tokens),
+        batch_tokens=cfg.batch_tokens,
+        num_batches=cfg.num_batches,
+        seed=cfg.seed,
+        device=str(choose_device(cfg.device)),
+    )
+
+
 def check_lists(cfg: BenchmarkConfig) -> None:
     """What the schema cannot say of lists."""
     for key, choices in ALLOWED[cfg.task].items():
         for value in getattr(cfg, key):
             if value not in choices:
                 raise InputError(f"{key}: found {value}, allowed are {', '.join(choices)}, as in {key}=[{choices[0]}]")
-    for key in ("beams", "batch_sizes"):
+    for key, least in (("beams", 1), ("batch_sizes", 1), ("sentence_tokens", 2)):
         for value in getattr(cfg, key):
-            if value < 1:
-                raise InputError(f"{key}: found {value}, allowed are numbers of at least 1")
-    if not cfg.sizes and (cfg.checkpoint is None or cfg.task == "training"):
+            if value < least:
+                raise InputError(f"{key}: found {value}, allowed are numbers of at least {least}")
+    if not cfg.sizes and (cfg.checkpoint is None or cfg.task != "decoding"):
         place = " or checkpoint=" if cfg.task == "decoding" else ""
-        raise InputError(
-            f"there is nothing to measure: give sizes= (of {', '.join(ALLOWED[cfg.task]['sizes'])}){place}"
-        )
-    if cfg.checkpoint is not None and cfg.task == "training":
+        known = ALLOWED[cfg.task].get("sizes")
+        names = "names of experiments" if known is None else f"of {', '.join(known)}"
+        raise InputError(f"there is nothing to measure: give sizes= ({names}){place}")
+    if cfg.checkpoint is not None and cfg.task != "decoding":
         raise InputError(f"checkpoint={cfg.checkpoint} is for task=decoding; training is measured from random weights")
-    for key in ("lengths", "precisions", "beams", "batch_sizes"):
+    for key in ("lengths", "precisions", "beams", "batch_sizes", "sentence_tokens"):
         if not getattr(cfg, key):
             raise InputError(f"{key} is empty: name at least one")
 
@@ -130,7 +154,7 @@ def setting(cfg: BenchmarkConfig) -> dict[str, object]:
         "torch": torch.__version__,
         "repetitions": cfg.repetitions,
         "num_batches": cfg.num_batches,
-        **({"dropout": cfg.dropout} if cfg.task == "training" else {"source_tokens": cfg.source_tokens}),
+        **{key: getattr(cfg, key) for key in SETTINGS[cfg.task]},
         "seed": cfg.seed,
     }
 

@@ -22,11 +22,15 @@ _EVERYTHING = {SCALARS: 0, TENSORS: 0}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate.py wrote: scores in percent and signatures by metric, and a row for each range of lengths."""
+    """What evaluate.py wrote: scores in percent and signatures by metric, and a row for each range of lengths.
+
+    sentences_per_second: of translating; None where it was not yet written down.
+    """
 
     scores: dict[str, float]
     signatures: dict[str, str]
     by_length: list[dict[str, Any]]
+    sentences_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,12 @@ def read_evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluated]:
         try:
             figures = json.loads(path.read_bytes())
             scores = {metric: float(figures[metric]) for metric in ("bleu", "chrf")}
-            found[path.stem] = Evaluated(scores, dict(figures["signatures"]), list(figures.get("by_length", [])))
+            found[path.stem] = Evaluated(
+                scores,
+                dict(figures["signatures"]),
+                list(figures.get("by_length", [])),
+                float(figures["sentences_per_second"]) if "sentences_per_second" in figures else None,
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path} is no result of evaluate.py ({error!r})")
     return found

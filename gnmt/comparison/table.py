@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gnmt.comparison.records import RunRecord
+from gnmt.comparison.records import Evaluated, RunRecord
 from gnmt.config import compared_settings, shown
 from gnmt.types import InputError
 
@@ -152,9 +152,12 @@ def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
     ]
     for name in sorted({name for run in runs for name in run.evaluations}):
         columns += [
-            (f"{name} BLEU", evaluation_figure(name, "bleu"), 2),
-            (f"{name} chrF", evaluation_figure(name, "chrf"), 2),
+            (f"{name} BLEU", evaluation_figure(name, lambda evaluated: evaluated.scores["bleu"]), 2),
+            (f"{name} chrF", evaluation_figure(name, lambda evaluated: evaluated.scores["chrf"]), 2),
         ]
+        rate = evaluation_figure(name, lambda evaluated: evaluated.sentences_per_second)
+        if any(rate(run) is not None for run in runs):  # evaluations from before it was written down lack it
+            columns.append((f"{name} sentences/s", rate, 0))
     return [
         *columns,
         ("tokens/s", lambda run: run.tokens_per_second, 0),
@@ -172,11 +175,11 @@ def spike_columns() -> list[tuple[str, FigureOf, int]]:
     ]
 
 
-def evaluation_figure(name: str, metric: str) -> FigureOf:
-    """A score of one of evaluate.py's results."""
+def evaluation_figure(name: str, of: Callable[[Evaluated], float | None]) -> FigureOf:
+    """A figure of evaluate.py's results of that name."""
 
     def figure(run: RunRecord) -> float | None:
-        return run.evaluations[name].scores[metric] if name in run.evaluations else None
+        return of(run.evaluations[name]) if name in run.evaluations else None
 
     return figure
 

@@ -7,6 +7,7 @@ from gnmt.config.assembly import build, check_config, decoding_node, resolve
 from gnmt.config.check import check_component
 from gnmt.config.entry import entry
 from gnmt.config.logs import configure_logging, note_in_run_file
+from gnmt.config.recipes import recipe
 from gnmt.config.runs import changed_settings, compared_settings, current_run_folder, run_folder
 from gnmt.config.schemas import (
     AverageConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "decoding_node",
     "entry",
     "note_in_run_file",
+    "recipe",
     "resolve",
     "run_folder",
     "shown",

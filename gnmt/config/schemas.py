@@ -195,7 +195,7 @@ class CompareConfig:
 class BenchmarkConfig:
     """scripts/benchmark.py"""
 
-    task: str = field(default=MISSING, metadata=choice("decoding", "training"))
+    task: str = field(default=MISSING, metadata=choice("decoding", "training", "length"))
     sizes: list[str] = MISSING
     lengths: list[str] = MISSING
     precisions: list[str] = MISSING
@@ -205,6 +205,8 @@ class BenchmarkConfig:
     batch_sizes: list[int] = MISSING
     source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
     dropout: float = field(default=MISSING, metadata={"range": Range(0, 1, open_high=True)})
+    sentence_tokens: list[int] = MISSING
+    batch_tokens: int = field(default=MISSING, metadata={"range": Range(4)})
     repetitions: int = field(default=MISSING, metadata=AT_LEAST_ONE)
     memory: bool = MISSING
     profile: str | None = MISSING

@@ -6,10 +6,13 @@ import glob
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gnmt.config import build, check_component
 from gnmt.data.corpus import ParallelFiles
@@ -130,13 +133,15 @@ def evaluate(
     if files is not None:
         test_set = distinct_name(test_set, files, folder)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
+    start = time.perf_counter()
     translations = translator.translate(sources, progress=True)
+    seconds = time.perf_counter() - start
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
     by_length = score_by_length(sources, texts, references, tokenize=bleu_tokenize, lowercase=lowercase)
     name = f"{test_set}.{'+'.join(checkpoint.stem for checkpoint in checkpoints)}{variant}"
     evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
-    write(evaluation, translator, translations, checkpoints, steps, files)
+    write(evaluation, translator, translations, seconds, checkpoints, steps, files)
     draw_alignments(translator, sources[:num_alignments], folder, name)
     if output is None and (run / "config.json").is_file():
         with Reporter(run) as reporter:
@@ -149,11 +154,15 @@ def write(
     evaluation: Evaluation,
     translator: Translator,
     translations: Sequence[Translation],
+    seconds: float,
     checkpoints: Sequence[Path],
     steps: Sequence[int],
     files: tuple[str, str] | None,
 ) -> None:
-    """The figures as JSON with all that they depend on, and the translations line by line."""
+    """The figures as JSON with all that they depend on, and the translations line by line.
+
+    seconds: that translating them took.
+    """
     figures = {
         "test_set": evaluation.test_set,
         **absolute(files),
@@ -163,6 +172,9 @@ def write(
         "step": one_or_all(steps),
         "precision": translator.precision.name,
         "batch_size": translator.batch_size,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "sentences_per_second": len(translations) / seconds,
         "decoding": asdict(translator.options),
         "unfinished": sum(not translation.finished for translation in translations),
         "search_steps": sum(translation.steps for translation in translations),

@@ -79,6 +79,13 @@ def test_results_of_evaluate_get_columns_and_signatures_notes():
     assert "test.best bleu: nrefs:1 and nrefs:1|tok:char: these figures do not compare" in table.notes
 
 
+def test_the_speed_of_translation_where_it_was_written_down():
+    timed = {"test.best": Evaluated({"bleu": 31.0, "chrf": 60.0}, {}, [], sentences_per_second=412.3)}
+    table = compare([run("a", evaluations=timed), run("b", dropout=0.5, evaluations=evaluated(33.0))])
+    assert [cells(table, row)["test.best sentences/s"] for row in (0, 1)] == ["412", "–"]
+    assert "test.best sentences/s" not in compare([run("b", evaluations=evaluated(33.0))]).header
+
+
 def test_speed_time_and_what_is_wrong():
     table = compare([run("a", tokens_per_second=1234.4, seconds=90.0), run("b", dropout=0.5, problems=("damaged",))])
     assert cells(table, 0)["tokens/s"] == "1,234"

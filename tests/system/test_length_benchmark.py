@@ -1,0 +1,90 @@
+"""scripts/benchmark.py task=length: any experiment's model, timed over the length of sentences."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from benchmarks.length import LengthWorkload, workloads
+from gnmt.config import recipe
+from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.types import InputError
+
+
+def workload(tokens: int, num_batches: int = 1) -> LengthWorkload:
+    [made] = workloads(
+        ["claims/gnmt"], [tokens], batch_tokens=48, num_batches=num_batches, seed=1, device="cpu"
+    )
+    return made
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 8, 24])
+def test_a_batch_has_as_many_tokens_at_every_length(tokens):
+    for batch in workload(tokens, num_batches=2).batches():
+        assert batch.num_real_tokens == 48
+        for side in (batch.source, batch.labels):
+            assert side.lengths_B.tolist() == [tokens] * (24 // tokens)
+
+
+def test_a_sentence_longer_than_the_budget_is_a_batch():
+    [batch] = workload(100).batches()
+    assert batch.source.lengths_B.tolist() == [100]
+
+
+def test_the_model_is_the_experiments():
+    model = workload(4).model()
+    assert model.source_embedding.weight.shape == (4000, 128)
+    assert model.training
+    assert torch.equal(model.source_embedding.weight, workload(8).model().source_embedding.weight)
+
+
+def test_a_recipe_can_be_read_while_a_command_holds_hydra():
+    """Hydra allows one of itself in a process, and the benchmark runs inside it."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        assert recipe("claims/transformer")["model"]["embedding_size"] == 112
+        assert compose("benchmark").task == "decoding"
+
+
+def test_what_is_no_experiment_is_refused():
+    with pytest.raises(InputError, match="claims/gnnt.*did you mean claims/gnmt"):
+        recipe("claims/gnnt")
+
+
+def test_the_command_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
+    finished = run_command(
+        "benchmark", "task=length", "sizes=[claims/gnmt,claims/convolutional]", "sentence_tokens=[3,6]", "device=cpu",
+        "batch_tokens=24", "repetitions=2", "memory=false", "precisions=[fp32]", "output=length.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert finished.code == 0, finished.err
+    written = json.loads((tmp_path / "length.json").read_text(encoding="utf-8"))
+    cells = [(figure["size"], figure["sentence_tokens"], figure["num_sentences"]) for figure in written["figures"]]
+    assert cells == [(f"claims/{name}", *shape) for name in ("gnmt", "convolutional") for shape in ((3, 4), (6, 2))]
+    for figure in written["figures"]:
+        assert len(figure["seconds"]) == 2
+        assert 0 < figure["step_milliseconds"] < math.inf
+        assert figure["tokens_per_second"] == pytest.approx(24_000 / figure["step_milliseconds"])
+    assert written["setting"]["batch_tokens"] == 24
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sizes=[]", "there is nothing to measure: give sizes= (names of experiments)"),
+        ("sizes=[nothing]", "experiment: found nothing, allowed is one of"),
+        ("sentence_tokens=[1]", "sentence_tokens: found 1, allowed are numbers of at least 2"),
+        ("sentence_tokens=[]", "sentence_tokens is empty"),
+        ("lengths=[mixed]", "lengths: found mixed, allowed are equal"),
+    ],
+)
+def test_wrong_values_are_named(
+    run_command: Callable[..., object], tmp_path: Path, override: str, message: str
+) -> None:
+    finished = run_command("benchmark", "task=length", override, cwd=tmp_path)
+    assert finished.code == 2
+    assert message in finished.err
