@@ -18,9 +18,7 @@ from gnmt.types import InputError
 
 
 def workload(tokens: int, num_batches: int = 1) -> LengthWorkload:
-    [made] = workloads(
-        ["claims/gnmt"], [tokens], batch_tokens=48, num_batches=num_batches, seed=1, device="cpu"
-    )
+    [made] = workloads(["claims/gnmt"], [tokens], batch_tokens=48, num_batches=num_batches, seed=1, device="cpu")
     return made
 
 
@@ -52,7 +50,7 @@ def test_a_recipe_can_be_read_while_a_command_holds_hydra():
 
 
 def test_what_is_no_experiment_is_refused():
-    with pytest.raises(InputError, match="claims/gnnt.*did you mean claims/gnmt"):
+    with pytest.raises(InputError, match=r"claims/gnnt.*did you mean claims/gnmt"):
         recipe("claims/gnnt")
 
 
@@ -76,7 +74,7 @@ def test_the_command_gives_finite_figures(run_command: Callable[..., object], tm
     ("override", "message"),
     [
         ("sizes=[]", "there is nothing to measure: give sizes= (names of experiments)"),
-        ("sizes=[nothing]", "experiment: found nothing, allowed is one of"),
+        ("sizes=[nothing]", 'experiment: found "nothing", allowed is one of'),
         ("sentence_tokens=[1]", "sentence_tokens: found 1, allowed are numbers of at least 2"),
         ("sentence_tokens=[]", "sentence_tokens is empty"),
         ("lengths=[mixed]", "lengths: found mixed, allowed are equal"),
