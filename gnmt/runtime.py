@@ -98,6 +98,20 @@ def what_int8_misses(device: torch.device) -> str | None:
     return None
 
 
+_KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+
+def keep_cpu_kernels(number: int | None) -> None:
+    """Lets oneDNN keep so many compiled kernels; None for its own 1,024. The environment's own word counts for more.
+
+    oneDNN runs LSTMs and products on a CPU with a kernel for each shape, which takes a millisecond or so to make. A
+    corpus in batches of many shapes needs more of them than the default in every epoch, and each is then made anew.
+    A kernel holds memory: some 0.6 MB for an LSTM of 256 units. Must come before the process's first product.
+    """
+    if number is not None:
+        os.environ.setdefault(_KERNEL_CACHE, str(number))
+
+
 # What cuBLAS needs for cuDNN's LSTM to add up in the same order each time.
 DETERMINISTIC_WORKSPACES = (":16:8", ":4096:2")
 

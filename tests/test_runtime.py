@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from gnmt.runtime import choose_device, choose_precision, deterministic_kernels
+from gnmt.runtime import choose_device, choose_precision, deterministic_kernels, keep_cpu_kernels
 from gnmt.types import InputError
 
 CPU = torch.device("cpu")
@@ -66,6 +66,19 @@ def test_a_run_does_not_inherit_the_precision_of_the_one_before():
     torch.set_float32_matmul_precision("medium")
     choose_precision("fp32", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_environments_own_number_of_cpu_kernels_counts_for_more(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    keep_cpu_kernels(None)
+    assert name not in os.environ
+    monkeypatch.setenv(name, "17")
+    keep_cpu_kernels(4096)
+    assert os.environ[name] == "17"
+    monkeypatch.delenv(name)
+    keep_cpu_kernels(4096)
+    assert os.environ[name] == "4096"
 
 
 def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "runs",
         "device",
         "deterministic",
+        "cpu_kernels",
         "resume",
         "trusted_packages",
         "data.folder",

@@ -53,6 +53,7 @@ class TrainConfig:
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     initialise_from: str | None = MISSING
     deterministic: bool = MISSING
+    cpu_kernels: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
     trusted_packages: list[str] = MISSING
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)

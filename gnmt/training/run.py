@@ -24,7 +24,7 @@ from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels
+from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels, keep_cpu_kernels
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.evaluation import DevEvaluator
@@ -58,6 +58,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved. Processes
     of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
     """
+    keep_cpu_kernels(cfg.cpu_kernels)
     ranks = current_ranks()
     with deterministic_kernels(cfg.deterministic), ending_together(ranks):
         return train_in(folder, cfg, ranks)
