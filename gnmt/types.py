@@ -43,6 +43,11 @@ class Interrupted(KeyboardInterrupt):
         self.agreed = agreed
 
 
+def counted(number: int, noun: str, comma: bool = False) -> str:
+    """1 pair, 2 pairs: a number with its noun, for messages. comma: between thousands."""
+    return f"{number:{',' if comma else ''}} {noun}{'' if number == 1 else 's'}"
+
+
 class Tokens(NamedTuple):
     """Padded token ids of one side of a batch.
 

@@ -23,6 +23,7 @@ from gnmt.data.lines import FileStamp
 from gnmt.data.prepared import (
     FORMAT,
     Prepared,
+    WrittenPairs,
     read_manifest,
     read_prepared,
     read_tokenizers,
@@ -36,7 +37,7 @@ from gnmt.data.store import Store
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
 from gnmt.data.tokenizer_files import TokenizerFiles
 from gnmt.files import write_atomically
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -207,13 +208,15 @@ def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
 
 def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
     # Dev and test first: they are short, and an error in them shows before the long work.
-    dev_count, dev_digest = _write_text(folder / "dev", corpus.dev_text(), "data.dev")
-    counts = {"dev": dev_count}
+    inputs = wanted["inputs"]
+    dev = _write_text(folder / "dev", corpus.dev_text(), "data.dev", inputs["dev"])
+    counts = {"dev": dev.num_pairs}
     for name, text in corpus.test_texts().items():
-        counts[f"test.{name}"], _ = _write_text(folder / "test" / name, text, f"data.test.{name}")
+        written = _write_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])
+        counts[f"test.{name}"] = written.num_pairs
 
     text = corpus.training_text()
-    tokenizers = _tokenizers(work / "learnt", text, options)
+    tokenizers = _tokenizers(work / "learnt", text, options, inputs["train"])
     write_tokenizers(folder, tokenizers)
 
     parts = corpus.training_parts()
@@ -223,36 +226,46 @@ def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, w
     store = Store.open(folder / "train")
     counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
-    identity = hashlib.sha256(f"{store.digest} {dev_digest} {tokenizers.digest}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
     unused = store.unused_target_ids(tokenizers.target.vocabulary_size)
     found = {"counts": counts, "versions": _versions(), "identity": identity, "unused_target_ids": unused}
     write_manifest(folder, {**wanted, **found, "segments": segments})
 
 
-def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:
-    count, digest = write_pairs(folder, text.iterate())
-    if count == 0:
-        raise InputError(f"{key} holds no sentence pairs")
-    return count, digest
+def _write_text(folder: Path, text: ParallelText, key: str, identity: Mapping[str, Any]) -> WrittenPairs:
+    written = write_pairs(folder, text.iterate())
+    if written.num_with_text == 0:  # nothing could be measured on it
+        raise _without_text(key, written.num_pairs, identity)
+    return written
 
 
-def _tokenizers(folder: Path, text: ParallelText, options: TokenizerSource) -> Tokenizers:
+def _without_text(key: str, num_pairs: int, identity: Mapping[str, Any]) -> InputError:
+    files = ", ".join(file["path"] for file in identity.get("files", []))
+    return InputError(
+        f"{key} holds no sentence pair with text on both sides ({counted(num_pairs, 'pair')} read)"
+        + (f": {files}" if files else "")
+    )
+
+
+def _tokenizers(folder: Path, text: ParallelText, options: TokenizerSource, identity: Mapping[str, Any]) -> Tokenizers:
     """Those that lie in the folder from an earlier attempt, or new ones, which are put there."""
     if not folder.is_dir():
         new = folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        write_tokenizers(new, _make_tokenizers(text, options))
+        write_tokenizers(new, _make_tokenizers(text, options, identity))
         new.rename(folder)
     return read_tokenizers(folder)
 
 
-def _make_tokenizers(text: ParallelText, options: TokenizerSource) -> Tokenizers:
+def _make_tokenizers(text: ParallelText, options: TokenizerSource, identity: Mapping[str, Any]) -> Tokenizers:
     if isinstance(options, TokenizerFiles):
         return options.read()
     assert isinstance(options, TokenizerOptions)
     source, target = _sample(text, options.sample_lines, options.seed)
-    log.info("learning a vocabulary of %d pieces from %d pairs", options.vocab_size, len(source))
+    if not source:
+        raise _without_text("data.train", _num_pairs(text), identity)
+    log.info("learning a vocabulary of %d pieces from %s", options.vocab_size, counted(len(source), "pair"))
     return train_tokenizers(source, target, options)
 
 
@@ -271,8 +284,6 @@ def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[s
         place = len(sample) if count <= size else rng.randrange(count)
         if place < size:
             sample[place : place + 1] = [NumberedPair(number, source, target)]
-    if not sample:
-        raise InputError(f"data.train holds no sentence pair with text on both sides ({_num_pairs(text)} pairs read)")
     sample.sort(key=lambda pair: pair.number)
     return [pair.source for pair in sample], [pair.target for pair in sample]
 

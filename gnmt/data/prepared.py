@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gnmt.data.cleaning import CleaningReport
 from gnmt.data.planning import Segment
@@ -123,18 +123,27 @@ def read_tokenizers(folder: Path) -> Tokenizers:
     return Tokenizers.from_models(source, target)
 
 
-def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> tuple[int, str]:
-    """Writes source.txt and target.txt; the number of pairs, and a hash of them."""
+class WrittenPairs(NamedTuple):
+    """num_with_text: those that have text on both sides. digest: of the text of all."""
+
+    num_pairs: int
+    num_with_text: int
+    digest: str
+
+
+def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> WrittenPairs:
+    """Writes source.txt and target.txt."""
     folder.mkdir(parents=True)
-    count, digest = 0, hashlib.sha256()
+    num_pairs, num_with_text, digest = 0, 0, hashlib.sha256()
     with (folder / "source.txt").open("wb") as source_file, (folder / "target.txt").open("wb") as target_file:
         for source, target in pairs:
             source_line, target_line = source.encode("utf-8") + b"\n", target.encode("utf-8") + b"\n"
             source_file.write(source_line)
             target_file.write(target_line)
             digest.update(source_line + target_line)
-            count += 1
-    return count, digest.hexdigest()
+            num_pairs += 1
+            num_with_text += bool(source.strip() and target.strip())
+    return WrittenPairs(num_pairs, num_with_text, digest.hexdigest())
 
 
 def read_pairs(folder: Path) -> list[tuple[str, str]]:

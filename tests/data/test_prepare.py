@@ -168,7 +168,11 @@ def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOp
     corpus = make_corpus()
     (tmp_path / "dev.0").write_text("")
     (tmp_path / "dev.1").write_text("")
-    with pytest.raises(InputError, match=r"data\.dev holds no sentence pairs"):
+    with pytest.raises(InputError, match=r"data\.dev holds no sentence pair .*\(0 pairs read\): .*dev\.0, .*dev\.1$"):
+        prepare(corpus, options)
+    for blank, side in (("\n \n\n", 0), ("\n\n\n", 1)):  # trained on, its loss was NaN
+        (tmp_path / f"dev.{side}").write_text(blank)
+    with pytest.raises(InputError, match=r"data\.dev holds no sentence pair with text on both sides \(3 pairs read\)"):
         prepare(corpus, options)
     assert not [name for name in os.listdir(tmp_path) if "prepared" in name]
 

@@ -120,12 +120,17 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "empty dev set",
         ["train", "FILES", "data.dev.source={shelf}/empty", "data.dev.target={shelf}/empty"],
-        ["data.dev holds no sentence pairs"],
+        ["data.dev holds no sentence pair with text on both sides (0 pairs read): {shelf}/empty, {shelf}/empty"],
     ),
     (
         "empty test set",
         ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/empty", "target={shelf}/empty"],
-        ["{shelf}/empty and {shelf}/empty hold no lines: there is nothing to evaluate"],
+        ["{shelf}/empty and {shelf}/empty hold no sentence pair with text on both sides (0 pairs read): there"],
+    ),
+    (
+        "test set of blank lines",
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/blank", "target={shelf}/blank"],
+        ["{shelf}/blank and {shelf}/blank hold no sentence pair with text on both sides (2 pairs read)"],
     ),
     (
         "corpus of blank lines",
