@@ -274,6 +274,7 @@ class Range:
     """The values that a number in a config may take, as annotation: `Annotated[float, Range(0, 1)]`.
 
     `gnmt.config.check_config` reads it; None leaves a side open, open_low and open_high exclude the bound itself.
+    A float must be finite, but where `high` is infinity.
     """
 
     low: float | None = None

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Annotated, Any, Protocol
 
-from gnmt.data.lines import FileStamp, read_lines, stamp_file
+from gnmt.data.lines import FileStamp, read_text_lines, stamp_file
 from gnmt.types import InputError, Range
 
 
@@ -94,7 +94,7 @@ def _format(path: str) -> str:
 
 def _two_files(source: str, target: str) -> Iterator[tuple[str, str]]:
     num_source = num_target = 0
-    for left, right in zip_longest(read_lines(source), read_lines(target)):
+    for left, right in zip_longest(read_text_lines(source), read_text_lines(target)):
         # Counting goes on to the end of the longer file, so that the message can show both counts.
         num_source += left is not None
         num_target += right is not None
@@ -108,17 +108,23 @@ def _two_files(source: str, target: str) -> Iterator[tuple[str, str]]:
 
 
 def _tsv(path: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_text_lines(path), start=1):
         columns = line.split("\t")
+        if not line.strip():
+            raise InputError(f"{path}:{number}: a blank line, where source, tab, target is needed; remove it")
         if len(columns) < 2:
             raise InputError(f"{path}:{number}: no tab; a line must be source, tab, target: {line[:80]!r}")
         yield columns[0], columns[1]
 
 
 def _jsonl(path: str, columns: list[str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_text_lines(path), start=1):
+        if not line.strip():
+            raise InputError(f"{path}:{number}: a blank line, where a JSON object is needed; remove it")
         try:
             record = json.loads(line)
+        except json.JSONDecodeError as error:  # whose own words count lines within the line
+            raise InputError(f"{path}:{number}: not a JSON object: {error.msg}, at character {error.colno}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not a JSON object: {error}") from error
         if not isinstance(record, dict):

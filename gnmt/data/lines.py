@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,6 +17,16 @@ from gnmt.types import InputError
 
 _SIMILAR = 0.7
 _BOM = b"\xef\xbb\xbf"
+# How files begin that are no UTF-8: what they are, and what to do. UTF-32 first, whose mark begins with that of UTF-16.
+_OTHER_BEGINNINGS = (
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
+    (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
+    (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
+    (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
+    (b"\x1f\x8b", "a gzip file", "unpack it with `gunzip`, or give it a name that ends in .gz"),
+)
+# Of the first so many lines, more than this share of NULs is no text.
+_LOOKED_AT_LINES, _LARGEST_SHARE_OF_NULS = 100, 0.1
 # Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
 LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
 
@@ -24,7 +35,7 @@ def read_lines(path: str) -> Iterator[str]:
     """The lines of a UTF-8 file (gzip where its name ends in .gz), streamed, without their ends.
 
     Only LF ends a line, and one CR before it goes with it; U+2028, U+0085, form feeds and lone CRs are
-    text. A byte order mark at the start of the file is removed. Raises InputError with `path:line`
+    text. A byte order mark at the start of the file is removed, and a file of nothing else has no line. Raises InputError with `path:line`
     for bytes that are not UTF-8, and for a file that is missing, unreadable or a damaged gzip.
     """
     number = 0
@@ -42,7 +53,24 @@ def read_lines(path: str) -> Iterator[str]:
 def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
     """The lines of an open binary file, as `read_lines` gives them; name: what errors call it."""
     for number, line in enumerate(file, start=1):
+        if number == 1 and line == _BOM:
+            return
         yield _decode(line, name, number)
+
+
+def read_text_lines(path: str) -> Iterator[str]:
+    """`read_lines` of a corpus. Raises InputError too where much of its beginning is NUL, as in UTF-16 without a mark."""
+    lines = read_lines(path)
+    first = list(islice(lines, _LOOKED_AT_LINES))
+    num_nuls, num_characters = sum(line.count("\0") for line in first), sum(map(len, first))
+    if num_nuls > _LARGEST_SHARE_OF_NULS * num_characters:
+        low_byte_first = sum(line[1::2].count("\0") for line in first[:1]) * 2 >= first[0].count("\0")
+        raise InputError(
+            f"{path}: no UTF-8 text: {num_nuls} of its first {num_characters} characters are NUL; if it is UTF-16, "
+            f"convert it with `iconv -f utf-16{'le' if low_byte_first else 'be'} -t utf-8`"
+        )
+    yield from first
+    yield from lines
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -57,9 +85,13 @@ def _decode(line: bytes, path: str, number: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
+        for beginning, kind, advice in _OTHER_BEGINNINGS if number == 1 else ():
+            if line.startswith(beginning):
+                raise InputError(f"{path}: not UTF-8, but {kind}: {advice}") from None
         raise InputError(
             f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x}, number {error.start + 1} of the line "
-            f"({error.reason}); convert the file, for example with `iconv -f latin1 -t utf-8`"
+            f"({error.reason}); convert the file from the encoding that it has, such as Latin-1 with "
+            "`iconv -f latin1 -t utf-8`"
         ) from error
 
 
