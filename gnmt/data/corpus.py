@@ -110,9 +110,9 @@ def _two_files(source: str, target: str) -> Iterator[tuple[str, str]]:
 def _tsv(path: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_text_lines(path), start=1):
         columns = line.split("\t")
-        if not line.strip():
-            raise InputError(f"{path}:{number}: a blank line, where source, tab, target is needed; remove it")
         if len(columns) < 2:
+            if not line.strip():
+                raise InputError(f"{path}:{number}: a blank line, where source, tab, target is needed; remove it")
             raise InputError(f"{path}:{number}: no tab; a line must be source, tab, target: {line[:80]!r}")
         yield columns[0], columns[1]
 

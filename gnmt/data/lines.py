@@ -35,8 +35,9 @@ def read_lines(path: str) -> Iterator[str]:
     """The lines of a UTF-8 file (gzip where its name ends in .gz), streamed, without their ends.
 
     Only LF ends a line, and one CR before it goes with it; U+2028, U+0085, form feeds and lone CRs are
-    text. A byte order mark at the start of the file is removed, and a file of nothing else has no line. Raises InputError with `path:line`
-    for bytes that are not UTF-8, and for a file that is missing, unreadable or a damaged gzip.
+    text. A byte order mark at the start of the file is removed, and a file of nothing else has no line.
+    Raises InputError with `path:line` for bytes that are not UTF-8, and for a file that is missing,
+    unreadable or a damaged gzip.
     """
     number = 0
     try:
@@ -59,12 +60,12 @@ def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def read_text_lines(path: str) -> Iterator[str]:
-    """`read_lines` of a corpus. Raises InputError too where much of its beginning is NUL, as in UTF-16 without a mark."""
+    """`read_lines` of a corpus, with an InputError too where it begins with many NULs, as UTF-16 may."""
     lines = read_lines(path)
     first = list(islice(lines, _LOOKED_AT_LINES))
     num_nuls, num_characters = sum(line.count("\0") for line in first), sum(map(len, first))
     if num_nuls > _LARGEST_SHARE_OF_NULS * num_characters:
-        low_byte_first = sum(line[1::2].count("\0") for line in first[:1]) * 2 >= first[0].count("\0")
+        low_byte_first = first[0][1::2].count("\0") * 2 >= first[0].count("\0")
         raise InputError(
             f"{path}: no UTF-8 text: {num_nuls} of its first {num_characters} characters are NUL; if it is UTF-16, "
             f"convert it with `iconv -f utf-16{'le' if low_byte_first else 'be'} -t utf-8`"

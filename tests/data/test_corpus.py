@@ -53,6 +53,9 @@ def test_tsv_line_without_tab(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "one\teins\ntwo zwei\n")
     with pytest.raises(InputError, match=r"a\.tsv:2: no tab"):
         list(ParallelFiles(pairs=path).iterate())
+    path = write(tmp_path / "b.tsv", "one\teins\n\n")
+    with pytest.raises(InputError, match=r"b\.tsv:2: a blank line, where source, tab, target is needed; remove it"):
+        list(ParallelFiles(pairs=path).iterate())
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -65,7 +68,9 @@ def test_jsonl(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "not a JSON object"),
-        ("", "not a JSON object"),
+        ("{x", "not a JSON object: Expecting property name enclosed in double quotes, at character 2$"),
+        ("", "a blank line, where a JSON object is needed; remove it"),
+        (" \t", "a blank line, where a JSON object is needed; remove it"),
         ("[1]", "not a JSON object but list"),
         ('{"source": "a", "tgt": "b"}', "no key 'target'; the keys are 'source', 'tgt'"),
         ('{"source": "a", "target": 3}', "the value of 'target' must be a string, found int"),
@@ -77,6 +82,17 @@ def test_bad_jsonl_line(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path / "a.jsonl", '{"source": "a", "target": "b"}\n' + line + "\n")
     with pytest.raises(InputError, match=r"a\.jsonl:2: .*" + message):
         list(ParallelFiles(pairs=path).iterate())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_no_corpus(tmp_path: Path, encoding: str) -> None:
+    """NUL is a character of UTF-8, so such files were taken for text and trained on."""
+    (tmp_path / "a").write_bytes("The dog sleeps.\nThe cat sleeps.\n".encode(encoding))
+    target = write(tmp_path / "b", "Der Hund schläft.\nDie Katze schläft.\n\n")
+    with pytest.raises(InputError, match=rf"a: no UTF-8 text: .* are NUL; .*`iconv -f {encoding[:6]}{encoding[7:]} "):
+        list(ParallelFiles(str(tmp_path / "a"), target).iterate())
+    source = write(tmp_path / "c", "A NUL\0 in a line is text.\n" * 3)
+    assert len(list(ParallelFiles(source, target).iterate())) == 3
 
 
 def test_contradictory_files() -> None:
