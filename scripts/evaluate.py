@@ -31,6 +31,7 @@ from pathlib import Path
 from gnmt.config import EvaluateConfig, entry
 from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs, variant_of
 from gnmt.decoding.loading import load_translator
+from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.types import InputError
 
 
@@ -46,6 +47,8 @@ def main(cfg: EvaluateConfig) -> None:
         weights="raw" if cfg.weights == "raw" else "averaged",
     )
     contents, config = members[0].contents, members[0].config
+    bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
+    check_tokenizer(bleu_tokenize, key="bleu_tokenize")
     files = None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
@@ -73,7 +76,7 @@ def main(cfg: EvaluateConfig) -> None:
         files=files,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
-        bleu_tokenize=cfg.bleu_tokenize or config["data"]["bleu_tokenize"],
+        bleu_tokenize=bleu_tokenize,
         lowercase=cfg.lowercase,
         num_alignments=cfg.num_alignments,
         variant=variant_of(translator.options, config["decoding"], further),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import gzip
 import hashlib
 import os
@@ -96,14 +97,38 @@ def _decode(line: bytes, path: str, number: int) -> str:
         ) from error
 
 
-def missing_file(path: str) -> InputError:
+class UnreadableFileError(InputError):
+    """A file that is missing or cannot be opened, or several. problems: a sentence for each."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(dict.fromkeys(problems))
+        several = f"{len(self.problems)} files cannot be read:\n  " + "\n  ".join(self.problems)
+        super().__init__(self.problems[0] if len(self.problems) == 1 else several)
+
+
+def check_files(paths: Iterable[str]) -> None:
+    """Raises UnreadableFileError with all that cannot be read, before the first is; pipes are not touched."""
+    problems: list[str] = []
+    for path in paths:
+        try:
+            os.stat(path)
+            number = errno.EISDIR if os.path.isdir(path) else 0 if os.access(path, os.R_OK) else errno.EACCES
+            if number:
+                raise OSError(number, os.strerror(number))  # which Python makes the subclass of that number
+        except OSError as error:
+            problems += _unreadable(path, error).problems
+    if problems:
+        raise UnreadableFileError(*problems)
+
+
+def missing_file(path: str) -> UnreadableFileError:
     """The error for a file that is not there, with the nearest name that is."""
     folder, name = Path(path).parent, Path(path).name
     if not folder.is_dir():
-        return InputError(f"{path}: no such file, and its folder {folder} does not exist either")
+        return UnreadableFileError(f"{path}: no such file, and its folder {folder} does not exist either")
     nearest = max(os.listdir(folder), key=lambda other: _similarity(name, other), default="")
     is_near = _similarity(name, nearest) >= _SIMILAR
-    return InputError(f"{path}: no such file" + (f"; did you mean {folder / nearest}?" if is_near else ""))
+    return UnreadableFileError(f"{path}: no such file" + (f"; did you mean {folder / nearest}?" if is_near else ""))
 
 
 def _similarity(name: str, other: str) -> float:
@@ -114,12 +139,12 @@ def _similarity(name: str, other: str) -> float:
     return difflib.SequenceMatcher(None, name, other).ratio()
 
 
-def _unreadable(path: str, error: OSError) -> InputError:
+def _unreadable(path: str, error: OSError) -> UnreadableFileError:
     if isinstance(error, FileNotFoundError):
         return missing_file(path)
     if isinstance(error, IsADirectoryError):
-        return InputError(f"{path}: a folder, where a file of text is needed")
-    return InputError(f"{path}: cannot be read: {error.strerror or error}")
+        return UnreadableFileError(f"{path}: a folder, where a file of text is needed")
+    return UnreadableFileError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 @dataclass(frozen=True)

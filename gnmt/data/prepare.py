@@ -16,10 +16,10 @@ from typing import Any
 
 from gnmt.data import encoding
 from gnmt.data.cleaning import NumberedPair
-from gnmt.data.corpus import ParallelText
+from gnmt.data.corpus import ParallelText, naming_columns
 from gnmt.data.encoding import encode_training_text, with_progress
 from gnmt.data.folders import built_folder, locked, work_folder
-from gnmt.data.lines import FileStamp
+from gnmt.data.lines import FileStamp, UnreadableFileError
 from gnmt.data.prepared import (
     FORMAT,
     Prepared,
@@ -147,11 +147,20 @@ def _opens(folder: Path) -> bool:
 
 
 def _inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-    return {
-        "train": corpus.training_text().identity(known),
-        "dev": corpus.dev_text().identity(known),
-        "test": {name: text.identity(known) for name, text in corpus.test_texts().items()},
-    }
+    problems: list[str] = []
+
+    def identity(text: ParallelText) -> dict[str, Any]:
+        try:
+            return text.identity(known)
+        except UnreadableFileError as error:  # all that are missing are named at once
+            problems.extend(error.problems)
+            return {}
+
+    tests = {name: identity(text) for name, text in corpus.test_texts().items()}
+    dev, train = identity(corpus.dev_text()), identity(corpus.training_text())  # the long one last
+    if problems:
+        raise UnreadableFileError(*problems)
+    return {"train": train, "dev": dev, "test": tests}
 
 
 def _texts(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -215,12 +224,12 @@ def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, w
         written = _write_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])
         counts[f"test.{name}"] = written.num_pairs
 
-    text = corpus.training_text()
-    tokenizers = _tokenizers(work / "learnt", text, options, inputs["train"])
-    write_tokenizers(folder, tokenizers)
-
-    parts = corpus.training_parts()
-    report, segments = encode_training_text(folder / "train", work / "shards", parts, tokenizers, corpus.num_workers)
+    with naming_columns("data.train"):
+        tokenizers = _tokenizers(work / "learnt", corpus.training_text(), options, inputs["train"])
+        write_tokenizers(folder, tokenizers)
+        report, segments = encode_training_text(
+            folder / "train", work / "shards", corpus.training_parts(), tokenizers, corpus.num_workers
+        )
     write_report(folder, report)
     counts["train"] = report.num_kept
     store = Store.open(folder / "train")
@@ -233,7 +242,8 @@ def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, w
 
 
 def _write_text(folder: Path, text: ParallelText, key: str, identity: Mapping[str, Any]) -> WrittenPairs:
-    written = write_pairs(folder, text.iterate())
+    with naming_columns(key):
+        written = write_pairs(folder, text.iterate())
     if written.num_with_text == 0:  # nothing could be measured on it
         raise _without_text(key, written.num_pairs, identity)
     return written
