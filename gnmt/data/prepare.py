@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gnmt.data import encoding
+from gnmt.data.changes import describe_changes, texts_of
 from gnmt.data.cleaning import NumberedPair
 from gnmt.data.corpus import ParallelText, naming_columns
 from gnmt.data.encoding import encode_training_text, with_progress
@@ -86,7 +87,10 @@ def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dic
     except InputError:
         shutil.rmtree(work)  # what was refused will be changed, and then nothing of this fits
         raise
-    except (KeyboardInterrupt, OSError):
+    except (KeyboardInterrupt, OSError) as error:
+        if isinstance(error, OSError) and not _holds_work(work):
+            shutil.rmtree(work)
+            raise
         log.info("stopped; what is done lies in %s, and the same command goes on with it", work)
         raise
     shutil.rmtree(work)
@@ -104,7 +108,16 @@ def _resume_work(work: Path, wanted: Mapping[str, Any]) -> None:
             return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    write_atomically(description, json.dumps(new).encode())
+    try:
+        write_atomically(description, json.dumps(new).encode())
+    except OSError:
+        shutil.rmtree(work)
+        raise
+
+
+def _holds_work(work: Path) -> bool:
+    """Whether anything is done that another attempt can use: tokenizers, or a shard."""
+    return (work / "learnt").is_dir() or any((work / "shards").glob("*.npz"))
 
 
 def _versions() -> dict[str, str]:
@@ -134,7 +147,7 @@ def prepared_folder(corpus: Corpus, options: TokenizerSource) -> Path:
         return Path(corpus.prepared)
     said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".") or "corpus"
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
     return Path("prepared") / f"{name}-{digest[:8]}"
 
 
@@ -163,56 +176,11 @@ def _inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
     return {"train": train, "dev": dev, "test": tests}
 
 
-def _texts(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    tests = {f"test.{name}": text for name, text in inputs["test"].items()}
-    return {"train": inputs["train"], "dev": inputs["dev"], **tests}
-
-
 def _known_stamps(manifest: Mapping[str, Any] | None) -> dict[str, FileStamp]:
     if manifest is None or manifest["format"] != FORMAT:
         return {}
-    files = [file for text in _texts(manifest["inputs"]).values() for file in text.get("files", [])]
+    files = [file for text in texts_of(manifest["inputs"]).values() for file in text.get("files", [])]
     return {file["path"]: FileStamp(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files}
-
-
-def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each setting or input that differs between two manifests. Moved files of equal content do not."""
-    if old["format"] != new["format"]:
-        return [f"format: {old['format']} → {new['format']}"]
-    changes = _differences(_flat(old["settings"]), _flat(new["settings"]))
-    old_texts, new_texts = _texts(old["inputs"]), _texts(new["inputs"])
-    for name in [*old_texts, *(name for name in new_texts if name not in old_texts)]:
-        if name not in old_texts or name not in new_texts:
-            changes.append(f"data.{name}: " + ("not given before" if name in new_texts else "not given any more"))
-            continue
-        changes += _file_changes(f"data.{name}", old_texts[name].get("files", []), new_texts[name].get("files", []))
-        before, after = ({k: v for k, v in texts[name].items() if k != "files"} for texts in (old_texts, new_texts))
-        changes += _differences(_flat(before, f"data.{name}."), _flat(after, f"data.{name}."))
-    return changes
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    keys = [*old, *(key for key in new if key not in old)]
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-
-
-def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    if [file["role"] for file in old] != [file["role"] for file in new]:
-        names = (", ".join(file["path"] for file in files) for files in (old, new))
-        return [f"{key}: " + " → ".join(names)]
-    return [
-        f"{key}.{after['role']}: other content: {before['path']} ({before['size']} bytes, sha256 "
-        f"{before['sha256'][:8]}) → {after['path']} ({after['size']} bytes, sha256 {after['sha256'][:8]})"
-        for before, after in zip(old, new, strict=True)
-        if (before["sha256"], before["columns"]) != (after["sha256"], after["columns"])
-    ]
 
 
 def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:

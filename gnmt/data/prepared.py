@@ -25,6 +25,7 @@ from gnmt.types import InputError
 # Rises when the layout or the meaning of a file changes.
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_IN_EVERY_MANIFEST = {"format", "settings", "inputs"}
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or "format" not in manifest:
-            raise ValueError("it names no format")
+        if not isinstance(manifest, dict) or not manifest.keys() >= _IN_EVERY_MANIFEST:
+            raise ValueError("it is not one of a preparation")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder}: not a prepared folder (its {_MANIFEST} cannot be read: {error}); "
-            "remove it, or choose another one with data.prepared="
+            + ("remove it, or " if _looks_prepared(folder) else "")
+            + "choose another one with data.prepared="
         ) from error
     return manifest
+
+
+def _looks_prepared(folder: Path) -> bool:
+    """Whether a folder with a damaged manifest is ours all the same; what is not must not be advised to be removed."""
+    parts = (_MANIFEST, "cleaning_report.json", "tokenizer/source.model", "train", "dev/source.txt")
+    return all((folder / part).exists() for part in parts)
 
 
 def read_prepared(folder: Path | str) -> Prepared:
