@@ -32,7 +32,7 @@ from gnmt.config import EvaluateConfig, entry
 from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs, variant_of
 from gnmt.decoding.loading import load_translator
 from gnmt.evaluation.metrics import check_tokenizer
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 
 @entry("evaluate")
@@ -82,7 +82,7 @@ def main(cfg: EvaluateConfig) -> None:
         variant=variant_of(translator.options, config["decoding"], further),
         output=None if cfg.output is None else Path(cfg.output),
     )
-    print(f"{evaluation.test_set}, {evaluation.scores.num_sentences} sentences, {', '.join(checkpoints)}")
+    print(f"{evaluation.test_set}, {counted(evaluation.scores.num_sentences, 'sentence')}, {', '.join(checkpoints)}")
     figures = asdict(evaluation.scores)
     for metric, signature in evaluation.scores.signatures.items():
         print(f"{metric:5} {figures[metric]:6.2f}  {signature}")

@@ -1,8 +1,11 @@
-"""What inspect.py prints, for people and for programs."""
+"""What inspect.py prints, for people and for programs, and how messages count."""
 
 import json
 
+import pytest
+
 from gnmt.inspection import as_json, as_text
+from gnmt.types import counted
 
 
 def test_json_for_programs_holds_no_nan() -> None:
@@ -15,3 +18,12 @@ def test_json_for_programs_holds_no_nan() -> None:
     found = json.loads(as_json(description), parse_constant=refuse)
     assert found == {"best": {"loss": None, "perplexity": None, "bleu": 0.0}, "steps": [1, None]}
     assert "  perplexity: Infinity" in as_text(description)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 pairs"), (1, "1 pair"), (2, "2 pairs"), (1000, "1000 pairs")])
+def test_counts_agree_with_their_nouns(number: int, text: str) -> None:
+    assert counted(number, "pair") == text
+
+
+def test_thousands_of_a_count() -> None:
+    assert counted(12_345, "line", comma=True) == "12,345 lines"

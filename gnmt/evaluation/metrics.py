@@ -16,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def score_translations(
     """
     if len(hypotheses) != len(references):
         raise InputError(
-            f"there are {len(hypotheses)} translations but {len(references)} references; "
+            f"{counted(len(hypotheses), 'translation')} but {counted(len(references), 'reference')}; "
             "they must be as many, line for line"
         )
     if not hypotheses:
