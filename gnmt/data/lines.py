@@ -24,7 +24,7 @@ _OTHER_BEGINNINGS = (
     (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
     (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
     (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
-    (b"\x1f\x8b", "a gzip file", "unpack it with `gunzip`, or give it a name that ends in .gz"),
+    (b"\x1f\x8b", "a gzip file", "give it a name that ends in .gz, or unpack it"),
 )
 # Of the first so many lines, more than this share of NULs is no text.
 _LOOKED_AT_LINES, _LARGEST_SHARE_OF_NULS = 100, 0.1

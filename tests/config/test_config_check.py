@@ -96,7 +96,7 @@ def test_option_sets_are_asked_themselves() -> None:
     node = {"_target_": "gnmt.data.corpus.ParallelFiles", "source": ["a.en", "b.en"], "target": "a.de"}
     (error,) = check_component(node, "data.train")
     assert error.startswith("data.train: ")
-    assert "2 file(s)" in error
+    assert "source names 2 files (a.en, b.en) and target names 1 file (a.de)" in error
 
 
 @pytest.mark.parametrize(
