@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,20 @@ def as_text(description: dict[str, Any], indent: int = 0, thousands: bool = True
         else:
             lines.append(f"{prefix} {as_yaml(value)}")
     return "\n".join(lines)
+
+
+def as_json(description: dict[str, Any]) -> str:
+    """The description for programs, with null for figures that are not finite: JSON has no NaN."""
+    return json.dumps(finite(description), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A value in which None stands for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_yaml(value: Any) -> str:

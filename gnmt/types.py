@@ -43,6 +43,11 @@ class Interrupted(KeyboardInterrupt):
         self.agreed = agreed
 
 
+def counted(number: int, noun: str, comma: bool = False) -> str:
+    """1 pair, 2 pairs: a number with its noun, for messages. comma: between thousands."""
+    return f"{number:{',' if comma else ''}} {noun}{'' if number == 1 else 's'}"
+
+
 class Tokens(NamedTuple):
     """Padded token ids of one side of a batch.
 
@@ -269,6 +274,7 @@ class Range:
     """The values that a number in a config may take, as annotation: `Annotated[float, Range(0, 1)]`.
 
     `gnmt.config.check_config` reads it; None leaves a side open, open_low and open_high exclude the bound itself.
+    A float must be finite, but where `high` is infinity.
     """
 
     low: float | None = None

@@ -31,7 +31,8 @@ from pathlib import Path
 from gnmt.config import EvaluateConfig, entry
 from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs, variant_of
 from gnmt.decoding.loading import load_translator
-from gnmt.types import InputError
+from gnmt.evaluation.metrics import check_tokenizer
+from gnmt.types import InputError, counted
 
 
 @entry("evaluate")
@@ -46,6 +47,8 @@ def main(cfg: EvaluateConfig) -> None:
         weights="raw" if cfg.weights == "raw" else "averaged",
     )
     contents, config = members[0].contents, members[0].config
+    bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
+    check_tokenizer(bleu_tokenize, key="bleu_tokenize")
     files = None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
@@ -73,13 +76,13 @@ def main(cfg: EvaluateConfig) -> None:
         files=files,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
-        bleu_tokenize=cfg.bleu_tokenize or config["data"]["bleu_tokenize"],
+        bleu_tokenize=bleu_tokenize,
         lowercase=cfg.lowercase,
         num_alignments=cfg.num_alignments,
         variant=variant_of(translator.options, config["decoding"], further),
         output=None if cfg.output is None else Path(cfg.output),
     )
-    print(f"{evaluation.test_set}, {evaluation.scores.num_sentences} sentences, {', '.join(checkpoints)}")
+    print(f"{evaluation.test_set}, {counted(evaluation.scores.num_sentences, 'sentence')}, {', '.join(checkpoints)}")
     figures = asdict(evaluation.scores)
     for metric, signature in evaluation.scores.signatures.items():
         print(f"{metric:5} {figures[metric]:6.2f}  {signature}")

@@ -27,15 +27,13 @@ else:
     import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
 
     # isort: split
-    import json
-
     from gnmt.config import InspectConfig, entry
-    from gnmt.inspection import as_text, describe_checkpoint
+    from gnmt.inspection import as_json, as_text, describe_checkpoint
 
     @entry("inspect")
     def main(cfg: InspectConfig) -> None:
         description = describe_checkpoint(cfg.checkpoint)
-        print(json.dumps(description, indent=2, ensure_ascii=False) if cfg.format == "json" else as_text(description))
+        print(as_json(description) if cfg.format == "json" else as_text(description))
 
     if __name__ == "__main__":
         main()

@@ -20,14 +20,17 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 # isort: split
 from gnmt.config import PrepareConfig, build, entry
 from gnmt.data.prepare import prepare
+from gnmt.types import counted
 
 
 @entry("prepare")
 def main(cfg: PrepareConfig) -> None:
     prepared = prepare(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
-    print(f"{prepared.folder}: {len(prepared.store)} training pairs, {len(prepared.dev)} dev pairs")
+    print(
+        f"{prepared.folder}: {counted(len(prepared.store), 'training pair')}, {counted(len(prepared.dev), 'dev pair')}"
+    )
     for name, pairs in prepared.tests.items():
-        print(f"test set {name}: {len(pairs)} pairs")
+        print(f"test set {name}: {counted(len(pairs), 'pair')}")
     print(prepared.report.text(), end="")
 
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnmt.config.check import check_component, constructor_hints, find_class
 from gnmt.config.values import MISSING_VALUE, contains, deferred_component, describe_range, nearest, shown
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 
 def resolve(cfg: Any) -> dict[str, Any]:
@@ -34,6 +34,12 @@ def check_config(cfg: Any) -> None:
 
     Raises InputError with all errors at once: full key, what was found, what is allowed, the nearest valid name.
     """
+    if errors := config_errors(cfg):
+        raise InputError(f"{counted(len(errors), 'error')} in the config:\n  " + "\n  ".join(errors))
+
+
+def config_errors(cfg: Any) -> list[str]:
+    """All that is wrong with a composed config, each as "key: what was found, what is allowed"."""
     schema = OmegaConf.get_type(cfg)
     assert schema is not None, "the config has no schema: compose it from configs/"
     values = resolve(cfg)
@@ -47,9 +53,7 @@ def check_config(cfg: Any) -> None:
             errors += check_root_component(value, field, trusted)
         else:
             errors += check_root_value(value, field)
-    if errors:
-        counted = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        raise InputError(f"{counted} in the config:\n  " + "\n  ".join(errors))
+    return errors
 
 
 def check_root_component(value: Any, field: dataclasses.Field[Any], trusted: list[str]) -> list[str]:

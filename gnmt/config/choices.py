@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -86,11 +87,19 @@ def choice_problems(override: Override, groups: dict[str, list[str]]) -> list[st
         return []  # takes what there is
     choices = groups[group]
     names = [text.partition("=")[2].strip("'\"") for text in single_overrides(override)]
-    return [
-        f"{group}: found {shown(name)}, allowed is one of {', '.join(choices)}{nearest(name, choices)}"
-        for name in names
-        if name not in choices
-    ]
+    return [f"{group}: found {shown(name)}{allowed_choices(name, choices)}" for name in names if name not in choices]
+
+
+def allowed_choices(name: str, choices: Sequence[str]) -> str:
+    """What is allowed in place of a name, the nearest first; of folders that it does not lie in, only their size."""
+    folder, slash, _ = name.partition("/")
+    places = [choice.partition("/")[0] for choice in choices if "/" in choice]
+    others = Counter(place for place in places if not slash or place != folder)
+    listed = [choice for choice in choices if "/" not in choice or choice.partition("/")[0] not in others]
+    listed += [f"{place}/ ({number} more)" for place, number in others.items()]
+    allowed = f"allowed is one of {', '.join(listed)}"
+    similar = nearest(name, choices)
+    return f"{similar} ({allowed})" if similar else f", {allowed}"
 
 
 def names_unknown_recipe(config_name: str, overrides: Sequence[str], places: Sequence[str]) -> bool:

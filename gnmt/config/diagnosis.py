@@ -17,10 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gnmt.config.assembly import config_errors
 from gnmt.config.choices import CONFIG_FOLDER, choice_problems, groups_of, single_overrides
 from gnmt.config.runs import flatten
 from gnmt.config.schemas import SCHEMAS
 from gnmt.config.values import describe, shown
+from gnmt.types import InputError, counted
 
 # What composing raises; a ValueError is Hydra's for a group that is given a number or null.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
@@ -64,13 +66,27 @@ def explain(
             keys = list_keys(compose(config_name, groups))
         except COMPOSITION_ERRORS as group_error:
             return "\n  ".join(["wrong config:", *(problems or [str(group_error)])])
+        composed: list[Override] = []
         for override in values:
-            problems += value_problems(override, config_name, groups, keys, known_groups)
+            found = value_problems(override, config_name, groups, keys, known_groups)
+            problems += found
+            composed += [] if found else [override]
+        if problems:
+            problems += errors_of_values(composed, config_name, groups)
     if not problems:
         assert error is not None
         return "wrong config:\n  " + "\n  ".join(line for line in (str(error), str(error.__cause__ or "")) if line)
-    counted = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
-    return "\n  ".join([f"{counted} in the overrides:", *problems])
+    return "\n  ".join([f"{counted(len(problems), 'error')} in the overrides:", *problems])
+
+
+def errors_of_values(overrides: Sequence[Override], config_name: str, groups: list[str]) -> list[str]:
+    """What the check of the config says of these values; of other keys nothing, for wrong overrides are left out."""
+    try:
+        errors = config_errors(compose(config_name, [*groups, *(single_overrides(one)[-1] for one in overrides)]))
+    except (*COMPOSITION_ERRORS, InputError):  # of values that go together with what is left out
+        return []
+    given = [override.key_or_group for override in overrides]
+    return [error for error in errors if any(error.startswith((f"{key}:", f"{key}.")) for key in given)]
 
 
 def describe_groups(config_name: str) -> str:

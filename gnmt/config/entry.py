@@ -7,7 +7,9 @@ import inspect
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import hydra
@@ -17,10 +19,12 @@ from gnmt import early_interrupt
 from gnmt.config.assembly import check_config
 from gnmt.config.choices import CONFIG_FOLDER, names_unknown_recipe, search_path
 from gnmt.config.diagnosis import COMPOSITION_ERRORS, describe_groups, explain
-from gnmt.config.logs import configure_logging, note_in_run_file
+from gnmt.config.logs import configure_logging, note_in_run_file, own_rank
 from gnmt.types import InputError, Interrupted
 
 EXIT_WRONG_INPUT = 2
+WAIT_FOR_FIRST_SECONDS = 10.0
+"""For the first process to say what is wrong, which it finds out at about the same time."""
 
 
 def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
@@ -43,6 +47,11 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
             configure_logging()  # the job before has left its run's file
             try:
                 check_config(cfg)
+            except InputError as error:
+                failures.append(str(error))
+                say_once(str(error))
+                return
+            try:
                 main(cfg)
                 sys.stdout.flush()
             except InputError as error:
@@ -72,7 +81,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 return
             arguments, unknown_flags = get_args_parser().parse_known_args()
             if unknown_flags:
-                print(f"error: {flag_message(unknown_flags[0])}", file=sys.stderr)
+                say_once(flag_message(unknown_flags[0]))
                 sys.exit(EXIT_WRONG_INPUT)
             configure_logging()
             for before in (failures, jobs, broken_pipes):
@@ -81,7 +90,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
 
             def end_explaining(error: Exception | None) -> NoReturn:
                 message = explain(error, config_name, arguments.overrides, sweep=arguments.multirun, places=places)
-                print(f"error: {message}", file=sys.stderr)
+                say_once(message)
                 sys.exit(EXIT_WRONG_INPUT)
 
             # Lets errors of composition reach us, where Hydra would print them its own way and exit.
@@ -108,6 +117,18 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
         return command
 
     return decorate
+
+
+def say_once(message: str) -> None:
+    """Shows what is wrong with the command line, which is the same in all processes of torchrun: the first speaks.
+
+    The others wait for it, since torchrun stops all as soon as one has ended, even before it has spoken.
+    """
+    if own_rank() == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        with suppress(KeyboardInterrupt):
+            time.sleep(WAIT_FOR_FIRST_SECONDS)
 
 
 def help_text(script: Any, config_name: str) -> str:

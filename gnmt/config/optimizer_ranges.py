@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ def check_optimizer(node: Mapping[str, Any], component: type, path: str) -> list
     for name, limits in RANGES.get(component, {}).items():
         value = node.get(name)
         items = value if isinstance(value, list | tuple) else [value]
+        items = [item for item in items if not isinstance(item, float) or math.isfinite(item)]  # refused by their type
         if not all(contains(limits, item) for item in items):
-            kind = "a number" if items == [value] else "a list of numbers, each"
+            kind = "a number" if not isinstance(value, list | tuple) else "a list of numbers, each"
             errors.append(f"{path}.{name}: found {shown(value)}, allowed is {kind} {describe_range(limits)}")
     return errors

@@ -39,7 +39,10 @@ def check_value(value: Any, hint: Any, path: str, check_node: CheckNode) -> list
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         errors = check_value(value, arguments[0], path, check_node)
-        in_range = all(contains(limits, value) for limits in arguments[1:] if isinstance(limits, Range))
+        ranges = [limits for limits in arguments[1:] if isinstance(limits, Range)]
+        if is_allowed_infinity(value, arguments[0], ranges):
+            return []
+        in_range = all(contains(limits, value) for limits in ranges)
         return [wrong(value, hint, path)] if (errors and not children(value)) or not in_range else errors
     if origin in (Union, UnionType):
         return check_alternatives(value, hint, path, check_node)
@@ -84,12 +87,25 @@ def check_container(
 
 
 def fits_scalar(value: Any, hint: Any) -> bool:
-    """bool is not a number here, a whole number is a number, and NaN is none."""
+    """bool is not a number here, a whole number is a number, and NaN and infinity are none."""
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return hint in SCALARS and isinstance(value, hint)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a float can hold the number; a whole number may be too large."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_allowed_infinity(value: Any, hint: Any, ranges: Collection[Range]) -> bool:
+    """Whether a value is infinity where a range names it as its bound."""
+    return hint is float and value == math.inf and any(limits.high == math.inf for limits in ranges)
 
 
 def contains(limits: Range, value: Any) -> bool:
@@ -144,7 +160,10 @@ def wrong(value: Any, hint: Any, path: str) -> str:
     advice = ""
     if isinstance(value, bool | int | float) and describe(hint).startswith("text"):
         advice = f"""; to give it as text, quote it twice: {path}='"{shown(value)}"'"""
-    return f"{path}: found {shown(value)}, allowed is {describe(hint)}{advice}"
+    allowed = describe(hint)
+    if isinstance(value, float) and not math.isfinite(value):
+        allowed = allowed.replace("a number", "a finite number")
+    return f"{path}: found {shown(value)}, allowed is {allowed}{advice}"
 
 
 def describe(hint: Any) -> str:
@@ -175,7 +194,8 @@ def describe(hint: Any) -> str:
 def describe_range(limits: Range) -> str:
     """Limits in words, as they follow "a number"."""
     low = None if limits.low is None else ("above " if limits.open_low else "of at least ") + f"{limits.low:g}"
-    high = None if limits.high is None else ("below " if limits.open_high else "at most ") + f"{limits.high:g}"
+    has_high = limits.high is not None and limits.high != math.inf
+    high = ("below " if limits.open_high else "at most ") + f"{limits.high:g}" if has_high else None
     return " and ".join(part for part in (low, high) if part)
 
 

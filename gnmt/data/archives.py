@@ -24,7 +24,7 @@ from gnmt.data.folders import locked
 from gnmt.data.lines import FileStamp, lines_of
 from gnmt.data.sources import Corpus, check_test_names
 from gnmt.files import replacing, sha256_of, write_atomically
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
             f"({recorded['bytes']} bytes) was recorded when it first came. Remove it, and the same command fetches it "
             f"again; if the publisher has replaced the file, take its entry out of {archive.parent / _CHECKSUMS} too"
         )
-    log.info("unpacking %d files of %s", len(members), archive)
+    log.info("unpacking %s of %s", counted(len(members), "file"), archive)
     _unpack(archive, url, members)
     if recorded is None:
         # Only now: an archive that could be read is what later ones must equal.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnmt.data.corpus import Cleaning
+from gnmt.types import counted
 
 # In the order in which they are asked: a pair is counted under the first that applies.
 REASONS = ("blank", "identical", "duplicate", "too_long", "length_ratio")
@@ -58,7 +59,9 @@ class CleaningReport:
     def counts(self) -> str:
         """One line: pairs read, kept, and dropped for each reason that occurred."""
         dropped = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
-        return f"{self.num_pairs} pairs read, {self.num_kept} kept" + (f", dropped: {dropped}" if dropped else "")
+        return f"{counted(self.num_pairs, 'pair')} read, {self.num_kept} kept" + (
+            f", dropped: {dropped}" if dropped else ""
+        )
 
     def rules(self, options: Cleaning, key: str) -> str:
         """Lines with the settings that dropped pairs, under the config's key, each with a pair that it dropped."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import gzip
 import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,6 +18,16 @@ from gnmt.types import InputError
 
 _SIMILAR = 0.7
 _BOM = b"\xef\xbb\xbf"
+# How files begin that are no UTF-8: what they are, and what to do. UTF-32 first, whose mark begins with that of UTF-16.
+_OTHER_BEGINNINGS = (
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
+    (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
+    (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
+    (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
+    (b"\x1f\x8b", "a gzip file", "give it a name that ends in .gz, or unpack it"),
+)
+# Of the first so many lines, more than this share of NULs is no text.
+_LOOKED_AT_LINES, _LARGEST_SHARE_OF_NULS = 100, 0.1
 # Everything that some reader takes for the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028, U+2029.
 LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
 
@@ -24,8 +36,9 @@ def read_lines(path: str) -> Iterator[str]:
     """The lines of a UTF-8 file (gzip where its name ends in .gz), streamed, without their ends.
 
     Only LF ends a line, and one CR before it goes with it; U+2028, U+0085, form feeds and lone CRs are
-    text. A byte order mark at the start of the file is removed. Raises InputError with `path:line`
-    for bytes that are not UTF-8, and for a file that is missing, unreadable or a damaged gzip.
+    text. A byte order mark at the start of the file is removed, and a file of nothing else has no line.
+    Raises InputError with `path:line` for bytes that are not UTF-8, and for a file that is missing,
+    unreadable or a damaged gzip.
     """
     number = 0
     try:
@@ -42,7 +55,24 @@ def read_lines(path: str) -> Iterator[str]:
 def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
     """The lines of an open binary file, as `read_lines` gives them; name: what errors call it."""
     for number, line in enumerate(file, start=1):
+        if number == 1 and line == _BOM:
+            return
         yield _decode(line, name, number)
+
+
+def read_text_lines(path: str) -> Iterator[str]:
+    """`read_lines` of a corpus, with an InputError too where it begins with many NULs, as UTF-16 may."""
+    lines = read_lines(path)
+    first = list(islice(lines, _LOOKED_AT_LINES))
+    num_nuls, num_characters = sum(line.count("\0") for line in first), sum(map(len, first))
+    if num_nuls > _LARGEST_SHARE_OF_NULS * num_characters:
+        low_byte_first = first[0][1::2].count("\0") * 2 >= first[0].count("\0")
+        raise InputError(
+            f"{path}: no UTF-8 text: {num_nuls} of its first {num_characters} characters are NUL; if it is UTF-16, "
+            f"convert it with `iconv -f utf-16{'le' if low_byte_first else 'be'} -t utf-8`"
+        )
+    yield from first
+    yield from lines
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -57,20 +87,48 @@ def _decode(line: bytes, path: str, number: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
+        for beginning, kind, advice in _OTHER_BEGINNINGS if number == 1 else ():
+            if line.startswith(beginning):
+                raise InputError(f"{path}: not UTF-8, but {kind}: {advice}") from None
         raise InputError(
             f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x}, number {error.start + 1} of the line "
-            f"({error.reason}); convert the file, for example with `iconv -f latin1 -t utf-8`"
+            f"({error.reason}); convert the file from the encoding that it has, such as Latin-1 with "
+            "`iconv -f latin1 -t utf-8`"
         ) from error
 
 
-def missing_file(path: str) -> InputError:
+class UnreadableFileError(InputError):
+    """A file that is missing or cannot be opened, or several. problems: a sentence for each."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(dict.fromkeys(problems))
+        several = f"{len(self.problems)} files cannot be read:\n  " + "\n  ".join(self.problems)
+        super().__init__(self.problems[0] if len(self.problems) == 1 else several)
+
+
+def check_files(paths: Iterable[str]) -> None:
+    """Raises UnreadableFileError with all that cannot be read, before the first is; pipes are not touched."""
+    problems: list[str] = []
+    for path in paths:
+        try:
+            os.stat(path)
+            number = errno.EISDIR if os.path.isdir(path) else 0 if os.access(path, os.R_OK) else errno.EACCES
+            if number:
+                raise OSError(number, os.strerror(number))  # which Python makes the subclass of that number
+        except OSError as error:
+            problems += _unreadable(path, error).problems
+    if problems:
+        raise UnreadableFileError(*problems)
+
+
+def missing_file(path: str) -> UnreadableFileError:
     """The error for a file that is not there, with the nearest name that is."""
     folder, name = Path(path).parent, Path(path).name
     if not folder.is_dir():
-        return InputError(f"{path}: no such file, and its folder {folder} does not exist either")
+        return UnreadableFileError(f"{path}: no such file, and its folder {folder} does not exist either")
     nearest = max(os.listdir(folder), key=lambda other: _similarity(name, other), default="")
     is_near = _similarity(name, nearest) >= _SIMILAR
-    return InputError(f"{path}: no such file" + (f"; did you mean {folder / nearest}?" if is_near else ""))
+    return UnreadableFileError(f"{path}: no such file" + (f"; did you mean {folder / nearest}?" if is_near else ""))
 
 
 def _similarity(name: str, other: str) -> float:
@@ -81,12 +139,12 @@ def _similarity(name: str, other: str) -> float:
     return difflib.SequenceMatcher(None, name, other).ratio()
 
 
-def _unreadable(path: str, error: OSError) -> InputError:
+def _unreadable(path: str, error: OSError) -> UnreadableFileError:
     if isinstance(error, FileNotFoundError):
         return missing_file(path)
     if isinstance(error, IsADirectoryError):
-        return InputError(f"{path}: a folder, where a file of text is needed")
-    return InputError(f"{path}: cannot be read: {error.strerror or error}")
+        return UnreadableFileError(f"{path}: a folder, where a file of text is needed")
+    return UnreadableFileError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from gnmt.data.corpus import Cleaning, ParallelFiles, ParallelText
+from gnmt.data.corpus import Cleaning, ParallelFiles, ParallelText, naming_columns
 from gnmt.data.encoding import TrainingPart
 from gnmt.data.lines import FileStamp
 from gnmt.data.sources import Corpus, check_test_names
@@ -76,7 +76,7 @@ class Mixture(Corpus):
         return JoinedText({name: corpus.text for name, corpus in self._given.items()})
 
     def training_parts(self) -> dict[str, TrainingPart]:
-        return {name: TrainingPart(c.text, c.cleaning, c.weight) for name, c in self._given.items()}
+        return {name: TrainingPart(JoinedText({name: c.text}), c.cleaning, c.weight) for name, c in self._given.items()}
 
     def dev_text(self) -> ParallelText:
         return self.dev
@@ -92,8 +92,9 @@ class JoinedText:
     texts: Mapping[str, ParallelText]
 
     def iterate(self) -> Iterator[tuple[str, str]]:
-        for text in self.texts.values():
-            yield from text.iterate()
+        for name, text in self.texts.items():
+            with naming_columns(f"data.corpora.{name}.text"):
+                yield from text.iterate()
 
     def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
         """Files of all texts in one list, as prepare compares them, and apart from it what else the texts say."""

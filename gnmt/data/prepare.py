@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from gnmt.data import encoding
+from gnmt.data.changes import describe_changes, texts_of
 from gnmt.data.cleaning import NumberedPair
-from gnmt.data.corpus import ParallelText
+from gnmt.data.corpus import ParallelText, naming_columns
 from gnmt.data.encoding import encode_training_text, with_progress
 from gnmt.data.folders import built_folder, locked, work_folder
-from gnmt.data.lines import FileStamp
+from gnmt.data.lines import FileStamp, UnreadableFileError
 from gnmt.data.prepared import (
     FORMAT,
     Prepared,
+    WrittenPairs,
     read_manifest,
     read_prepared,
     read_tokenizers,
@@ -36,7 +38,7 @@ from gnmt.data.store import Store
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
 from gnmt.data.tokenizer_files import TokenizerFiles
 from gnmt.files import write_atomically
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,10 @@ def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dic
     except InputError:
         shutil.rmtree(work)  # what was refused will be changed, and then nothing of this fits
         raise
-    except (KeyboardInterrupt, OSError):
+    except (KeyboardInterrupt, OSError) as error:
+        if isinstance(error, OSError) and not _holds_work(work):
+            shutil.rmtree(work)
+            raise
         log.info("stopped; what is done lies in %s, and the same command goes on with it", work)
         raise
     shutil.rmtree(work)
@@ -103,7 +108,16 @@ def _resume_work(work: Path, wanted: Mapping[str, Any]) -> None:
             return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    write_atomically(description, json.dumps(new).encode())
+    try:
+        write_atomically(description, json.dumps(new).encode())
+    except OSError:
+        shutil.rmtree(work)
+        raise
+
+
+def _holds_work(work: Path) -> bool:
+    """Whether anything is done that another attempt can use: tokenizers, or a shard."""
+    return (work / "learnt").is_dir() or any((work / "shards").glob("*.npz"))
 
 
 def _versions() -> dict[str, str]:
@@ -133,7 +147,7 @@ def prepared_folder(corpus: Corpus, options: TokenizerSource) -> Path:
         return Path(corpus.prepared)
     said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".") or "corpus"
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
     return Path("prepared") / f"{name}-{digest[:8]}"
 
 
@@ -146,113 +160,90 @@ def _opens(folder: Path) -> bool:
 
 
 def _inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-    return {
-        "train": corpus.training_text().identity(known),
-        "dev": corpus.dev_text().identity(known),
-        "test": {name: text.identity(known) for name, text in corpus.test_texts().items()},
-    }
+    problems: list[str] = []
 
+    def identity(text: ParallelText) -> dict[str, Any]:
+        try:
+            return text.identity(known)
+        except UnreadableFileError as error:  # all that are missing are named at once
+            problems.extend(error.problems)
+            return {}
 
-def _texts(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    tests = {f"test.{name}": text for name, text in inputs["test"].items()}
-    return {"train": inputs["train"], "dev": inputs["dev"], **tests}
+    tests = {name: identity(text) for name, text in corpus.test_texts().items()}
+    dev, train = identity(corpus.dev_text()), identity(corpus.training_text())  # the long one last
+    if problems:
+        raise UnreadableFileError(*problems)
+    return {"train": train, "dev": dev, "test": tests}
 
 
 def _known_stamps(manifest: Mapping[str, Any] | None) -> dict[str, FileStamp]:
     if manifest is None or manifest["format"] != FORMAT:
         return {}
-    files = [file for text in _texts(manifest["inputs"]).values() for file in text.get("files", [])]
+    files = [file for text in texts_of(manifest["inputs"]).values() for file in text.get("files", [])]
     return {file["path"]: FileStamp(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files}
-
-
-def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each setting or input that differs between two manifests. Moved files of equal content do not."""
-    if old["format"] != new["format"]:
-        return [f"format: {old['format']} → {new['format']}"]
-    changes = _differences(_flat(old["settings"]), _flat(new["settings"]))
-    old_texts, new_texts = _texts(old["inputs"]), _texts(new["inputs"])
-    for name in [*old_texts, *(name for name in new_texts if name not in old_texts)]:
-        if name not in old_texts or name not in new_texts:
-            changes.append(f"data.{name}: " + ("not given before" if name in new_texts else "not given any more"))
-            continue
-        changes += _file_changes(f"data.{name}", old_texts[name].get("files", []), new_texts[name].get("files", []))
-        before, after = ({k: v for k, v in texts[name].items() if k != "files"} for texts in (old_texts, new_texts))
-        changes += _differences(_flat(before, f"data.{name}."), _flat(after, f"data.{name}."))
-    return changes
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    keys = [*old, *(key for key in new if key not in old)]
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-
-
-def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    if [file["role"] for file in old] != [file["role"] for file in new]:
-        names = (", ".join(file["path"] for file in files) for files in (old, new))
-        return [f"{key}: " + " → ".join(names)]
-    return [
-        f"{key}.{after['role']}: other content: {before['path']} ({before['size']} bytes, sha256 "
-        f"{before['sha256'][:8]}) → {after['path']} ({after['size']} bytes, sha256 {after['sha256'][:8]})"
-        for before, after in zip(old, new, strict=True)
-        if (before["sha256"], before["columns"]) != (after["sha256"], after["columns"])
-    ]
 
 
 def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
     # Dev and test first: they are short, and an error in them shows before the long work.
-    dev_count, dev_digest = _write_text(folder / "dev", corpus.dev_text(), "data.dev")
-    counts = {"dev": dev_count}
+    inputs = wanted["inputs"]
+    dev = _write_text(folder / "dev", corpus.dev_text(), "data.dev", inputs["dev"])
+    counts = {"dev": dev.num_pairs}
     for name, text in corpus.test_texts().items():
-        counts[f"test.{name}"], _ = _write_text(folder / "test" / name, text, f"data.test.{name}")
+        written = _write_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])
+        counts[f"test.{name}"] = written.num_pairs
 
-    text = corpus.training_text()
-    tokenizers = _tokenizers(work / "learnt", text, options)
-    write_tokenizers(folder, tokenizers)
-
-    parts = corpus.training_parts()
-    report, segments = encode_training_text(folder / "train", work / "shards", parts, tokenizers, corpus.num_workers)
+    with naming_columns("data.train"):
+        tokenizers = _tokenizers(work / "learnt", corpus.training_text(), options, inputs["train"])
+        write_tokenizers(folder, tokenizers)
+        report, segments = encode_training_text(
+            folder / "train", work / "shards", corpus.training_parts(), tokenizers, corpus.num_workers
+        )
     write_report(folder, report)
     counts["train"] = report.num_kept
     store = Store.open(folder / "train")
     counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
-    identity = hashlib.sha256(f"{store.digest} {dev_digest} {tokenizers.digest}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
     unused = store.unused_target_ids(tokenizers.target.vocabulary_size)
     found = {"counts": counts, "versions": _versions(), "identity": identity, "unused_target_ids": unused}
     write_manifest(folder, {**wanted, **found, "segments": segments})
 
 
-def _write_text(folder: Path, text: ParallelText, key: str) -> tuple[int, str]:
-    count, digest = write_pairs(folder, text.iterate())
-    if count == 0:
-        raise InputError(f"{key} holds no sentence pairs")
-    return count, digest
+def _write_text(folder: Path, text: ParallelText, key: str, identity: Mapping[str, Any]) -> WrittenPairs:
+    with naming_columns(key):
+        written = write_pairs(folder, text.iterate())
+    if written.num_with_text == 0:  # nothing could be measured on it
+        raise _without_text(key, written.num_pairs, identity)
+    return written
 
 
-def _tokenizers(folder: Path, text: ParallelText, options: TokenizerSource) -> Tokenizers:
+def _without_text(key: str, num_pairs: int, identity: Mapping[str, Any]) -> InputError:
+    files = ", ".join(file["path"] for file in identity.get("files", []))
+    return InputError(
+        f"{key} holds no sentence pair with text on both sides ({counted(num_pairs, 'pair')} read)"
+        + (f": {files}" if files else "")
+    )
+
+
+def _tokenizers(folder: Path, text: ParallelText, options: TokenizerSource, identity: Mapping[str, Any]) -> Tokenizers:
     """Those that lie in the folder from an earlier attempt, or new ones, which are put there."""
     if not folder.is_dir():
         new = folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        write_tokenizers(new, _make_tokenizers(text, options))
+        write_tokenizers(new, _make_tokenizers(text, options, identity))
         new.rename(folder)
     return read_tokenizers(folder)
 
 
-def _make_tokenizers(text: ParallelText, options: TokenizerSource) -> Tokenizers:
+def _make_tokenizers(text: ParallelText, options: TokenizerSource, identity: Mapping[str, Any]) -> Tokenizers:
     if isinstance(options, TokenizerFiles):
         return options.read()
     assert isinstance(options, TokenizerOptions)
     source, target = _sample(text, options.sample_lines, options.seed)
-    log.info("learning a vocabulary of %d pieces from %d pairs", options.vocab_size, len(source))
+    if not source:
+        raise _without_text("data.train", _num_pairs(text), identity)
+    log.info("learning a vocabulary of %d pieces from %s", options.vocab_size, counted(len(source), "pair"))
     return train_tokenizers(source, target, options)
 
 
@@ -271,8 +262,6 @@ def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[s
         place = len(sample) if count <= size else rng.randrange(count)
         if place < size:
             sample[place : place + 1] = [NumberedPair(number, source, target)]
-    if not sample:
-        raise InputError(f"data.train holds no sentence pair with text on both sides ({_num_pairs(text)} pairs read)")
     sample.sort(key=lambda pair: pair.number)
     return [pair.source for pair in sample], [pair.target for pair in sample]
 

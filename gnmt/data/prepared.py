@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gnmt.data.cleaning import CleaningReport
 from gnmt.data.planning import Segment
@@ -25,6 +25,7 @@ from gnmt.types import InputError
 # Rises when the layout or the meaning of a file changes.
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_IN_EVERY_MANIFEST = {"format", "settings", "inputs"}
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or "format" not in manifest:
-            raise ValueError("it names no format")
+        if not isinstance(manifest, dict) or not manifest.keys() >= _IN_EVERY_MANIFEST:
+            raise ValueError("it is not one of a preparation")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder}: not a prepared folder (its {_MANIFEST} cannot be read: {error}); "
-            "remove it, or choose another one with data.prepared="
+            + ("remove it, or " if _looks_prepared(folder) else "")
+            + "choose another one with data.prepared="
         ) from error
     return manifest
+
+
+def _looks_prepared(folder: Path) -> bool:
+    """Whether a folder with a damaged manifest is ours all the same; what is not must not be advised to be removed."""
+    parts = (_MANIFEST, "cleaning_report.json", "tokenizer/source.model", "train", "dev/source.txt")
+    return all((folder / part).exists() for part in parts)
 
 
 def read_prepared(folder: Path | str) -> Prepared:
@@ -123,18 +131,27 @@ def read_tokenizers(folder: Path) -> Tokenizers:
     return Tokenizers.from_models(source, target)
 
 
-def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> tuple[int, str]:
-    """Writes source.txt and target.txt; the number of pairs, and a hash of them."""
+class WrittenPairs(NamedTuple):
+    """num_with_text: those that have text on both sides. digest: of the text of all."""
+
+    num_pairs: int
+    num_with_text: int
+    digest: str
+
+
+def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> WrittenPairs:
+    """Writes source.txt and target.txt."""
     folder.mkdir(parents=True)
-    count, digest = 0, hashlib.sha256()
+    num_pairs, num_with_text, digest = 0, 0, hashlib.sha256()
     with (folder / "source.txt").open("wb") as source_file, (folder / "target.txt").open("wb") as target_file:
         for source, target in pairs:
             source_line, target_line = source.encode("utf-8") + b"\n", target.encode("utf-8") + b"\n"
             source_file.write(source_line)
             target_file.write(target_line)
             digest.update(source_line + target_line)
-            count += 1
-    return count, digest.hexdigest()
+            num_pairs += 1
+            num_with_text += bool(source.strip() and target.strip())
+    return WrittenPairs(num_pairs, num_with_text, digest.hexdigest())
 
 
 def read_pairs(folder: Path) -> list[tuple[str, str]]:

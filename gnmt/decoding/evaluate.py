@@ -25,7 +25,7 @@ from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score
 from gnmt.files import write_atomically
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.types import InputError, Translation
+from gnmt.types import InputError, Translation, counted
 
 log = logging.getLogger(__name__)
 
@@ -235,8 +235,11 @@ def draw_alignments(translator: Translator, sources: list[str], folder: Path, na
 def file_pairs(source: str, target: str) -> tuple[str, Pairs]:
     """A test set from two files, named after the source's, with its ending: `test.en` is not the data's own `test`."""
     pairs = list(ParallelFiles(source, target).iterate())
-    if not pairs:
-        raise InputError(f"{source} and {target} hold no lines: there is nothing to evaluate")
+    if not any(left.strip() and right.strip() for left, right in pairs):
+        raise InputError(
+            f"{source} and {target} hold no sentence pair with text on both sides ({counted(len(pairs), 'pair')} "
+            "read): there is nothing to evaluate"
+        )
     return Path(source).name, pairs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
@@ -48,7 +49,7 @@ class SearchOptions:
     length_penalty_alpha: Annotated[float, Range(0, LARGEST_ALPHA)] = 0.6
     length_penalty_constant: Annotated[float, Range(0, LARGEST_CONSTANT)] = 5.0
     coverage_beta: Annotated[float, Range(0, LARGEST_BETA)] = 0.1
-    pruning: Annotated[float, Range(0)] | None = None
+    pruning: Annotated[float, Range(0, math.inf)] | None = None
     stop: Literal["bound", "first", "exhausted"] = "bound"
     max_length_factor: Annotated[float, Range(0, LARGEST_FACTOR)] = 2.0
     max_length_offset: Annotated[int, Range(0, LARGEST_LENGTH)] = 10

@@ -20,7 +20,7 @@ from gnmt.decoding.files.streams import opened_for_writing
 from gnmt.decoding.forced import PairScore
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.translator import Translator
-from gnmt.types import InputError, Translation
+from gnmt.types import InputError, Translation, counted
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +125,13 @@ class Totals:
 
     def summary(self) -> str:
         """The totals in a line."""
+        translations = counted(self.num_translations, "translation")
         if not self.num_tokens:
-            return f"{self.num_translations} translations without tokens"
+            return f"{translations} without tokens"
         mean = self.log_prob / self.num_tokens
         perplexity = math.exp(-mean) if mean > -700 else math.inf
         return (
-            f"{self.num_translations} translations, {self.num_tokens} tokens, mean log-probability of a token "
+            f"{translations}, {counted(self.num_tokens, 'token')}, mean log-probability of a token "
             f"{mean:.4f}, perplexity {perplexity:.3f}"
         )
 

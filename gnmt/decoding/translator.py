@@ -23,7 +23,7 @@ from gnmt.decoding.search import SearchModel
 from gnmt.decoding.window import translate_window
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, choose_device, choose_precision
-from gnmt.types import EOS_ID, UNK_ID, InputError, Translation
+from gnmt.types import EOS_ID, UNK_ID, InputError, Translation, counted
 
 ReplaceUnknown = Literal["none", "copy"]
 
@@ -196,7 +196,9 @@ class Translator:
         if isinstance(lines, str) or isinstance(prefixes, str):
             raise InputError("translate takes a list of lines, but was given one string; use translate([line])")
         if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
-            raise InputError(f"there are {len(lines)} lines and {len(prefixes)} prefixes: {_ONE_PREFIX_A_LINE}")
+            raise InputError(
+                f"{counted(len(lines), 'line')} and {len(prefixes)} prefixes were given: {_ONE_PREFIX_A_LINE}"
+            )
         options = self._options_with(search_options)
         total = len(lines) if isinstance(lines, Sized) else None
         return self._windows(lines, prefixes, first_line, options, attention, progress, total)

@@ -16,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def score_translations(
     """
     if len(hypotheses) != len(references):
         raise InputError(
-            f"there are {len(hypotheses)} translations but {len(references)} references; "
+            f"{counted(len(hypotheses), 'translation')} but {counted(len(references), 'reference')}; "
             "they must be as many, line for line"
         )
     if not hypotheses:
@@ -131,23 +131,25 @@ def score_by_length(
     return found
 
 
-def check_tokenizer(name: str) -> None:
-    """Raises InputError where sacreBLEU has no tokenisation of that name, would download it or lacks its package."""
+def check_tokenizer(name: str, key: str = "data.bleu_tokenize") -> None:
+    """Raises InputError where sacreBLEU has no tokenisation of that name, would download it or lacks its package.
+
+    key: the config's key that names it, for the message.
+    """
     if name in _DOWNLOADING:
         raise InputError(
-            f"BLEU tokenisation {name!r} downloads a model, which gnmt does not do; use one of "
+            f"{key}: BLEU tokenisation {name!r} downloads a model, which gnmt does not do; use one of "
             f"{', '.join(BLEU_TOKENIZERS)}, or score the written translations with sacreBLEU's own command"
         )
     if name not in BLEU_TOKENIZERS:
-        raise InputError(f"BLEU tokenisation {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
+        raise InputError(f"{key}: BLEU tokenisation {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
     if name in _EXTRAS:
         modules, command = _EXTRAS[name]
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             raise InputError(
-                f"BLEU tokenisation {name!r} needs {' and '.join(missing)}, not installed here: {command}; or take "
-                "char, which needs nothing and gives another figure (data.bleu_tokenize=char in training, "
-                "bleu_tokenize=char in evaluate.py)"
+                f"{key}: BLEU tokenisation {name!r} needs {' and '.join(missing)}, not installed here: {command}; or "
+                f"take char, which needs nothing and gives another figure ({key}=char)"
             )
         try:
             BLEU(tokenize=name)
@@ -157,5 +159,5 @@ def check_tokenizer(name: str) -> None:
             ImportError,
         ) as error:  # such as a dictionary that sacreBLEU does not know
             raise InputError(
-                f"BLEU tokenisation {name!r} does not work with the packages installed here ({error}): {command}"
+                f"{key}: BLEU tokenisation {name!r} does not work with the packages installed here ({error}): {command}"
             ) from error

@@ -96,7 +96,7 @@ def test_option_sets_are_asked_themselves() -> None:
     node = {"_target_": "gnmt.data.corpus.ParallelFiles", "source": ["a.en", "b.en"], "target": "a.de"}
     (error,) = check_component(node, "data.train")
     assert error.startswith("data.train: ")
-    assert "2 file(s)" in error
+    assert "source names 2 files (a.en, b.en) and target names 1 file (a.de)" in error
 
 
 @pytest.mark.parametrize(
@@ -217,3 +217,19 @@ def test_nothing_is_built_where_a_check_fails(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "made").exists()
     assert check_component(node, "x", trusted_packages=["mylab_options"]) == []
     assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "errors"),
+    [
+        ({"lr": float("inf")}, ["optimizer.lr: found Infinity, allowed is a finite number"]),  # it passed every check
+        ({"lr": float("nan")}, ["optimizer.lr: found NaN, allowed is a finite number"]),  # it was two errors
+        ({"lr": -1.0}, ["optimizer.lr: found -1.0, allowed is a number above 0"]),
+        ({"betas": [0.9, float("nan")]}, ["optimizer.betas.1: found NaN, allowed is a finite number"]),
+        ({"betas": [0.9, 1.5]}, ["optimizer.betas: found [0.9, 1.5], allowed is a list of numbers, each of at"]),
+    ],
+)
+def test_a_number_that_is_not_finite_is_one_error(values: dict[str, Any], errors: list[str]) -> None:
+    found = check_component({"_target_": "torch.optim.Adam", **values}, "optimizer", supplied=("params",))
+    assert len(found) == len(errors) == 1
+    assert found[0].startswith(errors[0])

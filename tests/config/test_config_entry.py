@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from gnmt.config import configure_logging, current_run_folder, entry
+from gnmt.config.choices import allowed_choices
 from gnmt.config.diagnosis import explain
 from gnmt.types import InputError, Interrupted
 
@@ -57,11 +59,11 @@ WRONG_OVERRIDES = [
         "schedule.decay_factor=1",
         "is no key of this config; with schedule=plateau or schedule=warmup_step_decay it is one",
     ),
-    ("model=gnmt_9", 'found "gnmt_9", allowed is one of '),
+    ("model=gnmt_9", 'found "gnmt_9"; did you mean gnmt_8? (allowed is one of '),
     ("trainer=null", 'found "null", allowed is one of adam_then_sgd, default'),
     ("model/attention=add", 'found "add", allowed is one of additive'),
     ("model/encodr=lstm", "is no group of this command; did you mean model/encoder?"),
-    ("experiment=multi30k", 'found "multi30k", allowed is one of demo, koen_en_ko, koen_ko_en, multi30k_en_de'),
+    ("experiment=multi30k", 'found "multi30k"; did you mean multi30k_en_de? (allowed is one of demo, koen_en_ko'),
     ("seed=two", "found two, allowed is a whole number"),
     ("name=[a]", "found [a], allowed is text or null"),
     ("trusted_packages=mylab", "found mylab, allowed is a list (text each)"),
@@ -114,12 +116,12 @@ def test_wrong_commands_give_one_message_and_code_2(run: Run, override: str, mes
     [
         (
             ["experiment=multi30"],
-            ['experiment: found "multi30", allowed is one of demo, koen_en_ko', "did you mean mu"],
+            ['experiment: found "multi30"; did you mean mu', "? (allowed is one of demo, ", "claims/ ("],
         ),
         (["experiment=multi30k_en_d"], ["did you mean multi30k_en_de?"]),
         (["experiment=nosuch", "data=files"], ['experiment: found "nosuch"']),
         (["experiment=demo/x"], ["did you mean demo?"]),
-        (["experiment=claims/gnm"], ["claims/gnmt", "did you mean claims/gnmt?"]),
+        (["experiment=claims/gnm"], ["claims/gnmt, ", "did you mean claims/gnmt?", "wmt16_en_de, claims/"]),
         (["-m", "experiment=demo,dmo"], ['experiment: found "dmo"', "did you mean demo?"]),
         (["--cfg", "job", "experiment=multi30"], ['experiment: found "multi30"']),
         (["+experiment=multi30", "sed=3"], ['found "multi30"', "sed: is no key of this config"]),
@@ -162,11 +164,41 @@ def test_experiments_of_a_users_own_config_folder(run: Run, tmp_path: Path, way:
     assert "did you mean mine?" in err
 
 
+def test_the_nearest_name_comes_before_all_others(run: Run) -> None:
+    """It stood behind two dozen names, most of them of a folder."""
+    assert allowed_choices("dmo", ["demo", "long", "a/b", "a/c", "z/d"]) == (
+        "; did you mean demo? (allowed is one of demo, long, a/ (2 more), z/ (1 more))"
+    )
+    assert allowed_choices("a/xyz", ["demo", "a/b", "z/d"]) == ", allowed is one of demo, a/b, z/ (1 more)"
+    assert allowed_choices("12345", ["a", "a/b"]) == ", allowed is one of a, a/ (1 more)"
+
+
 def test_all_wrong_overrides_are_reported_together(run: Run) -> None:
     code, _, err = run("sed=1", "model=gnmt_9", "seed=x", "name=a=b", "seed=4")
     assert code == 2
     assert err.splitlines()[0] == "error: 4 errors in the overrides:"
     assert len(err.splitlines()) == 5
+
+
+def test_values_out_of_range_are_reported_with_the_wrong_keys(run: Run) -> None:
+    """They came only when the keys were mended."""
+    code, _, err = run("modle.dropout=1", "trainer.max_steps=abc", "optimizer.lr=-1", "seed=-1", "trainer.max_epochs=2")
+    assert code == 2
+    assert err.splitlines()[0] == "error: 4 errors in the overrides:"
+    for message in (
+        "modle.dropout: is no key of this config",
+        'trainer.max_steps: found "abc", allowed is a whole number',
+        "optimizer.lr: found -1, allowed is a number above 0",
+        "seed: found -1, allowed is a whole number of at least 0",
+    ):
+        assert err.count(f"  {message}") == 1
+
+
+def test_what_a_misspelt_key_leaves_out_is_not_reported_as_missing(run: Run) -> None:
+    code, _, err = run("data=files", "data.trian.source=a", "data.train.target=b", "data.dev.pairs=c.tsv")
+    assert code == 2
+    assert err.splitlines()[0] == "error: 1 error in the overrides:"
+    assert "data.trian.source: is no key" in err
 
 
 @pytest.mark.parametrize("override", ["'name=\"ü=b\"'", "\"name='a,b'\""])
@@ -233,6 +265,22 @@ def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_wrong_one(run: Run,
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
         "runs/.sweep/multirun.yaml"
     ]
+
+
+@pytest.mark.parametrize("override", ["sed=1", "model.encoder.num_layers=0", "--seed=1", "experiment=dmo"])
+def test_of_several_processes_the_first_says_what_is_wrong(
+    run: Run, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    """torchrun showed the same message once for each process, and would stop a first that is slower than the others."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", "1")
+    assert run(override) == (2, "", "")
+    assert waited == [10.0]
+    monkeypatch.setenv("RANK", "0")
+    code, _, err = run(override)
+    assert (code, err.count("error: ")) == (2, 1)
+    assert waited == [10.0]
 
 
 def test_wrong_overrides_of_a_sweep(run: Run) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.data.corpus import Cleaning, ParallelFiles
+from gnmt.data.corpus import Cleaning, ParallelFiles, naming_columns
+from gnmt.data.mixture import JoinedText
 from gnmt.types import InputError
 
 
@@ -53,6 +54,9 @@ def test_tsv_line_without_tab(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "one\teins\ntwo zwei\n")
     with pytest.raises(InputError, match=r"a\.tsv:2: no tab"):
         list(ParallelFiles(pairs=path).iterate())
+    path = write(tmp_path / "b.tsv", "one\teins\n\n")
+    with pytest.raises(InputError, match=r"b\.tsv:2: a blank line, where source, tab, target is needed; remove it"):
+        list(ParallelFiles(pairs=path).iterate())
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -65,9 +69,14 @@ def test_jsonl(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "not a JSON object"),
-        ("", "not a JSON object"),
+        ("{x", "not a JSON object: Expecting property name enclosed in double quotes, at character 2$"),
+        ("", "a blank line, where a JSON object is needed; remove it"),
+        (" \t", "a blank line, where a JSON object is needed; remove it"),
         ("[1]", "not a JSON object but list"),
-        ('{"source": "a", "tgt": "b"}', "no key 'target'; the keys are 'source', 'tgt'"),
+        (
+            '{"source": "a", "tgt": "b"}',
+            "no key 'target'; the keys are 'source', 'tgt'; columns names the two to read$",
+        ),
         ('{"source": "a", "target": 3}', "the value of 'target' must be a string, found int"),
         ('{"source": "a", "target": "\\ud800"}', "half a surrogate pair"),
         ("[" * 100_000, "not a JSON object"),
@@ -79,8 +88,19 @@ def test_bad_jsonl_line(tmp_path: Path, line: str, message: str) -> None:
         list(ParallelFiles(pairs=path).iterate())
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_no_corpus(tmp_path: Path, encoding: str) -> None:
+    """NUL is a character of UTF-8, so such files were taken for text and trained on."""
+    (tmp_path / "a").write_bytes("The dog sleeps.\nThe cat sleeps.\n".encode(encoding))
+    target = write(tmp_path / "b", "Der Hund schläft.\nDie Katze schläft.\n\n")
+    with pytest.raises(InputError, match=rf"a: no UTF-8 text: .* are NUL; .*`iconv -f {encoding[:6]}{encoding[7:]} "):
+        list(ParallelFiles(str(tmp_path / "a"), target).iterate())
+    source = write(tmp_path / "c", "A NUL\0 in a line is text.\n" * 3)
+    assert len(list(ParallelFiles(source, target).iterate())) == 3
+
+
 def test_contradictory_files() -> None:
-    with pytest.raises(InputError, match=r"source names 1 file.*target 0 \(none\)"):
+    with pytest.raises(InputError, match=r"^source names 1 file \(a\.en\) and target names none; each"):
         ParallelFiles(source="a.en")
     with pytest.raises(InputError, match="not both"):
         ParallelFiles("a.en", "a.de", "a.tsv")
@@ -90,6 +110,26 @@ def test_contradictory_files() -> None:
         ParallelFiles(pairs="a.jsonl", columns=["en", "en"])
     assert not ParallelFiles().given
     assert ParallelFiles(pairs="a.tsv").given
+
+
+def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
+    there = write(tmp_path / "there", "one\n")
+    text = ParallelFiles([there, str(tmp_path / "a")], [str(tmp_path / "b"), str(tmp_path)])
+    for read in (lambda: list(text.iterate()), lambda: text.identity({})):
+        with pytest.raises(
+            InputError, match=r"(?s)^3 files cannot be read:\n  .*a: no such.*b: no such.*a folder"
+        ) as error:
+            read()
+        assert len(str(error.value).splitlines()) == 4
+
+
+def test_the_whole_key_of_columns(tmp_path: Path) -> None:
+    text = ParallelFiles(pairs=write(tmp_path / "a.jsonl", '{"en": "a", "target": "b"}\n'))
+    with pytest.raises(InputError, match=r"'target'; data\.dev\.columns names the two"), naming_columns("data.dev"):
+        list(text.iterate())
+    mixture = JoinedText({"web": text})
+    with pytest.raises(InputError, match=r"; data\.corpora\.web\.text\.columns names"), naming_columns("data.train"):
+        list(mixture.iterate())
 
 
 def test_identity_follows_content_and_columns(tmp_path: Path) -> None:

@@ -38,6 +38,27 @@ def test_byte_order_mark_goes_at_the_start_only(tmp_path: Path) -> None:
     assert lines_of(tmp_path / "a", "\ufeffa\n\ufeffb\n".encode()) == ["a", "\ufeffb"]
 
 
+@pytest.mark.parametrize(("data", "lines"), [(b"", []), (b"\n", [""]), (b"\r\n", [""]), (b" ", [" "])])
+def test_a_byte_order_mark_alone_is_no_line(tmp_path: Path, data: bytes, lines: list[str]) -> None:
+    assert lines_of(tmp_path / "a", data) == lines_of(tmp_path / "b", b"\xef\xbb\xbf" + data) == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Größe\n".encode("utf-16"), r"a: not UTF-8, but UTF-16 text: convert it with `iconv -f utf-16 -t utf-8`"),
+        (b"\xfe\xff" + "Größe\n".encode("utf-16-be"), r"a: not UTF-8, but UTF-16 text: convert it"),
+        ("Größe\n".encode("utf-32"), r"a: not UTF-8, but UTF-32 text: convert it with `iconv -f utf-32"),
+        (gzip.compress(b"text\n"), r"a: not UTF-8, but a gzip file: give it a name that ends in \.gz"),
+        (b"Gr\xf6\xdfe\n", r"a:1: not UTF-8: byte 0xf6, number 3 .* Latin-1"),
+    ],
+)
+def test_other_files_are_called_what_they_are(tmp_path: Path, data: bytes, message: str) -> None:
+    """All were said to be Latin-1, from which `iconv` makes other text without a word."""
+    with pytest.raises(InputError, match=message):
+        lines_of(tmp_path / "a", data)
+
+
 @pytest.mark.parametrize("name", ["a.en", "a.en.gz"])
 def test_bad_utf8_names_file_and_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

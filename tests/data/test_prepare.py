@@ -145,6 +145,7 @@ def test_default_folders_differ_by_settings_and_files() -> None:
     folder = prepared_folder(corpus, TokenizerOptions())
     assert folder.parent == Path("prepared")
     assert folder.name.startswith("my---corpus-")
+    assert prepared_folder(replace(corpus, name="../../foo"), TokenizerOptions()).name.startswith("foo-")
     others = [
         prepared_folder(replace(corpus, train=ParallelFiles("a", "c")), TokenizerOptions()),
         prepared_folder(replace(corpus, cleaning=Cleaning(None)), TokenizerOptions()),
@@ -168,7 +169,11 @@ def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOp
     corpus = make_corpus()
     (tmp_path / "dev.0").write_text("")
     (tmp_path / "dev.1").write_text("")
-    with pytest.raises(InputError, match=r"data\.dev holds no sentence pairs"):
+    with pytest.raises(InputError, match=r"data\.dev holds no sentence pair .*\(0 pairs read\): .*dev\.0, .*dev\.1$"):
+        prepare(corpus, options)
+    for blank, side in (("\n \n\n", 0), ("\n\n\n", 1)):  # trained on, its loss was NaN
+        (tmp_path / f"dev.{side}").write_text(blank)
+    with pytest.raises(InputError, match=r"data\.dev holds no sentence pair with text on both sides \(3 pairs read\)"):
         prepare(corpus, options)
     assert not [name for name in os.listdir(tmp_path) if "prepared" in name]
 
@@ -272,12 +277,36 @@ def test_foreign_folders_are_never_touched(make_corpus: MakeCorpus, options: Tok
     (tmp_path / "prepared" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not a prepared folder"):
         prepare(make_corpus(), options, overwrite=True)
+    (tmp_path / "prepared" / "manifest.json").write_text('{"format": "pdf"}')
+    with pytest.raises(InputError, match="not a prepared folder") as caught:
+        prepare(make_corpus(), options, overwrite=True)
+    assert "remove" not in str(caught.value)  # it was advised, to the owner of the thesis
     assert (tmp_path / "prepared" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_damaged_folder_of_ours_may_be_removed(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+    (prepare(make_corpus(), options).folder / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"not a prepared folder .*; remove it, or choose another one with data\.prep"):
+        prepare(make_corpus(), options)
+
+
+@pytest.mark.parametrize("place", ["write_atomically", "write_pairs"])
+def test_a_full_disk_leaves_nothing_where_nothing_was_done(
+    make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, place, fail)
+    with pytest.raises(InputError, match="cannot be prepared: No space left on device"):
+        prepare(make_corpus(), options)
+    assert not [name for name in os.listdir(tmp_path) if "prepared" in name]  # an empty .prepared.work was left
 
 
 def test_folder_of_another_format(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
     folder = prepare(make_corpus(), options).folder
-    (folder / "manifest.json").write_text(json.dumps({"format": 0}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(InputError, match="prepared in format 0"):
         read_prepared(folder)
     with pytest.raises(InputError, match="format: 0 → 1"):

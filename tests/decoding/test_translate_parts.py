@@ -142,7 +142,7 @@ def test_killed_while_a_part_is_dropped(home, monkeypatch, num_unlinked, case):
 def test_windows_without_a_manifest_are_dropped_by_resume_never(home):
     (home / "a.de.part").mkdir()
     (home / "a.de.part" / "window-000000").touch()
-    with pytest.raises(InputError, match=r"holds 1 windows and no manifest\.json.*resume=never"):
+    with pytest.raises(InputError, match=r"holds 1 window and no manifest\.json.*resume=never"):
         translate(StubTranslator())
     assert names(home / "a.de.part") == ["lock", "window-000000"]
     translate(StubTranslator(), resume="never")

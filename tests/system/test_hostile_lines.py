@@ -22,12 +22,13 @@ HOSTILE = {
     "no newline at the end": b"The dog sleeps.\nThe cat sleeps.",
     "only a newline": b"\n",
     "an empty file": b"",
+    "only a BOM": b"\xef\xbb\xbf",
     "markup": b"<s> </s> <pad> <unk> <0x0A>\n{{x}} ${y} %s\n",
 }
 
 
 def expected_lines(text: bytes) -> list[str]:
-    return text.decode("utf-8").removesuffix("\n").split("\n") if text else []
+    return text.decode("utf-8-sig").removesuffix("\n").split("\n") if text.decode("utf-8-sig") else []
 
 
 @pytest.mark.parametrize("through", ["file", "pipe"])

@@ -9,6 +9,7 @@ import torch
 
 from gnmt.checkpoint import FORMAT_VERSION, read_checkpoint
 
+FOUR = ("train.source", "train.target", "dev.source", "dev.target")
 # (id, the command, what its message must hold); FILES stands for the overrides of a small corpus of one's own
 TABLE: list[tuple[str, list[str], list[str]]] = [
     (
@@ -50,7 +51,16 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/a.en", "output=/dev/full"],
         ["No space"],
     ),
-    ("unknown BLEU tokenisation", ["train", "data.bleu_tokenize=13b"], ["BLEU tokenisation '13b' is unknown"]),
+    (
+        "unknown BLEU tokenisation",
+        ["train", "data.bleu_tokenize=13b"],
+        ["data.bleu_tokenize: BLEU tokenisation '13b' is unknown"],
+    ),
+    (
+        "unknown BLEU tokenisation for evaluate",
+        ["evaluate", "checkpoint={tiny}/best.pt", "bleu_tokenize=foo"],
+        ["error: bleu_tokenize: BLEU tokenisation 'foo' is unknown"],
+    ),
     (
         "test set named twice",
         ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/a.en", "target={shelf}/a.de", "test_set=dev"],
@@ -71,6 +81,21 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         "missing training file",
         ["train", "FILES", "data.train.source={shelf}/a.eng"],
         ["{shelf}/a.eng: no such file; did you mean {shelf}/a.en?"],
+    ),
+    (
+        "four missing files",
+        ["train", "data=files", *(f"data.{text}=no.{text}" for text in FOUR)],
+        ["4 files cannot be read:", *(f"no.{text}: no such file" for text in FOUR)],
+    ),
+    (
+        "missing test files",
+        ["evaluate", "checkpoint={tiny}/best.pt", "source=no.en", "target=no.de"],
+        ["2 files cannot be read:", "no.en: no such file", "no.de: no such file"],
+    ),
+    (
+        "half of a pair of files",
+        ["train", "FILES", "data.train.target=null"],
+        ["data.train: source names 1 file ({shelf}/a.en) and target names none; each file"],
     ),
     (
         "missing input",
@@ -120,12 +145,17 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "empty dev set",
         ["train", "FILES", "data.dev.source={shelf}/empty", "data.dev.target={shelf}/empty"],
-        ["data.dev holds no sentence pairs"],
+        ["data.dev holds no sentence pair with text on both sides (0 pairs read): {shelf}/empty, {shelf}/empty"],
     ),
     (
         "empty test set",
         ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/empty", "target={shelf}/empty"],
-        ["{shelf}/empty and {shelf}/empty hold no lines: there is nothing to evaluate"],
+        ["{shelf}/empty and {shelf}/empty hold no sentence pair with text on both sides (0 pairs read): there"],
+    ),
+    (
+        "test set of blank lines",
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/blank", "target={shelf}/blank"],
+        ["{shelf}/blank and {shelf}/blank hold no sentence pair with text on both sides (2 pairs read)"],
     ),
     (
         "corpus of blank lines",

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 from gnmt.config.runs import flatten
 from gnmt.config.values import shown
 from gnmt.files import replacing, write_atomically
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,11 @@ class PartFolder:
     def _goes_on(self, settings: Mapping[str, Any]) -> bool:
         """Whether what is done counts for these settings; InputError where it counts for others."""
         num_windows = len(self.windows())
+        windows = counted(num_windows, "window")
         if not (self.folder / _MANIFEST).exists():
             if num_windows:
                 raise InputError(
-                    f"{self.folder} holds {num_windows} windows and no {_MANIFEST} that says what they are of: "
+                    f"{self.folder} holds {windows} and no {_MANIFEST} that says what they are of: "
                     "give resume=never to drop them and begin this translation anew"
                 )
             return False
@@ -106,7 +107,7 @@ class PartFolder:
             self._refuse_other(f"says that {self.output.name} is complete, and", manifest.settings, settings)
             return manifest.finished == self._stamp_output()  # else its windows are gone, and so is its output
         if num_windows:
-            self._refuse_other(f"holds {num_windows} windows of a translation that", manifest.settings, settings)
+            self._refuse_other(f"holds {windows} of a translation that", manifest.settings, settings)
         return num_windows > 0
 
     def manifest(self) -> Manifest:

@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from gnmt.types import counted
+
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 60.0
@@ -43,7 +45,7 @@ class Progress:
         """Where it stands, how fast it goes and when it will end."""
         rate = self._rate()
         if self._total is None or rate == 0:
-            return f"{self._done:,} lines translated, {rate:.1f} lines/s"
+            return f"{counted(self._done, 'line', comma=True)} translated, {rate:.1f} lines/s"
         left = tqdm.format_interval((self._total - self._done) / rate)
         return f"{self._done:,} of {self._total:,} lines translated, {rate:.1f} lines/s, {left} left"
 
@@ -59,7 +61,7 @@ class Progress:
         num_lines = self._done - self._at_start
         log.info(
             "%s: %s in %.1f s, %.1f lines per second%s",
-            *(output, f"{num_lines:,} line{'' if num_lines == 1 else 's'}", self._seconds(), self._rate(), earlier),
+            *(output, counted(num_lines, "line", comma=True), self._seconds(), self._rate(), earlier),
         )
         if num_unfinished:
             log.warning("%d of %d translations were cut off by the length limit", num_unfinished, self._done)

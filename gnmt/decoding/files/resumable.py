@@ -20,7 +20,7 @@ from gnmt.decoding.files.windows import TextStamp, WindowTranslator, cut_windows
 from gnmt.distributed import Ranks
 from gnmt.files import sha256_of
 from gnmt.runtime import device_name
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -163,4 +163,5 @@ def stops_explained(part: PartFolder, ranks: Ranks) -> Iterator[None]:
 def kept(part: PartFolder) -> str:
     """What the folder holds and how it is used, as the end of a message; nothing where nothing is done."""
     num_windows = len(part.windows())
-    return f"; {part.folder} keeps {num_windows} windows, from where the same command goes on" if num_windows else ""
+    windows = counted(num_windows, "window")
+    return f"; {part.folder} keeps {windows}, from where the same command goes on" if num_windows else ""

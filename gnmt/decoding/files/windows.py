@@ -12,7 +12,7 @@ from gnmt.data.lines import read_lines
 from gnmt.decoding.files.formats import OutputFormat
 from gnmt.decoding.files.jobs import Job
 from gnmt.decoding.translator import Translator
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def stamp_texts(job: Job) -> dict[str, TextStamp]:
         stamps["prefixes"] = stamp_text(job.prefixes)
         if stamps["prefixes"].num_lines != stamps["input"].num_lines:
             raise InputError(
-                f"{job.source} has {stamps['input'].num_lines} lines and {job.prefixes} has "
+                f"{job.source} has {counted(stamps['input'].num_lines, 'line')} and {job.prefixes} has "
                 f"{stamps['prefixes'].num_lines}: prefixes= holds one line for each, a blank one for no prefix"
             )
     return stamps
