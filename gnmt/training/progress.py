@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,25 @@ class Progress:
     stale_evaluations: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
+
+    def end_is_due(self) -> bool:
+        """Whether a run that ends with this step has still to be evaluated, or to write the best.pt that it earned."""
+        if self.evaluation_due or not self.best:
+            return True
+        if not self.evaluations:
+            return False  # a checkpoint from before they were listed
+        step, bleu = self.evaluations[-1]
+        return step != self.step or bleu > self.best["dev/bleu"]
+
+    def take_evaluation(self, bleu: float) -> bool:
+        """Notes the dev BLEU of this step, and whether it is the best of all, those counted whose best.pt was lost."""
+        before = [(step, other) for step, other in self.evaluations if step != self.step]  # it may be a repetition
+        best_before = max([other for _, other in before] + [self.best.get("dev/bleu", -math.inf)])
+        self.evaluations = [*before, (self.step, bleu)]
+        self.evaluation_due = False
+        improved = bleu > best_before
+        self.stale_evaluations = 0 if improved else self.stale_evaluations + 1
+        return improved
 
     def state_dict(self) -> dict[str, Any]:
         """By name, as a checkpoint holds it."""

@@ -91,8 +91,6 @@ def train_there(
     prepared = prepare_together(ranks, cfg, checkpoints)
     if saved is not None:
         refuse_other_data(folder, saved, prepared)
-    if ranks.is_first:
-        write_config(folder, config)
 
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
@@ -109,15 +107,20 @@ def train_there(
         )
         if saved is not None:
             trainer.restore(saved)
-        if trainer.finished() and not trainer.progress.evaluation_due:
+        trains = not trainer.finished()
+        if ranks.is_first and (trains or not (folder / CONFIG).exists()):
+            write_config(folder, config)  # a lower limit alone changes nothing of what the file says
+        if not trains and not trainer.progress.end_is_due():
             log.info(
                 "%s is done: %d updates; to train on, raise what stopped it: "
                 "trainer.max_steps, max_epochs or patience_evaluations",
                 *(folder, trainer.progress.step),
             )
         else:
-            if ranks.is_first:
+            if ranks.is_first and trains:
                 announce(trainer, prepared, folder)
+            elif ranks.is_first:
+                log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.progress.step)
             trainer.fit()
             if ranks.is_first:
                 report_hyperparameters(reporter, config, trainer.progress)

@@ -93,7 +93,7 @@ class Trainer:
             tqdm(total=self.last_step, initial=progress.step, unit="step", disable=silent) as bar,
         ):
             with self.interval.paused():
-                if progress.evaluation_due:
+                if progress.evaluation_due or self.finished():
                     self.evaluate_and_save()
             while not self.finished():
                 self.interval.positions.append(self.stream.position)
@@ -138,11 +138,11 @@ class Trainer:
     @property
     def last_step(self) -> int:
         """The update that max_steps or max_epochs ends the run with, epochs taken to be as long as the one at hand."""
-        options = self.options
-        if options.max_epochs is None:
-            return options.max_steps
-        updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
-        return min(options.max_steps, self.progress.step + updates_left)
+        options, last_step = self.options, self.options.max_steps
+        if options.max_epochs is not None:
+            updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
+            last_step = min(last_step, self.progress.step + updates_left)
+        return max(last_step, self.progress.step)  # a limit may be lowered below what is done
 
     @property
     def epochs(self) -> float:
@@ -228,19 +228,17 @@ class Trainer:
         try:
             with self.evaluated_weights():
                 result = self.evaluate(self.interruption.abandoning)
-                progress.evaluation_due = False
-                # Only the first process knows which best.pt could be written.
-                improved = self.group.from_first(not progress.best or result.scores.bleu > progress.best["dev/bleu"])
-                progress.stale_evaluations = 0 if improved else progress.stale_evaluations + 1
-                progress.evaluations.append((progress.step, result.scores.bleu))
+                bleu, kept = result.scores.bleu, progress.best.get("dev/bleu", -math.inf)
+                improved = progress.take_evaluation(bleu)
                 if self.group.is_first:
                     report_evaluation(self.reporter, result, progress.step, self.options.num_sample_translations)
-                    if improved:
+                    if bleu > kept:
                         self.keep_best(result)
         except Abandoned:
             log.warning("the evaluation after update %d is left for when the run goes on", progress.step)
             return
-        log.info("update %d, dev: %s%s", progress.step, result.summary(), " (best so far)" if improved else "")
+        said = " (best so far)" if improved else " (better than what best.pt holds)" if bleu > kept else ""
+        log.info("update %d, dev: %s%s", progress.step, result.summary(), said)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Inside it, the model holds the weights that are evaluated and kept: averaged ones where there are."""
