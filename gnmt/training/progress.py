@@ -88,6 +88,15 @@ class FirstEstimate:
             log.info("update %d/%d: about %s left", step, last_step, tqdm.format_interval(seconds_left))
 
 
+def in_words(scalars: Mapping[str, float]) -> str:
+    """The figures of an interval for its log line, by their TensorBoard tags; without a mean where none was made."""
+    loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
+    return (
+        f"loss {loss:.3f}, gradient norm {norm:.2f}, learning rate {scalars['train/learning_rate']:.2e}, "
+        f"{scalars['train/tokens_per_second']:.0f} tokens/s, {100 * scalars['train/padding_fraction']:.1f}% padding"
+    )
+
+
 class Sums(NamedTuple):
     """An interval's tensors as numbers.
 

@@ -27,6 +27,7 @@ from gnmt.reporting.tensorboard import Reporter
 from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.training.ending import refuse_lost_end
 from gnmt.training.evaluation import DevEvaluator
 from gnmt.training.folder import CONFIG, occupied
 from gnmt.training.objective import Objective
@@ -123,10 +124,9 @@ def train_there(
                 log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.progress.step)
             trainer.fit()
             if ranks.is_first:
+                refuse_lost_end(trainer)
                 report_hyperparameters(reporter, config, trainer.progress)
         best, best_step = group.from_first((trainer.progress.best, trainer.progress.best_step))
-    if not best:
-        raise InputError(f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above)")
     return TrainingResult(folder, trainer.progress.step, best, best_step)
 
 

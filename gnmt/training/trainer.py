@@ -20,7 +20,7 @@ from gnmt.training.background import BackgroundWriter, snapshot
 from gnmt.training.checkpoint import RunCheckpoints, random_state, restore_random_state
 from gnmt.training.evaluation import DevResult, report_evaluation
 from gnmt.training.gradient_norms import GradientNorms
-from gnmt.training.interruption import Abandoned, Interruption, stop
+from gnmt.training.interruption import Abandoned, Interruption, describe_stop, stop
 from gnmt.training.nonfinite import describe_batch
 from gnmt.training.objective import Objective
 from gnmt.training.optimisation import Optimisation
@@ -28,7 +28,7 @@ from gnmt.training.options import TrainerOptions
 from gnmt.training.parallel import Group
 from gnmt.training.phases import Stage
 from gnmt.training.prefetch import Prefetcher
-from gnmt.training.progress import FirstEstimate, Interval, Progress
+from gnmt.training.progress import FirstEstimate, Interval, Progress, in_words
 from gnmt.types import InputError
 
 __all__ = ["Trainer", "TrainerOptions"]
@@ -123,9 +123,7 @@ class Trainer:
         self.writer.poll()
         if signal is not None:
             self.writer.wait()
-            saved_step = self.group.part(self.last_saved_step)
-            what = f"stopped after update {progress.step}, saved up to {saved_step}"
-            raise stop(signal, f"{what}: the same command continues from there")
+            raise stop(signal, describe_stop(progress.step, self.group.part(self.last_saved_step)))
 
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
@@ -187,16 +185,10 @@ class Trainer:
         scalars["train/learning_rate"] = self.optimisation.optimizer.param_groups[0]["lr"]
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
-        loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
         seconds_left = (self.last_step - step) * seconds / num_updates
-        log.info(
-            "update %d/%d, epoch %.2f: loss %.3f, gradient norm %.2f, learning rate %.2e, %.0f tokens/s, "
-            "%.1f%% padding, about %s left",
-            *(step, self.last_step, self.epochs, loss, norm),
-            *(scalars["train/learning_rate"], scalars["train/tokens_per_second"]),
-            *(100 * scalars["train/padding_fraction"], tqdm.format_interval(seconds_left)),
-        )
+        place = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
+        log.info("%s: %s, about %s left", place, in_words(scalars), tqdm.format_interval(seconds_left))
         if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
@@ -253,7 +245,10 @@ class Trainer:
             self.progress.best, self.progress.best_step = best, step
 
         self.writer.start(
-            partial(self.checkpoints.save_best, snapshot(contents)), f"best.pt of update {step}", on_written=written
+            partial(self.checkpoints.save_best, snapshot(contents)),
+            f"best.pt of update {step}",
+            on_written=written,
+            has_older=self.checkpoints.best.exists(),
         )
 
     def save(self) -> None:
@@ -285,6 +280,7 @@ class Trainer:
             partial(self.checkpoints.save, step, snapshot(contents)),
             f"the checkpoint of update {step}",
             on_written=written,
+            has_older=bool(self.checkpoints.whole()),
         )
 
     def describe(self) -> dict[str, Any]:
