@@ -187,8 +187,8 @@ class Trainer:
             self.reporter.scalar(tag, value, step)
         bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
         seconds_left = (self.last_step - step) * seconds / num_updates
-        place = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
-        log.info("%s: %s, about %s left", place, in_words(scalars), tqdm.format_interval(seconds_left))
+        so_far = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
+        log.info("%s: %s, about %s left", so_far, in_words(scalars), tqdm.format_interval(seconds_left))
         if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+import gnmt.training.run as run_module
 from gnmt.checkpoint import read_checkpoint
 from gnmt.data.prepared import Prepared
 from gnmt.evaluation.metrics import Scores
@@ -154,3 +155,23 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, prepared, monkeypat
     assert endings == {1: "(best so far)", 2: "(best so far)", 3: "(better than what best.pt holds)", 4: ""}
     assert "best.pt of update 2 was not written" in caplog.text
     assert (progress.best_step, progress.stale_evaluations) == (3, 2)
+
+
+@pytest.mark.parametrize("place", ["prepare", "build_trainer"])
+def test_ctrl_c_before_the_first_update_says_that_nothing_was_trained(run, tmp_path, monkeypatch, place):
+    """It said only `interrupted`."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, place, interrupted)
+    with pytest.raises(
+        Interrupted, match="before the first update: nothing was trained yet, and the same command begins again"
+    ) as caught:
+        run(tmp_path, "trainer.max_steps=1")
+    assert caught.value.exit_code == 130
+    monkeypatch.undo()
+    run(tmp_path, "trainer.max_steps=1")
+    monkeypatch.setattr(run_module, place, interrupted)
+    with pytest.raises(Interrupted, match="the same command continues from the newest checkpoint"):
+        run(tmp_path, "trainer.max_steps=2")
