@@ -67,7 +67,10 @@ def read_start(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises InputError where they have not, with the settings that differ. Whether it reads the same pieces, only the
     prepared data can tell.
     """
-    contents = read_parts(path)
+    try:
+        contents = read_parts(path)
+    except InputError as error:
+        raise InputError(f"initialise_from: {error}") from None
     if not contents["prepared_folder"]:
         return contents  # imported: whether it has pieces that training can prepare, comes first
     try:

@@ -89,10 +89,10 @@ def test_a_model_that_cannot_be_is_refused_before_the_data_is_prepared(run, tmp_
             r"^model\.tie_embeddings=all shares one table, but with tokenizer\.joint=false",
         ),
         (
-            ("model=seq2seq", "~model.encoder.dropout", "decoding.coverage_beta=0.1"),
+            ("model=seq2seq", "decoding.coverage_beta=0.1"),
             r"^decoding\.coverage_beta is 0\.1, but this model has no attention",
         ),
-        (("initialise_from=nowhere.pt",), r"^checkpoint nowhere\.pt is not a file"),
+        (("initialise_from=nowhere.pt",), r"^initialise_from: checkpoint nowhere\.pt is not a file"),
     ],
 )
 def test_what_cannot_go_together_is_refused_before_the_data_is_prepared(run, tmp_path, overrides, message):
