@@ -172,12 +172,35 @@ def take_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> No
 
     best.pt holds just these; a whole checkpoint holds the training's own weights, and the average beside them.
     """
+    wrong = misfit(model, contents["model"])
+    if wrong is not None:
+        raise InputError(f"{origin}: its weights do not fit the model: {wrong}")
     try:
         model.load_state_dict(contents["model"])
         for name, average in (contents.get("average") or {}).items():
             model.get_parameter(name).copy_(average)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{origin}: its weights do not fit the model: {error}") from None
+        raise InputError(f"{origin}: its weights do not fit the model: {first_line(error)}") from None
+
+
+def misfit(model: Seq2Seq, weights: object) -> str | None:
+    """In a line, the first tensor in which a model and a checkpoint's weights differ; None where they fit."""
+    if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        return "they are no tensors by name"
+    ours = model.state_dict()
+    other_shapes = [name for name in ours if name in weights and weights[name].shape != ours[name].shape]
+    missing, unknown = [name for name in ours if name not in weights], [name for name in weights if name not in ours]
+    for names, says in (
+        (other_shapes, "{} is {} in the checkpoint and {} in the model"),
+        (missing, "the checkpoint lacks {}"),
+        (unknown, "the checkpoint holds {}, which the model has not"),
+    ):
+        if names:
+            name = names[0]
+            shapes = [list(tensors[name].shape) for tensors in (weights, ours) if name in tensors]
+            more = f" (and so with {len(names) - 1} more)" if len(names) > 1 else ""
+            return says.format(name, *shapes) + more
+    return None
 
 
 def weights_for_use(contents: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@
   python scripts/evaluate.py checkpoint=runs/x/last.pt weights=raw test_set=dev
 
 Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder and the figures to its
-TensorBoard, or only the files to output=. Decoding other than the recorded one is part of the names;
-files of the same name in other folders get names of their own. On dev, with the
-recorded decoding, it gives the BLEU of training.
+TensorBoard, or only the files to output=. Of a checkpoint outside of any run they go to <its name>.translations/ beside
+it, as of average.pt to average.translations/. Decoding other than the recorded one is part of the names. Nothing takes
+the place of figures of other text or of other checkpoints: those that would get 8 digits in their name. On dev, with
+the recorded decoding, it gives the BLEU of training.
 
 Main keys:
   checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
@@ -49,7 +50,7 @@ def main(cfg: EvaluateConfig) -> None:
     contents, config = members[0].contents, members[0].config
     bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
     check_tokenizer(bleu_tokenize, key="bleu_tokenize")
-    files = None
+    files, identity = None, None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
         test_set, pairs = file_pairs(cfg.source, cfg.target)
@@ -57,6 +58,7 @@ def main(cfg: EvaluateConfig) -> None:
         trusted = tuple(cfg.trusted_packages)
         recorded = TrainedData(config["data"], contents["prepared_folder"], contents["data_identity"], trusted)
         test_set, pairs = recorded.named(cfg.test_set, cfg.data_folder)
+        identity = recorded.identity
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:
         further["tokenize"] = cfg.bleu_tokenize
@@ -74,6 +76,7 @@ def main(cfg: EvaluateConfig) -> None:
         pairs,
         test_set=test_set,
         files=files,
+        data_identity=identity,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
         bleu_tokenize=bleu_tokenize,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import json
 import logging
 import time
@@ -19,6 +17,7 @@ from gnmt.data.corpus import ParallelFiles
 from gnmt.data.prepared import read_prepared
 from gnmt.data.sources import Corpus
 from gnmt.decoding.alignment import draw_alignment
+from gnmt.decoding.evaluation_files import described, distinct_names, folder_for, run_of
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translator import Translator, search_options_of
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
@@ -30,7 +29,6 @@ from gnmt.types import InputError, Translation, counted
 log = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
-SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,7 @@ def evaluate(
     *,
     test_set: str,
     files: tuple[str, str] | None = None,
+    data_identity: str | None = None,
     checkpoints: Sequence[Path],
     steps: Sequence[int],
     bleu_tokenize: str,
@@ -119,19 +118,22 @@ def evaluate(
     """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
 
     Of n-best lists and several samples the first counts. files: the source's and the target's, where these and no data
-    set name the pairs; figures of other files of the same name stay, and these get a name of their own.
+    set name the pairs. data_identity: of the training's data, where one of its test sets does. Figures of other text or
+    of other checkpoints of the same name stay, and these get a name of their own.
     checkpoints, steps: what the translator was made of, and the updates of each. num_alignments: pictures of the
     attention to draw, of the first sentences. variant: what tells this evaluation from the plain one, for the names of
     files and tags. output: the folder to write to; None for `translations/` of the checkpoint's run, whose TensorBoard
-    then gets the figures as well (InputError for an ensemble, which has no run).
+    then gets the figures as well, and outside of any run for a folder beside the checkpoint, `<its name>.translations/`
+    (InputError for an ensemble, which has no run).
     """
     check_tokenizer(bleu_tokenize)
-    if output is None and len(checkpoints) > 1:
-        raise InputError("an ensemble belongs to no single run: say with output=FOLDER where its figures go")
-    run = run_folder_of(checkpoints[0])
-    folder = output or run / "translations"
-    if files is not None:
-        test_set = distinct_name(test_set, files, folder)
+    folder = folder_for(checkpoints, output)
+    run = run_of(checkpoints[0]) if output is None else None
+    subject = described(files, data_identity, checkpoints)
+    checkpoint_name = "+".join(checkpoint.stem for checkpoint in checkpoints)
+    test_set, checkpoint_name = distinct_names(
+        test_set, checkpoint_name, variant, subject, folder, is_runs_own=run is not None
+    )
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     start = time.perf_counter()
     translations = translator.translate(sources, progress=True)
@@ -139,11 +141,11 @@ def evaluate(
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
     by_length = score_by_length(sources, texts, references, tokenize=bleu_tokenize, lowercase=lowercase)
-    name = f"{test_set}.{'+'.join(checkpoint.stem for checkpoint in checkpoints)}{variant}"
+    name = f"{test_set}.{checkpoint_name}{variant}"
     evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
-    write(evaluation, translator, translations, seconds, checkpoints, steps, files)
+    write(evaluation, translator, translations, seconds, checkpoints, steps, subject)
     draw_alignments(translator, sources[:num_alignments], folder, name)
-    if output is None and (run / "config.json").is_file():
+    if run is not None:
         with Reporter(run) as reporter:
             for metric in ("bleu", "chrf", "ter"):
                 reporter.scalar(f"evaluation/{test_set}{variant}/{metric}", getattr(scores, metric), steps[0])
@@ -157,15 +159,15 @@ def write(
     seconds: float,
     checkpoints: Sequence[Path],
     steps: Sequence[int],
-    files: tuple[str, str] | None,
+    subject: Mapping[str, Any],
 ) -> None:
     """The figures as JSON with all that they depend on, and the translations line by line.
 
-    seconds: that translating them took.
+    seconds: that translating them took. subject: what was evaluated, see `described`.
     """
     figures = {
         "test_set": evaluation.test_set,
-        **absolute(files),
+        **subject,
         **asdict(evaluation.scores),
         "by_length": [asdict(row) for row in evaluation.by_length],
         "checkpoint": one_or_all([str(checkpoint) for checkpoint in checkpoints]),
@@ -187,26 +189,6 @@ def write(
         write_atomically(evaluation.scores_file, (json.dumps(figures, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{evaluation.scores_file.parent}: cannot be written: {error.strerror}") from error
-
-
-def absolute(files: tuple[str, str] | None) -> dict[str, str]:
-    """How the figures name the files that they were measured on."""
-    return {} if files is None else {side: str(Path(path).resolve()) for side, path in zip(SIDES, files, strict=True)}
-
-
-def distinct_name(test_set: str, files: tuple[str, str], folder: Path) -> str:
-    """The test set's name, with a digest of the files' places where the folder has figures of others of that name."""
-    ours = absolute(files)
-    for path in sorted(folder.glob(f"{glob.escape(test_set)}.*.json")):
-        try:
-            figures = json.loads(path.read_text(encoding="utf-8"))
-            theirs = {side: figures[side] for side in SIDES}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged, or from before files were recorded
-        if figures.get("test_set") == test_set and theirs != ours:
-            digest = hashlib.sha256(json.dumps(ours).encode()).hexdigest()
-            return f"{test_set}-{digest[:8]}"
-    return test_set
 
 
 def one_or_all(values: Sequence[Any]) -> Any:
@@ -241,9 +223,3 @@ def file_pairs(source: str, target: str) -> tuple[str, Pairs]:
             "read): there is nothing to evaluate"
         )
     return Path(source).name, pairs
-
-
-def run_folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint lies in: best.pt at its top, the whole ones in checkpoints/."""
-    folder = checkpoint.resolve().parent
-    return folder.parent if folder.name == "checkpoints" else folder

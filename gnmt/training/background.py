@@ -48,12 +48,17 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._what = ""
+        self._remains = ""
         self._on_written: Callable[[], None] = lambda: None
 
-    def start(self, write: Callable[[], object], what: str, on_written: Callable[[], None]) -> None:
-        """Waits for the write before, then starts this one; what: its name, for the message of a failure."""
+    def start(self, write: Callable[[], object], what: str, on_written: Callable[[], None], *, has_older: bool) -> None:
+        """Waits for the write before, then starts this one.
+
+        what: its name, for the message of a failure. has_older: whether an older one of its kind stays after a failure.
+        """
         self.wait()
         self._what, self._on_written, self._error = what, on_written, None
+        self._remains = "the one before stays" if has_older else "there is none from before"
         # A daemon: where the process is told to end at once, nobody waits for the disk.
         self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint writer", daemon=True)
         self._thread.start()
@@ -72,7 +77,7 @@ class BackgroundWriter:
         if error is None:
             self._on_written()
         elif isinstance(error, OSError):
-            log.error("%s was not written (%s); the one before stays", self._what, error)
+            log.error("%s was not written (%s); %s", self._what, error, self._remains)
         else:
             raise error
 

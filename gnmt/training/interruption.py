@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
@@ -25,6 +25,32 @@ class Abandoned(BaseException):
 def stop(number: signal.Signals, message: str) -> Interrupted:
     """What ends the command after a first signal: the message behind the signal's name, and its exit code."""
     return Interrupted(f"{number.name}: {message}", EXIT_CODES[number], agreed=True)
+
+
+def describe_stop(step: int, saved_step: int) -> str:
+    """What a signal after that update has left, and how to go on; saved_step: of the newest checkpoint, 0 for none."""
+    if not saved_step:
+        return f"stopped after update {step}, no checkpoint could be written: the same command begins again"
+    return f"stopped after update {step}, saved up to {saved_step}: the same command continues from there"
+
+
+@contextmanager
+def saying_how_to_go_on(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
+    """Inside it, Ctrl-C outside of the training loop, which saves for itself, gets a message.
+
+    has_checkpoint: whether the run has one to go on from.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        left = (
+            "interrupted between updates: the same command continues from the newest checkpoint"
+            if has_checkpoint()
+            else "interrupted before the first update: nothing was trained yet, and the same command begins again"
+        )
+        raise Interrupted(left, EXIT_CODES[signal.SIGINT]) from None
 
 
 class Interruption:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,25 @@ class Progress:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
 
+    def end_is_due(self) -> bool:
+        """Whether a run that ends with this step has still to be evaluated, or to write the best.pt that it earned."""
+        if self.evaluation_due or not self.best:
+            return True
+        if not self.evaluations:
+            return False  # a checkpoint from before they were listed
+        step, bleu = self.evaluations[-1]
+        return step != self.step or bleu > self.best["dev/bleu"]
+
+    def take_evaluation(self, bleu: float) -> bool:
+        """Notes the dev BLEU of this step, and whether it is the best of all, those counted whose best.pt was lost."""
+        before = [(step, other) for step, other in self.evaluations if step != self.step]  # it may be a repetition
+        best_before = max([other for _, other in before] + [self.best.get("dev/bleu", -math.inf)])
+        self.evaluations = [*before, (self.step, bleu)]
+        self.evaluation_due = False
+        improved = bleu > best_before
+        self.stale_evaluations = 0 if improved else self.stale_evaluations + 1
+        return improved
+
     def state_dict(self) -> dict[str, Any]:
         """By name, as a checkpoint holds it."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -66,6 +86,15 @@ class FirstEstimate:
         if step - first_step < self._log_every_steps:
             seconds_left = (last_step - step) * (now - start) / (step - first_step)
             log.info("update %d/%d: about %s left", step, last_step, tqdm.format_interval(seconds_left))
+
+
+def in_words(scalars: Mapping[str, float]) -> str:
+    """The figures of an interval for its log line, by their TensorBoard tags; without a mean where none was made."""
+    loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
+    return (
+        f"loss {loss:.3f}, gradient norm {norm:.2f}, learning rate {scalars['train/learning_rate']:.2e}, "
+        f"{scalars['train/tokens_per_second']:.0f} tokens/s, {100 * scalars['train/padding_fraction']:.1f}% padding"
+    )
 
 
 class Sums(NamedTuple):

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from gnmt.checkpoint import first_line, misfit, read_parts
 from gnmt.config import build, changed_settings
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.scoring import check_coverage
 from gnmt.training.options import TrainerOptions
 from gnmt.training.phases import MakeOptimizer
 from gnmt.types import InputError
@@ -33,16 +35,65 @@ def try_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
             raise InputError(f"{key}: {error}") from None
 
 
-def try_model(node: Mapping[str, Any]) -> None:
-    """Finds parts of a model that do not fit together, by building it without memory for its weights."""
-    size = _STAND_IN_VOCABULARY
+def try_model(config: Mapping[str, Any]) -> None:
+    """Finds parts of a model that do not fit together, or not with the tokenizers or the search of its training."""
+    tied = config["model"].get("tie_embeddings", "none")
+    if tied != "none" and config["tokenizer"].get("joint") is False:
+        raise InputError(
+            f"model.tie_embeddings={tied} shares one table, but with tokenizer.joint=false source and target have "
+            "different pieces: use tokenizer.joint=true or model.tie_embeddings=none"
+        )
+    model = _without_weights(config["model"], _STAND_IN_VOCABULARY, _STAND_IN_VOCABULARY)
+    if model is not None:
+        check_coverage(build(config["decoding"]), model.decoder.has_attention)
+
+
+def _without_weights(node: Mapping[str, Any], source_vocabulary_size: int, target_vocabulary_size: int) -> Any:
+    """The model without memory for its weights. None where only a real device can build it, as may be somebody's own:
+    the real building is still to come."""
+    sizes = {"source_vocabulary_size": source_vocabulary_size, "target_vocabulary_size": target_vocabulary_size}
     try:
         with torch.device("meta"):
-            build(node, source_vocabulary_size=size, target_vocabulary_size=size)
+            return build(node, **sizes)
     except InputError:
         raise
     except Exception:
-        return  # a model of somebody's own may do what this device cannot; the real building is still to come
+        return None
+
+
+def read_start(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of the checkpoint of initialise_from, whose weights have the names and shapes of the run's model.
+
+    Raises InputError where they have not, with the settings that differ. Whether it reads the same pieces, only the
+    prepared data can tell.
+    """
+    try:
+        contents = read_parts(path)
+    except InputError as error:
+        raise InputError(f"initialise_from: {error}") from None
+    if not contents["prepared_folder"]:
+        return contents  # imported: whether it has pieces that training can prepare, comes first
+    try:
+        recorded = {"model": json.loads(contents["config"])["model"]}
+        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"initialise_from={path} garbles a part of a checkpoint: {first_line(error)}") from None
+    vocabulary_sizes = [side.vocabulary_size for side in (tokenizers.source, tokenizers.target)]
+    try:
+        model = _without_weights(config["model"], *vocabulary_sizes)
+        wrong = None if model is None else misfit(model, contents["model"])
+    except InputError as error:  # one table for its two vocabularies
+        wrong = str(error)
+    if wrong is None:
+        return contents
+    changes = changed_settings(recorded, {"model": config["model"]})
+    if not changes:
+        raise InputError(f"initialise_from={path}: its weights do not fit the model: {wrong}")
+    raise InputError(
+        f"initialise_from={path}: its weights do not fit the model, which is another one:\n  "
+        + "\n  ".join(changes)
+        + "\nSet what gives the weights their shapes to what it was there, or begin without initialise_from="
+    )
 
 
 def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:

@@ -27,15 +27,17 @@ from gnmt.reporting.tensorboard import Reporter
 from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels, keep_cpu_kernels
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
+from gnmt.training.ending import refuse_lost_end
 from gnmt.training.evaluation import DevEvaluator
 from gnmt.training.folder import CONFIG, occupied
+from gnmt.training.interruption import saying_how_to_go_on
 from gnmt.training.objective import Objective
 from gnmt.training.options import TrainerOptions
 from gnmt.training.parallel import Group, ending_together
 from gnmt.training.phases import stages_of
 from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Progress
-from gnmt.training.refusals import refuse_other_data, refuse_other_settings, try_model, try_optimizers
+from gnmt.training.refusals import read_start, refuse_other_data, refuse_other_settings, try_model, try_optimizers
 from gnmt.training.trainer import Trainer
 from gnmt.types import InputError
 
@@ -71,29 +73,37 @@ def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
     precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
     options: TrainerOptions = build(cfg.trainer)
     try_optimizers(config, options)
-    try_model(config["model"])
-    with occupied(folder) if ranks.is_first else nullcontext():
-        return train_there(folder, cfg, config, options, precision, ranks)
+    try_model(config)
+    checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
+    # A run that goes on does not look at it again; it may be gone by then.
+    with saying_how_to_go_on(lambda: bool(checkpoints.whole())):
+        start = None if cfg.initialise_from is None or checkpoints.whole() else read_start(cfg.initialise_from, config)
+        with occupied(folder) if ranks.is_first else nullcontext():
+            return train_there(checkpoints, cfg, config, options, precision, ranks, start)
 
 
 def train_there(
-    folder: Path, cfg: Any, config: dict[str, Any], options: TrainerOptions, precision: Precision, ranks: Ranks
+    checkpoints: RunCheckpoints,
+    cfg: Any,
+    config: dict[str, Any],
+    options: TrainerOptions,
+    precision: Precision,
+    ranks: Ranks,
+    start: dict[str, Any] | None,
 ) -> TrainingResult:
-    """Trains in a folder that is the run's own by now; config: cfg, resolved."""
-    checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
+    """Trains in a folder that is the run's own by now; config: cfg, resolved; start: the contents to begin with."""
+    folder = checkpoints.folder.parent
     saved = find_saved_together(ranks, checkpoints, cfg.resume, config)
     if saved is not None:
         refuse_other_settings(folder, saved, config)
         if saved["precision"] != precision.name:
             log.warning("the run began in %s and goes on in %s", saved["precision"], precision.name)
-    start = None
-    if saved is None and cfg.initialise_from is not None:
-        start = read_parts(cfg.initialise_from)
+        start = None
+    elif cfg.initialise_from is not None and start is None:  # its checkpoints have gone since
+        start = read_start(cfg.initialise_from, config)
     prepared = prepare_together(ranks, cfg, checkpoints)
     if saved is not None:
         refuse_other_data(folder, saved, prepared)
-    if ranks.is_first:
-        write_config(folder, config)
 
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
@@ -110,21 +120,25 @@ def train_there(
         )
         if saved is not None:
             trainer.restore(saved)
-        if trainer.finished() and not trainer.progress.evaluation_due:
+        trains = not trainer.finished()
+        if ranks.is_first and (trains or not (folder / CONFIG).exists()):
+            write_config(folder, config)  # a lower limit alone changes nothing of what the file says
+        if not trains and not trainer.progress.end_is_due():
             log.info(
                 "%s is done: %d updates; to train on, raise what stopped it: "
                 "trainer.max_steps, max_epochs or patience_evaluations",
                 *(folder, trainer.progress.step),
             )
         else:
-            if ranks.is_first:
+            if ranks.is_first and trains:
                 announce(trainer, prepared, folder)
+            elif ranks.is_first:
+                log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.progress.step)
             trainer.fit()
             if ranks.is_first:
+                refuse_lost_end(trainer)
                 report_hyperparameters(reporter, config, trainer.progress)
         best, best_step = group.from_first((trainer.progress.best, trainer.progress.best_step))
-    if not best:
-        raise InputError(f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above)")
     return TrainingResult(folder, trainer.progress.step, best, best_step)
 
 

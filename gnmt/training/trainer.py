@@ -20,7 +20,7 @@ from gnmt.training.background import BackgroundWriter, snapshot
 from gnmt.training.checkpoint import RunCheckpoints, random_state, restore_random_state
 from gnmt.training.evaluation import DevResult, report_evaluation
 from gnmt.training.gradient_norms import GradientNorms
-from gnmt.training.interruption import Abandoned, Interruption, stop
+from gnmt.training.interruption import Abandoned, Interruption, describe_stop, stop
 from gnmt.training.nonfinite import describe_batch
 from gnmt.training.objective import Objective
 from gnmt.training.optimisation import Optimisation
@@ -28,7 +28,7 @@ from gnmt.training.options import TrainerOptions
 from gnmt.training.parallel import Group
 from gnmt.training.phases import Stage
 from gnmt.training.prefetch import Prefetcher
-from gnmt.training.progress import FirstEstimate, Interval, Progress
+from gnmt.training.progress import FirstEstimate, Interval, Progress, in_words
 from gnmt.types import InputError
 
 __all__ = ["Trainer", "TrainerOptions"]
@@ -93,7 +93,7 @@ class Trainer:
             tqdm(total=self.last_step, initial=progress.step, unit="step", disable=silent) as bar,
         ):
             with self.interval.paused():
-                if progress.evaluation_due:
+                if progress.evaluation_due or self.finished():
                     self.evaluate_and_save()
             while not self.finished():
                 self.interval.positions.append(self.stream.position)
@@ -123,9 +123,7 @@ class Trainer:
         self.writer.poll()
         if signal is not None:
             self.writer.wait()
-            saved_step = self.group.part(self.last_saved_step)
-            what = f"stopped after update {progress.step}, saved up to {saved_step}"
-            raise stop(signal, f"{what}: the same command continues from there")
+            raise stop(signal, describe_stop(progress.step, self.group.part(self.last_saved_step)))
 
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
@@ -138,11 +136,11 @@ class Trainer:
     @property
     def last_step(self) -> int:
         """The update that max_steps or max_epochs ends the run with, epochs taken to be as long as the one at hand."""
-        options = self.options
-        if options.max_epochs is None:
-            return options.max_steps
-        updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
-        return min(options.max_steps, self.progress.step + updates_left)
+        options, last_step = self.options, self.options.max_steps
+        if options.max_epochs is not None:
+            updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
+            last_step = min(last_step, self.progress.step + updates_left)
+        return max(last_step, self.progress.step)  # a limit may be lowered below what is done
 
     @property
     def epochs(self) -> float:
@@ -187,16 +185,10 @@ class Trainer:
         scalars["train/learning_rate"] = self.optimisation.optimizer.param_groups[0]["lr"]
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
-        loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
         seconds_left = (self.last_step - step) * seconds / num_updates
-        log.info(
-            "update %d/%d, epoch %.2f: loss %.3f, gradient norm %.2f, learning rate %.2e, %.0f tokens/s, "
-            "%.1f%% padding, about %s left",
-            *(step, self.last_step, self.epochs, loss, norm),
-            *(scalars["train/learning_rate"], scalars["train/tokens_per_second"]),
-            *(100 * scalars["train/padding_fraction"], tqdm.format_interval(seconds_left)),
-        )
+        so_far = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
+        log.info("%s: %s, about %s left", so_far, in_words(scalars), tqdm.format_interval(seconds_left))
         if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
@@ -228,19 +220,17 @@ class Trainer:
         try:
             with self.evaluated_weights():
                 result = self.evaluate(self.interruption.abandoning)
-                progress.evaluation_due = False
-                # Only the first process knows which best.pt could be written.
-                improved = self.group.from_first(not progress.best or result.scores.bleu > progress.best["dev/bleu"])
-                progress.stale_evaluations = 0 if improved else progress.stale_evaluations + 1
-                progress.evaluations.append((progress.step, result.scores.bleu))
+                bleu, kept = result.scores.bleu, progress.best.get("dev/bleu", -math.inf)
+                improved = progress.take_evaluation(bleu)
                 if self.group.is_first:
                     report_evaluation(self.reporter, result, progress.step, self.options.num_sample_translations)
-                    if improved:
+                    if bleu > kept:
                         self.keep_best(result)
         except Abandoned:
             log.warning("the evaluation after update %d is left for when the run goes on", progress.step)
             return
-        log.info("update %d, dev: %s%s", progress.step, result.summary(), " (best so far)" if improved else "")
+        said = " (best so far)" if improved else " (better than what best.pt holds)" if bleu > kept else ""
+        log.info("update %d, dev: %s%s", progress.step, result.summary(), said)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Inside it, the model holds the weights that are evaluated and kept: averaged ones where there are."""
@@ -255,7 +245,10 @@ class Trainer:
             self.progress.best, self.progress.best_step = best, step
 
         self.writer.start(
-            partial(self.checkpoints.save_best, snapshot(contents)), f"best.pt of update {step}", on_written=written
+            partial(self.checkpoints.save_best, snapshot(contents)),
+            f"best.pt of update {step}",
+            on_written=written,
+            has_older=self.checkpoints.best.exists(),
         )
 
     def save(self) -> None:
@@ -287,6 +280,7 @@ class Trainer:
             partial(self.checkpoints.save, step, snapshot(contents)),
             f"the checkpoint of update {step}",
             on_written=written,
+            has_older=bool(self.checkpoints.whole()),
         )
 
     def describe(self) -> dict[str, Any]:

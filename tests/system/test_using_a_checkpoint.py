@@ -130,6 +130,17 @@ def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(run_comman
     assert {f"evaluation/{first}/bleu", f"evaluation/{second}/bleu"} <= set(events.Tags()["scalars"])
 
 
+def test_figures_of_a_checkpoint_outside_of_a_run_lie_beside_it(run_command, tiny, tmp_path) -> None:
+    """They went to a folder translations/, which any other checkpoint there would have shared."""
+    shutil.copy(tiny.folder / "best.pt", tmp_path / "average.pt")
+    done = run_command("evaluate", "checkpoint=average.pt", "test_set=dev", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"average.pt", "average.translations"}
+    figures = json.loads((tmp_path / "average.translations" / "dev.average.json").read_text(encoding="utf-8"))
+    assert figures["checkpoint_files"] == [str((tmp_path / "average.pt").resolve())]
+    assert figures["data_identity"] == read_checkpoint(tmp_path / "average.pt")["data_identity"]
+
+
 def test_decoding_can_be_replaced_and_is_written_down(run_command, tiny, tmp_path) -> None:
     options = ["decoding.beam_size=1", "decoding.max_length_offset=0", "precision=fp32", "lowercase=true"]
     done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, "output=.", cwd=tmp_path)

@@ -35,7 +35,7 @@ def test_tied_weights_are_copied_once():
 
 def test_the_caller_goes_on_while_it_writes_and_hears_of_it_later():
     writer, may_write, heard = BackgroundWriter(), threading.Event(), []
-    writer.start(may_write.wait, "a", lambda: heard.append("a"))
+    writer.start(may_write.wait, "a", lambda: heard.append("a"), has_older=True)
     writer.poll()
     assert heard == [], "it is still being written, and nobody waited"
     may_write.set()
@@ -50,7 +50,9 @@ def test_the_next_write_waits_for_the_one_before():
     writer, order = BackgroundWriter(), []
     with writer:
         for name in "abc":
-            writer.start(lambda name=name: order.append(name), name, lambda name=name: order.append(name.upper()))
+            writer.start(
+                lambda name=name: order.append(name), name, lambda name=name: order.append(name.upper()), has_older=True
+            )
     assert order == list("aAbBcC")
 
 
@@ -60,17 +62,19 @@ def test_a_full_disk_is_reported_and_the_next_write_tried(caplog):
 
     heard = []
     with caplog.at_level(logging.ERROR), BackgroundWriter() as writer:
-        writer.start(fail, "the checkpoint of update 5", lambda: heard.append(5))
-        writer.start(lambda: None, "the checkpoint of update 6", lambda: heard.append(6))
-    assert heard == [6]
+        writer.start(fail, "the checkpoint of update 5", lambda: heard.append(5), has_older=False)
+        writer.start(fail, "the checkpoint of update 6", lambda: heard.append(6), has_older=True)
+        writer.start(lambda: None, "the checkpoint of update 7", lambda: heard.append(7), has_older=True)
+    assert heard == [7]
     assert [record.getMessage() for record in caplog.records] == [
-        "the checkpoint of update 5 was not written ([Errno 28] No space left on device); the one before stays"
+        "the checkpoint of update 5 was not written ([Errno 28] No space left on device); there is none from before",
+        "the checkpoint of update 6 was not written ([Errno 28] No space left on device); the one before stays",
     ]
 
 
 def test_a_bug_in_the_thread_is_raised_in_the_callers():
     writer = BackgroundWriter()
-    writer.start(lambda: {}["missing"], "a", lambda: None)
+    writer.start(lambda: {}["missing"], "a", lambda: None, has_older=True)
     while writer._thread.is_alive():
         threading.Event().wait(0.001)
     with pytest.raises(KeyError, match="missing"):
@@ -81,13 +85,13 @@ def test_a_bug_in_the_thread_is_raised_in_the_callers():
 def test_the_end_waits_but_a_second_signal_does_not():
     may_write, written = threading.Event(), []
     writer = BackgroundWriter()
-    writer.start(lambda: (may_write.wait(), written.append(1)), "a", lambda: None)
+    writer.start(lambda: (may_write.wait(), written.append(1)), "a", lambda: None, has_older=True)
     with pytest.raises(Interrupted), writer:
         raise Interrupted("at once", 143)
     assert written == []
     may_write.set()
     writer.wait()
-    writer.start(lambda: (time.sleep(0.02), written.append(2)), "b", lambda: None)
+    writer.start(lambda: (time.sleep(0.02), written.append(2)), "b", lambda: None, has_older=True)
     with pytest.raises(RuntimeError, match="a crash"), writer:
         raise RuntimeError("a crash")
     assert written == [1, 2]

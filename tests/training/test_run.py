@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint import read_checkpoint, write_checkpoint
 from gnmt.types import InputError
 
 ONE_STEP = ("trainer.max_steps=1",)
@@ -118,8 +118,21 @@ def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     start = f"initialise_from={tmp_path}/first/best.pt"
     with pytest.raises(InputError, match="its tokenizers differ from those of the prepared data"):
         run(tmp_path / "a", *ONE_STEP, start, *other_corpus)
-    with pytest.raises(InputError, match=r"its weights do not fit the model: (.|\n)*size mismatch"):
-        run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12")
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12", "model.encoder.dropout=0.1")
+    first, *changes, last = str(caught.value).splitlines()
+    assert first == f"{start}: its weights do not fit the model, which is another one:"
+    assert {"  model.embedding_size: 8 → 12", "  model.encoder.dropout: 0.3 → 0.1"} < set(changes)
+    assert all(change.startswith("  model.") for change in changes)
+    assert last == "Set what gives the weights their shapes to what it was there, or begin without initialise_from="
+    assert not (tmp_path / "b").exists(), "it is refused before a folder is made"
+    contents = read_checkpoint(tmp_path / "first" / "best.pt")
+    smaller = {**contents["model"], "target_embedding.weight": torch.zeros(7, 8)}
+    write_checkpoint(tmp_path / "smaller.pt", {**contents, "model": smaller})
+    with pytest.raises(
+        InputError, match=r"model: target_embedding\.weight is \[7, 8\] in the .* and \[\d+, 8\] in the"
+    ):
+        run(tmp_path / "b", *ONE_STEP, f"initialise_from={tmp_path}/smaller.pt")
     with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
         run(tmp_path / "c", *ONE_STEP, f"initialise_from={tmp_path}/nowhere.pt")
     assert not list(tmp_path.rglob("[abc]/*.pt"))

@@ -81,6 +81,27 @@ def test_a_model_that_cannot_be_is_refused_before_the_data_is_prepared(run, tmp_
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("tokenizer.joint=false", "model.tie_embeddings=all"),
+            r"^model\.tie_embeddings=all shares one table, but with tokenizer\.joint=false",
+        ),
+        (
+            ("model=seq2seq", "decoding.coverage_beta=0.1"),
+            r"^decoding\.coverage_beta is 0\.1, but this model has no attention",
+        ),
+        (("initialise_from=nowhere.pt",), r"^initialise_from: checkpoint nowhere\.pt is not a file"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_before_the_data_is_prepared(run, tmp_path, overrides, message):
+    """After the whole preparation, which may take hours."""
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "new", *overrides, f"data.prepared={tmp_path}/p")
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_lay_in_a_folder_stays_with_a_refused_run(run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

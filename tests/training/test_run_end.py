@@ -1,0 +1,177 @@
+"""The end of a run: evaluated and saved however it came, and a failure where it is not on the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+
+import pytest
+
+import gnmt.training.run as run_module
+from gnmt.checkpoint import read_checkpoint
+from gnmt.data.prepared import Prepared
+from gnmt.evaluation.metrics import Scores
+from gnmt.training.background import BackgroundWriter
+from gnmt.training.evaluation import DevResult
+from gnmt.training.progress import Progress
+from gnmt.training.trainer import Trainer
+from gnmt.types import InputError, Interrupted, Translation
+
+
+def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:
+    """Evaluations with these BLEU scores, one after another."""
+    scores = iter(bleus)
+
+    def evaluate(*_) -> DevResult:
+        score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
+        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
+
+    return evaluate
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM in that update."""
+    update = Trainer.update
+
+    def stopped(trainer, microbatches, interval):
+        update(trainer, microbatches, interval)
+        if trainer.progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "update", stopped)
+
+
+def test_a_lower_limit_after_a_stop_before_the_first_evaluation(run, tmp_path, monkeypatch, caplog):
+    """It said that no checkpoint could be written, and there was no best.pt."""
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Interrupted, match="saved up to 5"):
+        run(tmp_path, "trainer.max_steps=9")
+    monkeypatch.undo()
+    assert not (tmp_path / "best.pt").exists()
+    with caplog.at_level(logging.INFO):
+        result = run(tmp_path, "trainer.max_steps=3")
+    assert (result.steps, result.best_step) == (5, 5)
+    assert "has all its 5 updates: their end is evaluated and saved" in caplog.text
+    assert "-2 updates" not in caplog.text
+    best, last = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("best", "last"))
+    assert (best["step"], last["step"], last["best"]) == (5, 5, best["best"])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert run(tmp_path, "trainer.max_steps=3") == result
+    assert "is done: 5 updates" in caplog.text
+    assert run(tmp_path, "trainer.max_steps=6").steps == 6
+
+
+def test_a_lower_limit_changes_nothing_of_a_finished_run(run, tmp_path):
+    """Its config.json got the lower number, though more updates had been done."""
+    run(tmp_path, "trainer.max_steps=4")
+    before = {name: (tmp_path / name).read_bytes() for name in ("config.json", "best.pt", "last.pt")}
+    run(tmp_path, "trainer.max_steps=2")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    run(tmp_path, "trainer.max_steps=5")
+    assert json.loads((tmp_path / "config.json").read_text())["trainer"]["max_steps"] == 5
+
+
+def test_what_is_due_at_the_end():
+    written = {"dev/bleu": 3.0}
+    assert Progress(step=4).end_is_due(), "never evaluated"
+    assert Progress(step=4, best=written, evaluations=[(2, 3.0)]).end_is_due(), "not at its end"
+    assert Progress(step=4, best=written, evaluations=[(2, 3.0), (4, 3.5)]).end_is_due(), "its best.pt was not written"
+    assert Progress(step=4, evaluations=[(4, 0.0)]).end_is_due(), "no best.pt at all was written"
+    assert not Progress(step=4, best=written, evaluations=[(2, 3.0), (4, 2.5)]).end_is_due()
+    assert not Progress(step=4, best=written).end_is_due(), "older checkpoints hold no list"
+    assert Progress(step=4, best=written, evaluations=[(4, 2.5)], evaluation_due=True).end_is_due(), "broken off"
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "") -> None:
+    """Checkpoints of these updates whose name starts so cannot be written."""
+    start = BackgroundWriter.start
+
+    def failing(writer, write, what, *args, **options):
+        def fail() -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        fails = what.startswith(name) and int(what.split()[-1]) in of_updates
+        start(writer, fail if fails else write, what, *args, **options)
+
+    monkeypatch.setattr(BackgroundWriter, "start", failing)
+
+
+def test_a_run_of_which_nothing_could_be_written_fails(run, tmp_path, monkeypatch, caplog):
+    full_disk(monkeypatch, 2)
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, "trainer.max_steps=2")
+    monkeypatch.undo()
+    assert "no checkpoint could be written, so nothing of this training is kept" in str(caught.value)
+    assert "the same command begins again" in str(caught.value)
+    assert "the one before stays" not in caplog.text
+    assert "best.pt of update 2 was not written ([Errno 28] No space left on device); there is none" in caplog.text
+    assert run(tmp_path, "trainer.max_steps=2").steps == 2
+
+
+def test_a_run_whose_last_checkpoint_could_not_be_written_says_what_exists(run, tmp_path, monkeypatch):
+    """It ended well, and the last updates were lost without a word at its end."""
+    command = ("trainer.max_steps=4", "trainer.save_every_steps=2", "trainer.evaluate_every_steps=2")
+    full_disk(monkeypatch, 4, name="the checkpoint")
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, *command)
+    monkeypatch.undo()
+    assert str(caught.value).startswith(
+        f"{tmp_path}: the checkpoint of update 4 could not be written (see above); best.pt is of update "
+    )
+    assert "the newest checkpoint is of update 2: make room on the disk" in str(caught.value)
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 2
+    assert run(tmp_path, *command).steps == 4
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 4
+
+
+def test_a_best_that_could_not_be_written_at_the_end_is_made_up_for(run, tmp_path, monkeypatch):
+    full_disk(monkeypatch, 2, name="best.pt")
+    with pytest.raises(InputError, match=r"best\.pt of update 2 could not be written"):
+        run(tmp_path, "trainer.max_steps=2")
+    monkeypatch.undo()
+    assert not (tmp_path / "best.pt").exists()
+    result = run(tmp_path, "trainer.max_steps=2")
+    assert (result.steps, result.best_step, len(read_checkpoint(tmp_path / "last.pt")["evaluations"])) == (2, 2, 1)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 2
+
+
+def test_only_the_best_evaluation_is_called_so(make_trainer, prepared, monkeypatch, caplog):
+    """After a best.pt that could not be written, a worse one was `best so far`."""
+    trainer = make_trainer("trainer.max_steps=4", "trainer.evaluate_every_steps=1")
+    trainer.evaluate = results([1.0, 3.0, 2.0, 1.5], prepared)
+    full_disk(monkeypatch, 2, name="best.pt")
+    with caplog.at_level(logging.INFO):
+        progress = trainer.fit()
+    endings = {
+        int(message.split()[1].rstrip(",")): message.partition("chrF 0.00")[2].strip()
+        for message in caplog.messages
+        if ", dev: " in message
+    }
+    assert endings == {1: "(best so far)", 2: "(best so far)", 3: "(better than what best.pt holds)", 4: ""}
+    assert "best.pt of update 2 was not written" in caplog.text
+    assert (progress.best_step, progress.stale_evaluations) == (3, 2)
+
+
+@pytest.mark.parametrize("place", ["prepare", "build_trainer"])
+def test_ctrl_c_before_the_first_update_says_that_nothing_was_trained(run, tmp_path, monkeypatch, place):
+    """It said only `interrupted`."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, place, interrupted)
+    with pytest.raises(
+        Interrupted, match="before the first update: nothing was trained yet, and the same command begins again"
+    ) as caught:
+        run(tmp_path, "trainer.max_steps=1")
+    assert caught.value.exit_code == 130
+    monkeypatch.undo()
+    run(tmp_path, "trainer.max_steps=1")
+    monkeypatch.setattr(run_module, place, interrupted)
+    with pytest.raises(Interrupted, match="the same command continues from the newest checkpoint"):
+        run(tmp_path, "trainer.max_steps=2")
