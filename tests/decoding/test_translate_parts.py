@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,64 @@ def test_two_commands_do_not_translate_to_the_same_file(home):
     assert (home / "a.de").read_text() == expected()
 
 
+def test_who_is_refused_takes_nothing_from_who_holds_the_part(home, monkeypatch):
+    """Started together, the second found no folder, was refused by the lock, and removed the first one's folder."""
+    make, first, second = Path.mkdir, PartFolder(home / "a.de"), PartFolder(home / "a.de")
+    with contextlib.ExitStack() as locks:
+
+        def overtaken(path, **options):
+            monkeypatch.undo()
+            locks.enter_context(first.locked())
+            make(path, **options)
+
+        monkeypatch.setattr(Path, "mkdir", overtaken)
+        with pytest.raises(InputError, match="is in use"), second.locked():
+            pass
+        first.begin({}, "auto", "a machine")
+        first.keep(0, b"1\n", 0)
+        assert names(first.folder) == ["lock", "manifest.json", "window-000000"]
+    assert names(first.folder) == ["manifest.json", "window-000000"]
+
+
+def test_a_folder_that_goes_before_it_is_locked_is_made_again(home, monkeypatch):
+    make, part = Path.mkdir, PartFolder(home / "a.de")
+
+    def undone(path, **options):
+        monkeypatch.undo()
+        make(path, **options)
+        path.rmdir()  # by the command before, at its end
+
+    monkeypatch.setattr(Path, "mkdir", undone)
+    with part.locked():
+        assert names(part.folder) == ["lock"]
+    assert not part.folder.exists()
+
+
+def test_a_part_is_locked_by_one_at_a_time(home):
+    """Each time the holder removes the folder while others try to lock it."""
+    inside, rounds, failures = [], [], []
+
+    def command():
+        part = PartFolder(home / "a.de")
+        for _ in range(100):
+            try:
+                with part.locked():
+                    inside.append(1)
+                    part.begin({}, "never", "a machine")
+                    failures.extend([len(inside)] if len(inside) > 1 else [])
+                    part.remove()
+                    rounds.append(inside.pop())
+            except InputError as error:
+                assert "is in use" in str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        for running in [pool.submit(command) for _ in range(4)]:
+            running.result()
+    assert not failures
+    assert len(rounds) >= 100 / 4
+    assert names(home) == ["a.en", "best.pt"]
+
+
 def test_a_folder_of_somebody_else_stays(home):
     (home / "a.de.part").mkdir()
     (home / "a.de.part" / "thesis.tex").write_text("years")
@@ -144,7 +203,7 @@ def test_windows_without_a_manifest_are_dropped_by_resume_never(home):
     (home / "a.de.part" / "window-000000").touch()
     with pytest.raises(InputError, match=r"holds 1 windows and no manifest\.json.*resume=never"):
         translate(StubTranslator())
-    assert names(home / "a.de.part") == ["lock", "window-000000"]
+    assert names(home / "a.de.part") == ["window-000000"]
     translate(StubTranslator(), resume="never")
     assert (home / "a.de").read_text() == expected()
 

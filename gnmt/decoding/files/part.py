@@ -7,21 +7,19 @@ all, and windows depend on nothing but the manifest's settings: what lies there 
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from gnmt.config.runs import flatten
 from gnmt.config.values import shown
-from gnmt.files import replacing, write_atomically
+from gnmt.files import exclusive, replacing, write_atomically
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -55,21 +53,33 @@ class PartFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder; inside, no other command may write to it. Raises InputError where one does already."""
-        is_new = not self.folder.exists()
+        """Makes the folder; inside, no other command may write to it. Raises InputError where one does already.
+
+        An empty folder is removed at the end. On a file system without locks two commands do the same work twice.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._remove_if_empty)
+            while not self._locked_by(stack):
+                pass
+            yield
+
+    def _locked_by(self, stack: ExitStack) -> bool:
+        """Takes the lock until the stack unwinds; False where the folder was removed before the lock was in it."""
         self.folder.mkdir(exist_ok=True)
         try:
-            with (self.folder / _LOCK).open("wb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
-                except OSError:
-                    pass  # a file system without locks: two commands at once would do the same work twice, no harm
-                yield
-        finally:
-            if is_new and not (self.folder / _MANIFEST).exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
+            stack.enter_context(exclusive(self.folder / _LOCK))
+        except BlockingIOError:
+            raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
+        except FileNotFoundError:
+            if (self.folder / _LOCK).is_symlink():  # to nowhere: trying again would not help
+                raise
+            return False
+        return True
+
+    def _remove_if_empty(self) -> None:
+        """Takes nothing from a command that has just made the folder: that one makes it again."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def begin(self, settings: Mapping[str, Any], resume: str, made_on: str) -> None:
         """Makes the folder ready for these settings, keeping what was done with the same ones.
@@ -157,11 +167,9 @@ class PartFolder:
         (self.folder / _MANIFEST).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Drops the folder; where it holds something that is not ours, that stays."""
+        """Drops all that is ours, inside `locked`, whose end removes the lock and, where nothing stays, the folder."""
         with suppress(OSError):
             self.clear()
-            (self.folder / _LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
 
     def _refuse_foreign(self) -> None:
         names = sorted(path.name for path in self.folder.iterdir())
