@@ -1,8 +1,9 @@
 """The part of a translation that is done: a folder beside the output that outlives the process.
 
 `<output>.part/` holds `manifest.json`, which says what the translation depends on, and a file for each window that is
-done, `window-000000` and so on: a line of JSON, then what goes to the output. A window's file appears whole or not at
-all, and windows depend on nothing but the manifest's settings: what lies there is right, whichever process wrote it.
+done, `window-000000` and so on: a line of JSON, which holds the sha256 of the lines that were translated, then what
+goes to the output. A window's file appears whole or not at all, and windows depend on nothing but the manifest's
+settings and these lines: where both are the asked ones, what lies there is right, whichever process wrote it.
 """
 
 from __future__ import annotations
@@ -133,10 +134,22 @@ class PartFolder:
         names = (path.name for path in self.folder.glob(f"{_WINDOW}*"))
         return {int(name.removeprefix(_WINDOW)) for name in names if _OURS.fullmatch(name)}
 
-    def keep(self, number: int, data: bytes, num_unfinished: int) -> None:
-        """Keeps a window: its output, and how many of its translations the length limit cut off."""
-        head = json.dumps({"unfinished": num_unfinished}).encode()
+    def keep(self, number: int, sha256: str, data: bytes, num_unfinished: int) -> None:
+        """Keeps a window: what it is of, its output, and how many of its translations the length limit cut off."""
+        head = json.dumps({"unfinished": num_unfinished, "sha256": sha256}).encode()
         write_atomically(self._window(number), head + b"\n" + data)
+
+    def holds(self, number: int, sha256: str) -> bool:
+        """Whether a window is done and of these lines. One of others, or of which nothing says it, is as good as none.
+
+        So are those that another version kept without saying what they are of.
+        """
+        try:
+            with self._window(number).open("rb") as file:
+                head = json.loads(file.readline())
+        except (FileNotFoundError, ValueError):
+            return False
+        return isinstance(head, dict) and head.get("sha256") == sha256
 
     def finish(self, heading: bytes, num_windows: int) -> int:
         """Writes the output of all windows in order, drops them, and returns how many translations were cut off."""

@@ -31,6 +31,11 @@ class Window(NamedTuple):
     lines: list[str]
     prefixes: list[str] | None = None
 
+    def sha256(self) -> str:
+        """Of the lines and prefixes, each ended by LF."""
+        texts = [*self.lines, *(self.prefixes or ())]
+        return hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
+
 
 class TranslatedWindow(NamedTuple):
     """data: what goes to the output, UTF-8. num_unfinished: translations that the length limit cut off."""
