@@ -162,10 +162,10 @@ def test_a_log_line_now_and_then_says_how_long_it_takes(home, caplog, monkeypatc
 def test_a_disk_that_fills_up_keeps_what_is_done(home, monkeypatch):
     keep = PartFolder.keep
 
-    def full(self, number, data, num_unfinished):
+    def full(self, number, sha256, data, num_unfinished):
         if number == 3:
             raise OSError(28, os.strerror(28))
-        keep(self, number, data, num_unfinished)
+        keep(self, number, sha256, data, num_unfinished)
 
     monkeypatch.setattr(PartFolder, "keep", full)
     message = r"output=a\.de cannot be written \(No space left on device\); what was there stays; .*keeps 3 windows"

@@ -52,6 +52,11 @@ class PartFolder:
         self.output = output
         self.folder = output.with_name(f"{output.name}.part")
 
+    @staticmethod
+    def is_part(folder: Path) -> bool:
+        """Whether a folder is the part of some output."""
+        return folder.suffix == ".part" and (folder / _MANIFEST).exists()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder; inside, no other command may write to it. Raises InputError where one does already.
