@@ -159,7 +159,7 @@ def score_files(
         while window := list(islice(entries, translator.window_lines)):
             for scoring, entries_of_one in groupby(window, key=lambda entry: entry.scoring):
                 options = {name: value for name, value in scoring.items() if name not in given}
-                _score_entries(translator, list(entries_of_one), options, out, kind, totals)
+                _score_entries(translator, list(entries_of_one), scorable.paths[0], options, out, kind, totals)
             bar.update(len(window))
     log.info(totals.summary())
     return totals
@@ -174,6 +174,7 @@ def check_places_of(scorable: Scorable, output: str) -> None:
 def _score_entries(
     translator: Translator,
     entries: Sequence[Entry],
+    path: str,
     options: Mapping[str, float],
     out: BinaryIO,
     kind: Literal["jsonl", "tsv"],
@@ -181,7 +182,7 @@ def _score_entries(
 ) -> None:
     pairs = [(entry.source, entry.target) for entry in entries]
     lines = [entry.line for entry in entries]
-    for entry, score in zip(entries, translator.score(pairs, line_numbers=lines, **options), strict=True):
+    for entry, score in zip(entries, translator.score(pairs, line_numbers=lines, path=path, **options), strict=True):
         totals.add(score)
         out.write((_as_json(entry, score) if kind == "jsonl" else _as_tsv(entry, score)).encode() + b"\n")
 

@@ -36,6 +36,7 @@ class StubTranslator:
         lines: Sequence[str],
         *,
         first_line: int = 1,
+        path: str | None = None,
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
         progress: Callable[[int], None],

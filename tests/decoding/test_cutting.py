@@ -16,7 +16,7 @@ PLAIN = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
-@given(line=st.text(alphabet=".!…\"”)] a。！」", max_size=12))
+@given(line=st.text(alphabet='.!…"”)] a。！」', max_size=12))
 def test_a_run_of_marks_that_is_read_once_ends_where_it_did(line):
     ends = [match.end() for match in PLAIN.finditer(line)]
     sentences = split_sentences(line)

@@ -18,7 +18,7 @@ from gnmt.decoding.score_files import Scorable, score_files
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_precision
-from gnmt.types import BOS_ID, EOS_ID, InputError
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Translation
 
 LINES = [
     "the dog sees a house.",
@@ -106,6 +106,28 @@ def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
             translator.score([("the dog.", [5, wrong, EOS_ID])])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "part_lengths", "message"),
+    [
+        ([5, PAD_ID, EOS_ID], (), f"a:1: its tokens hold {PAD_ID}, padding, which no search writes"),
+        ([BOS_ID, 5, EOS_ID], (), f"a:1: its tokens hold {BOS_ID}, the begin of a sentence"),
+        ([5, EOS_ID, 6, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}, the end of a sentence"),
+        ([5, EOS_ID, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}"),
+        ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: its tokens go on behind {EOS_ID}.*part_lengths"),
+        ([5, EOS_ID, 6, BOS_ID], (2, 2), f"a:1: its tokens hold {BOS_ID}"),
+    ],
+)
+def test_ids_that_no_search_writes_are_refused(translator, tokens, part_lengths, message):
+    """They got a score, as if a search had written them."""
+    line = " ".join(LINES[:2])
+    translator.max_source_tokens = len(translator.tokenizers.source.encode(line))  # without EOS: in two pieces
+    translation = Translation("", 0.0, tuple(tokens), part_lengths=part_lengths)
+    with pytest.raises(InputError, match=message):
+        translator.score([(line, translation)], path="a")
+    [found] = translator.score([(line, Translation("", 0.0, (5, EOS_ID, 6, EOS_ID), part_lengths=(2, 2)))])
+    assert len(found.tokens) == 4
+
+
 def test_no_pairs_have_no_scores(translator):
     assert translator.score([]) == []
 
@@ -147,6 +169,23 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
     half = scored(translator, path, given=["coverage_beta"])[: len(first)]
     assert half != pytest.approx(plain[: len(first)], abs=1e-2)
     assert half != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("translation", "message"),
+    [
+        ({"tokens": [99999, 3]}, r"a\.jsonl:2: 99999 is no token"),
+        ({"tokens": [5, 3, 6]}, r"a\.jsonl:2: its tokens go on behind 3"),
+        ({"tokens": [5, 6, 3], "part_lengths": [1, 2]}, r"a\.jsonl:2: its 3 tokens are parts of 1, 2"),
+    ],
+)
+def test_tokens_that_cannot_be_scored_are_named_with_their_file(translator, tmp_path, translation, message):
+    """Of several files nobody could say whose line 2 it was."""
+    path = tmp_path / "a.jsonl"
+    entries = [{"source": "a house.", "translations": [one]} for one in ({"tokens": [5, 3]}, translation)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        scored(translator, path)
 
 
 @pytest.mark.parametrize(

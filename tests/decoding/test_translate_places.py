@@ -83,7 +83,10 @@ def test_places_that_cannot_work_are_refused(home, arguments, message):
     [
         (("a.en", "best.pt", None, None, ["other.pt", "best.pt"]), "output=best.pt is the checkpoint itself"),
         (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt is the checkpoint itself"),
-        ((["a.en", "a.en.part"], "-", "out"), r"output=out/a\.en\.part lies in .*where what is done of output=out/a\.en"),
+        (
+            (["a.en", "a.en.part"], "-", "out"),
+            r"output=out/a\.en\.part lies in .*where what is done of output=out/a\.en",
+        ),
         ((["a.en.part", "a.en"], "-", "out"), r"output=out/a\.en\.part lies in .*rename one of the two"),
         (("b.de.part/window-000000", "b.de", None), r"input=b\.de\.part/window-000000 lies in .*output=b\.de is kept"),
         (("a.en", "b.de", None, "b.de.part/window-000000"), r"prefixes=b\.de\.part/window-000000 lies in"),

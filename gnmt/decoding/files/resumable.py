@@ -95,7 +95,7 @@ def translate_share(
 
         def translate(window: Window, sha256: str) -> None:
             ranks.check()
-            translated = work.translate(window, progress.advance)
+            translated = work.translate(window, job.source, progress.advance)
             with disk_errors_explained(job, part):
                 part.keep(window.number, sha256, translated.data, translated.num_unfinished)
 

@@ -79,7 +79,7 @@ def translate_stream(work: WindowTranslator, job: Job) -> None:
         with opened_for_writing(job) as out:
             out.write(work.output_format.heading)
             for window in windows:
-                done = work.translate(window, progress.advance)
+                done = work.translate(window, job.source, progress.advance)
                 out.write(done.data)
                 out.flush()
                 num_unfinished += done.num_unfinished

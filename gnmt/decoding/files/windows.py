@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gnmt.data.lines import read_lines
 from gnmt.decoding.files.formats import OutputFormat
-from gnmt.decoding.files.jobs import Job
+from gnmt.decoding.files.jobs import STANDARD_STREAM, Job
 from gnmt.decoding.translator import Translator
 from gnmt.types import InputError
 
@@ -56,11 +56,12 @@ class WindowTranslator:
         """Lines of a window."""
         return self.translator.window_lines
 
-    def translate(self, window: Window, on_lines: Callable[[int], None]) -> TranslatedWindow:
-        """on_lines: told on the way how many lines more are done."""
+    def translate(self, window: Window, source: str, on_lines: Callable[[int], None]) -> TranslatedWindow:
+        """source: what the window is of, for messages. on_lines: told on the way how many lines more are done."""
         translations = self.translator.translate(
             window.lines,
             first_line=window.first_line,
+            path=None if source == STANDARD_STREAM else source,
             prefixes=window.prefixes,
             attention=self.output_format.attention,
             progress=on_lines,
