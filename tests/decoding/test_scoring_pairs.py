@@ -12,7 +12,7 @@ from stub_models import CopyModel, HistoryModel, batch_of
 
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.files import OutputFormat
+from gnmt.decoding.files import Origin, OutputFormat
 from gnmt.decoding.options import SCORING_OPTIONS
 from gnmt.decoding.score_files import Scorable, score_files
 from gnmt.decoding.search import SearchOptions
@@ -135,10 +135,13 @@ def test_no_pairs_have_no_scores(translator):
 # Files
 
 
-def scored(translator, path, given=()):
+ORIGIN = Origin("fp32", ("5a5a", "1b1b"))
+
+
+def scored(translator, path, given=(), checkpoints=()):
     """The scores of what a file of translations holds, by line and rank."""
     output = path.with_name("scores.jsonl")
-    score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given)
+    score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given, checkpoints)
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     return [record["score"] for record in records]
 
@@ -153,7 +156,7 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
         options = replace(OPTIONS, n_best=2, **penalties)
         translations = translator.translate(LINES[:2], n_best=2, **penalties)
         reported.append([one.score for best in translations for one in (best, *best.alternatives)])
-        text = OutputFormat("jsonl").write(1, LINES[:2], translations, tokenizers, options).decode()
+        text = OutputFormat("jsonl").write(1, LINES[:2], translations, tokenizers, options, ORIGIN).decode()
         for line in text.splitlines():
             record = json.loads(line)
             if not penalties:
@@ -169,6 +172,46 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
     half = scored(translator, path, given=["coverage_beta"])[: len(first)]
     assert half != pytest.approx(plain[: len(first)], abs=1e-2)
     assert half != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "warning"),
+    [
+        ({"precision": "fp32", "checkpoints": ["5a5a", "1b1b"]}, None),
+        ({"precision": "fp32", "checkpoints": ["1b1b", "5a5a"]}, None),
+        (
+            {"precision": "int8", "checkpoints": ["5a5a", "1b1b"]},
+            'a.jsonl:2: precision is "int8" there and "fp32" here: ',
+        ),
+        ({"precision": "fp32", "checkpoints": ["5a5a"]}, 'checkpoints is ["5a5a"] there and ["1b1b", "5a5a"] here: '),
+        (
+            {"precision": ["fp32"], "checkpoints": 5},
+            'precision is ["fp32"] there and "fp32" here; checkpoints is 5 there',
+        ),
+        ({}, "a.jsonl:2: the line does not say its precision; the line does not say its checkpoints: scores may"),
+    ],
+)
+def test_scores_of_another_precision_or_other_models_are_a_warning(translator, tmp_path, caplog, made_with, warning):
+    """Other scores came out than search had reported, and nothing said why. It is said once, whatever follows."""
+    path = tmp_path / "a.jsonl"
+    own = {"precision": "fp32", "checkpoints": ["5a5a", "1b1b"]}
+    entries = [
+        {"source": "a house.", **said, "translations": [{"tokens": [5, 3]}, {"tokens": [6, 3]}]}
+        for said in (own, made_with, made_with, {"precision": "bf16"} if warning else own)
+    ]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    assert len(scored(translator, path, checkpoints=("5a5a", "1b1b"))) == 8
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (warning is not None)
+    assert (warning or "") in "".join(warnings)
+
+
+def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
+    for name in ("a.en", "a.de"):
+        (tmp_path / name).write_text("a house.\n")
+    scorable = Scorable(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
+    score_files(translator, scorable, str(tmp_path / "scores.tsv"), "tsv", checkpoints=("5a5a",))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(

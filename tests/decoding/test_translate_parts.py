@@ -88,9 +88,10 @@ def another_text_for_a_while(home):
         (home / "a.en").write_text("another\n" * NUM_LINES)
         return settings
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resumable, "settings_of", exchanged)
-        translate(kill_at(10))
+        with pytest.raises(Killed):
+            translate(kill_at(10))
     (home / "a.en").write_bytes(own)
 
 
@@ -210,7 +211,7 @@ def test_a_part_is_locked_by_one_at_a_time(home):
                     part.remove()
                     rounds.append(inside.pop())
             except InputError as error:
-                assert "is in use" in str(error)
+                failures.extend([] if "is in use" in str(error) else [error])
 
     with ThreadPoolExecutor(4) as pool:
         for running in [pool.submit(command) for _ in range(4)]:

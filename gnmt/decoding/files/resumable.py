@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from gnmt.decoding.files.formats import sha256_of_checkpoints
 from gnmt.decoding.files.jobs import Job
 from gnmt.decoding.files.part import PartFolder
 from gnmt.decoding.files.progress import Progress
@@ -25,7 +26,6 @@ from gnmt.decoding.files.windows import (
     stamp_texts,
 )
 from gnmt.distributed import Ranks
-from gnmt.files import sha256_of
 from gnmt.runtime import device_name
 from gnmt.types import InputError
 
@@ -144,14 +144,10 @@ def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[s
     The number of threads and the size of batches are: they change the last digits of sums.
     """
     translator, stamps = work.translator, stamp_texts(job)
-    try:
-        checkpoints = [sha256_of(path) for path in made_from.checkpoints]
-    except OSError as error:  # gone since it was loaded
-        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
     settings = {
         "input": asdict(stamps["input"]),
         "prefixes": asdict(stamps["prefixes"]) if "prefixes" in stamps else None,
-        "checkpoints": checkpoints,
+        "checkpoints": sha256_of_checkpoints(made_from.checkpoints),
         **made_from.options,
         "decoding": asdict(translator.options),
         "format": work.output_format.kind,

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from gnmt.data.lines import read_lines
-from gnmt.decoding.files.formats import OutputFormat
+from gnmt.decoding.files.formats import Origin, OutputFormat
 from gnmt.decoding.files.jobs import STANDARD_STREAM, Job
 from gnmt.decoding.translator import Translator
 from gnmt.types import InputError
@@ -50,6 +50,7 @@ class WindowTranslator:
 
     translator: Translator
     output_format: OutputFormat
+    origin: Origin
 
     @property
     def size(self) -> int:
@@ -68,7 +69,7 @@ class WindowTranslator:
         )
         translator = self.translator
         data = self.output_format.write(
-            window.first_line, window.lines, translations, translator.tokenizers, translator.options
+            window.first_line, window.lines, translations, translator.tokenizers, translator.options, self.origin
         )
         return TranslatedWindow(data, sum(not translation.finished for translation in translations))
 
