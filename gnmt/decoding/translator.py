@@ -17,7 +17,7 @@ from gnmt.decoding.engine import fast_model
 from gnmt.decoding.ensemble import Ensemble, Mean, load_members
 from gnmt.decoding.forced import PairScore, joined_scores, pairs_of, score_pairs, scoring_order
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.out_of_memory import with_smaller_batches
+from gnmt.decoding.out_of_memory import FittingBatches
 from gnmt.decoding.places import place_of
 from gnmt.decoding.search import SearchModel
 from gnmt.decoding.window import translate_window
@@ -40,7 +40,8 @@ class Translator:
 
     model: on its device, with the weights of now: it is copied, and may train on. Several are an ensemble (see
     gnmt.decoding.ensemble) and must have these tokenizers. precision: which type products run in, see gnmt.runtime.
-    batch_size: sentences searched at once; where they do not fit into memory, half of them from then on.
+    batch_size: sentences searched at once; where they do not fit into memory, half of them, and
+        after some windows without a shortage twice as many again, up to these.
     max_source_tokens: lines with more source tokens (with EOS) are translated in pieces, cut at sentence ends where
     possible, since models know no longer ones from training.
     ensemble: how the models' probabilities become one, `log_probs` or `probabilities`.
@@ -81,7 +82,7 @@ class Translator:
         self.options = options
         self.precision = precision
         self.batch_size = batch_size
-        self._fitting: int | None = None  # the batches that fit where those of batch_size did not
+        self._batches = FittingBatches()
         self.max_source_tokens = max_source_tokens
         self.banned = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
         self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.banned
@@ -271,14 +272,8 @@ class Translator:
         return [joined_scores(list(islice(scores, len(line)))) for line in lines]
 
     def within_memory(self, run: Callable[[int], object], first_left: Callable[[], str]) -> None:
-        """run(batch_size), with smaller batches from where memory runs out; see with_smaller_batches.
-
-        What did not fit once is not tried again, since each attempt costs the sentences that are in flight.
-        """
-        asked_for = self.batch_size if self._fitting is None else min(self.batch_size, self._fitting)
-        fitted = with_smaller_batches(run, asked_for, first_left)
-        if fitted < asked_for:
-            self._fitting = fitted
+        """run(batch_size), with smaller batches where memory runs out; see FittingBatches."""
+        self._batches.run(run, self.batch_size, first_left)
 
     def _options_with(self, changes: Mapping[str, Any]) -> SearchOptions:
         if not changes:
