@@ -48,7 +48,8 @@ class Translator:
     replace_unknown: `copy` puts the most attended source word in the place of each unknown piece, `none` leaves ` ⁇ `.
     unused_target_ids: further ids that are never produced, such as pieces that no training sentence holds.
 
-    Beyond 1e-5 of a score, a translation in fp32 does not depend on the other lines or on batch_size. A window of up
+    Beyond 1e-5 of a score (and, since the coverage penalty is beta times a logarithm for each source token, 1e-5 * beta
+    for each of these), a translation in fp32 does not depend on the other lines or on batch_size. A window of up
     to `window_lines` lines is a pure function of its lines, its first line's number (which seeds sampling) and the
     settings; `translate` of at most so many lines is one window.
     """
@@ -187,7 +188,8 @@ class Translator:
         """Yields one translation for each line, in order, reading `window_lines` lines ahead.
 
         A line without a token (blank, or nothing but what the tokenizer drops) gives the empty translation: text "",
-        score 0, no tokens. A line that was cut gives its pieces' texts joined by a space, their tokens one after
+        score 0, no tokens. So does, unfinished and with a warning, one for which min_length and no_repeat_ngram leave
+        no token to go on with. A line that was cut gives its pieces' texts joined by a space, their tokens one after
         another (with an EOS at the end of each), the sums of their scores and log-probabilities, and attention in
         blocks; the n-th of its alternatives joins the n-th of each piece.
         first_line: the number of the first line, for messages and as the seed of its samples. path: the file that the

@@ -57,6 +57,13 @@ def translate_window(
     of_line: list[dict[int, SearchResult]] = [{} for _ in lines]
     for piece, result in zip(pieces, results, strict=True):
         of_line[piece.row][piece.part] = result
+    for row, found in enumerate(of_line):
+        if not all(result.hypotheses for result in found.values()):
+            log.warning(
+                "%s has no translation, because no token may follow what must come first: decoding.min_length and "
+                "decoding.no_repeat_ngram together leave none, or its prefix has no probability; it stays empty",
+                place_of(path, first_line + row),
+            )
     return [
         _translation(translator, line, sources, [found[part] for part in range(len(sources))], attention)
         for line, sources, found in zip(lines, parts, of_line, strict=True)
@@ -133,7 +140,10 @@ def _translation(
     results: Sequence[SearchResult],
     attention: bool,
 ) -> Translation:
-    """One line's translation from the results of its pieces, none for a blank line."""
+    """One line's translation from the results of its pieces, none for a blank line.
+
+    Where a piece has no result, the line has none: an empty translation, which is not finished.
+    """
     source_tokens = tuple(token for source in sources for token in source)
     words = words_of_source(translator.tokenizers.source, line, source_tokens) if translator.copies_unknown else None
     # Where one piece has fewer hypotheses than another, the line has as few.
@@ -144,7 +154,7 @@ def _translation(
             score=sum((hypothesis.score for hypothesis in hypotheses), 0.0),
             tokens=tuple(token for hypothesis in hypotheses for token in hypothesis.tokens),
             attention_TS=_attention(hypotheses) if attention else None,
-            finished=all(hypothesis.finished for hypothesis in hypotheses),
+            finished=len(hypotheses) == len(results) and all(hypothesis.finished for hypothesis in hypotheses),
             log_prob=sum((hypothesis.log_prob for hypothesis in hypotheses), 0.0),
             source_tokens=source_tokens,
             part_lengths=tuple(len(hypothesis.tokens) for hypothesis in hypotheses) if len(hypotheses) > 1 else (),
