@@ -8,7 +8,8 @@ A line of output for each translation: its line and rank, log P(Y|X) (natural), 
 eq. 14), and in jsonl the tokens with the log-probability of each. The log gives the mean and the perplexity.
 Text is cut into tokens anew; input= takes the token ids that search wrote (format=jsonl of translate.py), with the
 length and coverage penalties that it had, and the scores are those that search reported (in fp32 and bf16; in int8 up
-to about 1e-3 a token). Where text is scored, the penalties are those that the training recorded.
+to about 1e-3 a token); a warning says where the lines name another precision or other checkpoints. Where text is
+scored, the penalties are those that the training recorded.
 
 Main keys:
   checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
@@ -24,6 +25,7 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 
 # isort: split
 from gnmt.config import ScoreConfig, entry, resolve
+from gnmt.decoding.files import short_digests
 from gnmt.decoding.loading import load_translator
 from gnmt.decoding.score_files import Scorable, check_places_of, score_files
 
@@ -31,10 +33,13 @@ from gnmt.decoding.score_files import Scorable, check_places_of, score_files
 @entry("score")
 def main(cfg: ScoreConfig) -> None:
     scorable = Scorable(cfg.source, cfg.target, cfg.input)
-    check_places_of(scorable, cfg.output)
+    checkpoint = resolve(cfg)["checkpoint"]
+    checkpoints = [checkpoint] if isinstance(checkpoint, str) else checkpoint
+    check_places_of(scorable, cfg.output, checkpoints)
     translator, _ = load_translator(cfg)
     given = [name for name, value in resolve(cfg.decoding).items() if value is not None]
-    score_files(translator, scorable, cfg.output, "tsv" if cfg.format == "tsv" else "jsonl", given)
+    kind = "tsv" if cfg.format == "tsv" else "jsonl"
+    score_files(translator, scorable, cfg.output, kind, given, short_digests(checkpoints))
 
 
 if __name__ == "__main__":

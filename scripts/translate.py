@@ -35,8 +35,8 @@ from gnmt.distributed import current_ranks, speaking_once
 @entry("translate")
 def main(cfg: TranslateConfig) -> None:
     values = resolve(cfg)  # plain lists and dictionaries
-    jobs = plan_jobs(values["input"], cfg.output, cfg.output_folder, cfg.prefixes)
     checkpoints = [values["checkpoint"]] if isinstance(values["checkpoint"], str) else values["checkpoint"]
+    jobs = plan_jobs(values["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
     ranks = current_ranks()
     translator, _ = load_translator(

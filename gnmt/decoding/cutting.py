@@ -8,8 +8,10 @@ from itertools import pairwise
 
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 
-# Ends of sentences: in scripts with spaces, marks before a space; in those without, the marks alone.
-_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
+# Ends of sentences: in scripts with spaces, marks before a space; in those without, the marks alone. Each run of marks
+# is read once: from its beginning, and nothing of it is given back, which would never help, since what may follow a run
+# is none of it. Otherwise a run without a space behind it is tried from each of its marks to each of its ends.
+_SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？]++[」』”’）]*+""")
 
 
 def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[int]]:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.cutting import cut_line
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import SearchModel, padded
-from gnmt.types import BOS_ID, InputError
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Translation
 
 # A batch holds `batch_size` pairs of up to so many source and target tokens, and fewer longer ones.
 _LONG_PAIR_TOKENS = 200
@@ -87,8 +89,32 @@ def _score_batch(
     ]
 
 
+def pairs_of(
+    tokenizers: Tokenizers, source: str, target: str | Sequence[int] | Translation, max_source_tokens: int, place: str
+) -> list[Pair]:
+    """What of a line is scored at once; see Translator.score.
+
+    Raises InputError, which begins with `place`, for ids that no search writes, and for parts of a cut line that do not
+    match the pieces that its source is read in.
+    """
+    source_ids = tokenizers.framed(tokenizers.source.encode(source) if source.strip() else [])
+    if isinstance(target, str):
+        return [Pair(source_ids, [*(tokenizers.target.encode(target) if target.strip() else []), EOS_ID])]
+    tokens, part_lengths = (target.tokens, target.part_lengths) if isinstance(target, Translation) else (target, ())
+    size = tokenizers.target.vocabulary_size
+    if wrong := [token for token in tokens if not 0 <= token < size]:
+        raise InputError(f"{place}: {wrong[0]} is no token: this model has the ids 0 to {size - 1}")
+    if part_lengths:
+        pairs = pairs_of_cut_line(cut_line(tokenizers, source, max_source_tokens), tokens, part_lengths, place)
+    else:
+        pairs = [Pair(source_ids, tokens)] if tokens else []
+    for pair in pairs:
+        check_possible(pair.target, place)
+    return pairs
+
+
 def pairs_of_cut_line(
-    sources: Sequence[Sequence[int]], tokens: Sequence[int], part_lengths: Sequence[int], line: int
+    sources: Sequence[Sequence[int]], tokens: Sequence[int], part_lengths: Sequence[int], place: str
 ) -> list[Pair]:
     """The pairs of a translation whose line was cut: each piece of the source with its part of the tokens.
 
@@ -96,13 +122,25 @@ def pairs_of_cut_line(
     """
     if len(part_lengths) != len(sources) or sum(part_lengths) != len(tokens) or min(part_lengths) < 1:
         raise InputError(
-            f"line {line}: its {len(tokens)} tokens are parts of {', '.join(map(str, part_lengths))} and its source is "
+            f"{place}: its {len(tokens)} tokens are parts of {', '.join(map(str, part_lengths))} and its source is "
             f"read in {len(sources)} pieces, so they cannot be matched: score with the tokenizers and the "
             "max_source_tokens that it was translated with"
         )
     ends = list(accumulate(part_lengths))
     starts = [0, *ends[:-1]]
     return [Pair(source, tokens[start:end]) for source, start, end in zip(sources, starts, ends, strict=True)]
+
+
+def check_possible(target: Sequence[int], place: str) -> None:
+    """Raises InputError for ids that no search writes, of which a model says something, but nothing that means much."""
+    for token, name in ((PAD_ID, "padding"), (BOS_ID, "the begin of a sentence")):
+        if token in target:
+            raise InputError(f"{place}: its tokens hold {token}, {name}, which no search writes: leave it out")
+    if EOS_ID in target[:-1]:
+        raise InputError(
+            f"{place}: its tokens go on behind {EOS_ID}, the end of a sentence, which no search does: end them there "
+            "(a line that was translated in pieces says where each ends in part_lengths)"
+        )
 
 
 def joined_scores(scores: Sequence[PairScore]) -> PairScore:

@@ -12,6 +12,33 @@ from gnmt.types import InputError
 log = logging.getLogger(__name__)
 
 
+# Runs without a shortage after which twice the batch is tried again. A batch that does not fit costs the sentences that
+# are in flight, so this is a small part of what lies between two attempts.
+RUNS_UNTIL_LARGER = 8
+
+
+class FittingBatches:
+    """The size of batches that fits: halved where memory runs out, and raised again when others have left room."""
+
+    def __init__(self) -> None:
+        self._fitting: int | None = None  # None while the size that is asked for fits
+        self._runs_without_shortage = 0
+
+    def run(self, run: Callable[[int], object], batch_size: int, first_left: Callable[[], str]) -> None:
+        """run(size) with a size of at most batch_size; see with_smaller_batches."""
+        size = batch_size if self._fitting is None else min(batch_size, self._fitting)
+        fitted = with_smaller_batches(run, size, first_left)
+        if fitted < size:
+            self._fitting, self._runs_without_shortage = fitted, 0
+        elif self._fitting is not None:
+            self._runs_without_shortage += 1
+            if self._runs_without_shortage == RUNS_UNTIL_LARGER:
+                self._fitting, self._runs_without_shortage = 2 * size, 0
+                log.info("no shortage of memory since: going on with batch_size=%d", min(2 * size, batch_size))
+            if self._fitting >= batch_size:
+                self._fitting = None
+
+
 def with_smaller_batches(run: Callable[[int], object], batch_size: int, first_left: Callable[[], str]) -> int:
     """run(batch_size), and where that runs out of memory, of half the size, and so on, with a warning each time.
 

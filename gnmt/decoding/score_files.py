@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gnmt.data.corpus import ParallelFiles
 from gnmt.data.lines import read_lines
+from gnmt.decoding.files.formats import Origin
 from gnmt.decoding.files.jobs import STANDARD_STREAM, Job, check_places
 from gnmt.decoding.files.streams import opened_for_writing
 from gnmt.decoding.forced import PairScore
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
     """A translation to be scored: its line, counted from 1, its rank in an n-best list, and what it is.
 
     scoring: fields of SearchOptions that its score depended on when it was made; empty where nothing says so.
+    made_with: what its line says of precision and checkpoints, unchecked; None for what no search made.
     """
 
     line: int
@@ -38,6 +40,7 @@ class Entry(NamedTuple):
     source: str
     target: str | Translation
     scoring: Mapping[str, float] = MappingProxyType({})
+    made_with: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ def _translations(path: str) -> Iterator[Entry]:
         if not isinstance(source, str) or not all(_is_ids(ids) for target in targets for ids in target):
             raise InputError(f"{path}:{number}: source must be text and tokens a list of whole numbers")
         scoring = _scoring(record.get("scoring", {}), f"{path}:{number}")
+        made_with = {key: record[key] for key in Origin._fields if key in record}
         for rank, (tokens, part_lengths) in enumerate(targets, start=1):
             translation = Translation("", 0.0, tuple(tokens), part_lengths=tuple(part_lengths))
-            yield Entry(number, rank, source, translation, scoring)
+            yield Entry(number, rank, source, translation, scoring, made_with)
 
 
 def _scoring(value: Any, place: str) -> Mapping[str, float]:
@@ -142,6 +146,7 @@ def score_files(
     output: str,
     kind: Literal["jsonl", "tsv"],
     given: Collection[str] = (),
+    checkpoints: Sequence[str] = (),
 ) -> Totals:
     """Writes a line for each translation, in order, to a file, which appears when it is complete, or to stdout for "-".
 
@@ -152,7 +157,8 @@ def score_files(
     """
     check_places_of(scorable, output)
     totals = Totals()
-    entries = scorable.entries()
+    own = Origin(translator.precision.name, tuple(checkpoints))
+    entries = with_origins_compared(scorable.entries(), scorable.paths[0], own)
     bar = tqdm(desc="scoring", unit="line", disable=None)
     with opened_for_writing(Job(scorable.paths[0], output)) as out, bar:
         if kind == "tsv":
@@ -160,21 +166,48 @@ def score_files(
         while window := list(islice(entries, translator.window_lines)):
             for scoring, entries_of_one in groupby(window, key=lambda entry: entry.scoring):
                 options = {name: value for name, value in scoring.items() if name not in given}
-                _score_entries(translator, list(entries_of_one), options, out, kind, totals)
+                _score_entries(translator, list(entries_of_one), scorable.paths[0], options, out, kind, totals)
             bar.update(len(window))
     log.info(totals.summary())
     return totals
 
 
-def check_places_of(scorable: Scorable, output: str) -> None:
-    """Finds what cannot work before the model is asked for anything."""
+def check_places_of(scorable: Scorable, output: str, checkpoints: Sequence[str] = ()) -> None:
+    """Finds what cannot work before the model is asked for anything; checkpoints: files that are read as well."""
     for path in scorable.paths:
-        check_places(Job(path, output), None)
+        check_places(Job(path, output), None, checkpoints)
+
+
+def with_origins_compared(entries: Iterable[Entry], path: str, own: Origin) -> Iterator[Entry]:
+    """The entries as they are, with one warning where the first one comes that was not made as scores are now."""
+    warned = False
+    for entry in entries:
+        if not warned and entry.made_with is not None and (differences := _differences(entry.made_with, own)):
+            warned = True
+            log.warning(
+                "%s:%d: %s: scores may differ from those that search reported, here and in further lines",
+                *(path, entry.line, "; ".join(differences)),
+            )
+        yield entry
+
+
+def _differences(made_with: Mapping[str, Any], own: Origin) -> list[str]:
+    """What a line says otherwise than it is here; checkpoints in any order are the same models."""
+    differences = []
+    for key, value in own._asdict().items():
+        value = sorted(value) if isinstance(value, tuple) else value
+        found = made_with.get(key)
+        if key not in made_with:
+            differences.append(f"the line does not say its {key}")
+        elif (sorted(found, key=str) if isinstance(found, list) else found) != value:
+            differences.append(f"{key} is {json.dumps(found)} there and {json.dumps(value)} here")
+    return differences
 
 
 def _score_entries(
     translator: Translator,
     entries: Sequence[Entry],
+    path: str,
     options: Mapping[str, float],
     out: BinaryIO,
     kind: Literal["jsonl", "tsv"],
@@ -182,7 +215,7 @@ def _score_entries(
 ) -> None:
     pairs = [(entry.source, entry.target) for entry in entries]
     lines = [entry.line for entry in entries]
-    for entry, score in zip(entries, translator.score(pairs, line_numbers=lines, **options), strict=True):
+    for entry, score in zip(entries, translator.score(pairs, line_numbers=lines, path=path, **options), strict=True):
         totals.add(score)
         out.write((_as_json(entry, score) if kind == "jsonl" else _as_tsv(entry, score)).encode() + b"\n")
 

@@ -5,7 +5,9 @@
     cp(X; Y) = beta * sum_i log(min(sum_j p_ij, 1))              p_ij: attention of target token j on source token i
 
 |Y| counts target tokens with EOS and without BOS; i runs over the real source tokens, EOS included.
-The same functions score finished hypotheses, those that the length limit cut off, and given translations.
+The same functions score finished hypotheses, those that the length limit cut off, and given translations. What search
+and forced scoring say of one translation in fp32 differs by at most 1e-5 * (|Y| + beta * |X|): each log-probability and
+each logarithm of an attention sum is exact to 1e-5, and beta scales the latter.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ stopping, its random numbers) looks at another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gnmt.decoding.flight import Flight, SearchModel, Sentences, advance, in_place
 from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.scoring import forced_scores
 from gnmt.types import EOS_ID, PAD_ID, InputError, Tokens
 
 __all__ = ["Hypothesis", "SearchModel", "SearchOptions", "SearchResult", "search"]
@@ -62,9 +63,10 @@ class Hypothesis:
 class SearchResult:
     """What search found for a sentence, and how long it took.
 
-    hypotheses: 1 to options.n_best, the best first, or samples in the order drawn. steps: decoder steps taken.
-    best_found_at: the step in which the first of them was finished; steps - best_found_at were only needed to know
-    that nothing better comes.
+    hypotheses: 1 to options.n_best, the best first, or samples in the order drawn; none where no token may follow, as
+    decoding.min_length and decoding.no_repeat_ngram can have it together, or a prefix is impossible. steps: decoder
+    steps taken. best_found_at: the step in which the first of them was finished; steps - best_found_at were only needed
+    to know that nothing better comes.
     """
 
     hypotheses: list[Hypothesis]
@@ -124,6 +126,8 @@ class _Search:
     """The sentences that wait, that are in flight, and that are done, by position in `sources`.
 
     flight: None or one row for each of in_flight. entered: the number of the step before which each came.
+    last_forced, next_limit: the last step in which one of in_flight is within its prefix, and the first in which one
+    may reach its limit.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class _Search:
         self.in_flight: list[int] = []
         self.entered: dict[int, int] = {}
         self.results: dict[int, SearchResult] = {}
+        self.last_forced = self.next_limit = 0
 
     def unfinished(self) -> bool:
         return bool(self.in_flight) or self.num_admitted < len(self.sources)
@@ -174,6 +179,13 @@ class _Search:
         self.in_flight += group
         self.entered.update((index, self.num_steps) for index in group)
         self.num_admitted = group.stop
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Notes what steps need to know of those in flight, which only changes when sentences enter or leave."""
+        entered, in_flight = self.entered, self.in_flight
+        self.last_forced = max((entered[index] + len(self.prefixes[index]) for index in in_flight), default=0)
+        self.next_limit = min((entered[index] + self.limits[index] for index in in_flight), default=0)
 
     def _group(self, batch_size: int) -> range:
         """The waiting sentences that fit beside those in flight: by number and by padded tokens."""
@@ -190,14 +202,13 @@ class _Search:
         """One step of all sentences in flight."""
         assert self.flight is not None
         self.num_steps += 1
-        lengths = [(index, self.num_steps - self.entered[index]) for index in self.in_flight]
         self.flight = advance(
             self.model,
             self.flight,
             self.banned_N,
             self.options,
-            some_forced=any(length <= len(self.prefixes[index]) for index, length in lengths),
-            some_at_limit=any(length == self.limits[index] for index, length in lengths),
+            some_forced=self.num_steps <= self.last_forced,
+            some_at_limit=self.num_steps >= self.next_limit,
         )
 
     def release(self) -> list[int]:
@@ -209,9 +220,14 @@ class _Search:
         leaving = [row for row, is_done in enumerate(done) if is_done]
         staying = in_place([row for row, is_done in enumerate(done) if not is_done])
         indices = [self.in_flight[row] for row in leaving]
-        found = collect(self.flight.only(torch.tensor(leaving, device=self.banned_N.device)), self.options.n_best)
+        left = self.flight.only(torch.tensor(leaving, device=self.banned_N.device))
+        found = collect(left, self.options.n_best)
         self.results.update(zip(indices, found, strict=True))
+        for row, index in enumerate(indices):
+            if not found[row].hypotheses:
+                self._check_numbers(index, left.active.tokens_BKT[row, 0, : found[row].steps + 1])
         self.in_flight = [self.in_flight[row] for row in staying]
+        self._look_ahead()
         if not staying:
             self.flight = None
             return indices
@@ -220,6 +236,21 @@ class _Search:
         num_steps = max(self.num_steps - self.entered[index] for index in self.in_flight)
         self.flight = self.flight.stay(staying, target_width, source_width, num_steps)
         return indices
+
+    def _check_numbers(self, index: int, tokens_T: Tensor) -> None:
+        """Raises InputError where a search without a result ran on probabilities that are none.
+
+        tokens_T: what an active hypothesis held last, BOS first. Search takes what is not a number for impossible, so
+        the model is asked again.
+        """
+        device = self.banned_N.device
+        source, target = padded([self.sources[index]], device), padded([tokens_T.tolist()], device)
+        found = forced_scores(self.model, source, target, replace(self.options, coverage_beta=0.0))
+        if found.token_log_probs_BT.isnan().any():
+            raise InputError(
+                "the model's probabilities are not numbers, so its weights diverged in training: use an earlier "
+                "checkpoint"
+            )
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
@@ -246,13 +277,8 @@ def collect(flight: Flight, n_best: int) -> list[SearchResult]:
                     attention_TS = attention_BKTS[row, entry, :length, : num_source_tokens[row]].clone()
                 finished = tokens[-1] == EOS_ID
                 hypotheses.append(Hypothesis(tokens, log_prob, scores_K[entry], finished, attention_TS))
-        if not hypotheses:
-            raise InputError(
-                "a sentence has no continuation that may be tried and whose probability is a number above 0: either "
-                "decoding.min_length and decoding.no_repeat_ngram together leave none, or the weights diverged in "
-                "training; then use an earlier checkpoint"
-            )
-        results.append(SearchResult(hypotheses, steps[row], len(hypotheses[0].tokens)))
+        best_found_at = len(hypotheses[0].tokens) if hypotheses else steps[row]
+        results.append(SearchResult(hypotheses, steps[row], best_found_at))
     return results
 
 

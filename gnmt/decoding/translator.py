@@ -13,17 +13,17 @@ from tqdm import tqdm
 from gnmt.checkpoint import LoadedModel
 from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.decoding.cutting import cut_line
 from gnmt.decoding.engine import fast_model
 from gnmt.decoding.ensemble import Ensemble, Mean, load_members
-from gnmt.decoding.forced import Pair, PairScore, joined_scores, pairs_of_cut_line, score_pairs, scoring_order
+from gnmt.decoding.forced import PairScore, joined_scores, pairs_of, score_pairs, scoring_order
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.out_of_memory import with_smaller_batches
+from gnmt.decoding.out_of_memory import FittingBatches
+from gnmt.decoding.places import place_of
 from gnmt.decoding.search import SearchModel
 from gnmt.decoding.window import translate_window
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, choose_device, choose_precision
-from gnmt.types import EOS_ID, UNK_ID, InputError, Translation, counted
+from gnmt.types import UNK_ID, InputError, Translation, counted
 
 ReplaceUnknown = Literal["none", "copy"]
 
@@ -40,14 +40,16 @@ class Translator:
 
     model: on its device, with the weights of now: it is copied, and may train on. Several are an ensemble (see
     gnmt.decoding.ensemble) and must have these tokenizers. precision: which type products run in, see gnmt.runtime.
-    batch_size: sentences searched at once; where they do not fit into memory, half of them from then on.
+    batch_size: sentences searched at once; where they do not fit into memory, half of them, and
+        after some windows without a shortage twice as many again, up to these.
     max_source_tokens: lines with more source tokens (with EOS) are translated in pieces, cut at sentence ends where
     possible, since models know no longer ones from training.
     ensemble: how the models' probabilities become one, `log_probs` or `probabilities`.
     replace_unknown: `copy` puts the most attended source word in the place of each unknown piece, `none` leaves ` ⁇ `.
     unused_target_ids: further ids that are never produced, such as pieces that no training sentence holds.
 
-    Beyond 1e-5 of a score, a translation in fp32 does not depend on the other lines or on batch_size. A window of up
+    Beyond 1e-5 of a score (and, since the coverage penalty is beta times a logarithm for each source token, 1e-5 * beta
+    for each of these), a translation in fp32 does not depend on the other lines or on batch_size. A window of up
     to `window_lines` lines is a pure function of its lines, its first line's number (which seeds sampling) and the
     settings; `translate` of at most so many lines is one window.
     """
@@ -81,7 +83,7 @@ class Translator:
         self.options = options
         self.precision = precision
         self.batch_size = batch_size
-        self._fitting: int | None = None  # the batches that fit where those of batch_size did not
+        self._batches = FittingBatches()
         self.max_source_tokens = max_source_tokens
         self.banned = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
         self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.banned
@@ -153,6 +155,7 @@ class Translator:
         lines: Iterable[str],
         *,
         first_line: int = 1,
+        path: str | None = None,
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
         progress: bool | Callable[[int], object] = False,
@@ -163,6 +166,7 @@ class Translator:
             self.stream(
                 lines,
                 first_line=first_line,
+                path=path,
                 prefixes=prefixes,
                 attention=attention,
                 progress=progress,
@@ -175,6 +179,7 @@ class Translator:
         lines: Iterable[str],
         *,
         first_line: int = 1,
+        path: str | None = None,
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
         progress: bool | Callable[[int], object] = False,
@@ -183,10 +188,12 @@ class Translator:
         """Yields one translation for each line, in order, reading `window_lines` lines ahead.
 
         A line without a token (blank, or nothing but what the tokenizer drops) gives the empty translation: text "",
-        score 0, no tokens. A line that was cut gives its pieces' texts joined by a space, their tokens one after
+        score 0, no tokens. So does, unfinished and with a warning, one for which min_length and no_repeat_ngram leave
+        no token to go on with. A line that was cut gives its pieces' texts joined by a space, their tokens one after
         another (with an EOS at the end of each), the sums of their scores and log-probabilities, and attention in
         blocks; the n-th of its alternatives joins the n-th of each piece.
-        first_line: the number of the first line, for messages and as the seed of its samples.
+        first_line: the number of the first line, for messages and as the seed of its samples. path: the file that the
+        lines come from, for messages.
         prefixes: what each translation must begin with, "" for nothing; as many as lines. Of a cut line it is the
         first piece that begins so, and a blank line stays blank.
         attention: fill Translation.attention_TS. progress: True draws a bar on stderr where that is a terminal; a
@@ -201,13 +208,14 @@ class Translator:
             )
         options = self._options_with(search_options)
         total = len(lines) if isinstance(lines, Sized) else None
-        return self._windows(lines, prefixes, first_line, options, attention, progress, total)
+        return self._windows(lines, prefixes, first_line, path, options, attention, progress, total)
 
     def _windows(
         self,
         lines: Iterable[str],
         prefixes: Iterable[str] | None,
         first_line: int,
+        path: str | None,
         options: SearchOptions,
         attention: bool,
         progress: bool | Callable[[int], object],
@@ -221,7 +229,7 @@ class Translator:
                 begin_with = list(islice(remaining_prefixes, len(texts)))
                 if len(begin_with) < len(texts):
                     raise InputError(f"there are fewer prefixes than lines: {_ONE_PREFIX_A_LINE}")
-                yield from translate_window(self, texts, begin_with, first_line, options, attention, on_lines)
+                yield from translate_window(self, texts, begin_with, first_line, path, options, attention, on_lines)
                 first_line += len(texts)
         if prefixes is not None and next(remaining_prefixes, None) is not None:
             raise InputError(f"there are more prefixes than lines: {_ONE_PREFIX_A_LINE}")
@@ -231,63 +239,50 @@ class Translator:
         pairs: Iterable[tuple[str, str | Sequence[int] | Translation]],
         *,
         line_numbers: Sequence[int] | None = None,
+        path: str | None = None,
         **search_options: Any,
     ) -> list[PairScore]:
         """How probable each pair's target is as the translation of its source, in order.
 
-        A target is text, which is cut into pieces and ended with EOS; or ids as they are; or a Translation, whose ids
-        get the score that search reported, where its text may be cut otherwise than search wrote it. A blank target
+        A target is text, which is cut into pieces and ended with EOS; or ids as they are (InputError for those that no
+        search writes); or a Translation, whose ids get the score that search reported, where its text may be cut
+        otherwise than search wrote it. A blank target
         text is EOS alone; no ids at all (the translation of a blank line) score 0. A blank source is read as EOS
         alone, which says little, since training leaves such pairs out. A long source is read whole, but for a
         Translation in pieces. line_numbers: what messages call the pairs, by default 1, 2, ...
+        path: the file that they come from, for messages.
         search_options: fields of SearchOptions for this call alone.
         """
         options = self._options_with(search_options)
         pairs = list(pairs)
         numbers = range(1, len(pairs) + 1) if line_numbers is None else line_numbers
-        lines = [self._pairs(*pair, number) for pair, number in zip(pairs, numbers, strict=True)]
+        places = [place_of(path, number) for number in numbers]
+        lines = [
+            pairs_of(self.tokenizers, *pair, self.max_source_tokens, place)
+            for pair, place in zip(pairs, places, strict=True)
+        ]
         flat = [pair for line in lines for pair in line]
-        number_of = [number for line, number in zip(lines, numbers, strict=True) for _ in line]
+        place_of_pair = [place for line, place in zip(lines, places, strict=True) for _ in line]
         found: dict[int, PairScore] = {}
 
         def first_left() -> str:
-            return f"line {next(number_of[place] for place in scoring_order(flat) if place not in found)}"
+            return next(place_of_pair[index] for index in scoring_order(flat) if index not in found)
 
         def run(batch_size: int) -> None:
             score_pairs(self.search_model, flat, options, self.precision.device, batch_size, found)
 
         self.within_memory(run, first_left)
-        scores = (found[place] for place in range(len(flat)))
+        scores = (found[index] for index in range(len(flat)))
         return [joined_scores(list(islice(scores, len(line)))) for line in lines]
 
     def within_memory(self, run: Callable[[int], object], first_left: Callable[[], str]) -> None:
-        """run(batch_size), with smaller batches from where memory runs out; see with_smaller_batches.
-
-        What did not fit once is not tried again, since each attempt costs the sentences that are in flight.
-        """
-        asked_for = self.batch_size if self._fitting is None else min(self.batch_size, self._fitting)
-        fitted = with_smaller_batches(run, asked_for, first_left)
-        if fitted < asked_for:
-            self._fitting = fitted
+        """run(batch_size), with smaller batches where memory runs out; see FittingBatches."""
+        self._batches.run(run, self.batch_size, first_left)
 
     def _options_with(self, changes: Mapping[str, Any]) -> SearchOptions:
         if not changes:
             return self.options
         return search_options_of({"_target_": _OPTIONS, **dataclasses.asdict(self.options)}, changes)
-
-    def _pairs(self, source: str, target: str | Sequence[int] | Translation, line: int) -> list[Pair]:
-        """What of a line is scored at once."""
-        source_ids = self.tokenizers.framed(self.tokenizers.source.encode(source) if source.strip() else [])
-        if isinstance(target, str):
-            return [Pair(source_ids, [*(self.tokenizers.target.encode(target) if target.strip() else []), EOS_ID])]
-        tokens, part_lengths = (target.tokens, target.part_lengths) if isinstance(target, Translation) else (target, ())
-        size = self.tokenizers.target.vocabulary_size
-        if wrong := [token for token in tokens if not 0 <= token < size]:
-            raise InputError(f"line {line}: {wrong[0]} is no token: this model has the ids 0 to {size - 1}")
-        if part_lengths:
-            sources = cut_line(self.tokenizers, source, self.max_source_tokens)
-            return pairs_of_cut_line(sources, tokens, part_lengths, line)
-        return [Pair(source_ids, tokens)] if tokens else []
 
 
 def search_options_of(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchOptions:

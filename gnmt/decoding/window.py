@@ -13,6 +13,7 @@ import torch
 from gnmt.decoding.alignment import Words, with_unknown_copied, words_of_source
 from gnmt.decoding.cutting import cut_line
 from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.places import place_of
 from gnmt.decoding.search import Hypothesis, SearchResult, search
 from gnmt.types import UNK_ID, InputError, Translation
 
@@ -38,12 +39,13 @@ def translate_window(
     lines: Sequence[str],
     prefixes: Sequence[str],
     first_line: int,
+    path: str | None,
     options: SearchOptions,
     attention: bool,
     on_lines: Callable[[int], object],
 ) -> list[Translation]:
     """One translation for each line; see Translator.stream. on_lines: told how many lines more are done."""
-    parts = [_cut(translator, line, first_line + row) for row, line in enumerate(lines)]
+    parts = [_cut(translator, line, place_of(path, first_line + row)) for row, line in enumerate(lines)]
     on_lines(sum(not line for line in parts))
     # The longest first: what does not fit into memory shows early, and the last to be searched take few steps.
     pieces = sorted(
@@ -51,25 +53,32 @@ def translate_window(
         key=lambda piece: -len(piece.ids),
     )
     with_attention = attention or translator.copies_unknown
-    results = _search(translator, pieces, prefixes, first_line, options, with_attention, on_lines)
+    results = _search(translator, pieces, prefixes, first_line, path, options, with_attention, on_lines)
     of_line: list[dict[int, SearchResult]] = [{} for _ in lines]
     for piece, result in zip(pieces, results, strict=True):
         of_line[piece.row][piece.part] = result
+    for row, found in enumerate(of_line):
+        if not all(result.hypotheses for result in found.values()):
+            log.warning(
+                "%s has no translation, because no token may follow what must come first: decoding.min_length and "
+                "decoding.no_repeat_ngram together leave none, or its prefix has no probability; it stays empty",
+                place_of(path, first_line + row),
+            )
     return [
         _translation(translator, line, sources, [found[part] for part in range(len(sources))], attention)
         for line, sources, found in zip(lines, parts, of_line, strict=True)
     ]
 
 
-def _cut(translator: Translator, line: str, number: int) -> list[list[int]]:
+def _cut(translator: Translator, line: str, place: str) -> list[list[int]]:
     """What of a line is searched at once, with a warning where that is not the whole line."""
     tokenizers, limit = translator.tokenizers, translator.max_source_tokens
     parts = cut_line(tokenizers, line, limit)
     if len(parts) > 1:
         framing = tokenizers.num_framing_ids
         log.warning(
-            "line %d has %d tokens, at most %d are translated at once: it is translated in %d pieces",
-            *(number, sum(len(part) - framing for part in parts), limit - framing, len(parts)),
+            "%s has %d tokens, at most %d are translated at once: it is translated in %d pieces",
+            *(place, sum(len(part) - framing for part in parts), limit - framing, len(parts)),
         )
     return parts
 
@@ -79,6 +88,7 @@ def _search(
     pieces: Sequence[Piece],
     prefixes: Sequence[str],
     first_line: int,
+    path: str | None,
     options: SearchOptions,
     with_attention: bool,
     on_lines: Callable[[int], object],
@@ -102,7 +112,7 @@ def _search(
 
     def first_left() -> str:
         piece = pieces[places_left()[0]]
-        return f"line {first_line + piece.row} ({len(piece.ids)} tokens)"
+        return f"{place_of(path, first_line + piece.row)} ({len(piece.ids)} tokens)"
 
     def run(batch_size: int) -> None:
         places = places_left()
@@ -130,7 +140,10 @@ def _translation(
     results: Sequence[SearchResult],
     attention: bool,
 ) -> Translation:
-    """One line's translation from the results of its pieces, none for a blank line."""
+    """One line's translation from the results of its pieces, none for a blank line.
+
+    Where a piece has no result, the line has none: an empty translation, which is not finished.
+    """
     source_tokens = tuple(token for source in sources for token in source)
     words = words_of_source(translator.tokenizers.source, line, source_tokens) if translator.copies_unknown else None
     # Where one piece has fewer hypotheses than another, the line has as few.
@@ -141,7 +154,7 @@ def _translation(
             score=sum((hypothesis.score for hypothesis in hypotheses), 0.0),
             tokens=tuple(token for hypothesis in hypotheses for token in hypothesis.tokens),
             attention_TS=_attention(hypotheses) if attention else None,
-            finished=all(hypothesis.finished for hypothesis in hypotheses),
+            finished=len(hypotheses) == len(results) and all(hypothesis.finished for hypothesis in hypotheses),
             log_prob=sum((hypothesis.log_prob for hypothesis in hypotheses), 0.0),
             source_tokens=source_tokens,
             part_lengths=tuple(len(hypothesis.tokens) for hypothesis in hypotheses) if len(hypotheses) > 1 else (),

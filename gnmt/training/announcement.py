@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnmt.data.prepared import Prepared
 from gnmt.training.trainer import Trainer
-from gnmt.types import Batch
+from gnmt.types import Batch, counted
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
     updates = trainer.last_step - trainer.progress.step
     log.info("run folder: %s", folder)
     log.info(
-        "data: %s pairs in %s, %d and %d pieces, about %d updates an epoch of at most %d tokens",
-        *(f"{len(prepared.store):,}", prepared.folder),
+        "data: %s in %s, %d and %d pieces, about %s an epoch of at most %d tokens",
+        *(counted(len(prepared.store), "pair", comma=True), prepared.folder),
         *(prepared.tokenizers.source.vocabulary_size, prepared.tokenizers.target.vocabulary_size),
-        *(len(stream), options.batch_tokens),
+        *(counted(len(stream), "update"), options.batch_tokens),
     )
     log.info(
         "model: %s parameters; memory: %s for weights, gradients and optimiser, %s more for the largest batch",
@@ -35,8 +35,8 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
         in_megabytes(activation_bytes(trainer, stream.largest_microbatch())),
     )
     log.info(
-        "training: %s updates%s (%.1f epochs) on %s in %s%s",
-        f"{updates:,}",
+        "training: %s%s (%.1f epochs) on %s in %s%s",
+        counted(updates, "update", comma=True),
         f" from update {trainer.progress.step:,}" if trainer.progress.step else "",
         updates / len(stream),
         trainer.device,

@@ -15,7 +15,7 @@ from gnmt.config import changed_settings
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.files import sha256_of
 from gnmt.training.checkpoint import RunCheckpoints
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -
     whole = RunCheckpoints(Path(run), keep=last).whole()
     if len(whole) < last:
         raise InputError(
-            f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {len(whole)} checkpoints; choose "
+            f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {counted(len(whole), 'checkpoint')}; choose "
             "another number, and in training keep more of them with trainer.keep_checkpoints"
         )
     return whole[-last:]

@@ -15,7 +15,8 @@ from gnmt.types import Translation
 class StubTranslator:
     """What translate_files sees of a Translator. The translation holds the line's number and its prefix.
 
-    calls: (first line, number of lines) of each call of translate. before: called with each line's number first.
+    calls: (first line, number of lines) of each call of translate. paths: what it was told that the lines are of.
+    before: called with each line's number first.
     """
 
     tokenizers = None
@@ -30,18 +31,21 @@ class StubTranslator:
         self.options = SearchOptions(**options)
         self.precision = Precision("fp32", torch.device("cpu"))
         self.calls: list[tuple[int, int]] = []
+        self.paths: set[str | None] = set()
 
     def translate(
         self,
         lines: Sequence[str],
         *,
         first_line: int = 1,
+        path: str | None = None,
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
         progress: Callable[[int], None],
     ) -> list[Translation]:
         assert len(lines) <= self.window_lines
         self.calls.append((first_line, len(lines)))
+        self.paths.add(path)
         translations = []
         for place, line in enumerate(lines):
             number = first_line + place

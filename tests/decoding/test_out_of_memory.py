@@ -8,9 +8,10 @@ import pytest
 import torch
 from stub_models import CopyModel
 
+import gnmt.decoding.out_of_memory as out_of_memory
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.out_of_memory import with_smaller_batches
+from gnmt.decoding.out_of_memory import RUNS_UNTIL_LARGER, FittingBatches, with_smaller_batches
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_precision
@@ -132,6 +133,46 @@ def test_a_line_that_never_fits_is_named(tokenizers):
         translator.translate(lines, first_line=10)
     with pytest.raises(InputError, match="line 7 does not fit"):
         translator.score([(line, line) for line in lines], line_numbers=[5, 6, 7, 8])
+
+
+def test_batches_grow_again_when_there_is_room(caplog):
+    """One moment without memory, of which another process had taken much, slowed down all that came after it."""
+    sizes, room = [], [2]
+
+    def run(batch_size):
+        sizes.append(batch_size)
+        if batch_size > room[0]:
+            raise torch.OutOfMemoryError
+
+    batches = FittingBatches()
+    batches.run(run, 8, lambda: "line 1")
+    assert sizes == [8, 4, 2]
+    sizes.clear()
+    for _ in range(RUNS_UNTIL_LARGER + 2):
+        batches.run(run, 8, lambda: "line 1")
+    assert sizes == [2] * RUNS_UNTIL_LARGER + [4, 2, 2], "tried once, and then not again at once"
+    room[0] = 100
+    sizes.clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(3 * RUNS_UNTIL_LARGER):
+            batches.run(run, 6, lambda: "line 1")
+    assert sorted(set(sizes)) == [2, 4, 6], "never more than is asked for"
+    assert sizes[-RUNS_UNTIL_LARGER:] == [6] * RUNS_UNTIL_LARGER
+    assert caplog.records[-1].getMessage() == "no shortage of memory since: going on with batch_size=6"
+
+
+def test_what_is_translated_does_not_depend_on_batches_that_grow_again(tokenizers, monkeypatch):
+    monkeypatch.setattr(out_of_memory, "RUNS_UNTIL_LARGER", 1)
+    peaceful = Translator(CopyModel(tokenizers.source.vocabulary_size), tokenizers, OPTIONS, FP32, batch_size=8)
+    model = Fragmented(tokenizers.source.vocabulary_size, failing_step=3)
+    translator, calls = Translator(model, tokenizers, OPTIONS, FP32, batch_size=8), []
+    run = translator.within_memory
+    monkeypatch.setattr(
+        translator, "within_memory", lambda once, left: run(lambda size: calls.append(size) or once(size), left)
+    )
+    for _ in range(3):
+        assert translator.translate(LINES) == peaceful.translate(LINES)
+    assert calls == [8, 4, 4, 8]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

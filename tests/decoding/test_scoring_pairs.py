@@ -12,13 +12,13 @@ from stub_models import CopyModel, HistoryModel, batch_of
 
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.files import OutputFormat
+from gnmt.decoding.files import Origin, OutputFormat
 from gnmt.decoding.options import SCORING_OPTIONS
 from gnmt.decoding.score_files import Scorable, score_files
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
 from gnmt.runtime import choose_precision
-from gnmt.types import BOS_ID, EOS_ID, InputError
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Translation
 
 LINES = [
     "the dog sees a house.",
@@ -106,6 +106,28 @@ def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
             translator.score([("the dog.", [5, wrong, EOS_ID])])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "part_lengths", "message"),
+    [
+        ([5, PAD_ID, EOS_ID], (), f"a:1: its tokens hold {PAD_ID}, padding, which no search writes"),
+        ([BOS_ID, 5, EOS_ID], (), f"a:1: its tokens hold {BOS_ID}, the begin of a sentence"),
+        ([5, EOS_ID, 6, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}, the end of a sentence"),
+        ([5, EOS_ID, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}"),
+        ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: its tokens go on behind {EOS_ID}.*part_lengths"),
+        ([5, EOS_ID, 6, BOS_ID], (2, 2), f"a:1: its tokens hold {BOS_ID}"),
+    ],
+)
+def test_ids_that_no_search_writes_are_refused(translator, tokens, part_lengths, message):
+    """They got a score, as if a search had written them."""
+    line = " ".join(LINES[:2])
+    translator.max_source_tokens = len(translator.tokenizers.source.encode(line))  # without EOS: in two pieces
+    translation = Translation("", 0.0, tuple(tokens), part_lengths=part_lengths)
+    with pytest.raises(InputError, match=message):
+        translator.score([(line, translation)], path="a")
+    [found] = translator.score([(line, Translation("", 0.0, (5, EOS_ID, 6, EOS_ID), part_lengths=(2, 2)))])
+    assert len(found.tokens) == 4
+
+
 def test_no_pairs_have_no_scores(translator):
     assert translator.score([]) == []
 
@@ -113,10 +135,13 @@ def test_no_pairs_have_no_scores(translator):
 # Files
 
 
-def scored(translator, path, given=()):
+ORIGIN = Origin("fp32", ("5a5a", "1b1b"))
+
+
+def scored(translator, path, given=(), checkpoints=()):
     """The scores of what a file of translations holds, by line and rank."""
     output = path.with_name("scores.jsonl")
-    score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given)
+    score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given, checkpoints)
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     return [record["score"] for record in records]
 
@@ -131,7 +156,7 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
         options = replace(OPTIONS, n_best=2, **penalties)
         translations = translator.translate(LINES[:2], n_best=2, **penalties)
         reported.append([one.score for best in translations for one in (best, *best.alternatives)])
-        text = OutputFormat("jsonl").write(1, LINES[:2], translations, tokenizers, options).decode()
+        text = OutputFormat("jsonl").write(1, LINES[:2], translations, tokenizers, options, ORIGIN).decode()
         for line in text.splitlines():
             record = json.loads(line)
             if not penalties:
@@ -147,6 +172,63 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
     half = scored(translator, path, given=["coverage_beta"])[: len(first)]
     assert half != pytest.approx(plain[: len(first)], abs=1e-2)
     assert half != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "warning"),
+    [
+        ({"precision": "fp32", "checkpoints": ["5a5a", "1b1b"]}, None),
+        ({"precision": "fp32", "checkpoints": ["1b1b", "5a5a"]}, None),
+        (
+            {"precision": "int8", "checkpoints": ["5a5a", "1b1b"]},
+            'a.jsonl:2: precision is "int8" there and "fp32" here: ',
+        ),
+        ({"precision": "fp32", "checkpoints": ["5a5a"]}, 'checkpoints is ["5a5a"] there and ["1b1b", "5a5a"] here: '),
+        (
+            {"precision": ["fp32"], "checkpoints": 5},
+            'precision is ["fp32"] there and "fp32" here; checkpoints is 5 there',
+        ),
+        ({}, "a.jsonl:2: the line does not say its precision; the line does not say its checkpoints: scores may"),
+    ],
+)
+def test_scores_of_another_precision_or_other_models_are_a_warning(translator, tmp_path, caplog, made_with, warning):
+    """Other scores came out than search had reported, and nothing said why. It is said once, whatever follows."""
+    path = tmp_path / "a.jsonl"
+    own = {"precision": "fp32", "checkpoints": ["5a5a", "1b1b"]}
+    entries = [
+        {"source": "a house.", **said, "translations": [{"tokens": [5, 3]}, {"tokens": [6, 3]}]}
+        for said in (own, made_with, made_with, {"precision": "bf16"} if warning else own)
+    ]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    assert len(scored(translator, path, checkpoints=("5a5a", "1b1b"))) == 8
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (warning is not None)
+    assert (warning or "") in "".join(warnings)
+
+
+def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
+    for name in ("a.en", "a.de"):
+        (tmp_path / name).write_text("a house.\n")
+    scorable = Scorable(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
+    score_files(translator, scorable, str(tmp_path / "scores.tsv"), "tsv", checkpoints=("5a5a",))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("translation", "message"),
+    [
+        ({"tokens": [99999, 3]}, r"a\.jsonl:2: 99999 is no token"),
+        ({"tokens": [5, 3, 6]}, r"a\.jsonl:2: its tokens go on behind 3"),
+        ({"tokens": [5, 6, 3], "part_lengths": [1, 2]}, r"a\.jsonl:2: its 3 tokens are parts of 1, 2"),
+    ],
+)
+def test_tokens_that_cannot_be_scored_are_named_with_their_file(translator, tmp_path, translation, message):
+    """Of several files nobody could say whose line 2 it was."""
+    path = tmp_path / "a.jsonl"
+    entries = [{"source": "a house.", "translations": [one]} for one in ({"tokens": [5, 3]}, translation)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        scored(translator, path)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import torch
 from oracle_search import oracle_search
 from stub_models import HistoryModel, MarkovModel, searched
 
+import gnmt.decoding.search as search_module
 from gnmt.decoding.constraints import rule_out_repeats
 from gnmt.decoding.search import SearchOptions
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
@@ -123,8 +124,33 @@ def test_min_length_holds_for_each_sentence_at_its_own_step(sampling):
     assert any(len(hypothesis.tokens) < 5 for hypotheses in unbounded for hypothesis in hypotheses)
 
 
-def test_a_search_that_may_try_nothing_more_says_so():
-    """Five words, none twice, and no end before the eighth token."""
-    options = replace(SHORT, no_repeat_ngram=1, min_length=8, max_length_offset=20)
-    with pytest.raises(InputError, match="may be tried"):
-        searched(HistoryModel.random(1), SENTENCES, options, banned=BANNED)
+@pytest.mark.parametrize("sampling", [False, True])
+def test_a_search_that_may_try_nothing_more_has_no_result_and_others_have_theirs(sampling):
+    """Five words, none twice, and no end before the eighth token; but where a prefix has said some of them twice."""
+    options = replace(SHORT, no_repeat_ngram=1, min_length=8, max_length_offset=20, sampling=sampling)
+    prefixes = [[]] * 3 + [[4, 4, 4, 4, 5, 5]] + [[]] * 3
+    found = searched(HistoryModel.random(1), SENTENCES, options, banned=BANNED, prefixes=prefixes, batch_size=2)
+    assert [bool(hypotheses) for hypotheses in found] == [False] * 3 + [True] + [False] * 3
+    [alone] = searched(HistoryModel.random(1), [SENTENCES[3]], options, banned=BANNED, prefixes=[prefixes[3]])
+    if not sampling:
+        assert found[3] == alone
+
+
+def test_limits_and_prefixes_are_looked_after_only_where_there_are_any(monkeypatch):
+    """Each step listed all sentences in flight; now two numbers say when the next of them matters."""
+    asked = []
+    advance = search_module.advance
+    monkeypatch.setattr(
+        search_module, "advance", lambda *a, **flags: asked.append(tuple(flags.values())) or advance(*a, **flags)
+    )
+    model = MarkovModel({BOS_ID: {A: 1.0}, A: {A: 1.0}})
+    options = SearchOptions(beam_size=2, max_length_factor=0.0, max_length_offset=4, coverage_beta=0.0)
+    found = searched(model, [[A], [A]], options, prefixes=[[], [A, A]], batch_size=1)
+    assert [len(hypotheses[0].tokens) for hypotheses in found] == [4, 4]
+    assert asked == [
+        *[(False, False)] * 3,
+        (False, True),
+        *[(True, False)] * 2,
+        (False, False),
+        (False, True),
+    ]

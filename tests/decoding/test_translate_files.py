@@ -20,6 +20,7 @@ def test_every_window_is_translated_once_with_its_place(home):
     translate(translator)
     assert (home / "a.de").read_text() == expected()
     assert translator.calls == [(1, 4), (5, 4), (9, 4), (13, 4), (17, 2)]
+    assert translator.paths == {"a.en"}
     assert names(home) == ["a.de", "a.en", "best.pt"]
 
 

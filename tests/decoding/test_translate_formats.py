@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 
 from gnmt.data.lines import read_lines
-from gnmt.decoding.files import Job, OutputFormat
+from gnmt.decoding.files import Job, Origin, OutputFormat
 from gnmt.decoding.files.part import PartFolder
 from gnmt.decoding.options import SearchOptions
 from gnmt.types import InputError, Translation
@@ -21,9 +22,8 @@ from gnmt.types import InputError, Translation
 
 
 def written(kind, line, translation, alignments=False):
-    return (
-        OutputFormat(kind, alignments).write(9, [line], [translation], None, SearchOptions(coverage_beta=0.3)).decode()
-    )
+    options, origin = SearchOptions(coverage_beta=0.3), Origin("int8", ("5a5a", "1b1b"))
+    return OutputFormat(kind, alignments).write(9, [line], [translation], None, options, origin).decode()
 
 
 HOSTILE = "a\tb\u2028c\rd\x0be"
@@ -53,11 +53,22 @@ def test_jsonl_has_an_object_for_each_line():
         "line": 9,
         "source": "x\u2028\u0085\u2029y",
         "scoring": {"length_penalty_alpha": 0.6, "length_penalty_constant": 5.0, "coverage_beta": 0.3},
+        "precision": "int8",
+        "checkpoints": ["5a5a", "1b1b"],
         "translations": [
             {"text": "größe", "score": -1.0, "log_prob": -0.1, "tokens": [4], "finished": False},
             {"text": HOSTILE, "score": -2.0, "log_prob": -4.0, "tokens": [5, 3], "finished": True},
         ],
     }
+
+
+@pytest.mark.parametrize("output", ["a.de", "-"])
+def test_jsonl_says_from_which_models_and_in_which_precision(home, capfdbinary, output):
+    translate(StubTranslator(), Job("a.en", output), kind="jsonl")
+    written = capfdbinary.readouterr().out if output == "-" else (home / output).read_bytes()
+    digest = hashlib.sha256((home / "best.pt").read_bytes()).hexdigest()[:12]
+    records = [json.loads(line) for line in written.splitlines()]
+    assert [(one["precision"], one["checkpoints"]) for one in records] == [("fp32", [digest])] * NUM_LINES
 
 
 def test_n_best_goes_through(home):
@@ -162,10 +173,10 @@ def test_a_log_line_now_and_then_says_how_long_it_takes(home, caplog, monkeypatc
 def test_a_disk_that_fills_up_keeps_what_is_done(home, monkeypatch):
     keep = PartFolder.keep
 
-    def full(self, number, data, num_unfinished):
+    def full(self, number, sha256, data, num_unfinished):
         if number == 3:
             raise OSError(28, os.strerror(28))
-        keep(self, number, data, num_unfinished)
+        keep(self, number, sha256, data, num_unfinished)
 
     monkeypatch.setattr(PartFolder, "keep", full)
     message = r"output=a\.de cannot be written \(No space left on device\); what was there stays; .*keeps 3 windows"

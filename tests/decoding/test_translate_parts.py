@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at
 
 from gnmt.decoding.files import Job, resumable
 from gnmt.decoding.files.part import PartFolder
+from gnmt.decoding.files.windows import Window
 from gnmt.types import InputError
 
 
@@ -75,6 +78,80 @@ def test_an_input_that_changes_on_the_way_is_found(home):
     assert not (home / "a.de").exists()
 
 
+def another_text_for_a_while(home):
+    """A command that stamps a.en and then reads another text, which leaves two windows; a.en is put back."""
+    own = (home / "a.en").read_bytes()
+    stamp = resumable.settings_of
+
+    def exchanged(*arguments):
+        settings = stamp(*arguments)
+        (home / "a.en").write_text("another\n" * NUM_LINES)
+        return settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resumable, "settings_of", exchanged)
+        with pytest.raises(Killed):
+            translate(kill_at(10))
+    (home / "a.en").write_bytes(own)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_windows_of_another_text_do_not_enter_the_output(home, caplog):
+    """They stood under the stamp of the text that had been there before it was read, and were taken for its own."""
+    another_text_for_a_while(home)
+    assert b"rehtona" in (home / "a.de.part" / "window-000000").read_bytes()
+    again = StubTranslator()
+    translate(again)
+    assert (home / "a.de").read_text() == expected()
+    assert len(again.calls) == 5
+    [warning] = [text for text in warnings(caplog) if "other lines" in text]
+    assert "a.de.part keeps of a.en from line 1 on was made of other lines than there are now" in warning
+
+
+def test_windows_of_other_prefixes_do_not_enter_the_output(home):
+    (home / "p.de").write_text("p\n" * NUM_LINES)
+    job = Job("a.en", "a.de", "p.de")
+    with pytest.raises(Killed):
+        translate(kill_at(10), job)
+    window = home / "a.de.part" / "window-000001"
+    head, _, data = window.read_bytes().partition(b"\n")
+    of_others = Window(1, 5, [f"line {n}" for n in range(5, 9)], ["q"] * 4).sha256()
+    window.write_bytes(json.dumps(json.loads(head) | {"sha256": of_others}).encode() + b"\n" + data)
+    again = StubTranslator()
+    translate(again, job)
+    assert again.calls == [(5, 4), (9, 4), (13, 4), (17, 2)]
+
+
+@pytest.mark.parametrize("head", [b'{"unfinished": 0}', b"", b"\xff", b"5"])
+def test_windows_that_do_not_say_what_they_are_of_are_translated_anew(home, caplog, head):
+    """Those of an earlier version, or damaged ones."""
+    with pytest.raises(Killed):
+        translate(kill_at(10))
+    (home / "a.de.part" / "window-000000").write_bytes(head + b"\n1: foreign\n" * 4)
+    again = StubTranslator()
+    translate(again)
+    assert again.calls == [(1, 4), (9, 4), (13, 4), (17, 2)]
+    assert (home / "a.de").read_text() == expected()
+    assert "or does not say of which" in " ".join(warnings(caplog))
+
+
+def test_a_window_that_becomes_another_before_the_end_does_not_enter_the_output(home, caplog):
+    """Where processes share the work, the first one trusts nobody's window unseen."""
+
+    def exchange(number):
+        if number == 17:
+            (home / "a.de.part" / "window-000001").write_bytes(b'{"unfinished": 0, "sha256": "5a"}\n5: foreign\n')
+
+    again = StubTranslator(before=exchange)
+    translate(again)
+    assert again.calls[-1] == (5, 4)
+    assert (home / "a.de").read_text() == expected()
+    assert "from line 5 on" in " ".join(warnings(caplog))
+
+
 def test_two_commands_do_not_translate_to_the_same_file(home):
     def second_command(number):
         if number == 6:
@@ -84,6 +161,64 @@ def test_two_commands_do_not_translate_to_the_same_file(home):
         translate(StubTranslator(before=second_command))
     translate(StubTranslator())
     assert (home / "a.de").read_text() == expected()
+
+
+def test_who_is_refused_takes_nothing_from_who_holds_the_part(home, monkeypatch):
+    """Started together, the second found no folder, was refused by the lock, and removed the first one's folder."""
+    make, first, second = Path.mkdir, PartFolder(home / "a.de"), PartFolder(home / "a.de")
+    with contextlib.ExitStack() as locks:
+
+        def overtaken(path, **options):
+            monkeypatch.undo()
+            locks.enter_context(first.locked())
+            make(path, **options)
+
+        monkeypatch.setattr(Path, "mkdir", overtaken)
+        with pytest.raises(InputError, match="is in use"), second.locked():
+            pass
+        first.begin({}, "auto", "a machine")
+        first.keep(0, "5a", b"1\n", 0)
+        assert names(first.folder) == ["lock", "manifest.json", "window-000000"]
+    assert names(first.folder) == ["manifest.json", "window-000000"]
+
+
+def test_a_folder_that_goes_before_it_is_locked_is_made_again(home, monkeypatch):
+    make, part = Path.mkdir, PartFolder(home / "a.de")
+
+    def undone(path, **options):
+        monkeypatch.undo()
+        make(path, **options)
+        path.rmdir()  # by the command before, at its end
+
+    monkeypatch.setattr(Path, "mkdir", undone)
+    with part.locked():
+        assert names(part.folder) == ["lock"]
+    assert not part.folder.exists()
+
+
+def test_a_part_is_locked_by_one_at_a_time(home):
+    """Each time the holder removes the folder while others try to lock it."""
+    inside, rounds, failures = [], [], []
+
+    def command():
+        part = PartFolder(home / "a.de")
+        for _ in range(100):
+            try:
+                with part.locked():
+                    inside.append(1)
+                    part.begin({}, "never", "a machine")
+                    failures.extend([len(inside)] if len(inside) > 1 else [])
+                    part.remove()
+                    rounds.append(inside.pop())
+            except InputError as error:
+                failures.extend([] if "is in use" in str(error) else [error])
+
+    with ThreadPoolExecutor(4) as pool:
+        for running in [pool.submit(command) for _ in range(4)]:
+            running.result()
+    assert not failures
+    assert len(rounds) >= 100 / 4
+    assert names(home) == ["a.en", "best.pt"]
 
 
 def test_a_folder_of_somebody_else_stays(home):
@@ -144,7 +279,7 @@ def test_windows_without_a_manifest_are_dropped_by_resume_never(home):
     (home / "a.de.part" / "window-000000").touch()
     with pytest.raises(InputError, match=r"holds 1 window and no manifest\.json.*resume=never"):
         translate(StubTranslator())
-    assert names(home / "a.de.part") == ["lock", "window-000000"]
+    assert names(home / "a.de.part") == ["window-000000"]
     translate(StubTranslator(), resume="never")
     assert (home / "a.de").read_text() == expected()
 

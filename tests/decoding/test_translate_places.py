@@ -78,6 +78,42 @@ def test_places_that_cannot_work_are_refused(home, arguments, message):
     assert not (home / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.en", "best.pt", None, None, ["other.pt", "best.pt"]), "output=best.pt is the checkpoint itself"),
+        (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt is the checkpoint itself"),
+        (
+            (["a.en", "a.en.part"], "-", "out"),
+            r"output=out/a\.en\.part lies in .*where what is done of output=out/a\.en",
+        ),
+        ((["a.en.part", "a.en"], "-", "out"), r"output=out/a\.en\.part lies in .*rename one of the two"),
+        (("b.de.part/window-000000", "b.de", None), r"input=b\.de\.part/window-000000 lies in .*output=b\.de is kept"),
+        (("a.en", "b.de", None, "b.de.part/window-000000"), r"prefixes=b\.de\.part/window-000000 lies in"),
+        (("a.en", "b.de", None, None, ["b.de.part/window-000000"]), r"checkpoint=b\.de\.part/window-000000 lies in"),
+        (("a.en", "b.de.part/manifest.json", None), r"output=b\.de\.part/manifest\.json lies in the part of another"),
+    ],
+)
+def test_an_output_that_is_something_else_already_is_refused(home, arguments, message):
+    """The checkpoint was overwritten with its translation, and a part removed the output that stood in its place."""
+    (home / "link.pt").symlink_to("best.pt")
+    (home / "a.en.part").write_text("a line\n")
+    (home / "b.de.part").mkdir()
+    for name in ("manifest.json", "window-000000"):
+        (home / "b.de.part" / name).write_text("{}\n")
+    with pytest.raises(InputError, match=message):
+        plan_jobs(*arguments)
+    assert (home / "best.pt").read_bytes() == b"weights"
+    assert not (home / "out").exists()
+
+
+def test_a_folder_whose_name_ends_in_part_is_no_part(home):
+    (home / "first.part").mkdir()
+    [job] = plan_jobs("a.en", "first.part/a.de", None, None, ["best.pt"])
+    translate(StubTranslator(), job)
+    assert names(home / "first.part") == ["a.de"]
+
+
 # Prefixes
 
 

@@ -230,3 +230,30 @@ def test_copying_without_attention_is_refused_with_a_reason(without_bytes):
         translator.translate(["the dog."])
     with pytest.raises(InputError, match="replace_unknown is 'drop'; it must be none or copy"):
         Translator(model, without_bytes, OPTIONS, FP32, replace_unknown="drop")
+
+
+# No way to go on
+
+
+def test_a_line_that_cannot_be_translated_stays_empty_and_is_named(tokenizers, random_model, caplog):
+    """One sentence of which no token may follow ended a file of millions of lines with an error that named none."""
+    random_model.log_probs_RV[:, tokenizers.target.encode("garden")[0]] = -torch.inf
+    translator = Translator(random_model, tokenizers, OPTIONS, FP32, max_source_tokens=60)
+    lines = [LINES[0], LINES[1], " ".join(LINES[:4]), LINES[2]]
+    found = translator.translate(lines, prefixes=["", "garden", "garden", ""], first_line=7, path="a.en")
+    for one in found[1:3]:
+        assert (one.text, one.tokens, one.finished, one.score, one.alternatives) == ("", (), False, 0.0, ())
+    alone = translator.translate([LINES[0]], first_line=7) + translator.translate([LINES[2]], first_line=10)
+    assert [found[0].tokens, found[3].tokens] == [one.tokens for one in alone]
+    named = [record.getMessage() for record in caplog.records if "has no translation" in record.getMessage()]
+    assert [message.split()[0] for message in named] == ["a.en:8", "a.en:9"]
+    caplog.clear()
+    translator.translate(["the dog."], prefixes=["garden"])
+    assert "line 1 has no translation" in caplog.text
+    assert translator.score([(LINES[1], found[1])])[0].score == 0.0
+
+
+def test_weights_that_diverged_are_no_line_that_cannot_be_translated(tokenizers, random_model):
+    random_model.log_probs_RV[:] = torch.nan
+    with pytest.raises(InputError, match="not numbers, so its weights diverged"):
+        Translator(random_model, tokenizers, OPTIONS, FP32).translate(LINES)

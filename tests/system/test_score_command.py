@@ -80,7 +80,7 @@ def test_what_translate_wrote_gets_the_scores_that_search_reported(run_command, 
     done = run_command("translate", *common, *options, *penalties, cwd=home)
     assert done.code == 0, done.err
     done = run_command("score", *common, "input=a.jsonl", cwd=home)
-    assert done.code == 0, done.err
+    assert (done.code, "scores may differ" in done.err) == (0, False), done.err
     scored = {(one["line"], one["rank"]): one for one in records(done.out)}
     written = records((home / "a.jsonl").read_text(encoding="utf-8"))
     assert len(scored) == sum(len(line["translations"]) for line in written) > len(written)
@@ -129,14 +129,16 @@ def test_several_checkpoints_translate_evaluate_and_score_together(run_command, 
         (["source=a.en", "target=a.de", "input=a.jsonl"], "one of the two"),
         (["input=a.en"], "a.en:1: not a line that translate.py writes with format=jsonl"),
         (["input=a.jsonl"], "a.jsonl:1: source must be text and tokens a list of whole numbers"),
-        (["input=b.jsonl"], "line 1: 99999 is no token: this model has the ids 0 to 419"),
+        (["input=b.jsonl"], "b.jsonl:1: 99999 is no token: this model has the ids 0 to 419"),
         (["source=a.en", "target=a.dee"], "a.dee: no such file; did you mean a.de?"),
         (["source=a.en", "target=a.de", "output=a.de"], "output=a.de is the input itself"),
+        (["source=a.en", "target=a.de", "output=link.pt"], "output=link.pt is the checkpoint itself"),
         (["source=a.en", "target=a.de", "max_source_tokens=1"], "max_source_tokens: found 1"),
         (["source=a.en", "target=a.de", "ensemble=median"], 'ensemble: found "median", allowed is one of log_probs'),
     ],
 )
 def test_wrong_input_is_one_message(run_command, tiny, home, overrides, message) -> None:
+    (home / "link.pt").symlink_to(tiny.folder / "best.pt")
     for name, tokens in (("a.jsonl", ["5"]), ("b.jsonl", [99999, 3])):
         entry = {"line": 1, "source": "A house.", "translations": [{"tokens": tokens}]}
         (home / name).write_text(json.dumps(entry) + "\n", encoding="utf-8")

@@ -275,7 +275,7 @@ def test_a_corpus_of_one_pair_trains(run_command, own_files, tmp_path) -> None:
     files = ["data=files", "data.train.pairs=a.tsv", "data.dev.pairs=a.tsv", *rest, "tokenizer.vocab_size=275"]
     done = run_command("train", *files, "name=one", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "data: 1 pairs" in done.err
+    assert "data: 1 pair in" in done.err
 
 
 def test_a_vocabulary_that_is_too_large_names_the_largest_which_then_works(run_command, own_files, tmp_path) -> None:

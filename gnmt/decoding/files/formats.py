@@ -5,18 +5,40 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from gnmt.data.lines import LINE_BREAKS
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention
 from gnmt.decoding.options import SearchOptions
+from gnmt.files import sha256_of
 from gnmt.types import InputError, Translation
 
+_DIGITS = 12  # of a sha256
 _COLUMNS = ("line", "rank", "score", "log_prob", "finished", "text")
 _NOT_IN_TSV = LINE_BREAKS | {ord("\t"): " "}
 # JSON writes the control characters of ASCII as escapes; these three end a line for some readers as well.
 _JSON_ESCAPES = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+class Origin(NamedTuple):
+    """What scores come from, beside the search. checkpoints: the first digits of their sha256, in the order given."""
+
+    precision: str
+    checkpoints: tuple[str, ...]
+
+
+def short_digests(checkpoints: Iterable[str | Path]) -> tuple[str, ...]:
+    """Enough of the sha256 of each file to tell checkpoints apart; raises InputError for one that cannot be read."""
+    return tuple(digest[:_DIGITS] for digest in sha256_of_checkpoints(checkpoints))
+
+
+def sha256_of_checkpoints(checkpoints: Iterable[str | Path]) -> list[str]:
+    try:
+        return [sha256_of(path) for path in checkpoints]
+    except OSError as error:  # gone since it was loaded
+        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
 
 
 @dataclass(frozen=True)
@@ -28,8 +50,8 @@ class OutputFormat:
         (equation 14), log_prob (natural), finished (true or false), text, with tabs and line breaks as spaces, and
         with `alignments` alignment.
     jsonl: an object for each line of input: {"line", "source", "scoring" (the options that scores depend on: equation
-        14), "translations": [{"text", "score", "log_prob",
-        "tokens" (ids, with EOS where finished), "finished", "part_lengths" (tokens of each piece, for a line that was
+        14), "precision", "checkpoints" (see Origin), "translations": [{"text", "score", "log_prob", "tokens"
+        (ids, with EOS where finished), "finished", "part_lengths" (tokens of each piece, for a line that was
         cut), with `alignments` "alignment", with `word_attention` "word_attention"}, …]}, the best first.
 
     alignments: word alignments as `0-0 1-2`, source word and target word counted from 0, which takes attention.
@@ -73,18 +95,19 @@ class OutputFormat:
         translations: Sequence[Translation],
         tokenizers: Tokenizers,
         options: SearchOptions,
+        origin: Origin,
     ) -> bytes:
         """What is written of these translations; first_line: the place of the first source in its input, from 1.
 
-        options: what they were searched with.
+        options: what they were searched with. origin: what their scores come from.
         """
-        scoring = options.scoring
+        made_with = {"scoring": options.scoring, "precision": origin.precision, "checkpoints": origin.checkpoints}
         rows = enumerate(zip(sources, translations, strict=True), start=first_line)
-        lines = (self._lines(number, source, best, tokenizers, scoring) for number, (source, best) in rows)
+        lines = (self._lines(number, source, best, tokenizers, made_with) for number, (source, best) in rows)
         return "".join(lines).encode()
 
     def _lines(
-        self, number: int, source: str, best: Translation, tokenizers: Tokenizers, scoring: Mapping[str, float]
+        self, number: int, source: str, best: Translation, tokenizers: Tokenizers, made_with: Mapping[str, object]
     ) -> str:
         if self.kind == "text":
             return best.text.translate(LINE_BREAKS) + "\n"
@@ -92,7 +115,7 @@ class OutputFormat:
         extras = [self._extras(tokenizers, source, one) for one in hypotheses]
         if self.kind == "jsonl":
             entries = [json_entry(one) | extra for one, extra in zip(hypotheses, extras, strict=True)]
-            entry = {"line": number, "source": source, "scoring": scoring, "translations": entries}
+            entry = {"line": number, "source": source, **made_with, "translations": entries}
             return json.dumps(entry, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
         rows = enumerate(zip(hypotheses, extras, strict=True), start=1)
         return "".join(tsv_row(number, rank, one, extra.values()) for rank, (one, extra) in rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnmt.data.lines import missing_file
+from gnmt.decoding.files.part import PartFolder
 from gnmt.types import InputError
 
 STANDARD_STREAM = "-"
@@ -36,11 +37,16 @@ class Job:
 
 
 def plan_jobs(
-    inputs: str | Sequence[str], output: str, output_folder: str | None = None, prefixes: str | None = None
+    inputs: str | Sequence[str],
+    output: str,
+    output_folder: str | None = None,
+    prefixes: str | None = None,
+    checkpoints: Sequence[str] = (),
 ) -> list[Job]:
     """The jobs of `input=`, `output=`, `output_folder=` and `prefixes=`, or InputError for what cannot work.
 
     inputs: a name or several. With output_folder, which is made, each output has the name of its input there.
+    checkpoints: files that are read as well, so none may be written.
     """
     sources = [inputs] if isinstance(inputs, str) else inputs
     if output_folder is None:
@@ -50,8 +56,9 @@ def plan_jobs(
     else:
         jobs = jobs_into(output_folder, sources, output, prefixes)
     for job in jobs:
-        check_places(job, output_folder)
+        check_places(job, output_folder, checkpoints)
         check_prefixes(job)
+    check_parts(jobs, checkpoints)
     if output_folder is not None:
         make_folder(output_folder)
     return jobs
@@ -72,7 +79,7 @@ def jobs_into(folder: str, sources: Sequence[str], output: str, prefixes: str | 
     return [Job(source, os.path.join(folder, name), prefixes) for source, name in zip(sources, names, strict=True)]
 
 
-def check_places(job: Job, output_folder: str | None) -> None:
+def check_places(job: Job, output_folder: str | None, checkpoints: Sequence[str] = ()) -> None:
     """The input must be there, and the output possible and another file; output_folder: made later, if not None."""
     if job.source != STANDARD_STREAM and not Path(job.source).exists():
         raise missing_file(job.source)
@@ -87,6 +94,26 @@ def check_places(job: Job, output_folder: str | None) -> None:
         raise InputError(f"output={job.output} is the input itself: write to another file")
     if job.prefixes is not None and is_same_file(place, job.prefixes):
         raise InputError(f"output={job.output} is the file of prefixes itself: write to another file")
+    if any(is_same_file(place, checkpoint) for checkpoint in checkpoints):
+        raise InputError(f"output={job.output} is the checkpoint itself: write to another file")
+
+
+def check_parts(jobs: Sequence[Job], checkpoints: Sequence[str]) -> None:
+    """What is read or written must not lie where what is done of an output is kept, and dropped at the end."""
+    files = [("checkpoint", checkpoint) for checkpoint in checkpoints]
+    for job in jobs:
+        files += [("input", job.source), ("output", job.output), ("prefixes", job.prefixes or STANDARD_STREAM)]
+    part_of = {PartFolder(job.output_path).folder: job.output for job in jobs if job.output != STANDARD_STREAM}
+    for key, name in files:
+        place = Path(name).resolve()
+        within = next((folder for folder in (place, *place.parents) if folder in part_of), None)
+        if name != STANDARD_STREAM and within is not None:
+            raise InputError(
+                f"{key}={name} lies in {within}, where what is done of output={part_of[within]} is kept until it is "
+                "complete: rename one of the two"
+            )
+        if key == "output" and name != STANDARD_STREAM and PartFolder.is_part(place.parent):
+            raise InputError(f"output={name} lies in the part of another translation: write to another folder")
 
 
 def is_same_file(place: Path, name: str) -> bool:

@@ -1,27 +1,26 @@
 """The part of a translation that is done: a folder beside the output that outlives the process.
 
 `<output>.part/` holds `manifest.json`, which says what the translation depends on, and a file for each window that is
-done, `window-000000` and so on: a line of JSON, then what goes to the output. A window's file appears whole or not at
-all, and windows depend on nothing but the manifest's settings: what lies there is right, whichever process wrote it.
+done, `window-000000` and so on: a line of JSON, which holds the sha256 of the lines that were translated, then what
+goes to the output. A window's file appears whole or not at all, and windows depend on nothing but the manifest's
+settings and these lines: where both are the asked ones, what lies there is right, whichever process wrote it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from gnmt.config.runs import flatten
 from gnmt.config.values import shown
-from gnmt.files import replacing, write_atomically
+from gnmt.files import exclusive, replacing, write_atomically
 from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
@@ -53,23 +52,40 @@ class PartFolder:
         self.output = output
         self.folder = output.with_name(f"{output.name}.part")
 
+    @staticmethod
+    def is_part(folder: Path) -> bool:
+        """Whether a folder is the part of some output."""
+        return folder.suffix == ".part" and (folder / _MANIFEST).exists()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder; inside, no other command may write to it. Raises InputError where one does already."""
-        is_new = not self.folder.exists()
+        """Makes the folder; inside, no other command may write to it. Raises InputError where one does already.
+
+        An empty folder is removed at the end. On a file system without locks two commands do the same work twice.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._remove_if_empty)
+            while not self._locked_by(stack):
+                pass
+            yield
+
+    def _locked_by(self, stack: ExitStack) -> bool:
+        """Takes the lock until the stack unwinds; False where the folder was removed before the lock was in it."""
         self.folder.mkdir(exist_ok=True)
         try:
-            with (self.folder / _LOCK).open("wb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
-                except OSError:
-                    pass  # a file system without locks: two commands at once would do the same work twice, no harm
-                yield
-        finally:
-            if is_new and not (self.folder / _MANIFEST).exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
+            stack.enter_context(exclusive(self.folder / _LOCK))
+        except BlockingIOError:
+            raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
+        except FileNotFoundError:
+            if (self.folder / _LOCK).is_symlink():  # to nowhere: trying again would not help
+                raise
+            return False
+        return True
+
+    def _remove_if_empty(self) -> None:
+        """Takes nothing from a command that has just made the folder: that one makes it again."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def begin(self, settings: Mapping[str, Any], resume: str, made_on: str) -> None:
         """Makes the folder ready for these settings, keeping what was done with the same ones.
@@ -124,10 +140,22 @@ class PartFolder:
         names = (path.name for path in self.folder.glob(f"{_WINDOW}*"))
         return {int(name.removeprefix(_WINDOW)) for name in names if _OURS.fullmatch(name)}
 
-    def keep(self, number: int, data: bytes, num_unfinished: int) -> None:
-        """Keeps a window: its output, and how many of its translations the length limit cut off."""
-        head = json.dumps({"unfinished": num_unfinished}).encode()
+    def keep(self, number: int, sha256: str, data: bytes, num_unfinished: int) -> None:
+        """Keeps a window: what it is of, its output, and how many of its translations the length limit cut off."""
+        head = json.dumps({"unfinished": num_unfinished, "sha256": sha256}).encode()
         write_atomically(self._window(number), head + b"\n" + data)
+
+    def holds(self, number: int, sha256: str) -> bool:
+        """Whether a window is done and of these lines. One of others, or of which nothing says it, is as good as none.
+
+        So are those that another version kept without saying what they are of.
+        """
+        try:
+            with self._window(number).open("rb") as file:
+                head = json.loads(file.readline())
+        except (FileNotFoundError, ValueError):
+            return False
+        return isinstance(head, dict) and head.get("sha256") == sha256
 
     def finish(self, heading: bytes, num_windows: int) -> int:
         """Writes the output of all windows in order, drops them, and returns how many translations were cut off."""
@@ -158,11 +186,9 @@ class PartFolder:
         (self.folder / _MANIFEST).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Drops the folder; where it holds something that is not ours, that stays."""
+        """Drops all that is ours, inside `locked`, whose end removes the lock and, where nothing stays, the folder."""
         with suppress(OSError):
             self.clear()
-            (self.folder / _LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
 
     def _refuse_foreign(self) -> None:
         names = sorted(path.name for path in self.folder.iterdir())

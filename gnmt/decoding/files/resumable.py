@@ -13,12 +13,19 @@ from typing import Any
 
 import torch
 
+from gnmt.decoding.files.formats import sha256_of_checkpoints
 from gnmt.decoding.files.jobs import Job
 from gnmt.decoding.files.part import PartFolder
 from gnmt.decoding.files.progress import Progress
-from gnmt.decoding.files.windows import TextStamp, WindowTranslator, cut_windows, read_unchanged, stamp_texts
+from gnmt.decoding.files.windows import (
+    TextStamp,
+    Window,
+    WindowTranslator,
+    cut_windows,
+    read_unchanged,
+    stamp_texts,
+)
 from gnmt.distributed import Ranks
-from gnmt.files import sha256_of
 from gnmt.runtime import device_name
 from gnmt.types import InputError, counted
 
@@ -74,28 +81,61 @@ def translate_share(
     done: Collection[int],
     ranks: Ranks,
 ) -> None:
-    """Windows go round among the ranks by number, those that are done left out."""
+    """Windows go round among the ranks by number, those that are done left out.
+
+    The text is stamped before it is read, and may be another one by then. So each window says of which lines it is,
+    and counts only where the text that was read to its end, and is the stamped one, has these lines there.
+    """
     num_lines = stamps["input"].num_lines
-    prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, stamps["prefixes"])
     num_done = lines_in(done, work.size, num_lines)
-    if done and ranks.is_first:
+    if num_done and ranks.is_first:
         log.info("%s: %d of %d lines are done, going on from %s", job.output, num_done, num_lines, part.folder)
     added_by_all = ranks.counter()
     with closing(Progress(num_lines, num_done, shown=ranks.is_first)) as progress:
-        for window in cut_windows(read_unchanged(job.source, stamps["input"]), work.size, prefixes):
-            if window.number % ranks.world_size != ranks.rank or window.number in done:
-                continue
+
+        def translate(window: Window, sha256: str) -> None:
             ranks.check()
-            translated = work.translate(window, progress.advance)
+            translated = work.translate(window, job.source, progress.advance)
             with disk_errors_explained(job, part):
-                part.keep(window.number, translated.data, translated.num_unfinished)
-            progress.reach(num_done + added_by_all(len(window.lines)))
+                part.keep(window.number, sha256, translated.data, translated.num_unfinished)
+
+        sha256_of_windows, others = [], 0
+        for window in windows_of(job, stamps, work.size):
+            sha256_of_windows.append(window.sha256())
+            if window.number % ranks.world_size != ranks.rank or part.holds(window.number, sha256_of_windows[-1]):
+                continue
+            others += window.number in done
+            if window.number in done and others == 1:
+                warn_of_other_lines(window, job, part)
+            translate(window, sha256_of_windows[-1])
+            progress.reach(num_done + added_by_all(0 if window.number in done else len(window.lines)))
         ranks.wait_for_all()
-        if ranks.is_first:
-            with disk_errors_explained(job, part):
-                num_unfinished = part.finish(work.output_format.heading, num_windows=-(-num_lines // work.size))
-            progress.reach(num_lines)
-            progress.summarise(job.output, num_unfinished)
+        if not ranks.is_first:
+            return
+        # All have read the stamped text by now, but what lies in the folder is the folder's word alone.
+        wrong = {n for n, sha256 in enumerate(sha256_of_windows) if not part.holds(n, sha256)}
+        for window in windows_of(job, stamps, work.size) if wrong else ():
+            if window.number in wrong:
+                warn_of_other_lines(window, job, part)
+                translate(window, sha256_of_windows[window.number])
+        with disk_errors_explained(job, part):
+            num_unfinished = part.finish(work.output_format.heading, len(sha256_of_windows))
+        progress.reach(num_lines)
+        progress.summarise(job.output, num_unfinished)
+
+
+def windows_of(job: Job, stamps: Mapping[str, TextStamp], size: int) -> Iterator[Window]:
+    """The windows of a job's text; InputError at its end where it is not the stamped one."""
+    prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, stamps["prefixes"])
+    return cut_windows(read_unchanged(job.source, stamps["input"]), size, prefixes)
+
+
+def warn_of_other_lines(window: Window, job: Job, part: PartFolder) -> None:
+    log.warning(
+        "what %s keeps of %s from line %d on was made of other lines than there are now, or does not say of which: it "
+        "is translated anew, and so is whatever else there is like it",
+        *(part.folder, job.source, window.first_line),
+    )
 
 
 def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[str, Any]:
@@ -104,14 +144,10 @@ def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[s
     The number of threads and the size of batches are: they change the last digits of sums.
     """
     translator, stamps = work.translator, stamp_texts(job)
-    try:
-        checkpoints = [sha256_of(path) for path in made_from.checkpoints]
-    except OSError as error:  # gone since it was loaded
-        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
     settings = {
         "input": asdict(stamps["input"]),
         "prefixes": asdict(stamps["prefixes"]) if "prefixes" in stamps else None,
-        "checkpoints": checkpoints,
+        "checkpoints": sha256_of_checkpoints(made_from.checkpoints),
         **made_from.options,
         "decoding": asdict(translator.options),
         "format": work.output_format.kind,

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from gnmt.data.lines import read_lines
-from gnmt.decoding.files.formats import OutputFormat
+from gnmt.decoding.files.formats import Origin, OutputFormat, short_digests
 from gnmt.decoding.files.jobs import Job
 from gnmt.decoding.files.part import PartFolder
 from gnmt.decoding.files.progress import Progress
@@ -47,7 +47,8 @@ def translate_files(
     """
     ranks = ranks or Ranks()
     output_format.check(translator.options)
-    work = WindowTranslator(translator, output_format)
+    checkpoints = short_digests(made_from.checkpoints) if output_format.kind == "jsonl" else ()
+    work = WindowTranslator(translator, output_format, Origin(translator.precision.name, checkpoints))
     parts = []
     with ranks.together(), ExitStack() as locks:
         for job in jobs:
@@ -79,7 +80,7 @@ def translate_stream(work: WindowTranslator, job: Job) -> None:
         with opened_for_writing(job) as out:
             out.write(work.output_format.heading)
             for window in windows:
-                done = work.translate(window, progress.advance)
+                done = work.translate(window, job.source, progress.advance)
                 out.write(done.data)
                 out.flush()
                 num_unfinished += done.num_unfinished

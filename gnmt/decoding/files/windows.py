@@ -9,8 +9,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from gnmt.data.lines import read_lines
-from gnmt.decoding.files.formats import OutputFormat
-from gnmt.decoding.files.jobs import Job
+from gnmt.decoding.files.formats import Origin, OutputFormat
+from gnmt.decoding.files.jobs import STANDARD_STREAM, Job
 from gnmt.decoding.translator import Translator
 from gnmt.types import InputError, counted
 
@@ -31,6 +31,11 @@ class Window(NamedTuple):
     lines: list[str]
     prefixes: list[str] | None = None
 
+    def sha256(self) -> str:
+        """Of the lines and prefixes, each ended by LF."""
+        texts = [*self.lines, *(self.prefixes or ())]
+        return hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
+
 
 class TranslatedWindow(NamedTuple):
     """data: what goes to the output, UTF-8. num_unfinished: translations that the length limit cut off."""
@@ -45,24 +50,26 @@ class WindowTranslator:
 
     translator: Translator
     output_format: OutputFormat
+    origin: Origin
 
     @property
     def size(self) -> int:
         """Lines of a window."""
         return self.translator.window_lines
 
-    def translate(self, window: Window, on_lines: Callable[[int], None]) -> TranslatedWindow:
-        """on_lines: told on the way how many lines more are done."""
+    def translate(self, window: Window, source: str, on_lines: Callable[[int], None]) -> TranslatedWindow:
+        """source: what the window is of, for messages. on_lines: told on the way how many lines more are done."""
         translations = self.translator.translate(
             window.lines,
             first_line=window.first_line,
+            path=None if source == STANDARD_STREAM else source,
             prefixes=window.prefixes,
             attention=self.output_format.attention,
             progress=on_lines,
         )
         translator = self.translator
         data = self.output_format.write(
-            window.first_line, window.lines, translations, translator.tokenizers, translator.options
+            window.first_line, window.lines, translations, translator.tokenizers, translator.options, self.origin
         )
         return TranslatedWindow(data, sum(not translation.finished for translation in translations))
 
