@@ -39,7 +39,7 @@ from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Progress
 from gnmt.training.refusals import read_start, refuse_other_data, refuse_other_settings, try_model, try_optimizers
 from gnmt.training.trainer import Trainer
-from gnmt.types import InputError
+from gnmt.types import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +125,9 @@ def train_there(
             write_config(folder, config)  # a lower limit alone changes nothing of what the file says
         if not trains and not trainer.progress.end_is_due():
             log.info(
-                "%s is done: %d updates; to train on, raise what stopped it: "
+                "%s is done: %s; to train on, raise what stopped it: "
                 "trainer.max_steps, max_epochs or patience_evaluations",
-                *(folder, trainer.progress.step),
+                *(folder, counted(trainer.progress.step, "update")),
             )
         else:
             if ranks.is_first and trains:

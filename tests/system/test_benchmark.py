@@ -76,7 +76,7 @@ def test_memory_of_the_parent_does_not_count() -> None:
         ("beams=[0]", "beams: found 0, allowed are numbers of at least 1"),
         ("lengths=[]", "lengths is empty"),
         ("sizes=[]", "there is nothing to measure"),
-        ("task=singing", 'task: found "singing", allowed is one of decoding, training'),
+        ("task=singing", 'task: found "singing", allowed is one of decoding, length, training'),
     ],
 )
 def test_wrong_values_are_named(

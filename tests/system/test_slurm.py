@@ -66,4 +66,4 @@ def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, wait_
     assert read_checkpoint(run.folder / "last.pt")["step"] == step
     again = run_command("train", *overrides, f"trainer.max_steps={step + 1}", cwd=tmp_path)
     assert again.code == 0, again.err
-    assert f"1 updates from update {step}" in again.err
+    assert f"1 update from update {step}" in again.err

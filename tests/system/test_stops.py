@@ -166,7 +166,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command
     assert read_checkpoint(run.folder / "last.pt")["step"] == step
     again = run_command("train", *overrides, f"trainer.max_steps={step + 1}", cwd=tmp_path)
     assert again.code == 0, again.err
-    assert f"1 updates from update {step}" in again.err
+    assert f"1 update from update {step}" in again.err
     # What an interruption saves is what an uninterrupted run has there.
     straight = run_command(
         "train", *overrides[:-3], "name=straight", *overrides[-3:], f"trainer.max_steps={step + 1}", cwd=tmp_path

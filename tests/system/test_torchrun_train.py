@@ -66,6 +66,6 @@ def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait
     process = start((), (*run.overrides, *often, f"trainer.max_steps={step + 1}"), tmp_path, log)
     assert process.wait(240) == 0, log.read_text(encoding="utf-8")
     said = log.read_text(encoding="utf-8")
-    assert f"1 updates from update {step}" in said
+    assert f"1 update from update {step}" in said
     assert said.count("best on dev, at update") == 1
     assert "by 2 processes of about 300 tokens each" in said

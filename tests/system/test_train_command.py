@@ -254,4 +254,4 @@ def test_a_moved_home_goes_on(run_command, tiny, tmp_path) -> None:
     shutil.copytree(tiny.home, home, symlinks=True)
     done = run_command("train", *tiny.overrides, "trainer.max_steps=5", cwd=home)
     assert done.code == 0, done.err
-    assert "1 updates from update 4" in done.err
+    assert "1 update from update 4" in done.err

@@ -265,7 +265,7 @@ def test_the_code_on_the_shelf_would_run(shelf) -> None:
 def test_a_corpus_smaller_than_one_batch_trains(run_command, own_files, tmp_path) -> None:
     done = run_command("train", *own_files, "name=small", "trainer.batch_tokens=100000", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "about 1 updates an epoch" in done.err
+    assert "about 1 update an epoch" in done.err
     assert read_checkpoint(tmp_path / "runs" / "small" / "last.pt")["step"] == 2
 
 

@@ -26,7 +26,7 @@ def test_a_run_folder_holds_everything(run, tmp_path):
     )
     log = (tmp_path / "new" / "train.log").read_text()
     assert re.search(r"model: [\d,]+ parameters; memory: [\d,]+ MB for weights", log)
-    assert "training: 1 updates (" in log
+    assert "training: 1 update (" in log
     assert "on cpu in fp32" in log
     assert (result.steps, result.best_step) == (1, 1)
     assert set(result.best) == {"dev/loss", "dev/perplexity", "dev/bleu", "dev/chrf"}
