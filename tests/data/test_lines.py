@@ -49,9 +49,10 @@ def test_a_byte_order_mark_alone_is_no_line(tmp_path: Path, data: bytes, lines: 
         ("Größe\n".encode("utf-16"), r"a: not UTF-8, but UTF-16 text: convert it with `iconv -f utf-16 -t utf-8`"),
         (b"\xfe\xff" + "Größe\n".encode("utf-16-be"), r"a: not UTF-8, but UTF-16 text: convert it"),
         ("Größe\n".encode("utf-32"), r"a: not UTF-8, but UTF-32 text: convert it with `iconv -f utf-32"),
-        (gzip.compress(b"text\n"), r"a: not UTF-8, but a gzip file: give it a name that ends in \.gz"),
+        (gzip.compress(b"text\n", mtime=0), r"a: not UTF-8, but a gzip file: give it a name that ends in \.gz"),
         (b"Gr\xf6\xdfe\n", r"a:1: not UTF-8: byte 0xf6, number 3 .* Latin-1"),
     ],
+    ids=["UTF-16", "UTF-16-BE", "UTF-32", "gzip", "Latin-1"],
 )
 def test_other_files_are_called_what_they_are(tmp_path: Path, data: bytes, message: str) -> None:
     """All were said to be Latin-1, from which `iconv` makes other text without a word."""
