@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.baseline import Baseline
-from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, timed
+from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, timed_in_turns
 from benchmarks.table import Column
 from gnmt.checkpoint import load_model
 from gnmt.decoding.engine import fast_model
@@ -146,17 +146,12 @@ def workloads(
 
 
 def measure(workload: Workload, precisions: list[str], repetitions: int, memory: bool) -> list[Figure]:
-    """Times the baseline and every precision: one unmeasured round, then in turns, `repetitions` rounds."""
+    """Times the baseline and every precision in turns."""
     model = workload.model()
     names = [BASELINE, *precisions]
     runners = {name: workload.system(name, model) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for runner in runners.values():
-        runner()
-    for _ in range(repetitions):
-        for name, runner in runners.items():
-            seconds[name].append(timed(runner, workload.device))
-    del runner, runners, model
+    seconds = timed_in_turns(runners, repetitions, workload.device)
+    del runners, model
     sources = workload.sources(5)  # of these lengths, whatever the vocabulary
     num_tokens = sum(map(len, sources))
     medians = {name: statistics.median(times) for name, times in seconds.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measuring import Runner, in_own_process, timed
+from benchmarks.measuring import Runner, in_own_process, timed_in_turns
 from benchmarks.table import Column
 from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step
 from gnmt.config import build, recipe
@@ -118,18 +118,17 @@ COLUMNS = (
 )
 
 
+def updates(step: Step, batches: list[Batch]) -> Runner:
+    """A call that makes an update on each batch."""
+    return lambda: [step(batch) for batch in batches]
+
+
 def measure(workload: LengthWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[LengthFigure]:
-    """Times every precision: one unmeasured round, then in turns, `repetitions` rounds."""
+    """Times every precision in turns."""
     batches = workload.batches()
-    steps = {name: workload.step(name, workload.model()) for name in precisions}
-    seconds: dict[str, list[float]] = {name: [] for name in precisions}
-    for step in steps.values():
-        for batch in batches:
-            step(batch)
-    for _ in range(repetitions):
-        for name, step in steps.items():
-            seconds[name].append(timed(lambda step=step: [step(batch) for batch in batches], workload.device))
-    del steps
+    runners = {name: updates(workload.step(name, workload.model()), batches) for name in precisions}
+    seconds = timed_in_turns(runners, repetitions, workload.device)
+    del runners
     num_tokens = sum(batch.num_real_tokens for batch in batches)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [

@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,17 @@ def timed(runner: Runner, device: str) -> float:
     runner()
     synchronise(device)
     return time.perf_counter() - start
+
+
+def timed_in_turns(runners: Mapping[str, Runner], repetitions: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each runner, by name: one unmeasured round, then in turns, `repetitions` rounds."""
+    for runner in runners.values():
+        runner()
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(repetitions):
+        for name, runner in runners.items():
+            seconds[name].append(timed(runner, device))
+    return seconds
 
 
 def synchronise(name: str) -> None:

@@ -16,11 +16,12 @@ import importlib.util
 import io
 import json
 import logging
+import resource
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -195,3 +196,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that has learnt to translate the demo grammar; read it, or change a copy. Mark its tests `slow`."""
     return trained_once(tmp_path_factory, "trained", TRAINED)
+
+
+@pytest.fixture
+def disk_for_files_of() -> Callable[[int], AbstractContextManager[None]]:
+    """Inside disk_for_files_of(size) no file of this process grows beyond `size` bytes, as on a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -196,6 +196,33 @@ def test_a_folder_that_goes_before_it_is_locked_is_made_again(home, monkeypatch)
     assert not part.folder.exists()
 
 
+def test_a_folder_that_goes_while_it_is_being_made_is_made_again(home, monkeypatch):
+    """mkdir(exist_ok=True) looks again at what was in its way, and where it is gone by then, raises."""
+    part = PartFolder(home / "a.de")
+    part.folder.mkdir()
+
+    def in_the_way(path, **_):
+        monkeypatch.undo()
+        path.rmdir()  # by the command before, at its end
+        raise FileExistsError(path)
+
+    monkeypatch.setattr(Path, "mkdir", in_the_way)
+    with part.locked():
+        assert names(part.folder) == ["lock"]
+    assert not part.folder.exists()
+
+
+def test_what_is_no_folder_is_not_tried_for_ever(home):
+    part = PartFolder(home / "a.de")
+    part.folder.write_text("a file")
+    with pytest.raises(NotADirectoryError), part.locked():
+        pass
+    part.folder.unlink()
+    part.folder.symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError), part.locked():
+        pass
+
+
 def test_a_part_is_locked_by_one_at_a_time(home):
     """Each time the holder removes the folder while others try to lock it."""
     inside, rounds, failures = [], [], []

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import matplotlib.image
 import pytest
@@ -31,19 +28,10 @@ def points(events, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-@contextmanager
-def disk_for_files_of(size: int) -> Iterator[None]:
-    """Inside it, no file of this process grows beyond `size` bytes: the system refuses, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("size", [10, 2000])
-def test_a_full_disk_costs_the_curves_and_not_the_run(tmp_path, caplog, capfd, monkeypatch, size) -> None:
+def test_a_full_disk_costs_the_curves_and_not_the_run(
+    tmp_path, caplog, capfd, monkeypatch, size, disk_for_files_of
+) -> None:
     """TensorBoard's own writer printed the traceback of its thread, beside the message."""
     monkeypatch.setattr(threading, "excepthook", lambda arguments: pytest.fail(f"in a thread: {arguments.exc_value}"))
     with disk_for_files_of(size):

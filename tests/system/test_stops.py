@@ -8,8 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,21 +18,12 @@ from gnmt.checkpoint import read_checkpoint
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-@contextmanager
-def disk_for_files_of(size: int) -> Iterator[None]:
-    """Inside it, no file of this process grows beyond `size` bytes: the system refuses, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 # A full disk
 
 
-def test_training_goes_on_without_the_checkpoints_that_do_not_fit(run_command, tiny, tmp_path) -> None:
+def test_training_goes_on_without_the_checkpoints_that_do_not_fit(
+    run_command, tiny, tmp_path, disk_for_files_of
+) -> None:
     run = tiny.copied_to(tmp_path)
     old = {path: path.read_bytes() for path in run.folder.rglob("*.pt") if not path.is_symlink()}
     with disk_for_files_of((run.folder / "best.pt").stat().st_size // 2):
@@ -74,7 +63,7 @@ def test_training_goes_on_without_its_curves_and_ends(tiny, tmp_path) -> None:
     assert "Logging error" not in done.stderr
 
 
-def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, tmp_path) -> None:
+def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, tmp_path, disk_for_files_of) -> None:
     (tmp_path / "a.en").write_text("The old man sees the house.\n" * 100, encoding="utf-8")
     (tmp_path / "a.de").write_text("what was there\n", encoding="utf-8")
     command = ["translate", f"checkpoint={tiny.folder}/best.pt", "input=a.en", "output=a.de"]
@@ -87,7 +76,7 @@ def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, t
     assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.de"}
 
 
-def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_path) -> None:
+def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_path, disk_for_files_of) -> None:
     with disk_for_files_of(20):
         done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", "output=out", cwd=tmp_path)
     assert done.code == 2
@@ -95,7 +84,9 @@ def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_pat
     assert "Traceback" not in done.err
 
 
-def test_prepared_text_that_does_not_fit_leaves_no_half_made_folder(run_command, tiny, tmp_path) -> None:
+def test_prepared_text_that_does_not_fit_leaves_no_half_made_folder(
+    run_command, tiny, tmp_path, disk_for_files_of
+) -> None:
     with disk_for_files_of(2000):
         done = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
     assert done.code == 2

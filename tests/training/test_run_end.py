@@ -7,30 +7,16 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable
 
 import pytest
+from stub_evaluation import results
 
 import gnmt.training.run as run_module
 from gnmt.checkpoint import read_checkpoint
-from gnmt.data.prepared import Prepared
-from gnmt.evaluation.metrics import Scores
 from gnmt.training.background import BackgroundWriter
-from gnmt.training.evaluation import DevResult
 from gnmt.training.progress import Progress
 from gnmt.training.trainer import Trainer
-from gnmt.types import InputError, Interrupted, Translation
-
-
-def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:
-    """Evaluations with these BLEU scores, one after another."""
-    scores = iter(bleus)
-
-    def evaluate(*_) -> DevResult:
-        score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
-        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
-
-    return evaluate
+from gnmt.types import InputError, Interrupted
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -6,21 +6,21 @@ import copy
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
+from stub_evaluation import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gnmt.training.progress as progress_module
 from gnmt.checkpoint import read_checkpoint
 from gnmt.data.batching import collate
 from gnmt.data.prepared import Prepared
-from gnmt.evaluation.metrics import Scores
 from gnmt.training.evaluation import DevResult
 from gnmt.training.trainer import Interval, Trainer
-from gnmt.types import InputError, Translation
+from gnmt.types import InputError
 
 MakeTrainer = Callable[..., Trainer]
 PLAIN_GRADIENT = (
@@ -30,17 +30,6 @@ PLAIN_GRADIENT = (
     "model.encoder.dropout=0",
     "trainer.batch_tokens=300",
 )
-
-
-def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:
-    """Evaluations with these BLEU scores, one after another."""
-    scores = iter(bleus)
-
-    def evaluate(*_) -> DevResult:
-        score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
-        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
-
-    return evaluate
 
 
 def flat_weights(trainer: Trainer) -> torch.Tensor:

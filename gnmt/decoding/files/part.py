@@ -71,13 +71,14 @@ class PartFolder:
 
     def _locked_by(self, stack: ExitStack) -> bool:
         """Takes the lock until the stack unwinds; False where the folder was removed before the lock was in it."""
-        self.folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # mkdir(exist_ok=True) raises it for a folder that has gone meanwhile
+            self.folder.mkdir()
         try:
             stack.enter_context(exclusive(self.folder / _LOCK))
         except BlockingIOError:
             raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
         except FileNotFoundError:
-            if (self.folder / _LOCK).is_symlink():  # to nowhere: trying again would not help
+            if self.folder.is_symlink() or (self.folder / _LOCK).is_symlink():  # to nowhere: trying again would not help
                 raise
             return False
         return True

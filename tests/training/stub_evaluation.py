@@ -1,0 +1,21 @@
+"""Evaluations of dev whose scores are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from gnmt.data.prepared import Prepared
+from gnmt.evaluation.metrics import Scores
+from gnmt.training.evaluation import DevResult
+from gnmt.types import Translation
+
+
+def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:
+    """Evaluations with these BLEU scores, one after another."""
+    scores = iter(bleus)
+
+    def evaluate(*_) -> DevResult:
+        score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
+        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
+
+    return evaluate
