@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -94,7 +95,8 @@ class LSTM(nn.LSTM, Recurrence):
         if state is None and self.gathering_pays(inputs_TBI):
             return gathered_lstm(inputs_TBI, *self._weights())[0]
         first = None if state is None else (state[0][None], state[1][None])
-        outputs_TBH: Tensor = self(inputs_TBI, first)[0]
+        with weights_apart():
+            outputs_TBH: Tensor = self(inputs_TBI, first)[0]
         return outputs_TBH
 
     def over_time_to_end(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
@@ -111,9 +113,7 @@ class LSTM(nn.LSTM, Recurrence):
         hold_4H[0], hold_4H[1] = -HOLD, HOLD
         weights = [torch.cat((from_inputs_GI, hold_4H.view(-1, 1)), dim=1), *others]
         zeros_1BH = inputs_TBI.new_zeros(1, inputs_TBI.shape[1], self.hidden_size)
-        with warnings.catch_warnings():
-            # cuDNN copies weights that are new at every call together; next to the layer's products that is nothing.
-            warnings.filterwarnings("ignore", message=".*single contiguous chunk")
+        with weights_apart():
             outputs_TBH, _, cell_1BH = torch.lstm(
                 widened_TBI, (zeros_1BH, zeros_1BH), weights, True, 1, 0.0, self.training, False, False
             )
@@ -141,6 +141,17 @@ class LSTM(nn.LSTM, Recurrence):
 
     def _weights(self) -> list[Tensor]:
         return cast(list[Tensor], [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0])
+
+
+@contextmanager
+def weights_apart() -> Iterator[None]:
+    """Without cuDNN's warning that it copies the weights together at each call, which is nothing next to the products.
+
+    It does so with weights that are new at each call, and with those in bf16, which torch does not lay together.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single contiguous chunk")
+        yield
 
 
 def reverse_by_length(inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:

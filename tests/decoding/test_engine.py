@@ -325,7 +325,7 @@ def test_search_on_cuda_gives_the_scores_of_the_cpu() -> None:
     found = []
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        fast = fast_model(model.to(device), Precision("fp32", device))
+        fast = fast_model(model.to(device), choose_precision("fp32", device))
         results = search(fast, sources, SearchOptions(), device=device, banned=(PAD_ID, BOS_ID))
         found.append([result.hypotheses[0].score for result in results])
     assert found[0] == pytest.approx(found[1], abs=1e-4)

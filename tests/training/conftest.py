@@ -123,8 +123,9 @@ def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) ->
         cfg = composed((*SETTINGS, *corpus, *overrides))
         config = resolve(cfg)
         torch.manual_seed(cfg.seed)
-        model = build_model(config["model"], prepared.tokenizers, (), "the config")
-        precision: Precision = choose_precision(cfg.precision, choose_device(cfg.device))
+        device = choose_device(cfg.device)
+        model = build_model(config["model"], prepared.tokenizers, (), "the config").to(device)
+        precision: Precision = choose_precision(cfg.precision, device)
         reporters.append(Reporter(tmp_path))
         trainer = build_trainer(
             config,

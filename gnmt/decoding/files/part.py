@@ -78,8 +78,8 @@ class PartFolder:
         except BlockingIOError:
             raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
         except FileNotFoundError:
-            if self.folder.is_symlink() or (self.folder / _LOCK).is_symlink():  # to nowhere: trying again would not help
-                raise
+            if self.folder.is_symlink() or (self.folder / _LOCK).is_symlink():
+                raise  # a link to nowhere: trying again would not help
             return False
         return True
 
