@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gnmt.data.planning import BlockPlan, Segment, block_pairs, check_budget, cut, num_blocks, plan_block
+from gnmt.data.planning import BlockPlan, Segment, block_pairs, check_budget, cut, num_blocks, plan_block, rounded_up
 from gnmt.data.store import Store
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError, Tokens
@@ -97,16 +97,22 @@ def _encoded(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: S
     return [source for source, _ in both], [target for _, target in both]
 
 
-def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64]) -> Batch:
-    """Rows of pieces (without BOS and EOS) as one batch; pairs_B: what the rows are called."""
+def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], length_multiple: int = 1) -> Batch:
+    """Rows of pieces (without BOS and EOS) as one batch; pairs_B: what the rows are called.
+
+    Source, target inputs and labels are padded to a multiple of length_multiple.
+    """
     num_labels = sum(len(row) + 1 for row in target)
     pairs = torch.from_numpy(pairs_B.astype(np.int64))
-    return Batch(_padded(source, ()), _padded(target, (BOS_ID,)), pairs, num_labels)
+    sides = _padded(source, (), length_multiple), _padded(target, (BOS_ID,), length_multiple)
+    return Batch(*sides, pairs, num_labels)
 
 
-def _padded(rows: Rows, prefix: tuple[int, ...]) -> Tokens:
-    lengths_B = np.array([len(row) for row in rows], dtype=np.int64) + len(prefix) + 1
-    ids_BT = np.full((len(rows), int(lengths_B.max())), PAD_ID, dtype=np.int64)
+def _padded(rows: Rows, prefix: tuple[int, ...], length_multiple: int) -> Tokens:
+    pieces_B = np.array([len(row) for row in rows], dtype=np.int64)
+    lengths_B = pieces_B + len(prefix) + 1
+    width = int(rounded_up(pieces_B, length_multiple).max()) + len(prefix) + 1
+    ids_BT = np.full((len(rows), width), PAD_ID, dtype=np.int64)
     ids_BT[:, : len(prefix)] = prefix
     for ids_T, row, length in zip(ids_BT, rows, lengths_B, strict=True):
         ids_T[len(prefix) : length - 1] = row
@@ -136,6 +142,7 @@ class BatchStream:
         batch_tokens: int,
         seed: int,
         microbatch_tokens: int | None = None,
+        length_multiple: int = 1,
         subword_sampling: float = 0.0,
         tokenizers: Tokenizers | None = None,
         segments: Sequence[Segment] | None = None,
@@ -143,8 +150,9 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """tokenizers are needed for subword sampling only. segments: the corpora that the store holds one after
-        another, and how they are mixed; None for one. rank, world_size: of this process, and how many share.
+        """length_multiple: see `batch_of`. tokenizers are needed for subword sampling only. segments: the corpora that
+        the store holds one after another, and how they are mixed; None for one. rank, world_size: of this process, and
+        how many share.
         Raises InputError where a pair exceeds a limit.
         """
         if not 0 <= subword_sampling <= 1:
@@ -152,10 +160,11 @@ class BatchStream:
         assert tokenizers is not None or subword_sampling == 0
         for key, limit in (("batch_tokens", batch_tokens), ("microbatch_tokens", microbatch_tokens)):
             if limit is not None:
-                check_budget(store.source_lengths, store.target_lengths, limit, f"trainer.{key}")
+                check_budget(store.source_lengths, store.target_lengths, limit, f"trainer.{key}", length_multiple)
         self._store = store
         self._batch_tokens = batch_tokens
         self._microbatch_tokens = microbatch_tokens
+        self._length_multiple = length_multiple
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -204,7 +213,7 @@ class BatchStream:
         """
         lengths = self._store.source_lengths, self._store.target_lengths
         costs = [
-            len(pairs_B) * sum(int(side[pairs_B].max()) + 1 for side in lengths)
+            len(pairs_B) * sum(int(rounded_up(side[pairs_B], self._length_multiple).max()) + 1 for side in lengths)
             for pairs_B in (self._plan[batch] for batch in range(len(self._plan)))
         ]
         share = self._share(int(np.argmax(costs)), self.position.epoch)
@@ -221,7 +230,15 @@ class BatchStream:
             lengths = sampling.lengths(self._store, pairs_N)
         else:
             lengths = self._store.source_lengths[pairs_N], self._store.target_lengths[pairs_N]
-        return plan_block(pairs_N, *lengths, batch_tokens=self._batch_tokens, seed=self._seed, epoch=epoch, block=block)
+        return plan_block(
+            pairs_N,
+            *lengths,
+            batch_tokens=self._batch_tokens,
+            seed=self._seed,
+            epoch=epoch,
+            block=block,
+            length_multiple=self._length_multiple,
+        )
 
     def _sampling(self, epoch: int) -> Sampling | None:
         if self._alpha == 0 or self._tokenizers is None:
@@ -238,9 +255,10 @@ class BatchStream:
 
     def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
         source, target = _encoded(self._store, pairs_B, self._sampling(epoch))
+        multiple = self._length_multiple
         if self._microbatch_tokens is None:
-            return [batch_of(source, target, pairs_B)]
-        source_lengths, target_lengths = (np.array([len(row) for row in rows]) for rows in (source, target))
-        starts = cut(source_lengths, target_lengths, self._microbatch_tokens)
+            return [batch_of(source, target, pairs_B, multiple)]
+        of_source, of_target = (rounded_up(np.array([*map(len, rows)]), multiple) for rows in (source, target))
+        starts = cut(of_source, of_target, self._microbatch_tokens)
         pieces = [slice(start, end) for start, end in pairwise(starts)]
-        return [batch_of(source[piece], target[piece], pairs_B[piece]) for piece in pieces]
+        return [batch_of(source[piece], target[piece], pairs_B[piece], multiple) for piece in pieces]

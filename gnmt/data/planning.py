@@ -124,8 +124,11 @@ def plan_block(
     seed: int,
     epoch: int,
     block: int = 0,
+    length_multiple: int = 1,
 ) -> BlockPlan:
     """Cuts a block into batches whose rows times (longest source + longest target) is at most batch_tokens.
+
+    Both lengths, EOS counted, are rounded up to multiples of length_multiple.
 
     pairs_N and their lengths: see `block_pairs`. Every pair occurs as often as it is given, whatever is left over makes
     a smaller batch. Batches are made of pairs of similar lengths on both sides, in other company each epoch, and come
@@ -136,7 +139,7 @@ def plan_block(
     num_pools = -(-len(shuffled) // POOL_PAIRS)
     batches: list[NDArray[np.int64]] = []
     for pool in np.array_split(shuffled, num_pools):
-        source, target = source_lengths_N[pool], target_lengths_N[pool]
+        source, target = (rounded_up(side[pool], length_multiple) for side in (source_lengths_N, target_lengths_N))
         order = _by_length(source, target, rng)
         starts = cut(source[order], target[order], batch_tokens)
         batches += np.split(pool[order], starts[1:-1])
@@ -149,6 +152,11 @@ def plan_block(
         for lengths in (source_lengths_N, target_lengths_N)
     )
     return BlockPlan(pairs_N[places_N], starts, source_tokens, target_tokens)
+
+
+def rounded_up(lengths_N: Ints, multiple: int) -> NDArray[np.int64]:
+    """Pieces that with EOS make up the next multiple."""
+    return -(-(lengths_N.astype(np.int64) + 1) // multiple) * multiple - 1
 
 
 def _by_length(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -178,18 +186,20 @@ def cut(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
     return np.array(starts)
 
 
-def check_budget(source_lengths: Ints, target_lengths: Ints, budget: int, key: str) -> None:
+def check_budget(source_lengths: Ints, target_lengths: Ints, budget: int, key: str, length_multiple: int = 1) -> None:
     """Raises InputError, naming `key`, where a pair costs more than the budget; looks at a few million at a time."""
     cost, largest = 0, 0
     for start in range(0, len(source_lengths), _CHECK_PAIRS):
         part = slice(start, start + _CHECK_PAIRS)
-        costs_N = source_lengths[part].astype(np.int64) + target_lengths[part] + 2
+        sides = (rounded_up(lengths[part], length_multiple) for lengths in (source_lengths, target_lengths))
+        costs_N = np.add(*sides) + 2
         place = int(np.argmax(costs_N))
         if costs_N[place] > cost:
             cost, largest = int(costs_N[place]), start + place
     if cost > budget:
         raise InputError(
             f"{key}={budget} is too small for pair {largest} of the prepared text, which takes {cost} "
-            f"tokens ({source_lengths[largest] + 1} source + {target_lengths[largest] + 1} target, EOS counted): "
+            f"tokens ({source_lengths[largest] + 1} source + {target_lengths[largest] + 1} target, EOS counted"
+            f"{f', in multiples of {length_multiple}' if length_multiple > 1 else ''}): "
             f"give {key}={cost} or more, or drop long pairs with data.cleaning.max_length_tokens"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnmt.model.products import affine
@@ -14,6 +15,10 @@ from gnmt.types import Range
 
 CHUNK_TOKENS = 1024
 """Tokens whose logits are held at a time: enough for full matrix products."""
+
+ROW_MULTIPLE = {"cpu": 64}
+"""Of tokens in a chunk, the last ones of which may be nobody's: a CPU's products have a kernel for each number of rows,
+and batches differ in how many real tokens they hold."""
 
 BLOCK_ELEMENTS = {"cpu": 2**20}
 """Of the output weight's gradient, held in the type of the products at a time; all of it where no cache is shared."""
@@ -122,33 +127,38 @@ def chunked_cross_entropy(
     loss_sum = hidden_NH.new_zeros((), dtype=sum_dtype)
     # One cast for all chunks, where autocast would cast the weight again in each.
     weight, bias, hidden_states = weight_VH.to(dtype), bias_V.to(dtype), hidden_NH.to(dtype)
+    num_tokens = hidden_NH.shape[0]
+    multiple = ROW_MULTIPLE.get(hidden_NH.device.type, 1)
+    hidden_states = F.pad(hidden_states, (0, 0, 0, -num_tokens % multiple))
     gradients = Gradients(*map(torch.empty_like, (hidden_NH, weight_VH, bias_V))) if with_gradient else None
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        for chunk in chunks(hidden_NH.shape[0]):
+        for chunk in chunks(num_tokens, multiple):
             hidden, labels = hidden_states[chunk], labels_N[chunk]
+            real = slice(len(labels))
             logits = affine(hidden, weight, bias)
             places = torch.arange(len(labels), device=labels.device), labels  # plain indices: torch's scatter is slow
-            label_logits, largest = logits[places].to(sum_dtype), logits.amax(1).to(sum_dtype)
+            label_logits, largest = logits[places].to(sum_dtype), logits[real].amax(1).to(sum_dtype)
             if gradients is None:
                 probabilities = torch.softmax(logits.to(sum_dtype), dim=-1)
             else:
                 # In the type of the products, which is what the gradient needs, and in the logits' place.
                 probabilities = torch.softmax(logits, dim=-1, out=logits)
             # The largest probability is exp(largest logit - normaliser), and never too small for its logarithm.
-            normaliser = largest - probabilities.amax(1).to(sum_dtype).log()
+            normaliser = largest - probabilities[real].amax(1).to(sum_dtype).log()
             loss_sum += (normaliser - (1 - smoothing) * label_logits).sum()
             if gradients is None:
                 continue
             grad = probabilities
             grad[places] += smoothing - 1
-            gradients.hidden_NH[chunk] = grad @ weight
+            grad[len(labels) :] = 0
+            gradients.hidden_NH[chunk] = (grad @ weight)[real]
             first = chunk.start == 0
             accumulate(gradients.bias_V, grad.sum(0), first)  # added up in fp32, whatever the type
             accumulate_product(gradients.weight_VH, grad, hidden, first)
         if smoothing:
             uniform_V = uniform_V.to(weight_VH.dtype)
             mean_row_H, mean_bias = uniform_V @ weight_VH, uniform_V @ bias_V
-            num_tokens, hidden_sum_H = hidden_NH.shape[0], hidden_NH.sum(0, dtype=weight_VH.dtype)
+            hidden_sum_H = hidden_NH.sum(0, dtype=weight_VH.dtype)
             loss_sum -= smoothing * (hidden_sum_H @ mean_row_H + num_tokens * mean_bias)
             if gradients is not None:
                 gradients.hidden_NH.sub_(smoothing * mean_row_H.to(hidden_NH.dtype))
@@ -157,12 +167,13 @@ def chunked_cross_entropy(
     return loss_sum, gradients
 
 
-def chunks(num_tokens: int) -> Iterator[slice]:
+def chunks(num_tokens: int, multiple: int) -> Iterator[slice]:
     """As few pieces of at most CHUNK_TOKENS as possible, about equal: each costs a pass over the weight's gradient.
 
-    One that is empty where there are no tokens.
+    The size of all is a multiple of that, and the last may reach beyond the tokens; it is empty where there are none.
     """
     size = max(1, math.ceil(num_tokens / max(1, math.ceil(num_tokens / CHUNK_TOKENS))))
+    size = -(-size // multiple) * multiple
     for start in range(0, max(1, num_tokens), size):
         yield slice(start, start + size)
 

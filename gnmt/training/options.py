@@ -19,7 +19,9 @@ class TrainerOptions:
     max_steps, max_epochs: whichever comes first; None for no limit on epochs.
     phases: optimisers and schedules that follow each other; None for the root keys' from start to end.
     batch_tokens: padded source and target tokens of one update, at most. microbatch_tokens: of one forward and
-    backward; None for the whole batch at once. clip_norm: the largest global gradient norm; None for no clipping.
+    backward; None for the whole batch at once. length_multiple: batches are padded to multiples of so many tokens a
+    side, so that fewer shapes occur: a CPU's kernels, each made for one shape, are made less often.
+    clip_norm: the largest global gradient norm; None for no clipping.
     max_nonfinite_updates: so many updates in a row that were skipped, because loss or gradient were not finite, end
     the run; it is looked at when the log is written.
     subword_sampling: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out, and with a
@@ -36,6 +38,7 @@ class TrainerOptions:
     phases: Sequence[Phase] | None = None
     batch_tokens: Annotated[int, Range(4)] = 4096
     microbatch_tokens: Annotated[int, Range(4)] | None = None
+    length_multiple: Annotated[int, Range(1)] = 1
     clip_norm: Annotated[float, Range(0, open_low=True)] | None = 5.0
     max_nonfinite_updates: Annotated[int, Range(1)] = 25
     subword_sampling: Annotated[float, Range(0, 1)] = 0.0

@@ -171,6 +171,7 @@ def build_trainer(
         prepared.store,
         batch_tokens=options.batch_tokens,
         microbatch_tokens=options.microbatch_tokens,
+        length_multiple=options.length_multiple,
         subword_sampling=options.subword_sampling,
         tokenizers=tokenizers,
         segments=prepared.segments,

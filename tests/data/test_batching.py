@@ -274,3 +274,28 @@ def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, mic
                 assert share.filler.pairs_B.tolist()[0] in pairs
     assert num_fillers > 0
     assert {each.position for each in streams} == {whole.position}
+
+
+@pytest.mark.parametrize("microbatch_tokens", [None, 120])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_widths_in_multiples_repeat_from_batch_to_batch(store, tokenizers, alpha, microbatch_tokens) -> None:
+    """oneDNN makes kernels for each shape, and with all widths a corpus has too many of them to keep."""
+    options = {"batch_tokens": 500, "microbatch_tokens": microbatch_tokens, "seed": 1, "subword_sampling": alpha}
+    shapes = {}
+    for multiple in (1, 4):
+        stream = BatchStream(store, tokenizers=tokenizers, length_multiple=multiple, **options)
+        batches = [batch for share in (next(stream) for _ in range(len(stream))) for batch in share]
+        assert sorted(pair for batch in batches for pair in batch.pairs_B.tolist()) == list(range(400))
+        assert max(map(padded_tokens, batches)) <= (microbatch_tokens or 500) or alpha  # see `BatchStream`
+        widths = {width for batch in batches for width in (batch.source.ids_BT.shape[1], batch.labels.ids_BT.shape[1])}
+        assert all(width % multiple == 0 for width in widths)
+        shapes[multiple] = {(*batch.source.ids_BT.shape, batch.labels.ids_BT.shape[1]) for batch in batches}
+        assert stream.largest_microbatch().num_padded_tokens == max(map(padded_tokens, batches)) or alpha
+    assert len(shapes[4]) < len(shapes[1])
+
+
+def test_a_pair_must_fit_as_it_is_padded(tmp_path: Path) -> None:
+    store = small_store(tmp_path, [[5] * 4], [[6] * 4])
+    BatchStream(store, batch_tokens=10, seed=1)
+    with pytest.raises(InputError, match=r"takes 16 tokens \(5 source \+ 5 target, EOS counted, in multiples of 4\)"):
+        BatchStream(store, batch_tokens=10, seed=1, length_multiple=4)
