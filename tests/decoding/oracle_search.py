@@ -57,7 +57,7 @@ def continuations(model, path: Path, memory: Memory, banned: tuple[int, ...]) ->
     return [
         Path(state, [*path.tokens, token], path.log_prob + log_prob, seen)
         for token, log_prob in enumerate(log_probs[0, 0].tolist())
-        if token not in banned and log_prob > -math.inf
+        if log_prob > -math.inf and token not in banned
     ]
 
 
