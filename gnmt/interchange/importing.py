@@ -13,6 +13,7 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.interchange.checkpoint_fields import check_fields
 from gnmt.interchange.nvidia_gnmt import read_nvidia_gnmt
 from gnmt.interchange.safetensors_folder import read_folder
+from gnmt.model.outdated import without_idle_parts
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
@@ -41,6 +42,7 @@ def import_checkpoint(
         node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{checkpoint} garbles a part of a checkpoint: {first_line(error)}") from None
+    node, contents = without_idle_parts(node, contents)
     model = build_model(node, tokenizers, trusted_packages, str(checkpoint))
     take_weights(model, contents, str(checkpoint))
     check_fields(contents, config, tokenizers.target.vocabulary_size, str(checkpoint))
