@@ -7,6 +7,7 @@ weights stay the same; what grows is what a system spends on steps in sequence o
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -19,10 +20,11 @@ from benchmarks.table import Column
 from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step
 from gnmt.config import build, recipe
 from gnmt.data.batching import batch_of
+from gnmt.model.positions import Positions
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import choose_device
 from gnmt.training.loss import LabelSmoothedCrossEntropy
-from gnmt.types import BOS_ID, PAD_ID, Batch
+from gnmt.types import BOS_ID, PAD_ID, Batch, InputError
 
 __all__ = ["COLUMNS", "LENGTHS", "PRECISIONS", "LengthFigure", "LengthWorkload", "measure", "workloads"]
 
@@ -57,9 +59,13 @@ class LengthWorkload:
     def model(self) -> Seq2Seq:
         """In training mode, on the device."""
         torch.manual_seed(self.seed)
+        return self.build_model().to(choose_device(self.device)).train()
+
+    def build_model(self) -> Seq2Seq:
+        """On torch's default device."""
         sizes = {"source_vocabulary_size": self.num_pieces, "target_vocabulary_size": self.num_pieces}
         model: Seq2Seq = build(self.config["model"], **sizes)
-        return model.to(choose_device(self.device)).train()
+        return model
 
     def batches(self) -> list[Batch]:
         """Random pieces."""
@@ -83,10 +89,38 @@ class LengthWorkload:
 
 
 def workloads(sizes: list[str], sentence_tokens: list[int], **common: Any) -> list[LengthWorkload]:
-    """Every system at every length. Raises InputError for what is no experiment, before anything is measured."""
-    configs = {size: recipe(size) for size in sizes}
+    """Every system at every length.
+
+    Raises InputError for what is no experiment and for a length that one of them cannot read: before anything is
+    measured, since an error in the last cell would cost the figures of all others.
+    """
+    configs = {size: experiment(size) for size in sizes}
     cells = product(configs.items(), sentence_tokens)
-    return [LengthWorkload(size, tokens, config=config, **common) for (size, config), tokens in cells]
+    made = [LengthWorkload(size, tokens, config=config, **common) for (size, config), tokens in cells]
+    check_positions({workload.size: workload for workload in made}.values(), sentence_tokens)
+    return made
+
+
+def experiment(size: str) -> dict[str, Any]:
+    """Its config. Raises InputError where there is none of that name, or it is wrong."""
+    try:
+        return recipe(size)
+    except InputError as error:
+        raise InputError(f"sizes: {size} is no experiment that can be measured: {error}") from None
+
+
+def check_positions(systems: Iterable[LengthWorkload], sentence_tokens: list[int]) -> None:
+    """Raises InputError where a system has learned fewer positions than a sentence has tokens."""
+    for system in systems:
+        with torch.device("meta"):  # for the shapes alone
+            model = system.build_model()
+        limits = [len(part.table) for part in model.modules() if isinstance(part, Positions) and part.table is not None]
+        too_long = [tokens for tokens in sentence_tokens if limits and tokens > min(limits)]
+        if too_long:
+            raise InputError(
+                f"sentence_tokens: found {max(too_long)}, but {system.size} has learned {min(limits)} positions: leave "
+                "longer sentences out, or take it out of sizes"
+            )
 
 
 @dataclass(frozen=True)

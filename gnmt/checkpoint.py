@@ -21,6 +21,7 @@ from torch import Tensor
 from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.files import replacing
+from gnmt.model.outdated import without_idle_parts
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
@@ -153,6 +154,7 @@ def load_model(
         model_node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {path} garbles a part of a checkpoint: {first_line(error)}") from None
+    model_node, contents = without_idle_parts(model_node, contents)
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
     if weights == "averaged":
         take_weights(model, contents, str(path))

@@ -22,11 +22,10 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 import logging
 from pathlib import Path
 
-from gnmt.comparison.plots import draw_by_length, draw_plots
-from gnmt.comparison.records import find_runs, read_run
+from gnmt.comparison.plots import draw_by_length, draw_plots, write_figure
+from gnmt.comparison.records import find_runs, read_runs
 from gnmt.comparison.table import compare, compare_by_length
 from gnmt.config import CompareConfig, entry
-from gnmt.reporting.figures import save
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -37,10 +36,11 @@ def main(cfg: CompareConfig) -> None:
     if cfg.figure is not None and not (cfg.by_length and cfg.figure.endswith((".png", ".svg", ".pdf"))):
         raise InputError(f"figure={cfg.figure} needs by_length=true and a name that ends in .png, .svg or .pdf")
     folders = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
-    records = [read_run(folder) for folder in folders]
+    records, left_out = read_runs(folders)
     table = compare_by_length(records) if cfg.by_length else compare(records)
+    table.notes.extend(left_out)
     if cfg.figure is not None:
-        save(draw_by_length(records), cfg.figure)
+        write_figure(draw_by_length(records), Path(cfg.figure), "figure")
     if cfg.plots is not None:
         for path in draw_plots(records, Path(cfg.plots), cfg.gradient_updates):
             log.info("%s", path)

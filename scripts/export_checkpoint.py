@@ -16,13 +16,14 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 from pathlib import Path
 
 from gnmt.config import ExportConfig, entry
+from gnmt.data.lines import encodable
 from gnmt.interchange.safetensors_folder import export_folder
 
 
 @entry("export_checkpoint")
 def main(cfg: ExportConfig) -> None:
     num_weights = export_folder(cfg.checkpoint, Path(cfg.output))
-    print(f"{num_weights:,} weights of {cfg.checkpoint}: {cfg.output}")
+    print(encodable(f"{num_weights:,} weights of {cfg.checkpoint}: {cfg.output}"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the oth
 from pathlib import Path
 
 from gnmt.config import ImportConfig, entry
+from gnmt.data.lines import encodable
 from gnmt.interchange.importing import import_checkpoint
 
 
@@ -25,7 +26,7 @@ from gnmt.interchange.importing import import_checkpoint
 def main(cfg: ImportConfig) -> None:
     model = import_checkpoint(cfg.source, cfg.checkpoint, Path(cfg.output), tuple(cfg.trusted_packages))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{num_parameters:,} parameters from {cfg.checkpoint}: {cfg.output}")
+    print(encodable(f"{num_parameters:,} parameters from {cfg.checkpoint}: {cfg.output}"))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ from matplotlib.figure import Figure
 
 from gnmt.comparison.gradients import mean_by_layer
 from gnmt.comparison.records import RunRecord
-from gnmt.comparison.table import Group, group_runs, length_curves
+from gnmt.comparison.table import NOTHING, Group, differing_settings, group_runs, length_curves
+from gnmt.config import shown
 from gnmt.reporting.figures import lines_figure, save
 from gnmt.reporting.gradient_norms import place_of_layer
 from gnmt.types import InputError
+
+_LONGEST_LABEL = 60
 
 
 def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -> list[Path]:
@@ -36,11 +39,16 @@ def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -
     paths = []
     for name, make in draw.items():
         paths.append(folder / f"{name}.png")
-        try:
-            save(make(), paths[-1])
-        except OSError as error:
-            raise InputError(f"plots: {paths[-1]} cannot be written: {error.strerror}") from None
+        write_figure(make(), paths[-1], "plots")
     return paths
+
+
+def write_figure(figure: Figure, path: Path, key: str) -> None:
+    """Writes it. Raises InputError, with the key that named the path, where there is no place for it."""
+    try:
+        save(figure, path)
+    except OSError as error:
+        raise InputError(f"{key}: {path} cannot be written: {error.strerror or error}") from None
 
 
 def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
@@ -78,19 +86,39 @@ def draw_gradient_norms(runs: Sequence[RunRecord], num_updates: int) -> Figure:
         of_runs = [means[id(run)] for run in group.runs]
         if any(of_runs):
             lines[name] = [[norms[layer] for norms in of_runs if layer in norms] for layer in layers]
-    label = f"gradient norm, mean of updates 1 to {num_updates}"
+    updates = [[update for update, _ in run.gradient_norms if update <= num_updates] for run in runs]
+    counts, every = (
+        sorted({len(of_run) for of_run in updates if of_run}),
+        sorted({u for of_run in updates for u in of_run}),
+    )
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    label = f"gradient norm, mean of {number} updates from {every[0]} to {every[-1]}"
     return lines_figure(layers, lines, "layer", label, log_y=True)
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
-    """A short name for each group, all different: what sets the names of their folders apart, without the seed."""
+    """A short name for each group, all different.
+
+    The experiments' names where each group has its own, otherwise the settings that the table would show. Where these
+    are none or too long, the names of the folders without the seed.
+    """
     names = [group.runs[0].folder.name for group in groups]
-    parts = [[part for part in name.split("__") if not part.startswith("seed-")] or [name] for name in names]
-    common = set(parts[0]).intersection(*parts) if len(parts) > 1 else set()
-    labels = [
-        ", ".join(re.sub(r"^(\w+\.)+", "", part) for part in of_group if part not in common) or of_group[0]
-        for of_group in parts
+    experiments = [name.split("__")[0] for name in names]
+    for labels in (experiments, settings_of(groups), [re.sub(r"__seed-\w+", "", name) for name in names]):
+        if len(set(labels)) == len(labels) and max(map(len, labels)) <= _LONGEST_LABEL:
+            return labels
+    return [f"{number}: {name}"[:_LONGEST_LABEL] for number, name in enumerate(names, start=1)]
+
+
+def settings_of(groups: Sequence[Group]) -> list[str]:
+    """Of each group the settings in which they differ, by the last part of the key where that is no other's too."""
+    keys, _ = differing_settings(groups)
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
+    return [
+        ", ".join(
+            f"{name}={shown(group.settings.get(key, NOTHING), quote=False)}"
+            for key, name in zip(keys, short, strict=True)
+        )
+        for group in groups
     ]
-    if len(set(labels)) == len(labels):
-        return labels
-    return [f"{number}: {name}" for number, name in enumerate(names, start=1)]

@@ -11,26 +11,14 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint import read_parts
+from gnmt.comparison.evaluations import Evaluated, read_evaluations
 from gnmt.comparison.gradients import largest_loss_rise
 from gnmt.inspection import count_parameters
 from gnmt.reporting.gradient_norms import GradientRecord, read_gradient_norms
 from gnmt.types import InputError
 
 _EVERYTHING = {SCALARS: 0, TENSORS: 0}
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What evaluate.py wrote: scores in percent and signatures by metric, and a row for each range of lengths.
-
-    sentences_per_second: of translating; None where it was not yet written down.
-    """
-
-    scores: dict[str, float]
-    signatures: dict[str, str]
-    by_length: list[dict[str, Any]]
-    sentences_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,19 +80,37 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs whose config.json can be read, and in words why others are left out.
+
+    Raises InputError where none is left.
+    """
+    records, left_out = [], []
+    for folder in folders:
+        try:
+            records.append(read_run(folder))
+        except InputError as error:
+            left_out.append(f"left out: {error}")
+    if not records:
+        raise InputError("\n".join(["runs: there is none to compare", *left_out]))
+    return records, left_out
+
+
 def read_run(folder: Path) -> RunRecord:
     """Everything that is known of a run. Raises InputError where its config.json cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
+    except RecursionError:
+        raise InputError(f"{folder / 'config.json'} cannot be read: it is nested too deep") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'config.json'} must hold an object, found {type(config).__name__}")
     problems: list[str] = []
-    parameters, dev = None, {}
+    parameters, dev, best_step = None, {}, None
     try:
-        best = read_checkpoint(folder / "best.pt")
-        parameters, dev = count_parameters(best["model"])["in all"], dict(best["best"])
+        best = read_parts(folder / "best.pt")
+        parameters, dev, best_step = count_parameters(best["model"])["in all"], dict(best["best"]), best["step"]
     except InputError as error:
         missing = not (folder / "best.pt").exists()
         problems.append("no best.pt: nothing was evaluated yet" if missing else str(error))
@@ -129,7 +135,7 @@ def read_run(folder: Path) -> RunRecord:
         dev,
         tokens_per_second=rate,
         seconds=sum(seconds.values()) if seconds else None,
-        evaluations=read_evaluations(folder / "translations", problems),
+        evaluations=read_evaluations(folder / "translations", best_step, problems),
         signatures=curves.signatures,
         problems=tuple(problems),
         scalars=curves.scalars,
@@ -162,21 +168,3 @@ def read_curves(folder: Path, problems: list[str]) -> Curves:
         problems.append(f"TensorBoard's events cannot be read ({type(error).__name__}: {error})")
         return Curves({}, {})
     return Curves(scalars, signatures)
-
-
-def read_evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluated]:
-    """The figures that evaluate.py has written into the run, by the names of the files."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            figures = json.loads(path.read_bytes())
-            scores = {metric: float(figures[metric]) for metric in ("bleu", "chrf")}
-            found[path.stem] = Evaluated(
-                scores,
-                dict(figures["signatures"]),
-                list(figures.get("by_length", [])),
-                float(figures["sentences_per_second"]) if "sentences_per_second" in figures else None,
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path} is no result of evaluate.py ({error!r})")
-    return found

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gnmt.comparison.records import Evaluated, RunRecord
+from gnmt.comparison.evaluations import Evaluated
+from gnmt.comparison.records import RunRecord
 from gnmt.config import compared_settings, shown
 from gnmt.types import InputError
 
@@ -220,8 +221,9 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def seeds(runs: Sequence[RunRecord]) -> list[str]:
-    """As they stand in the runs' configs."""
-    return [str(run.config.get("seed", NOTHING)) for run in runs]
+    """As they stand in the runs' configs, in their order as numbers."""
+    found = [str(run.config.get("seed", NOTHING)) for run in runs]
+    return sorted(found, key=lambda seed: (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed))
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:

@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """The figures in a file, None where it holds none that can be read."""
     try:
         figures = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return figures if isinstance(figures, dict) and "test_set" in figures else None
 

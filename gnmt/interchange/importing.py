@@ -10,8 +10,10 @@ from typing import Any
 
 from gnmt.checkpoint import build_model, first_line, take_weights, write_checkpoint
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.interchange.checkpoint_fields import check_fields
 from gnmt.interchange.nvidia_gnmt import read_nvidia_gnmt
 from gnmt.interchange.safetensors_folder import read_folder
+from gnmt.model.outdated import without_idle_parts
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
@@ -36,11 +38,14 @@ def import_checkpoint(
     contents = READERS[source](checkpoint)
     try:
         tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
-        node = json.loads(contents["config"])["model"]
+        config = json.loads(contents["config"])
+        node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{checkpoint} garbles a part of a checkpoint: {first_line(error)}") from None
+    node, contents = without_idle_parts(node, contents)
     model = build_model(node, tokenizers, trusted_packages, str(checkpoint))
     take_weights(model, contents, str(checkpoint))
+    check_fields(contents, config, tokenizers.target.vocabulary_size, str(checkpoint))
     try:
         write_checkpoint(output, contents)
     except OSError as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gnmt.checkpoint import software_versions
+from gnmt.data.lines import encodable
 from gnmt.data.pieces import PieceTokenizer
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
@@ -35,6 +36,8 @@ _ATTENTION = {
     "normalize_scalar": "scale",
 }
 _EVALUATION_BATCH_SIZE = 64
+# Their pieces of the ids that are PAD, UNK, BOS and EOS here.
+_SPECIAL = ("<pad>", "<unk>", "<s>", "<\\s>")
 # What rounds their vocabulary up to a multiple; no text holds it.
 _MADE_UP = re.compile(r"madeupword\d{4,}")
 
@@ -82,7 +85,7 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
         "torch_version": str(torch.__version__),
         "versions": software_versions(),
         "unused_target_ids": unused,
-        "imported_from": {"source": "nvidia_gnmt", "file": Path(path).name, "sha256": sha256_of(path)},
+        "imported_from": {"source": "nvidia_gnmt", "file": encodable(Path(path).name), "sha256": sha256_of(path)},
     }
 
 
@@ -93,7 +96,12 @@ def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise InputError(f"{origin}: state_dict must hold tensors by name")
-    theirs = {str(name).removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        plain = str(name).removeprefix("module.")
+        if plain in theirs:
+            raise InputError(f"{origin}: state_dict holds {plain} twice, with module. before it and without: keep one")
+        theirs[plain] = tensor
     expected = names_of(*_num_layers(theirs))
     if missing := [name for name in expected if name not in theirs]:
         raise InputError(f"{origin}: state_dict lacks {_some(missing)}")
@@ -104,12 +112,22 @@ def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
         )
     for name, tensor in theirs.items():
         num_axes = 2 if "weight" in name else 1
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise InputError(
+                f"{origin}: state_dict.{name} is {tensor.layout} on {tensor.device}, allowed are dense numbers that "
+                "lie in the file (not sparse ones, and not those of torch's meta device, which has none)"
+            )
         if not tensor.is_floating_point() or tensor.dim() != num_axes or not tensor.numel():
             raise InputError(
                 f"{origin}: state_dict.{name} is {tensor.dtype} {list(tensor.shape)}, allowed are floating-point "
                 f"numbers on {num_axes} axes"
             )
         theirs[name] = tensor.float().contiguous()
+        if not theirs[name].isfinite().all():
+            raise InputError(
+                f"{origin}: state_dict.{name} holds numbers that are not finite in fp32: a model with such weights "
+                "translates nothing; take a checkpoint from before its training diverged"
+            )
     scale = "decoder.att_rnn.attn.normalize_scalar"
     if theirs[scale].numel() != 1:
         raise InputError(f"{origin}: state_dict.{scale} holds {theirs[scale].numel()} numbers, allowed is one")
@@ -206,6 +224,8 @@ def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PieceTokenize
     if not isinstance(state, Mapping) or any(name not in state for name in needed):
         raise InputError(f"{origin}: tokenizer must hold {', '.join(needed)}")
     separator, size, to_id, to_piece = (state[name] for name in needed)
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise InputError(f"{origin}: tokenizer.vocab_size is {size!r}, allowed is a whole number")
     if size != num_rows:
         raise InputError(f"{origin}: tokenizer.vocab_size is {size!r}, but the embeddings have {num_rows} rows")
     if not isinstance(to_id, Mapping) or not isinstance(to_piece, Mapping):
@@ -213,7 +233,7 @@ def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PieceTokenize
     if not isinstance(separator, str):
         raise InputError(f"{origin}: tokenizer.separator is {separator!r}, allowed is text")
     for id, piece in to_piece.items():
-        if not isinstance(id, int) or not 0 <= id < size or not isinstance(piece, str):
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < size or not isinstance(piece, str):
             raise InputError(
                 f"{origin}: tokenizer.idx2tok gives {id!r} the piece {piece!r}, allowed are ids of 0 to {size - 1}"
             )
@@ -222,6 +242,12 @@ def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PieceTokenize
                 f"{origin}: tokenizer.idx2tok gives id {id} the piece {piece!r}, but tok2idx gives that piece "
                 f"{to_id.get(piece)!r}"
             )
+    special = [to_piece.get(id) for id in range(len(_SPECIAL))]
+    if special != list(_SPECIAL):
+        raise InputError(
+            f"{origin}: tokenizer.idx2tok begins with {', '.join(map(repr, special))}, allowed is "
+            f"{', '.join(map(repr, _SPECIAL))}, the ids of padding, unknown, begin and end of GNMT v2"
+        )
     # Of a piece that their list holds twice, the first id has none.
     tokenizer = PieceTokenizer(tuple(to_piece.get(id) for id in range(size)), separator)
     unused = [id for id, piece in to_piece.items() if _MADE_UP.fullmatch(piece)]
@@ -237,4 +263,4 @@ def _dropout(model_config: Any) -> float:
 def _counted(state: Any, name: str) -> int:
     """A number of updates that a state holds, or 0."""
     count = state.get(name) if isinstance(state, Mapping) else None
-    return count if isinstance(count, int) and count >= 0 else 0
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else 0

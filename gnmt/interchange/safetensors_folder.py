@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from gnmt.checkpoint import PARTS, first_line, read_parts, weights_for_use
+from gnmt.data.lines import encodable
 from gnmt.data.tokenizer_entries import TokenizerEntry, saved_entries
 from gnmt.types import InputError
 
@@ -62,7 +63,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
         for side, entry in entries.items():
             (temporary / files[side]).write_bytes(entry.content)
         library.save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        (temporary / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+        (temporary / JSON_FILE).write_text(encodable(text) + "\n", encoding="utf-8")  # file names may be no text
         temporary.rename(folder)
     except OSError as error:
         raise InputError(f"output={folder} cannot be written ({error.strerror})") from None
@@ -127,6 +128,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         described = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; an exported folder holds it") from None
+    except RecursionError:
+        raise InputError(f"{path} is no description of a checkpoint: it is nested too deep") from None
     except ValueError as error:
         raise InputError(f"{path} is no JSON: {error}") from None
     if not isinstance(described, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ from gnmt.types import Encoded, Memory, State
 class Encoder(nn.Module):
     """Reads the embedded source. Widths: `input_size` of the embeddings, `output_size` of the states it returns.
 
-    by_sentence_sizes: width of each tensor of its Encoded.by_sentence, none for most.
+    by_sentence_sizes: width of each tensor of its Encoded.by_sentence, none for most. only_for_states: keywords of the
+    constructor that were given and change nothing but the states, so that they need a decoder which reads these.
     """
 
     input_size: int
     output_size: int
     by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
+    only_for_states: Sequence[str] = ()
 
     def initialise(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
@@ -33,13 +35,15 @@ class Decoder(nn.Module):
     """Writes the target.
 
     Widths: `input_size` of the embeddings, `memory_size` of the encoder's states (None: it reads none of them),
-    `output_size` of the hidden states before the output layer. by_sentence_sizes: what it reads of Encoded.by_sentence,
+    `output_size` of the hidden states before the output layer. memory_size_key: the keyword of the decoder's node that
+    says memory_size, for messages. by_sentence_sizes: what it reads of Encoded.by_sentence,
     and in which width. has_attention: whether `forward` and `step` give attention that aligns target with source.
     `forward` over a whole sequence and `step` after `step` give the same hidden states.
     """
 
     input_size: int
     memory_size: int | None
+    memory_size_key: str = "memory_size"
     output_size: int
     by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
     has_attention: bool = True

@@ -46,6 +46,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         check_widths(encoder, decoder, embedding_size)
         check_bridge(encoder, decoder)
+        check_states_are_read(encoder, decoder)
         if tie_embeddings != "none" and source_vocabulary_size != target_vocabulary_size:
             raise InputError(
                 f"model.tie_embeddings={tie_embeddings} shares one table, but the source has {source_vocabulary_size} "
@@ -114,14 +115,19 @@ class Seq2Seq(nn.Module):
 
 def check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
     """Raises InputError where two parts that meet have different widths."""
-    meetings = (
-        ("model.embedding_size", embedding_size, "model.encoder.input_size", encoder.input_size),
-        ("model.embedding_size", embedding_size, "model.decoder.input_size", decoder.input_size),
-        ("the width of the encoder's states", encoder.output_size, "the decoder's memory_size", decoder.memory_size),
-    )
-    for left, left_size, right, right_size in meetings:
-        if right_size is not None and left_size != right_size:
-            raise InputError(f"{left} is {left_size}, but {right} is {right_size}: they meet and must be equal")
+    for side, size in (("encoder", encoder.input_size), ("decoder", decoder.input_size)):
+        if size != embedding_size:
+            raise InputError(
+                f"model.embedding_size is {embedding_size}, but model.{side}.input_size is {size}: they meet and must "
+                "be equal"
+            )
+    if decoder.memory_size is not None and encoder.output_size != decoder.memory_size:
+        key = f"model.decoder.{decoder.memory_size_key}"
+        raise InputError(
+            f"the width of the encoder's states is {encoder.output_size}, but {key} is {decoder.memory_size}: they "
+            f"meet and must be equal; use {key}={encoder.output_size}, or change model.encoder.hidden_size (a "
+            "bidirectional top layer gives twice that) or model.encoder.projection_size"
+        )
 
 
 def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
@@ -144,3 +150,21 @@ def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
                 f"{given[name]} (a bidirectional layer's is twice its hidden_size): make model.encoder.hidden_size and "
                 "model.decoder.hidden_size fit layer by layer, or use model.decoder.bridge=none"
             )
+    unread = [name for name in given if name.startswith("final_hidden_") and name not in decoder.by_sentence_sizes]
+    if decoder.memory_size is None and unread:
+        raise InputError(
+            f"the encoder hands over {', '.join(unread)}, which this decoder does not start from, and nothing else "
+            "reads these layers, so they would learn nothing: make num_layers of model.encoder and model.decoder "
+            "equal, or use a decoder with attention (model/decoder=top_attention)"
+        )
+
+
+def check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
+    """Raises InputError where the encoder does something to its states that no decoder without attention can see."""
+    if decoder.memory_size is None and encoder.only_for_states:
+        keys = ", ".join(f"model.encoder.{key}" for key in encoder.only_for_states)
+        raise InputError(
+            f"{keys} changes the states that attention reads, and this decoder has no attention: it starts from the "
+            "final states of the layers and would never see it; leave it at its default, or use a decoder with "
+            "attention (model/decoder=top_attention)"
+        )

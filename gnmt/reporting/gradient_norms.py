@@ -34,6 +34,6 @@ def read_gradient_norms(folder: Path, problems: list[str]) -> list[GradientRecor
             record = json.loads(line)
             norms = {str(layer): None if norm is None else float(norm) for layer, norm in record["norms"].items()}
             records.append((int(record["update"]), norms))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problems.append(f"{path}:{len(records) + 1} is no record of gradient norms ({error!r})")
     return records

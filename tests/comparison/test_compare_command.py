@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
 
 from gnmt.checkpoint import read_checkpoint
+from gnmt.comparison.evaluations import read_evaluations
 from gnmt.comparison.records import find_runs, read_run
 
 
@@ -42,7 +44,7 @@ def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path,
     done = run_command("compare", "runs=runs", "format=tsv", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
     [row] = csv.DictReader([line for line in done.out.splitlines() if not line.startswith("#")], delimiter="\t")
-    assert row["seeds"] == "5, 1, 1"
+    assert row["seeds"] == "1, 1, 5"
     assert row["dev BLEU"].endswith("(1 of 3)")
     assert row[f"{figures['test_set']}.best.beam_size-1 BLEU"].startswith(f"{figures['bleu']:.2f}")
     assert "# runs/broken: checkpoint runs/broken/best.pt was refused" in done.out
@@ -54,6 +56,11 @@ def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path,
     assert done.code == 0, done.err
     assert (tmp_path / "plots" / "a.png").read_bytes().startswith(b"\x89PNG")
     assert " words |" in done.out.splitlines()[0]
+
+    (tmp_path / "file").write_text("")
+    done = run_command("compare", f"runs=[{home.folder}]", "by_length=true", "figure=file/a.png", cwd=tmp_path)
+    assert done.code == 2
+    assert "figure: file/a.png cannot be written: " in done.err
 
 
 def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
@@ -70,6 +77,71 @@ def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     [problem] = read_run(home.folder).problems
     assert problem.startswith("not finished: stopped or still going after update")
+
+
+def test_a_run_whose_config_cannot_be_read_costs_no_other_its_row(tiny, tmp_path, run_command):
+    home = tiny.copied_to(tmp_path)
+    for name, text in (("damaged", "{"), ("deep", "[" * 100_000)):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").write_text(text, encoding="utf-8")
+    done = run_command("compare", "runs=runs", "format=tsv", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1].startswith(f"{home.folder.name}\t")
+    assert "# left out: runs/damaged/config.json cannot be read" in done.out
+    assert "# left out: runs/deep/config.json cannot be read: it is nested too deep" in done.out
+
+
+def test_figures_of_an_earlier_best_are_left_out(tiny, tmp_path):
+    """The run went on after its evaluation; the table showed those figures beside the new dev figures."""
+    home = tiny.copied_to(tmp_path)
+    folder = home.folder / "translations"
+    folder.mkdir(exist_ok=True)
+    now = read_checkpoint(home.folder / "best.pt")["step"]
+    figures = {"bleu": 30.0, "chrf": 50.0, "signatures": {}}
+    for name, step in (("old.best", now - 1), ("old.best.beam_size-1", now - 1), ("a.best", now), ("b.last", now - 1)):
+        (folder / f"{name}.json").write_text(json.dumps(figures | {"step": step}), encoding="utf-8")
+    (folder / "undated.best.json").write_text(json.dumps(figures), encoding="utf-8")
+    record = read_run(home.folder)
+    assert sorted(record.evaluations) == ["a.best", "b.last", "undated.best"]
+    assert [problem.partition(" is left out: ")[0] for problem in record.problems] == [
+        str(folder / f"{name}.json") for name in ("old.best.beam_size-1", "old.best")
+    ]
+    assert f"the best.pt of update {now - 1}, which is now that of update {now}" in record.problems[0]
+
+
+ROW = {"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"by_length": [[1, 5, 7, 40.0]]}, r"by_length\[0\] is .* allowed is an object"),
+        ({"by_length": [ROW, {"from_words": 1}]}, "it lacks to_words"),
+        ({"by_length": [ROW | {"from_words": "1"}]}, r"by_length\[0\]\.from_words is '1', allowed is a whole number"),
+        ({"by_length": [ROW | {"bleu": None}]}, r"by_length\[0\]\.bleu is None, allowed is a finite number"),
+        ({"by_length": 5}, "by_length is '5', allowed is a list"),
+        ({"signatures": {"bleu": 1}}, "signatures.bleu is '1', allowed is text"),
+        ({"bleu": "30"}, "bleu is '30', allowed is a finite number"),
+        ({"sentences_per_second": None}, "sentences_per_second is None"),
+    ],
+)
+def test_damaged_figures_are_named_and_left_out(change, message, tmp_path):
+    """Rows of another shape ended compare.py with a traceback."""
+    figures = {"bleu": 30.0, "chrf": 50.0, "signatures": {}, "by_length": [ROW]}
+    problems: list[str] = []
+    (tmp_path / "x.best.json").write_text(json.dumps(figures), encoding="utf-8")
+    assert read_evaluations(tmp_path, None, problems)["x.best"].by_length == [ROW]
+    (tmp_path / "x.best.json").write_text(json.dumps(figures | change), encoding="utf-8")
+    assert read_evaluations(tmp_path, None, problems) == {}
+    assert re.search(f"x.best.json is no result of evaluate.py .*{message}", problems[0])
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000])
+def test_a_file_that_is_no_evaluation_is_named(text, tmp_path):
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    problems: list[str] = []
+    assert read_evaluations(tmp_path, None, problems) == {}
+    assert "x.json is no result of evaluate.py" in problems[0]
 
 
 @pytest.mark.parametrize("overrides", [["figure=a.png"], ["figure=a.txt", "by_length=true"]])

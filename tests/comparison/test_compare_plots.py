@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from gnmt.comparison.evaluations import Evaluated
 from gnmt.comparison.gradients import largest_loss_rise, mean_by_layer
 from gnmt.comparison.plots import draw_gradient_norms, draw_over_updates, draw_plots, labels_of
-from gnmt.comparison.records import Evaluated, RunRecord, read_run
+from gnmt.comparison.records import RunRecord, read_run
 from gnmt.comparison.table import compare, group_runs
 from gnmt.reporting.gradient_norms import FILE_NAME, place_of_layer, read_gradient_norms
 from gnmt.types import InputError
@@ -52,6 +53,7 @@ def test_gradient_norms_are_means_of_the_first_updates_over_layers():
     figure = draw_gradient_norms(runs, 200)
     [axes] = figure.axes
     assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "gradient norm, mean of 2 updates from 1 to 3", "not of 200: no more are recorded"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["encoder.1", "encoder.2", "decoder.1"]
     found = points(figure)
     assert list(found) == ["a", "b"], "a run without records has no line"
@@ -65,13 +67,42 @@ def test_layers_of_models_of_different_kinds_stand_in_the_order_of_the_data():
     assert sorted(set(layers), key=place_of_layer) == layers
 
 
-def test_labels_say_what_sets_the_folders_apart():
-    names = ["depth_1__model.encoder.residual_from-2__seed-1", "depth_1__model.encoder.residual_from-null__seed-1"]
-    groups = group_runs([run(name) for name in names])
-    assert labels_of(groups) == ["residual_from-2", "residual_from-null"]
-    assert labels_of(groups[:1]) == ["depth_1, residual_from-2"]
-    alike = group_runs([RunRecord(Path(place) / "a", {"place": place}) for place in ("x", "y")])
-    assert labels_of(alike) == ["1: a", "2: a"]
+def groups_of(*runs):
+    return group_runs([RunRecord(Path("runs") / name, settings) for name, settings in runs])
+
+
+def test_labels_say_in_what_the_groups_differ():
+    """As the table does: the folders' names end in a digest where they would be too long."""
+    long = "demo__" + "x" * 100
+    groups = groups_of(
+        (
+            f"{long}-0a1b2c3d",
+            {"model": {"encoder": {"dropout": 0.1}, "decoder": {"dropout": 0.1}}, "betas": [0.9, 0.98]},
+        ),
+        (
+            f"{long}-4e5f6789",
+            {"model": {"encoder": {"dropout": 0.3}, "decoder": {"dropout": 0.1}}, "betas": [0.9, 0.98]},
+        ),
+        (
+            f"{long}-aabbccdd",
+            {"model": {"encoder": {"dropout": 0.3}, "decoder": {"dropout": 0.2}}, "betas": [0.9, 0.98]},
+        ),
+    )
+    assert labels_of(groups) == [
+        f"model.encoder.dropout={encoder}, model.decoder.dropout={decoder}"
+        for encoder, decoder in ((0.1, 0.1), (0.3, 0.1), (0.3, 0.2))
+    ]
+    assert labels_of(groups[:2]) == ["dropout=0.1", "dropout=0.3"]
+
+
+def test_labels_are_names_where_settings_say_less_or_too_much():
+    assert labels_of(groups_of(("gnmt__seed-1", {"size": 1}), ("hybrid__seed-1", {"size": 2}))) == ["gnmt", "hybrid"]
+    alike = groups_of(("a__x-1__seed-1", {"x": "u" * 70}), ("a__x-2__seed-1", {"x": "v" * 70}))
+    assert labels_of(alike) == ["a__x-1", "a__x-2"]
+    assert labels_of(groups_of(("a__seed-1", {"x": "u" * 70}), ("a__seed-2", {"x": "v" * 70}))) == [
+        "1: a__seed-1",
+        "2: a__seed-2",
+    ]
 
 
 def test_all_plots_are_written(tmp_path):

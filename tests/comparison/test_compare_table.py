@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gnmt.comparison.evaluations import Evaluated
 from gnmt.comparison.plots import draw_by_length
-from gnmt.comparison.records import Evaluated, RunRecord
+from gnmt.comparison.records import RunRecord
 from gnmt.comparison.table import compare, compare_by_length, group_runs, spread
 from gnmt.types import InputError
 
@@ -29,11 +30,16 @@ def cells(table, row):
 
 
 def test_runs_that_differ_in_their_seed_alone_share_a_row():
-    runs = [run("a", 1, bleu=30.0), run("b", 2, bleu=32.0), run("c", 1, dropout=0.3, bleu=20.0), run("d", 3, bleu=34.0)]
+    runs = [
+        run("a", 3, bleu=30.0),
+        run("b", 2, bleu=32.0),
+        run("c", 1, dropout=0.3, bleu=20.0),
+        run("d", 10, bleu=34.0),
+    ]
     assert [[one.folder.name for one in group.runs] for group in group_runs(runs)] == [["a", "b", "d"], ["c"]]
     table = compare(runs)
     first = cells(table, 0)
-    assert (first["run"], first["seeds"]) == ("a", "1, 2, 3")
+    assert (first["run"], first["seeds"]) == ("a", "2, 3, 10")
     assert first["dev BLEU"] == "32.00 ± 2.00"
     assert first["dev loss"] == "2.000 ± 0.000"
     assert first["parameters"] == "1,000"

@@ -12,6 +12,7 @@ from gnmt.checkpoint import load_model, read_checkpoint
 from gnmt.data.batching import batch_of
 from gnmt.decoding.translator import Translator
 from gnmt.interchange.importing import import_checkpoint
+from gnmt.interchange.safetensors_folder import export_folder
 from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError, Tokens
 
 CPU = torch.device("cpu")
@@ -122,6 +123,7 @@ def with_tokenizer(**replaced):
     return checkpoint_of(NvidiaGNMT(), tokenizer=tokenizer_state() | replaced)
 
 
+EMBEDDINGS = "encoder.embedder.weight"
 WRONG = {
     "no_dictionary": (lambda: {"model": 1}, "found keys model"),
     "no_weights": (lambda: checkpoint_of(NvidiaGNMT(), state_dict=[1]), "state_dict must hold tensors by name"),
@@ -146,6 +148,19 @@ WRONG = {
     "no_tok2idx": (lambda: with_tokenizer(tok2idx=None), "tok2idx and idx2tok must be dictionaries"),
     "other_id": (lambda: with_tokenizer(idx2tok={5: "the"}), "gives id 5 the piece 'the', but tok2idx .* 4"),
     "far_id": (lambda: with_tokenizer(idx2tok={99: "the"}), "gives 99 the piece 'the', allowed are ids of 0 to 12"),
+    "float_vocab_size": (lambda: with_tokenizer(vocab_size=13.0), "vocab_size is 13.0, allowed is a whole number"),
+    "other_order": (
+        lambda: with_tokenizer(**tokenizer_state([*PIECES[4:], *PIECES[:4]])),
+        "idx2tok begins with 'the', .* allowed is '<pad>', '<unk>', '<s>', ",
+    ),
+    "both_names": (
+        lambda: with_weight("module.decoder.classifier.classifier.bias", torch.zeros(13)),
+        "holds decoder.classifier.classifier.bias twice, with module. before it and without",
+    ),
+    "sparse": (lambda: with_weight(EMBEDDINGS, torch.zeros(13, 6).to_sparse()), f"{EMBEDDINGS} is torch.sparse_coo on"),
+    "meta": (lambda: with_weight(EMBEDDINGS, torch.zeros(13, 6, device="meta")), f"{EMBEDDINGS} is .* on meta, all"),
+    "not_a_number": (lambda: with_weight(EMBEDDINGS, torch.full((13, 6), torch.nan)), f"{EMBEDDINGS} .* not finite"),
+    "too_large": (lambda: with_weight(EMBEDDINGS, torch.full((13, 6), 1e300, dtype=torch.float64)), "not finite in fp"),
     "separator": (lambda: with_tokenizer(separator=" "), "separator must be a string without white space"),
 }  # fmt: skip
 
@@ -157,6 +172,15 @@ def test_what_cannot_be_represented_is_refused_by_name(name, tmp_path):
     with pytest.raises(InputError, match=message):
         import_checkpoint("nvidia_gnmt", tmp_path / "theirs.pth", tmp_path / "ours.pt")
     assert not (tmp_path / "ours.pt").exists()
+
+
+def test_a_file_name_that_is_no_text_is_recorded_as_text(tmp_path):
+    """On the way out, the JSON of an export cannot hold half a character."""
+    pytest.importorskip("safetensors")
+    theirs = save(checkpoint_of(NvidiaGNMT(2)), tmp_path / "x\udcff.pth")
+    import_checkpoint("nvidia_gnmt", theirs, tmp_path / "ours.pt")
+    assert read_checkpoint(tmp_path / "ours.pt")["imported_from"]["file"] == "x\N{REPLACEMENT CHARACTER}.pth"
+    export_folder(tmp_path / "ours.pt", tmp_path / "exported")
 
 
 def test_a_piece_that_their_list_holds_twice_keeps_its_last_id(tmp_path):

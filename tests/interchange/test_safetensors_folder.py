@@ -100,6 +100,10 @@ def tokenizer(**changes):
     )
 
 
+def config_part(part, value):
+    return lambda described: described | {"config": described["config"] | {part: value}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -122,6 +126,23 @@ def tokenizer(**changes):
         (changed(tokenizers={}), "tokenizers.source must hold kind, file and framing"),
         (changed(config={"model": {"_target_": "os.system"}}), "the model's config was refused"),
         (changed(config={}), "garbles a part of a checkpoint"),
+        (changed(unused_target_ids=5), "unused_target_ids is 5, allowed is a list of ids"),
+        (changed(unused_target_ids=[4, "5"]), "unused_target_ids holds '5', allowed are ids of 0 to"),
+        (changed(unused_target_ids=[10**6]), "unused_target_ids holds 1000000, allowed are ids of 0 to"),
+        (changed(step=-1), "step is -1, allowed is a whole number"),
+        (changed(best_step=1.5), "best_step is 1.5, allowed is a whole number"),
+        (changed(best=[1]), r"best is \[1\], allowed is an object of numbers"),
+        (changed(best={"dev/bleu": "high"}), "best is .* allowed is an object of numbers"),
+        (changed(precision="fp17"), "precision is 'fp17', allowed is one of fp32"),
+        (changed(precision=["fp32"]), "precision is .*, allowed is one of fp32"),
+        (changed(versions="1"), "versions is '1', allowed is an object of texts"),
+        (changed(imported_from={"file": None}), "imported_from is .* allowed is an object of texts"),
+        (changed(average_of={}), "average_of is {}, allowed is a list of objects"),
+        (changed(prepared_folder=None), "prepared_folder is None, allowed is text"),
+        (config_part("decoding", None), "config.decoding is None, allowed is an object"),
+        (config_part("decoding", {"_target_": "os.system"}), "the search options are wrong"),
+        (config_part("trainer", {}), "config.trainer.evaluation_batch_size is None, allowed is a whole number"),
+        (config_part("data", {}), "config.data.bleu_tokenize is None, allowed is text"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(change, message, exported, tmp_path):
@@ -135,7 +156,9 @@ def test_what_is_wrong_is_refused_by_name(change, message, exported, tmp_path):
 
 
 def test_damaged_files_and_missing_ones(exported, tmp_path):
-    for number, (name, content) in enumerate(((WEIGHTS_FILE, b"12345678{}"), (JSON_FILE, b"{"), (JSON_FILE, b"[]"))):
+    for number, (name, content) in enumerate(
+        ((WEIGHTS_FILE, b"12345678{}"), (JSON_FILE, b"{"), (JSON_FILE, b"[]"), (JSON_FILE, b"[" * 100_000))
+    ):
         folder = tmp_path / str(number)
         shutil.copytree(exported, folder)
         (folder / name).write_bytes(content)

@@ -7,16 +7,19 @@ import torch
 from tiny_gnmt import SOURCE, TARGET, padded
 
 from gnmt.model.attention import AdditiveAttention, GeneralAttention
+from gnmt.model.decoders.convolutional import ConvolutionalDecoder
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.decoders.plain import PlainDecoder
 from gnmt.model.decoders.top_attention import TopAttentionDecoder
+from gnmt.model.decoders.transformer import TransformerDecoder
 from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.interfaces import Decoder
 from gnmt.model.recurrence import reverse_by_length
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.types import InputError
 
 
-def seq2seq(encoder: LSTMEncoder, decoder: PlainDecoder | TopAttentionDecoder | LSTMDecoder) -> Seq2Seq:
+def seq2seq(encoder: LSTMEncoder, decoder: Decoder) -> Seq2Seq:
     return Seq2Seq(encoder, decoder, 9, 11, 5, init_range=0.8).double().eval()
 
 
@@ -143,6 +146,33 @@ def test_a_bridge_between_unlike_sides_is_refused(encoder, message):
     for decoder in decoders:
         with pytest.raises(InputError, match=message):
             seq2seq(encoder_of(**encoder), decoder)
+
+
+def test_encoder_layers_that_a_decoder_without_attention_does_not_start_from_are_refused():
+    """They got no gradient, at which data parallel training fails; with attention all layers are read."""
+    with pytest.raises(InputError, match=r"hands over final_hidden_3, which .* make num_layers of model.encoder and"):
+        seq2seq(encoder_of(num_layers=3), PlainDecoder(5, 6, 2))
+    seq2seq(encoder_of(num_layers=3), LSTMDecoder(5, 6, 2, AdditiveAttention(6, 6, 4), bridge="final"))
+    seq2seq(encoder_of(), PlainDecoder(5, 6, 2, cell="gru"))
+
+
+@pytest.mark.parametrize("option", [{"projection_size": 6}, {"embedding_shortcut": True}])
+def test_what_changes_states_that_nobody_reads_is_refused(option):
+    """It was taken, and did nothing."""
+    with pytest.raises(InputError, match=rf"model\.encoder\.{next(iter(option))} changes the states .* no attention"):
+        seq2seq(encoder_of(**option), PlainDecoder(5, 6, 2))
+    seq2seq(encoder_of(**option), LSTMDecoder(5, 6, 2, AdditiveAttention(6, 6, 4)))
+
+
+def test_states_of_another_width_than_the_decoder_reads_are_refused_with_the_keys_to_change():
+    for decoder, key in (
+        (TopAttentionDecoder(5, 6, 1, AdditiveAttention(6, 6, 4)), r"attention\.memory_size"),
+        (TransformerDecoder(5, 6, 1, 1, 4), "memory_size"),
+        (ConvolutionalDecoder(5, 6, 1), "input_size"),
+    ):
+        message = rf"states is 8, but model\.decoder\.{key} is \d: .* use model\.decoder\.{key}=8, or .*hidden_size"
+        with pytest.raises(InputError, match=message):
+            seq2seq(LSTMEncoder(5, 4, 1), decoder)
 
 
 def test_one_layer_that_nobody_hears_is_refused():

@@ -99,6 +99,25 @@ def test_more_bidirectional_layers_than_layers_are_refused():
         LSTMEncoder(6, 6, 2, num_bidirectional_layers=3)
 
 
+@pytest.mark.parametrize(
+    ("layers", "bidirectional", "residual_from", "message"),
+    [
+        (2, 1, 2, "residual_from=2 adds the input of layer 2, of width 12, to its output, of width 6, .* is null"),
+        (4, 1, 2, r"allowed is 3 \(the first layer from there that can have one\) or null"),
+        (4, 2, 3, "adds the input of layer 3, of width 12, .* allowed is 4 "),
+    ],
+)
+def test_a_residual_connection_between_unequal_widths_is_refused(layers, bidirectional, residual_from, message):
+    """It was left out without a word."""
+    with pytest.raises(InputError, match=message):
+        LSTMEncoder(5, 6, layers, bidirectional, residual_from)
+
+
+def test_what_has_residual_connections_where_they_begin_is_taken():
+    for layers, bidirectional, residual_from in ((2, 1, 3), (4, 1, 3), (4, 0, 2), (3, 3, 2), (4, 3, 2), (2, 1, None)):
+        assert LSTMEncoder(5, 6, layers, bidirectional, residual_from).residual_from == residual_from
+
+
 def test_dropout_is_on_every_layers_input_and_on_the_output_in_training_only():
     model = tiny_gnmt(dropout=0.5, layers=(3, 4))
     widths: dict[str, list[int]] = {"encoder": [], "decoder": [], "output": []}

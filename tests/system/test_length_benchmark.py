@@ -54,6 +54,16 @@ def test_what_is_no_experiment_is_refused():
         recipe("claims/gnnt")
 
 
+def test_every_cell_of_the_defaults_fits():
+    """The command died at claims/convolutional with 320 tokens, and what it had measured before was lost."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose("benchmark", ["task=length"])
+    made = workloads(list(cfg.sizes), list(cfg.sentence_tokens), batch_tokens=48, num_batches=1, seed=1, device="cpu")
+    assert len(made) == len(cfg.sizes) * len(cfg.sentence_tokens)
+    [longest] = [each for each in made if (each.size, each.sentence_tokens) == ("claims/convolutional", 320)]
+    assert torch.isfinite(longest.call("fp32")())
+
+
 def test_the_command_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
     finished = run_command(
         "benchmark", "task=length", "sizes=[claims/gnmt,claims/convolutional]", "sentence_tokens=[3,6]", "device=cpu",
@@ -74,7 +84,9 @@ def test_the_command_gives_finite_figures(run_command: Callable[..., object], tm
     ("override", "message"),
     [
         ("sizes=[]", "there is nothing to measure: give sizes= (names of experiments)"),
-        ("sizes=[nothing]", 'experiment: found "nothing", allowed is one of'),
+        ("sizes=[nothing]", '\n  experiment: found "nothing", allowed is one of'),
+        ("sizes=[claims/seq2seq]", "sizes: claims/seq2seq is no experiment that can be measured: "),
+        ("sentence_tokens=[20,400]", "sentence_tokens: found 400, but claims/convolutional has learned 336 positions"),
         ("sentence_tokens=[1]", "sentence_tokens: found 1, allowed are numbers of at least 2"),
         ("sentence_tokens=[]", "sentence_tokens is empty"),
         ("lengths=[mixed]", "lengths: found mixed, allowed are equal"),

@@ -28,6 +28,8 @@ class ConvolutionalDecoder(Decoder):
     Raises InputError where alignment_layer is above num_layers.
     """
 
+    memory_size_key = "input_size"
+
     def __init__(
         self,
         input_size: Annotated[int, Range(1)],

@@ -47,6 +47,8 @@ class LSTMDecoder(Decoder):
     it, since nothing else would read the context.
     """
 
+    memory_size_key = "attention.memory_size"
+
     def __init__(
         self,
         input_size: Annotated[int, Range(1)],

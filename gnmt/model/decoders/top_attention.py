@@ -32,6 +32,8 @@ class TopAttentionDecoder(Decoder):
     gnmt.model.decoders.lstm.
     """
 
+    memory_size_key = "attention.memory_size"
+
     def __init__(
         self,
         input_size: Annotated[int, Range(1)],

@@ -21,8 +21,9 @@ class LSTMEncoder(Encoder):
     and a projection (RNMT+, Chen et al. 2018).
 
     num_layers counts a bidirectional layer once. residual_from: the first layer, counted from 1, whose input
-    is added to its output (eq. 6) where both have one width; None for no residual connections. dropout: on
-    every layer's input; dropout_over_time: fresh for each step, or one mask for a sentence (gnmt.model.dropout).
+    is added to its output (eq. 6), which needs both of one width; None for no residual connections. A layer above the
+    first such one has none where the widths differ. dropout: on every layer's input; dropout_over_time: fresh for each
+    step, or one mask for a sentence (gnmt.model.dropout).
     embedding_shortcut: adds a projection of the embeddings to the states of the top layer. Attention then finds the
     word itself beside its surroundings, and a translation of the word is learned before the layers have learned to
     carry it upwards. Not in the paper, whose residual connections begin above; Gehring et al. 2017, section 3.4, let
@@ -58,6 +59,8 @@ class LSTMEncoder(Encoder):
                 f"model.encoder.num_layers={num_layers}: "
                 "choose at most that many"
             )
+        widths = layer_widths(input_size, hidden_size, num_layers, num_bidirectional_layers)
+        check_residual(widths, residual_from)
         self.input_size = input_size
         self.residual_from = residual_from
         self.reverse_source = reverse_source
@@ -65,17 +68,16 @@ class LSTMEncoder(Encoder):
         self.dropout = Dropout(dropout, dropout_over_time)
         self.layers = nn.ModuleList()
         kind = layer_kind(cell, layer_norm, "model.encoder")
-        widths = [input_size]
-        for layer in range(num_layers):
+        for layer, width in enumerate(widths[:-1]):
             if layer < num_bidirectional_layers:
-                self.layers.append(Bidirectional(widths[-1], hidden_size, kind))
-                widths.append(2 * hidden_size)
+                self.layers.append(Bidirectional(width, hidden_size, kind))
             else:
-                self.layers.append(kind(widths[-1], hidden_size))
-                widths.append(hidden_size)
+                self.layers.append(kind(width, hidden_size))
         self.projection = None if projection_size is None else nn.Linear(widths[-1], projection_size)
         self.output_size = widths[-1] if projection_size is None else projection_size
         self.shortcut = nn.Linear(input_size, self.output_size, bias=False) if embedding_shortcut else None
+        given = {"projection_size": projection_size is not None, "embedding_shortcut": embedding_shortcut}
+        self.only_for_states = [key for key, is_given in given.items() if is_given]
         if final_states:
             parts = ("hidden",) if cell == "gru" else ("hidden", "cell")
             self.by_sentence_sizes = {
@@ -111,3 +113,23 @@ class LSTMEncoder(Encoder):
         if isinstance(layer, Bidirectional):
             return layer.over_time(inputs_SBH, lengths_B), ()
         return layer.over_time(inputs_SBH), ()
+
+
+def layer_widths(input_size: int, hidden_size: int, num_layers: int, num_bidirectional_layers: int) -> list[int]:
+    """The width below the first layer, and above each."""
+    above = [(2 if layer < num_bidirectional_layers else 1) * hidden_size for layer in range(num_layers)]
+    return [input_size, *above]
+
+
+def check_residual(widths: list[int], residual_from: int | None) -> None:
+    """Raises InputError where the first layer that is to have a residual connection cannot have one."""
+    num_layers = len(widths) - 1
+    if residual_from is None or residual_from > num_layers or widths[residual_from - 1] == widths[residual_from]:
+        return
+    possible = [at for at in range(residual_from + 1, num_layers + 1) if widths[at - 1] == widths[at]]
+    allowed = f"{possible[0]} (the first layer from there that can have one) or null" if possible else "null"
+    raise InputError(
+        f"model.encoder.residual_from={residual_from} adds the input of layer {residual_from}, of width "
+        f"{widths[residual_from - 1]}, to its output, of width {widths[residual_from]}, which cannot be (a "
+        f"bidirectional layer gives twice its hidden_size): allowed is {allowed}"
+    )
