@@ -28,7 +28,7 @@ ALLOWED = {
 }
 LEAVES = {"gnmt.types", "gnmt.runtime", "gnmt.evaluation", "gnmt.reporting", "gnmt.config", "gnmt.data", "gnmt.model"}
 ALLOWED["gnmt.decoding"] = LEAVES | {"gnmt.checkpoint", "gnmt.files", "gnmt.distributed"}
-ALLOWED["gnmt.training"] = ALLOWED["gnmt.decoding"] | {"gnmt.decoding"}
+ALLOWED["gnmt.training"] = ALLOWED["gnmt.decoding"] | {"gnmt.decoding", "gnmt.early_interrupt"}
 ALLOWED["gnmt.comparison"] = {"gnmt.types", "gnmt.config", "gnmt.reporting", "gnmt.checkpoint", "gnmt.inspection"}
 ALLOWED["gnmt.interchange"] = {
     *("gnmt.types", "gnmt.files", "gnmt.config", "gnmt.data", "gnmt.model", "gnmt.checkpoint", "gnmt.decoding.options"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,24 @@ def test_processes_give_the_same_bytes(
         for number in (1, 2)
     )
     assert contents(alone.folder) == contents(shared.folder)
+
+
+@pytest.mark.slow
+def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's warning SIGUSR1 killed the workers, also while they were starting."""
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+
+    def signalled(future: Any) -> Any:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGUSR1)
+            os.kill(process.pid, signal.SIGINT)
+        return future.result
+
+    monkeypatch.setattr(encoding, "_waiting_for", signalled)
+    prepared = prepare(replace(make_corpus(dirty, STRICT), num_workers=2), options)
+    assert len(prepared.store) == len(oracle(dirty, prepared)[0])
 
 
 @pytest.mark.slow
