@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gnmt.distributed import Ranks
+from gnmt.early_interrupt import EXIT_CODES
 from gnmt.training.background import is_writing
-from gnmt.training.interruption import EXIT_CODES
 from gnmt.types import InputError, Interrupted
 
 log = logging.getLogger(__name__)
