@@ -275,12 +275,12 @@ def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: 
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """The resolved config beside the run, for people; the checkpoint has its own."""
+    """The resolved config beside the run, for people; the checkpoint has its own, so no run ends for want of this."""
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
         write_atomically(folder / CONFIG, text.encode())
     except OSError as error:
-        raise InputError(f"{folder / 'config.json'} cannot be written: {error.strerror}") from None
+        log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 
 
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], progress: Progress) -> None:

@@ -172,3 +172,15 @@ def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monke
     monkeypatch.setattr(run_module, place, interrupted)
     with pytest.raises(Interrupted, match="the same command continues from the newest checkpoint"):
         run(tmp_path, "trainer.max_steps=2")
+
+
+def test_a_config_that_cannot_be_written_for_people_costs_no_run(run, tmp_path, monkeypatch, caplog):
+    """A run that was started again on a full disk ended there."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_module, "write_atomically", full)
+    assert run(tmp_path, "trainer.max_steps=1").steps == 1
+    assert "config.json cannot be written (No space left on device)" in caplog.text
+    assert json.loads(read_checkpoint(tmp_path / "last.pt")["config"])["trainer"]["max_steps"] == 1
