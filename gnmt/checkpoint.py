@@ -8,7 +8,6 @@ import json
 import pickle
 import platform
 import subprocess
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,13 @@ from typing import Any, BinaryIO, Literal, cast
 import torch
 from torch import Tensor
 
+from gnmt.checkpoint_faults import (
+    UnreadableCheckpointError,
+    first_line,
+    nearby_checkpoints,
+    what_is_wrong,
+    why_unreadable,
+)
 from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.files import replacing
@@ -83,7 +89,8 @@ class _Output(io.RawIOBase):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint, tensors on the CPU; nothing in the file is run.
 
-    Raises InputError for a file that is missing, damaged, foreign or of another format version.
+    Raises InputError for a file that is missing, damaged, foreign or of another format version, and of that the
+    UnreadableCheckpointError where the file is not to blame.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,9 +103,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only running "
             "its code could rebuild, where checkpoints of this project hold plain values and tensors alone"
         ) from None
-    except PermissionError as error:
-        raise InputError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    except Exception:  # damaged bytes lead torch's reader to errors of every kind, in words of its own parts
+    except Exception as error:  # damaged bytes lead torch's reader to errors of every kind, in words of its own parts
+        if reason := why_unreadable(path, error):
+            raise UnreadableCheckpointError(f"checkpoint {path} cannot be read: {reason}") from None
         raise InputError(f"checkpoint {path} {what_is_wrong(path)}: use another one of its folder") from None
     if not isinstance(contents, dict) or "format_version" not in contents:
         raise InputError(f"{path} is a torch file, but no checkpoint of this project: it has no format_version")
@@ -110,21 +117,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not intact:
         raise InputError(f"checkpoint {path} is damaged: its checksum differs; use another one of its folder")
     return contents
-
-
-def what_is_wrong(path: Path) -> str:
-    """How a file that torch cannot read differs from a checkpoint, which is a zip archive."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if not start:
-        return "is damaged: it is empty"
-    try:
-        has_end = zipfile.is_zipfile(path)  # the table of contents stands there
-    except zipfile.BadZipFile:
-        has_end = True
-    if start == b"PK\3\4" and not has_end:
-        return "is damaged: it is cut off, its end is missing"
-    return "is damaged or is no checkpoint"
 
 
 def read_parts(path: str | Path) -> dict[str, Any]:
@@ -283,16 +275,3 @@ def git_revision() -> str | None:
 
 def _said_by(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
-def nearby_checkpoints(path: Path) -> str:
-    """What a reader of "no such file" would look for next."""
-    folders = [path.parent, path.parent / "checkpoints", path]
-    found = sorted(str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.pt"))
-    return f"; there are: {', '.join(found[:8])}" if found else f"; no *.pt lies in {path.parent} either"
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's first line, or its kind where it has no text."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -32,7 +32,9 @@ MEETING_SECONDS = 300.0
 WATCH_SECONDS = 1.0
 """Between two looks of a `Watchman`."""
 GRACE_SECONDS = 10.0
-"""For a process that hears of another's failure to end by itself."""
+"""For a process that hears of another's failure to end by itself, after what it is writing."""
+WRITING_SECONDS = 600.0
+"""For all of that."""
 LEAVING_SECONDS = 60.0
 """For the last meeting of processes that have done their work."""
 
@@ -170,10 +172,10 @@ class Ranks:
         assert self._store is not None
         return PrefixStore(f"{name}-{self._next_meeting()}", self._store)
 
-    def watchman(self) -> Watchman:
+    def watchman(self, is_writing: Callable[[], bool]) -> Watchman:
         """Watches over the failures of others, while this process may be where it cannot look itself."""
         assert self._store is not None
-        return Watchman(self._store.clone(), self.is_first)  # type: ignore[attr-defined]
+        return Watchman(self._store.clone(), self.is_first, is_writing)  # type: ignore[attr-defined]
 
     def _next_meeting(self) -> str:
         self._num_meetings += 1
@@ -246,20 +248,22 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
 class Watchman(threading.Thread):
     """Ends this process where another has failed and this one does not notice, as in a collective that never returns.
 
-    store: a connection of its own, since another may be waiting. speaks: whether it says why.
+    store: a connection of its own, since another may be waiting. speaks: whether it says why. is_writing: whether
+    something is on its way to the disk that would be lost with the process, such as a checkpoint.
     """
 
-    def __init__(self, store: Store, speaks: bool) -> None:
+    def __init__(self, store: Store, speaks: bool, is_writing: Callable[[], bool] = lambda: False) -> None:
         super().__init__(name="watchman", daemon=True)
         self._store = store
         self._speaks = speaks
+        self._is_writing = is_writing
         self._dismissed = threading.Event()
 
     def run(self) -> None:
         while not self._dismissed.wait(WATCH_SECONDS):
             message = _failure_in(self._store)
             if message is not None:
-                if not self._dismissed.wait(GRACE_SECONDS):
+                if not self._ends_by_itself():
                     self._end_process(message)
                 return
 
@@ -267,6 +271,16 @@ class Watchman(threading.Thread):
         """To be called when the work has ended well."""
         self._dismissed.set()
         self.join()
+
+    def _ends_by_itself(self) -> bool:
+        """Whether it is dismissed in time: within the grace after the last write, and the limit of all writing."""
+        heard = idle_since = time.monotonic()
+        while time.monotonic() < min(idle_since + GRACE_SECONDS, heard + WRITING_SECONDS):
+            if self._dismissed.wait(min(WATCH_SECONDS, GRACE_SECONDS)):
+                return True
+            if self._is_writing():
+                idle_since = time.monotonic()
+        return False
 
     def _end_process(self, message: str) -> None:
         if self._speaks:

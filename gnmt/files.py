@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -42,9 +45,10 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock file, which is removed at the end. Raises BlockingIOError where another process or thread holds it.
+def exclusive(path: Path, wait: str | None = None) -> Iterator[None]:
+    """Holds a lock file, which is removed at the end.
 
+    wait: where another process or thread holds it, None raises BlockingIOError; a text is logged, and it is waited for.
     The kernel gives the lock back when its holder dies, however it does. On a file system without locks all pass.
     """
     while True:
@@ -52,7 +56,10 @@ def exclusive(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise
+                if wait is None:
+                    raise
+                log.info("%s", wait)
+                fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass
             if not is_same_file(path, file.fileno()):

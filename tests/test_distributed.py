@@ -162,6 +162,28 @@ time.sleep(300)
     assert "stopped, because rank 1 did: no memory" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("writing_seconds", "is_whole"), [(60.0, True), (0.2, False)])
+def test_a_watchman_waits_for_what_is_being_written_but_not_for_ever(tmp_path, writing_seconds, is_whole):
+    """A checkpoint that took more than ten seconds to write was lost when another process failed meanwhile."""
+    code = f"""
+import pathlib, threading, time
+import gnmt.distributed as distributed
+distributed.WATCH_SECONDS = distributed.GRACE_SECONDS = 0.05
+distributed.WRITING_SECONDS = {writing_seconds}
+write = threading.Thread(target=lambda: (time.sleep(1), pathlib.Path("checkpoint").touch()), daemon=True)
+write.start()
+store = distributed.torch.distributed.HashStore()
+distributed.Watchman(store, speaks=True, is_writing=write.is_alive).start()
+store.set("failed", "stopped, because rank 1 did: no memory")
+time.sleep(300)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "stopped, because rank 1 did: no memory" in done.stderr
+    assert (tmp_path / "checkpoint").exists() == is_whole
+
+
 def test_processes_that_are_started_again_do_not_read_what_the_ones_before_left(monkeypatch):
     """torchrun keeps its store: the new processes read that rank 1 had failed, and ended at once."""
     store, stores = HashStore(), {}

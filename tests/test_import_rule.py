@@ -23,15 +23,21 @@ ALLOWED = {
     "gnmt.config": {"gnmt.types", "gnmt.early_interrupt"},
     "gnmt.data": {"gnmt.types", "gnmt.files"},
     "gnmt.model": {"gnmt.types"},
-    "gnmt.checkpoint": {"gnmt.types", "gnmt.files", "gnmt.config", "gnmt.data.tokenizer", "gnmt.model"},
+    "gnmt.checkpoint_faults": {"gnmt.types"},
+    "gnmt.checkpoint": {
+        *("gnmt.types", "gnmt.files", "gnmt.config", "gnmt.data.tokenizer", "gnmt.model", "gnmt.checkpoint_faults"),
+    },
     "gnmt.inspection": {"gnmt.types", "gnmt.checkpoint", "gnmt.data.tokenizer"},
 }
 LEAVES = {"gnmt.types", "gnmt.runtime", "gnmt.evaluation", "gnmt.reporting", "gnmt.config", "gnmt.data", "gnmt.model"}
 ALLOWED["gnmt.decoding"] = LEAVES | {"gnmt.checkpoint", "gnmt.files", "gnmt.distributed"}
-ALLOWED["gnmt.training"] = ALLOWED["gnmt.decoding"] | {"gnmt.decoding"}
+ALLOWED["gnmt.training"] = ALLOWED["gnmt.decoding"] | {
+    *("gnmt.decoding", "gnmt.early_interrupt", "gnmt.checkpoint_faults"),
+}
 ALLOWED["gnmt.comparison"] = {"gnmt.types", "gnmt.config", "gnmt.reporting", "gnmt.checkpoint", "gnmt.inspection"}
 ALLOWED["gnmt.interchange"] = {
     *("gnmt.types", "gnmt.files", "gnmt.config", "gnmt.data", "gnmt.model", "gnmt.checkpoint", "gnmt.decoding.options"),
+    "gnmt.checkpoint_faults",
 }
 ONLY_CONFIG = {"hydra", "omegaconf"}
 

@@ -170,9 +170,16 @@ def other_choice(key: str, config_name: str, groups: list[str], choices: dict[st
 
 
 def list_keys(cfg: Any) -> list[str]:
-    """Every dotted key of a config, nodes included."""
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    """Every dotted key of a config, nodes included; items of a list by their number."""
+    plain = _with_numbered_items(OmegaConf.to_container(cfg, resolve=False))
     assert isinstance(plain, dict)
     leaves = [key for key in flatten({str(name): value for name, value in plain.items()}) if "_target_" not in key]
     nodes = [leaf[:position] for leaf in leaves for position, sign in enumerate(leaf) if sign == "."]
     return list(dict.fromkeys([*nodes, *leaves]))
+
+
+def _with_numbered_items(value: Any) -> Any:
+    """Lists that hold components as dictionaries, as overrides name what is in them."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = {str(number): item for number, item in enumerate(value)}
+    return {key: _with_numbered_items(item) for key, item in value.items()} if isinstance(value, dict) else value

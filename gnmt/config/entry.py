@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 sys.exit(
                     interruption.exit_code
                     if isinstance(interruption, Interrupted)
-                    else early_interrupt.EXIT_INTERRUPTED
+                    else early_interrupt.EXIT_CODES[signal.SIGINT]
                 )
             if failures:
                 sys.exit(EXIT_WRONG_INPUT)

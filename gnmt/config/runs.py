@@ -52,7 +52,7 @@ MAY_CHANGE = frozenset(
     }
 )
 # The text in these files is compared itself, so a move of the files is no change.
-INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.\w+\.text)\.(source|target|pairs)")
+INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.[^.]+\.text)\.(source|target|pairs)")
 # Places, and what says how to start: what jobs of a sweep may share without sharing a run.
 NEVER_NAMED = frozenset(
     {

@@ -2,6 +2,7 @@
 
 An archive is public but not ours, so nobody can say beforehand what its sha256 should be. It is recorded when the
 archive is first unpacked, in `checksums.json` beside it, and what comes later under that name must be the same bytes.
+Files take their names only when that is done, so what lies unpacked is of an archive that is known.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -114,7 +116,9 @@ def fetch(pairs: Iterable[ArchivedPair], folder: Path, mirror: str | None = None
 
 
 def _missing(folder: Path, url: str, members: Sequence[str]) -> list[str]:
-    return [member for member in dict.fromkeys(members) if not unpacked(folder, url, member).is_file()]
+    """Those that are to be taken out; all where nobody knows which archive the files are of."""
+    is_known = archive_name(url) in _read_checksums(folder)
+    return [member for member in dict.fromkeys(members) if not (is_known and unpacked(folder, url, member).is_file())]
 
 
 def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
@@ -127,14 +131,17 @@ def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
             f"again; if the publisher has replaced the file, take its entry out of {archive.parent / _CHECKSUMS} too"
         )
     log.info("unpacking %s of %s", counted(len(members), "file"), archive)
-    _unpack(archive, url, members)
-    if recorded is None:
-        # Only now: an archive that could be read is what later ones must equal.
-        with locked(archive.parent / _CHECKSUMS):
-            checksums = _read_checksums(archive.parent) | {archive.name: found}
-            text = json.dumps(dict(sorted(checksums.items())), indent=1) + "\n"
-            write_atomically(archive.parent / _CHECKSUMS, text.encode())
-        log.info("%s: sha256 %s recorded in %s", archive, found["sha256"], _CHECKSUMS)
+    with _taken_out(archive, url, members):
+        if recorded is None:
+            _record(archive, found)  # only now: an archive that could be read is what later ones must equal
+
+
+def _record(archive: Path, found: Mapping[str, Any]) -> None:
+    with locked(archive.parent / _CHECKSUMS):
+        checksums = _read_checksums(archive.parent) | {archive.name: found}
+        text = json.dumps(dict(sorted(checksums.items())), indent=1) + "\n"
+        write_atomically(archive.parent / _CHECKSUMS, text.encode())
+    log.info("%s: sha256 %s recorded in %s", archive, found["sha256"], _CHECKSUMS)
 
 
 def _read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -150,29 +157,37 @@ def _read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     return cast(dict[str, dict[str, Any]], checksums)
 
 
-def _unpack(archive: Path, url: str, members: Sequence[str]) -> None:
-    """Takes the members out, all or none; no other name of the archive is ever used."""
-    written: list[Path] = []
+@contextmanager
+def _taken_out(archive: Path, url: str, members: Sequence[str]) -> Iterator[None]:
+    """The members lie there under hidden names, which become their own where the block ends well.
+
+    No other name of the archive is ever used.
+    """
+    names: dict[Path, Path] = {}  # own by hidden
     try:
-        _unpack_into(written, archive, url, set(members))
-    except BaseException as error:
-        for path in written:
-            path.unlink()
-        if isinstance(error, tarfile.TarError | EOFError | zlib.error):
+        try:
+            _take_out(names, archive, url, set(members))
+        except (tarfile.TarError, EOFError, zlib.error) as error:
             raise InputError(f"{archive}: not a whole tar archive: {error}; remove it, and fetch it again") from error
-        raise
+        yield
+        for hidden, own in names.items():
+            hidden.replace(own)
+    finally:
+        for hidden in names:
+            hidden.unlink(missing_ok=True)
 
 
-def _unpack_into(written: list[Path], archive: Path, url: str, waiting: set[str]) -> None:
+def _take_out(names: dict[Path, Path], archive: Path, url: str, waiting: set[str]) -> None:
     seen = []
     with tarfile.open(archive, "r|*") as tar:
         for entry in tar:
             name = entry.name.removeprefix("./")
             seen.append(name)
             if name in waiting and (file := tar.extractfile(entry)) is not None:
-                path = unpacked(archive.parent, url, name)
-                _write(cast(BinaryIO, file), path, is_sgm=name.endswith(".sgm"))
-                written.append(path)
+                own = unpacked(archive.parent, url, name)
+                hidden = own.with_name(f".{own.name}.new")
+                _write(cast(BinaryIO, file), hidden, is_sgm=name.endswith(".sgm"))
+                names[hidden] = own
                 waiting.remove(name)
             if not waiting:
                 return

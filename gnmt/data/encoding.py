@@ -166,7 +166,8 @@ def _encoders(tokenizers: Tokenizers, num_workers: int) -> Iterator[Submit]:
     executor = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenizers,))
 
     def encode_elsewhere(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Wait:
-        return _waiting_for(executor.submit(_encode_in_worker, pairs, cleaning, path))
+        with _signals_held_back():
+            return _waiting_for(executor.submit(_encode_in_worker, pairs, cleaning, path))
 
     try:
         yield encode_elsewhere
@@ -179,6 +180,19 @@ def _encoders(tokenizers: Tokenizers, num_workers: int) -> Iterator[Submit]:
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes that are started inside it never hear of Ctrl-C, nor of a scheduler's warning to all of a job.
+
+    Both reach the parent, which ends its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _waiting_for(future: Future[None]) -> Wait:
     return future.result
 
@@ -189,7 +203,6 @@ _tokenizers: Tokenizers  # of a worker process
 def _start_worker(tokenizers: Tokenizers) -> None:
     global _tokenizers
     _tokenizers = tokenizers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gnmt.files import is_same_file
-
-log = logging.getLogger(__name__)
+from gnmt.files import exclusive
 
 
 @contextmanager
@@ -19,26 +15,12 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the right to build the folder; waits while another process (or thread) holds it.
 
     What a dead process left half-made beside the folder is cleared away: whoever holds the lock knows
-    that nobody is building. The kernel gives the lock back when its holder dies.
+    that nobody is building. The kernel gives the lock back when its holder dies. See `exclusive`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    path = _beside(folder, "lock")
-    while True:
-        with path.open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("another process is making %s; waiting for it", folder)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # The holder before us removed its lock file; a lock on a removed file guards nothing.
-            if not is_same_file(path, file.fileno()):
-                continue
-            try:
-                _clear(folder)
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    with exclusive(_beside(folder, "lock"), wait=f"another process is making {folder}; waiting for it"):
+        _clear(folder)
+        yield
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +78,12 @@ def block_pairs(segments: Sequence[Segment], seed: int, epoch: int, block: int) 
     epoch while another is in its first, and where it stands is a function of how many pairs came before.
     """
     total = sum(segment.num_pairs for segment in segments)
-    weights = sum(segment.weight for segment in segments)
+    weights = [Fraction(segment.weight) for segment in segments]  # exact: of 49 equal ones each has its share
     blocks = num_blocks(total)
     begin, end = (epoch * total + total * place // blocks for place in (block, block + 1))
     first_pair, chosen = 0, []
-    for number, segment in enumerate(segments):
-        share = segment.weight / weights
+    for number, (segment, weight) in enumerate(zip(segments, weights, strict=True)):
+        share = weight / sum(weights)
         taken = _sequence(segment.num_pairs, int(begin * share), int(end * share), seed, number)
         chosen.append(first_pair + taken)
         first_pair += segment.num_pairs

@@ -84,14 +84,14 @@ def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dic
     try:
         with built_folder(folder) as temporary:
             _build(temporary, work, corpus, options, wanted)
-    except InputError:
-        shutil.rmtree(work)  # what was refused will be changed, and then nothing of this fits
-        raise
-    except (KeyboardInterrupt, OSError) as error:
-        if isinstance(error, OSError) and not _holds_work(work):
+    except (KeyboardInterrupt, OSError, UnreadableFileError) as error:
+        if not isinstance(error, KeyboardInterrupt) and not _holds_work(work):
             shutil.rmtree(work)
             raise
         log.info("stopped; what is done lies in %s, and the same command goes on with it", work)
+        raise
+    except InputError:
+        shutil.rmtree(work)  # what was refused will be changed, and then nothing of this fits
         raise
     shutil.rmtree(work)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gnmt.checkpoint import build_model, first_line, take_weights, write_checkpoint
+from gnmt.checkpoint import build_model, take_weights, write_checkpoint
+from gnmt.checkpoint_faults import first_line
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.interchange.checkpoint_fields import check_fields
 from gnmt.interchange.nvidia_gnmt import read_nvidia_gnmt

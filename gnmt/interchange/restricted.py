@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from gnmt.checkpoint import first_line, nearby_checkpoints
+from gnmt.checkpoint_faults import first_line, nearby_checkpoints
 from gnmt.types import InputError
 
 

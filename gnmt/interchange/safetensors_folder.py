@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gnmt.checkpoint import PARTS, first_line, read_parts, weights_for_use
+from gnmt.checkpoint import PARTS, read_parts, weights_for_use
+from gnmt.checkpoint_faults import first_line
 from gnmt.data.lines import encodable
 from gnmt.data.tokenizer_entries import TokenizerEntry, saved_entries
 from gnmt.types import InputError

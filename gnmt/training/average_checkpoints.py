@@ -23,10 +23,12 @@ log = logging.getLogger(__name__)
 def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -> list[Path]:
     """The files that `checkpoints`, or else `run` and `last`, name. Raises InputError where it is both or neither."""
     if bool(checkpoints) == (run is not None):
-        found = f"checkpoints=[{','.join(checkpoints)}] and run={run}"
+        found = f"found checkpoints=[{','.join(checkpoints)}] and run={'null' if run is None else run}"
         raise InputError(f"{found}: give one of them, checkpoints=[a.pt,b.pt] or run=FOLDER last=N")
     if run is None:
         return [Path(path) for path in checkpoints]
+    if not Path(run).is_dir():
+        raise InputError(f"run={run}: there is no such folder; give the folder of a run, such as runs/demo")
     whole = RunCheckpoints(Path(run), keep=last).whole()
     if len(whole) < last:
         raise InputError(

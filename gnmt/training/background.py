@@ -14,6 +14,8 @@ from gnmt.types import Interrupted
 
 log = logging.getLogger(__name__)
 
+_THREAD_NAME = "checkpoint writer"
+
 
 def snapshot(contents: Any) -> Any:
     """The same nested values with tensors copied to the CPU, so that updates may go on while they are written.
@@ -35,6 +37,11 @@ def _copied(value: Any, copies: dict[tuple[Any, ...], Tensor]) -> Any:
         items = [_copied(item, copies) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     return value
+
+
+def is_writing() -> bool:
+    """Whether any `BackgroundWriter` of this process has a write under way."""
+    return any(thread.name == _THREAD_NAME for thread in threading.enumerate())
 
 
 class BackgroundWriter:
@@ -60,7 +67,7 @@ class BackgroundWriter:
         self._what, self._on_written, self._error = what, on_written, None
         self._remains = "the one before stays" if has_older else "there is none from before"
         # A daemon: where the process is told to end at once, nobody waits for the disk.
-        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(write,), name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
     def poll(self) -> None:

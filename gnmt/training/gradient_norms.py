@@ -74,10 +74,13 @@ class GradientNorms:
         self._step = step
         if not self.path.exists():
             return
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if (update := _update_of(line)) is not None and update <= step]
-        if kept != lines:
-            write_atomically(self.path, b"".join(kept))
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if (update := _update_of(line)) is not None and update <= step]
+            if kept != lines:
+                write_atomically(self.path, b"".join(kept))
+        except OSError as error:
+            self._give_up(error)
 
     def take(self) -> None:
         """Once in every update, when its gradients are whole; keeps their norms where it is one to record."""
@@ -106,8 +109,12 @@ class GradientNorms:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(lines)
         except OSError as error:
-            log.error("%s cannot be written (%s): no more gradient norms are recorded", self.path, error)
-            self.every_steps = None
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """A full disk costs the records, and not the run."""
+        log.error("%s cannot be written (%s): no more gradient norms are recorded", self.path, error)
+        self.every_steps = None
 
 
 def _norm_of(parameters: Sequence[nn.Parameter]) -> Tensor:

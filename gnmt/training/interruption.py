@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+from gnmt.early_interrupt import EXIT_CODES
 from gnmt.types import Interrupted
 
 log = logging.getLogger(__name__)
-
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-"""How a stopped command ends. 128 + N as shells have it, but for SIGUSR1, with which Slurm announces the end of a job's
-time: 75 is EX_TEMPFAIL of sysexits.h, "try again", which no other way to end gives."""
 
 
 class Abandoned(BaseException):
@@ -36,21 +33,27 @@ def describe_stop(step: int, saved_step: int) -> str:
 
 @contextmanager
 def saying_how_to_go_on(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
-    """Inside it, Ctrl-C outside of the training loop, which saves for itself, gets a message.
+    """Inside it, a signal outside of the training loop, which saves for itself, raises Interrupted with a message.
 
     has_checkpoint: whether the run has one to go on from.
     """
-    try:
-        yield
-    except Interrupted:
-        raise
-    except KeyboardInterrupt:
+
+    def raise_interrupted(number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
         left = (
             "interrupted between updates: the same command continues from the newest checkpoint"
             if has_checkpoint()
             else "interrupted before the first update: nothing was trained yet, and the same command begins again"
         )
-        raise Interrupted(left, EXIT_CODES[signal.SIGINT]) from None
+        raise Interrupted(f"{received.name}: {left}", EXIT_CODES[received])
+
+    previous = {number: signal.signal(number, raise_interrupted) for number in EXIT_CODES}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            if signal.getsignal(number) is raise_interrupted:  # and no processes that end together ignore it now
+                signal.signal(number, handler)
 
 
 class Interruption:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gnmt.distributed import Ranks
-from gnmt.training.interruption import EXIT_CODES
+from gnmt.early_interrupt import EXIT_CODES
+from gnmt.training.background import is_writing
 from gnmt.types import InputError, Interrupted
 
 log = logging.getLogger(__name__)
@@ -186,12 +187,13 @@ def ending_together(ranks: Ranks) -> Iterator[None]:
     """Around all that several processes do: an error of one ends all, with one message and without waiting for ever.
 
     The process that failed raises its error, which names the rank; the others say why they stop (the first) and exit
-    with code 1. A watchman ends those that wait where they cannot be told.
+    with code 1. A watchman ends those that wait where they cannot be told, but not before a checkpoint that is being
+    written is whole.
     """
     if ranks.world_size == 1:
         yield
         return
-    watchman = ranks.watchman()
+    watchman = ranks.watchman(is_writing)
     watchman.start()
     try:
         with ranks.together():

@@ -44,14 +44,14 @@ def check_phases(phases: Sequence[Phase]) -> None:
     rising = all(one < next_ for one, next_ in pairwise(starts))
     if not ends or ends[-1] is not None or len(starts) < len(ends) or not rising:
         raise InputError(
-            f"phases: found until_step {ends}, allowed are rising numbers, and null for the last phase, which "
+            f"trainer.phases: found until_step {ends}, allowed are rising numbers, and null for the last phase, which "
             "trainer.max_steps ends"
         )
     for key in ("optimizer", "schedule"):
         if all(getattr(phase, key) is not None for phase in phases):
             raise InputError(
-                f"phases: found no phase with {key}: null, so that the root key {key} would do nothing; move what "
-                f"one phase has there, and give that phase {key}: null"
+                f"trainer.phases: found no phase with {key}: null, so that the root key {key} would do nothing; "
+                f"move what one phase has there, and give that phase {key}: null"
             )
 
 

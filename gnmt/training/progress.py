@@ -102,7 +102,7 @@ class Sums(NamedTuple):
 
     loss, gradient_norm, target_tokens: summed over the updates that were made. updates: how many these are.
     longest_skip: the most updates in a row that were skipped, those before the interval counted. last_skipped: the
-    place in the interval of the last one that was, or -1. largest_loss, largest_gradient_norm: of one update that was
+    place in the interval of the last one of these, or -1. largest_loss, largest_gradient_norm: of one update that was
     made, the loss per target token.
     """
 
@@ -157,8 +157,9 @@ class Interval:
         self.sums_4 += torch.where(made, one_4, 0.0)
         one_2 = torch.stack([one_4[0] / target_tokens, one_4[1]])
         self.largest_2 = torch.where(made, torch.maximum(self.largest_2, one_2), self.largest_2)
-        self.longest_skip_1 = torch.maximum(self.longest_skip_1, skipped_in_a_row.double())
-        self.last_skipped_1 = torch.where(made, self.last_skipped_1, len(self.positions) - 1.0)
+        is_longest = skipped_in_a_row > self.longest_skip_1
+        self.longest_skip_1 = torch.where(is_longest, skipped_in_a_row.double(), self.longest_skip_1)
+        self.last_skipped_1 = torch.where(is_longest, len(self.positions) - 1.0, self.last_skipped_1)
 
     def sums(self) -> Sums:
         """What the device has counted. The one place where the host waits for it."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from gnmt.checkpoint import first_line, misfit, read_parts
+from gnmt.checkpoint import misfit, read_parts
+from gnmt.checkpoint_faults import first_line
 from gnmt.config import build, changed_settings
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers

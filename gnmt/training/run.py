@@ -60,10 +60,11 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved. Processes
     of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
     """
-    keep_cpu_kernels(cfg.cpu_kernels)
-    ranks = current_ranks()
-    with deterministic_kernels(cfg.deterministic), ending_together(ranks):
-        return train_in(folder, cfg, ranks)
+    with saying_how_to_go_on(lambda: bool(RunCheckpoints(folder, keep=1).whole())):
+        keep_cpu_kernels(cfg.cpu_kernels)
+        ranks = current_ranks()
+        with deterministic_kernels(cfg.deterministic), ending_together(ranks):
+            return train_in(folder, cfg, ranks)
 
 
 def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
@@ -76,10 +77,9 @@ def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
     try_model(config)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
     # A run that goes on does not look at it again; it may be gone by then.
-    with saying_how_to_go_on(lambda: bool(checkpoints.whole())):
-        start = None if cfg.initialise_from is None or checkpoints.whole() else read_start(cfg.initialise_from, config)
-        with occupied(folder) if ranks.is_first else nullcontext():
-            return train_there(checkpoints, cfg, config, options, precision, ranks, start)
+    start = None if cfg.initialise_from is None or checkpoints.whole() else read_start(cfg.initialise_from, config)
+    with occupied(folder) if ranks.is_first else nullcontext():
+        return train_there(checkpoints, cfg, config, options, precision, ranks, start)
 
 
 def train_there(
@@ -276,12 +276,12 @@ def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: 
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """The resolved config beside the run, for people; the checkpoint has its own."""
+    """The resolved config beside the run, for people; the checkpoint has its own, so no run ends for want of this."""
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
         write_atomically(folder / CONFIG, text.encode())
     except OSError as error:
-        raise InputError(f"{folder / 'config.json'} cannot be written: {error.strerror}") from None
+        log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 
 
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], progress: Progress) -> None:

@@ -259,7 +259,8 @@ class Trainer:
         if not self.group.is_first:
             return
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
-        self.gradient_norms.write()  # with this checkpoint nothing up to its update comes anew
+        self.gradient_norms.write()
+        self.reporter.flush()  # who goes on from this checkpoint reports nothing up to its update again
         step = self.progress.step
         if not torch.stack([torch.isfinite(weight).all() for weight in self.objective.parameters()]).all():
             raise self.divergence("some weights are not finite")

@@ -85,6 +85,14 @@ def diagnosis() -> dict[str, str]:
     return {key.strip(): text for key, text in (line.split(": ", 1) for line in lines)}
 
 
+def test_a_wrong_key_inside_a_list_is_told_the_right_one() -> None:
+    """The keys of trainer.phases were said to be none at all."""
+
+    overrides = ["trainer=adam_then_sgd", "trainer.phases.0.until_stop=3"]
+    said = explain(RuntimeError("as Hydra says it"), "train", overrides)
+    assert "is no key of this config; did you mean trainer.phases.0.until_step?" in said
+
+
 @pytest.mark.parametrize(("override", "message"), WRONG_OVERRIDES)
 def test_wrong_overrides_are_explained(diagnosis: dict[str, str], override: str, message: str) -> None:
     key = override if override.startswith("=") else override.partition("=")[0]

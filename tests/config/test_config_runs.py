@@ -119,10 +119,13 @@ def test_later_keywords_of_a_component_mean_their_defaults() -> None:
 
 
 def test_changed_settings_leave_out_what_may_change() -> None:
+    def corpora_in(place: str) -> dict[str, object]:
+        return {"news-commentary": {"text": {"source": f"{place}n.en"}}}  # its hyphen made a move of the file a change
+
     old = {
         "seed": 1,
         "device": "cpu",
-        "data": {"folder": "a", "train": {"source": "a.en"}, "test": {"x": {"source": "b"}}},
+        "data": {"folder": "a", "train": {"source": "a.en"}, "corpora": corpora_in(""), "test": {"x": {"source": "b"}}},
         "trainer": {"max_steps": 5, "batch_tokens": 100},
         "optimizer": {"betas": [0.9, 0.98], "gone": 1},
         "model": {"encoder": {"num_layers": 2}},
@@ -130,7 +133,7 @@ def test_changed_settings_leave_out_what_may_change() -> None:
     new = {
         "seed": 1,
         "device": "cuda",
-        "data": {"folder": "b", "train": {"source": "moved/a.en"}, "test": {}},
+        "data": {"folder": "b", "train": {"source": "moved/a.en"}, "corpora": corpora_in("moved/"), "test": {}},
         "trainer": {"max_steps": 50, "batch_tokens": 100},
         "optimizer": {"betas": [0.9, 0.999], "new": None},
         "model": {"encoder": {"num_layers": 3}},

@@ -110,6 +110,25 @@ def test_the_checksum_of_the_first_time_holds_ever_after(corpus: Callable[..., A
     assert (tmp_path / "downloads/parallel/train/a.de").read_bytes() == b"eins\nzwei\n"
 
 
+def test_an_archive_that_was_never_recorded_counts_for_nothing(
+    corpus: Callable[..., ArchivedCorpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between unpacking and recording, its files were taken ever after, and other bytes for their archive."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gnmt.data.archives.write_atomically", stop)
+        with pytest.raises(KeyboardInterrupt):
+            corpus().training_text()
+    assert not [path for path in (tmp_path / "downloads").glob("parallel/**/*") if path.is_file()]
+    left = tmp_path / "downloads/parallel/train/a.de"
+    left.write_text("of an older version\n")
+    assert next(iter(corpus().training_text().iterate())) == ("one", "eins")
+    assert "parallel.tgz" in json.loads((tmp_path / "downloads/checksums.json").read_text())
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"<html>not found</html>"])
 def test_a_damaged_archive_is_named_and_never_recorded(
     corpus: Callable[..., ArchivedCorpus], tmp_path: Path, damage: Callable[[bytes], bytes]

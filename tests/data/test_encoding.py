@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from gnmt.data import encoding
 from gnmt.data.corpus import Cleaning
+from gnmt.data.lines import UnreadableFileError
 from gnmt.data.prepare import prepare
 from gnmt.data.prepared import Prepared
 from gnmt.data.sources import FilesCorpus
@@ -100,6 +102,24 @@ def test_processes_give_the_same_bytes(
 
 
 @pytest.mark.slow
+def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's warning SIGUSR1 killed the workers, also while they were starting."""
+    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+
+    def signalled(future: Any) -> Any:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGUSR1)
+            os.kill(process.pid, signal.SIGINT)
+        return future.result
+
+    monkeypatch.setattr(encoding, "_waiting_for", signalled)
+    prepared = prepare(replace(make_corpus(dirty, STRICT), num_workers=2), options)
+    assert len(prepared.store) == len(oracle(dirty, prepared)[0])
+
+
+@pytest.mark.slow
 def test_a_killed_worker_is_told_and_costs_no_whole_shard(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,10 +142,12 @@ def test_a_killed_worker_is_told_and_costs_no_whole_shard(
     )
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UnreadableFileError("train.0: cannot be read: Stale handle")])
 def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: BaseException,
 ) -> None:  # fmt: skip
+    """A moment in which the text could not be read cost all shards."""
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
     expected = contents(prepare(corpus, options).folder)
@@ -135,7 +157,7 @@ def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
     def counted(pairs: Any, tokenizers: Any, cleaning: Any, path: Path) -> None:
         calls.append(path.name)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            raise error
         encode(pairs, tokenizers, cleaning, path)
 
     from gnmt.data import prepare as module
@@ -143,7 +165,7 @@ def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
     learn = module._make_tokenizers
     monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learnt.append(1) or learn(*given))
     monkeypatch.setattr(encoding, "encode_shard", counted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)):
         prepare(corpus, options)
     shards = tmp_path / ".prepared.work" / "shards"
     assert sorted(os.listdir(shards)) == calls[:3]

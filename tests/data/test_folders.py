@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -90,3 +92,15 @@ def test_one_builds_at_a_time(tmp_path: Path) -> None:
         thread.join()
     assert (most, len(rounds)) == (1, 20)
     assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training passed there, and the preparation of its data failed."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+        (temporary / "file").touch()
+    assert names(tmp_path) == ["x"]

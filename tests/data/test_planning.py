@@ -222,3 +222,8 @@ def test_each_corpus_of_a_mixture_once_per_its_own_epoch(
                     assert own.max() - own.min() <= 1  # nobody twice before everybody once
                     assert abs(own.sum() - trained * segment.weight / weights) <= 1
     assert trained == 3 * total
+
+
+def test_the_share_of_a_corpus_is_exact() -> None:
+    """49 * (1 / 49) is less than 1: an epoch of 49 corpora of one pair was empty."""
+    assert block_pairs([Segment(1, 1.0)] * 49, 1, 0, 0).tolist() == list(range(49))

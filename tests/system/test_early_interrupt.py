@@ -1,4 +1,4 @@
-"""Ctrl-C while a command loads its libraries."""
+"""Signals while a command loads its libraries."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def test_one_line_and_no_traceback(script: str, slow_libraries: dict[str, str]) 
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "interrupted before it began\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_a_training_job_that_is_told_to_stop_while_it_loads_is_queued_again(
+    number: signal.Signals, code: int, slow_libraries: dict[str, str]
+) -> None:
+    """It was killed without a word, and the batch script of docs/slurm.md, which asks for 75, gave the job up."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, str(SCRIPTS / "train.py")]
+    with subprocess.Popen(command, env=slow_libraries, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    said = f"{number.name}: stopped where nothing was being trained: the same command goes on\n"
+    assert (process.returncode, err) == (code, said)
 
 
 def test_a_program_that_uses_the_library_keeps_its_own_handling() -> None:

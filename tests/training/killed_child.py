@@ -48,10 +48,10 @@ MARKS: dict[str, Callable[[], None]] = {
     "inside accumulation": lambda: after_calls(Objective, "forward", 14, lambda objective, _: objective.training),
     "inside an evaluation": lambda: after_calls(DevEvaluator, "translations", 2),
     "inside the writing of a checkpoint": lambda: after_calls(
-        checkpoint_module._Output, "write", 5, being_written("step_00000008.pt")
+        checkpoint_module._Output, "write", 5, being_written("step_00000006.pt")
     ),
     "inside the writing of the first checkpoint": lambda: after_calls(
-        checkpoint_module._Output, "write", 5, being_written("step_00000004.pt")
+        checkpoint_module._Output, "write", 5, being_written("step_00000003.pt")
     ),
     "inside the writing of best.pt": lambda: after_calls(
         checkpoint_module._Output, "write", 5, being_written("best.pt")

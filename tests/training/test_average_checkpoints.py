@@ -102,6 +102,10 @@ def test_what_is_asked_for_must_be_clear_and_there(trained_run):
     for checkpoints, folder_name in (([], None), (["a.pt"], "runs/x")):
         with pytest.raises(InputError, match=r"give one of them, checkpoints=\[a\.pt,b\.pt\] or run=FOLDER last=N"):
             choose_checkpoints(checkpoints, folder_name, 3)
+    with pytest.raises(InputError, match=r"found checkpoints=\[\] and run=null: give one"):
+        choose_checkpoints([], None, 3)
+    with pytest.raises(InputError, match="run=nowhere: there is no such folder"):
+        choose_checkpoints([], "nowhere", 3)
     with pytest.raises(InputError, match=r"last=4: .* holds 3 checkpoints; .*trainer\.keep_checkpoints"):
         choose_checkpoints([], str(trained_run), 4)
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from gnmt.training.background import BackgroundWriter, snapshot
+from gnmt.training.background import BackgroundWriter, is_writing, snapshot
 from gnmt.types import Interrupted
 
 
@@ -38,9 +38,11 @@ def test_the_caller_goes_on_while_it_writes_and_hears_of_it_later():
     writer.start(may_write.wait, "a", lambda: heard.append("a"), has_older=True)
     writer.poll()
     assert heard == [], "it is still being written, and nobody waited"
+    assert is_writing()
     may_write.set()
     writer.wait()
     assert heard == ["a"]
+    assert not is_writing()
     writer.wait()
     writer.poll()
     assert heard == ["a"], "once"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -182,3 +183,21 @@ def test_a_full_disk_costs_the_record_and_not_the_run(make_trainer, tmp_path, ca
         trainer.update(next(trainer.stream), Interval.begin(trainer.device))
         trainer.gradient_norms.write()
     assert caplog.text.count("no more gradient norms are recorded") == 1
+
+
+def test_going_on_with_a_full_disk_costs_the_record_and_not_the_run(tmp_path, monkeypatch, caplog):
+    """The run ended with a traceback where the records after its checkpoint had to be taken out."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gnmt.training.gradient_norms.write_atomically", full)
+    line = json.dumps({"update": 5, "norms": {"output": 1.0}}) + "\n"
+    (tmp_path / FILE_NAME).write_text(line, encoding="utf-8")
+    with Reporter(tmp_path) as reporter:
+        norms = GradientNorms(torch.nn.Linear(1, 1), 1, tmp_path, reporter)
+        norms.begin(2)
+        norms.take()
+        norms.write()
+    assert caplog.text.count("No space left on device): no more gradient norms are recorded") == 1
+    assert (tmp_path / FILE_NAME).read_text(encoding="utf-8") == line

@@ -8,7 +8,8 @@ import signal
 
 import pytest
 
-from gnmt.training.interruption import EXIT_CODES, Abandoned, Interruption, stop
+from gnmt.early_interrupt import EXIT_CODES
+from gnmt.training.interruption import Abandoned, Interruption, stop
 from gnmt.types import Interrupted
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gnmt.checkpoint import read_checkpoint
+from gnmt.data.batching import Position
 from gnmt.training.progress import Interval
 from gnmt.training.trainer import Trainer
 from gnmt.types import InputError
@@ -115,6 +116,16 @@ def test_no_step_reads_the_device(make_trainer, monkeypatch):
     monkeypatch.undo()
     assert interval.sums().target_tokens == numbers[0] + numbers[2]
     assert interval.sums().last_skipped == 1
+
+
+def test_the_place_is_that_of_the_longest_row_and_not_of_a_later_single_one():
+    """The message that ends a run named the batch of the last skip, which may be an innocent one."""
+    interval, one, in_a_row = Interval.begin(torch.device("cpu")), torch.ones(()), 0
+    for number, made in enumerate([True, False, False, False, True, False, True]):
+        interval.positions.append(Position(0, number))
+        in_a_row = 0 if made else in_a_row + 1
+        interval.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row))
+    assert (interval.sums().longest_skip, interval.sums().last_skipped) == (3, 3)
 
 
 def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplog):

@@ -21,7 +21,7 @@ from gnmt.types import InputError, Interrupted
 def pair(monkeypatch) -> tuple[Ranks, Ranks]:
     """Two processes in one; without a watchman, who would end the tests."""
     watchman = SimpleNamespace(start=lambda: None, dismiss=lambda: None)
-    monkeypatch.setattr(Ranks, "watchman", lambda ranks: watchman)
+    monkeypatch.setattr(Ranks, "watchman", lambda ranks, is_writing: watchman)
     monkeypatch.setattr("gnmt.distributed.LEAVING_SECONDS", 0.1)
     store = HashStore()
     return Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 
 import pytest
 
@@ -68,6 +70,72 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(tmp_path, caplog):
     [message] = [record.getMessage() for record in caplog.records]
     assert "step_00000003.pt is damaged" in message
     assert "going back to the checkpoint before it" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+    ],
+)
+def test_a_newest_one_that_only_cannot_be_read_now_is_not_gone_back_from(tmp_path, monkeypatch, error, reason):
+    """It was called damaged, and what had been trained since the one before it was lost."""
+    checkpoints = RunCheckpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step})
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("gnmt.checkpoint.torch.load", fail)
+    with pytest.raises(InputError, match=rf"step_00000002\.pt cannot be read: {reason}; it is the newest .* goes on"):
+        checkpoints.newest()
+
+
+def test_an_error_of_the_disk_is_known_behind_torchs_own(tmp_path, monkeypatch):
+    path = RunCheckpoints(tmp_path, keep=3).save(1, {"step": 1})
+
+    def fail(*_, **__):
+        raise RuntimeError("PytorchStreamReader failed")
+
+    def fail_too(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("gnmt.checkpoint.torch.load", fail)
+    monkeypatch.setattr("gnmt.checkpoint_faults.Path.open", fail_too)
+    with pytest.raises(InputError, match=r"step_00000001\.pt cannot be read: Input/output error"):
+        read_checkpoint(path)
+
+
+def test_files_of_other_names_are_no_checkpoints_and_the_number_counts(tmp_path):
+    """A copy that somebody kept as step_keep.pt was the newest of all from then on."""
+    checkpoints = RunCheckpoints(tmp_path, keep=2)
+    checkpoints.save(10, {"step": 10})
+    kept = tmp_path / "checkpoints" / "step_keep.pt"
+    checkpoints.path_of(10).rename(kept)
+    for step in (99_999_999, 100_000_000, 100_000_001):
+        checkpoints.save(step, {"step": step})
+    assert names(checkpoints) == ["step_100000000.pt", "step_100000001.pt"]
+    assert checkpoints.newest()["step"] == 100_000_001
+    assert kept.exists()
+
+
+def test_where_links_are_not_allowed_checkpoints_are_saved_and_old_ones_go(tmp_path, monkeypatch, caplog):
+    """Each save was called failed there, and the disk filled up."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    checkpoints = RunCheckpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    assert names(checkpoints) == ["step_00000002.pt", "step_00000003.pt"]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "last.pt cannot be made a link to" in message
+    assert "step_00000001.pt (Operation not permitted)" in message
 
 
 def test_where_all_are_damaged_it_says_so_and_does_not_start_anew(tmp_path):

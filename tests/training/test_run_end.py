@@ -143,21 +143,44 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, prepared, monkeypat
     assert (progress.best_step, progress.stale_evaluations) == (3, 2)
 
 
-@pytest.mark.parametrize("place", ["prepare", "build_trainer"])
-def test_ctrl_c_before_the_first_update_says_that_nothing_was_trained(run, tmp_path, monkeypatch, place):
-    """It said only `interrupted`."""
+@pytest.mark.parametrize(
+    ("place", "number", "exit_code"),
+    [
+        ("prepare", signal.SIGINT, 130),
+        ("build_trainer", signal.SIGINT, 130),
+        ("try_model", signal.SIGTERM, 143),
+        ("prepare", signal.SIGUSR1, 75),
+    ],
+)
+def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monkeypatch, place, number, exit_code):
+    """Ctrl-C said only `interrupted`; SIGTERM and SIGUSR1 killed without a word, and no batch script saw code 75."""
+    before = signal.getsignal(number)
 
     def interrupted(*_):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(run_module, place, interrupted)
     with pytest.raises(
         Interrupted, match="before the first update: nothing was trained yet, and the same command begins again"
     ) as caught:
         run(tmp_path, "trainer.max_steps=1")
-    assert caught.value.exit_code == 130
+    assert str(caught.value).startswith(f"{number.name}: ")
+    assert caught.value.exit_code == exit_code
+    assert signal.getsignal(number) == before
     monkeypatch.undo()
     run(tmp_path, "trainer.max_steps=1")
     monkeypatch.setattr(run_module, place, interrupted)
     with pytest.raises(Interrupted, match="the same command continues from the newest checkpoint"):
         run(tmp_path, "trainer.max_steps=2")
+
+
+def test_a_config_that_cannot_be_written_for_people_costs_no_run(run, tmp_path, monkeypatch, caplog):
+    """A run that was started again on a full disk ended there."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_module, "write_atomically", full)
+    assert run(tmp_path, "trainer.max_steps=1").steps == 1
+    assert "config.json cannot be written (No space left on device)" in caplog.text
+    assert json.loads(read_checkpoint(tmp_path / "last.pt")["config"])["trainer"]["max_steps"] == 1
