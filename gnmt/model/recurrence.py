@@ -80,8 +80,8 @@ class SteppedRecurrence(Recurrence):
 GATHERED_FROM_WIDTH = 1536
 """Input and hidden size together from which `gathered_lstm` trains faster than oneDNN's fused bf16 kernel on a CPU.
 
-From a prototype on two Zen 4 cores, forward and backward: 1.1 times as fast from 1024 to 1024, 1.4 times from 2048 to
-1024, but slower from 512 to 512 and below. Not measured again in this form.
+Forward and backward on two Sapphire Rapids cores: 1.4 times as fast from 1024 to 512 and 1.7 times from 1024 to 1024,
+but 0.8 times from 512 to 512 and less below (docs/results/training.md).
 """
 
 
