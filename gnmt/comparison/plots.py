@@ -86,13 +86,8 @@ def draw_gradient_norms(runs: Sequence[RunRecord], num_updates: int) -> Figure:
         of_runs = [means[id(run)] for run in group.runs]
         if any(of_runs):
             lines[name] = [[norms[layer] for norms in of_runs if layer in norms] for layer in layers]
-    updates = [[update for update, _ in run.gradient_norms if update <= num_updates] for run in runs]
-    counts, every = (
-        sorted({len(of_run) for of_run in updates if of_run}),
-        sorted({u for of_run in updates for u in of_run}),
-    )
-    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    label = f"gradient norm, mean of {number} updates from {every[0]} to {every[-1]}"
+    recorded = [update for run in runs for update, _ in run.gradient_norms if update <= num_updates]
+    label = f"gradient norm, mean over updates {min(recorded)} to {max(recorded)}"
     return lines_figure(layers, lines, "layer", label, log_y=True)
 
 

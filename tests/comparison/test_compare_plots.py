@@ -53,7 +53,7 @@ def test_gradient_norms_are_means_of_the_first_updates_over_layers():
     figure = draw_gradient_norms(runs, 200)
     [axes] = figure.axes
     assert axes.get_yscale() == "log"
-    assert axes.get_ylabel() == "gradient norm, mean of 2 updates from 1 to 3", "not of 200: no more are recorded"
+    assert axes.get_ylabel() == "gradient norm, mean over updates 1 to 3", "not to 200: no more are recorded"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["encoder.1", "encoder.2", "decoder.1"]
     found = points(figure)
     assert list(found) == ["a", "b"], "a run without records has no line"
