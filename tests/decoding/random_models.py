@@ -15,7 +15,7 @@ from gnmt.model.decoders.plain import PlainDecoder
 from gnmt.model.decoders.top_attention import TopAttentionDecoder
 from gnmt.model.decoders.transformer import TransformerDecoder
 from gnmt.model.encoders.convolutional import ConvolutionalEncoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.encoders.lstm import LSTMEncoder, layer_widths
 from gnmt.model.encoders.transformer import TransformerEncoder
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -41,7 +41,9 @@ def models(draw):
     num_layers, cell = draw(st.sampled_from([2, 3, 1])), draw(cells)
     bridged = decoder_kind == "plain" or (decoder_kind in ("lstm", "top") and draw(booleans))
     if bridged:  # layer by layer, the decoder begins with what the encoder's has ended with
-        encoder = LSTMEncoder(WIDTH, WIDTH, num_layers, 0, **lstm_options(draw, [None, 4]), **cell, final_states=True)
+        read = decoder_kind != "plain"  # a plain decoder sees nothing but the final states
+        options = lstm_options(draw, [None, 4] if read else [None], booleans if read else st.just(False))
+        encoder = LSTMEncoder(WIDTH, WIDTH, num_layers, 0, **options, **cell, final_states=True)
     else:
         encoder = draw_encoder(draw, [WIDTH] if decoder_kind == "convolutional" else [None, 4, WIDTH])
     decoder = draw_decoder(draw, decoder_kind, num_layers, encoder.output_size, cell, bridged)
@@ -51,10 +53,10 @@ def models(draw):
     return Seq2Seq(encoder, decoder, VOCABULARY_SIZE, VOCABULARY_SIZE, WIDTH, tie, init_range).double().eval()
 
 
-def lstm_options(draw, projection_sizes):
+def lstm_options(draw, projection_sizes, shortcuts=booleans, residuals=(None, 2, 3)):
     return {
-        "residual_from": draw(st.sampled_from([None, 2, 3])),
-        "embedding_shortcut": draw(booleans),
+        "residual_from": draw(st.sampled_from(residuals)),
+        "embedding_shortcut": draw(shortcuts),
         "reverse_source": draw(booleans),
         "projection_size": draw(st.sampled_from(projection_sizes)),
     }
@@ -67,9 +69,11 @@ def draw_encoder(draw, projection_sizes):
         return TransformerEncoder(WIDTH, num_layers, 2, 8, norm, draw(positions))
     if kind == "convolutional":
         return ConvolutionalEncoder(WIDTH, 4, num_layers, draw(st.sampled_from([1, 3])), draw(positions))
-    return LSTMEncoder(
-        WIDTH, 4, num_layers, draw(st.integers(0, num_layers)), **lstm_options(draw, projection_sizes), **draw(cells)
-    )
+    num_bidirectional = draw(st.integers(0, num_layers))
+    widths = layer_widths(WIDTH, 4, num_layers, num_bidirectional)
+    residuals = [None, *(at for at in (2, 3) if at > num_layers or widths[at - 1] == widths[at])]
+    options = lstm_options(draw, projection_sizes, residuals=residuals)
+    return LSTMEncoder(WIDTH, 4, num_layers, num_bidirectional, **options, **draw(cells))
 
 
 def draw_attention(draw, memory_size):

@@ -138,11 +138,13 @@ def test_a_search_that_may_try_nothing_more_has_no_result_and_others_have_theirs
 
 def test_limits_and_prefixes_are_looked_after_only_where_there_are_any(monkeypatch):
     """Each step listed all sentences in flight; now two numbers say when the next of them matters."""
-    asked = []
-    advance = search_module.advance
-    monkeypatch.setattr(
-        search_module, "advance", lambda *a, **flags: asked.append(tuple(flags.values())) or advance(*a, **flags)
-    )
+    asked, advance = [], search_module.advance
+
+    def noted(*flight, some_forced, some_at_limit, **settings):
+        asked.append((some_forced, some_at_limit))
+        return advance(*flight, some_forced=some_forced, some_at_limit=some_at_limit, **settings)
+
+    monkeypatch.setattr(search_module, "advance", noted)
     model = MarkovModel({BOS_ID: {A: 1.0}, A: {A: 1.0}})
     options = SearchOptions(beam_size=2, max_length_factor=0.0, max_length_offset=4, coverage_beta=0.0)
     found = searched(model, [[A], [A]], options, prefixes=[[], [A, A]], batch_size=1)
