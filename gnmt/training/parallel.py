@@ -10,6 +10,7 @@ import hashlib
 import logging
 import signal
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 COLLECTIVE_MINUTES = 30
 """How long one process waits for another in the middle of training; only a process that hangs takes so long."""
+LETTING_GO_SECONDS = 0.5
+"""For the threads of a process group to forget what they have sent."""
 SIGNALS = tuple(EXIT_CODES)
 
 
@@ -86,6 +89,9 @@ class Group:
         # After a failure others may never come to this, and the process ends anyway.
         if self.size > 1 and (error is None or (isinstance(error, Interrupted) and error.agreed)):
             dist.destroy_process_group()
+            # Whoever wraps the model holds the last reference to the group, whose threads are joined when it goes, with
+            # Python's lock held: one that has yet to let go of a tensor would wait for that lock, and both for ever.
+            time.sleep(LETTING_GO_SECONDS)
 
     # Updates
 
