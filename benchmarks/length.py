@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measuring import Runner, in_own_process, timed_in_turns
 from benchmarks.table import Column
-from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step
+from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step, updates
 from gnmt.config import build, recipe
 from gnmt.data.batching import batch_of
 from gnmt.model.positions import Positions
@@ -150,11 +150,6 @@ COLUMNS = (
     Column("tokens/s", "tokens_per_second", 10, ".0f"),
     Column("memory MiB", "memory_mib", 11, ".0f"),
 )
-
-
-def updates(step: Step, batches: list[Batch]) -> Runner:
-    """A call that makes an update on each batch."""
-    return lambda: [step(batch) for batch in batches]
 
 
 def measure(workload: LengthWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[LengthFigure]:

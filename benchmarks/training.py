@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, resident_mib, timed
+from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, resident_mib, timed_in_turns
 from benchmarks.table import Column
 from benchmarks.training_baseline import PlainTranslator, baseline_step, plain_name
 from gnmt.data.batching import batch_of
@@ -132,6 +132,11 @@ class TrainingWorkload:
         return project_step(model, self.loss(), name)
 
 
+def updates(step: Step, batches: list[Batch]) -> Runner:
+    """A call that makes an update on each batch."""
+    return lambda: [step(batch) for batch in batches]
+
+
 def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name: str) -> Step:
     """An update as gnmt.training.trainer.Trainer makes it of one batch, with Adam as in configs/optimizer."""
     device = loss.uniform_V.device
@@ -188,22 +193,18 @@ COLUMNS = (
 
 
 def measure(workload: TrainingWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[TrainingFigure]:
-    """Times the baseline and every precision: one unmeasured round, then in turns, `repetitions` rounds."""
+    """Times the baseline and every precision in turns, each beside the best product of its precision."""
     names = [BASELINE, *precisions]
     batches = workload.batches()
-    steps = {name: workload.step(name, workload.model()) for name in names}
-    products = {name: matrix_product("fp32" if name == BASELINE else name, workload.device) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    fastest_product = dict.fromkeys(names, 0.0)
-    for step in steps.values():
-        for batch in batches:
-            step(batch)
-    for _ in range(repetitions):
-        for name, step in steps.items():
-            rate = matrix_product_flops(workload.device) / timed(products[name], workload.device)
-            fastest_product[name] = max(fastest_product[name], rate)
-            seconds[name].append(timed(lambda step=step: [step(batch) for batch in batches], workload.device))
-    del steps, products
+    product_of = {name: f"product beside {name}" for name in names}
+    runners: dict[str, Runner] = {}
+    for name in names:
+        runners[product_of[name]] = matrix_product("fp32" if name == BASELINE else name, workload.device)
+        runners[name] = updates(workload.step(name, workload.model()), batches)
+    seconds = timed_in_turns(runners, repetitions, workload.device)
+    del runners
+    product_flops = matrix_product_flops(workload.device)
+    fastest_product = {name: product_flops / min(seconds[product_of[name]]) for name in names}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     num_tokens, flops = sum(batch.num_real_tokens for batch in batches), sum(map(workload_flops(workload), batches))
     return [

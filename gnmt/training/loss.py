@@ -129,7 +129,8 @@ def chunked_cross_entropy(
     weight, bias, hidden_states = weight_VH.to(dtype), bias_V.to(dtype), hidden_NH.to(dtype)
     num_tokens = hidden_NH.shape[0]
     multiple = ROW_MULTIPLE.get(hidden_NH.device.type, 1)
-    hidden_states = F.pad(hidden_states, (0, 0, 0, -num_tokens % multiple))
+    if num_missing := -num_tokens % multiple:
+        hidden_states = F.pad(hidden_states, (0, 0, 0, num_missing))
     gradients = Gradients(*map(torch.empty_like, (hidden_NH, weight_VH, bias_V))) if with_gradient else None
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for chunk in chunks(num_tokens, multiple):
