@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
@@ -258,6 +259,7 @@ class Trainer:
         """
         if not self.group.is_first:
             return
+        stopped = time.perf_counter()
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
         self.gradient_norms.write()
         self.reporter.flush()  # who goes on from this checkpoint reports nothing up to its update again
@@ -276,9 +278,12 @@ class Trainer:
 
         def written() -> None:
             self.last_saved_step = step
+            log.info("the checkpoint of update %d is written; updates stood still for %.2f seconds", step, stall)
 
+        copied = snapshot(contents)
+        stall = time.perf_counter() - stopped
         self.writer.start(
-            partial(self.checkpoints.save, step, snapshot(contents)),
+            partial(self.checkpoints.save, step, copied),
             f"the checkpoint of update {step}",
             on_written=written,
             has_older=bool(self.checkpoints.whole()),

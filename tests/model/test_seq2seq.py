@@ -145,6 +145,39 @@ def test_attention_is_given_only_where_asked_for():
     assert model.decode(padded(TARGET), memory, attention=True)[1].shape == (4, 6, 7)
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")]),
+    ],
+)
+@pytest.mark.parametrize("pieces", [5, 1000, 1027, 32_000])
+@pytest.mark.parametrize("sentences", [1, 7])
+def test_a_step_overwrites_its_logits_with_what_log_softmax_gives_elsewhere(device, pieces, sentences):
+    """torch does not say that its log_softmax may write where it reads; both of its kernels' widths, to the last bit."""
+    torch.manual_seed(1)
+    model = model_of(target_size=pieces, init_range=3.0).to(device).eval()
+    with torch.inference_mode():
+        memory = model.encode(padded(SOURCE[:1] * sentences).to(torch.device(device)))
+        logits = []
+        output = model.output
+        model.output = lambda hidden: logits.append(output(hidden)) or logits[-1]
+        tokens_BK = torch.full((sentences, 3), 2, device=device)
+        expected = output(model.decoder.step(model.target_embedding(tokens_BK), model.start(memory, 3), memory)[0])
+        log_probs_BKV, _, _ = model.step(tokens_BK, model.start(memory, 3), memory)
+    assert log_probs_BKV.data_ptr() == logits[0].data_ptr()
+    assert torch.equal(log_probs_BKV, torch.log_softmax(expected, -1))
+
+
+def test_a_step_can_be_differentiated():
+    model = tiny_gnmt()
+    memory = model.encode(padded(SOURCE))
+    log_probs_BKV, _, _ = model.step(torch.full((4, 2), 2), model.start(memory, 2), memory)
+    log_probs_BKV.exp().square().sum().backward()
+    assert model.output_layer.weight.grad.abs().max() > 0
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("query", ["current", "previous"])

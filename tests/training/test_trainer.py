@@ -6,6 +6,8 @@ import copy
 import errno
 import logging
 import os
+import re
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -284,3 +286,22 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
         assert dict(found["train/padding_fraction"])[step] == pytest.approx(1 - real / padded, rel=1e-4, abs=1e-7)
     assert [step for step, _ in found["train/loss"]] == [2, 4]
     assert [step for step, _ in found["dev/bleu"]] == [1, 2, 3, 4]
+
+
+def test_the_log_says_how_long_updates_stood_still_for_a_checkpoint(make_trainer, prepared, caplog, monkeypatch):
+    """Only what the loop waits for: the write itself goes on beside the updates."""
+    trainer = make_trainer("trainer.max_steps=3", "trainer.save_every_steps=1")
+    trainer.evaluate = results([1.0], prepared)
+    save, began = trainer.checkpoints.save, []
+
+    def slow_save(step, contents):
+        began.append(step)
+        time.sleep(0.5)
+        save(step, contents)
+
+    monkeypatch.setattr(trainer.checkpoints, "save", slow_save)
+    with caplog.at_level(logging.INFO):
+        trainer.fit()
+    stalls = re.findall(r"the checkpoint of update (\d) is written; updates stood still for (\S+) seconds", caplog.text)
+    assert [int(step) for step, _ in stalls] == began == [1, 2, 3]
+    assert float(stalls[0][1]) < 0.4 < float(stalls[1][1])  # the second one waited for the first one's write
