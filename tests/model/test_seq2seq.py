@@ -14,6 +14,8 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import choose_precision
 from gnmt.types import PAD_ID, InputError
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 def model_of(source_size: int = 11, target_size: int = 11, hidden_size: int = 6, **options) -> Seq2Seq:
     decoder = LSTMDecoder(6, hidden_size, 2, AdditiveAttention(hidden_size, 6, 5))
@@ -147,15 +149,12 @@ def test_attention_is_given_only_where_asked_for():
 
 @pytest.mark.parametrize(
     "device",
-    [
-        "cpu",
-        pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")]),
-    ],
+    ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])],
 )
 @pytest.mark.parametrize("pieces", [5, 1000, 1027, 32_000])
 @pytest.mark.parametrize("sentences", [1, 7])
 def test_a_step_overwrites_its_logits_with_what_log_softmax_gives_elsewhere(device, pieces, sentences):
-    """torch does not say that its log_softmax may write where it reads; both of its kernels' widths, to the last bit."""
+    """torch does not say that log_softmax may write where it reads: to the last bit, narrow and wide."""
     torch.manual_seed(1)
     model = model_of(target_size=pieces, init_range=3.0).to(device).eval()
     with torch.inference_mode():
@@ -179,7 +178,7 @@ def test_a_step_can_be_differentiated():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_CUDA
 @pytest.mark.parametrize("query", ["current", "previous"])
 def test_cuda_agrees_with_the_cpu(query):
     """Forward, backward and step; cuDNN sums in another order, so not to the last digit."""
