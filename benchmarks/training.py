@@ -19,7 +19,7 @@ from gnmt.model.attention import AdditiveAttention
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.encoders.lstm import LSTMEncoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_device, choose_precision
+from gnmt.runtime import choose_device, choose_precision, return_freed_memory
 from gnmt.training.loss import LabelSmoothedCrossEntropy
 from gnmt.training.objective import Objective
 from gnmt.training.optimisation import Optimisation
@@ -140,6 +140,7 @@ def updates(step: Step, batches: list[Batch]) -> Runner:
 def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name: str) -> Step:
     """An update as gnmt.training.trainer.Trainer makes it of one batch, with Adam as in configs/optimizer."""
     device = loss.uniform_V.device
+    return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), device)
     precision = choose_precision(precision_name, device)
     objective = Objective(model, loss)
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from gnmt.runtime import choose_device, choose_precision, deterministic_kernels, keep_cpu_kernels
+from gnmt.runtime import (
+    LARGE_MODEL_PARAMETERS,
+    choose_device,
+    choose_precision,
+    deterministic_kernels,
+    keep_cpu_kernels,
+    return_freed_memory,
+)
 from gnmt.types import InputError
 
 CPU = torch.device("cpu")
@@ -79,6 +88,48 @@ def test_the_environments_own_number_of_cpu_kernels_counts_for_more(monkeypatch)
     monkeypatch.delenv(name)
     keep_cpu_kernels(4096)
     assert os.environ[name] == "4096"
+
+
+KEPT_AFTER_FREEING = """
+import sys
+import torch
+from gnmt.runtime import return_freed_memory
+
+def resident_mib():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+print(return_freed_memory(int(sys.argv[1]), torch.device("cpu")))
+torch.ones(6_000_000)  # glibc notes the size of what is freed, and takes smaller ones from its heap from then on
+before = resident_mib()
+activations = [torch.ones(1_000_000) for _ in range(100)]
+last = torch.ones(200_000)  # on top of them
+del activations
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_a_large_model_gives_freed_memory_back_and_a_small_one_keeps_it(monkeypatch):
+    """Of 4+4 layers of 1024, updates held half as much memory again as the aim, all of it free, at the same speed."""
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+
+    def kept(num_parameters: int) -> tuple[str, float]:
+        command = [sys.executable, "-c", KEPT_AFTER_FREEING, str(num_parameters)]
+        is_set, kept_mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return is_set, float(kept_mib)
+
+    is_set, kept_mib = kept(LARGE_MODEL_PARAMETERS)
+    assert is_set == "True"
+    assert kept_mib < 40
+    is_set, kept_mib = kept(LARGE_MODEL_PARAMETERS - 1)
+    assert is_set == "False"
+    assert kept_mib > 350
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
+    assert kept(LARGE_MODEL_PARAMETERS)[0] == "False"
+
+
+def test_on_cuda_freed_memory_is_no_matter_of_glibc():
+    assert not return_freed_memory(LARGE_MODEL_PARAMETERS, torch.device("cuda"))
 
 
 def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):

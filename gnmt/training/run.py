@@ -24,7 +24,14 @@ from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.files import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.runtime import Precision, choose_device, choose_precision, deterministic_kernels, keep_cpu_kernels
+from gnmt.runtime import (
+    Precision,
+    choose_device,
+    choose_precision,
+    deterministic_kernels,
+    keep_cpu_kernels,
+    return_freed_memory,
+)
 from gnmt.training.announcement import announce
 from gnmt.training.checkpoint import RunCheckpoints
 from gnmt.training.ending import refuse_lost_end
@@ -110,6 +117,7 @@ def train_there(
     if start is not None:
         start_from(model, cfg.initialise_from, start, prepared.tokenizers)
     model.to(precision.device)
+    return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
     # 0 in a new run too: one that was killed before its first checkpoint has left points that would come twice.
     purge_step = 0 if saved is None else saved["step"] + 1
     with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
