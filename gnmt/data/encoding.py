@@ -107,12 +107,17 @@ def with_progress(text: ParallelText, what: str) -> Iterator[tuple[str, str]]:
     yield from tqdm(text.iterate(), desc=what, unit=" pairs", unit_scale=True, disable=None, leave=False)
 
 
-def encode_shard(pairs: Sequence[NumberedPair], tokenizers: Tokenizers, cleaning: Cleaning, path: Path) -> None:
-    """Encodes the pairs, leaves out what its ids speak against, and writes the rest with a report."""
+def encode_shard(
+    pairs: Sequence[NumberedPair], tokenizers: Tokenizers, cleaning: Cleaning, path: Path, num_threads: int = -1
+) -> None:
+    """Encodes the pairs, leaves out what its ids speak against, and writes the rest with a report.
+
+    num_threads: that encode, -1 for one each core.
+    """
     cleaner = Cleaner(cleaning)
     sides = [
-        tokenizers.source.encode_all([pair.source for pair in pairs]),
-        tokenizers.target.encode_all([pair.target for pair in pairs]),
+        tokenizers.source.encode_all([pair.source for pair in pairs], num_threads),
+        tokenizers.target.encode_all([pair.target for pair in pairs], num_threads),
     ]
     report = CleaningReport()
     keep = [
@@ -215,4 +220,4 @@ def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
 
 
 def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> None:
-    encode_shard(pairs, _tokenizers, cleaning, path)
+    encode_shard(pairs, _tokenizers, cleaning, path, num_threads=1)  # the cores are for the other workers

@@ -69,8 +69,8 @@ class PieceTokenizer:
         """Ids of the pieces, without BOS and EOS; UNK for what is none."""
         return [self._ids.get(piece, UNK_ID) for piece in text.split()]
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text."""
+    def encode_all(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
+        """`encode` of each text, in this thread."""
         return [self.encode(text) for text in texts]
 
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:

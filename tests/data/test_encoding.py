@@ -9,11 +9,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gnmt.data import encoding
+from gnmt.data.cleaning import NumberedPair
 from gnmt.data.corpus import Cleaning
 from gnmt.data.lines import UnreadableFileError
 from gnmt.data.prepare import prepare
@@ -180,6 +182,27 @@ def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
     found = contents(prepared.folder)
     assert {name for name in found if found[name] != expected[name]} <= {"manifest.json"}  # which holds the time
     assert not (tmp_path / ".prepared.work").exists()
+
+
+def test_a_worker_encodes_in_one_thread_and_a_process_alone_in_all(
+    tmp_path: Path, toy_pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker ran as many threads as the machine has cores: 6 of them, 384 threads on 64 cores."""
+    threads: list[int] = []
+
+    class Side:
+        def encode_all(self, texts: list[str], num_threads: int = -1) -> list[list[int]]:
+            threads.append(num_threads)
+            return [[4]] * len(texts)
+
+    pairs = [NumberedPair(number, *pair) for number, pair in enumerate(toy_pairs(3), 1)]
+    monkeypatch.setattr(encoding, "_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False)
+    encoding._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
+    assert threads == [1, 1]
+    with encoding._encoders(encoding._tokenizers, 1) as submit:
+        submit(pairs, Cleaning(), tmp_path / "b.npz")()
+    assert threads == [1, 1, -1, -1]
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 def test_work_for_other_text_is_thrown_away(
