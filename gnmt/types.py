@@ -247,9 +247,10 @@ class Translation:
     """One translation of a line.
 
     text: detokenised. score: eq. 14 of Wu et al. 2016. tokens: the pieces' ids, with EOS where finished.
-    attention_TS: fp32, one row a target token, one column a source token with EOS; None where not asked for.
+    attentions: fp32, one row a target token, one column a source token with EOS; one matrix, and of a line that was
+    translated in pieces one for each; empty where not asked for.
     finished: False where the length limit cut it off. log_prob: log P(Y|X), natural logarithm.
-    source_tokens: the ids that were read, with EOS: the columns of attention_TS.
+    source_tokens: the ids that were read, with EOS of each piece: the columns of the attentions.
     part_lengths: of a line that was translated in pieces, how many of the tokens come from each; else empty.
     alternatives: the other hypotheses of an n-best list, or the other samples, in their order.
     steps: decoder steps of its search. steps_after_best: those after the best was found, which is what the stopping
@@ -259,7 +260,7 @@ class Translation:
     text: str
     score: float
     tokens: tuple[int, ...]
-    attention_TS: Tensor | None = None
+    attentions: tuple[Tensor, ...] = ()
     finished: bool = True
     log_prob: float = 0.0
     source_tokens: tuple[int, ...] = ()
@@ -267,6 +268,14 @@ class Translation:
     alternatives: tuple[Translation, ...] = ()
     steps: int = 0
     steps_after_best: int = 0
+
+    @property
+    def attention_TS(self) -> Tensor | None:
+        """All tokens' attention [T, S], or None; of a line in pieces a copy with theirs along the diagonal."""
+        if len(self.attentions) <= 1:
+            return self.attentions[0] if self.attentions else None
+        along_diagonal: Tensor = torch.block_diag(*self.attentions)  # type: ignore[no-untyped-call]
+        return along_diagonal
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
-"""Where a translation looked: pictures, alignments of words, and source words in the place of unknown ones."""
+"""Where a translation looked: alignments of words, and source words in the place of unknown ones."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
-from gnmt.reporting.figures import alignment_figure
 from gnmt.types import BOS_ID, EOS_ID, UNK_ID, InputError, Translation
 
 _FRAMING = (BOS_ID, EOS_ID)  # what stands around the pieces and belongs to no word
@@ -27,16 +27,15 @@ class Words(NamedTuple):
     of_token: list[int | None]
 
 
-def draw_alignment(tokenizers: Tokenizers, translation: Translation) -> Figure | None:
-    """A translation's attention over the pieces of both sides.
+class Block(NamedTuple):
+    """Attention between the words that a piece of a line holds; [target words, source words], fp32.
 
-    None where there is none to draw: a blank line, attention not asked for, or a line that was translated in pieces.
+    first_target, first_source: the words of the first row and of the first column.
     """
-    if translation.attention_TS is None or translation.source_tokens.count(EOS_ID) != 1:
-        return None
-    source_pieces = tokenizers.source.pieces(translation.source_tokens)
-    target_pieces = tokenizers.target.pieces(translation.tokens)
-    return alignment_figure(source_pieces, target_pieces, translation.attention_TS)
+
+    first_target: int
+    first_source: int
+    weights: Tensor
 
 
 def word_alignment(tokenizers: Tokenizers, source: str, translation: Translation) -> list[tuple[int, int]]:
@@ -46,11 +45,14 @@ def word_alignment(tokenizers: Tokenizers, source: str, translation: Translation
     nothing but the end of the sentence goes to none. The translation must hold attention (InputError), but a blank
     line needs none. In a line that was cut into pieces, a word only finds words of its own piece.
     """
-    attention_TS = word_attention(tokenizers, source, translation)
-    if attention_TS.numel() == 0:
-        return []
-    best = attention_TS.numpy().argmax(axis=1)  # NumPy's takes the first of equal ones
-    return sorted((int(best[word]), word) for word in range(len(best)) if attention_TS[word, best[word]] > 0)
+    found: dict[int, tuple[float, int]] = {}
+    for block in _blocks(*_words_of_both(tokenizers, source, translation), translation.attentions):
+        best = block.weights.numpy().argmax(axis=1)  # NumPy's takes the first of equal ones
+        for row, column in enumerate(best.tolist()):
+            weight = float(block.weights[row, column])
+            if weight > found.get(block.first_target + row, (0.0, 0))[0]:  # a word that a cut goes through has two rows
+                found[block.first_target + row] = weight, block.first_source + column
+    return sorted((source_word, target_word) for target_word, (_, source_word) in found.items())
 
 
 def word_attention(tokenizers: Tokenizers, source: str, translation: Translation) -> Tensor:
@@ -58,27 +60,50 @@ def word_attention(tokenizers: Tokenizers, source: str, translation: Translation
 
     A row's sum is 1 less what went to BOS and EOS. See word_alignment.
     """
+    source_words, target_words = _words_of_both(tokenizers, source, translation)
+    matrix = torch.zeros(len(target_words.texts), len(source_words.texts))
+    for first_target, first_source, weights in _blocks(source_words, target_words, translation.attentions):
+        rows, columns = weights.shape
+        matrix[first_target : first_target + rows, first_source : first_source + columns] += weights
+    return matrix
+
+
+def _words_of_both(tokenizers: Tokenizers, source: str, translation: Translation) -> tuple[Words, Words]:
+    """Source and target words; InputError where there are some of both, but no attention between them."""
     source_words = words_of_source(tokenizers.source, source, translation.source_tokens)
     target_words = words_of_target(tokenizers.target, translation.tokens)
-    matrix = torch.zeros(len(target_words.texts), len(source_words.texts))
-    if matrix.numel() == 0:
-        return matrix
-    if translation.attention_TS is None:
+    if source_words.texts and target_words.texts and not translation.attentions:
         raise InputError(
             "this translation holds no attention, which alignments are made of: translate with attention=True, and "
             "with a model that has attention"
         )
-    rows_T, columns_S = _one_hot(target_words), _one_hot(source_words)
-    return (rows_T / rows_T.sum(0).clamp(min=1)).T @ translation.attention_TS @ columns_S
+    return source_words, target_words
 
 
-def _one_hot(words: Words) -> Tensor:
-    """fp32 [tokens, words], 1 where the token belongs to the word."""
-    matrix = torch.zeros(len(words.of_token), len(words.texts))
-    for token, word in enumerate(words.of_token):
-        if word is not None:
-            matrix[token, word] = 1.0
-    return matrix
+def _blocks(source_words: Words, target_words: Words, attentions: Sequence[Tensor]) -> Iterator[Block]:
+    """A block for each piece of the line that has words on both sides.
+
+    Never the matrix between all words of the line: of a long one it is large, and zero but for these blocks.
+    """
+    num_tokens = Counter(target_words.of_token)
+    row = column = 0
+    for attention_TS in attentions:
+        target_T = target_words.of_token[row : row + attention_TS.shape[0]]
+        source_S = source_words.of_token[column : column + attention_TS.shape[1]]
+        row, column = row + len(target_T), column + len(source_S)
+        rows = [place for place, word in enumerate(target_T) if word is not None]
+        columns = [place for place, word in enumerate(source_S) if word is not None]
+        if not rows or not columns:
+            continue
+        targets = torch.tensor([target_T[place] for place in rows])
+        sources = torch.tensor([source_S[place] for place in columns])
+        shares = torch.tensor([1 / num_tokens[target_T[place]] for place in rows])
+        first_target, first_source = int(targets.min()), int(sources.min())
+        by_source = torch.zeros(len(rows), int(sources.max()) - first_source + 1)
+        by_source.index_add_(1, sources - first_source, attention_TS[rows][:, columns])
+        weights = torch.zeros(int(targets.max()) - first_target + 1, by_source.shape[1])
+        weights.index_add_(0, targets - first_target, by_source * shares[:, None])
+        yield Block(first_target, first_source, weights)
 
 
 def pharaoh(pairs: Iterable[tuple[int, int]]) -> str:
@@ -119,7 +144,7 @@ def _word_of(span: tuple[int, int], word_at: dict[int, int], end: int) -> int | 
 
     What has no letter of its own, a space or the first bytes of a character, belongs to the word that goes on there.
     """
-    for place in (*reversed(range(*span)), *range(span[1], end)):
+    for place in chain(reversed(range(*span)), range(span[1], end)):  # chained, for a line may be long
         if place in word_at:
             return word_at[place]
     return None

@@ -153,7 +153,7 @@ def _translation(
             text=_text(translator, hypotheses, words),
             score=sum((hypothesis.score for hypothesis in hypotheses), 0.0),
             tokens=tuple(token for hypothesis in hypotheses for token in hypothesis.tokens),
-            attention_TS=_attention(hypotheses) if attention else None,
+            attentions=_attentions(hypotheses) if attention else (),
             finished=len(hypotheses) == len(results) and all(hypothesis.finished for hypothesis in hypotheses),
             log_prob=sum((hypothesis.log_prob for hypothesis in hypotheses), 0.0),
             source_tokens=source_tokens,
@@ -193,7 +193,6 @@ def _required(hypothesis: Hypothesis) -> torch.Tensor:
     return hypothesis.attention_TS
 
 
-def _attention(hypotheses: Sequence[Hypothesis]) -> torch.Tensor | None:
-    """The pieces' attention in blocks along the diagonal."""
-    blocks = [hypothesis.attention_TS for hypothesis in hypotheses if hypothesis.attention_TS is not None]
-    return torch.block_diag(*blocks) if blocks else None  # type: ignore[no-untyped-call]
+def _attentions(hypotheses: Sequence[Hypothesis]) -> tuple[torch.Tensor, ...]:
+    """Those of the pieces."""
+    return tuple(hypothesis.attention_TS for hypothesis in hypotheses if hypothesis.attention_TS is not None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from stub_models import CopyModel
 
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.alignment import draw_alignment, pharaoh, word_alignment, word_attention, words_of_source
+from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention, words_of_source, words_of_target
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
+from gnmt.reporting.figures import draw_alignment
 from gnmt.runtime import choose_precision
 from gnmt.types import EOS_ID, InputError, Translation
 
@@ -70,7 +73,7 @@ def translated(tokenizers, source, target, attention):
     tokens = (*tokenizers.target.encode(target), EOS_ID)
     attention_TS = torch.tensor(attention)
     assert attention_TS.shape == (len(tokens), len(source_tokens))
-    return Translation(target, -1.0, tokens, attention_TS, source_tokens=source_tokens)
+    return Translation(target, -1.0, tokens, (attention_TS,), source_tokens=source_tokens)
 
 
 def test_sums_over_pieces_ends_and_ties_by_hand(tokenizers):
@@ -101,6 +104,52 @@ def test_words_of_a_cut_line_keep_their_numbers(copy, tokenizers):
     assert translation.source_tokens.count(EOS_ID) > 1
     assert word_alignment(tokenizers, line, translation) == [(word, word) for word in range(len(line.split()))]
     assert draw_alignment(tokenizers, translation) is None
+
+
+def in_pieces(tokenizers, line, row_counts, column_counts, seed=1):
+    """The line, said again, with random attention in pieces of so many tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    source_tokens, tokens = (tuple(side.encode(line)) for side in (tokenizers.source, tokenizers.target))
+    attentions = [torch.rand(*shape, generator=generator) for shape in zip(row_counts, column_counts, strict=True)]
+    assert (sum(row_counts), sum(column_counts)) == (len(tokens), len(source_tokens))
+    return Translation(line, -1.0, tokens, tuple(attentions), source_tokens=source_tokens)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pieces_give_what_the_matrix_of_the_whole_line_gives(tokenizers, seed):
+    """Wherever the cuts are, through words too."""
+    line = " ".join(LINES)
+    length = len(tokenizers.source.encode(line))
+    cuts = [sorted(torch.randperm(length - 1, generator=torch.Generator().manual_seed(side * 100 + seed))[:3] + 1)
+            for side in (0, 1)]  # fmt: skip
+    counts = [[int(end - begin) for begin, end in pairwise([0, *places, length])] for places in cuts]
+    translation = in_pieces(tokenizers, line, *counts, seed=seed)
+    words = words_of_target(tokenizers.target, translation.tokens)
+    one_hot_TW = torch.stack([torch.tensor([word == of for of in range(len(words.texts))]) for word in words.of_token])
+    of_word_TW = one_hot_TW.float()
+    expected_WW = (of_word_TW / of_word_TW.sum(0)).T @ translation.attention_TS @ of_word_TW  # both sides are one text
+    torch.testing.assert_close(word_attention(tokenizers, line, translation), expected_WW)
+    pairs = word_alignment(tokenizers, line, translation)
+    assert [target for _, target in sorted(pairs, key=lambda pair: pair[1])] == list(range(len(words.texts)))
+    cut_words = {words.of_token[place] for places in cuts for place in places}
+    for source, target in pairs:
+        if not {source, target, int(expected_WW[target].argmax())} & cut_words:
+            assert source == expected_WW[target].argmax()
+
+
+def test_a_long_line_in_pieces_never_has_a_matrix_of_all_its_words(tokenizers, monkeypatch):
+    """One line of 48,000 tokens asked for 9 GB, and ended a job, and each attempt to go on with it, in a traceback."""
+    line = " ".join(["the small dog sees a red house"] * 4_000)
+    length = len(tokenizers.source.encode(line))
+    counts = [50] * (length // 50) + [length % 50] * (length % 50 > 0)
+    translation = in_pieces(tokenizers, line, counts, counts)
+    assert length > 25_000
+    largest = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape: largest.append(shape) or zeros(*shape))
+    monkeypatch.setattr(torch, "block_diag", None)
+    assert len(word_alignment(tokenizers, line, translation)) == 28_000
+    assert max(max(shape) for shape in largest) <= 50
 
 
 @pytest.mark.parametrize("line", ["", " \t ", "\u200b"])
