@@ -14,7 +14,7 @@ from gnmt.decoding.cutting import cut_line
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import SearchModel, padded
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Translation
+from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Translation, counted
 
 # A batch holds `batch_size` pairs of up to so many source and target tokens, and fewer longer ones.
 _LONG_PAIR_TOKENS = 200
@@ -123,7 +123,7 @@ def pairs_of_cut_line(
     if len(part_lengths) != len(sources) or sum(part_lengths) != len(tokens) or min(part_lengths) < 1:
         raise InputError(
             f"{place}: its {len(tokens)} tokens are parts of {', '.join(map(str, part_lengths))} and its source is "
-            f"read in {len(sources)} pieces, so they cannot be matched: score with the tokenizers and the "
+            f"read in {counted(len(sources), 'piece')}, so they cannot be matched: score with the tokenizers and the "
             "max_source_tokens that it was translated with"
         )
     ends = list(accumulate(part_lengths))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
@@ -10,7 +13,7 @@ from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at
 from gnmt.decoding.files.part import PartFolder
 from gnmt.decoding.files.resumable import lines_in
 from gnmt.decoding.files.windows import cut_windows
-from gnmt.types import InputError
+from gnmt.types import InputError, Interrupted
 
 # Windows
 
@@ -116,6 +119,49 @@ def test_killed_while_the_output_is_put_together(home, monkeypatch):
 def test_ctrl_c_says_where_it_goes_on(home):
     with pytest.raises(KeyboardInterrupt, match=r"a\.de\.part keeps 2 windows, from where the same command goes on"):
         translate(kill_at(10, KeyboardInterrupt))
+
+
+def send_sigterm_at(line):
+    def before(number):
+        if number == line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return StubTranslator(before=before)
+
+
+def test_sigterm_says_the_same_and_has_its_own_exit_code(home):
+    """Slurm's signal ended a job without a word."""
+    message = r"^SIGTERM: stopped; .*a\.de\.part keeps 2 windows, from where the same command goes on"
+    with pytest.raises(Interrupted, match=message) as caught:
+        translate(send_sigterm_at(10))
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    translate(StubTranslator())
+    assert (home / "a.de").read_text() == expected()
+
+
+def test_sigterm_before_the_first_window_leaves_nothing(home):
+    with pytest.raises(Interrupted, match=r"^SIGTERM: stopped$"):
+        translate(send_sigterm_at(2))
+    assert names(home) == ["a.en", "best.pt"]
+
+
+def test_a_handler_of_the_programs_own_stays(home):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        translate(send_sigterm_at(10))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [1]
+    assert (home / "a.de").read_text() == expected()
+
+
+def test_a_thread_can_translate_too(home):
+    """Signals are the main thread's."""
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(translate, StubTranslator()).result()
+    assert (home / "a.de").read_text() == expected()
 
 
 @pytest.mark.parametrize("error", [InputError("x"), KeyboardInterrupt(), ZeroDivisionError()])

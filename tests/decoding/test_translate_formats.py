@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(home, monkeypatch):
         keep(self, number, sha256, data, num_unfinished)
 
     monkeypatch.setattr(PartFolder, "keep", full)
-    message = r"output=a\.de cannot be written \(No space left on device\); what was there stays; .*keeps 3 windows"
+    message = r"output=a\.de cannot be written \(No space left on device\); .*a\.de\.part keeps 3 windows"
     with pytest.raises(InputError, match=message):
         translate(StubTranslator())
     monkeypatch.setattr(PartFolder, "keep", keep)

@@ -49,6 +49,8 @@ def plan_jobs(
     checkpoints: files that are read as well, so none may be written.
     """
     sources = [inputs] if isinstance(inputs, str) else inputs
+    if not sources or "" in sources:
+        raise InputError(f"input={inputs} names no file: give a file, several, or - for standard input")
     if output_folder is None:
         if len(sources) > 1:
             raise InputError(f"input= names {len(sources)} files: say with output_folder=FOLDER where theirs go")
@@ -72,7 +74,7 @@ def jobs_into(folder: str, sources: Sequence[str], output: str, prefixes: str | 
         raise InputError(f"input=- has no name to be used in output_folder={folder}: give output= instead")
     if prefixes is not None and len(sources) > 1:
         raise InputError(f"prefixes={prefixes} belongs to one input, but input= names {len(sources)} files")
-    names = [os.path.basename(source) for source in sources]
+    names = [os.path.basename(os.path.normpath(source)) for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"input= names two files {twice}, which would have the same place in output_folder={folder}")
@@ -86,6 +88,10 @@ def check_places(job: Job, output_folder: str | None, checkpoints: Sequence[str]
     if job.output == STANDARD_STREAM:
         return
     place = Path(job.output)
+    if not job.output:
+        raise InputError("output= names no file: give a file, or - for standard output")
+    if job.output.endswith(os.sep):
+        raise InputError(f"output={job.output} is a folder by its last letter: give a file, or output_folder=")
     if place.is_dir():
         raise InputError(f"output={job.output} is a folder: give the name of a file")
     if not place.parent.is_dir() and output_folder is None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from signal import SIGTERM
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,8 +30,9 @@ from gnmt.decoding.files.windows import (
     stamp_texts,
 )
 from gnmt.distributed import Ranks
+from gnmt.early_interrupt import EXIT_CODES
 from gnmt.runtime import device_name
-from gnmt.types import InputError, counted
+from gnmt.types import InputError, Interrupted, counted
 
 log = logging.getLogger(__name__)
 
@@ -178,22 +183,45 @@ def disk_errors_explained(job: Job, part: PartFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"output={job.output} cannot be written ({error.strerror}); what was there stays{kept(part)}"
-        ) from error
+        stays = "; what was there stays" if job.output_path.exists() else ""
+        raise InputError(f"output={job.output} cannot be written ({error.strerror}){stays}{kept(part)}") from error
 
 
 @contextmanager
 def stops_explained(part: PartFolder, ranks: Ranks) -> Iterator[None]:
-    """Whatever ends the translation leaves a part only where something is done; Ctrl-C says where."""
+    """Whatever ends the translation leaves a part only where something is done; Ctrl-C and SIGTERM say where.
+
+    Of several processes torchrun is the one that is asked to stop, and says so.
+    """
     try:
-        yield
+        with sigterm_interrupts() if ranks.world_size == 1 else nullcontext():
+            yield
     except BaseException as error:
         if ranks.world_size == 1 and not part.windows():
             part.remove()
+        if isinstance(error, Interrupted):
+            raise Interrupted(f"{error}{kept(part)}", error.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted{kept(part)}") from None
         raise
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside it SIGTERM, which schedulers send, raises Interrupted, unless the program has a handler of its own."""
+    is_ours = threading.current_thread() is threading.main_thread() and signal.getsignal(SIGTERM) is signal.SIG_DFL
+    if not is_ours:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted("SIGTERM: stopped", EXIT_CODES[SIGTERM])
+
+    signal.signal(SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(SIGTERM, signal.SIG_DFL)
 
 
 def kept(part: PartFolder) -> str:
