@@ -30,9 +30,9 @@ ALLOWED = {
     "gnmt.inspection": {"gnmt.types", "gnmt.checkpoint", "gnmt.data.tokenizer"},
 }
 LEAVES = {"gnmt.types", "gnmt.runtime", "gnmt.evaluation", "gnmt.reporting", "gnmt.config", "gnmt.data", "gnmt.model"}
-ALLOWED["gnmt.decoding"] = LEAVES | {"gnmt.checkpoint", "gnmt.files", "gnmt.distributed"}
+ALLOWED["gnmt.decoding"] = LEAVES | {"gnmt.checkpoint", "gnmt.files", "gnmt.distributed", "gnmt.early_interrupt"}
 ALLOWED["gnmt.training"] = ALLOWED["gnmt.decoding"] | {
-    *("gnmt.decoding", "gnmt.early_interrupt", "gnmt.checkpoint_faults"),
+    *("gnmt.decoding", "gnmt.checkpoint_faults"),
 }
 ALLOWED["gnmt.comparison"] = {"gnmt.types", "gnmt.config", "gnmt.reporting", "gnmt.checkpoint", "gnmt.inspection"}
 ALLOWED["gnmt.interchange"] = {

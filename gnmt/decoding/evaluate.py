@@ -16,12 +16,13 @@ from gnmt.config import build, check_component
 from gnmt.data.corpus import ParallelFiles
 from gnmt.data.prepared import read_prepared
 from gnmt.data.sources import Corpus
+from gnmt.decoding.drawing import draw_alignment
 from gnmt.decoding.evaluation_files import described, distinct_names, folder_for, run_of
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translator import Translator, search_options_of
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
 from gnmt.files import write_atomically
-from gnmt.reporting.figures import draw_alignment, save
+from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.types import InputError, Translation, counted
 

@@ -15,9 +15,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnmt.data.tokenizer import Tokenizers
-from gnmt.types import Translation
-
 log = logging.getLogger(__name__)
 
 _WORD_START = "▁"  # SentencePiece's mark for the space before a word
@@ -46,18 +43,6 @@ _FALLBACK_FONTS = (
 _INCHES_PER_TOKEN = 0.3
 _MAX_INCHES = 24.0
 _MARKERS = "osv^D<>PX*"
-
-
-def draw_alignment(tokenizers: Tokenizers, translation: Translation) -> Figure | None:
-    """A translation's attention over the pieces of both sides.
-
-    None where there is none to draw: a blank line, attention not asked for, or a line that was translated in pieces.
-    """
-    if len(translation.attentions) != 1:
-        return None
-    source_pieces = tokenizers.source.pieces(translation.source_tokens)
-    target_pieces = tokenizers.target.pieces(translation.tokens)
-    return alignment_figure(source_pieces, target_pieces, translation.attentions[0])
 
 
 def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str], attention_TS: Tensor) -> Figure:

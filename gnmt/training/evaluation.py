@@ -15,11 +15,11 @@ import torch
 from gnmt.data.batching import batch_of
 from gnmt.data.planning import cut
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.drawing import draw_alignment
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import check_coverage
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores, score_translations
-from gnmt.reporting.figures import draw_alignment
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.runtime import Precision
 from gnmt.training.interruption import Abandoned

@@ -11,9 +11,9 @@ from stub_models import CopyModel
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention, words_of_source, words_of_target
+from gnmt.decoding.drawing import draw_alignment
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
-from gnmt.reporting.figures import draw_alignment
 from gnmt.runtime import choose_precision
 from gnmt.types import EOS_ID, InputError, Translation
 
