@@ -4,7 +4,7 @@
 
 Prints how many of the first N lines agree (fp32, the recorded decoding). Two results agree where their token ids are
 equal or their scores differ by less than 1e-5. The oracle looks at each hypothesis's best 2K tokens, all that search
-can take, and for the first 20 lines at the whole vocabulary, which takes minutes a line. Run by hand, since it needs a
+can take, and for the first 20 lines at the whole vocabulary, which takes far longer. Run by hand, since it needs a
 real checkpoint and real text.
 """
 
