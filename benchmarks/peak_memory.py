@@ -23,7 +23,7 @@ def main(command: list[str]) -> int:
         peak = max(peak, sum(anonymous_kilobytes(pid) for pid in family(process.pid)))
         time.sleep(0.05)
     seconds = time.perf_counter() - began
-    print(f"{seconds:.1f} seconds, at most {peak / 1024:.0f} MB of anonymous memory in all processes", file=sys.stderr)
+    print(f"{seconds:.1f} seconds, at most {peak / 1024:.0f} MiB of anonymous memory in all processes", file=sys.stderr)
     return process.returncode
 
 
