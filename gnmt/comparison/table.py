@@ -186,12 +186,22 @@ def evaluation_figure(name: str, of: Callable[[Evaluated], float | None]) -> Fig
 
 
 def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
-    """The keys to show, and a note for those that go with them in every group."""
+    """The keys to show, and notes for the rest: those that go with them in every group, and those of one class alone.
+
+    A key that a group lacks because it has another class there, as a Transformer has no `residual_from`, is shown only
+    where those that have it differ: the classes stand in the table already.
+    """
     alike: dict[tuple[str, ...], list[str]] = {}
-    keys = dict.fromkeys(key for group in groups for key in group.settings)
-    for key in keys:
+    of_a_class = []
+    for key in dict.fromkeys(key for group in groups for key in group.settings):
         values = tuple(shown(group.settings.get(key, NOTHING), quote=False) for group in groups)
-        if len(set(values)) > 1:
+        having = [group for group in groups if key in group.settings]
+        lacking = [group for group in groups if key not in group.settings]
+        if len({shown(group.settings[key], quote=False) for group in having}) == 1 and all(
+            has_another_class(group, key, having) for group in lacking
+        ):
+            of_a_class += [key] if lacking else []
+        else:
             alike.setdefault(values, []).append(key)
     shown_keys, notes = [], []
     for same in alike.values():
@@ -199,7 +209,16 @@ def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
         shown_keys.append(first)
         if others:
             notes.append(f"{first} stands for {', '.join(others)} too, which go with it in all of these runs")
+    if of_a_class:
+        notes.append(f"the same in all runs that have them, and so not shown: {', '.join(of_a_class)}")
     return shown_keys, notes
+
+
+def has_another_class(group: Group, key: str, having: Sequence[Group]) -> bool:
+    """Whether the component that holds the key elsewhere is of a class that none of those has."""
+    *parents, _ = key.split(".")
+    targets = [".".join([*parents[: depth + 1], "_target_"]) for depth in range(len(parents))]
+    return any(all(group.settings.get(target) != other.settings.get(target) for other in having) for target in targets)
 
 
 def signature_notes(runs: Sequence[RunRecord]) -> list[str]:

@@ -65,6 +65,24 @@ def test_a_column_for_each_setting_that_differs_and_one_for_those_that_go_togeth
     )
 
 
+def test_what_a_class_alone_has_gets_a_column_only_where_it_differs():
+    # A table of an LSTM, a Transformer and a convolutional model once had 39 columns of settings, most of them dashes.
+    def of_class(name, target, **settings):
+        model = {"encoder": {"_target_": target, "num_layers": 2} | settings, "decoder": {"dropout": 0.1}}
+        return run(name, config={"model": model})
+
+    lstm = of_class("a", "LSTM", bridge="last", residual_from=2)
+    deeper = of_class("b", "LSTM", bridge="last", residual_from=3)
+    transformer = of_class("c", "Transformer", num_heads=4)
+    table = compare([lstm, deeper, transformer])
+    assert table.header[2:4] == ["model.encoder._target_", "model.encoder.residual_from"]
+    assert [row[2:4] for row in table.rows] == [["LSTM", "2"], ["LSTM", "3"], ["Transformer", "–"]]
+    alone = "the same in all runs that have them, and so not shown: model.encoder.bridge, model.encoder.num_heads"
+    assert alone in table.notes
+    # Without another class nothing explains why a run lacks a key.
+    assert "model.encoder.bridge" in compare([lstm, of_class("d", "LSTM", residual_from=2)]).header
+
+
 def test_settings_that_came_later_do_not_part_old_runs_from_new_ones():
     new = run("b", 2)
     new.config["trainer"] = new.config["trainer"] | {"phases": None}
