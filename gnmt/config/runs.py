@@ -73,6 +73,7 @@ ABSENT = object()
 # Keys that the configs of older runs lack, with the values that say what those runs did.
 LATER_KEYS: dict[str, Any] = {
     "trainer.phases": None,
+    "trainer.length_multiple": 1,
     "model.encoder.cell": "lstm",
     "model.encoder.layer_norm": False,
     "model.encoder.reverse_source": False,

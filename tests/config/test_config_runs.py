@@ -12,6 +12,7 @@ from gnmt.config.runs import LATER_KEYS
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.decoders.lstm import LSTMDecoder
 from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.training.options import TrainerOptions
 from gnmt.types import InputError
 
 
@@ -102,8 +103,13 @@ def test_a_run_from_before_a_key_goes_on_without_it_and_not_with_it() -> None:
 
 
 def test_later_keywords_of_a_component_mean_their_defaults() -> None:
-    """A run of an older gnmt goes on: its config lacks them, and its model was built without them."""
+    """A run of an older gnmt goes on: its config lacks them, and its model was built without them.
+
+    trainer.length_multiple was once forgotten: such runs were refused, and compare.py gave their other seed a row of
+    its own.
+    """
     components = {
+        "trainer": TrainerOptions,
         "model.encoder": LSTMEncoder,
         "model.decoder": LSTMDecoder,
         "model.decoder.attention": AdditiveAttention,
