@@ -20,7 +20,6 @@ from benchmarks.table import Column
 from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step, updates
 from gnmt.config import build, recipe
 from gnmt.data.batching import batch_of
-from gnmt.model.positions import Positions
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import choose_device
 from gnmt.training.loss import LabelSmoothedCrossEntropy
@@ -114,7 +113,7 @@ def check_positions(systems: Iterable[LengthWorkload], sentence_tokens: list[int
     for system in systems:
         with torch.device("meta"):  # for the shapes alone
             model = system.build_model()
-        limits = [len(part.table) for part in model.modules() if isinstance(part, Positions) and part.table is not None]
+        limits = [part.max_tokens for part in (model.encoder, model.decoder) if part.max_tokens is not None]
         too_long = [tokens for tokens in sentence_tokens if limits and tokens > min(limits)]
         if too_long:
             raise InputError(

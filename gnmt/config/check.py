@@ -123,7 +123,11 @@ def check_keywords(node: Mapping[str, Any], component: type, path: str, supplied
             errors.append(f"{path}.{name}: is given by the program itself; leave it out")
         elif name not in named and not takes_any:
             advice = nearest(str(name), free, prefix=path)
-            errors.append(f"{path}.{name}: {component.__name__} takes no such key{advice}; it takes {', '.join(free)}")
+            # It may be the whole model's config that sets it, for the part that another one has taken the place of.
+            errors.append(
+                f"{path}.{name}: {component.__name__} takes no such key{advice}; it takes {', '.join(free)}; "
+                f"'~{path}.{name}' leaves out what another config sets"
+            )
     for name in free:
         if named[name].default is inspect.Parameter.empty and name not in node:
             errors.append(f"{path}.{name}: is missing; {component.__name__} needs it")

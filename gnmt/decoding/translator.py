@@ -43,7 +43,7 @@ class Translator:
     batch_size: sentences searched at once; where they do not fit into memory, half of them, and
         after some windows without a shortage twice as many again, up to these.
     max_source_tokens: lines with more source tokens (with EOS) are translated in pieces, cut at sentence ends where
-    possible, since models know no longer ones from training.
+    possible, since models know no longer ones from training; less where a model has not learned so many positions.
     ensemble: how the models' probabilities become one, `log_probs` or `probabilities`.
     replace_unknown: `copy` puts the most attended source word in the place of each unknown piece, `none` leaves ` ⁇ `.
     unused_target_ids: further ids that are never produced, such as pieces that no training sentence holds.
@@ -77,6 +77,7 @@ class Translator:
         if replace_unknown not in get_args(ReplaceUnknown):
             raise InputError(f"replace_unknown is {replace_unknown!r}; it must be none or copy")
         models = list(model) if isinstance(model, Sequence) else [model]
+        limits = [member.max_source_tokens for member in models if member.max_source_tokens is not None]
         members = [fast_model(member, precision) for member in models]
         self.search_model: SearchModel = members[0] if len(members) == 1 else Ensemble(members, ensemble)
         self.tokenizers = tokenizers
@@ -84,7 +85,7 @@ class Translator:
         self.precision = precision
         self.batch_size = batch_size
         self._batches = FittingBatches()
-        self.max_source_tokens = max_source_tokens
+        self.max_source_tokens = min([max_source_tokens, *limits])
         self.banned = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
         self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.banned
 

@@ -16,12 +16,16 @@ class Encoder(nn.Module):
 
     by_sentence_sizes: width of each tensor of its Encoded.by_sentence, none for most. only_for_states: keywords of the
     constructor that were given and change nothing but the states, so that they need a decoder which reads these.
+    input_size_key: the keyword of the encoder's node that says input_size, for messages.
+    max_tokens: of a source, with EOS, that it can read; None for no limit.
     """
 
     input_size: int
+    input_size_key: str = "input_size"
     output_size: int
     by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
     only_for_states: Sequence[str] = ()
+    max_tokens: int | None = None
 
     def initialise(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
@@ -35,18 +39,21 @@ class Decoder(nn.Module):
     """Writes the target.
 
     Widths: `input_size` of the embeddings, `memory_size` of the encoder's states (None: it reads none of them),
-    `output_size` of the hidden states before the output layer. memory_size_key: the keyword of the decoder's node that
-    says memory_size, for messages. by_sentence_sizes: what it reads of Encoded.by_sentence,
+    `output_size` of the hidden states before the output layer. input_size_key, memory_size_key: the keywords of the
+    decoder's node that say them, for messages. by_sentence_sizes: what it reads of Encoded.by_sentence,
     and in which width. has_attention: whether `forward` and `step` give attention that aligns target with source.
+    max_tokens: that `forward` takes, BOS counted and EOS not; None for no limit.
     `forward` over a whole sequence and `step` after `step` give the same hidden states.
     """
 
     input_size: int
+    input_size_key: str = "input_size"
     memory_size: int | None
     memory_size_key: str = "memory_size"
     output_size: int
     by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
     has_attention: bool = True
+    max_tokens: int | None = None
 
     def initialise(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""

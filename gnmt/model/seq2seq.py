@@ -85,6 +85,11 @@ class Seq2Seq(nn.Module):
                 nn.init.uniform_(embedding.weight, -embedding_init_range, embedding_init_range)
                 embedding.weight[PAD_ID].zero_()
 
+    @property
+    def max_source_tokens(self) -> int | None:
+        """Tokens of a source, with EOS, that `encode` can read; None for no limit."""
+        return self.encoder.max_tokens
+
     def encode(self, source: Tokens) -> Memory:
         """Reads the source (pieces and EOS): everything about it that decoding needs."""
         embedded_BSE = self.word_dropout(self.source_embedding(source.ids_BT))
@@ -119,40 +124,49 @@ class Seq2Seq(nn.Module):
 
 def check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
     """Raises InputError where two parts that meet have different widths."""
-    for side, size in (("encoder", encoder.input_size), ("decoder", decoder.input_size)):
+    parts = (
+        ("encoder", encoder.input_size, encoder.input_size_key),
+        ("decoder", decoder.input_size, decoder.input_size_key),
+    )
+    for side, size, key in parts:
         if size != embedding_size:
             raise InputError(
-                f"model.embedding_size is {embedding_size}, but model.{side}.input_size is {size}: they meet and must "
-                "be equal"
+                f"model.embedding_size is {embedding_size}, but model.{side}.{key} is {size}: they meet and must be "
+                "equal"
             )
     if decoder.memory_size is not None and encoder.output_size != decoder.memory_size:
         key = f"model.decoder.{decoder.memory_size_key}"
+        # A decoder whose embeddings and source have one width cannot follow the encoder.
+        follow = "" if decoder.memory_size_key == decoder.input_size_key else f"use {key}={encoder.output_size}, or "
         raise InputError(
             f"the width of the encoder's states is {encoder.output_size}, but {key} is {decoder.memory_size}: they "
-            f"meet and must be equal; use {key}={encoder.output_size}, or change model.encoder.hidden_size (a "
-            "bidirectional top layer gives twice that) or model.encoder.projection_size"
+            f"meet and must be equal; {follow}change model.encoder.hidden_size (a bidirectional top layer gives twice "
+            "that) or model.encoder.projection_size"
         )
 
 
 def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
     """Raises InputError where the decoder starts from final states that the encoder does not hand over, or not so."""
     given = encoder.by_sentence_sizes
+    attends = decoder.memory_size is not None
+    instead = "model.decoder.bridge=none" if attends else "a decoder with attention (model/decoder=top_attention)"
     if decoder.by_sentence_sizes and not given:
         raise InputError(
             "the decoder starts from the encoder's final states, but this encoder hands none over: set "
-            "model.encoder.final_states=true (model/encoder=lstm has it), or use model.decoder.bridge=none"
+            f"model.encoder.final_states=true (model/encoder=lstm has it), or use {instead}"
         )
     for name, size in decoder.by_sentence_sizes.items():
         if name not in given:
             raise InputError(
                 f"the decoder starts from {name}, but the encoder hands over {', '.join(given)}: make num_layers and "
-                "cell of model.encoder and model.decoder equal, or use model.decoder.bridge=none"
+                f"cell of model.encoder and model.decoder equal, or use {instead}"
             )
         if given[name] != size:
             raise InputError(
                 f"the decoder starts from {name} of width {size}, but the encoder hands it over with width "
                 f"{given[name]} (a bidirectional layer's is twice its hidden_size): make model.encoder.hidden_size and "
-                "model.decoder.hidden_size fit layer by layer, or use model.decoder.bridge=none"
+                "model.decoder.hidden_size fit layer by layer (with model.encoder.num_bidirectional_layers=0 all have "
+                f"one width), or use {instead}"
             )
     unread = [name for name in given if name.startswith("final_hidden_") and name not in decoder.by_sentence_sizes]
     if decoder.memory_size is None and unread:

@@ -160,15 +160,24 @@ class DevEvaluator:
             return translations
         return translations[:1] + [replace(translation, attentions=()) for translation in translations[1:]]
 
+    def fits(self, pair: tuple[list[int], list[int]]) -> bool:
+        """Whether a pair, without EOS and BOS, is short enough to be scored at once."""
+        model = self.objective.model
+        limits = (
+            LONGEST_PAIR if part.max_tokens is None else part.max_tokens for part in (model.encoder, model.decoder)
+        )
+        return all(len(side) <= min(LONGEST_PAIR, limit - 1) for side, limit in zip(pair, limits, strict=True))
+
     @torch.no_grad()
     def losses(self) -> dict[int, tuple[float, int]]:
         """Unsmoothed nats and target tokens with EOS of this process's batches of pairs with text on both sides.
 
-        Pairs of more than LONGEST_PAIR tokens on a side are left out: attention over them would not fit in memory.
+        Pairs of more than LONGEST_PAIR tokens on a side are left out, as attention over them would not fit in memory,
+        and those for which the model has learned too few positions.
         """
         source = self.tokenizers.source.encode_all(self.sources)
         target = self.tokenizers.target.encode_all(self.references)
-        pairs = [pair for pair in zip(source, target, strict=True) if min(map(len, pair)) > 0 and fits(pair)]
+        pairs = [pair for pair in zip(source, target, strict=True) if min(map(len, pair)) > 0 and self.fits(pair)]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
         starts = cut(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
@@ -190,11 +199,6 @@ def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:
     in_order = [losses[number] for number in sorted(losses)]
     num_tokens = sum(tokens for _, tokens in in_order)
     return sum(loss_sum for loss_sum, _ in in_order) / num_tokens if num_tokens else math.nan
-
-
-def fits(pair: tuple[list[int], list[int]]) -> bool:
-    """Whether a pair is short enough to be scored at once."""
-    return max(map(len, pair)) <= LONGEST_PAIR
 
 
 def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samples: int) -> None:

@@ -16,6 +16,7 @@ from gnmt.config import build, changed_settings
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.scoring import check_coverage
+from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.options import TrainerOptions
 from gnmt.training.phases import MakeOptimizer
 from gnmt.types import InputError
@@ -118,3 +119,20 @@ def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -
         f"{folder} was trained on other {what} than {prepared.folder} holds: name the data that it began with "
         "(data.prepared=FOLDER), or give the new run a name of its own: name=..."
     )
+
+
+def refuse_too_few_positions(model: Seq2Seq, prepared: Prepared) -> None:
+    """A model with learned positions must have one for each token of the longest training pair.
+
+    Subwords that are sampled may still come to more; see gnmt.model.positions.
+    """
+    for side, part in (("source", model.encoder), ("target", model.decoder)):
+        lengths = prepared.store.source_lengths if side == "source" else prepared.store.target_lengths
+        longest = int(lengths.max(initial=0)) + 1
+        if part.max_tokens is not None and longest > part.max_tokens:
+            key = f"model.{'encoder' if side == 'source' else 'decoder'}.learned_positions"
+            raise InputError(
+                f"{key} is {part.max_tokens}, but the longest {side} of {prepared.folder} has {longest} tokens with "
+                f"EOS: use {key}={longest} or more, or leave longer pairs out (data.cleaning.max_length_tokens="
+                f"{part.max_tokens})"
+            )

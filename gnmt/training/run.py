@@ -44,7 +44,14 @@ from gnmt.training.parallel import Group, ending_together
 from gnmt.training.phases import stages_of
 from gnmt.training.prefetch import Prefetcher
 from gnmt.training.progress import Progress
-from gnmt.training.refusals import read_start, refuse_other_data, refuse_other_settings, try_model, try_optimizers
+from gnmt.training.refusals import (
+    read_start,
+    refuse_other_data,
+    refuse_other_settings,
+    refuse_too_few_positions,
+    try_model,
+    try_optimizers,
+)
 from gnmt.training.trainer import Trainer
 from gnmt.types import InputError, counted
 
@@ -114,6 +121,7 @@ def train_there(
 
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
+    refuse_too_few_positions(model, prepared)
     if start is not None:
         start_from(model, cfg.initialise_from, start, prepared.tokenizers)
     model.to(precision.device)

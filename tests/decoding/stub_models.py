@@ -38,6 +38,8 @@ class HistoryModel(nn.Module):
     or None for a model without attention. `calls` records the shapes that `step` was called with.
     """
 
+    max_source_tokens: int | None = None
+
     def __init__(self, log_probs_RV: Tensor, attention_RS: Tensor | None) -> None:
         super().__init__()
         self.log_probs_RV = log_probs_RV
@@ -98,6 +100,8 @@ class MarkovModel(nn.Module):
     What is not named has probability 0. Attention: uniform over the real source tokens.
     """
 
+    max_source_tokens: int | None = None
+
     def __init__(self, probabilities: dict[int, dict[int, float]], vocabulary_size: int = 8) -> None:
         super().__init__()
         table = torch.zeros(vocabulary_size, vocabulary_size)
@@ -119,6 +123,8 @@ class MarkovModel(nn.Module):
 
 class CopyModel(nn.Module):
     """Says the source tokens one after another and then EOS, with some uncertainty; attention on the copied token."""
+
+    max_source_tokens: int | None = None
 
     def __init__(self, vocabulary_size: int) -> None:
         super().__init__()

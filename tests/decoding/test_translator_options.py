@@ -13,6 +13,9 @@ import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.search import SearchOptions
 from gnmt.decoding.translator import Translator
+from gnmt.model.decoders.transformer import TransformerDecoder
+from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import choose_precision
 from gnmt.types import EOS_ID, UNK_ID, InputError
 
@@ -114,6 +117,20 @@ def test_the_pieces_of_a_cut_line_draw_their_own_samples(random_model, tokenizer
     [alone] = translator.translate([sentence], **SAMPLING)
     assert cut.tokens[: len(alone.tokens)] == alone.tokens
     assert cut.tokens[len(alone.tokens) :] != alone.tokens
+
+
+def test_a_line_with_more_tokens_than_learned_positions_is_cut(tokenizers):
+    """One line of ordinary length used to end the translation of the whole file."""
+    sentence = "the small dog sees a red house."
+    size = len(tokenizers.source.encode(sentence)) + 1
+    vocabulary_sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
+    encoder = TransformerEncoder(8, 1, 2, 16, learned_positions=size)
+    model = Seq2Seq(encoder, TransformerDecoder(8, 8, 1, 2, 16), *vocabulary_sizes, embedding_size=8).eval()
+    translator = Translator(model, tokenizers, OPTIONS, FP32)
+    assert translator.max_source_tokens == size
+    one, two = translator.translate([sentence, f"{sentence} {sentence}"])
+    assert two.source_tokens == one.source_tokens * 2
+    assert Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=size - 1).max_source_tokens == size - 1
 
 
 def test_prefixes_begin_the_translations_of_their_lines(model, tokenizers, random_model):

@@ -43,6 +43,31 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("missing value", ["evaluate"], ["checkpoint: is missing; give it as checkpoint=..."]),
     ("no such device", ["translate", "checkpoint={tiny}/best.pt", "device=gpu"], ["device", "gpu", "auto, cpu, cuda"]),
     ("several errors at once", ["train", "seed=x", "sed=1"], ["2 errors", "seed: found x", "sed: is no key"]),
+    (
+        "fewer learned positions than tokens",  # it used to end the run at the first long sentence
+        ["train", "FILES", "model=transformer_tiny", "model.encoder.learned_positions=3"],
+        ["model.encoder.learned_positions is 3, but the longest source of", "data.cleaning.max_length_tokens=3"],
+    ),
+    (
+        "a width of a part that has no input_size",
+        ["train", "model=transformer_tiny", "model.encoder.hidden_size=64"],
+        ["model.embedding_size is 128, but model.encoder.hidden_size is 64"],
+    ),
+    (
+        "a decoder that has no bridge to leave out",
+        ["train", "model=seq2seq", "decoding.coverage_beta=0", "model.encoder.num_bidirectional_layers=1"],
+        ["final_hidden_1 of width 256", "or use a decoder with attention (model/decoder=top_attention)"],
+    ),
+    (
+        "what a model's config sets for another encoder",
+        ["train", "model=transformer_tiny", "model/encoder=lstm"],
+        ["model.encoder.num_heads: LSTMEncoder takes no such key", "'~model.encoder.num_heads' leaves out"],
+    ),
+    (
+        "a part that is rightly left out is no second error",
+        ["train", "model=gnmt_small", "model/decoder=transformer", "~model/attention", "optimizer.lrr=1"],
+        ["1 error in the overrides", "optimizer.lrr: is no key of this config; did you mean optimizer.lr?"],
+    ),
     ("a learning rate below 0", ["train", "optimizer.lr=-1"], ["optimizer.lr: found -1, allowed is a number above 0"]),
     ("betas above 1", ["train", "optimizer.betas=[0.9,1.5]"], ["optimizer.betas: found [0.9, 1.5], allowed"]),
     ("runs that is a file", ["train", "FILES", "runs={shelf}/a.en"], ["the run's folder", "cannot be made"]),

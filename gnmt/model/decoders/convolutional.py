@@ -49,6 +49,7 @@ class ConvolutionalDecoder(Decoder):
         self.input_size = self.memory_size = self.output_size = input_size
         self.hidden_size = hidden_size
         self.alignment_layer = alignment_layer
+        self.max_tokens = learned_positions
         self.positions = Positions(input_size, learned_positions, std=0.1)
         self.dropout = Dropout(dropout)
         self.enter = NormalisedLinear(input_size, hidden_size, gain=1 - dropout)

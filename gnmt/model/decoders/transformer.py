@@ -34,6 +34,8 @@ class TransformerDecoder(Decoder):
     Raises InputError where num_heads does not divide hidden_size or alignment_layer is above num_layers.
     """
 
+    input_size_key = "hidden_size"
+
     def __init__(
         self,
         hidden_size: Annotated[int, Range(1)],
@@ -58,6 +60,7 @@ class TransformerDecoder(Decoder):
         self.input_size = self.output_size = hidden_size
         self.memory_size = memory_size
         self.alignment_layer = alignment_layer or max(1, num_layers - 1)
+        self.max_tokens = learned_positions
         self.positions = Positions(hidden_size, learned_positions)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(

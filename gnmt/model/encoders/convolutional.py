@@ -41,6 +41,7 @@ class ConvolutionalEncoder(Encoder):
                 f"choose {kernel_size - 1} or {kernel_size + 1}"
             )
         self.input_size = self.output_size = input_size
+        self.max_tokens = learned_positions
         self.positions = Positions(input_size, learned_positions, std=0.1)
         self.dropout = Dropout(dropout)
         self.enter = NormalisedLinear(input_size, hidden_size, gain=1 - dropout)

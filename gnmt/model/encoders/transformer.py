@@ -25,6 +25,8 @@ class TransformerEncoder(Encoder):
     Raises InputError where num_heads does not divide hidden_size.
     """
 
+    input_size_key = "hidden_size"
+
     def __init__(
         self,
         hidden_size: Annotated[int, Range(1)],
@@ -40,6 +42,7 @@ class TransformerEncoder(Encoder):
         super().__init__()
         check_heads(hidden_size, num_heads, "model.encoder")
         self.input_size = self.output_size = hidden_size
+        self.max_tokens = learned_positions
         self.positions = Positions(hidden_size, learned_positions)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
