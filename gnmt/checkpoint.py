@@ -194,6 +194,11 @@ def misfit(model: Seq2Seq, weights: object) -> str | None:
             shapes = [list(tensors[name].shape) for tensors in (weights, ours) if name in tensors]
             more = f" (and so with {len(names) - 1} more)" if len(names) > 1 else ""
             return says.format(name, *shapes) + more
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        one = first.setdefault(id(parameter), name)
+        if weights[one].data_ptr() != weights[name].data_ptr() and not torch.equal(weights[one], weights[name]):
+            return f"{one} and {name} are one tensor in the model and differ in the checkpoint"
     return None
 
 
@@ -223,7 +228,12 @@ def build_model(
             f"{origin}: model.tie_embeddings={node['tie_embeddings']} shares one table, but source and target have "
             "different pieces: use tokenizer.joint=true or model.tie_embeddings=none"
         )
-    model: Seq2Seq = build(node, **sizes)
+    try:
+        model: Seq2Seq = build(node, **sizes)
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise InputError(f"{origin}: a model of these widths does not fit into memory: {first_line(error)}") from None
     return model
 
 

@@ -117,6 +117,12 @@ def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
                 f"{origin}: state_dict.{name} is {tensor.layout} on {tensor.device}, allowed are dense numbers that "
                 "lie in the file (not sparse ones, and not those of torch's meta device, which has none)"
             )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            # A small file may claim more numbers than any memory holds.
+            raise InputError(
+                f"{origin}: state_dict.{name} shows the same numbers many times as {list(tensor.shape)}, allowed are "
+                "numbers that lie in the file, each once"
+            )
         if not tensor.is_floating_point() or tensor.dim() != num_axes or not tensor.numel():
             raise InputError(
                 f"{origin}: state_dict.{name} is {tensor.dtype} {list(tensor.shape)}, allowed are floating-point "

@@ -103,14 +103,11 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
     missing = [key for key in (*PARTS, "tied") if key not in described and key != "model"]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")
-    try:
-        weights: dict[str, Tensor] = safetensors_library().load_file(folder / WEIGHTS_FILE)
-    except OSError as error:
-        raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # the library has an error of its own, which is no ValueError
-        raise InputError(f"{folder / WEIGHTS_FILE} is damaged: {first_line(error)}") from None
+    weights = _read_weights(folder / WEIGHTS_FILE)
     if not isinstance(described["tied"], dict):
         raise InputError(f"{path}: tied is {described['tied']!r}, allowed are pairs of names")
+    if twice := sorted(described["tied"].keys() & weights.keys()):
+        raise InputError(f"{path}: tied names {', '.join(twice)}, which {WEIGHTS_FILE} holds itself: keep one of them")
     for name, first in described["tied"].items():
         if not isinstance(first, str) or first not in weights:
             raise InputError(f"{path}: tied.{name} is {first}, which {WEIGHTS_FILE} does not hold")
@@ -122,6 +119,23 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         "tokenizers": saved_entries(*entries),
         "model": weights,
     }
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, of finite floating-point numbers."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, allowed is the file of weights that export_checkpoint.py wrote")
+    try:
+        weights: dict[str, Tensor] = safetensors_library().load_file(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # the library has an error of its own, which is no ValueError
+        raise InputError(f"{path} is damaged: {first_line(error)}") from None
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or not weight.isfinite().all():
+            numbers = "numbers that are not finite" if weight.is_floating_point() else f"numbers of {weight.dtype}"
+            raise InputError(f"{path}: {name} holds {numbers}, allowed are finite floating-point numbers")
+    return weights
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def config_part(part, value):
         (changed(imported_from={"file": None}), "imported_from is .* allowed is an object of texts"),
         (changed(average_of={}), "average_of is {}, allowed is a list of objects"),
         (changed(prepared_folder=None), "prepared_folder is None, allowed is text"),
+        (changed(tied={"source_embedding.weight": "output_layer.bias"}), "tied names source_embedding.weight, which"),
         (config_part("decoding", None), "config.decoding is None, allowed is an object"),
         (config_part("decoding", {"_target_": "os.system"}), "the search options are wrong"),
         (config_part("trainer", {}), "config.trainer.evaluation_batch_size is None, allowed is a whole number"),
@@ -153,6 +154,61 @@ def test_what_is_wrong_is_refused_by_name(change, message, exported, tmp_path):
     with pytest.raises(InputError, match=message):
         import_checkpoint("safetensors", folder, tmp_path / "back.pt")
     assert not (tmp_path / "back.pt").exists()
+
+
+def with_widths(described, **widths):
+    encoder = described["config"]["model"]["encoder"] | widths
+    return described | {"config": described["config"] | {"model": described["config"]["model"] | {"encoder": encoder}}}
+
+
+def test_a_model_that_does_not_fit_into_memory(exported, tmp_path):
+    """It ended in a traceback."""
+    folder = tmp_path / "exported"
+    shutil.copytree(exported, folder)
+    described = with_widths(json.loads((folder / JSON_FILE).read_text(encoding="utf-8")), hidden_size=10**9)
+    (folder / JSON_FILE).write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(InputError, match="does not fit into memory"):
+        import_checkpoint("safetensors", folder, tmp_path / "back.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.fill_(torch.nan), "holds numbers that are not finite, allowed are finite"),
+        (lambda weight: weight.to(torch.int32), "holds numbers of torch.int32, allowed are finite floating-point"),
+    ],
+)
+def test_weights_that_no_model_has_are_refused(change, message, exported, tmp_path):
+    """They were taken, and the checkpoint was written."""
+    folder = tmp_path / "exported"
+    shutil.copytree(exported, folder)
+    weights = library.load_file(folder / WEIGHTS_FILE)
+    name = next(iter(weights))
+    library.save_file(weights | {name: change(weights[name])}, folder / WEIGHTS_FILE)
+    with pytest.raises(InputError, match=f"{name} {message}"):
+        import_checkpoint("safetensors", folder, tmp_path / "back.pt")
+
+
+def test_a_folder_in_the_place_of_the_weights(exported, tmp_path):
+    folder = tmp_path / "exported"
+    shutil.copytree(exported, folder)
+    (folder / WEIGHTS_FILE).unlink()
+    (folder / WEIGHTS_FILE).mkdir()
+    with pytest.raises(InputError, match=r"model.safetensors is a folder, allowed is the file of weights"):
+        import_checkpoint("safetensors", folder, tmp_path / "back.pt")
+
+
+def test_two_tables_are_not_made_one(tmp_path):
+    """With tie_embeddings edited to `all`, the output layer's table took the place of the embeddings without a word."""
+    save(checkpoint_of(NvidiaGNMT()), tmp_path / "theirs.pth")
+    import_checkpoint("nvidia_gnmt", tmp_path / "theirs.pth", tmp_path / "ours.pt")
+    export_folder(tmp_path / "ours.pt", tmp_path / "exported")
+    path = tmp_path / "exported" / JSON_FILE
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described["config"]["model"]["tie_embeddings"] = "all"
+    path.write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(InputError, match=r"are one tensor in the model and differ in the checkpoint"):
+        import_checkpoint("safetensors", tmp_path / "exported", tmp_path / "back.pt")
 
 
 def test_damaged_files_and_missing_ones(exported, tmp_path):

@@ -26,6 +26,7 @@ from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import search
+from gnmt.model.decoders import convolutional
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.runtime import Precision, what_int8_misses
 from gnmt.types import BOS_ID, EOS_ID, Tokens
@@ -192,6 +193,38 @@ def test_every_parameter_has_a_part_in_the_result(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().max() > 1e-8, parameter_name
+
+
+@every_model
+def test_the_gradient_is_that_of_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along a random direction of all weights, against a difference of two losses.
+
+    Every weight had some gradient, and the values were those of the formulas, in models whose fed context or whose
+    query had been cut off from it. That a convolutional decoder scales the encoder's gradients down, on purpose
+    (Gehring et al. 2017, section 3.5), is left out.
+    """
+    monkeypatch.setattr(convolutional, "scale_gradient", lambda tensor, factor: tensor)
+    model = make(name, init_range=0.3)
+    generator = torch.Generator().manual_seed(8)
+    weights_BTV = torch.rand(*padded(TARGET).ids_BT.shape, PIECES, dtype=torch.float64, generator=generator)
+
+    def loss() -> torch.Tensor:
+        logits_BTV = model.output(model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0])
+        real_BT1 = padded(TARGET).mask_BT[..., None]
+        return (torch.log_softmax(logits_BTV, -1) * weights_BTV * real_BT1).sum()
+
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(loss(), parameters)
+    directions = [torch.randn(p.shape, dtype=torch.float64, generator=generator) for p in parameters]
+    expected = sum(float((gradient * way).sum()) for gradient, way in zip(gradients, directions, strict=True))
+    step = 1e-6
+    losses = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, way in zip(parameters, directions, strict=True):
+                parameter += sign * step * way
+            losses.append(float(loss()))
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(expected, rel=1e-5)
 
 
 def log_probs(model: Any, source: Tokens) -> torch.Tensor:

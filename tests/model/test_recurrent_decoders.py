@@ -102,6 +102,24 @@ def test_the_reversed_source_ends_with_its_eos_and_states_keep_its_order():
         torch.testing.assert_close(found.states_BSH[row, :length], back_SBH[:length, row])
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("num_bidirectional_layers", [0, 1, 4])
+def test_a_layer_that_says_nothing_passes_its_input_on_from_the_residual_layer_up(num_bidirectional_layers, layer_norm):
+    """With bidirectional layers too, as in all of RNMT+: without weights an LSTM's outputs are zero."""
+    torch.manual_seed(1)
+    hidden_size = 3 if num_bidirectional_layers == 4 else 6
+    encoder = LSTMEncoder(6, hidden_size, 4, num_bidirectional_layers, residual_from=3, layer_norm=layer_norm).double()
+    for parameter in encoder.layers[2:].parameters():
+        torch.nn.init.zeros_(parameter)
+    two = LSTMEncoder(6, hidden_size, 2, min(2, num_bidirectional_layers), layer_norm=layer_norm).double()
+    two.load_state_dict({name: encoder.state_dict()[name] for name in two.state_dict()})
+    embedded_BSE, lengths_B = torch.randn(2, 4, 6, dtype=torch.float64), torch.tensor([4, 3])
+    states_BSH, below_BSH = (one(embedded_BSE, lengths_B).states_BSH for one in (encoder, two))
+    for row, length in enumerate(lengths_B):
+        torch.testing.assert_close(states_BSH[row, :length], below_BSH[row, :length])
+    assert below_BSH.abs().max() > 0.01
+
+
 def test_the_projection_narrows_the_states_but_not_what_is_bridged():
     encoder = LSTMEncoder(5, 6, 2, num_bidirectional_layers=2, projection_size=3, final_states=True)
     encoded = encoder(torch.randn(2, 4, 5), torch.tensor([4, 2]))
