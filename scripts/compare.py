@@ -26,6 +26,7 @@ from gnmt.comparison.plots import draw_by_length, draw_plots, write_figure
 from gnmt.comparison.records import find_runs, read_runs
 from gnmt.comparison.table import compare, compare_by_length
 from gnmt.config import CompareConfig, entry
+from gnmt.data.lines import encodable
 from gnmt.types import InputError
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def main(cfg: CompareConfig) -> None:
     if cfg.plots is not None:
         for path in draw_plots(records, Path(cfg.plots), cfg.gradient_updates):
             log.info("%s", path)
-    print(table.as_tsv() if cfg.format == "tsv" else table.as_markdown())
+    print(encodable(table.as_tsv() if cfg.format == "tsv" else table.as_markdown()))
 
 
 if __name__ == "__main__":

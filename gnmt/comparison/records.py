@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,17 +68,32 @@ class RunRecord:
 def find_runs(paths: Sequence[str]) -> list[Path]:
     """The run folders that the paths are or hold at any depth, sorted, each once; a run's folder has a config.json.
 
+    By whatever paths or links one is named, it is one run.
+
     Raises InputError for a path that is no folder or holds no run.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"runs: {path} is not a folder; name the folders of runs, or one that holds them")
-        runs = [path] if (path / "config.json").is_file() else sorted(f.parent for f in path.rglob("config.json"))
+        runs = [path] if (path / "config.json").is_file() else runs_below(path)
         if not runs:
             raise InputError(f"runs: {path} holds no run: there is no config.json in it or below")
-        found |= dict.fromkeys(runs)
-    return list(found)
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def runs_below(path: Path) -> list[Path]:
+    """The folders with a config.json, sorted; links are followed, and each folder is looked at once."""
+    runs, seen = [], set()
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:
+            subfolders.clear()  # a link to a folder above it
+            continue
+        seen.add(place)
+        runs += [Path(folder)] if "config.json" in files else []
+    return sorted(runs)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:

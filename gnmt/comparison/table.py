@@ -37,13 +37,18 @@ class Table:
     def as_markdown(self) -> str:
         """A table with its notes as a list."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+        table = ["| " + " | ".join(on_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
         return "\n".join([*table, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
 
     def as_tsv(self) -> str:
         """Rows with tabs; the notes begin with #."""
-        lines = ["\t".join(cell.replace("\t", " ") for cell in line) for line in [self.header, *self.rows]]
+        lines = ["\t".join(map(on_one_line, line)) for line in [self.header, *self.rows]]
         return "\n".join([*lines, *(f"# {note}" for note in self.notes)])
+
+
+def on_one_line(cell: str) -> str:
+    """Without tabs and line breaks, which the name of a folder may hold."""
+    return " ".join(cell.split())
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
@@ -79,6 +84,7 @@ def compare(runs: Sequence[RunRecord]) -> Table:
         for group in groups
     ]
     notes += [
+        *same_seed_notes(groups),
         "dev figures are those of the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
         *signature_notes(runs),
         *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
@@ -110,16 +116,18 @@ def length_curves(groups: Sequence[Group]) -> tuple[dict[str, int], list[LengthC
         raise InputError(
             "by_length: none of the runs holds BLEU by length: run evaluate.py checkpoint=…/best.pt on each of them"
         )
-    lows = sorted(low for low, _ in counts)
+    places = sorted(counts, key=lambda place: (place[0], place[1] is None, place[1] or 0))
     curves = []
     for group in groups:
         for name in sorted({name for run in group.runs for name in run.evaluations}):
             runs = [run for run in group.runs if name in run.evaluations]
-            bleu = [{row["from_words"]: row["bleu"] for row in run.evaluations[name].by_length} for run in runs]
-            by_range: list[list[float | None]] = [[of_run.get(low) for of_run in bleu] for low in lows]
+            bleu = [
+                {(row["from_words"], row["to_words"]): row["bleu"] for row in run.evaluations[name].by_length}
+                for run in runs
+            ]
+            by_range: list[list[float | None]] = [[of_run.get(place) for of_run in bleu] for place in places]
             curves.append(LengthCurve(group, seeds(runs), name, by_range))
-    ordered = sorted(counts.items(), key=lambda item: item[0][0])
-    return {f"{low}+" if high is None else f"{low}-{high}": count for (low, high), count in ordered}, curves
+    return {f"{low}+" if high is None else f"{low}-{high}": counts[low, high] for low, high in places}, curves
 
 
 def compare_by_length(runs: Sequence[RunRecord]) -> Table:
@@ -237,6 +245,15 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
         if len(signatures) > 1:
             notes[-1] += ": these figures do not compare"
     return notes
+
+
+def same_seed_notes(groups: Sequence[Group]) -> list[str]:
+    """Runs with equal settings and seed repeat one another, so that their spread is not one over seeds."""
+    return [
+        f"{group.runs[0].folder.name}: {len(found)} runs with {len(set(found))} different seeds, so ± is not over seeds"
+        for group in groups
+        if len(set(found := seeds(group.runs))) < len(found)
+    ]
 
 
 def seeds(runs: Sequence[RunRecord]) -> list[str]:

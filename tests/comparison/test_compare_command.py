@@ -27,6 +27,19 @@ def test_a_finished_run(tiny):
     assert record.signatures["chrf"].startswith("nrefs:1|case:mixed|eff:yes|nc:6")
 
 
+def test_a_run_is_one_by_whatever_way_it_is_named(tmp_path, monkeypatch):
+    """Through a link it was not found; by a relative and an absolute path it was two seeds."""
+    run, links = tmp_path / "runs" / "a", tmp_path / "links"
+    for folder in (run, links):
+        folder.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (links / "b").symlink_to(run)
+    (run / "up").symlink_to(tmp_path)  # a circle
+    monkeypatch.chdir(tmp_path)
+    assert find_runs(["links"]) == [links.relative_to(tmp_path) / "b"]
+    assert len(find_runs([".", str(tmp_path), "runs/a"])) == 1
+
+
 def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path, run_command):
     home = tiny.copied_to(tmp_path)
     done = run_command("evaluate", f"checkpoint={home.folder}/best.pt", "decoding.beam_size=1", cwd=tmp_path)

@@ -119,6 +119,11 @@ def test_all_plots_are_written(tmp_path):
         draw_plots([run("a")], tmp_path / "file", 200)
 
 
+def test_dollars_in_a_name_are_no_formula(tmp_path):
+    draw_plots([run("a$b_{$", 1), run("c", 1)], tmp_path / "plots", gradient_updates=200)
+    assert (tmp_path / "plots" / "dev_loss.png").stat().st_size > 1000
+
+
 def test_spikes_have_columns_where_they_were_logged():
     table = compare([run("a"), run("b", scale=3.0)])
     rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]

@@ -118,6 +118,25 @@ def test_speed_time_and_what_is_wrong():
     assert "runs/b: damaged" in table.notes
 
 
+def test_runs_of_one_seed_are_no_spread_over_seeds():
+    note = "a: 2 runs with 1 different seeds, so ± is not over seeds"
+    assert note in compare([run("a"), run("copy of a")]).notes
+    assert not any("not over seeds" in one for one in compare([run("a"), run("b", 2)]).notes)
+
+
+def test_a_name_with_a_line_break_breaks_no_table():
+    table = compare([run("a\nb|c\td")])
+    assert "| a b\\|c d |" in table.as_markdown().splitlines()[2]
+    assert table.as_tsv().splitlines()[1].startswith("a b|c d\t1\t")
+
+
+def test_ranges_of_length_that_begin_alike_stay_apart():
+    ranges = ((5, 40.0), (9, 41.0))
+    rows = [{"from_words": 1, "to_words": end, "num_sentences": 3, "bleu": bleu} for end, bleu in ranges]
+    table = compare_by_length([run("a", evaluations=evaluated(31.0, by_length=rows))])
+    assert [cells(table, 0)[f"1-{end} words"] for end in (5, 9)] == ["40.0", "41.0"]
+
+
 def test_bleu_by_length():
     names = ("from_words", "to_words", "num_sentences", "bleu")
     rows = [dict(zip(names, values, strict=True)) for values in ((1, 5, 7, 40.0), (51, None, 2, 10.0))]
