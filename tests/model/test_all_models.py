@@ -54,6 +54,13 @@ TINY: dict[str, tuple[str, ...]] = {
     "hybrid": SMALL_TRANSFORMER,
     "hybrid_reverse": (*SMALL, "model.decoder.num_heads=2", "model.decoder.feed_forward_size=24"),
     "hybrid_rnmt_plus": SMALL_TRANSFORMER,
+    "hybrid_rnmt_plus_reverse": (
+        *SMALL,
+        "model.encoder.num_layers=3",
+        "model.decoder.num_layers=2",
+        "model.decoder.num_heads=2",
+        "model.decoder.feed_forward_size=24",
+    ),
     "rnmt_plus": (*SMALL, "model.encoder.num_layers=3", "model.decoder.num_layers=3"),
     "rnmt_plus_small": SMALL,
     "seq2seq": SMALL,
