@@ -36,6 +36,12 @@ GRADIENTS: dict[str, tuple[tuple[str, ...], int]] = {
     "microbatches": ((*NO_DROPOUT, "trainer.microbatch_tokens=60"), 4),
     "fewer pairs than processes": ((*NO_DROPOUT, "trainer.batch_tokens=50"), 12),
     "bf16": ((*NO_DROPOUT, "precision=bf16"), 2),
+    "attention": ((*NO_DROPOUT, "model=attention", "model.encoder.hidden_size=4"), 2),
+    "seq2seq": ((*NO_DROPOUT, "model=seq2seq", "decoding.coverage_beta=0"), 2),
+    "rnmt_plus_small": ((*NO_DROPOUT, "model=rnmt_plus_small"), 2),
+    "transformer_tiny": ((*NO_DROPOUT, "model=transformer_tiny"), 2),
+    "convolutional_small": ((*NO_DROPOUT, "model=convolutional_small"), 2),
+    "hybrid": ((*NO_DROPOUT, "model=hybrid", "model.encoder.num_layers=2"), 2),
 }
 EVERY_2 = ("trainer.ema_decay=0.5", "trainer.evaluate_every_steps=2", "trainer.save_every_steps=2", *NO_DROPOUT)
 SPLIT_EVALUATION = ("trainer.evaluation_batch_size=1",)
