@@ -28,7 +28,7 @@ from gnmt.config import build, check_component
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.files import replacing
 from gnmt.model.outdated import without_idle_parts
-from gnmt.model.seq2seq import Seq2Seq
+from gnmt.model.seq2seq import SIDES_SHARE, Seq2Seq
 from gnmt.types import InputError
 
 FORMAT_VERSION = 1
@@ -223,10 +223,10 @@ def build_model(
     )
     if errors:
         raise InputError(f"{origin}: the model's config was refused, nothing was built:\n  " + "\n  ".join(errors))
-    if node.get("tie_embeddings", "none") != "none" and not tokenizers.joint:
+    if node.get("tie_embeddings", "none") in SIDES_SHARE and not tokenizers.joint:
         raise InputError(
-            f"{origin}: model.tie_embeddings={node['tie_embeddings']} shares one table, but source and target have "
-            "different pieces: use tokenizer.joint=true or model.tie_embeddings=none"
+            f"{origin}: model.tie_embeddings={node['tie_embeddings']} shares one table between the sides, but they "
+            "have different pieces: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
         )
     try:
         model: Seq2Seq = build(node, **sizes)

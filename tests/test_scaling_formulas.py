@@ -18,7 +18,7 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.objective import Objective
 
 TEXT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
-TABLES = {"none": 3, "source_target": 2, "all": 1}
+TABLES = {"none": 3, "source_target": 2, "target_output": 2, "all": 1}
 
 
 def parameters(layers: int, width: int, pieces: int, tied: str) -> int:

@@ -11,6 +11,9 @@ from gnmt.model.dropout import Dropout, WordDropout
 from gnmt.model.interfaces import Decoder, Encoder
 from gnmt.types import PAD_ID, Encoded, InputError, Memory, Range, State, Tokens
 
+SIDES_SHARE = ("source_target", "all")
+"""Values of tie_embeddings with which source and target have one table, and so must have one vocabulary."""
+
 
 class Seq2Seq(nn.Module):
     """Encoder and decoder behind the four calls that training and search use.
@@ -19,7 +22,8 @@ class Seq2Seq(nn.Module):
     or `start` and `step` token by token (search). `step` after `step` equals `decode`.
 
     tie_embeddings: "none"; "source_target" shares one table between both sides (they need one vocabulary);
-    "all" also uses it as the output layer's weight, which needs decoder.output_size == embedding_size.
+    "target_output" uses the target's table as the output layer's weight (Press and Wolf 2017), which needs
+    decoder.output_size == embedding_size and no common vocabulary; "all" is both.
     init_range: weights and biases start uniform in [-init_range, init_range]; the padding rows are zero.
     The attention keeps its own initialisation of direction and scale, and encoders and decoders may draw weights in
     their own way (`initialise`).
@@ -37,7 +41,7 @@ class Seq2Seq(nn.Module):
         source_vocabulary_size: Annotated[int, Range(4)],
         target_vocabulary_size: Annotated[int, Range(4)],
         embedding_size: Annotated[int, Range(1)],
-        tie_embeddings: Literal["none", "source_target", "all"] = "none",
+        tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "none",
         init_range: Annotated[float, Range(0, open_low=True)] = 0.1,
         embedding_init_range: Annotated[float, Range(0, open_low=True)] | None = None,
         output_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
@@ -47,27 +51,30 @@ class Seq2Seq(nn.Module):
         check_widths(encoder, decoder, embedding_size)
         check_bridge(encoder, decoder)
         check_states_are_read(encoder, decoder)
-        if tie_embeddings != "none" and source_vocabulary_size != target_vocabulary_size:
+        sides_share, output_shares = tie_embeddings in SIDES_SHARE, tie_embeddings in ("target_output", "all")
+        if sides_share and source_vocabulary_size != target_vocabulary_size:
             raise InputError(
-                f"model.tie_embeddings={tie_embeddings} shares one table, but the source has {source_vocabulary_size} "
-                f"pieces and the target {target_vocabulary_size}: use tokenizer.joint=true or model.tie_embeddings=none"
+                f"model.tie_embeddings={tie_embeddings} shares one table between the sides, but the source has "
+                f"{source_vocabulary_size} pieces and the target {target_vocabulary_size}: use tokenizer.joint=true, "
+                "or model.tie_embeddings=none or target_output"
             )
-        if tie_embeddings == "all" and decoder.output_size != embedding_size:
+        if output_shares and decoder.output_size != embedding_size:
             raise InputError(
-                f"model.tie_embeddings=all needs model.embedding_size ({embedding_size}) equal to the decoder's output "
-                f"size ({decoder.output_size}): make them equal or use model.tie_embeddings=source_target"
+                f"model.tie_embeddings={tie_embeddings} needs model.embedding_size ({embedding_size}) equal to the "
+                f"decoder's output size ({decoder.output_size}): make them equal or use model.tie_embeddings="
+                f"{'source_target' if sides_share else 'none'}"
             )
         self.encoder = encoder
         self.decoder = decoder
         self.source_embedding = nn.Embedding(source_vocabulary_size, embedding_size, padding_idx=PAD_ID)
-        if tie_embeddings == "none":
+        if not sides_share:
             self.target_embedding = nn.Embedding(target_vocabulary_size, embedding_size, padding_idx=PAD_ID)
         else:
             self.target_embedding = self.source_embedding
         self.output_dropout = Dropout(output_dropout)
         self.word_dropout = WordDropout(word_dropout)
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
-        if tie_embeddings == "all":
+        if output_shares:
             self.output_layer.weight = self.target_embedding.weight
         self.initialise(init_range, init_range if embedding_init_range is None else embedding_init_range)
 

@@ -113,8 +113,8 @@ def lines_figure(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if lines:
-        for name in figure.legend(loc="outside right upper", fontsize="small", frameon=False).get_texts():
-            name.set_parse_math(False)  # a folder's name may hold dollars
+        for text in figure.legend(loc="outside right upper", fontsize="small", frameon=False).get_texts():
+            text.set_parse_math(False)  # a folder's name may hold dollars
     return figure
 
 

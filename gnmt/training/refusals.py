@@ -16,7 +16,7 @@ from gnmt.config import build, changed_settings
 from gnmt.data.prepared import Prepared
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.scoring import check_coverage
-from gnmt.model.seq2seq import Seq2Seq
+from gnmt.model.seq2seq import SIDES_SHARE, Seq2Seq
 from gnmt.training.options import TrainerOptions
 from gnmt.training.phases import MakeOptimizer
 from gnmt.types import InputError
@@ -40,10 +40,10 @@ def try_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
 def try_model(config: Mapping[str, Any]) -> None:
     """Finds parts of a model that do not fit together, or not with the tokenizers or the search of its training."""
     tied = config["model"].get("tie_embeddings", "none")
-    if tied != "none" and config["tokenizer"].get("joint") is False:
+    if tied in SIDES_SHARE and config["tokenizer"].get("joint") is False:
         raise InputError(
-            f"model.tie_embeddings={tied} shares one table, but with tokenizer.joint=false source and target have "
-            "different pieces: use tokenizer.joint=true or model.tie_embeddings=none"
+            f"model.tie_embeddings={tied} shares one table between the sides, but with tokenizer.joint=false they have "
+            "different pieces: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
         )
     model = _without_weights(config["model"], _STAND_IN_VOCABULARY, _STAND_IN_VOCABULARY)
     if model is not None:

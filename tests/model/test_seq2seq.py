@@ -22,7 +22,7 @@ def model_of(source_size: int = 11, target_size: int = 11, hidden_size: int = 6,
     return Seq2Seq(LSTMEncoder(6, 6, 2), decoder, source_size, target_size, 6, **options)
 
 
-@pytest.mark.parametrize("tie", ["none", "source_target", "all"])
+@pytest.mark.parametrize("tie", ["none", "source_target", "target_output", "all"])
 def test_weights_start_uniform_and_padding_rows_zero(tie):
     """The padding row stays zero whatever is initialised after the tables were made."""
     torch.manual_seed(1)
@@ -60,21 +60,27 @@ def test_the_attention_keeps_its_own_start():
 
 
 def test_tying_shares_storage_and_counts_once():
-    none, source_target, everything = (model_of(tie_embeddings=tie) for tie in ("none", "source_target", "all"))
+    kinds = ("none", "source_target", "target_output", "all")
+    none, source_target, target_output, everything = (model_of(tie_embeddings=tie) for tie in kinds)
     assert none.source_embedding.weight is not none.target_embedding.weight
     assert source_target.source_embedding.weight is source_target.target_embedding.weight
     assert source_target.output_layer.weight is not source_target.target_embedding.weight
+    assert target_output.output_layer.weight is target_output.target_embedding.weight
+    assert target_output.source_embedding.weight is not target_output.target_embedding.weight
     assert everything.output_layer.weight is everything.source_embedding.weight is everything.target_embedding.weight
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (none, source_target, everything)]
+    assert sum(parameter.numel() for parameter in target_output.parameters()) == sizes[1]
+    assert model_of(source_size=9, tie_embeddings="target_output").source_embedding.num_embeddings == 9
     assert sizes[0] - sizes[1] == sizes[1] - sizes[2] == 11 * 6
 
 
-@pytest.mark.parametrize("tie", ["source_target", "all"])
+@pytest.mark.parametrize("tie", ["source_target", "target_output", "all"])
 def test_tied_weights_stay_tied_when_loaded(tie):
     saved, model = model_of(tie_embeddings=tie), model_of(tie_embeddings=tie)
     model.load_state_dict(saved.state_dict())
     assert torch.equal(model.source_embedding.weight, saved.source_embedding.weight)
-    assert model.target_embedding.weight.data_ptr() == model.source_embedding.weight.data_ptr()
+    other = model.output_layer if tie == "target_output" else model.source_embedding
+    assert model.target_embedding.weight.data_ptr() == other.weight.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -87,8 +93,9 @@ def test_tied_weights_stay_tied_when_loaded(tie):
         ({"source_size": 9, "tie_embeddings": "all"}, r"model\.tie_embeddings=all .* 9 pieces and the target 11"),
         (
             {"hidden_size": 8, "tie_embeddings": "all"},
-            r"model\.embedding_size \(6\) equal to the decoder's output size \(8\): make them equal or use",
+            r"model\.embedding_size \(6\) equal to the decoder's output size \(8\): .* or use .*=source_target",
         ),
+        ({"hidden_size": 8, "tie_embeddings": "target_output"}, r"model\.tie_embeddings=target_output .* use .*=none"),
     ],
 )
 def test_tying_what_does_not_fit_is_refused(options, message):
