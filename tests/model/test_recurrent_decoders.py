@@ -183,12 +183,14 @@ def test_what_changes_states_that_nobody_reads_is_refused(option):
 
 
 def test_states_of_another_width_than_the_decoder_reads_are_refused_with_the_keys_to_change():
-    for decoder, key in (
-        (TopAttentionDecoder(5, 6, 1, AdditiveAttention(6, 6, 4)), r"attention\.memory_size"),
-        (TransformerDecoder(5, 6, 1, 1, 4), "memory_size"),
-        (ConvolutionalDecoder(5, 6, 1), "input_size"),
+    for decoder, key, follows in (
+        (TopAttentionDecoder(5, 6, 1, AdditiveAttention(6, 6, 4)), r"attention\.memory_size", True),
+        (TransformerDecoder(5, 6, 1, 1, 4), "memory_size", True),
+        # Of one width with its embeddings: to use input_size=8 was the advice, and was refused too.
+        (ConvolutionalDecoder(5, 6, 1), "input_size", False),
     ):
-        message = rf"states is 8, but model\.decoder\.{key} is \d: .* use model\.decoder\.{key}=8, or .*hidden_size"
+        advice = rf"use model\.decoder\.{key}=8, or change" if follows else "must be equal; change"
+        message = rf"states is 8, but model\.decoder\.{key} is \d: .*{advice} model\.encoder\.hidden_size"
         with pytest.raises(InputError, match=message):
             seq2seq(LSTMEncoder(5, 4, 1), decoder)
 
