@@ -66,7 +66,7 @@ def test_a_column_for_each_setting_that_differs_and_one_for_those_that_go_togeth
 
 
 def test_what_a_class_alone_has_gets_a_column_only_where_it_differs():
-    # A table of an LSTM, a Transformer and a convolutional model once had 39 columns of settings, most of them dashes.
+    # A table of an LSTM, a Transformer and a convolutional model once had 37 columns of settings, most of them dashes.
     def of_class(name, target, **settings):
         model = {"encoder": {"_target_": target, "num_layers": 2} | settings, "decoder": {"dropout": 0.1}}
         return run(name, config={"model": model})
