@@ -20,6 +20,7 @@ from torch import Tensor
 from gnmt.checkpoint_faults import (
     UnreadableCheckpointError,
     first_line,
+    is_for_want_of_memory,
     nearby_checkpoints,
     what_is_wrong,
     why_unreadable,
@@ -231,7 +232,7 @@ def build_model(
     try:
         model: Seq2Seq = build(node, **sizes)
     except RuntimeError as error:
-        if "allocate" not in str(error):
+        if not is_for_want_of_memory(error):
             raise
         raise InputError(f"{origin}: a model of these widths does not fit into memory: {first_line(error)}") from None
     return model

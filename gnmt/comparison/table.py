@@ -38,12 +38,12 @@ class Table:
         """A table with its notes as a list."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         table = ["| " + " | ".join(on_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-        return "\n".join([*table, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
+        return "\n".join([*table, *([""] if self.notes else []), *(f"- {on_one_line(note)}" for note in self.notes)])
 
     def as_tsv(self) -> str:
         """Rows with tabs; the notes begin with #."""
         lines = ["\t".join(map(on_one_line, line)) for line in [self.header, *self.rows]]
-        return "\n".join([*lines, *(f"# {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"# {on_one_line(note)}" for note in self.notes)])
 
 
 def on_one_line(cell: str) -> str:

@@ -83,8 +83,8 @@ def choice_problems(override: Override, groups: dict[str, list[str]]) -> list[st
     if group not in groups:
         known = ", ".join(groups) or "none"
         return [f"{group}: is no group of this command{nearest(group, list(groups))}; its groups: {known}"]
-    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-        return []  # takes what there is
+    if override.is_delete() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []  # chooses nothing, or takes what there is
     choices = groups[group]
     names = [text.partition("=")[2].strip("'\"") for text in single_overrides(override)]
     return [f"{group}: found {shown(name)}{allowed_choices(name, choices)}" for name in names if name not in choices]
@@ -104,7 +104,7 @@ def allowed_choices(name: str, choices: Sequence[str]) -> str:
 
 def names_unknown_recipe(config_name: str, overrides: Sequence[str], places: Sequence[str]) -> bool:
     """Whether the command line names an experiment that does not exist, which Hydra would pass over."""
-    typed = [item for item in parsed(overrides) if item.key_or_group == RECIPES and not item.is_delete()]
+    typed = [item for item in parsed(overrides) if item.key_or_group == RECIPES]
     if not typed or config_name != "train":
         return False
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

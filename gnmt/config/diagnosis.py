@@ -57,8 +57,7 @@ def explain(
             if override.is_sweep_override() and not sweep:
                 problems.append(several_values_problem(override))
             elif override.key_or_group in known_groups or "/" in override.key_or_group:
-                left_out = override.is_delete() and override.key_or_group in known_groups
-                group_problems = [] if left_out else choice_problems(override, known_groups)
+                group_problems = choice_problems(override, known_groups)
                 problems += group_problems
                 groups += [] if group_problems else single_overrides(override)[-1:]
             else:

@@ -160,14 +160,6 @@ class DevEvaluator:
             return translations
         return translations[:1] + [replace(translation, attentions=()) for translation in translations[1:]]
 
-    def fits(self, pair: tuple[list[int], list[int]]) -> bool:
-        """Whether a pair, without EOS and BOS, is short enough to be scored at once."""
-        model = self.objective.model
-        limits = (
-            LONGEST_PAIR if part.max_tokens is None else part.max_tokens for part in (model.encoder, model.decoder)
-        )
-        return all(len(side) <= min(LONGEST_PAIR, limit - 1) for side, limit in zip(pair, limits, strict=True))
-
     @torch.no_grad()
     def losses(self) -> dict[int, tuple[float, int]]:
         """Unsmoothed nats and target tokens with EOS of this process's batches of pairs with text on both sides.
@@ -177,7 +169,13 @@ class DevEvaluator:
         """
         source = self.tokenizers.source.encode_all(self.sources)
         target = self.tokenizers.target.encode_all(self.references)
-        pairs = [pair for pair in zip(source, target, strict=True) if min(map(len, pair)) > 0 and self.fits(pair)]
+        model = self.objective.model
+        limits = longest_scored(model.encoder.max_tokens), longest_scored(model.decoder.max_tokens)
+        pairs = [
+            pair
+            for pair in zip(source, target, strict=True)
+            if all(0 < len(side) <= limit for side, limit in zip(pair, limits, strict=True))
+        ]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
         starts = cut(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
@@ -199,6 +197,11 @@ def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:
     in_order = [losses[number] for number in sorted(losses)]
     num_tokens = sum(tokens for _, tokens in in_order)
     return sum(loss_sum for loss_sum, _ in in_order) / num_tokens if num_tokens else math.nan
+
+
+def longest_scored(max_tokens: int | None) -> int:
+    """Pieces of the longest sentence whose loss is measured, with room for EOS or BOS where positions were learned."""
+    return LONGEST_PAIR if max_tokens is None else min(LONGEST_PAIR, max_tokens - 1)
 
 
 def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samples: int) -> None:

@@ -126,13 +126,15 @@ def refuse_too_few_positions(model: Seq2Seq, prepared: Prepared) -> None:
 
     Subwords that are sampled may still come to more; see gnmt.model.positions.
     """
-    for side, part in (("source", model.encoder), ("target", model.decoder)):
-        lengths = prepared.store.source_lengths if side == "source" else prepared.store.target_lengths
+    for side, key, limit, lengths in (
+        ("source", "model.encoder.learned_positions", model.encoder.max_tokens, prepared.store.source_lengths),
+        ("target", "model.decoder.learned_positions", model.decoder.max_tokens, prepared.store.target_lengths),
+    ):
+        if limit is None:
+            continue  # without a look at the lengths, of which there may be millions on the disk
         longest = int(lengths.max(initial=0)) + 1
-        if part.max_tokens is not None and longest > part.max_tokens:
-            key = f"model.{'encoder' if side == 'source' else 'decoder'}.learned_positions"
+        if longest > limit:
             raise InputError(
-                f"{key} is {part.max_tokens}, but the longest {side} of {prepared.folder} has {longest} tokens with "
-                f"EOS: use {key}={longest} or more, or leave longer pairs out (data.cleaning.max_length_tokens="
-                f"{part.max_tokens})"
+                f"{key} is {limit}, but the longest {side} of {prepared.folder} has {longest} tokens with EOS: use "
+                f"{key}={longest} or more, or leave longer pairs out (data.cleaning.max_length_tokens={limit})"
             )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from gnmt.data.batching import batch_of
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import Scores
-from gnmt.training.evaluation import DevEvaluator, DevResult, mean_loss
+from gnmt.training.evaluation import LONGEST_PAIR, DevEvaluator, DevResult, longest_scored, mean_loss
 from gnmt.types import EOS_ID, InputError
 
 
@@ -48,6 +48,20 @@ def test_pairs_with_a_blank_side_have_no_loss_but_their_translations_count(evalu
     evaluator.sources, evaluator.references = ["", *evaluator.sources], ["ein Haus.", *evaluator.references]
     assert mean_loss(evaluator.losses()) == expected
     assert len(evaluator().translations) == len(evaluator.sources)
+
+
+def test_pairs_with_more_tokens_than_learned_positions_have_no_loss(evaluator):
+    """One such sentence of dev used to end the run at its first evaluation."""
+    lengths = sorted(len(evaluator.tokenizers.target.encode(text)) for text in evaluator.references)
+    assert lengths[0] < lengths[-1]
+    num_tokens = sum(length + 1 for length in lengths)
+    assert sum(tokens for _, tokens in evaluator.losses().values()) == num_tokens
+    evaluator.objective.model.decoder.max_tokens = lengths[-1] + 1  # BOS and all pieces
+    assert sum(tokens for _, tokens in evaluator.losses().values()) == num_tokens
+    evaluator.objective.model.decoder.max_tokens = lengths[-1]
+    left = [length for length in lengths if length < lengths[-1]]
+    assert sum(tokens for _, tokens in evaluator.losses().values()) == sum(length + 1 for length in left)
+    assert longest_scored(None) == LONGEST_PAIR  # of so many it was one fewer for a while
 
 
 def test_the_first_translation_has_its_attention_for_the_picture(evaluator):
