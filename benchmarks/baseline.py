@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.layers import is_residual
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.model.stack import is_residual
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Tokens
 
 
 @dataclass

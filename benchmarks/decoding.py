@@ -17,15 +17,16 @@ import torch
 from benchmarks.baseline import Baseline
 from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, timed_in_turns
 from benchmarks.table import Column
-from gnmt.checkpoint import load_model
-from gnmt.decoding.engine import fast_model
-from gnmt.decoding.search import SearchOptions, search
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
+from gnmt.checkpoint.load import load_model
+from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import search
+from gnmt.device import choose_device, choose_precision
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_device, choose_precision
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID
 
 BASELINE = "baseline"
 # Encoder layers, decoder layers, width, pieces.

@@ -18,12 +18,14 @@ import torch
 from benchmarks.measuring import Runner, in_own_process, timed_in_turns
 from benchmarks.table import Column
 from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step, updates
-from gnmt.config import build, recipe
+from gnmt.batch import BOS_ID, PAD_ID, Batch
+from gnmt.config.build import build
+from gnmt.config.cli import recipe
 from gnmt.data.batching import batch_of
+from gnmt.device import choose_device
+from gnmt.errors import InputError
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_device
-from gnmt.training.loss import LabelSmoothedCrossEntropy
-from gnmt.types import BOS_ID, PAD_ID, Batch, InputError
+from gnmt.training.objective import LabelSmoothedCrossEntropy
 
 __all__ = ["COLUMNS", "LENGTHS", "PRECISIONS", "LengthFigure", "LengthWorkload", "measure", "workloads"]
 

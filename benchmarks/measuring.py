@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gnmt.runtime import choose_device
+from gnmt.device import choose_device
 
 Runner = Callable[[], object]
 

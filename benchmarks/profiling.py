@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from benchmarks.measuring import Runner, synchronise
-from gnmt.runtime import choose_device
+from gnmt.device import choose_device
 
 # The first pattern that is found in an operator's name decides.
 GROUPS = (

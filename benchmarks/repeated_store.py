@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gnmt.data.prepared import read_prepared
-from gnmt.data.store import EncodedSide, Store, StoreWriter
+from gnmt.data.store import EncodedSide, Store, StoreWriter, read_prepared
 
 
 def main(prepared: Path, times: int, folder: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from gnmt.data.grammar.corpus import samples
+from gnmt.data.demo_grammar.corpus import samples
 
 NUM_DEV = 500
 

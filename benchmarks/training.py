@@ -14,18 +14,16 @@ from torch import Tensor
 from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, resident_mib, timed_in_turns
 from benchmarks.table import Column
 from benchmarks.training_baseline import PlainTranslator, baseline_step, plain_name
+from gnmt.batch import BOS_ID, PAD_ID, Batch
 from gnmt.data.batching import batch_of
+from gnmt.device import choose_device, choose_precision, return_freed_memory
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_device, choose_precision, return_freed_memory
-from gnmt.training.loss import LabelSmoothedCrossEntropy
-from gnmt.training.objective import Objective
-from gnmt.training.optimisation import Optimisation
-from gnmt.training.phases import Stage
+from gnmt.training.objective import LabelSmoothedCrossEntropy, Objective
+from gnmt.training.optimizer import Optimisation, Stage
 from gnmt.training.schedule import Constant
-from gnmt.types import BOS_ID, PAD_ID, Batch
 
 BASELINE = "baseline"
 LENGTHS = ("equal", "mixed")

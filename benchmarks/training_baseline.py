@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from gnmt.batch import Batch
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
-from gnmt.model.recurrence import Bidirectional
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.layers import Bidirectional, is_residual
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.model.stack import is_residual
-from gnmt.types import Batch
 
 
 class PlainTranslator(nn.Module):

@@ -1,8 +1,4 @@
-"""Several processes that share a piece of work, as torchrun starts them: who is who, and waiting for each other.
-
-The processes meet in the key-value store that torchrun provides. Nothing here has a time limit but the way in and out:
-one may work for hours while another waits. A process that fails tells the others before it ends.
-"""
+"""Processes of one torchrun job: ranks, barriers, and how one failure ends all."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ import torch
 from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,15 @@ Main keys:
   output        the file to write, which must not exist yet
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 from pathlib import Path
 
-from gnmt.config import AverageConfig, entry
-from gnmt.training.average_checkpoints import average_checkpoints, choose_checkpoints
+from gnmt.checkpoint.average import average_checkpoints
+from gnmt.config.cli import entry
+from gnmt.config.schema import AverageConfig
+from gnmt.training.run_checkpoints import choose_checkpoints
 
 
 @entry("average")

@@ -29,7 +29,7 @@ Main keys:
   repetitions               measurements of each, of which the median counts
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 import json
@@ -46,10 +46,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is n
 from benchmarks import decoding, length, training
 from benchmarks.profiling import profile_workload
 from benchmarks.table import header, row
-from gnmt.config import BenchmarkConfig, entry
-from gnmt.files import write_atomically
-from gnmt.runtime import choose_device, choose_precision, device_name
-from gnmt.types import InputError
+from gnmt.config.cli import entry
+from gnmt.config.schema import BenchmarkConfig
+from gnmt.device import choose_device, choose_precision, device_name
+from gnmt.errors import InputError
+from gnmt.fileio import write_atomically
 
 TASKS = {"decoding": decoding, "training": training, "length": length}
 ALLOWED = {

@@ -16,18 +16,18 @@ Main keys:
   format      markdown or tsv
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 import logging
 from pathlib import Path
 
-from gnmt.comparison.plots import draw_by_length, draw_plots, write_figure
-from gnmt.comparison.records import find_runs, read_runs
-from gnmt.comparison.table import compare, compare_by_length
-from gnmt.config import CompareConfig, entry
-from gnmt.data.lines import encodable
-from gnmt.types import InputError
+from gnmt.config.cli import entry
+from gnmt.config.schema import CompareConfig
+from gnmt.errors import InputError
+from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, draw_plots, write_figure
+from gnmt.evaluation.run_records import find_runs, read_runs
+from gnmt.fileio import encodable
 
 log = logging.getLogger(__name__)
 

@@ -23,17 +23,18 @@ Main keys:
   bleu_tokenize, lowercase   how BLEU is counted; by default as the training's data config says, with case
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 from dataclasses import asdict
 from pathlib import Path
 
-from gnmt.config import EvaluateConfig, entry
-from gnmt.decoding.evaluate import TrainedData, evaluate, file_pairs, variant_of
-from gnmt.decoding.loading import load_translator
+from gnmt.config.cli import entry
+from gnmt.config.schema import EvaluateConfig
+from gnmt.decoding.translator import load_translator
+from gnmt.errors import InputError, counted
+from gnmt.evaluation.evaluate import TrainedData, evaluate, file_pairs, variant_of
 from gnmt.evaluation.metrics import check_tokenizer
-from gnmt.types import InputError, counted
 
 
 @entry("evaluate")

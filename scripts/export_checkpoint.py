@@ -10,14 +10,15 @@ Main keys:
   output       the folder to write, which must not exist yet
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 from pathlib import Path
 
-from gnmt.config import ExportConfig, entry
-from gnmt.data.lines import encodable
-from gnmt.interchange.safetensors_folder import export_folder
+from gnmt.checkpoint.export import export_folder
+from gnmt.config.cli import entry
+from gnmt.config.schema import ExportConfig
+from gnmt.fileio import encodable
 
 
 @entry("export_checkpoint")

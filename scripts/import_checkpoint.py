@@ -12,14 +12,15 @@ Main keys:
   output       the file to write, which must not exist yet
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
 from pathlib import Path
 
-from gnmt.config import ImportConfig, entry
-from gnmt.data.lines import encodable
-from gnmt.interchange.importing import import_checkpoint
+from gnmt.checkpoint.import_checkpoint import import_checkpoint
+from gnmt.config.cli import entry
+from gnmt.config.schema import ImportConfig
+from gnmt.fileio import encodable
 
 
 @entry("import_checkpoint")

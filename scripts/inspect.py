@@ -24,11 +24,12 @@ if __name__ == "inspect":
     sys.modules["inspect"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["inspect"])
 else:
-    import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+    import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
     # isort: split
-    from gnmt.config import InspectConfig, entry
-    from gnmt.inspection import as_json, as_text, describe_checkpoint
+    from gnmt.checkpoint.inspect import as_json, as_text, describe_checkpoint
+    from gnmt.config.cli import entry
+    from gnmt.config.schema import InspectConfig
 
     @entry("inspect")
     def main(cfg: InspectConfig) -> None:

@@ -15,12 +15,14 @@ Main keys:
   overwrite          true replaces a folder that was made from other inputs or settings
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
-from gnmt.config import PrepareConfig, build, entry
-from gnmt.data.prepare import prepare
-from gnmt.types import counted
+from gnmt.config.build import build
+from gnmt.config.cli import entry
+from gnmt.config.schema import PrepareConfig
+from gnmt.data.preprocess import prepare
+from gnmt.errors import counted
 
 
 @entry("prepare")

@@ -21,13 +21,15 @@ Main keys:
                      and what the lines of input= say
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
-from gnmt.config import ScoreConfig, entry, resolve
-from gnmt.decoding.files import short_digests
-from gnmt.decoding.loading import load_translator
-from gnmt.decoding.score_files import Scorable, check_places_of, score_files
+from gnmt.config.build import resolve
+from gnmt.config.cli import entry
+from gnmt.config.schema import ScoreConfig
+from gnmt.decoding.translator import load_translator
+from gnmt.translation.formats import short_digests
+from gnmt.translation.score_files import Scorable, check_places_of, score_files
 
 
 @entry("score")

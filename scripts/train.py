@@ -20,12 +20,15 @@ Ctrl-C, SIGTERM and SIGUSR1 save after the update at hand and end with exit code
 on. A second one ends at once. Of several processes any may get the signal; all stop after the same update.
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
-from gnmt.config import TrainConfig, current_run_folder, entry, note_in_run_file
+from gnmt.config.cli import entry
+from gnmt.config.run_folder import current_run_folder
+from gnmt.config.schema import TrainConfig
 from gnmt.distributed import current_ranks
-from gnmt.training.run import train
+from gnmt.logs import note_in_run_file
+from gnmt.training.train import train
 
 
 @entry("train")

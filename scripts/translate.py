@@ -23,14 +23,17 @@ Main keys:
   device, precision  auto takes CUDA and bf16 where the hardware has them
 """
 
-import gnmt.early_interrupt  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
 
 # isort: split
-from gnmt.config import TranslateConfig, entry, resolve
-from gnmt.decoding.files import MadeFrom, OutputFormat, plan_jobs, translate_files
-from gnmt.decoding.loading import load_translator
+from gnmt.config.build import resolve
+from gnmt.config.cli import entry
+from gnmt.config.schema import TranslateConfig
+from gnmt.decoding.translator import load_translator
+from gnmt.device import keep_cpu_kernels
 from gnmt.distributed import current_ranks, speaking_once
-from gnmt.runtime import keep_cpu_kernels
+from gnmt.translation.formats import OutputFormat
+from gnmt.translation.translate_files import MadeFrom, plan_jobs, translate_files
 
 # Of oneDNN, which keeps 1,024 for batches of all sizes that a long file brings: as fast, and memory that grows less.
 CPU_KERNELS = 512

@@ -12,7 +12,7 @@ import torch
 from torch.distributed import HashStore
 
 from gnmt.distributed import Ranks, Watchman, fresh_store
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 
 def test_without_torchrun_a_process_is_alone_and_never_waits(monkeypatch):

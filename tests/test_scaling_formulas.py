@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from gnmt.config import build
-from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.config.build import build
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import batch_of
 from gnmt.data.store import Store, StoreWriter
 from gnmt.model.seq2seq import Seq2Seq

@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
 from urllib.parse import urlsplit
 
-from gnmt.data.corpus import ParallelFiles, ParallelText
+from gnmt.data.corpora import Corpus, check_test_names
 from gnmt.data.download import download
-from gnmt.data.folders import locked
-from gnmt.data.lines import FileStamp, lines_of
-from gnmt.data.sources import Corpus, check_test_names
-from gnmt.files import replacing, sha256_of, write_atomically
-from gnmt.types import InputError, counted
+from gnmt.data.parallel_text import ParallelFiles, ParallelText
+from gnmt.errors import InputError, counted
+from gnmt.fileio import FileStamp, lines_of, locked, replacing, sha256_of, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gnmt.data.corpus import Cleaning
-from gnmt.types import counted
+from gnmt.data.parallel_text import Cleaning
+from gnmt.errors import counted
 
 # In the order in which they are asked: a pair is counted under the first that applies.
 REASONS = ("blank", "identical", "duplicate", "too_long", "length_ratio")

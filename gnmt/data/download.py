@@ -7,14 +7,13 @@ import logging
 import os
 import re
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
 
-from gnmt.files import sha256_of
-from gnmt.types import InputError
+from gnmt.errors import InputError
+from gnmt.fileio import sha256_of
 
 log = logging.getLogger(__name__)
 

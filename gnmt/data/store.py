@@ -1,16 +1,12 @@
-"""Encoded sentence pairs on disk, memory-mapped: a corpus of any size opens at once and costs no memory.
-
-A store is a folder. For each side: `<side>.ids` (uint16 or uint32 by vocabulary size), `<side>.lengths`
-(int32, pieces of each sentence), `<side>.offsets` (int64, where each begins, and the end), `<side>.text`
-(UTF-8), `<side>.text_offsets` (int64). Little-endian, and `store.json` tells counts, types and hashes.
-"""
+"""Preprocessed data on disk: memory-mapped token ids, and the folder that holds them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.data.cleaning import CleaningReport
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One corpus among those that lie in a store one after another.
+
+    num_pairs: how many it has. weight: what share of the training pairs comes from it, relative to the others' weights.
+    """
+
+    num_pairs: int
+    weight: float
+
 
 SIDES = ("source", "target")
 _BLOCK_IDS = 1 << 20  # ids that are looked at together
@@ -198,3 +209,189 @@ def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
         return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
     # A plain array over the map: slices of np.memmap itself are several times slower to make.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(count,)))
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each setting or input that differs between two manifests. Moved files of equal content do not."""
+    if old["format"] != new["format"]:
+        return [f"format: {old['format']} → {new['format']}"]
+    changes = _differences(_flat(old["settings"]), _flat(new["settings"]))
+    old_texts, new_texts = texts_of(old["inputs"]), texts_of(new["inputs"])
+    for name in [*old_texts, *(name for name in new_texts if name not in old_texts)]:
+        if name not in old_texts or name not in new_texts:
+            changes.append(f"data.{name}: " + ("not given before" if name in new_texts else "not given any more"))
+            continue
+        changes += _file_changes(f"data.{name}", old_texts[name].get("files", []), new_texts[name].get("files", []))
+        before, after = ({k: v for k, v in texts[name].items() if k != "files"} for texts in (old_texts, new_texts))
+        changes += _differences(_flat(before, f"data.{name}."), _flat(after, f"data.{name}."))
+    return changes
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    if [file["role"] for file in old] != [file["role"] for file in new]:
+        names = (", ".join(file["path"] for file in files) for files in (old, new))
+        return [f"{key}: " + " → ".join(names)]
+    return [
+        f"{key}.{after['role']}: other content: {before['path']} ({before['size']} bytes, sha256 "
+        f"{before['sha256'][:8]}) → {after['path']} ({after['size']} bytes, sha256 {after['sha256'][:8]})"
+        for before, after in zip(old, new, strict=True)
+        if (before["sha256"], before["columns"]) != (after["sha256"], after["columns"])
+    ]
+
+
+def texts_of(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of the texts, by their keys without `data.`."""
+    tests = {f"test.{name}": text for name, text in inputs["test"].items()}
+    return {"train": inputs["train"], "dev": inputs["dev"], **tests}
+
+
+# Rises when the layout or the meaning of a file changes.
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_IN_EVERY_MANIFEST = {"format", "settings", "inputs"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An opened prepared folder.
+
+    dev, tests: pairs of raw text, untouched by cleaning. identity: digest of training text, ids, dev text and
+    tokenizers; a run may only be resumed on data of the same identity. segments: the corpora that the store holds one
+    after another, each with its weight, or, where the folder was opened without the corpus, all pairs alike.
+    """
+
+    folder: Path
+    store: Store
+    tokenizers: Tokenizers
+    dev: list[tuple[str, str]]
+    tests: dict[str, list[tuple[str, str]]]
+    manifest: dict[str, Any]
+    report: CleaningReport
+    segments: list[Segment]
+
+    @property
+    def identity(self) -> str:
+        return str(self.manifest["identity"])
+
+    @property
+    def unused_target_ids(self) -> list[int]:
+        """Ids that no training target holds; none are known of a folder that was prepared before they were counted."""
+        return list(self.manifest.get("unused_target_ids", []))
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest; None where the folder does not exist or is empty.
+
+    Raises InputError for a folder that holds other things, which are then never touched.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or not manifest.keys() >= _IN_EVERY_MANIFEST:
+            raise ValueError("it is not one of a preparation")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}: not a prepared folder (its {_MANIFEST} cannot be read: {error}); "
+            + ("remove it, or " if _looks_prepared(folder) else "")
+            + "choose another one with data.prepared="
+        ) from error
+    return manifest
+
+
+def _looks_prepared(folder: Path) -> bool:
+    """Whether a folder with a damaged manifest is ours all the same; what is not must not be advised to be removed."""
+    parts = (_MANIFEST, "cleaning_report.json", "tokenizer/source.model", "train", "dev/source.txt")
+    return all((folder / part).exists() for part in parts)
+
+
+def read_prepared(folder: Path | str) -> Prepared:
+    """Opens a prepared folder. Raises InputError where it is missing, damaged or of another format."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no prepared text there; make it with scripts/prepare.py")
+    if manifest["format"] != FORMAT:
+        raise InputError(
+            f"{folder}: prepared in format {manifest['format']}, and this version reads {FORMAT}; "
+            "prepare again by scripts/prepare.py with overwrite=true"
+        )
+    try:
+        tokenizers = read_tokenizers(folder)
+        dev = read_pairs(folder / "dev")
+        tests = {name: read_pairs(folder / "test" / name) for name in manifest["inputs"]["test"]}
+        report = json.loads((folder / "cleaning_report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}: damaged: {error}; prepare again by scripts/prepare.py with overwrite=true"
+        ) from error
+    store = Store.open(folder / "train")
+    segments = [Segment(number, float(number)) for number in manifest.get("segments", [len(store)])]
+    return Prepared(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report), segments)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    _write_json(folder / _MANIFEST, manifest)
+
+
+def write_report(folder: Path, report: CleaningReport) -> None:
+    _write_json(folder / "cleaning_report.json", report.to_json())
+    (folder / "cleaning_report.txt").write_text(report.text(), encoding="utf-8", newline="\n")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_tokenizers(folder: Path, tokenizers: Tokenizers) -> None:
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "source.model").write_bytes(tokenizers.source.to_bytes())
+    (folder / "tokenizer" / "target.model").write_bytes(tokenizers.target.to_bytes())
+
+
+def read_tokenizers(folder: Path) -> Tokenizers:
+    source, target = ((folder / "tokenizer" / f"{side}.model").read_bytes() for side in ("source", "target"))
+    return Tokenizers.from_models(source, target)
+
+
+class WrittenPairs(NamedTuple):
+    """num_with_text: those that have text on both sides. digest: of the text of all."""
+
+    num_pairs: int
+    num_with_text: int
+    digest: str
+
+
+def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> WrittenPairs:
+    """Writes source.txt and target.txt."""
+    folder.mkdir(parents=True)
+    num_pairs, num_with_text, digest = 0, 0, hashlib.sha256()
+    with (folder / "source.txt").open("wb") as source_file, (folder / "target.txt").open("wb") as target_file:
+        for source, target in pairs:
+            source_line, target_line = source.encode("utf-8") + b"\n", target.encode("utf-8") + b"\n"
+            source_file.write(source_line)
+            target_file.write(target_line)
+            digest.update(source_line + target_line)
+            num_pairs += 1
+            num_with_text += bool(source.strip() and target.strip())
+    return WrittenPairs(num_pairs, num_with_text, digest.hexdigest())
+
+
+def read_pairs(folder: Path) -> list[tuple[str, str]]:
+    # Not by `read_lines`: these lines are ours, and a CR or BOM that was left in the text stays there.
+    source, target = (
+        (folder / f"{side}.txt").read_bytes().decode("utf-8").split("\n")[:-1] for side in ("source", "target")
+    )
+    return list(zip(source, target, strict=True))

@@ -1,4 +1,4 @@
-"""SentencePiece subwords: trained on a seeded sample, the same pieces on every run."""
+"""Tokenizers: BPE and unigram models of SentencePiece, trained or read from files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,65 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import sentencepiece
+import torch
 
-from gnmt.data.lines import LINE_BREAKS, encodable
-from gnmt.data.pieces import PieceTokenizer
-from gnmt.data.subword_sampling import SubwordSampler, subword_sampler
-from gnmt.data.tokenizer_entries import TokenizerEntry, saved_entries
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError, Range
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.config.validate import Range
+from gnmt.data.pretokenized import PieceTokenizer
+from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
+from gnmt.errors import InputError
+from gnmt.fileio import LINE_BREAKS, encodable, missing_file
+
+FILE_OF_KIND = {"sentencepiece": "model", "pieces": "vocabulary"}
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """content: the file that the kind of tokenizer is made from. bos: whether BOS goes before the pieces; EOS always
+    comes after them.
+    """
+
+    kind: str
+    content: bytes
+    bos: bool
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any], side: str) -> TokenizerEntry:
+        """That of a side. Raises InputError for a kind or a framing that this version does not know."""
+        entry = saved.get(side) if isinstance(saved, Mapping) else None
+        if not isinstance(entry, Mapping) or not {"kind", "files", "framing"} <= entry.keys():
+            raise InputError(f"checkpoint: tokenizers.{side} must hold kind, files and framing")
+        kind, framing, files = entry["kind"], entry["framing"], entry["files"]
+        if kind not in FILE_OF_KIND:
+            raise InputError(f"checkpoint: tokenizers.{side}.kind must be sentencepiece or pieces, found {kind!r}")
+        # Training puts BOS before every target; what an encoder reads may have one.
+        allowed = [{"bos": bos, "eos": True} for bos in ((False, True) if side == "source" else (True,))]
+        if framing not in allowed:
+            expected = " or ".join(map(str, allowed))
+            raise InputError(f"checkpoint: tokenizers.{side}.framing must be {expected}, found {framing}")
+        name = FILE_OF_KIND[kind]
+        content = files.get(name) if isinstance(files, Mapping) else None
+        if not isinstance(content, torch.Tensor) or content.dtype != torch.uint8:
+            raise InputError(f"checkpoint: tokenizers.{side}.files.{name} must be a tensor of bytes")
+        return cls(kind, content.numpy().tobytes(), framing["bos"])
+
+
+def saved_entries(source: TokenizerEntry, target: TokenizerEntry) -> dict[str, Any]:
+    """Both sides as a checkpoint holds them; equal files are one tensor, which is saved once."""
+    files = {side.content: torch.frombuffer(bytearray(side.content), dtype=torch.uint8) for side in (source, target)}
+    return {
+        side: {
+            "kind": entry.kind,
+            "files": {FILE_OF_KIND[entry.kind]: files[entry.content]},
+            "framing": {"bos": entry.bos, "eos": True},
+        }
+        for side, entry in (("source", source), ("target", target))
+    }
+
 
 # Longer lines are not trained on (they are encoded like any other): SentencePiece's own limit.
 MAX_TRAINING_LINE_BYTES = 4192
@@ -115,7 +165,7 @@ class Tokenizer:
         """One of the ways to cut the text, drawn by the seed (0 or more): subword regularisation.
 
         alpha: for BPE the probability that a merge is left out (Provilkov et al. 2020), for unigram the
-        exponent on the segmentation's probability, less being more random (Kudo 2018); see gnmt.data.subword_sampling.
+        exponent on the segmentation's probability, less being more random (Kudo 2018).
         A pure function of its arguments, in every process. Raises InputError for a model of another kind.
         """
         if alpha not in self._samplers:
@@ -301,3 +351,36 @@ def _training_error(message: str, options: TokenizerOptions, side: str) -> Input
             "bytes and every character; fewer characters with a lower tokenizer.character_coverage)"
         )
     return InputError(f"tokenizer: SentencePiece cannot learn {setting} from the text{side}: {message}")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles(TokenizerSource):
+    """SentencePiece models to use as they are, one for each side; the same file twice makes them joint.
+
+    A prepared folder holds its own as tokenizer/source.model and tokenizer/target.model.
+    """
+
+    source: str
+    target: str
+
+    def settings(self) -> dict[str, Any]:
+        """The models' contents: where they lie does not matter."""
+        models = {"source": self.source, "target": self.target}
+        return {f"{side}_sha256": hashlib.sha256(read_model(path)).hexdigest() for side, path in models.items()}
+
+    def read(self) -> Tokenizers:
+        """Raises InputError for a file that is missing, is no model, or whose special ids are not ours."""
+        try:
+            return Tokenizers.from_models(read_model(self.source), read_model(self.target))
+        except RuntimeError as error:
+            raise InputError(f"tokenizer: {self.source} or {self.target} is no SentencePiece model: {error}") from None
+
+
+def read_model(path: str) -> bytes:
+    """The bytes of a model file."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error

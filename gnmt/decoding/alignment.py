@@ -1,4 +1,4 @@
-"""Where a translation looked: alignments of words, and source words in the place of unknown ones."""
+"""Pictures of where a translation looked; apart from alignment.py, since matplotlib takes long to load."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from gnmt.batch import BOS_ID, EOS_ID, UNK_ID
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
-from gnmt.types import BOS_ID, EOS_ID, UNK_ID, InputError, Translation
+from gnmt.decoding.segments import Translation
+from gnmt.errors import InputError
+from gnmt.reporting.figures import alignment_figure
 
 _FRAMING = (BOS_ID, EOS_ID)  # what stands around the pieces and belongs to no word
 # What clings to a word without being part of it, so that a copied name does not bring the comma of its source.
@@ -179,3 +183,15 @@ def _most_attended(weights_S: Tensor, word_of_column: Sequence[int | None]) -> i
             sums[word] = sums.get(word, 0.0) + weight
     best = max(sums, key=lambda word: (sums[word], -word), default=None)
     return best if best is not None and sums[best] > 0 else None
+
+
+def draw_alignment(tokenizers: Tokenizers, translation: Translation) -> Figure | None:
+    """A translation's attention over the pieces of both sides.
+
+    None where there is none to draw: a blank line, attention not asked for, or a line that was translated in pieces.
+    """
+    if len(translation.attentions) != 1:
+        return None
+    source_pieces = tokenizers.source.pieces(translation.source_tokens)
+    target_pieces = tokenizers.target.pieces(translation.tokens)
+    return alignment_figure(source_pieces, target_pieces, translation.attentions[0])

@@ -10,9 +10,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gnmt.checkpoint import LoadedModel, Weights, load_model
-from gnmt.decoding.search import SearchModel
-from gnmt.types import InputError, Memory, State, Tokens
+from gnmt.batch import Tokens
+from gnmt.checkpoint.file import Weights
+from gnmt.checkpoint.load import LoadedModel, load_model
+from gnmt.errors import InputError
+from gnmt.model.interfaces import Memory, SearchModel, State
 
 Mean = Literal["log_probs", "probabilities"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-from gnmt.config.values import check_value
-from gnmt.types import InputError, Range
+from gnmt.config.validate import Range, check_value
+from gnmt.errors import InputError
 
 # Bounds far from what anybody wants, within which every score is a finite fp32 number: lp below 1e38 for sentences of
 # thousands of tokens, cp above -1e38 for sources of any length.

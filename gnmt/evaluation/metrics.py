@@ -16,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from gnmt.types import InputError, counted
+from gnmt.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from gnmt.model.interfaces import Attention
-from gnmt.types import InputError, Memory, Range
+from gnmt.config.validate import Range
+from gnmt.errors import InputError
+from gnmt.model.interfaces import Attention, Memory
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Of [B, T, S, A], held at a time: what stays in a core's cache, and enough work for a GPU."""

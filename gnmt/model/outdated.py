@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gnmt.model.encoders.lstm import layer_widths
+from gnmt.model.recurrent.encoder import layer_widths
 
-_ENCODER, _DECODER = "gnmt.model.encoders.lstm.LSTMEncoder", "gnmt.model.decoders.plain.PlainDecoder"
+_ENCODER, _DECODER = "gnmt.model.recurrent.encoder.LSTMEncoder", "gnmt.model.recurrent.plain_decoder.PlainDecoder"
 
 
 def without_idle_parts(node: Any, contents: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from gnmt.model.dropout import Dropout, WordDropout
-from gnmt.model.interfaces import Decoder, Encoder
-from gnmt.types import PAD_ID, Encoded, InputError, Memory, Range, State, Tokens
-
-SIDES_SHARE = ("source_target", "all")
-"""Values of tie_embeddings with which source and target have one table, and so must have one vocabulary."""
+from gnmt.batch import PAD_ID, Tokens
+from gnmt.config.validate import Range
+from gnmt.errors import InputError
+from gnmt.model.interfaces import Decoder, Encoded, Encoder, Memory, State
+from gnmt.model.layers import Dropout, WordDropout
+from gnmt.model.validate import SIDES_SHARE, check_bridge, check_states_are_read, check_widths
 
 
 class Seq2Seq(nn.Module):
@@ -127,69 +127,3 @@ class Seq2Seq(nn.Module):
         own_memory = None if logits_BKV.requires_grad else logits_BKV
         log_probs_BKV = torch.log_softmax(logits_BKV, dim=-1, out=own_memory)
         return log_probs_BKV, weights_BKS, state
-
-
-def check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
-    """Raises InputError where two parts that meet have different widths."""
-    parts = (
-        ("encoder", encoder.input_size, encoder.input_size_key),
-        ("decoder", decoder.input_size, decoder.input_size_key),
-    )
-    for side, size, key in parts:
-        if size != embedding_size:
-            raise InputError(
-                f"model.embedding_size is {embedding_size}, but model.{side}.{key} is {size}: they meet and must be "
-                "equal"
-            )
-    if decoder.memory_size is not None and encoder.output_size != decoder.memory_size:
-        key = f"model.decoder.{decoder.memory_size_key}"
-        # A decoder whose embeddings and source have one width cannot follow the encoder.
-        follow = "" if decoder.memory_size_key == decoder.input_size_key else f"use {key}={encoder.output_size}, or "
-        raise InputError(
-            f"the width of the encoder's states is {encoder.output_size}, but {key} is {decoder.memory_size}: they "
-            f"meet and must be equal; {follow}change model.encoder.hidden_size (a bidirectional top layer gives twice "
-            "that) or model.encoder.projection_size"
-        )
-
-
-def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
-    """Raises InputError where the decoder starts from final states that the encoder does not hand over, or not so."""
-    given = encoder.by_sentence_sizes
-    attends = decoder.memory_size is not None
-    instead = "model.decoder.bridge=none" if attends else "a decoder with attention (model/decoder=top_attention)"
-    if decoder.by_sentence_sizes and not given:
-        raise InputError(
-            "the decoder starts from the encoder's final states, but this encoder hands none over: set "
-            f"model.encoder.final_states=true (model/encoder=lstm has it), or use {instead}"
-        )
-    for name, size in decoder.by_sentence_sizes.items():
-        if name not in given:
-            raise InputError(
-                f"the decoder starts from {name}, but the encoder hands over {', '.join(given)}: make num_layers and "
-                f"cell of model.encoder and model.decoder equal, or use {instead}"
-            )
-        if given[name] != size:
-            raise InputError(
-                f"the decoder starts from {name} of width {size}, but the encoder hands it over with width "
-                f"{given[name]} (a bidirectional layer's is twice its hidden_size): make model.encoder.hidden_size and "
-                "model.decoder.hidden_size fit layer by layer (with model.encoder.num_bidirectional_layers=0 all have "
-                f"one width), or use {instead}"
-            )
-    unread = [name for name in given if name.startswith("final_hidden_") and name not in decoder.by_sentence_sizes]
-    if decoder.memory_size is None and unread:
-        raise InputError(
-            f"the encoder hands over {', '.join(unread)}, which this decoder does not start from, and nothing else "
-            "reads these layers, so they would learn nothing: make num_layers of model.encoder and model.decoder "
-            "equal, or use a decoder with attention (model/decoder=top_attention)"
-        )
-
-
-def check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
-    """Raises InputError where the encoder does something to its states that no decoder without attention can see."""
-    if decoder.memory_size is None and encoder.only_for_states:
-        keys = ", ".join(f"model.encoder.{key}" for key in encoder.only_for_states)
-        raise InputError(
-            f"{keys} changes the states that attention reads, and this decoder has no attention: it starts from the "
-            "final states of the layers and would never see it; leave it at its default, or use a decoder with "
-            "attention (model/decoder=top_attention)"
-        )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from gnmt.types import Range
+from gnmt.config.validate import Range
 
 Steps = Annotated[int, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]

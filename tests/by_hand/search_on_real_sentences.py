@@ -25,12 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "decoding"))
 from oracle_search import oracle_search
 
 import gnmt.decoding.translator as translator_module
-from gnmt.checkpoint import load_model
-from gnmt.data.lines import read_lines
+from gnmt.batch import EOS_ID
+from gnmt.checkpoint.load import load_model
 from gnmt.decoding.search import Hypothesis, search
 from gnmt.decoding.translator import Translator
+from gnmt.fileio import read_lines
+from gnmt.model.interfaces import Memory, State
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import EOS_ID, Memory, State
 
 TOLERANCE = 1e-5
 Pair = tuple[tuple[int, ...], float, tuple[int, ...], float]  # tokens and score, and those they are held against

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from gnmt.config import build, resolve
-from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.config.build import build, resolve
+from gnmt.config.cli import CONFIG_FOLDER
 
 SYSTEMS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment/claims").glob("*.yaml"))
 PIECES = 4000

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from gnmt.config import build, check_component
-from gnmt.config.check import find_class
-from gnmt.types import InputError
+from gnmt.config.build import build, find_class
+from gnmt.config.validate import check_component
+from gnmt.errors import InputError
 
 ATTENTION = {
     "_target_": "gnmt.model.attention.AdditiveAttention",
@@ -19,9 +19,9 @@ ATTENTION = {
     "normalise": True,
     "initial_scale": 1.0,
 }
-ENCODER = {"_target_": "gnmt.model.encoders.lstm.LSTMEncoder", "input_size": 4, "hidden_size": 4, "num_layers": 2}
+ENCODER = {"_target_": "gnmt.model.recurrent.encoder.LSTMEncoder", "input_size": 4, "hidden_size": 4, "num_layers": 2}
 DECODER = {
-    "_target_": "gnmt.model.decoders.lstm.LSTMDecoder",
+    "_target_": "gnmt.model.recurrent.gnmt_decoder.LSTMDecoder",
     "input_size": 4,
     "hidden_size": 4,
     "num_layers": 2,
@@ -62,7 +62,7 @@ def test_a_right_model_passes_and_builds() -> None:
         (
             "decoder.attention",
             ENCODER,
-            "model.decoder.attention._target_: found gnmt.model.encoders.lstm.LSTMEncoder, allowed is "
+            "model.decoder.attention._target_: found gnmt.model.recurrent.encoder.LSTMEncoder, allowed is "
             "gnmt.model.interfaces.Attention or a class derived from it",
         ),
         ("decoder.attention", "additive", 'model.decoder.attention: found "additive", allowed is a component'),
@@ -93,7 +93,7 @@ def test_all_errors_come_at_once() -> None:
 
 
 def test_option_sets_are_asked_themselves() -> None:
-    node = {"_target_": "gnmt.data.corpus.ParallelFiles", "source": ["a.en", "b.en"], "target": "a.de"}
+    node = {"_target_": "gnmt.data.parallel_text.ParallelFiles", "source": ["a.en", "b.en"], "target": "a.de"}
     (error,) = check_component(node, "data.train")
     assert error.startswith("data.train: ")
     assert "source names 2 files (a.en, b.en) and target names 1 file (a.de)" in error
@@ -112,9 +112,9 @@ def test_option_sets_are_asked_themselves() -> None:
         "torch.optim.lr_scheduler.partial",
         "torch.optim.Adam.__init__",
         "torch.optim.adam.adam",
-        "gnmt.model.decoders.lstm.one_step_later",
-        "gnmt.model.decoders.lstm.nn.Linear",
-        "gnmt.model.decoders.lstm.Tensor",
+        "gnmt.model.recurrent.layers.one_step_later",
+        "gnmt.model.recurrent.gnmt_decoder.nn.Linear",
+        "gnmt.model.recurrent.gnmt_decoder.Tensor",
         "gnmt.model",
         "gnmt",
         "gnmt_evil.Model",
@@ -159,7 +159,7 @@ def test_components_hidden_in_containers_are_checked() -> None:
 
 def test_interpolations_of_a_foreign_config_stay_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "leaked")
-    node = {"_target_": "gnmt.data.corpus.ParallelFiles", "source": "${oc.env:SECRET}", "target": "${a"}
+    node = {"_target_": "gnmt.data.parallel_text.ParallelFiles", "source": "${oc.env:SECRET}", "target": "${a"}
     assert check_component(node, "data") == []
     files = build(node)
     assert (files.source, files.target) == ("${oc.env:SECRET}", "${a")

@@ -13,19 +13,18 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from gnmt.config import build, check_component, check_config, decoding_node, resolve
-from gnmt.config.check import find_class
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.config.optimizer_ranges import RANGES, check_optimizer
-from gnmt.config.schemas import SCHEMAS
-from gnmt.types import InputError
+from gnmt.config.build import build, decoding_node, find_class, resolve
+from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.config.schema import SCHEMAS
+from gnmt.config.validate import RANGES, check_component, check_config, check_optimizer
+from gnmt.errors import InputError
 
 COMMANDS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 CHOICES = sorted(str(path.relative_to(CONFIG_FOLDER).with_suffix("")) for path in CONFIG_FOLDER.glob("*/**/*.yaml"))
 FILES = [f"data.{split}.{side}={split}.{side}" for split in ("train", "dev") for side in ("source", "target")]
 SUPPLIED = {
     "gnmt.model.seq2seq.Seq2Seq": {"source_vocabulary_size", "target_vocabulary_size"},
-    "gnmt.training.loss.LabelSmoothedCrossEntropy": {"vocabulary_size", "never_produced"},
+    "gnmt.training.objective.LabelSmoothedCrossEntropy": {"vocabulary_size", "never_produced"},
 }
 
 

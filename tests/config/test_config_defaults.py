@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gnmt.config import resolve
-from gnmt.config.check import find_class
-from gnmt.config.choices import CONFIG_FOLDER
+from gnmt.config.build import find_class, resolve
+from gnmt.config.cli import CONFIG_FOLDER
 
 FILES = [f"data.{split}.{side}={split}" for split in ("train", "dev") for side in ("source", "target")]
 # The choices that are no recipes of their own: greedy, paper, gnmt_8 and their like differ from the defaults by design.

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from gnmt.config import configure_logging, current_run_folder, entry
-from gnmt.config.choices import allowed_choices
-from gnmt.config.diagnosis import explain
-from gnmt.types import InputError, Interrupted
+from gnmt.config.cli import allowed_choices, entry, explain
+from gnmt.config.run_folder import current_run_folder
+from gnmt.errors import InputError, Interrupted
+from gnmt.logs import configure_logging
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -319,7 +319,8 @@ def test_commands_without_groups_name_their_keys(run: Run) -> None:
 
 SCRIPT = '''"""Says where the run would be."""
 import logging
-from gnmt.config import current_run_folder, entry
+from gnmt.config.cli import entry
+from gnmt.config.run_folder import current_run_folder
 
 @entry("train")
 def main(cfg):

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from gnmt.config import changed_settings, run_folder
-from gnmt.config.runs import LATER_KEYS
+from gnmt.config.run_folder import LATER_KEYS, changed_settings, run_folder
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
-from gnmt.training.options import TrainerOptions
-from gnmt.types import InputError
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.training.trainer import TrainerOptions
 
 
 def folder(*overrides: str, name: str | None = None, sweep: bool = False) -> str:

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 
-from gnmt.config.values import check_value, describe
-from gnmt.types import Range
+from gnmt.config.validate import Range, check_value, describe
 
 Fraction = Annotated[float, Range(0, 1, open_high=True)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.data.corpus import Cleaning, ParallelFiles
-from gnmt.data.sources import FilesCorpus
+from gnmt.data.corpora import FilesCorpus
+from gnmt.data.parallel_text import Cleaning, ParallelFiles
 from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, train_tokenizer
 
 _WORDS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gnmt.data.archives import ArchivedCorpus, ArchivedPair, ArchivedText
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 URL = "https://example.org/a/b/parallel.tgz"
 SGM = """<srcset setid="x" srclang="any">
@@ -84,7 +84,7 @@ def test_an_archive_is_needed_only_until_it_is_unpacked(
     made = corpus()
     first = made.training_text().identity({})
     (tmp_path / "downloads" / "parallel.tgz").unlink()
-    monkeypatch.setattr("gnmt.data.archives.download", None)  # would fail if it were called
+    monkeypatch.setattr("gnmt.data.download.download", None)  # would fail if it were called
     assert made.training_text().identity({}) == first
     assert len(list(made.dev_text().iterate())) == 2
 

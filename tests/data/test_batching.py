@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from gnmt.data import planning
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch
+from gnmt.data import batching as planning
 from gnmt.data.batching import BatchStream, Position, Sampling, collate
-from gnmt.data.planning import Segment
-from gnmt.data.store import Store, StoreWriter
+from gnmt.data.store import Segment, Store, StoreWriter
 from gnmt.data.tokenizer import Tokenizer, Tokenizers
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError
+from gnmt.errors import InputError
 
 Pairs = Callable[..., list[tuple[str, str]]]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.data.corpus import Cleaning, ParallelFiles, naming_columns
-from gnmt.data.mixture import JoinedText
-from gnmt.types import InputError
+from gnmt.data.corpora import JoinedText
+from gnmt.data.parallel_text import Cleaning, ParallelFiles, naming_columns
+from gnmt.errors import InputError
 
 
 def write(path: Path, data: str) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gnmt.data import corpora as sources
 from gnmt.data import download as module
-from gnmt.data import sources
+from gnmt.data.corpora import Multi30k
 from gnmt.data.download import download
-from gnmt.data.sources import Multi30k
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 Serve = Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]
 

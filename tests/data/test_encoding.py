@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from gnmt.data import encoding
+from gnmt.data import preprocess as encoding
 from gnmt.data.cleaning import NumberedPair
-from gnmt.data.corpus import Cleaning
-from gnmt.data.lines import UnreadableFileError
-from gnmt.data.prepare import prepare
-from gnmt.data.prepared import Prepared
-from gnmt.data.sources import FilesCorpus
+from gnmt.data.corpora import FilesCorpus
+from gnmt.data.parallel_text import Cleaning
+from gnmt.data.preprocess import prepare
+from gnmt.data.store import Prepared
 from gnmt.data.tokenizer import TokenizerOptions
-from gnmt.types import InputError
+from gnmt.errors import InputError
+from gnmt.fileio import UnreadableFileError
 
 MakeCorpus = Callable[..., FilesCorpus]
 Pairs = Callable[..., list[tuple[str, str]]]
@@ -162,7 +162,7 @@ def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
             raise error
         encode(pairs, tokenizers, cleaning, path)
 
-    from gnmt.data import prepare as module
+    from gnmt.data import preprocess as module
 
     learn = module._make_tokenizers
     monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learnt.append(1) or learn(*given))
@@ -196,10 +196,10 @@ def test_a_worker_encodes_in_one_thread_and_a_process_alone_in_all(
             return [[4]] * len(texts)
 
     pairs = [NumberedPair(number, *pair) for number, pair in enumerate(toy_pairs(3), 1)]
-    monkeypatch.setattr(encoding, "_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False)
+    monkeypatch.setattr(encoding, "_worker_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False)
     encoding._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
     assert threads == [1, 1]
-    with encoding._encoders(encoding._tokenizers, 1) as submit:
+    with encoding._encoders(encoding._worker_tokenizers, 1) as submit:
         submit(pairs, Cleaning(), tmp_path / "b.npz")()
     assert threads == [1, 1, -1, -1]
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

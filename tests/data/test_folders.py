@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.data.folders import built_folder, locked
+from gnmt.fileio import built_folder, locked
 
 
 def names(folder: Path) -> list[str]:
@@ -49,7 +49,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
 
 def test_remains_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib; from gnmt.data.folders import *\n"
+        "import os, sys, pathlib; from gnmt.fileio import *\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "with locked(folder), built_folder(folder) as temporary:\n"
         "    (temporary / 'half').touch(); os.kill(os.getpid(), 9)"

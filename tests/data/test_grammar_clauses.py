@@ -6,12 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from gnmt.data.grammar import words
-from gnmt.data.grammar.clauses import Adverbial, Clause, RelativeClause, Tense
-from gnmt.data.grammar.nouns import NOUNS, Noun
-from gnmt.data.grammar.phrases import NounPhrase, PrepositionalPhrase, Pronoun
-from gnmt.data.grammar.verbs import ALL_VERBS, BE, MODALS, Verb
-from gnmt.data.grammar.words import ADJECTIVES, Determiner, Preposition
+from gnmt.data.demo_grammar import words
+from gnmt.data.demo_grammar.clauses import (
+    Adverbial,
+    Clause,
+    NounPhrase,
+    PrepositionalPhrase,
+    Pronoun,
+    RelativeClause,
+    Tense,
+)
+from gnmt.data.demo_grammar.nouns import NOUNS, Noun
+from gnmt.data.demo_grammar.verbs import ALL_VERBS, BE, MODALS, Verb
+from gnmt.data.demo_grammar.words import ADJECTIVES, Determiner, Preposition
 
 YESTERDAY = Adverbial("yesterday", "gestern")
 

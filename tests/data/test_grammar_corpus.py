@@ -10,9 +10,19 @@ import sys
 
 import pytest
 
-from gnmt.data.grammar import CORPUS_VERSION, DemoPairs, generate
-from gnmt.data.grammar.corpus import MAX_WORDS, MIN_WORDS, STRUCTURES, Sample, is_held_out, samples, words_of
-from gnmt.types import InputError
+from gnmt.data.demo_grammar.corpus import (
+    CORPUS_VERSION,
+    MAX_WORDS,
+    MIN_WORDS,
+    STRUCTURES,
+    DemoPairs,
+    Sample,
+    generate,
+    is_held_out,
+    samples,
+    words_of,
+)
+from gnmt.errors import InputError
 
 # When this changes, raise CORPUS_VERSION by one: prepared folders are identified by it.
 DIGEST_OF_VERSION = {1: "bf9a67b5f1a4602b"}
@@ -59,7 +69,7 @@ def test_output_of_seed_1_belongs_to_the_version(pairs: DemoPairs) -> None:
 
 def test_same_in_another_process_with_another_hash_seed() -> None:
     code = (
-        "import hashlib; from gnmt.data.grammar import generate; p = generate(500, 20, 20, seed=7); "
+        "import hashlib; from gnmt.data.demo_grammar.corpus import generate; p = generate(500, 20, 20, seed=7); "
         "print(hashlib.sha256(repr(tuple(p)).encode()).hexdigest())"
     )
     here = hashlib.sha256(repr(tuple(generate(500, 20, 20, seed=7))).encode()).hexdigest()

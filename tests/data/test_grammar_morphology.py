@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from gnmt.data.grammar import words
-from gnmt.data.grammar.english import be, english_verb, with_article
-from gnmt.data.grammar.german import IT, PRONOUNS, Case, Slot, article, german_verb, relative_pronoun
-from gnmt.data.grammar.nouns import NOUNS, Noun
-from gnmt.data.grammar.phrases import NounPhrase, PrepositionalPhrase
-from gnmt.data.grammar.verbs import ALL_VERBS, MODALS, VERBS, Verb
-from gnmt.data.grammar.words import Adjective, Determiner
+from gnmt.data.demo_grammar import words
+from gnmt.data.demo_grammar.clauses import NounPhrase, PrepositionalPhrase
+from gnmt.data.demo_grammar.morphology import (
+    IT,
+    PRONOUNS,
+    Case,
+    Slot,
+    article,
+    be,
+    english_verb,
+    german_verb,
+    relative_pronoun,
+    with_article,
+)
+from gnmt.data.demo_grammar.nouns import NOUNS, Noun
+from gnmt.data.demo_grammar.verbs import ALL_VERBS, MODALS, VERBS, Verb
+from gnmt.data.demo_grammar.words import Adjective, Determiner
 
 CASES: tuple[Case, ...] = ("nom", "acc", "dat", "gen")
 OLD = Adjective("old", "alt", ())

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gnmt.data.koen import KoreanEnglish
-from gnmt.data.prepare import prepare
+from gnmt.data.corpora import KoreanEnglish
+from gnmt.data.preprocess import prepare
 from gnmt.data.tokenizer import TokenizerOptions, train_tokenizer
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 KOREAN = [f"{subject} {place} {verb}." for subject in ("고양이가", "개가", "새가") for place in ("집에서", "길에서")
           for verb in ("잔다", "먹는다", "운다")]  # fmt: skip

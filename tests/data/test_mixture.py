@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from gnmt.data import planning
+from gnmt.data import batching as planning
 from gnmt.data.batching import BatchStream, Position
-from gnmt.data.corpus import Cleaning, ParallelFiles
-from gnmt.data.mixture import Mixture, WeightedText
-from gnmt.data.prepare import prepare, prepared_folder
-from gnmt.data.prepared import read_prepared
+from gnmt.data.corpora import Mixture, WeightedText
+from gnmt.data.parallel_text import Cleaning, ParallelFiles
+from gnmt.data.preprocess import prepare, prepared_folder
+from gnmt.data.store import read_prepared
 from gnmt.data.tokenizer import TokenizerOptions
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 Pairs = Callable[..., list[tuple[str, str]]]
 

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnmt.data.pieces import PieceTokenizer
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.data.pretokenized import PieceTokenizer
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+from gnmt.errors import InputError
 
 BY_ID = ("<pad>", "<unk>", "<s>", "<\\s>", "the", "dog", "bar@@", "ks", None, "two\u2028lines", "@@")
 TOKENIZER = PieceTokenizer(BY_ID)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnmt.data import planning
-from gnmt.data.planning import BlockPlan, Segment, block_pairs, check_budget, cut, num_blocks, plan_block
-from gnmt.types import InputError
+from gnmt.data import batching as planning
+from gnmt.data.batching import BlockPlan, block_pairs, check_budget, cut, num_blocks, plan_block
+from gnmt.data.store import Segment
+from gnmt.errors import InputError
 
 
 def cost(source: np.ndarray, target: np.ndarray) -> int:

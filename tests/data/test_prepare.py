@@ -15,15 +15,14 @@ from typing import Any
 
 import pytest
 
-from gnmt.data import encoding
-from gnmt.data import prepare as module
-from gnmt.data.corpus import Cleaning, ParallelFiles
-from gnmt.data.prepare import prepare, prepared_folder
-from gnmt.data.prepared import Prepared, read_prepared
-from gnmt.data.sources import FilesCorpus
-from gnmt.data.store import StoreWriter
+from gnmt.data import preprocess as encoding
+from gnmt.data import preprocess as module
+from gnmt.data.corpora import FilesCorpus
+from gnmt.data.parallel_text import Cleaning, ParallelFiles
+from gnmt.data.preprocess import prepare, prepared_folder
+from gnmt.data.store import Prepared, StoreWriter, read_prepared
 from gnmt.data.tokenizer import TokenizerOptions
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 MakeCorpus = Callable[..., FilesCorpus]
 Pairs = Callable[..., list[tuple[str, str]]]

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from gnmt.data.corpus import ParallelFiles
-from gnmt.data.grammar import CORPUS_VERSION
-from gnmt.data.prepare import prepare
-from gnmt.data.sources import MULTI30K_LANGUAGES, MULTI30K_SHA256, DemoCorpus, FilesCorpus, Multi30k
+from gnmt.data.corpora import MULTI30K_LANGUAGES, MULTI30K_SHA256, DemoCorpus, FilesCorpus, Multi30k
+from gnmt.data.demo_grammar.corpus import CORPUS_VERSION
+from gnmt.data.parallel_text import ParallelFiles
+from gnmt.data.preprocess import prepare
 from gnmt.data.tokenizer import TokenizerOptions
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 FILES = ParallelFiles("a", "b")
 

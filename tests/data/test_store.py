@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gnmt.data.store import Store, StoreWriter
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 SOURCE = [[4, 5, 6], [], [7], [65_535]]
 TARGET = [[10], [70_000, 11], [], [12, 13]]

@@ -17,10 +17,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnmt.data import subword_sampling
-from gnmt.data.piece_table import BYTE, UNKNOWN, UNUSED, Piece, PieceTable, _fields
+from gnmt.batch import UNK_ID
+from gnmt.data import subword_regularization as subword_sampling
+from gnmt.data.subword_regularization import BYTE, UNKNOWN, UNUSED, Piece, PieceTable, _fields
 from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, train_tokenizer
-from gnmt.types import UNK_ID, InputError
+from gnmt.errors import InputError
 
 Pairs = Callable[..., list[tuple[str, str]]]
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.data.tokenizer import (
     MAX_TRAINING_LINE_BYTES,
     Tokenizer,
@@ -23,7 +24,7 @@ from gnmt.data.tokenizer import (
     train_tokenizer,
     train_tokenizers,
 )
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+from gnmt.errors import InputError
 
 Pairs = Callable[..., list[tuple[str, str]]]
 HOSTILE = [

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.data.prepare import prepare, prepared_folder
-from gnmt.data.sources import DemoCorpus
-from gnmt.data.tokenizer import TokenizerOptions
-from gnmt.data.tokenizer_files import TokenizerFiles
-from gnmt.types import InputError
+from gnmt.data.corpora import DemoCorpus
+from gnmt.data.preprocess import prepare, prepared_folder
+from gnmt.data.tokenizer import TokenizerFiles, TokenizerOptions
+from gnmt.errors import InputError
 
 
 def test_other_data_prepared_with_the_tokenizers_of_a_prepared_folder(tmp_path: Path) -> None:

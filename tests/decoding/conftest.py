@@ -1,21 +1,6 @@
-"""Makes this folder's oracle and stub models importable by name; the folder of the tests of whole files."""
-
-from __future__ import annotations
+"""Makes this folder's oracle and stub models importable by name."""
 
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent))
-
-from stub_translator import NUM_LINES
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a.en of NUM_LINES lines and a checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.en").write_text("".join(f"line {n}\n" for n in range(1, NUM_LINES + 1)), encoding="utf-8")
-    (tmp_path / "best.pt").write_bytes(b"weights")
-    return tmp_path

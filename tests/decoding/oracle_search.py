@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
-from gnmt.types import BOS_ID, EOS_ID, Memory, State, Tokens
+from gnmt.model.interfaces import Memory, State
 
 FLOOR = 1e-6
 

@@ -9,15 +9,13 @@ import torch
 from hypothesis import strategies as st
 
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention
-from gnmt.model.decoders.convolutional import ConvolutionalDecoder
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.decoders.plain import PlainDecoder
-from gnmt.model.decoders.top_attention import TopAttentionDecoder
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.convolutional import ConvolutionalEncoder
-from gnmt.model.encoders.lstm import LSTMEncoder, layer_widths
-from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from gnmt.model.recurrent.attention_decoder import TopAttentionDecoder
+from gnmt.model.recurrent.encoder import LSTMEncoder, layer_widths
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.plain_decoder import PlainDecoder
 from gnmt.model.seq2seq import Seq2Seq
+from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 VOCABULARY_SIZE = 9
 WIDTH = 6

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import Hypothesis, search
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Memory, State, Tokens
+from gnmt.model.interfaces import Memory, State
 
 CPU = torch.device("cpu")
 NUM_HISTORIES = 211

@@ -9,13 +9,21 @@ import torch
 from stub_models import CopyModel
 
 import gnmt.decoding.translator as translator_module
+from gnmt.batch import EOS_ID
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention, words_of_source, words_of_target
-from gnmt.decoding.drawing import draw_alignment
-from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.alignment import (
+    draw_alignment,
+    pharaoh,
+    word_alignment,
+    word_attention,
+    words_of_source,
+    words_of_target,
+)
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
-from gnmt.runtime import choose_precision
-from gnmt.types import EOS_ID, InputError, Translation
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
 
 LINES = ["the small dog sees a red house.", "and then it runs to the old man who reads in the garden today."]
 FP32 = choose_precision("fp32", torch.device("cpu"))

@@ -9,8 +9,9 @@ import torch
 from stub_models import CPU, HistoryModel, MarkovModel
 
 import gnmt.decoding.search as search_module
-from gnmt.decoding.search import SearchOptions, search
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import search
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)

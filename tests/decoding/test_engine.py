@@ -11,17 +11,18 @@ from torch import nn
 
 from benchmarks.baseline import Baseline
 from benchmarks.decoding import Workload
-from gnmt.decoding.engine import fast_model
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
+from gnmt.decoding.engine.inference_copy import SequenceLSTM, StepLSTM, fast_model
 from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
-from gnmt.decoding.engine.recurrence import SequenceLSTM, StepLSTM
-from gnmt.decoding.search import SearchModel, SearchOptions, search
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import search
+from gnmt.device import Precision, choose_precision, what_int8_misses
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
-from gnmt.model.recurrence import LSTM
+from gnmt.model.interfaces import Encoded, Memory, SearchModel
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.layers import LSTM
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import Precision, choose_precision, what_int8_misses
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Encoded, Memory, Tokens
 
 CPU = torch.device("cpu")
 PIECES = 40

@@ -8,16 +8,18 @@ import pytest
 import torch
 from stub_models import HistoryModel, batch_of, searched
 
-from gnmt.checkpoint import LoadedModel
+from gnmt.batch import BOS_ID, EOS_ID
+from gnmt.checkpoint.load import LoadedModel
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding import ensemble as ensemble_module
 from gnmt.decoding.ensemble import Ensemble, load_members
-from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.options import SearchOptions
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.interfaces import Memory, State
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import BOS_ID, EOS_ID, InputError, Memory, State
 
 SENTENCES = [[4, 5, 6], [7], [5, 5, 8, 4, 7, 6], [6, 4]]
 OPTIONS = SearchOptions(beam_size=3, max_length_factor=1.0, max_length_offset=4)

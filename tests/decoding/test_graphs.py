@@ -12,14 +12,13 @@ from test_continuous_batching import ALL_OPTIONS, BANNED, assert_equal, random_s
 from test_engine import small_model
 
 import gnmt.decoding.search as search_module
-from gnmt.decoding.engine import fast_model
-from gnmt.decoding.graphs import ReplayedStep
+from gnmt.decoding.engine.cuda_graphs import ReplayedStep
+from gnmt.decoding.engine.inference_copy import fast_model
 from gnmt.decoding.search import search
-from gnmt.model.decoders.convolutional import ConvolutionalDecoder
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.device import Precision
+from gnmt.model.convolutional import ConvolutionalDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import Precision
+from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTION_NAMES = ["beam", "greedy", "pruned", "no repeats", "sampled"]
@@ -143,6 +142,6 @@ def test_graphs_find_what_single_steps_find(make, options, monkeypatch) -> None:
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=OPTION_NAMES)
 def test_every_kind_of_search_can_be_recorded(options, caplog) -> None:
     device = torch.device("cuda")
-    with caplog.at_level("DEBUG", "gnmt.decoding.graphs"):
+    with caplog.at_level("DEBUG", "gnmt.decoding.engine.cuda_graphs"):
         run(fast_model(small_model().to(device), Precision("bf16", device)), options, device)
     assert not caplog.records

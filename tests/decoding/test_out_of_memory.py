@@ -8,14 +8,13 @@ import pytest
 import torch
 from stub_models import CopyModel
 
-import gnmt.decoding.out_of_memory as out_of_memory
+import gnmt.decoding.translator as out_of_memory
 import gnmt.decoding.translator as translator_module
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.out_of_memory import RUNS_UNTIL_LARGER, FittingBatches, with_smaller_batches
-from gnmt.decoding.search import SearchOptions
-from gnmt.decoding.translator import Translator
-from gnmt.runtime import choose_precision
-from gnmt.types import InputError
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.translator import RUNS_UNTIL_LARGER, FittingBatches, Translator, with_smaller_batches
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
 
 TEXT = "the small dog sees a red house and then it runs to the old man who reads in the garden today"
 WORDS = TEXT.split()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from stub_models import CPU, HistoryModel, MarkovModel, batch_of, searched
 
-from gnmt.decoding.sampling import gumbel, hashed, sample
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+from gnmt.decoding.beam import gumbel, hashed, sample
+from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
-from gnmt.decoding.search import SearchOptions, search
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+from gnmt.decoding.search import search
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]

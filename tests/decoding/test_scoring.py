@@ -8,13 +8,14 @@ import pytest
 import torch
 from stub_models import HistoryModel, MarkovModel, batch_of
 
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens
+from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import COVERAGE_FLOOR, coverage_penalty, forced_scores, length_penalty, score
-from gnmt.decoding.search import SearchOptions
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, Batch, InputError, Tokens
 
 A, B, C = 4, 5, 6
 

@@ -11,14 +11,15 @@ import torch
 from stub_models import CopyModel, HistoryModel, batch_of
 
 import gnmt.decoding.translator as translator_module
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.files import Origin, OutputFormat
-from gnmt.decoding.options import SCORING_OPTIONS
-from gnmt.decoding.score_files import Scorable, score_files
-from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
-from gnmt.runtime import choose_precision
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, InputError, Translation
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
+from gnmt.translation.formats import Origin, OutputFormat
+from gnmt.translation.score_files import Scorable, score_files
 
 LINES = [
     "the dog sees a house.",

@@ -10,8 +10,8 @@ import torch
 from oracle_search import enumerate_all, limit_of, oracle_search
 from stub_models import HistoryModel, MarkovModel, assert_forced, batch_of, searched
 
-from gnmt.decoding.search import SearchOptions
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.decoding.options import SearchOptions
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]

@@ -8,20 +8,19 @@ import pytest
 import torch
 from stub_models import assert_forced
 
-from gnmt.decoding.engine import fast_model
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+from gnmt.decoding.engine.inference_copy import fast_model
 from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
 from gnmt.decoding.ensemble import Ensemble
-from gnmt.decoding.search import SearchOptions, search
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import search
+from gnmt.device import Precision, what_int8_misses
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.convolutional import ConvolutionalDecoder
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.convolutional import ConvolutionalEncoder
-from gnmt.model.encoders.lstm import LSTMEncoder
-from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import Precision, what_int8_misses
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
+from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 CPU = torch.device("cpu")
 PIECES, WIDTH = 20, 16

@@ -11,9 +11,9 @@ from oracle_search import oracle_search
 from stub_models import HistoryModel, MarkovModel, searched
 
 import gnmt.decoding.search as search_module
-from gnmt.decoding.constraints import rule_out_repeats
-from gnmt.decoding.search import SearchOptions
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.decoding.beam import rule_out_repeats
+from gnmt.decoding.options import SearchOptions
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub_models import HistoryModel, assert_forced, searched
 
+from gnmt.batch import BOS_ID, PAD_ID, UNK_ID
 from gnmt.decoding.options import (
     HIGHEST_TEMPERATURE,
     LARGEST_ALPHA,
@@ -17,7 +18,6 @@ from gnmt.decoding.options import (
     LOWEST_TEMPERATURE,
     SearchOptions,
 )
-from gnmt.types import BOS_ID, PAD_ID, UNK_ID
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[4, 5], [6, 4, 5, 7, 8, 4], [4] * 30]

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from gnmt.config import check_component
+from gnmt.config.validate import check_component
 from gnmt.decoding.options import SearchOptions
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from oracle_search import enumerate_all, oracle_search
 from random_models import VOCABULARY_SIZE, has_attention, models
 from stub_models import CPU, HistoryModel, assert_forced, searched
 
-from gnmt.decoding.engine import fast_model
-from gnmt.decoding.search import SearchOptions, search
-from gnmt.runtime import choose_precision
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import search
+from gnmt.device import choose_precision
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from stub_models import HistoryModel, MarkovModel, searched
 
-from gnmt.decoding.search import SearchOptions
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID, InputError
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.decoding.options import SearchOptions
+from gnmt.errors import InputError
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gnmt.decoding.topk import best_candidates
+from gnmt.decoding.beam import best_candidates
 
 
 def by_sorting(total_BN: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,13 +10,14 @@ import torch
 from stub_models import CopyModel
 
 import gnmt.decoding.translator as translator_module
-from gnmt.checkpoint import LoadedModel
+from gnmt.batch import EOS_ID
+from gnmt.checkpoint.load import LoadedModel
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.cutting import split_sentences
-from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.segments import Translation, split_sentences
 from gnmt.decoding.translator import Translator
-from gnmt.runtime import choose_precision
-from gnmt.types import EOS_ID, InputError, Translation
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
 
 TEXT = "the small dog sees a red house and then it runs to the old man who reads in the garden today"
 WORDS = TEXT.split()
@@ -256,7 +257,7 @@ def test_limits_out_of_range_are_refused(model, tokenizers, argument, message):
 @pytest.fixture
 def recorded(model, tokenizers, monkeypatch):
     """What `load_model` finds in a checkpoint; its search options are the test's to change."""
-    config = {"decoding": {"_target_": "gnmt.decoding.search.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
+    config = {"decoding": {"_target_": "gnmt.decoding.options.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
     loaded = LoadedModel(model, tokenizers, config, {}, torch.device("cpu"))
     monkeypatch.setattr(translator_module, "load_members", lambda paths, device, trusted: (loaded,))
     return config["decoding"]

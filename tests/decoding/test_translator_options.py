@@ -10,14 +10,14 @@ import torch
 from stub_models import CopyModel, HistoryModel
 
 import gnmt.decoding.translator as translator_module
+from gnmt.batch import EOS_ID, UNK_ID
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.search import SearchOptions
+from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translator import Translator
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.transformer import TransformerEncoder
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_precision
-from gnmt.types import EOS_ID, UNK_ID, InputError
+from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 TEXT = "the small dog sees a red house and then it runs to the old man who reads in the garden today"
 WORDS = TEXT.split()

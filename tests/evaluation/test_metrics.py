@@ -9,9 +9,9 @@ import unicodedata
 import pytest
 import sacrebleu
 
+from gnmt.errors import InputError
 from gnmt.evaluation import metrics
 from gnmt.evaluation.metrics import BLEU_TOKENIZERS, LengthScores, check_tokenizer, score_by_length, score_translations
-from gnmt.types import InputError
 
 HYPOTHESES = ["The small dog sees a house.", "Two cats sleep in the old garden.", "He reads"]
 REFERENCES = ["The little dog sees a house.", "Two cats sleep in the big garden.", "She reads a long book."]

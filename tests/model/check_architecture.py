@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from tiny_gnmt import SOURCE, TARGET, padded
 
+from gnmt.model.interfaces import Memory, State
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import Memory, State
 
 GARBAGE = 8  # a real id, where PAD belongs
 

@@ -19,17 +19,17 @@ from check_architecture import (
 from hydra import compose, initialize_config_dir
 from tiny_gnmt import SOURCE, TARGET, padded
 
-from gnmt.config import build, resolve
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.decoding.engine import fast_model
+from gnmt.batch import BOS_ID, EOS_ID, Tokens
+from gnmt.config.build import build, resolve
+from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.decoding.engine.inference_copy import fast_model
 from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import search
-from gnmt.model.decoders import convolutional
+from gnmt.device import Precision, what_int8_misses
+from gnmt.model import convolutional
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import Precision, what_int8_misses
-from gnmt.types import BOS_ID, EOS_ID, Tokens
 
 CPU = torch.device("cpu")
 PIECES = 12

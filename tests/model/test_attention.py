@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnmt.model.attention as attention_module
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, additive_scores
-from gnmt.types import InputError, Memory
+from gnmt.model.interfaces import Memory
 
 
 def memory_of(lengths: list[int], width: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Memory:

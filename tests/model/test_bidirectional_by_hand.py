@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from oracle_lstm import TimeBiLSTM, Weights
 
-from gnmt.model.recurrence import Bidirectional, Recurrence
+from gnmt.model.recurrent.layers import Bidirectional, Recurrence
 
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 LENGTHS = [3, 6, 1, 4]

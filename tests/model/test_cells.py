@@ -7,11 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from gnmt.model.cells import GRU, LayerNormLSTM, layer_kind
-from gnmt.model.dropout import Dropout
-from gnmt.model.recurrence import LSTM, Bidirectional, Recurrence
-from gnmt.model.stack import ResidualStack
-from gnmt.types import InputError
+from gnmt.errors import InputError
+from gnmt.model.layers import Dropout
+from gnmt.model.recurrent.layers import GRU, LSTM, Bidirectional, LayerNormLSTM, Recurrence, ResidualStack, layer_kind
 
 LENGTHS_B = torch.tensor([3, 6, 1, 4])
 KINDS = [LSTM, GRU, LayerNormLSTM]

@@ -12,11 +12,16 @@ from tiny_gnmt import SOURCE, TARGET, padded
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from gnmt.model.convolution import GatedConvolution, NormalisedLinear, scale_gradient
-from gnmt.model.decoders.convolutional import ConvolutionalDecoder
-from gnmt.model.encoders.convolutional import ConvolutionalEncoder
+from gnmt.errors import InputError
+from gnmt.model.convolutional import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    GatedConvolution,
+    NormalisedLinear,
+    scale_gradient,
+)
+from gnmt.model.interfaces import Encoded, Memory
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import Encoded, InputError, Memory
 
 ROOT_HALF = 0.5**0.5
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gnmt.model.dropout import Dropout, WordDropout
+from gnmt.model.layers import Dropout, WordDropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.25, 0.5, 0.9])

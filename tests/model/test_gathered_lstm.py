@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gnmt.model import recurrence
-from gnmt.model.gathered_lstm import gathered_lstm
-from gnmt.model.products import affine, onednn_dtypes
-from gnmt.model.recurrence import LSTM
+from gnmt.device import onednn_dtypes
+from gnmt.model.layers import affine
+from gnmt.model.recurrent import layers as recurrence
+from gnmt.model.recurrent.fast_lstm import gathered_lstm
+from gnmt.model.recurrent.layers import LSTM
 
 STEPS, BATCH, INPUT, HIDDEN = 6, 4, 5, 7
 
@@ -88,7 +89,7 @@ def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
 def test_a_layer_without_a_product_of_its_own_type_falls_back(monkeypatch):
     layer, inputs = layer_and_inputs()
     expected = gathered(layer, inputs)
-    for module in ("gathered_lstm", "products"):
+    for module in ("recurrent.fast_lstm", "layers"):
         monkeypatch.setattr(f"gnmt.model.{module}.onednn_dtypes", lambda: ())
     torch.testing.assert_close(gathered(layer, inputs), expected, rtol=1e-5, atol=1e-5)
 

@@ -8,19 +8,20 @@ import pytest
 import torch
 from tiny_gnmt import SOURCE, TARGET, padded
 
-from gnmt.checkpoint import load_model, read_checkpoint, write_checkpoint
-from gnmt.config import build
+from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
+from gnmt.checkpoint.load import load_model
+from gnmt.config.build import build
 from gnmt.model import seq2seq
-from gnmt.model.encoders import lstm
 from gnmt.model.outdated import without_idle_parts
+from gnmt.model.recurrent import encoder as lstm
 
 ENCODER = {
-    "_target_": "gnmt.model.encoders.lstm.LSTMEncoder",
+    "_target_": "gnmt.model.recurrent.encoder.LSTMEncoder",
     **{"input_size": 6, "hidden_size": 6, "num_layers": 2, "num_bidirectional_layers": 0, "residual_from": None},
     **{"final_states": True},
 }
 PLAIN = {
-    "_target_": "gnmt.model.decoders.plain.PlainDecoder",
+    "_target_": "gnmt.model.recurrent.plain_decoder.PlainDecoder",
     **{"input_size": 6, "hidden_size": 6, "num_layers": 2},
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gnmt.model.recurrence import LSTM, Bidirectional, reverse_by_length
+from gnmt.model.recurrent.layers import LSTM, Bidirectional, reverse_by_length
 
 LENGTHS_B = torch.tensor([3, 6, 1, 4])
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from tiny_gnmt import SOURCE, TARGET, padded
 
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention, GeneralAttention
-from gnmt.model.decoders.convolutional import ConvolutionalDecoder
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.decoders.plain import PlainDecoder
-from gnmt.model.decoders.top_attention import TopAttentionDecoder
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.convolutional import ConvolutionalDecoder
 from gnmt.model.interfaces import Decoder
-from gnmt.model.recurrence import reverse_by_length
+from gnmt.model.recurrent.attention_decoder import TopAttentionDecoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.layers import reverse_by_length
+from gnmt.model.recurrent.plain_decoder import PlainDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import InputError
+from gnmt.model.transformer import TransformerDecoder
 
 
 def seq2seq(encoder: LSTMEncoder, decoder: Decoder) -> Seq2Seq:

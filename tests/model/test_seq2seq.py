@@ -7,12 +7,13 @@ import torch
 from tiny_gnmt import SOURCE, TARGET, padded, tiny_gnmt
 from torch import nn
 
+from gnmt.batch import PAD_ID
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_precision
-from gnmt.types import PAD_ID, InputError
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

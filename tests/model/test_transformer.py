@@ -9,15 +9,14 @@ import torch
 from tiny_gnmt import SOURCE, TARGET, padded
 from torch import nn
 
+from gnmt.device import choose_precision
+from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
-from gnmt.model.encoders.transformer import TransformerEncoder
-from gnmt.model.positions import Positions, sinusoids
+from gnmt.model.layers import Positions, sinusoids
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.runtime import choose_precision
-from gnmt.types import InputError
+from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
 

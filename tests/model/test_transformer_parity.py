@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnmt.model.decoders.transformer import TransformerDecoder
-from gnmt.model.encoders.transformer import TransformerEncoder
-from gnmt.model.self_attention import SourceAttention, attend
-from gnmt.types import Encoded, Memory
+from gnmt.model.interfaces import Encoded, Memory
+from gnmt.model.transformer import SourceAttention, TransformerDecoder, TransformerEncoder, attend
 
 SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from gnmt.batch import PAD_ID, Tokens
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.decoders.lstm import LSTMDecoder
-from gnmt.model.encoders.lstm import LSTMEncoder
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.types import PAD_ID, Tokens
 
 SOURCE = [[7, 4, 8, 5, 3], [6, 3], [5, 5, 8, 4, 7, 6, 3], [3]]
 TARGET = [[2, 9, 5], [2, 4, 6, 8, 10, 7], [2], [2, 6, 6, 6]]

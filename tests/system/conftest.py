@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gnmt.checkpoint import FORMAT_VERSION, read_checkpoint, write_checkpoint
+from gnmt.checkpoint.file import FORMAT_VERSION, read_checkpoint, write_checkpoint
 
 SIDES = (("source", "en"), ("target", "de"))
 

@@ -12,12 +12,13 @@ import torch
 
 from benchmarks.decoding import COLUMNS, Figure, Workload, peak_mib
 from benchmarks.table import header, row
-from gnmt.checkpoint import load_model
+from gnmt.batch import EOS_ID
+from gnmt.checkpoint.load import load_model
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.decoding.engine import fast_model
-from gnmt.decoding.search import SearchOptions, search
-from gnmt.runtime import Precision, what_int8_misses
-from gnmt.types import EOS_ID
+from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.search import search
+from gnmt.device import Precision, what_int8_misses
 
 CELL = ("sizes=[tiny]", "beams=[2]", "batch_sizes=[2]", "source_tokens=4", "repetitions=2", "device=cpu")
 

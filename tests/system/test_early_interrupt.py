@@ -51,7 +51,7 @@ def test_a_training_job_that_is_told_to_stop_while_it_loads_is_queued_again(
 
 def test_a_program_that_uses_the_library_keeps_its_own_handling() -> None:
     code = (
-        "import signal, gnmt.early_interrupt as early\n"
+        "import signal, gnmt.signals as early\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN); early.hand_over()\n"
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
@@ -65,7 +65,7 @@ def test_once_it_has_begun_an_interruption_can_be_caught(tmp_path: Path) -> None
     program = tmp_path / "scripts" / "program.py"
     program.write_text(
         "import os, signal\n"
-        "import gnmt.early_interrupt as early\n"
+        "import gnmt.signals as early\n"
         "assert signal.getsignal(signal.SIGINT) is early._leave\n"
         "early.hand_over()\n"
         "try: os.kill(os.getpid(), signal.SIGINT)\n"

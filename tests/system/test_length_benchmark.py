@@ -12,9 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.length import LengthWorkload, workloads
-from gnmt.config import recipe
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.types import InputError
+from gnmt.config.cli import CONFIG_FOLDER, recipe
+from gnmt.errors import InputError
 
 
 def workload(tokens: int, num_batches: int = 1) -> LengthWorkload:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import gnmt.config
-from gnmt.config.choices import CONFIG_FOLDER
+from gnmt.config import cli
+from gnmt.config.cli import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -65,7 +65,7 @@ def test_a_command_is_right(script: str, arguments: list[str], tmp_path, monkeyp
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     try:
-        gnmt.config.entry(Path(script).stem)(configs.append)()
+        cli.entry(Path(script).stem)(configs.append)()
     except SystemExit as exit_:
         pytest.fail(f"{script} ended with {exit_.code}: {capsys.readouterr().err}")
     shown = capsys.readouterr().out

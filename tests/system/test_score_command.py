@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 
 SOURCES = ["The old man reads a book.", "", "Does the child see the house?", "A house."]
 TARGETS = ["Der alte Mann liest ein Buch.", "", "", "Ein Haus."]

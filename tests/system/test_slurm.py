@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 COMMAND = re.compile(r"^srun python scripts/train\.py .*$", re.MULTILINE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

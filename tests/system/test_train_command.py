@@ -13,9 +13,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gnmt.checkpoint import read_checkpoint
-from gnmt.config import check_config
-from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.config.validate import check_config
 
 SCALARS = {
     "train/loss",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.checkpoint import read_checkpoint
-from gnmt.data.grammar import generate
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.data.demo_grammar.corpus import generate
 from gnmt.decoding.translator import Translator
 from gnmt.evaluation.metrics import score_translations
 

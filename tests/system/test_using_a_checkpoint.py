@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gnmt.checkpoint import read_checkpoint, write_checkpoint
+from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
 from gnmt.decoding.translator import Translator
-from gnmt.types import InputError
+from gnmt.errors import InputError
 
 SENTENCES = ["The old man reads a book.", "", "Does the child see the house?"]
 

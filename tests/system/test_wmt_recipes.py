@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.data.grammar import generate
+from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.data.demo_grammar.corpus import generate
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from gnmt.checkpoint import FORMAT_VERSION, read_checkpoint
+from gnmt.checkpoint.file import FORMAT_VERSION, read_checkpoint
 
 FOUR = ("train.source", "train.target", "dev.source", "dev.target")
 # (id, the command, what its message must hold); FILES stands for the overrides of a small corpus of one's own

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gnmt.config import build, resolve
-from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.checkpoint.load import build_model
+from gnmt.config.build import build, resolve
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import Position
-from gnmt.data.prepare import prepare
-from gnmt.data.prepared import Prepared
+from gnmt.data.preprocess import prepare
+from gnmt.data.store import Prepared
+from gnmt.device import Precision, choose_device, choose_precision
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.runtime import Precision, choose_device, choose_precision
-from gnmt.training.checkpoint import RunCheckpoints
-from gnmt.training.run import TrainingResult, build_model, build_trainer, train
+from gnmt.training.run_checkpoints import RunCheckpoints
+from gnmt.training.train import TrainingResult, build_trainer, train
 from gnmt.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent))  # makes this folder's helpers importable by name

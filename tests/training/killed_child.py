@@ -11,11 +11,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-import gnmt.checkpoint as checkpoint_module
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.training.evaluation import DevEvaluator
+import gnmt.checkpoint.load as checkpoint_module
+from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.objective import Objective
-from gnmt.training.run import train
+from gnmt.training.train import train
 from gnmt.training.trainer import Trainer
 
 

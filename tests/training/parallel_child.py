@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from gnmt.config import build, configure_logging, resolve
-from gnmt.config.diagnosis import CONFIG_FOLDER
+from gnmt.checkpoint.load import build_model
+from gnmt.config.build import build, resolve
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import Position
-from gnmt.data.prepare import prepare
+from gnmt.data.preprocess import prepare
+from gnmt.device import choose_device, choose_precision
 from gnmt.distributed import current_ranks
+from gnmt.errors import Interrupted
+from gnmt.logs import configure_logging
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.runtime import choose_device, choose_precision
-from gnmt.training.checkpoint import RunCheckpoints
-from gnmt.training.evaluation import DevEvaluator
-from gnmt.training.parallel import Group
-from gnmt.training.progress import Interval
-from gnmt.training.run import build_model, build_trainer, train
+from gnmt.training.data_parallel import Group
+from gnmt.training.dev_evaluation import DevEvaluator
+from gnmt.training.run_checkpoints import RunCheckpoints
+from gnmt.training.train import build_trainer, train
+from gnmt.training.train_metrics import Interval
 from gnmt.training.trainer import Trainer
-from gnmt.types import Interrupted
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
 # name: overrides and how many updates. Of 50 tokens are few pairs or one long one: a process is often without.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 
 CLOCK = ("train/seconds", "train/tokens_per_second", "train/data_wait_fraction")
 # The run's name, the state of the source tree, and what a clock says.

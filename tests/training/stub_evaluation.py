@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gnmt.data.prepared import Prepared
+from gnmt.data.store import Prepared
+from gnmt.decoding.segments import Translation
 from gnmt.evaluation.metrics import Scores
-from gnmt.training.evaluation import DevResult
-from gnmt.types import Translation
+from gnmt.training.dev_evaluation import DevResult
 
 
 def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:

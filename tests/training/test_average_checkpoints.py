@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnmt.checkpoint import load_model, read_checkpoint
+from gnmt.checkpoint.average import average_checkpoints
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.checkpoint.load import load_model
 from gnmt.decoding.translator import Translator
-from gnmt.training.average_checkpoints import average_checkpoints, choose_checkpoints
-from gnmt.types import InputError
+from gnmt.errors import InputError
+from gnmt.training.run_checkpoints import choose_checkpoints
 
 SAVED = ("trainer.max_steps=3", "trainer.save_every_steps=1")
 

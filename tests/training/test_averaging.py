@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnmt.training.averaging import WeightAverage
+from gnmt.training.optimizer import WeightAverage
 
 
 def test_the_average_follows_its_formula():

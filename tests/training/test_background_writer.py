@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from gnmt.training.background import BackgroundWriter, is_writing, snapshot
-from gnmt.types import Interrupted
+from gnmt.errors import Interrupted
+from gnmt.training.run_checkpoints import BackgroundWriter, is_writing, snapshot
 
 
 def test_a_snapshot_shares_nothing_with_what_it_was_taken_of():

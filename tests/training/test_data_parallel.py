@@ -14,7 +14,7 @@ import pytest
 import torch
 from parallel_child import EVERY_2, GRADIENTS, SPLIT_EVALUATION, evaluation, gradients, make_trainer
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 from gnmt.training.trainer import Trainer
 
 CHILD = Path(__file__).with_name("parallel_child.py")

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gnmt.batch import EOS_ID
 from gnmt.data.batching import batch_of
 from gnmt.decoding.translator import Translator
+from gnmt.errors import InputError
 from gnmt.evaluation.metrics import Scores
-from gnmt.training.evaluation import LONGEST_PAIR, DevEvaluator, DevResult, longest_scored, mean_loss
-from gnmt.types import EOS_ID, InputError
+from gnmt.training.dev_evaluation import LONGEST_PAIR, DevEvaluator, DevResult, longest_scored, mean_loss
 
 
 @pytest.fixture

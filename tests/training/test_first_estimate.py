@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gnmt.training.progress import FirstEstimate
+from gnmt.training.train_metrics import FirstEstimate
 
 
 @pytest.fixture
@@ -42,6 +42,6 @@ def test_where_log_lines_come_sooner_it_does_not(said) -> None:
 
 
 def test_a_run_says_it(run, tmp_path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr("gnmt.training.progress.ESTIMATE_SECONDS", 0.0)
+    monkeypatch.setattr("gnmt.training.train_metrics.ESTIMATE_SECONDS", 0.0)
     run(tmp_path, "trainer.max_steps=3", "trainer.log_every_steps=50")
     assert caplog.text.count("update 2/3: about 00:00 left") == 1

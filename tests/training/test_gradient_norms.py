@@ -12,12 +12,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from run_outcome import scalars
 
-from gnmt.config import build
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.reporting.gradient_norms import FILE_NAME, read_gradient_norms
+from gnmt.config.build import build
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.training.gradient_norms import TAG, GradientNorms, layers_of
-from gnmt.training.progress import Interval
+from gnmt.training.train_metrics import (
+    GRADIENT_NORMS_FILE,
+    TAG,
+    GradientNorms,
+    Interval,
+    layers_of,
+    read_gradient_norms,
+)
 from gnmt.training.trainer import Trainer
 
 EVERY = "trainer.gradient_norms_every_steps"
@@ -90,7 +95,7 @@ def test_the_norms_are_those_before_clipping_and_together_the_whole(make_trainer
     trainer = make_trainer(f"{EVERY}=1", "trainer.clip_norm=0.001", f"trainer.microbatch_tokens={microbatch_tokens}")
     interval = Interval.begin(trainer.device)
     trainer.update(next(trainer.stream), interval)
-    assert not (tmp_path / FILE_NAME).exists(), "nothing is written before the log is"
+    assert not (tmp_path / GRADIENT_NORMS_FILE).exists(), "nothing is written before the log is"
     trainer.gradient_norms.write()
     [record] = records(tmp_path)
     assert record["update"] == 1
@@ -168,7 +173,7 @@ def test_every_third_update_and_the_interval_may_change_on_the_way(run, tmp_path
 
 def test_what_a_kill_cut_off_is_dropped(tmp_path):
     lines = [json.dumps({"update": update, "norms": {"output": 1.0}}) + "\n" for update in (1, 2, 3)]
-    (tmp_path / FILE_NAME).write_text("".join(lines)[:-5], encoding="utf-8")
+    (tmp_path / GRADIENT_NORMS_FILE).write_text("".join(lines)[:-5], encoding="utf-8")
     with Reporter(tmp_path) as reporter:
         GradientNorms(torch.nn.Linear(1, 1), 1, tmp_path, reporter).begin(5)
         assert [record["update"] for record in records(tmp_path)] == [1, 2]
@@ -178,7 +183,7 @@ def test_what_a_kill_cut_off_is_dropped(tmp_path):
 
 def test_a_full_disk_costs_the_record_and_not_the_run(make_trainer, tmp_path, caplog):
     trainer = make_trainer(f"{EVERY}=1")
-    trainer.gradient_norms.path = tmp_path / "gone" / FILE_NAME
+    trainer.gradient_norms.path = tmp_path / "gone" / GRADIENT_NORMS_FILE
     for _ in range(2):
         trainer.update(next(trainer.stream), Interval.begin(trainer.device))
         trainer.gradient_norms.write()
@@ -191,13 +196,13 @@ def test_going_on_with_a_full_disk_costs_the_record_and_not_the_run(tmp_path, mo
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gnmt.training.gradient_norms.write_atomically", full)
+    monkeypatch.setattr("gnmt.fileio.write_atomically", full)
     line = json.dumps({"update": 5, "norms": {"output": 1.0}}) + "\n"
-    (tmp_path / FILE_NAME).write_text(line, encoding="utf-8")
+    (tmp_path / GRADIENT_NORMS_FILE).write_text(line, encoding="utf-8")
     with Reporter(tmp_path) as reporter:
         norms = GradientNorms(torch.nn.Linear(1, 1), 1, tmp_path, reporter)
         norms.begin(2)
         norms.take()
         norms.write()
     assert caplog.text.count("No space left on device): no more gradient norms are recorded") == 1
-    assert (tmp_path / FILE_NAME).read_text(encoding="utf-8") == line
+    assert (tmp_path / GRADIENT_NORMS_FILE).read_text(encoding="utf-8") == line

@@ -8,9 +8,8 @@ import signal
 
 import pytest
 
-from gnmt.early_interrupt import EXIT_CODES
-from gnmt.training.interruption import Abandoned, Interruption, stop
-from gnmt.types import Interrupted
+from gnmt.errors import Interrupted
+from gnmt.signals import EXIT_CODES, Abandoned, Interruption, stop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import gnmt.training.loss as loss_module
-from gnmt.training.loss import LabelSmoothedCrossEntropy
+import gnmt.training.objective as loss_module
+from gnmt.training.objective import LabelSmoothedCrossEntropy
 
 NUM_TOKENS, HIDDEN_SIZE, VOCABULARY_SIZE = 11, 5, 7
 NEVER = (0, 1, 2)

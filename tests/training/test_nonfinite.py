@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import Position
-from gnmt.training.progress import Interval
+from gnmt.errors import InputError
+from gnmt.training.train_metrics import Interval
 from gnmt.training.trainer import Trainer
-from gnmt.types import InputError
 
 OPTIMIZERS = {
     "fused adam": ("optimizer=adam",),

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gnmt.batch import Tokens
 from gnmt.data.batching import batch_of, collate
 from gnmt.training.objective import Objective, _Taken, real_places
-from gnmt.types import Tokens
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from torch.distributed import DistNetworkError, HashStore
 
 from gnmt.data.batching import Share
 from gnmt.distributed import Ranks
-from gnmt.training.interruption import EXIT_CODES, stop
-from gnmt.training.parallel import Group, ending_together
-from gnmt.types import InputError, Interrupted
+from gnmt.errors import InputError, Interrupted
+from gnmt.signals import EXIT_CODES, stop
+from gnmt.training.data_parallel import Group, ending_together
 
 
 @pytest.fixture

@@ -6,20 +6,20 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from gnmt.checkpoint import read_checkpoint
-from gnmt.config import check_config
-from gnmt.config.diagnosis import CONFIG_FOLDER
-from gnmt.training.phases import Phase, check_phases, stages_of
-from gnmt.training.progress import Interval
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.config.validate import check_config
+from gnmt.errors import InputError
+from gnmt.training.optimizer import Phase, check_phases, stages_of
 from gnmt.training.schedule import Constant, WarmupStepDecay
-from gnmt.types import InputError
+from gnmt.training.train_metrics import Interval
 
 SGD = "{_target_: torch.optim.SGD, lr: 0.5, momentum: 0.9, fused: true}"
 HALVING = (
     "{_target_: gnmt.training.schedule.WarmupStepDecay, decay_start_step: 2, decay_interval_steps: 1, warmup_steps: 0, "
     "decay_factor: 0.5, num_decays: 2}"
 )
-PHASE = "_target_: gnmt.training.phases.Phase"
+PHASE = "_target_: gnmt.training.optimizer.Phase"
 ADAM_THEN_SGD = (
     f"trainer.phases=[{{{PHASE}, until_step: 3, optimizer: null, schedule: null}},"
     f"{{{PHASE}, until_step: null, optimizer: {SGD}, schedule: {HALVING}}}]"
@@ -100,7 +100,7 @@ def test_a_root_key_that_would_do_nothing_is_refused():
         ("momentum: 0.9", "momentun: 0.9", "trainer.phases.1.optimizer.momentun: SGD takes no such key; did you mean"),
         ("lr: 0.5", "lr: fast", 'trainer.phases.1.optimizer.lr: found "fast", allowed is a number'),
         ("torch.optim.SGD", "os.system", "trainer.phases.1.optimizer._target_: found os.system, which lies outside"),
-        ("torch.optim.SGD", "gnmt.types.Batch", "trainer.phases.1.optimizer._target_: found gnmt.types.Batch, allowed"),
+        ("torch.optim.SGD", "gnmt.batch.Batch", "trainer.phases.1.optimizer._target_: found gnmt.batch.Batch, allowed"),
         ("fused: true", "params: []", "trainer.phases.1.optimizer.params: is given by the program itself"),
         ("decay_factor: 0.5", "decay_factor: 2", "trainer.phases.1.schedule.decay_factor: found 2, allowed"),
         ("until_step: 3", "until_step: 0", "trainer.phases.0.until_step: found 0, allowed"),

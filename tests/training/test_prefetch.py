@@ -7,8 +7,7 @@ import threading
 import pytest
 import torch
 
-from gnmt.data.batching import BatchStream, Position
-from gnmt.training.prefetch import Prefetcher
+from gnmt.data.batching import BatchStream, Position, Prefetcher
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from run_outcome import differences, outcome, scalars
 
-import gnmt.training.evaluation as evaluation_module
-from gnmt.checkpoint import read_checkpoint, write_checkpoint
+import gnmt.training.dev_evaluation as evaluation_module
+from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
+from gnmt.errors import Interrupted
 from gnmt.evaluation.metrics import Scores
-from gnmt.training.evaluation import DevEvaluator
+from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.trainer import Trainer
-from gnmt.types import Interrupted
 
 # The epoch has 5 updates or so, so 8 updates cross its end, and the second half starts within one.
 RECIPES = {

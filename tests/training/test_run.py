@@ -9,8 +9,8 @@ import re
 import pytest
 import torch
 
-from gnmt.checkpoint import read_checkpoint, write_checkpoint
-from gnmt.types import InputError
+from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
+from gnmt.errors import InputError
 
 ONE_STEP = ("trainer.max_steps=1",)
 

@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from gnmt.checkpoint import read_checkpoint
-from gnmt.training.checkpoint import RunCheckpoints
-from gnmt.types import InputError
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.errors import InputError
+from gnmt.training.run_checkpoints import RunCheckpoints
 
 
 def names(checkpoints: RunCheckpoints) -> list[str]:
@@ -89,7 +89,7 @@ def test_a_newest_one_that_only_cannot_be_read_now_is_not_gone_back_from(tmp_pat
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("gnmt.checkpoint.torch.load", fail)
+    monkeypatch.setattr("gnmt.checkpoint.load.torch.load", fail)
     with pytest.raises(InputError, match=rf"step_00000002\.pt cannot be read: {reason}; it is the newest .* goes on"):
         checkpoints.newest()
 
@@ -103,8 +103,8 @@ def test_an_error_of_the_disk_is_known_behind_torchs_own(tmp_path, monkeypatch):
     def fail_too(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("gnmt.checkpoint.torch.load", fail)
-    monkeypatch.setattr("gnmt.checkpoint_faults.Path.open", fail_too)
+    monkeypatch.setattr("gnmt.checkpoint.load.torch.load", fail)
+    monkeypatch.setattr("gnmt.checkpoint.file.Path.open", fail_too)
     with pytest.raises(InputError, match=r"step_00000001\.pt cannot be read: Input/output error"):
         read_checkpoint(path)
 

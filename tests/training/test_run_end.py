@@ -11,12 +11,12 @@ import signal
 import pytest
 from stub_evaluation import results
 
-import gnmt.training.run as run_module
-from gnmt.checkpoint import read_checkpoint
-from gnmt.training.background import BackgroundWriter
-from gnmt.training.progress import Progress
+import gnmt.training.train as run_module
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.errors import InputError, Interrupted
+from gnmt.training.run_checkpoints import BackgroundWriter
+from gnmt.training.train_metrics import Progress
 from gnmt.training.trainer import Trainer
-from gnmt.types import InputError, Interrupted
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

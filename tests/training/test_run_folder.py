@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.files import exclusive
-from gnmt.training.folder import occupied
-from gnmt.types import InputError
+from gnmt.config.run_folder import occupied
+from gnmt.errors import InputError
+from gnmt.fileio import exclusive
 
 CHILD = """
 import os, pathlib, signal, sys

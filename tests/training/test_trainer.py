@@ -17,13 +17,14 @@ import torch
 from stub_evaluation import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import gnmt.training.progress as progress_module
-from gnmt.checkpoint import read_checkpoint
+import gnmt.training.train_metrics as progress_module
+from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import collate
-from gnmt.data.prepared import Prepared
-from gnmt.training.evaluation import DevResult
-from gnmt.training.trainer import Interval, Trainer
-from gnmt.types import InputError
+from gnmt.data.store import Prepared
+from gnmt.errors import InputError
+from gnmt.training.dev_evaluation import DevResult
+from gnmt.training.train_metrics import Interval
+from gnmt.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
 PLAIN_GRADIENT = (

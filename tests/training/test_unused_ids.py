@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from gnmt.checkpoint import read_checkpoint
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.checkpoint.file import read_checkpoint
 from gnmt.decoding.translator import Translator
-from gnmt.training.run import unused_target_ids
+from gnmt.training.train import unused_target_ids
 from gnmt.training.trainer import TrainerOptions
-from gnmt.types import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 
 @pytest.fixture

@@ -1,0 +1,232 @@
+"""Root keys of every command's config, with their types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from gnmt.config.validate import Range
+from gnmt.device import PRECISIONS, SEARCH_PRECISIONS
+
+
+def choice(*choices: str) -> dict[str, Any]:
+    """A text that must be one of these."""
+    return {"choices": choices}
+
+
+def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any]:
+    """A node with `_target_` and the constructor's keywords.
+
+    kind: the dotted name of the class that the target must be or derive from. supplied: keywords that the
+    program gives itself. partial: a node without `_target_` is allowed too, it replaces single options of kind.
+    """
+    return {"component": kind, "supplied": supplied, "partial": partial}
+
+
+DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
+SEED = {"range": Range(0)}
+AT_LEAST_ZERO = {"range": Range(0)}
+AT_LEAST_ONE = {"range": Range(1)}
+PATHS = {"paths": True}
+ENSEMBLE = choice("log_probs", "probabilities")
+MAX_SOURCE_TOKENS = {"range": Range(2)}
+CORPUS = component("gnmt.data.corpora.Corpus")
+TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
+SEARCH = "gnmt.decoding.options.SearchOptions"
+
+
+@dataclass
+class TrainConfig:
+    """scripts/train.py"""
+
+    name: str | None = MISSING
+    runs: str = MISSING
+    seed: int = field(default=MISSING, metadata=SEED)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
+    resume: str = field(default=MISSING, metadata=choice("auto", "never"))
+    initialise_from: str | None = MISSING
+    deterministic: bool = MISSING
+    cpu_kernels: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
+    trusted_packages: list[str] = MISSING
+    data: Any = field(default=MISSING, metadata=CORPUS)
+    tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
+    model: Any = field(
+        default=MISSING,
+        metadata=component("gnmt.model.seq2seq.Seq2Seq", "source_vocabulary_size", "target_vocabulary_size"),
+    )
+    loss: Any = field(
+        default=MISSING,
+        metadata=component("gnmt.training.objective.LabelSmoothedCrossEntropy", "vocabulary_size", "never_produced"),
+    )
+    optimizer: Any = field(default=MISSING, metadata=component("torch.optim.Optimizer", "params"))
+    schedule: Any = field(default=MISSING, metadata=component("gnmt.training.schedule.Schedule"))
+    trainer: Any = field(default=MISSING, metadata=component("gnmt.training.trainer.TrainerOptions"))
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH))
+
+
+@dataclass
+class PrepareConfig:
+    """scripts/prepare.py"""
+
+    data: Any = field(default=MISSING, metadata=CORPUS)
+    tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
+    overwrite: bool = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class TranslatorConfig:
+    """The keys that every command with a translator has (gnmt.decoding.translator)."""
+
+    checkpoint: Any = field(default=MISSING, metadata=PATHS)
+    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
+    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
+    trusted_packages: list[str] = MISSING
+    decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
+
+
+@dataclass
+class EvaluateConfig(TranslatorConfig):
+    """scripts/evaluate.py"""
+
+    test_set: str | None = MISSING
+    source: str | None = MISSING
+    target: str | None = MISSING
+    data_folder: str | None = MISSING
+    output: str | None = MISSING
+    bleu_tokenize: str | None = MISSING
+    lowercase: bool = MISSING
+    num_alignments: int = field(default=MISSING, metadata=AT_LEAST_ZERO)
+    replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
+    weights: str = field(default=MISSING, metadata=choice("averaged", "raw"))
+    batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
+    precision: str = field(default=MISSING, metadata=choice("recorded", *SEARCH_PRECISIONS))
+
+
+@dataclass
+class TranslateConfig(TranslatorConfig):
+    """scripts/translate.py"""
+
+    input: Any = field(default=MISSING, metadata=PATHS)
+    output: str = MISSING
+    output_folder: str | None = MISSING
+    prefixes: str | None = MISSING
+    format: str = field(default=MISSING, metadata=choice("text", "tsv", "jsonl"))
+    alignments: bool = MISSING
+    word_attention: bool = MISSING
+    replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
+    resume: str = field(default=MISSING, metadata=choice("auto", "never"))
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+
+
+@dataclass
+class ScoreConfig(TranslatorConfig):
+    """scripts/score.py"""
+
+    source: str | None = MISSING
+    target: str | None = MISSING
+    input: str | None = MISSING
+    output: str = MISSING
+    format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+
+
+@dataclass
+class InspectConfig:
+    """scripts/inspect.py"""
+
+    checkpoint: str = MISSING
+    format: str = field(default=MISSING, metadata=choice("text", "json"))
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class AverageConfig:
+    """scripts/average.py"""
+
+    checkpoints: list[str] = MISSING
+    run: str | None = MISSING
+    last: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class ImportConfig:
+    """scripts/import_checkpoint.py"""
+
+    source: str = field(default=MISSING, metadata=choice("nvidia_gnmt", "safetensors"))
+    checkpoint: str = MISSING
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """scripts/export_checkpoint.py"""
+
+    checkpoint: str = MISSING
+    output: str = MISSING
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class CompareConfig:
+    """scripts/compare.py"""
+
+    runs: Any = field(default=MISSING, metadata=PATHS)
+    by_length: bool = MISSING
+    figure: str | None = MISSING
+    plots: str | None = MISSING
+    gradient_updates: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
+    trusted_packages: list[str] = MISSING
+
+
+@dataclass
+class BenchmarkConfig:
+    """scripts/benchmark.py"""
+
+    task: str = field(default=MISSING, metadata=choice("decoding", "training", "length"))
+    sizes: list[str] = MISSING
+    lengths: list[str] = MISSING
+    precisions: list[str] = MISSING
+    num_batches: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    checkpoint: str | None = MISSING
+    beams: list[int] = MISSING
+    batch_sizes: list[int] = MISSING
+    source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
+    dropout: float = field(default=MISSING, metadata={"range": Range(0, 1, open_high=True)})
+    sentence_tokens: list[int] = MISSING
+    batch_tokens: int = field(default=MISSING, metadata={"range": Range(4)})
+    repetitions: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    memory: bool = MISSING
+    profile: str | None = MISSING
+    output: str | None = MISSING
+    seed: int = field(default=MISSING, metadata=SEED)
+    device: str = field(default=MISSING, metadata=DEVICE)
+    trusted_packages: list[str] = MISSING
+
+
+SCHEMAS = {
+    "train": TrainConfig,
+    "prepare": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "translate": TranslateConfig,
+    "score": ScoreConfig,
+    "inspect": InspectConfig,
+    "average": AverageConfig,
+    "import_checkpoint": ImportConfig,
+    "export_checkpoint": ExportConfig,
+    "compare": CompareConfig,
+    "benchmark": BenchmarkConfig,
+}
+
+for _name, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(group="schema", name=_name, node=_schema, package="_global_")

@@ -1,1 +1,0 @@
-"""Models that leave this project and models that come from others."""

@@ -1,0 +1,212 @@
+"""Optimizers in stages, gradient clipping, skipped updates, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gnmt.config.build import Deferred
+from gnmt.config.validate import Range
+from gnmt.device import Precision
+from gnmt.errors import InputError
+from gnmt.training.schedule import Schedule
+
+MakeOptimizer = Callable[..., Optimizer]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    until_step: updates of the whole run after which the next phase begins; None for the last one, which lasts as
+    long as the run. optimizer: begins without any memory of the phase before. schedule: its updates count from the
+    phase's first. None stands for what the root key `optimizer` or `schedule` says.
+    """
+
+    until_step: Annotated[int, Range(1)] | None
+    optimizer: Annotated[MakeOptimizer | None, Deferred(Optimizer, ("params",))] = None
+    schedule: Schedule | None = None
+
+
+class Stage(NamedTuple):
+    """A phase ready to be entered: its first update, counted from 0, what makes its optimiser, and its schedule."""
+
+    start: int
+    make_optimizer: MakeOptimizer
+    schedule: Schedule
+
+
+def check_phases(phases: Sequence[Phase]) -> None:
+    """Raises InputError for phases without order, and where a root key would be given and never used."""
+    ends = [phase.until_step for phase in phases]
+    starts = [0, *(end for end in ends if end is not None)]
+    rising = all(one < next_ for one, next_ in pairwise(starts))
+    if not ends or ends[-1] is not None or len(starts) < len(ends) or not rising:
+        raise InputError(
+            f"trainer.phases: found until_step {ends}, allowed are rising numbers, and null for the last phase, which "
+            "trainer.max_steps ends"
+        )
+    for key in ("optimizer", "schedule"):
+        if all(getattr(phase, key) is not None for phase in phases):
+            raise InputError(
+                f"trainer.phases: found no phase with {key}: null, so that the root key {key} would do nothing; "
+                f"move what one phase has there, and give that phase {key}: null"
+            )
+
+
+def stages_of(phases: Sequence[Phase] | None, make_optimizer: MakeOptimizer, schedule: Schedule) -> list[Stage]:
+    """The run's phases in order; without any, the root keys' optimiser and schedule from the start to the end."""
+    if phases is None:
+        return [Stage(0, make_optimizer, schedule)]
+    starts = [0, *(phase.until_step or 0 for phase in phases[:-1])]
+    return [
+        Stage(start, phase.optimizer or make_optimizer, phase.schedule or schedule)
+        for start, phase in zip(starts, phases, strict=True)
+    ]
+
+
+class Optimisation:
+    """Applies updates, phase after phase.
+
+    An update whose loss or gradient is not finite is skipped where it is computed: weights and optimiser stay as they
+    were, and the host does not wait to hear of it. Optimisers with a fused kernel (`fused: true`) can do this on the
+    device; for others, and until the first update of a phase, the host looks. (Fused SGD, told to skip its first
+    update, would leave its momentum uninitialised.)
+
+    stages: see `stages_of`. clip_norm: the largest global norm of the gradient; None for no clipping.
+    before_clipping: called in every update when the gradient is whole and has its true scale.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        stages: Sequence[Stage],
+        clip_norm: float | None,
+        precision: Precision,
+        before_clipping: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.parameters = parameters
+        self.stages = stages
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.before_clipping = before_clipping
+        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.name == "fp16")
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=precision.device)
+        """Updates skipped since the last one that was not; on the device."""
+        self._enter(0)
+
+    def begin(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
+        """Sets the learning rate for the update of that number, counted from 0, and enters its phase where that is new.
+
+        evaluations: the number of updates before each evaluation so far, and its dev BLEU.
+        """
+        index = self._stage_of(step)
+        if index != self.index:
+            self._enter(index)
+        stage = self.stages[index]
+        bleus = [bleu for evaluated_step, bleu in evaluations if evaluated_step > stage.start]
+        factor = stage.schedule.factor(step - stage.start) * stage.schedule.plateau_factor(bleus)
+        for group, base_rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = base_rate * factor
+
+    def apply(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """One update from the gradients, which are gone afterwards; loss_sum: the loss that they are of.
+
+        Returns the gradient's norm before clipping, and whether the update was made: scalars on the device.
+        """
+        self.scaler.unscale_(self.optimizer)
+        self.before_clipping()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        finite = torch.isfinite(norm) & torch.isfinite(loss_sum)
+        self._step_where(finite)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~finite
+        return norm, finite
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it; the phase follows from the step."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state_dict(self, contents: Mapping[str, Any], step: int) -> None:
+        """Takes up what was saved after that many updates, whose last one decides which phase's optimiser it is."""
+        self._enter(self._stage_of(max(0, step - 1)))
+        self.optimizer.load_state_dict(contents["optimizer"])
+        self.scaler.load_state_dict(contents["scaler"])
+        if "skipped_in_a_row" in contents:  # a checkpoint from before they were counted has none
+            self.skipped_in_a_row.copy_(contents["skipped_in_a_row"])
+        self._has_stepped = bool(self.optimizer.state)
+
+    def _stage_of(self, step: int) -> int:
+        return max(index for index, stage in enumerate(self.stages) if stage.start <= step)
+
+    def _enter(self, index: int) -> None:
+        self.index = index
+        self.optimizer = self.stages[index].make_optimizer(params=self.parameters)
+        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._has_stepped = False
+
+    def _step_where(self, finite: Tensor) -> None:
+        optimizer: Any = self.optimizer
+        if self._has_stepped and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # What torch.amp.GradScaler gives them too.
+            optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+        elif bool(finite):
+            optimizer.step()
+            self._has_stepped = True
+
+
+class WeightAverage:
+    """average <- decay * average + (1 - decay) * weights, after every update.
+
+    Early on the decay is min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = dict(model.named_parameters())
+        self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after update `step`, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model holds the averaged weights inside, its own again afterwards."""
+        own = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self._copy(self.averages)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return dict(self.averages)
+
+    @torch.no_grad()
+    def load_state_dict(self, averages: Mapping[str, Tensor]) -> None:
+        """Takes up averages that were saved."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
+
+    @torch.no_grad()
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])

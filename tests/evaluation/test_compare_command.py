@@ -1,0 +1,187 @@
+"""scripts/compare.py on the folders of real runs: whole, unfinished and damaged ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+
+from gnmt.checkpoint.file import read_checkpoint
+from gnmt.evaluation.run_records import find_runs, read_evaluations, read_run
+
+
+def test_a_finished_run(tiny):
+    record = read_run(tiny.folder)
+    best = read_checkpoint(tiny.folder / "best.pt")
+    assert record.problems == ()
+    assert record.updates == 4
+    assert record.dev == best["best"]
+    assert record.parameters == sum({w.data_ptr(): w.numel() for w in best["model"].values()}.values())
+    assert record.tokens_per_second > 0
+    assert 0 < record.seconds < 600
+    assert record.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert record.signatures["chrf"].startswith("nrefs:1|case:mixed|eff:yes|nc:6")
+
+
+def test_a_run_is_one_by_whatever_way_it_is_named(tmp_path, monkeypatch):
+    """Through a link it was not found; by a relative and an absolute path it was two seeds."""
+    run, links = tmp_path / "runs" / "a", tmp_path / "links"
+    for folder in (run, links):
+        folder.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (links / "b").symlink_to(run)
+    (run / "up").symlink_to(tmp_path)  # a circle
+    monkeypatch.chdir(tmp_path)
+    assert find_runs(["links"]) == [links.relative_to(tmp_path) / "b"]
+    assert len(find_runs([".", str(tmp_path), "runs/a"])) == 1
+
+
+def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path, run_command):
+    home = tiny.copied_to(tmp_path)
+    done = run_command("evaluate", f"checkpoint={home.folder}/best.pt", "decoding.beam_size=1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    figures = json.loads(next((home.folder / "translations").glob("*.json")).read_text(encoding="utf-8"))
+    assert sum(row["num_sentences"] for row in figures["by_length"]) == figures["num_sentences"]
+    broken = tmp_path / "runs" / "broken"
+    shutil.copytree(home.folder, broken, symlinks=True)
+    (broken / "best.pt").write_bytes(b"damaged")
+    begun = tmp_path / "runs" / "begun"
+    begun.mkdir()
+    config = json.loads((home.folder / "config.json").read_text(encoding="utf-8")) | {"seed": 5}
+    (begun / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    done = run_command("compare", "runs=runs", "format=tsv", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    [row] = csv.DictReader([line for line in done.out.splitlines() if not line.startswith("#")], delimiter="\t")
+    assert row["seeds"] == "1, 1, 5"
+    assert row["dev BLEU"].endswith("(1 of 3)")
+    assert row[f"{figures['test_set']}.best.beam_size-1 BLEU"].startswith(f"{figures['bleu']:.2f}")
+    assert "# runs/broken: checkpoint runs/broken/best.pt was refused" in done.out
+    assert "# runs/begun: no best.pt: nothing was evaluated yet" in done.out
+    assert "# runs/begun: no update is logged" in done.out
+    assert f"# {home.folder.relative_to(tmp_path)}:" not in done.out
+
+    done = run_command("compare", f"runs=[{home.folder}]", "by_length=true", "figure=plots/a.png", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "plots" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert " words |" in done.out.splitlines()[0]
+
+    (tmp_path / "file").write_text("")
+    done = run_command("compare", f"runs=[{home.folder}]", "by_length=true", "figure=file/a.png", cwd=tmp_path)
+    assert done.code == 2
+    assert "figure: file/a.png cannot be written: " in done.err
+
+
+def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
+    """It was finished once, and is under way again with a later limit."""
+    home = tiny.copied_to(tmp_path)
+    overrides = [override for override in home.overrides if not override.startswith("trainer.max_steps")]
+    done = run_command("train", *overrides, "trainer.max_steps=6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert read_run(home.folder).updates == 6
+    assert read_run(home.folder).problems == ()
+    for events in sorted(home.folder.glob("events*"))[1:]:
+        events.unlink()
+    whole = sorted(home.folder.glob("events*"))[0]
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    [problem] = read_run(home.folder).problems
+    assert problem.startswith("not finished: stopped or still going after update")
+
+
+def test_a_run_whose_config_cannot_be_read_costs_no_other_its_row(tiny, tmp_path, run_command):
+    home = tiny.copied_to(tmp_path)
+    for name, text in (("damaged", "{"), ("deep", "[" * 100_000)):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").write_text(text, encoding="utf-8")
+    done = run_command("compare", "runs=runs", "format=tsv", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1].startswith(f"{home.folder.name}\t")
+    assert "# left out: runs/damaged/config.json cannot be read" in done.out
+    assert "# left out: runs/deep/config.json cannot be read: it is nested too deep" in done.out
+
+
+def test_figures_of_an_earlier_best_are_left_out(tiny, tmp_path):
+    """The run went on after its evaluation; the table showed those figures beside the new dev figures."""
+    home = tiny.copied_to(tmp_path)
+    folder = home.folder / "translations"
+    folder.mkdir(exist_ok=True)
+    now = read_checkpoint(home.folder / "best.pt")["step"]
+    figures = {"bleu": 30.0, "chrf": 50.0, "signatures": {}}
+    for name, step in (("old.best", now - 1), ("old.best.beam_size-1", now - 1), ("a.best", now), ("b.last", now - 1)):
+        (folder / f"{name}.json").write_text(json.dumps(figures | {"step": step}), encoding="utf-8")
+    (folder / "undated.best.json").write_text(json.dumps(figures), encoding="utf-8")
+    record = read_run(home.folder)
+    assert sorted(record.evaluations) == ["a.best", "b.last", "undated.best"]
+    assert [problem.partition(" is left out: ")[0] for problem in record.problems] == [
+        str(folder / f"{name}.json") for name in ("old.best.beam_size-1", "old.best")
+    ]
+    assert f"the best.pt of update {now - 1}, which is now that of update {now}" in record.problems[0]
+
+
+ROW = {"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"by_length": [[1, 5, 7, 40.0]]}, r"by_length\[0\] is .* allowed is an object"),
+        ({"by_length": [ROW, {"from_words": 1}]}, "it lacks to_words"),
+        ({"by_length": [ROW | {"from_words": "1"}]}, r"by_length\[0\]\.from_words is '1', allowed is a whole number"),
+        ({"by_length": [ROW | {"bleu": None}]}, r"by_length\[0\]\.bleu is None, allowed is a finite number"),
+        ({"by_length": 5}, "by_length is '5', allowed is a list"),
+        ({"signatures": {"bleu": 1}}, "signatures.bleu is '1', allowed is text"),
+        ({"bleu": "30"}, "bleu is '30', allowed is a finite number"),
+        ({"sentences_per_second": None}, "sentences_per_second is None"),
+    ],
+)
+def test_damaged_figures_are_named_and_left_out(change, message, tmp_path):
+    """Rows of another shape ended compare.py with a traceback."""
+    figures = {"bleu": 30.0, "chrf": 50.0, "signatures": {}, "by_length": [ROW]}
+    problems: list[str] = []
+    (tmp_path / "x.best.json").write_text(json.dumps(figures), encoding="utf-8")
+    assert read_evaluations(tmp_path, None, problems)["x.best"].by_length == [ROW]
+    (tmp_path / "x.best.json").write_text(json.dumps(figures | change), encoding="utf-8")
+    assert read_evaluations(tmp_path, None, problems) == {}
+    assert re.search(f"x.best.json is no result of evaluate.py .*{message}", problems[0])
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000])
+def test_a_file_that_is_no_evaluation_is_named(text, tmp_path):
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    problems: list[str] = []
+    assert read_evaluations(tmp_path, None, problems) == {}
+    assert "x.json is no result of evaluate.py" in problems[0]
+
+
+@pytest.mark.parametrize("overrides", [["figure=a.png"], ["figure=a.txt", "by_length=true"]])
+def test_a_figure_needs_what_it_shows_and_a_known_format(overrides, run_command, tmp_path):
+    done = run_command("compare", "runs=x", *overrides, cwd=tmp_path)
+    assert done.code == 2
+    assert "needs by_length=true and a name that ends in .png" in done.err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "is not a folder"),
+        (lambda folder: folder.mkdir(), "holds no run"),
+        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{")), "config.json cannot be read"),
+        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("[]")), "must hold an object"),
+    ],
+)
+def test_wrong_input(make, message, run_command, tmp_path):
+    make(tmp_path / "x")
+    done = run_command("compare", "runs=x", cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path):
+    for name in ("sweep/b", "sweep/a", "c"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    found = find_runs([str(tmp_path / "c"), str(tmp_path / "sweep"), str(tmp_path)])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["c", "sweep/a", "sweep/b"]

@@ -1,0 +1,168 @@
+"""The pictures of compare.py, and what it reads of gradients and spikes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from gnmt.errors import InputError
+from gnmt.evaluation.compare import compare, draw_gradient_norms, draw_over_updates, draw_plots, group_runs, labels_of
+from gnmt.evaluation.run_records import Evaluated, RunRecord, largest_loss_rise, mean_by_layer, read_run
+from gnmt.training.train_metrics import GRADIENT_NORMS_FILE, place_of_layer, read_gradient_norms
+
+
+def run(name, seed=1, layers=("encoder.1", "decoder.1"), scale=1.0, **figures):
+    settings = {"seed": seed, "model": {"what": name.partition("__seed")[0]}}
+    scalars = {
+        "dev/loss": [(100, 3.0 * scale), (200, 2.0 * scale)],
+        "dev/bleu": [(100, 10.0), (200, 20.0)],
+        "train/loss": [(50, 4.0), (100, 3.0)],
+        "train/loss_max": [(50, 6.0), (100, 4.5 * scale)],
+        "train/gradient_norm_max": [(50, 7.0), (100, 9.0 * scale)],
+        "train/skipped_updates": [(50, 0.0), (100, 1.0)],
+    }
+    norms = [(update, dict.fromkeys(layers, scale * update)) for update in (1, 3, 300)]
+    return RunRecord(Path("runs") / name, settings, scalars=scalars, gradient_norms=norms, **figures)
+
+
+def points(figure: Figure) -> dict[str, list[tuple[float, float]]]:
+    [axes] = figure.axes
+    lines = {bars.get_label(): bars.lines[0] for bars in axes.containers}
+    return {
+        name: [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+        for name, line in lines.items()
+    }
+
+
+def test_a_scalar_over_updates_is_the_mean_over_seeds():
+    runs = [run("a__seed-1"), run("a__seed-2", seed=2, scale=2.0), run("b__seed-1")]
+    figure = draw_over_updates(runs, "dev/loss", "dev loss")
+    assert points(figure) == {"a": [(100, 4.5), (200, 3.0)], "b": [(100, 3.0), (200, 2.0)]}
+    [axes] = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("updates", "dev loss")
+
+
+def test_gradient_norms_are_means_of_the_first_updates_over_layers():
+    runs = [run("a"), run("b", layers=("encoder.1", "encoder.2", "decoder.1"), scale=4.0), RunRecord(Path("c"), {})]
+    figure = draw_gradient_norms(runs, 200)
+    [axes] = figure.axes
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "gradient norm, mean over updates 1 to 3", "not to 200: no more are recorded"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["encoder.1", "encoder.2", "decoder.1"]
+    found = points(figure)
+    assert list(found) == ["a", "b"], "a run without records has no line"
+    assert found["b"] == [(0, 8), (1, 8), (2, 8)]
+    assert found["a"][0] == (0, 2)
+    assert found["a"][2] == (2, 2)
+
+
+def test_layers_of_models_of_different_kinds_stand_in_the_order_of_the_data():
+    layers = ["embeddings", "encoder.2", "encoder.10", "encoder.other", "attention", "decoder.1", "output", "mine"]
+    assert sorted(set(layers), key=place_of_layer) == layers
+
+
+def groups_of(*runs):
+    return group_runs([RunRecord(Path("runs") / name, settings) for name, settings in runs])
+
+
+def test_labels_say_in_what_the_groups_differ():
+    """As the table does: the folders' names end in a digest where they would be too long."""
+    long = "demo__" + "x" * 100
+    groups = groups_of(
+        (
+            f"{long}-0a1b2c3d",
+            {"model": {"encoder": {"dropout": 0.1}, "decoder": {"dropout": 0.1}}, "betas": [0.9, 0.98]},
+        ),
+        (
+            f"{long}-4e5f6789",
+            {"model": {"encoder": {"dropout": 0.3}, "decoder": {"dropout": 0.1}}, "betas": [0.9, 0.98]},
+        ),
+        (
+            f"{long}-aabbccdd",
+            {"model": {"encoder": {"dropout": 0.3}, "decoder": {"dropout": 0.2}}, "betas": [0.9, 0.98]},
+        ),
+    )
+    assert labels_of(groups) == [
+        f"model.encoder.dropout={encoder}, model.decoder.dropout={decoder}"
+        for encoder, decoder in ((0.1, 0.1), (0.3, 0.1), (0.3, 0.2))
+    ]
+    assert labels_of(groups[:2]) == ["dropout=0.1", "dropout=0.3"]
+
+
+def test_labels_are_names_where_settings_say_less_or_too_much():
+    assert labels_of(groups_of(("gnmt__seed-1", {"size": 1}), ("hybrid__seed-1", {"size": 2}))) == ["gnmt", "hybrid"]
+    alike = groups_of(("a__x-1__seed-1", {"x": "u" * 70}), ("a__x-2__seed-1", {"x": "v" * 70}))
+    assert labels_of(alike) == ["a__x-1", "a__x-2"]
+    assert labels_of(groups_of(("a__seed-1", {"x": "u" * 70}), ("a__seed-2", {"x": "v" * 70}))) == [
+        "1: a__seed-1",
+        "2: a__seed-2",
+    ]
+
+
+def test_all_plots_are_written(tmp_path):
+    by_length = [{"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}]
+    evaluations = {"test.best": Evaluated({"bleu": 30.0, "chrf": 60.0}, {}, by_length)}
+    paths = draw_plots([run("a", evaluations=evaluations), run("b")], tmp_path / "plots", 200)
+    names = ["bleu_by_length.png", "dev_loss.png", "dev_bleu.png", "gradient_norm_by_layer.png"]
+    assert [path.name for path in paths] == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    with pytest.raises(InputError, match="none of the runs holds anything to draw"):
+        draw_plots([RunRecord(Path("c"), {})], tmp_path, 200)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        draw_plots([run("a")], tmp_path / "file", 200)
+
+
+def test_dollars_in_a_name_are_no_formula(tmp_path):
+    draw_plots([run("a$b_{$", 1), run("c", 1)], tmp_path / "plots", gradient_updates=200)
+    assert (tmp_path / "plots" / "dev_loss.png").stat().st_size > 1000
+
+
+def test_spikes_have_columns_where_they_were_logged():
+    table = compare([run("a"), run("b", scale=3.0)])
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert [row["largest gradient norm"] for row in rows] == ["9.00", "27.00"]
+    assert [row["largest loss rise"] for row in rows] == ["0.50", "9.50"], "above the mean of 4 before it"
+    assert [row["skipped updates"] for row in rows] == ["1", "1"]
+    assert "largest gradient norm" not in compare([RunRecord(Path("c"), {})]).header
+
+
+@pytest.mark.parametrize(
+    ("means", "largest", "rise"),
+    [
+        ([], [], None),
+        ([(1, 5.0)], [(1, 9.0)], None),
+        ([(1, 5.0), (2, 4.0)], [(1, 9.0), (2, 4.5)], 0.0),
+        ([(1, 5.0), (2, 2.0), (3, 2.5), (4, 2.0)], [(2, 3.0), (3, 6.0), (4, 2.1)], 4.0),
+        ([(1, 5.0), (2, 4.0)], [], None),
+    ],
+)
+def test_the_largest_rise_is_above_the_lowest_mean_before_it(means, largest, rise):
+    assert largest_loss_rise(means, largest) == rise
+
+
+def test_what_is_not_finite_is_no_part_of_a_mean():
+    records = [(1, {"a": 1.0, "b": None}), (2, {"a": 3.0, "b": None}), (3, {"a": 100.0, "b": 5.0})]
+    assert mean_by_layer(records, 2) == {"a": 2.0}
+
+
+def test_a_damaged_file_of_gradient_norms_is_named(tmp_path):
+    lines = [json.dumps({"update": 1, "norms": {"a": 1.0}}), "{"]
+    (tmp_path / GRADIENT_NORMS_FILE).write_text("\n".join(lines))
+    problems: list[str] = []
+    assert read_gradient_norms(tmp_path, problems) == [(1, {"a": 1.0})]
+    assert f"{GRADIENT_NORMS_FILE}:2 is no record of gradient norms" in problems[0]
+
+
+def test_the_command_draws_and_tells_of_gradients(tiny, tmp_path, run_command):
+    home = tiny.copied_to(tmp_path)
+    done = run_command("compare", f"runs={home.folder}", "plots=plots", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["dev_bleu.png", "dev_loss.png"]
+    assert "largest gradient norm" in done.out.splitlines()[0]
+    record = read_run(home.folder)
+    mean = max(norm for _, norm in record.scalars["train/gradient_norm"])
+    assert record.largest_gradient_norm >= mean > 0

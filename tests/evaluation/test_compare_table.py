@@ -1,0 +1,175 @@
+"""Which runs share a row, which settings get a column, and what stands in the cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gnmt.errors import InputError
+from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, group_runs, spread
+from gnmt.evaluation.run_records import Evaluated, RunRecord
+
+
+def run(name, seed=1, dropout=0.1, bleu=30.0, config=None, **figures):
+    settings = {
+        "seed": seed,
+        "name": name,
+        "device": "cpu",
+        "model": {"encoder": {"dropout": dropout, "num_layers": 2}, "decoder": {"dropout": dropout}},
+        "trainer": {"max_steps": 100, "log_every_steps": 10},
+    }
+    dev = {"dev/loss": 2.0, "dev/bleu": bleu, "dev/chrf": 50.0}
+    return RunRecord(Path("runs") / name, settings | (config or {}), 1000, 100, dev, **figures)
+
+
+def cells(table, row):
+    return dict(zip(table.header, table.rows[row], strict=True))
+
+
+def test_runs_that_differ_in_their_seed_alone_share_a_row():
+    runs = [
+        run("a", 3, bleu=30.0),
+        run("b", 2, bleu=32.0),
+        run("c", 1, dropout=0.3, bleu=20.0),
+        run("d", 10, bleu=34.0),
+    ]
+    assert [[one.folder.name for one in group.runs] for group in group_runs(runs)] == [["a", "b", "d"], ["c"]]
+    table = compare(runs)
+    first = cells(table, 0)
+    assert (first["run"], first["seeds"]) == ("a", "2, 3, 10")
+    assert first["dev BLEU"] == "32.00 ± 2.00"
+    assert first["dev loss"] == "2.000 ± 0.000"
+    assert first["parameters"] == "1,000"
+    assert cells(table, 1)["dev BLEU"] == "20.00"
+
+
+def test_places_intervals_and_devices_make_no_other_run_but_limits_do():
+    trainer = {"max_steps": 100, "log_every_steps": 99}
+    same = run("b", 2, config={"device": "cuda", "trainer": trainer})
+    longer = run("c", 3, config={"trainer": trainer | {"max_steps": 200}})
+    table = compare([run("a"), same, longer])
+    assert len(table.rows) == 2
+    assert [row[table.header.index("trainer.max_steps")] for row in table.rows] == ["100", "200"]
+
+
+def test_a_column_for_each_setting_that_differs_and_one_for_those_that_go_together():
+    table = compare([run("a"), run("b", dropout=0.3), run("c", dropout=0.3, config={"optimizer": {"lr": 0.1}})])
+    assert table.header[2:4] == ["model.decoder.dropout", "optimizer.lr"]
+    assert [row[2:4] for row in table.rows] == [["0.1", "–"], ["0.3", "–"], ["0.3", "0.1"]]
+    assert (
+        "model.decoder.dropout stands for model.encoder.dropout too, which go with it in all of these runs"
+        in table.notes
+    )
+
+
+def test_what_a_class_alone_has_gets_a_column_only_where_it_differs():
+    # A table of an LSTM, a Transformer and a convolutional model once had 37 columns of settings, most of them dashes.
+    def of_class(name, target, **settings):
+        model = {"encoder": {"_target_": target, "num_layers": 2} | settings, "decoder": {"dropout": 0.1}}
+        return run(name, config={"model": model})
+
+    lstm = of_class("a", "LSTM", bridge="last", residual_from=2)
+    deeper = of_class("b", "LSTM", bridge="last", residual_from=3)
+    transformer = of_class("c", "Transformer", num_heads=4)
+    table = compare([lstm, deeper, transformer])
+    assert table.header[2:4] == ["model.encoder._target_", "model.encoder.residual_from"]
+    assert [row[2:4] for row in table.rows] == [["LSTM", "2"], ["LSTM", "3"], ["Transformer", "–"]]
+    alone = "the same in all runs that have them, and so not shown: model.encoder.bridge, model.encoder.num_heads"
+    assert alone in table.notes
+    # Without another class nothing explains why a run lacks a key.
+    assert "model.encoder.bridge" in compare([lstm, of_class("d", "LSTM", residual_from=2)]).header
+
+
+def test_settings_that_came_later_do_not_part_old_runs_from_new_ones():
+    new = run("b", 2)
+    new.config["trainer"] = new.config["trainer"] | {"phases": None}
+    assert len(group_runs([run("a"), new])) == 1
+
+
+def evaluated(bleu, signature="nrefs:1", by_length=()):
+    return {"test.best": Evaluated({"bleu": bleu, "chrf": 60.0}, {"bleu": signature}, list(by_length))}
+
+
+def test_results_of_evaluate_get_columns_and_signatures_notes():
+    table = compare([run("a", evaluations=evaluated(31.0)), run("b", 2, evaluations=evaluated(33.0)), run("c", 3)])
+    assert cells(table, 0)["test.best BLEU"] == "32.00 ± 1.41 (2 of 3)"
+    assert "test.best bleu: nrefs:1" in table.notes
+    table = compare(
+        [run("a", evaluations=evaluated(31.0)), run("b", 2, evaluations=evaluated(33.0, "nrefs:1|tok:char"))]
+    )
+    assert "test.best bleu: nrefs:1 and nrefs:1|tok:char: these figures do not compare" in table.notes
+
+
+def test_the_speed_of_translation_where_it_was_written_down():
+    timed = {"test.best": Evaluated({"bleu": 31.0, "chrf": 60.0}, {}, [], sentences_per_second=412.3)}
+    table = compare([run("a", evaluations=timed), run("b", dropout=0.5, evaluations=evaluated(33.0))])
+    assert [cells(table, row)["test.best sentences/s"] for row in (0, 1)] == ["412", "–"]
+    assert "test.best sentences/s" not in compare([run("b", evaluations=evaluated(33.0))]).header
+
+
+def test_speed_time_and_what_is_wrong():
+    table = compare([run("a", tokens_per_second=1234.4, seconds=90.0), run("b", dropout=0.5, problems=("damaged",))])
+    assert cells(table, 0)["tokens/s"] == "1,234"
+    assert cells(table, 0)["training minutes"] == "1.5"
+    assert cells(table, 1)["tokens/s"] == "–"
+    assert "runs/b: damaged" in table.notes
+
+
+def test_runs_of_one_seed_are_no_spread_over_seeds():
+    note = "a: 2 runs with 1 different seeds, so ± is not over seeds"
+    assert note in compare([run("a"), run("copy of a")]).notes
+    assert not any("not over seeds" in one for one in compare([run("a"), run("b", 2)]).notes)
+
+
+def test_a_name_with_a_line_break_breaks_no_table():
+    table = compare([run("a\nb|c\td")])
+    assert "| a b\\|c d |" in table.as_markdown().splitlines()[2]
+    assert table.as_tsv().splitlines()[1].startswith("a b|c d\t1\t")
+
+
+def test_ranges_of_length_that_begin_alike_stay_apart():
+    ranges = ((5, 40.0), (9, 41.0))
+    rows = [{"from_words": 1, "to_words": end, "num_sentences": 3, "bleu": bleu} for end, bleu in ranges]
+    table = compare_by_length([run("a", evaluations=evaluated(31.0, by_length=rows))])
+    assert [cells(table, 0)[f"1-{end} words"] for end in (5, 9)] == ["40.0", "41.0"]
+
+
+def test_bleu_by_length():
+    names = ("from_words", "to_words", "num_sentences", "bleu")
+    rows = [dict(zip(names, values, strict=True)) for values in ((1, 5, 7, 40.0), (51, None, 2, 10.0))]
+    runs = [
+        run("a", evaluations=evaluated(31.0, by_length=rows)),
+        run("b", 2, evaluations=evaluated(31.0, by_length=rows[:1])),
+    ]
+    table = compare_by_length([*runs, run("c", dropout=0.5)])
+    assert table.header == ["run", "seeds", "model.decoder.dropout", "evaluation", "1-5 words", "51+ words"]
+    assert table.rows == [["a", "1, 2", "0.1", "test.best", "40.0 ± 0.0", "10.0 (1 of 2)"]]
+    assert "sentences in each range, at most: 7, 2" in table.notes[-1]
+    [axes] = draw_by_length([*runs, run("c", dropout=0.5)]).axes
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["a"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1-5", "51+"]
+    assert axes.containers[0].lines[0].get_ydata().tolist() == [40.0, 10.0]
+    with pytest.raises(InputError, match="none of the runs holds BLEU by length"):
+        compare_by_length([run("a")])
+
+
+def test_tables_in_both_formats():
+    table = compare([run("a", evaluations=evaluated(31.0, "nrefs:1|case:mixed"))])
+    lines = table.as_markdown().splitlines()
+    assert lines[0].startswith("| run | seeds | parameters |")
+    assert lines[1].count("---") == len(table.header)
+    lines = table.as_tsv().splitlines()
+    assert lines[1].split("\t")[:3] == ["a", "1", "1,000"]
+    assert all(line.startswith("# ") for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "text"),
+    [
+        *(([], 1, "–"), ([None], 1, "–"), ([3.0], 0, "3"), ([3.0, 3.0], 0, "3")),
+        *(([1.0, 3.0], 0, "2 ± 1"), ([1.0, None], 1, "1.0 (1 of 2)")),
+    ],
+)
+def test_spread(values, digits, text):
+    assert spread(values, digits) == text

@@ -1,0 +1,102 @@
+"""Memory and State: sentences leave, enter and change places, with everything they own."""
+
+from __future__ import annotations
+
+import torch
+
+from gnmt.decoding.beam import in_place
+from gnmt.model.interfaces import Memory, State
+
+
+def memory(num_rows: int, width: int, start: int) -> Memory:
+    """Every number says where it comes from; the last column is padding in all rows but the first."""
+    states = start + torch.arange(num_rows * width * 2.0).view(num_rows, width, 2)
+    mask = torch.ones(num_rows, width, dtype=torch.bool)
+    mask[1:, -1] = False
+    return Memory(
+        states, mask, {"keys": -states, "ids": states[:, :, 0].long()}, {"final": start + torch.arange(num_rows)}
+    )
+
+
+def test_memories_of_different_widths_are_joined_with_padding_that_the_mask_leaves_out():
+    narrow, wide = memory(2, 3, 100), memory(1, 5, 200)
+    joined = Memory.join([narrow, wide])
+    assert joined.mask_BS.dtype == torch.bool
+    assert joined.mask_BS.sum(1).tolist() == [3, 2, 5]
+    for tensor, left, right in (
+        (joined.states_BSH, narrow.states_BSH, wide.states_BSH),
+        (joined.extras["keys"], narrow.extras["keys"], wide.extras["keys"]),
+        (joined.extras["ids"], narrow.extras["ids"], wide.extras["ids"]),
+    ):
+        assert tensor.dtype == left.dtype
+        assert torch.equal(tensor[:2, :3], left)
+        assert torch.equal(tensor[2:], right)
+        assert not tensor[:2, 3:].any()
+    assert joined.by_sentence["final"].tolist() == [100, 101, 200]
+
+
+def test_memories_of_one_width_are_only_put_together():
+    some, others = memory(2, 3, 100), memory(1, 3, 200)
+    joined = Memory.join([some, others])
+    assert torch.equal(joined.states_BSH, torch.cat([some.states_BSH, others.states_BSH]))
+    assert joined.extras.keys() == some.extras.keys()
+
+
+def test_trim_undoes_the_padding_of_join():
+    narrow, wide = memory(2, 3, 100), memory(1, 5, 200)
+    back = Memory.join([narrow, wide]).select(torch.tensor([1, 0])).trim(3)
+    assert torch.equal(back.states_BSH, narrow.states_BSH[[1, 0]])
+    assert torch.equal(back.mask_BS, narrow.mask_BS[[1, 0]])
+    assert torch.equal(back.extras["keys"], narrow.extras["keys"][[1, 0]])
+    assert back.by_sentence["final"].tolist() == [101, 100]
+
+
+def test_states_are_joined_and_what_grows_by_step_is_padded():
+    some = State({"hidden": torch.rand(2, 3, 4), "length": torch.full((2, 3), 5)}, {"cache": torch.rand(2, 3, 5, 2)})
+    others = State({"hidden": torch.rand(1, 3, 4), "length": torch.full((1, 3), 2)}, {"cache": torch.rand(1, 3, 2, 2)})
+    joined = State.join([some, others])
+    assert torch.equal(joined.tensors["hidden"], torch.cat([some.tensors["hidden"], others.tensors["hidden"]]))
+    assert joined.tensors["length"].tolist() == [[5] * 3] * 2 + [[2] * 3]
+    cache = joined.by_step["cache"]
+    assert torch.equal(cache[:2], some.by_step["cache"])
+    assert torch.equal(cache[2:, :, :2], others.by_step["cache"])
+    assert not cache[2:, :, 2:].any()
+
+
+def test_trim_cuts_what_grows_by_step_and_nothing_else():
+    """A window of steps, whose third axis has a fixed size, is not cut."""
+    state = State({"window": torch.rand(2, 3, 4, 5)}, {"cache": torch.rand(2, 3, 6, 5)})
+    back = state.select(torch.tensor([1])).trim(2)
+    assert torch.equal(back.by_step["cache"], state.by_step["cache"][1:, :, :2])
+    assert torch.equal(back.tensors["window"], state.tensors["window"][1:])
+
+
+def test_reorder_moves_everything_within_its_sentence():
+    state = State(
+        {"flat": torch.arange(6).view(2, 3), "deep": torch.arange(24).view(2, 3, 2, 2)},
+        {"cache": torch.arange(30).view(2, 3, 5), "none yet": torch.zeros(2, 3, 0, 4)},
+    )
+    moved = state.reorder(torch.tensor([[2, 2, 0], [1, 0, 2]]))
+    assert moved.tensors["flat"].tolist() == [[2, 2, 0], [4, 3, 5]]
+    for row, parents in enumerate([[2, 2, 0], [1, 0, 2]]):
+        assert torch.equal(moved.tensors["deep"][row], state.tensors["deep"][row, parents])
+        assert torch.equal(moved.by_step["cache"][row], state.by_step["cache"][row, parents])
+    assert moved.by_step["none yet"].shape == (2, 3, 0, 4)
+    assert State({}).reorder(torch.tensor([[0]])).tensors == {}
+
+
+def test_rows_that_stay_move_to_the_places_of_those_that_leave():
+    """Nothing else is copied; tensors of which all rows are one and the same (expand) are not written through."""
+    states_BSH = torch.arange(5.0)[:, None, None].repeat(1, 3, 2)
+    shared = torch.arange(6.0).view(1, 3, 2)
+    memory = Memory(states_BSH, torch.ones(5, 3, dtype=torch.bool), {"shared": shared.expand(5, 3, 2)})
+    rows = in_place([4, 0, 3])
+    assert rows == [0, 4, 3] or rows == [0, 3, 4]
+    holes = [place for place, row in enumerate(rows) if place != row]
+    kept = memory.fill_holes(torch.tensor(holes), torch.tensor([rows[place] for place in holes]), len(rows))
+    assert kept.states_BSH[:, 0, 0].tolist() == [float(row) for row in rows]
+    assert kept.states_BSH.data_ptr() == states_BSH.data_ptr()
+    torch.testing.assert_close(kept.extras["shared"], shared.expand(3, 3, 2))
+    assert in_place(range(4)) == [0, 1, 2, 3]
+    assert in_place([5]) == [5]
+    assert in_place([]) == []

@@ -1,0 +1,159 @@
+"""Device and precision."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gnmt.device import (
+    LARGE_MODEL_PARAMETERS,
+    choose_device,
+    choose_precision,
+    deterministic_kernels,
+    keep_cpu_kernels,
+    return_freed_memory,
+)
+from gnmt.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert choose_device("auto") == torch.device(expected)
+
+
+def test_a_cuda_device_must_exist(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="device=cuda:2: torch sees 2 CUDA devices; use device=auto or cpu"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="torch sees 0 CUDA devices"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cuda:-1", "mps", "meta"])
+def test_other_devices_are_refused(name):
+    with pytest.raises(InputError, match=rf"device={name} is .*: choose auto, cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True, "avx512_bf16": False}, "fp32")],
+)
+def test_auto_takes_bf16_only_where_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", CPU).name == expected
+
+
+def test_products_run_in_the_named_type():
+    matrix = torch.ones(2, 2)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with choose_precision(name, CPU).autocast():
+            assert (matrix @ matrix).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp16"])
+def test_precisions_of_cuda_are_refused_on_a_cpu(name):
+    with pytest.raises(InputError, match=f"precision={name} needs a CUDA device, this run is on cpu: use precision="):
+        choose_precision(name, CPU)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InputError, match="precision=fb16 is unknown: choose one of auto, fp32, tf32, bf16, fp16"):
+        choose_precision("fb16", CPU)
+
+
+def test_a_run_does_not_inherit_the_precision_of_the_one_before():
+    torch.set_float32_matmul_precision("medium")
+    choose_precision("fp32", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_environments_own_number_of_cpu_kernels_counts_for_more(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    keep_cpu_kernels(None)
+    assert name not in os.environ
+    monkeypatch.setenv(name, "17")
+    keep_cpu_kernels(4096)
+    assert os.environ[name] == "17"
+    monkeypatch.delenv(name)
+    keep_cpu_kernels(4096)
+    assert os.environ[name] == "4096"
+
+
+KEPT_AFTER_FREEING = """
+import sys
+import torch
+from gnmt.device import return_freed_memory
+
+def resident_mib():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+print(return_freed_memory(int(sys.argv[1]), torch.device("cpu")))
+torch.ones(6_000_000)  # glibc notes the size of what is freed, and takes smaller ones from its heap from then on
+before = resident_mib()
+activations = [torch.ones(1_000_000) for _ in range(100)]
+last = torch.ones(200_000)  # on top of them
+del activations
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_a_large_model_gives_freed_memory_back_and_a_small_one_keeps_it(monkeypatch):
+    """Of 4+4 layers of 1024, updates held half as much memory again as the aim, all of it free, at the same speed."""
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+
+    def kept(num_parameters: int) -> tuple[str, float]:
+        command = [sys.executable, "-c", KEPT_AFTER_FREEING, str(num_parameters)]
+        is_set, kept_mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return is_set, float(kept_mib)
+
+    is_set, kept_mib = kept(LARGE_MODEL_PARAMETERS)
+    assert is_set == "True"
+    assert kept_mib < 40
+    is_set, kept_mib = kept(LARGE_MODEL_PARAMETERS - 1)
+    assert is_set == "False"
+    assert kept_mib > 350
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
+    assert kept(LARGE_MODEL_PARAMETERS)[0] == "False"
+
+
+def test_on_cuda_freed_memory_is_no_matter_of_glibc():
+    assert not return_freed_memory(LARGE_MODEL_PARAMETERS, torch.device("cuda"))
+
+
+def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic_kernels(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic_kernels(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+def test_what_cannot_be_deterministic_is_named(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    message = r"^deterministic=true: torch has no deterministic kernel here for \S*put.*: give deterministic=false"
+    with pytest.raises(InputError, match=message), deterministic_kernels(True):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    with pytest.raises(RuntimeError, match="another thing"), deterministic_kernels(True):
+        raise RuntimeError("another thing")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    message = r"found CUBLAS_WORKSPACE_CONFIG=:4096:8 .*, allowed is :16:8 or :4096:2"
+    with pytest.raises(InputError, match=message), deterministic_kernels(True):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,97 @@
+"""A translator that turns lines around at once, and can be told to stop at a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.segments import Translation
+from gnmt.device import Precision
+from gnmt.translation.formats import OutputFormat
+from gnmt.translation.translate_files import Job, MadeFrom, translate_files
+
+
+class StubTranslator:
+    """What translate_files sees of a Translator. The translation holds the line's number and its prefix.
+
+    calls: (first line, number of lines) of each call of translate. paths: what it was told that the lines are of.
+    before: called with each line's number first.
+    """
+
+    tokenizers = None
+    batch_size = 2
+    max_source_tokens = 250
+
+    def __init__(
+        self, window_lines: int = 4, before: Callable[[int], None] = lambda line: None, **options: int
+    ) -> None:
+        self.window_lines = window_lines
+        self.before = before
+        self.options = SearchOptions(**options)
+        self.precision = Precision("fp32", torch.device("cpu"))
+        self.calls: list[tuple[int, int]] = []
+        self.paths: set[str | None] = set()
+
+    def translate(
+        self,
+        lines: Sequence[str],
+        *,
+        first_line: int = 1,
+        path: str | None = None,
+        prefixes: Sequence[str] | None = None,
+        attention: bool = False,
+        progress: Callable[[int], None],
+    ) -> list[Translation]:
+        assert len(lines) <= self.window_lines
+        self.calls.append((first_line, len(lines)))
+        self.paths.add(path)
+        translations = []
+        for place, line in enumerate(lines):
+            number = first_line + place
+            self.before(number)
+            prefix = prefixes[place] if prefixes is not None else ""
+            progress(1)
+            translations.append(self.translation(f"{prefix}{number}:{line[::-1]}", number))
+        return translations
+
+    def translation(self, text: str, number: int) -> Translation:
+        others = tuple(
+            Translation(f"{text} {rank}", -rank - 0.5, (7, rank, 3), log_prob=-2.0 * rank, finished=True)
+            for rank in range(1, self.options.n_best)
+        )
+        finished = number % 5 != 0
+        return Translation(text, -0.25, (7, 3), log_prob=-1.0, finished=finished, alternatives=others)
+
+
+NUM_LINES = 18  # five windows of the stub's four lines, the last one of two
+
+
+class Killed(BaseException):
+    """The end of the process, as far as a test within one can play it."""
+
+
+def translate(translator, *jobs, kind="text", **options):
+    """a.en to a.de, unless other jobs are given."""
+    made_from = MadeFrom(["best.pt"], {"ensemble": "log_probs"})
+    translate_files(translator, jobs or [Job("a.en", "a.de")], OutputFormat(kind), made_from=made_from, **options)
+
+
+def expected(num_lines=NUM_LINES):
+    """What the stub makes of the lines of `home`."""
+    return "".join(f"{n}:{f'line {n}'[::-1]}\n" for n in range(1, num_lines + 1))
+
+
+def kill_at(line, error=Killed):
+    """A translator that does not get past that line."""
+
+    def before(number):
+        if number == line:
+            raise error
+
+    return StubTranslator(before=before)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,161 @@
+"""Many inputs, packed ones, prefixes: what is translated to where."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
+
+from gnmt.errors import InputError
+from gnmt.translation.partial_output import PartFolder
+from gnmt.translation.translate_files import Job, plan_jobs
+
+# Many inputs, compression
+
+
+def test_finished_files_are_not_done_again(home):
+    (home / "b.en").write_text("line 1\nline 2\n")
+    jobs = plan_jobs(["b.en", "a.en"], "-", "out")
+    with pytest.raises(Killed):
+        translate(kill_at(10), *jobs)
+    assert (home / "out" / "b.en").read_text() == expected(2)
+    again = StubTranslator()
+    translate(again, *jobs)
+    assert again.calls == [(9, 4), (13, 4), (17, 2)]
+    assert (home / "out" / "a.en").read_text() == expected()
+    assert names(home / "out") == ["a.en", "b.en"]
+    translate(again, *jobs)
+    assert len(again.calls) == 3 + 6
+
+
+def test_a_finished_file_that_was_changed_since_is_done_again(home):
+    (home / "b.en").write_text("line 1\nline 2\n")
+    jobs = plan_jobs(["b.en", "a.en"], "-", "out")
+    with pytest.raises(Killed):
+        translate(kill_at(10), *jobs)
+    (home / "out" / "b.en").write_text("cut short")
+    translate(StubTranslator(), *jobs)
+    assert (home / "out" / "b.en").read_text() == expected(2)
+
+
+def test_packed_output_is_always_the_same(home):
+    outputs = []
+    for name in ("a.de.gz", "b.de.gz"):
+        translate(StubTranslator(), Job("a.en", name))
+        outputs.append((home / name).read_bytes())
+    assert gzip.decompress(outputs[0]).decode() == expected()
+    assert outputs[0] == outputs[1]
+    assert outputs[0][4:8] == bytes(4)  # the time of RFC 1952
+    assert not outputs[0][3] & 8  # no name either
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["a.en", "b.en"], "-", None), "say with output_folder="),
+        ((["a.en", "b.en"], "a.de", "out"), "exclude each other"),
+        ((["a.en", "-"], "-", "out"), "input=- has no name"),
+        ((["a.en", "sub/a.en"], "-", "out"), "two files a.en"),
+        ((["a.en", "b.en"], "-", "out", "a.en"), "belongs to one input"),
+        (("a.eng", "a.de", None), "did you mean a.en"),
+        (("a.en", "sub", None), "output=sub is a folder"),
+        (("a.en", "new/", None), "output=new/ is a folder by its last letter: give a file, or output_folder="),
+        (("a.en", "", None), "output= names no file"),
+        (("", "a.de", None), "input= names no file"),
+        (([], "a.de", None), r"input=\[\] names no file"),
+        (("a.en", "no/a.de", None), "its folder no does not exist"),
+        (("a.en", "a.en", None), "output=a.en is the input itself"),
+        (("a.en", "-", "."), "output=./a.en is the input itself"),
+        (("a.en", "b.en", None, "b.en"), "is the file of prefixes itself"),
+        (("a.en", "a.de", None, "c.en"), "c.en: no such file"),
+        (("-", "a.de", None, "b.en"), "prefixes=b.en needs a plain file as input="),
+        (("a.en", "-", "a.en/out"), "output_folder=a.en/out cannot be made"),
+    ],
+)
+def test_places_that_cannot_work_are_refused(home, arguments, message):
+    (home / "sub").mkdir()
+    for name in ("b.en", "sub/a.en"):
+        (home / name).write_text("a line\n")
+    with pytest.raises(InputError, match=message):
+        plan_jobs(*arguments)
+    assert not (home / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.en", "best.pt", None, None, ["other.pt", "best.pt"]), "output=best.pt is the checkpoint itself"),
+        (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt is the checkpoint itself"),
+        (
+            (["a.en", "a.en.part"], "-", "out"),
+            r"output=out/a\.en\.part lies in .*where what is done of output=out/a\.en",
+        ),
+        ((["a.en.part", "a.en"], "-", "out"), r"output=out/a\.en\.part lies in .*rename one of the two"),
+        (("b.de.part/window-000000", "b.de", None), r"input=b\.de\.part/window-000000 lies in .*output=b\.de is kept"),
+        (("a.en", "b.de", None, "b.de.part/window-000000"), r"prefixes=b\.de\.part/window-000000 lies in"),
+        (("a.en", "b.de", None, None, ["b.de.part/window-000000"]), r"checkpoint=b\.de\.part/window-000000 lies in"),
+        (("a.en", "b.de.part/manifest.json", None), r"output=b\.de\.part/manifest\.json lies in the part of another"),
+    ],
+)
+def test_an_output_that_is_something_else_already_is_refused(home, arguments, message):
+    """The checkpoint was overwritten with its translation, and a part removed the output that stood in its place."""
+    (home / "link.pt").symlink_to("best.pt")
+    (home / "a.en.part").write_text("a line\n")
+    (home / "b.de.part").mkdir()
+    for name in ("manifest.json", "window-000000"):
+        (home / "b.de.part" / name).write_text("{}\n")
+    with pytest.raises(InputError, match=message):
+        plan_jobs(*arguments)
+    assert (home / "best.pt").read_bytes() == b"weights"
+    assert not (home / "out").exists()
+
+
+def test_a_folder_whose_name_ends_in_part_is_no_part(home):
+    (home / "first.part").mkdir()
+    [job] = plan_jobs("a.en", "first.part/a.de", None, None, ["best.pt"])
+    translate(StubTranslator(), job)
+    assert names(home / "first.part") == ["a.de"]
+
+
+# Prefixes
+
+
+def test_prefixes_go_with_their_lines(home):
+    (home / "p.de").write_text("".join(f"p{n} \n" if n % 2 else "\n" for n in range(1, NUM_LINES + 1)))
+    job = Job("a.en", "a.de", "p.de")
+    with pytest.raises(Killed):
+        translate(kill_at(10), job)
+    translate(StubTranslator(), job)
+    lines = (home / "a.de").read_text().splitlines()
+    assert lines[:2] == ["p1 1:1 enil", "2:2 enil"]
+    assert lines[-2:] == ["p17 17:71 enil", "18:81 enil"]
+
+
+@pytest.mark.parametrize("output", ["a.de", "-"])
+def test_unequal_prefixes_give_both_counts(home, output):
+    (home / "p.de").write_text("p\n")
+    with pytest.raises(InputError, match=r"a\.en has 18 lines and p\.de has 1: prefixes="):
+        translate(StubTranslator(), Job("a.en", output, "p.de"))
+
+
+def test_changed_prefixes_are_told_from_a_resume(home):
+    (home / "p.de").write_text("p\n" * NUM_LINES)
+    with pytest.raises(Killed):
+        translate(kill_at(10), Job("a.en", "a.de", "p.de"))
+    with pytest.raises(InputError, match=r"prefixes\.num_lines: 18 → null"):
+        translate(StubTranslator())
+
+
+def test_prefixes_that_change_on_the_way_are_found(home, monkeypatch):
+    (home / "p.de").write_text("p\n" * NUM_LINES)
+    read = PartFolder.manifest
+
+    def change(self):
+        (home / "p.de").write_text("q\n" * NUM_LINES)
+        return read(self)
+
+    monkeypatch.setattr(PartFolder, "manifest", change)
+    with pytest.raises(InputError, match=r"p\.de was changed while it was"):
+        translate(StubTranslator(), Job("a.en", "a.de", "p.de"))
+    assert not (home / "a.de").exists()
