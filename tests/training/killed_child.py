@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-import gnmt.checkpoint.load as checkpoint_module
+import gnmt.checkpoint.file as checkpoint_module
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.objective import Objective

@@ -196,7 +196,7 @@ def test_going_on_with_a_full_disk_costs_the_record_and_not_the_run(tmp_path, mo
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gnmt.fileio.write_atomically", full)
+    monkeypatch.setattr("gnmt.training.train_metrics.write_atomically", full)
     line = json.dumps({"update": 5, "norms": {"output": 1.0}}) + "\n"
     (tmp_path / GRADIENT_NORMS_FILE).write_text(line, encoding="utf-8")
     with Reporter(tmp_path) as reporter:

@@ -16,7 +16,7 @@ from gnmt.fileio import exclusive
 
 CHILD = """
 import os, pathlib, signal, sys
-from gnmt.training.folder import occupied
+from gnmt.config.run_folder import occupied
 with occupied(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "dies" else sys.stdin.read()
