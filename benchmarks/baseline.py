@@ -23,7 +23,7 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import is_residual
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -45,23 +45,23 @@ class Baseline:
     """Translates ids with a Seq2Seq of LSTM decoder and additive attention, in batches in the order given."""
 
     def __init__(self, model: Seq2Seq, device: torch.device) -> None:
-        assert isinstance(model.decoder, LSTMDecoder)
+        assert isinstance(model.decoder, GNMTDecoder)
         assert isinstance(model.decoder.attention, AdditiveAttention)
         self.model, self.decoder, self.attention = model, model.decoder, model.decoder.attention
         self.device = device
 
     @torch.inference_mode()
     def search(
-        self, sources: Sequence[Sequence[int]], options: SearchOptions, banned: Sequence[int], batch_size: int
+        self, sources: Sequence[Sequence[int]], options: SearchOptions, suppressed: Sequence[int], batch_size: int
     ) -> list[list[int]]:
         """The target ids (with EOS where finished) of each source (with EOS)."""
         found: list[list[int]] = []
         for start in range(0, len(sources), batch_size):
-            found += self._batch(sources[start : start + batch_size], options, banned)
+            found += self._batch(sources[start : start + batch_size], options, suppressed)
         return found
 
     def _batch(
-        self, sources: Sequence[Sequence[int]], options: SearchOptions, banned: Sequence[int]
+        self, sources: Sequence[Sequence[int]], options: SearchOptions, suppressed: Sequence[int]
     ) -> list[list[int]]:
         beam = options.beam_size
         ids_BS = pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True, padding_value=PAD_ID)
@@ -83,7 +83,7 @@ class Baseline:
         for length in range(1, max(sentence.limit for sentence in sentences) + 1):
             logits_NV, weights_NS, states = self._step(tokens_NT[:, -1], states, states_NSH, mask_NS)
             log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
-            log_probs_NV[:, list(banned) + ([EOS_ID] if length < options.min_length else [])] = -math.inf
+            log_probs_NV[:, list(suppressed) + ([EOS_ID] if length < options.min_length else [])] = -math.inf
             vocabulary_size = log_probs_NV.shape[1]
             total_BN = log_prob_BK.flatten()[:, None].add(log_probs_NV).view(len(sources), -1)
             log_prob_BN, entries_BN = total_BN.topk(2 * beam, dim=1)

@@ -25,7 +25,7 @@ from gnmt.decoding.search import search
 from gnmt.device import choose_device, choose_precision
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 
 BASELINE = "baseline"
@@ -73,7 +73,7 @@ class Workload:
         encoder_layers, decoder_layers, width, pieces = SIZES[self.size]
         encoder = LSTMEncoder(width, width, encoder_layers)
         attention = AdditiveAttention(width, encoder.output_size, width)
-        decoder = LSTMDecoder(width, width, decoder_layers, attention)
+        decoder = GNMTDecoder(width, width, decoder_layers, attention)
         return Seq2Seq(encoder, decoder, pieces, pieces, width).to(device).eval()
 
     def sources(self, vocabulary_size: int) -> list[list[int]]:
@@ -99,12 +99,14 @@ class Workload:
         """A call that translates everything, by the baseline or by the engine in that precision."""
         device = choose_device(self.device)
         sources = self.sources(model.source_embedding.num_embeddings)
-        banned = (PAD_ID, BOS_ID)
+        suppressed = (PAD_ID, BOS_ID)
         if name == BASELINE:
             plain = Baseline(model, device)
-            return lambda: plain.search(sources, self.options, banned, self.batch_size)
+            return lambda: plain.search(sources, self.options, suppressed, self.batch_size)
         fast = fast_model(model, choose_precision(name, device))
-        return lambda: search(fast, sources, self.options, device=device, banned=banned, batch_size=self.batch_size)
+        return lambda: search(
+            fast, sources, self.options, device=device, suppressed=suppressed, batch_size=self.batch_size
+        )
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class LengthFigure:
     """One line of the table; rates are of the median over the repetitions.
 
     sentence_tokens, num_sentences: of the batch. tokens_per_second: source and target with EOS. memory_mib: the most
-    that a process of its own held, less weights, gradients and optimiser state; None where not asked for.
+    that a process of its own held, less weights, gradients and optimizer state; None where not asked for.
     """
 
     size: str

@@ -19,10 +19,10 @@ Runner = Callable[[], object]
 
 def timed(runner: Runner, device: str) -> float:
     """Seconds of wall clock; a CUDA device has finished before the clock is read."""
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     runner()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -37,7 +37,7 @@ def timed_in_turns(runners: Mapping[str, Runner], repetitions: int, device: str)
     return seconds
 
 
-def synchronise(name: str) -> None:
+def synchronize(name: str) -> None:
     device = choose_device(name)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import torch
 
-from benchmarks.measuring import Runner, synchronise
+from benchmarks.measuring import Runner, synchronize
 from gnmt.device import choose_device
 
 # The first pattern that is found in an operator's name decides.
 GROUPS = (
-    ("optimiser", r"_fused_adam|_fused_sgd|Optimizer\."),
+    ("optimizer", r"_fused_adam|_fused_sgd|Optimizer\."),
     ("LSTM kernels", r"rnn|lstm"),
     (
         "matrix products",
@@ -65,12 +65,12 @@ def profile_workload(workload: Profiled, name: str, folder: Path) -> str:
 def profile(runner: Runner, device_name: str, trace: Path) -> str:
     """Writes the trace of one call, after an unmeasured one, and returns the tables of groups and of operators."""
     runner()
-    synchronise(device_name)
+    synchronize(device_name)
     on_cuda = choose_device(device_name).type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_cuda else [])]
     with torch.profiler.profile(activities=activities) as profiler:
         runner()
-        synchronise(device_name)
+        synchronize(device_name)
     trace.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(trace))
     averages = profiler.key_averages()

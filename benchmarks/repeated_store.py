@@ -1,4 +1,4 @@
-"""A prepared folder whose training pairs stand in it many times over, to measure the start of training on.
+"""A preprocessed folder whose training pairs stand in it many times over, to measure the start of training on.
 
 python -m benchmarks.repeated_store PREPARED TIMES FOLDER
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gnmt.data.store import EncodedSide, Store, StoreWriter, read_prepared
+from gnmt.data.store import EncodedSide, Store, StoreWriter, read_preprocessed
 
 
-def main(prepared: Path, times: int, folder: Path) -> None:
-    opened = read_prepared(prepared)
-    shutil.copytree(prepared, folder, ignore=lambda where, _: ["train"] if Path(where) == prepared else [])
+def main(preprocessed: Path, times: int, folder: Path) -> None:
+    opened = read_preprocessed(preprocessed)
+    shutil.copytree(preprocessed, folder, ignore=lambda where, _: ["train"] if Path(where) == preprocessed else [])
     (folder / "train").mkdir()
     sizes = (opened.tokenizers.source.vocabulary_size, opened.tokenizers.target.vocabulary_size)
     sides = [whole_side(opened.store, side) for side in ("source", "target")]

@@ -19,10 +19,10 @@ from gnmt.data.batching import batch_of
 from gnmt.device import choose_device, choose_precision, return_freed_memory
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.objective import LabelSmoothedCrossEntropy, Objective
-from gnmt.training.optimizer import Optimisation, Stage
+from gnmt.training.optimizer import Optimization, Stage
 from gnmt.training.schedule import Constant
 
 BASELINE = "baseline"
@@ -93,7 +93,7 @@ class TrainingWorkload:
         size = SIZES[self.size]
         encoder = LSTMEncoder(size.width, size.width, size.num_layers, dropout=self.dropout)
         attention = AdditiveAttention(size.width, encoder.output_size, size.width)
-        decoder = LSTMDecoder(size.width, size.width, size.num_layers, attention, dropout=self.dropout)
+        decoder = GNMTDecoder(size.width, size.width, size.num_layers, attention, dropout=self.dropout)
         model = Seq2Seq(encoder, decoder, size.num_pieces, size.num_pieces, size.width)
         return model.to(choose_device(self.device)).train()
 
@@ -124,7 +124,7 @@ class TrainingWorkload:
         return lambda: step(batch)
 
     def step(self, name: str, model: Seq2Seq) -> Step:
-        """One update, by the baseline or by the project in that precision; each has an optimiser of its own."""
+        """One update, by the baseline or by the project in that precision; each has an optimizer of its own."""
         if name == BASELINE:
             return baseline_step(model, self.loss().uniform_V, SMOOTHING, LEARNING_RATE, CLIP_NORM)
         return project_step(model, self.loss(), name)
@@ -146,14 +146,14 @@ def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name
         return torch.optim.Adam(params, LEARNING_RATE, fused=True)
 
     stages = [Stage(0, make_optimizer, Constant())]
-    optimisation = Optimisation(list(objective.parameters()), stages, CLIP_NORM, precision)
+    optimization = Optimization(list(objective.parameters()), stages, CLIP_NORM, precision)
 
     def step(batch: Batch) -> Tensor:
-        optimisation.begin(0, [])
+        optimization.begin(0, [])
         with precision.autocast():
             loss_sum, _ = objective(batch.to(device))
-        optimisation.scaler.scale(loss_sum / batch.num_labels).backward()
-        optimisation.apply(loss_sum.detach())
+        optimization.scaler.scale(loss_sum / batch.num_labels).backward()
+        optimization.apply(loss_sum.detach())
         return loss_sum.detach()
 
     return step
@@ -164,8 +164,8 @@ class TrainingFigure:
     """One line of the table; rates are of the median over the repetitions.
 
     tokens_per_second: source and target with EOS, padding not counted. ratio: the baseline's median time divided by
-    this one's. utilisation: of the best matrix product in that precision, see `model_flops`. memory_mib: the most that
-    a process of its own held, less weights, gradients and optimiser state; None where not asked for.
+    this one's. utilization: of the best matrix product in that precision, see `model_flops`. memory_mib: the most that
+    a process of its own held, less weights, gradients and optimizer state; None where not asked for.
     """
 
     size: str
@@ -175,7 +175,7 @@ class TrainingFigure:
     step_milliseconds: float
     tokens_per_second: float
     ratio: float
-    utilisation: float
+    utilization: float
     memory_mib: float | None
 
 
@@ -186,7 +186,7 @@ COLUMNS = (
     Column("step ms", "step_milliseconds", 9, ".1f"),
     Column("tokens/s", "tokens_per_second", 10, ".0f"),
     Column("ratio", "ratio", 7, ".2f"),
-    Column("utilisation", "utilisation", 12, ".1%"),
+    Column("utilization", "utilization", 12, ".1%"),
     Column("memory MiB", "memory_mib", 11, ".0f"),
 )
 
@@ -228,7 +228,7 @@ def workload_flops(workload: TrainingWorkload) -> Callable[[Batch], int]:
     A product with a matrix costs 2 operations for each of its elements and each token in forward and twice that in
     backward. Counted are the LSTMs, 4 * width * (input + width) elements each, the attention's projections, score and
     context, and the output layer, all for real tokens only. Not counted: embeddings, everything element by element,
-    the optimiser, padding, and what is computed twice to save memory.
+    the optimizer, padding, and what is computed twice to save memory.
     """
     num_layers, width, num_pieces, _, _ = SIZES[workload.size]
     lstm_of = {inputs: 4 * width * (inputs + width) for inputs in (width, 2 * width)}
@@ -264,7 +264,7 @@ def product_width(device_name: str) -> int:
 
 
 def memory_mib(workload: Updates, name: str) -> float:
-    """The most that this process holds during updates, less weights, gradients, optimiser state and libraries."""
+    """The most that this process holds during updates, less weights, gradients, optimizer state and libraries."""
     device = choose_device(workload.device)
     on_cuda = device.type == "cuda"
     tiny = TrainingWorkload("tiny", "equal", 0.0, 1, 1, workload.device)
@@ -276,7 +276,7 @@ def memory_mib(workload: Updates, name: str) -> float:
     step = workload.step(name, model)
     if name == BASELINE:
         del model  # it trains a copy
-    for batch in workload.batches()[:1] * 2:  # the optimiser's state is there in the second
+    for batch in workload.batches()[:1] * 2:  # the optimizer's state is there in the second
         step(batch)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else peak_resident_mib()
     return peak - before - fixed

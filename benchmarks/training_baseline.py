@@ -18,19 +18,19 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from gnmt.batch import Batch
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import Bidirectional, is_residual
 from gnmt.model.seq2seq import Seq2Seq
 
 
 class PlainTranslator(nn.Module):
-    """A Seq2Seq of LSTM encoder, LSTM decoder and normalised additive attention, written out plainly."""
+    """A Seq2Seq of LSTM encoder, LSTM decoder and normalized additive attention, written out plainly."""
 
     def __init__(self, model: Seq2Seq) -> None:
         super().__init__()
         encoder, decoder = model.encoder, model.decoder
         assert isinstance(encoder, LSTMEncoder)
-        assert isinstance(decoder, LSTMDecoder)
+        assert isinstance(decoder, GNMTDecoder)
         attention = decoder.attention
         assert isinstance(attention, AdditiveAttention)
         assert attention.scale is not None

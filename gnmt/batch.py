@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """Sentence pairs with the framing of training.
 
     source: pieces and EOS. target: BOS, pieces and EOS, so its lengths are |Y| + 1.
-    pairs_B: int64, each row's index in the prepared store.
+    pairs_B: int64, each row's index in the preprocessed store.
     num_labels: target tokens with EOS, without BOS, of all rows; a number of the host, which therefore never has to
     wait for the device to count them.
     """

@@ -18,7 +18,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 """What `precision` may be; gnmt.device says what they mean."""
 
 SEARCH_PRECISIONS = (*PRECISIONS, "int8")
-"""The same for translating and scoring, where weights may be quantised."""
+"""The same for translating and scoring, where weights may be quantized."""
 
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def what_int8_misses(device: torch.device) -> str | None:
 _KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
-def keep_cpu_kernels(number: int | None) -> None:
+def set_onednn_cache_capacity(number: int | None) -> None:
     """Lets oneDNN keep so many compiled kernels; None for its own 1,024. The environment's own word counts for more.
 
     oneDNN runs LSTMs and products on a CPU with a kernel for each shape, which takes a millisecond or so to make. A
@@ -132,7 +132,7 @@ def return_freed_memory(num_parameters: int, device: torch.device) -> bool:
     """Has glibc give tensors of a megabyte and more back to the system as soon as they are freed; whether it does.
 
     Otherwise it keeps what activations held, for later: an update of 193 million parameters then holds twice as much
-    above weights, gradients and optimiser state, and is no faster. Only for a model of LARGE_MODEL_PARAMETERS on a CPU,
+    above weights, gradients and optimizer state, and is no faster. Only for a model of LARGE_MODEL_PARAMETERS on a CPU,
     with glibc, and where the environment has no word of its own. It counts for the rest of the process.
     """
     if num_parameters < LARGE_MODEL_PARAMETERS or device.type != "cpu" or sys.platform != "linux":

@@ -26,7 +26,7 @@ _ENDED = "the other processes have ended; the first error message says why"
 MEETING_SECONDS = 300.0
 """For all processes to have started."""
 WATCH_SECONDS = 1.0
-"""Between two looks of a `Watchman`."""
+"""Between two looks of a `Watchdog`."""
 GRACE_SECONDS = 10.0
 """For a process that hears of another's failure to end by itself, after what it is writing."""
 WRITING_SECONDS = 600.0
@@ -38,7 +38,7 @@ LEAVING_SECONDS = 60.0
 class Ranks:
     """This process among those of its job: `rank` of `world_size`, and `local_rank` on its machine.
 
-    store: what they share; a process that is alone needs none. All ranks must make the same calls of `wait_for_first`
+    store: what they share; a process that is alone needs none. All ranks must make the same calls of `wait_for_rank_0`
     and `wait_for_all`, in the same order.
     """
 
@@ -67,7 +67,7 @@ class Ranks:
             raise InputError(f"the processes cannot meet ({error}): start them with torchrun") from error
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_0(self) -> bool:
         """True for the one process that writes, logs and decides for all."""
         return self.rank == 0
 
@@ -77,13 +77,13 @@ class Ranks:
             return f"cuda:{self.local_rank}"
         return name
 
-    def wait_for_first(self, message: str = "") -> str:
+    def wait_for_rank_0(self, message: str = "") -> str:
         """The others wait until the first has come here; all return the first's message."""
         name = self._next_meeting()
         if self._store is None:
             return message
         store = self._store
-        if self.is_first:
+        if self.is_rank_0:
             store.set(name, message)
             return message
         self._wait_until(lambda: store.check([name]))
@@ -95,7 +95,7 @@ class Ranks:
         if self._store is None:
             return
         store = self._store
-        if self.is_first:
+        if self.is_rank_0:
             others = [f"{name}/{rank}" for rank in range(1, self.world_size)]
             self._wait_until(lambda: store.check(others))
         else:
@@ -154,9 +154,9 @@ class Ranks:
         name = self._next_meeting()
         try:
             self._store.add(name, 1)
-            while self.is_first and self._store.add(name, 0) < self.world_size and time.monotonic() < deadline:
+            while self.is_rank_0 and self._store.add(name, 0) < self.world_size and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
-            if self.is_first:
+            if self.is_rank_0:
                 self._store.set(f"{name}/first", "")
             while not self._store.check([f"{name}/first"]) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
@@ -168,10 +168,10 @@ class Ranks:
         assert self._store is not None
         return PrefixStore(f"{name}-{self._next_meeting()}", self._store)
 
-    def watchman(self, is_writing: Callable[[], bool]) -> Watchman:
+    def watchdog(self, is_writing: Callable[[], bool]) -> Watchdog:
         """Watches over the failures of others, while this process may be where it cannot look itself."""
         assert self._store is not None
-        return Watchman(self._store.clone(), self.is_first, is_writing)  # type: ignore[attr-defined]
+        return Watchdog(self._store.clone(), self.is_rank_0, is_writing)  # type: ignore[attr-defined]
 
     def _next_meeting(self) -> str:
         self._num_meetings += 1
@@ -197,7 +197,7 @@ class _OwnCount:
 
 
 @contextmanager
-def speaking_once(ranks: Ranks) -> Iterator[None]:
+def report_once(ranks: Ranks) -> Iterator[None]:
     """Around a script's work: an error that ends all is told by the process it is of, and by the first one.
 
     The others, which only say that they stop, exit with code 1 and no word.
@@ -205,7 +205,7 @@ def speaking_once(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if ranks.world_size > 1 and not ranks.failed_first and not ranks.is_first:
+        if ranks.world_size > 1 and not ranks.failed_first and not ranks.is_rank_0:
             raise SystemExit(1) from error
         raise
 
@@ -241,7 +241,7 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
     return PrefixStore(own, store)
 
 
-class Watchman(threading.Thread):
+class Watchdog(threading.Thread):
     """Ends this process where another has failed and this one does not notice, as in a collective that never returns.
 
     store: a connection of its own, since another may be waiting. speaks: whether it says why. is_writing: whether
@@ -249,7 +249,7 @@ class Watchman(threading.Thread):
     """
 
     def __init__(self, store: Store, speaks: bool, is_writing: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(name="watchman", daemon=True)
+        super().__init__(name="watchdog", daemon=True)
         self._store = store
         self._speaks = speaks
         self._is_writing = is_writing

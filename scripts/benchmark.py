@@ -12,9 +12,9 @@
   python scripts/benchmark.py task=length sizes=[claims/gnmt,claims/transformer] sentence_tokens=[20,200]
 
 The baselines (benchmarks/baseline.py, benchmarks/training_baseline.py) run in fp32; `ratio` is their time divided by a
-system's. Translations have lengths set beforehand, so that all take the same steps. Of training, `utilisation` is the
+system's. Translations have lengths set beforehand, so that all take the same steps. Of training, `utilization` is the
 arithmetic that the model needs, over time and over the speed of the best matrix product of that precision in the same
-run; memory is that above weights, gradients and optimiser state. That both compute the same is checked first.
+run; memory is that above weights, gradients and optimizer state. That both compute the same is checked first.
 Over the length of sentences systems are measured beside each other, without a baseline.
 The table goes to stdout, all figures as JSON to output=.
 

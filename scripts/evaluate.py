@@ -57,7 +57,7 @@ def main(cfg: EvaluateConfig) -> None:
         test_set, pairs = file_pairs(cfg.source, cfg.target)
     else:
         trusted = tuple(cfg.trusted_packages)
-        recorded = TrainedData(config["data"], contents["prepared_folder"], contents["data_identity"], trusted)
+        recorded = TrainedData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)
         test_set, pairs = recorded.named(cfg.test_set, cfg.data_folder)
         identity = recorded.identity
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
@@ -77,7 +77,7 @@ def main(cfg: EvaluateConfig) -> None:
         pairs,
         test_set=test_set,
         files=files,
-        data_identity=identity,
+        data_fingerprint=identity,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
         bleu_tokenize=bleu_tokenize,

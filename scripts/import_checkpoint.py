@@ -3,7 +3,7 @@
   python scripts/import_checkpoint.py source=nvidia_gnmt checkpoint=model_best.pth output=nvidia.pt
   python scripts/import_checkpoint.py source=safetensors checkpoint=exported output=model.pt
 
-The result is for translate.py, evaluate.py (with source= and target=), score.py and inspect.py. What text an imported
+The result is for translate.py, evaluate.py (with source= and target=), score.py and inspect_checkpoint.py. What text an imported
 model reads stands in docs/interchange.md. What cannot be represented is refused by name.
 
 Main keys:

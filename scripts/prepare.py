@@ -1,9 +1,9 @@
-"""Turn raw parallel text into a prepared folder; train.py does the same by itself when needed.
+"""Turn raw parallel text into a preprocessed folder; train.py does the same by itself when needed.
 
   python scripts/prepare.py                                            the embedded demo corpus
   python scripts/prepare.py data=multi30k data.folder=FOLDER tokenizer.vocab_size=6000
   python scripts/prepare.py data=files data.train.source=a.en data.train.target=a.de \\
-      data.dev.source=b.en data.dev.target=b.de data.prepared=prepared/mine
+      data.dev.source=b.en data.dev.target=b.de data.preprocessed=preprocessed/mine
 
 The folder holds the tokenizer, the training pairs as memory-mapped ids and text, dev and test text, a report of
 what cleaning left out, and a manifest. With the same inputs and settings again, nothing is done.
@@ -11,7 +11,7 @@ what cleaning left out, and a manifest. With the same inputs and settings again,
 Main keys:
   data, tokenizer    what to prepare and how to cut it into pieces
   data.cleaning.*    limits of length and ratio, duplicates, identical and blank sides
-  data.prepared      the folder; by default prepared/<name>-<digest of the settings>
+  data.preprocessed      the folder; by default preprocessed/<name>-<digest of the settings>
   overwrite          true replaces a folder that was made from other inputs or settings
 """
 
@@ -27,13 +27,13 @@ from gnmt.errors import counted
 
 @entry("prepare")
 def main(cfg: PrepareConfig) -> None:
-    prepared = prepare(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
+    preprocessed = prepare(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
     print(
-        f"{prepared.folder}: {counted(len(prepared.store), 'training pair')}, {counted(len(prepared.dev), 'dev pair')}"
+        f"{preprocessed.folder}: {counted(len(preprocessed.store), 'training pair')}, {counted(len(preprocessed.dev), 'dev pair')}"
     )
-    for name, pairs in prepared.tests.items():
+    for name, pairs in preprocessed.tests.items():
         print(f"test set {name}: {counted(len(pairs), 'pair')}")
-    print(prepared.report.text(), end="")
+    print(preprocessed.report.text(), end="")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Main keys:
   device, precision  auto takes CUDA and bf16 where the hardware has them
   trainer.*          limits, batch size, intervals of logging, evaluation and saving
   resume             auto continues what the folder holds; never refuses to
-  initialise_from    another run's checkpoint to take the weights from, with a fresh optimiser
+  initialize_from    another run's checkpoint to take the weights from, with a fresh optimizer
   deterministic      true: the same bits each time on CUDA too
 
 Ctrl-C, SIGTERM and SIGUSR1 save after the update at hand and end with exit code 130, 143 and 75; the same command goes
@@ -34,7 +34,7 @@ from gnmt.training.train import train
 @entry("train")
 def main(cfg: TrainConfig) -> None:
     result = train(cfg, current_run_folder(cfg))
-    if not current_ranks().is_first:
+    if not current_ranks().is_rank_0:
         return
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     for line in (

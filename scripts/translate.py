@@ -30,8 +30,8 @@ from gnmt.config.build import resolve
 from gnmt.config.cli import entry
 from gnmt.config.schema import TranslateConfig
 from gnmt.decoding.translator import load_translator
-from gnmt.device import keep_cpu_kernels
-from gnmt.distributed import current_ranks, speaking_once
+from gnmt.device import set_onednn_cache_capacity
+from gnmt.distributed import current_ranks, report_once
 from gnmt.translation.formats import OutputFormat
 from gnmt.translation.translate_files import MadeFrom, plan_jobs, translate_files
 
@@ -41,7 +41,7 @@ CPU_KERNELS = 512
 
 @entry("translate")
 def main(cfg: TranslateConfig) -> None:
-    keep_cpu_kernels(CPU_KERNELS)
+    set_onednn_cache_capacity(CPU_KERNELS)
     values = resolve(cfg)  # plain lists and dictionaries
     checkpoints = [values["checkpoint"]] if isinstance(values["checkpoint"], str) else values["checkpoint"]
     jobs = plan_jobs(values["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
@@ -52,7 +52,7 @@ def main(cfg: TranslateConfig) -> None:
     )
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
-    with speaking_once(ranks):
+    with report_once(ranks):
         translate_files(translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
 
 

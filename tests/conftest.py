@@ -1,7 +1,7 @@
 """What all tests share: one thread for each worker, commands run in this process, and one trained run.
 
 `run_command` starts a script as its command line would, without a process of its own. `tiny` is a run of seconds
-for everything that works with any weights; `trained` is a run of a minute that has learnt to translate, made once in
+for everything that works with any weights; `trained` is a run of a minute that has learned to translate, made once in
 a session, whichever worker comes first.
 """
 
@@ -85,7 +85,7 @@ class Finished:
 class Run:
     """A finished training run.
 
-    home: the folder that the command ran in, with `runs/` and `prepared/`. folder: the run. overrides: the command's.
+    home: the folder that the command ran in, with `runs/` and `preprocessed/`. folder: the run. overrides: the command's.
     printed: what it wrote.
     """
 
@@ -95,11 +95,11 @@ class Run:
     printed: Finished
 
     def copied_to(self, home: Path) -> Run:
-        """The same in another folder, to be changed at will; the prepared text stays where it is."""
+        """The same in another folder, to be changed at will; the preprocessed text stays where it is."""
         shutil.copytree(self.home / "runs", home / "runs", symlinks=True)
-        prepared = next((self.home / "prepared").glob("demo-*"))
+        preprocessed = next((self.home / "preprocessed").glob("demo-*"))
         folder = home / self.folder.relative_to(self.home)
-        return Run(home, folder, (*self.overrides, f"data.prepared={prepared}"), self.printed)
+        return Run(home, folder, (*self.overrides, f"data.preprocessed={preprocessed}"), self.printed)
 
 
 def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> Finished:
@@ -194,7 +194,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that has learnt to translate the demo grammar; read it, or change a copy. Mark its tests `slow`."""
+    """A run that has learned to translate the demo grammar; read it, or change a copy. Mark its tests `slow`."""
     return trained_once(tmp_path_factory, "trained", TRAINED)
 
 

@@ -14,8 +14,8 @@ from gnmt.device import (
     choose_device,
     choose_precision,
     deterministic_kernels,
-    keep_cpu_kernels,
     return_freed_memory,
+    set_onednn_cache_capacity,
 )
 from gnmt.errors import InputError
 
@@ -80,13 +80,13 @@ def test_a_run_does_not_inherit_the_precision_of_the_one_before():
 def test_the_environments_own_number_of_cpu_kernels_counts_for_more(monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.delenv(name, raising=False)
-    keep_cpu_kernels(None)
+    set_onednn_cache_capacity(None)
     assert name not in os.environ
     monkeypatch.setenv(name, "17")
-    keep_cpu_kernels(4096)
+    set_onednn_cache_capacity(4096)
     assert os.environ[name] == "17"
     monkeypatch.delenv(name)
-    keep_cpu_kernels(4096)
+    set_onednn_cache_capacity(4096)
     assert os.environ[name] == "4096"
 
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from gnmt.distributed import Ranks, Watchman, fresh_store
+from gnmt.distributed import Ranks, Watchdog, fresh_store
 from gnmt.errors import InputError
 
 
 def test_without_torchrun_a_process_is_alone_and_never_waits(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     ranks = Ranks.from_environment()
-    assert (ranks.rank, ranks.world_size, ranks.is_first) == (0, 1, True)
+    assert (ranks.rank, ranks.world_size, ranks.is_rank_0) == (0, 1, True)
     with ranks.together():
-        ranks.wait_for_first()
+        ranks.wait_for_rank_0()
         ranks.wait_for_all()
         ranks.check()
 
@@ -56,7 +56,7 @@ def test_the_others_wait_for_the_first_and_the_first_for_all_others():
         if rank == 0:
             time.sleep(0.3)
             said.append("first is ready")
-        ranks.wait_for_first()
+        ranks.wait_for_rank_0()
         if rank != 0:
             said.append("another goes on")
         ranks.wait_for_all()
@@ -85,9 +85,9 @@ def test_a_failure_is_told_to_the_others_once():
 
 def test_the_first_says_what_the_others_hear():
     store = HashStore()
-    assert Ranks(0, 2, 0, store).wait_for_first("step 7") == "step 7"
-    assert Ranks(1, 2, 1, store).wait_for_first() == "step 7"
-    assert Ranks().wait_for_first("alone") == "alone"
+    assert Ranks(0, 2, 0, store).wait_for_rank_0("step 7") == "step 7"
+    assert Ranks(1, 2, 1, store).wait_for_rank_0() == "step 7"
+    assert Ranks().wait_for_rank_0("alone") == "alone"
 
 
 def test_of_two_failures_the_first_counts():
@@ -140,10 +140,10 @@ def test_the_first_leaves_when_all_have_come_and_the_others_after_it(monkeypatch
 
 def test_a_watchman_who_is_dismissed_lets_the_process_live(monkeypatch):
     monkeypatch.setattr("gnmt.distributed.WATCH_SECONDS", 0.01)
-    watchman = Watchman(HashStore(), speaks=True)
-    watchman.start()
-    watchman.dismiss()
-    assert not watchman.is_alive()
+    watchdog = Watchdog(HashStore(), speaks=True)
+    watchdog.start()
+    watchdog.dismiss()
+    assert not watchdog.is_alive()
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ import time
 import gnmt.distributed as distributed
 distributed.WATCH_SECONDS = distributed.GRACE_SECONDS = 0.05
 store = distributed.torch.distributed.HashStore()
-distributed.Watchman(store, speaks=True).start()
+distributed.Watchdog(store, speaks=True).start()
 store.set("failed", "stopped, because rank 1 did: no memory")
 time.sleep(300)
 """
@@ -174,7 +174,7 @@ distributed.WRITING_SECONDS = {writing_seconds}
 write = threading.Thread(target=lambda: (time.sleep(1), pathlib.Path("checkpoint").touch()), daemon=True)
 write.start()
 store = distributed.torch.distributed.HashStore()
-distributed.Watchman(store, speaks=True, is_writing=write.is_alive).start()
+distributed.Watchdog(store, speaks=True, is_writing=write.is_alive).start()
 store.set("failed", "stopped, because rank 1 did: no memory")
 time.sleep(300)
 """

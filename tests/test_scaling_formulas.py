@@ -45,7 +45,7 @@ def model(layers: int, width: int, pieces: int, tied: str = "none") -> Seq2Seq:
 
 @pytest.mark.parametrize("tied", TABLES)
 @pytest.mark.parametrize(("layers", "width"), [(2, 8), (3, 16), (5, 8)])
-def test_parameters_and_the_optimisers_memory(layers: int, width: int, tied: str) -> None:
+def test_parameters_and_the_optimizers_memory(layers: int, width: int, tied: str) -> None:
     made = model(layers, width, 50, tied)
     count = parameters(layers, width, 50, tied)
     assert sum(parameter.numel() for parameter in made.parameters()) == count

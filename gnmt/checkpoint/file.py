@@ -71,9 +71,19 @@ def nearby_checkpoints(path: Path) -> str:
     return f"; there are: {', '.join(found[:8])}" if found else f"; no *.pt lies in {path.parent} either"
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What every checkpoint says, besides what only continuing a run needs.
-PARTS = ("config", "tokenizers", "model", "step", "best", "best_step", "data_identity", "prepared_folder", "precision")
+PARTS = (
+    "config",
+    "tokenizers",
+    "model",
+    "step",
+    "best",
+    "best_step",
+    "data_fingerprint",
+    "preprocessed_folder",
+    "precision",
+)
 
 Weights = Literal["averaged", "raw"]
 

@@ -18,7 +18,6 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
 from gnmt.device import PRECISIONS
 from gnmt.errors import InputError, first_line
-from gnmt.model.outdated import without_idle_parts
 from gnmt.model.seq2seq import Seq2Seq
 
 
@@ -88,7 +87,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         _is_object_of(lambda figure: isinstance(figure, int | float) and not isinstance(figure, bool)),
         "an object of numbers",
     ),
-    **dict.fromkeys(("data_identity", "prepared_folder", "torch_version"), (_is_text, "text")),
+    **dict.fromkeys(("data_fingerprint", "preprocessed_folder", "torch_version"), (_is_text, "text")),
     "precision": (lambda value: value in _TRAINED_IN, f"one of {', '.join(_TRAINED_IN)}"),
     "git_revision": (lambda value: value is None or _is_text(value), "text or null"),
     "unused_target_ids": (_is_list_of(lambda id: True), "a list of ids"),
@@ -123,7 +122,6 @@ def import_checkpoint(
         node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{checkpoint} garbles a part of a checkpoint: {first_line(error)}") from None
-    node, contents = without_idle_parts(node, contents)
     model = build_model(node, tokenizers, trusted_packages, str(checkpoint))
     take_weights(model, contents, str(checkpoint))
     check_fields(contents, config, tokenizers.target.vocabulary_size, str(checkpoint))

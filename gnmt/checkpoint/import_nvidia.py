@@ -1,7 +1,7 @@
 """Checkpoints of NVIDIA's PyTorch GNMT v2 (DeepLearningExamples, PyTorch/Translation/GNMT) as checkpoints of ours.
 
 Their model is ours with `query: current`: a bidirectional first encoder layer, residual connections from the third
-layer of both sides, normalised additive attention whose context goes to every upper decoder layer. Each of their
+layer of both sides, normalized additive attention whose context goes to every upper decoder layer. Each of their
 tensors is one of ours under another name; linear_q and linear_k have no bias, and normalize_bias, which they add to the
 sum of query and key, is the bias of our key projection. Their encoder reads BOS, the pieces and EOS.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gnmt.checkpoint.file import nearby_checkpoints, software_versions
-from gnmt.data.pretokenized import PieceTokenizer
+from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
 from gnmt.errors import InputError, first_line
@@ -180,8 +180,8 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
         "step": step,
         "best": {},
         "best_step": step,
-        "data_identity": "",
-        "prepared_folder": "",
+        "data_fingerprint": "",
+        "preprocessed_folder": "",
         "precision": "fp32",
         "git_revision": None,
         "torch_version": str(torch.__version__),
@@ -284,7 +284,7 @@ def model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout: 
     embedding_size = weights["encoder.embedder.weight"].shape[-1]
     encoder_size = weights["encoder.rnn_layers.0.weight_hh_l0"].shape[-1]
     decoder_size = weights["decoder.att_rnn.rnn.weight_hh_l0"].shape[-1]
-    common = {"residual_from": 3, "dropout": dropout, "dropout_over_time": "fresh"}
+    common = {"residual_from": 3, "dropout": dropout, "variational_dropout": False}
     return {
         "_target_": "gnmt.model.seq2seq.Seq2Seq",
         "embedding_size": embedding_size,
@@ -302,7 +302,7 @@ def model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout: 
             **common,
         },
         "decoder": {
-            "_target_": "gnmt.model.recurrent.gnmt_decoder.LSTMDecoder",
+            "_target_": "gnmt.model.recurrent.gnmt_decoder.GNMTDecoder",
             "input_size": embedding_size,
             "hidden_size": decoder_size,
             "num_layers": num_decoder_layers,
@@ -313,14 +313,14 @@ def model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout: 
                 "query_size": decoder_size,
                 "memory_size": encoder_size,
                 "hidden_size": weights["decoder.att_rnn.attn.linear_att"].shape[0],
-                "normalise": True,
+                "normalize": True,
                 "initial_scale": 1.0,
             },
         },
     }
 
 
-def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PieceTokenizer, list[int]]:
+def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PretokenizedTokenizer, list[int]]:
     """Their vocabulary as a tokenizer of ours, and the ids that only fill it up, which no sentence holds.
 
     num_rows: of the embeddings; as many ids there must be.
@@ -357,7 +357,7 @@ def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PieceTokenize
             f"{', '.join(map(repr, _SPECIAL))}, the ids of padding, unknown, begin and end of GNMT v2"
         )
     # Of a piece that their list holds twice, the first id has none.
-    tokenizer = PieceTokenizer(tuple(to_piece.get(id) for id in range(size)), separator)
+    tokenizer = PretokenizedTokenizer(tuple(to_piece.get(id) for id in range(size)), separator)
     unused = [id for id, piece in to_piece.items() if _MADE_UP.fullmatch(piece)]
     return tokenizer, sorted(unused)
 

@@ -35,8 +35,8 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
             "best_step": contents["best_step"],
             "parameters": count_parameters(contents["model"]),
             "tokenizers": describe_tokenizers(tokenizers),
-            "data_identity": contents["data_identity"],
-            "prepared_folder": contents["prepared_folder"],
+            "data_fingerprint": contents["data_fingerprint"],
+            "preprocessed_folder": contents["preprocessed_folder"],
             "precision": contents["precision"],
             "versions": {
                 "format": contents["format_version"],

@@ -16,7 +16,6 @@ from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, first_line
-from gnmt.model.outdated import without_idle_parts
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.validate import SIDES_SHARE
 
@@ -53,7 +52,6 @@ def load_model(
         model_node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {path} garbles a part of a checkpoint: {first_line(error)}") from None
-    model_node, contents = without_idle_parts(model_node, contents)
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
     if weights == "averaged":
         take_weights(model, contents, str(path))

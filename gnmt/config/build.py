@@ -119,7 +119,7 @@ def build(node: Any, **supplied: Any) -> Any:
 
     Inner nodes are built first; those of `Deferred` keywords become functions that build them. Plain dictionaries are
     taken as they are (text stays text), DictConfigs are resolved. Done here and not by `hydra.utils.instantiate`, which
-    copies what is supplied (an optimiser would step on copies of the parameters), interpolates text of foreign
+    copies what is supplied (an optimizer would step on copies of the parameters), interpolates text of foreign
     checkpoints and changes with Hydra 1.4.
     """
     if isinstance(node, DictConfig):

@@ -41,7 +41,7 @@ from gnmt.logs import configure_logging, note_in_run_file, own_rank
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # A choice of this group is a whole recipe. A train.yaml that takes its default from ${data} must call it optional, and
-# Hydra then takes any name that does not exist for one that is left out, a misspelt one too.
+# Hydra then takes any name that does not exist for one that is left out, a misspelled one too.
 RECIPES = "experiment"
 
 

@@ -25,11 +25,11 @@ MAY_CHANGE = frozenset(
         "runs",
         "device",
         "deterministic",
-        "cpu_kernels",
+        "onednn_cache_capacity",
         "resume",
         "trusted_packages",
         "data.folder",
-        "data.prepared",
+        "data.preprocessed",
         "data.download_folder",
         "data.url",
         "data.mirror",
@@ -55,7 +55,7 @@ INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.[^.]+\.text)\.(source|targe
 NEVER_NAMED = frozenset(
     {
         *("name", "runs", "resume", "trusted_packages"),
-        *("data.folder", "data.prepared", "data.download_folder", "data.url", "data.mirror", "data.num_workers"),
+        *("data.folder", "data.preprocessed", "data.download_folder", "data.url", "data.mirror", "data.num_workers"),
     }
 )
 # Of what may change, what still decides how far a run comes.
@@ -68,22 +68,6 @@ GROUPS_THAT_NAME = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 LONGEST_NAME = 120
 ABSENT = object()
-# Keys that the configs of older runs lack, with the values that say what those runs did.
-LATER_KEYS: dict[str, Any] = {
-    "trainer.phases": None,
-    "trainer.length_multiple": 1,
-    "model.encoder.cell": "lstm",
-    "model.encoder.layer_norm": False,
-    "model.encoder.reverse_source": False,
-    "model.encoder.projection_size": None,
-    "model.encoder.final_states": False,
-    "model.encoder.embedding_shortcut": False,
-    "model.decoder.cell": "lstm",
-    "model.decoder.layer_norm": False,
-    "model.decoder.bridge": "none",
-    "model.decoder.context_to_output": "none",
-    "model.decoder.attention.num_heads": 1,
-}
 
 
 def current_run_folder(cfg: Any) -> Path:
@@ -152,20 +136,20 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     for key in sorted(before.keys() | after.keys()):
         if may_change(key) or INPUT_FILES.fullmatch(key):
             continue
-        values = [side.get(key, LATER_KEYS.get(key, ABSENT)) for side in (before, after)]
+        values = [side.get(key, ABSENT) for side in (before, after)]
         if values[0] != values[1]:
             lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
     return lines
 
 
 def compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, flat, that decide what a run comes to, but for its seed: runs in which they are equal repeat one.
+    """Return the settings that decide a run's result, flat, without its seed: runs in which they are equal repeat one.
 
-    config: resolved. What configs of older runs lack has the value that says what those runs did.
+    config: resolved.
     """
-    flat = flatten(config)
-    flat |= {key: value for key, value in LATER_KEYS.items() if key not in flat}
-    return {key: value for key, value in flat.items() if key != "seed" and (key in LIMITS or not may_change(key))}
+    return {
+        key: value for key, value in flatten(config).items() if key != "seed" and (key in LIMITS or not may_change(key))
+    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

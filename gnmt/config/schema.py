@@ -48,9 +48,9 @@ class TrainConfig:
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
-    initialise_from: str | None = MISSING
+    initialize_from: str | None = MISSING
     deterministic: bool = MISSING
-    cpu_kernels: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
+    onednn_cache_capacity: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
     trusted_packages: list[str] = MISSING
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
@@ -139,7 +139,7 @@ class ScoreConfig(TranslatorConfig):
 
 @dataclass
 class InspectConfig:
-    """scripts/inspect.py"""
+    """scripts/inspect_checkpoint.py"""
 
     checkpoint: str = MISSING
     format: str = field(default=MISSING, metadata=choice("text", "json"))
@@ -148,7 +148,7 @@ class InspectConfig:
 
 @dataclass
 class AverageConfig:
-    """scripts/average.py"""
+    """scripts/average_checkpoints.py"""
 
     checkpoints: list[str] = MISSING
     run: str | None = MISSING
@@ -220,8 +220,8 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "translate": TranslateConfig,
     "score": ScoreConfig,
-    "inspect": InspectConfig,
-    "average": AverageConfig,
+    "inspect_checkpoint": InspectConfig,
+    "average_checkpoints": AverageConfig,
     "import_checkpoint": ImportConfig,
     "export_checkpoint": ExportConfig,
     "compare": CompareConfig,

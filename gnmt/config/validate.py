@@ -216,7 +216,7 @@ def describe_range(limits: Range) -> str:
 _ABOVE_0, _AT_LEAST_0 = Range(0, open_low=True), Range(0)
 _BELOW_1, _UP_TO_1 = Range(0, 1, open_high=True), Range(0, 1)
 _ADAM = {"lr": _ABOVE_0, "betas": _BELOW_1, "eps": _ABOVE_0, "weight_decay": _AT_LEAST_0}
-# Of a list, each number. Optimisers and keywords that are not here are judged by the optimiser itself.
+# Of a list, each number. Optimizers and keywords that are not here are judged by the optimizer itself.
 RANGES: dict[type, dict[str, Range]] = {
     torch.optim.Adam: _ADAM,
     torch.optim.AdamW: _ADAM,

@@ -23,7 +23,7 @@ from gnmt.errors import InputError
 
 # Blocks of about so many pairs; smaller corpora are one block.
 BLOCK_PAIRS = 1 << 20
-# So many neighbouring pairs stay in one block.
+# So many neighboring pairs stay in one block.
 RUN_PAIRS = 1 << 12
 # Sorting goes by pools of about so many pairs, drawn at random: large enough for batches without padding.
 POOL_PAIRS = 1 << 17
@@ -116,11 +116,11 @@ def plan_block(
     seed: int,
     epoch: int,
     block: int = 0,
-    length_multiple: int = 1,
+    pad_to_multiple_of: int = 1,
 ) -> BlockPlan:
     """Cuts a block into batches whose rows times (longest source + longest target) is at most batch_tokens.
 
-    Both lengths, EOS counted, are rounded up to multiples of length_multiple.
+    Both lengths, EOS counted, are rounded up to multiples of pad_to_multiple_of.
 
     pairs_N and their lengths: see `block_pairs`. Every pair occurs as often as it is given, whatever is left over makes
     a smaller batch. Batches are made of pairs of similar lengths on both sides, in other company each epoch, and come
@@ -131,7 +131,7 @@ def plan_block(
     num_pools = -(-len(shuffled) // POOL_PAIRS)
     batches: list[NDArray[np.int64]] = []
     for pool in np.array_split(shuffled, num_pools):
-        source, target = (rounded_up(side[pool], length_multiple) for side in (source_lengths_N, target_lengths_N))
+        source, target = (rounded_up(side[pool], pad_to_multiple_of) for side in (source_lengths_N, target_lengths_N))
         order = _by_length(source, target, rng)
         starts = cut(source[order], target[order], batch_tokens)
         batches += np.split(pool[order], starts[1:-1])
@@ -154,7 +154,7 @@ def rounded_up(lengths_N: Ints, multiple: int) -> NDArray[np.int64]:
 def _by_length(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:
     """Order by buckets of target length, and inside by source length, up and down in turn like a ploughed field.
 
-    So neighbours are alike on both sides even where one bucket ends and the next begins. Where the buckets begin
+    So neighbors are alike on both sides even where one bucket ends and the next begins. Where the buckets begin
     and which way the first one goes is drawn, so that batches are cut at other places each epoch.
     """
     buckets_N = (target_N.astype(np.int64) + rng.integers(_BUCKET_TOKENS)) // _BUCKET_TOKENS
@@ -178,27 +178,29 @@ def cut(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
     return np.array(starts)
 
 
-def check_budget(source_lengths: Ints, target_lengths: Ints, budget: int, key: str, length_multiple: int = 1) -> None:
+def check_budget(
+    source_lengths: Ints, target_lengths: Ints, budget: int, key: str, pad_to_multiple_of: int = 1
+) -> None:
     """Raises InputError, naming `key`, where a pair costs more than the budget; looks at a few million at a time."""
     cost, largest = 0, 0
     for start in range(0, len(source_lengths), _CHECK_PAIRS):
         part = slice(start, start + _CHECK_PAIRS)
-        sides = (rounded_up(lengths[part], length_multiple) for lengths in (source_lengths, target_lengths))
+        sides = (rounded_up(lengths[part], pad_to_multiple_of) for lengths in (source_lengths, target_lengths))
         costs_N = np.add(*sides) + 2
         place = int(np.argmax(costs_N))
         if costs_N[place] > cost:
             cost, largest = int(costs_N[place]), start + place
     if cost > budget:
         raise InputError(
-            f"{key}={budget} is too small for pair {largest} of the prepared text, which takes {cost} "
+            f"{key}={budget} is too small for pair {largest} of the preprocessed text, which takes {cost} "
             f"tokens ({source_lengths[largest] + 1} source + {target_lengths[largest] + 1} target, EOS counted"
-            f"{f', in multiples of {length_multiple}' if length_multiple > 1 else ''}): "
+            f"{f', in multiples of {pad_to_multiple_of}' if pad_to_multiple_of > 1 else ''}): "
             f"give {key}={cost} or more, or drop long pairs with data.cleaning.max_length_tokens"
         )
 
 
 class Sampling(NamedTuple):
-    """Subword regularisation: the stored text is encoded again, otherwise in every epoch.
+    """Subword regularization: the stored text is encoded again, otherwise in every epoch.
 
     alpha: see `Tokenizer.encode_sampled`.
     """
@@ -225,7 +227,7 @@ class Sampling(NamedTuple):
         return lengths[0], lengths[1]
 
 
-class Position(NamedTuple):
+class LoaderState(NamedTuple):
     """How far training has come: in `epoch`, all blocks before `block` and `batches` global batches of it, from 0."""
 
     epoch: int = 0
@@ -233,7 +235,7 @@ class Position(NamedTuple):
     block: int = 0
 
 
-class Share(list[Batch]):
+class LocalBatch(list[Batch]):
     """The microbatches that one of several processes makes of a global batch, and what is known of the whole.
 
     source_tokens, target_tokens: of the global batch, with EOS, without BOS and padding. filler: where there are fewer
@@ -250,10 +252,10 @@ class Share(list[Batch]):
         self.target_tokens = target_tokens
         self.filler = filler
 
-    def mapped(self, change: Callable[[Batch], Batch]) -> Share:
+    def mapped(self, change: Callable[[Batch], Batch]) -> LocalBatch:
         """The same with every batch changed."""
         filler = None if self.filler is None else change(self.filler)
-        return Share(map(change, self), self.source_tokens, self.target_tokens, filler)
+        return LocalBatch(map(change, self), self.source_tokens, self.target_tokens, filler)
 
     @property
     def to_compute(self) -> list[Batch]:
@@ -276,21 +278,21 @@ def _encoded(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: S
     return [source for source, _ in both], [target for _, target in both]
 
 
-def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], length_multiple: int = 1) -> Batch:
+def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], pad_to_multiple_of: int = 1) -> Batch:
     """Rows of pieces (without BOS and EOS) as one batch; pairs_B: what the rows are called.
 
-    Source, target inputs and labels are padded to a multiple of length_multiple.
+    Source, target inputs and labels are padded to a multiple of pad_to_multiple_of.
     """
     num_labels = sum(len(row) + 1 for row in target)
     pairs = torch.from_numpy(pairs_B.astype(np.int64))
-    sides = _padded(source, (), length_multiple), _padded(target, (BOS_ID,), length_multiple)
+    sides = _padded(source, (), pad_to_multiple_of), _padded(target, (BOS_ID,), pad_to_multiple_of)
     return Batch(*sides, pairs, num_labels)
 
 
-def _padded(rows: Rows, prefix: tuple[int, ...], length_multiple: int) -> Tokens:
+def _padded(rows: Rows, prefix: tuple[int, ...], pad_to_multiple_of: int) -> Tokens:
     pieces_B = np.array([len(row) for row in rows], dtype=np.int64)
     lengths_B = pieces_B + len(prefix) + 1
-    width = int(rounded_up(pieces_B, length_multiple).max()) + len(prefix) + 1
+    width = int(rounded_up(pieces_B, pad_to_multiple_of).max()) + len(prefix) + 1
     ids_BT = np.full((len(rows), width), PAD_ID, dtype=np.int64)
     ids_BT[:, : len(prefix)] = prefix
     for ids_T, row, length in zip(ids_BT, rows, lengths_B, strict=True):
@@ -321,33 +323,33 @@ class BatchStream:
         batch_tokens: int,
         seed: int,
         microbatch_tokens: int | None = None,
-        length_multiple: int = 1,
-        subword_sampling: float = 0.0,
+        pad_to_multiple_of: int = 1,
+        subword_regularization: float = 0.0,
         tokenizers: Tokenizers | None = None,
         segments: Sequence[Segment] | None = None,
-        position: Position = Position(),  # noqa: B008 (immutable)
+        position: LoaderState = LoaderState(),  # noqa: B008 (immutable)
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """length_multiple: see `batch_of`. tokenizers are needed for subword sampling only. segments: the corpora that
+        """pad_to_multiple_of: see `batch_of`. tokenizers are needed for subword sampling only. segments: the corpora that
         the store holds one after another, and how they are mixed; None for one. rank, world_size: of this process, and
         how many share.
         Raises InputError where a pair exceeds a limit.
         """
-        if not 0 <= subword_sampling <= 1:
-            raise InputError(f"trainer.subword_sampling must be 0 to 1, found {subword_sampling}")
-        assert tokenizers is not None or subword_sampling == 0
+        if not 0 <= subword_regularization <= 1:
+            raise InputError(f"trainer.subword_regularization must be 0 to 1, found {subword_regularization}")
+        assert tokenizers is not None or subword_regularization == 0
         for key, limit in (("batch_tokens", batch_tokens), ("microbatch_tokens", microbatch_tokens)):
             if limit is not None:
-                check_budget(store.source_lengths, store.target_lengths, limit, f"trainer.{key}", length_multiple)
+                check_budget(store.source_lengths, store.target_lengths, limit, f"trainer.{key}", pad_to_multiple_of)
         self._store = store
         self._batch_tokens = batch_tokens
         self._microbatch_tokens = microbatch_tokens
-        self._length_multiple = length_multiple
+        self._length_multiple = pad_to_multiple_of
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._alpha = subword_sampling
+        self._alpha = subword_regularization
         self._tokenizers = tokenizers
         self._segments = [Segment(len(store), 1.0)] if segments is None else list(segments)
         assert sum(segment.num_pairs for segment in self._segments) == len(store)
@@ -357,7 +359,7 @@ class BatchStream:
         if position.block >= self._num_blocks or position.batches >= len(self._plan):
             raise InputError(
                 f"the data position is batch {position.batches} in block {position.block} of epoch {position.epoch}, "
-                "which does not exist: the prepared text or trainer.batch_tokens changed since it was saved"
+                "which does not exist: the preprocessed text or trainer.batch_tokens changed since it was saved"
             )
         self.position = position
         """Batches that were handed out; what a checkpoint saves."""
@@ -372,16 +374,18 @@ class BatchStream:
         epoch, batches, block = self.position
         return epoch + (block + batches / len(self._plan)) / self._num_blocks
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[LocalBatch]:
         return self
 
-    def __next__(self) -> Share:
+    def __next__(self) -> LocalBatch:
         epoch, batches, block = self.position
         share = self._share(batches, epoch)
         if batches + 1 < len(self._plan):
-            self.position = Position(epoch, batches + 1, block)
+            self.position = LoaderState(epoch, batches + 1, block)
         else:
-            self.position = Position(epoch, 0, block + 1) if block + 1 < self._num_blocks else Position(epoch + 1, 0, 0)
+            self.position = (
+                LoaderState(epoch, 0, block + 1) if block + 1 < self._num_blocks else LoaderState(epoch + 1, 0, 0)
+            )
             self._plan = self._plan_of(self.position.epoch, self.position.block)
         return share
 
@@ -398,7 +402,7 @@ class BatchStream:
         share = self._share(int(np.argmax(costs)), self.position.epoch)
         return max(share.to_compute, key=lambda batch: batch.num_padded_tokens)
 
-    def pairs_at(self, position: Position) -> list[tuple[int, str, str]]:
+    def pairs_at(self, position: LoaderState) -> list[tuple[int, str, str]]:
         """Number, source and target text of each pair of the global batch that begins at that position."""
         pairs_B = self._plan_of(position.epoch, position.block)[position.batches].tolist()
         return [(pair, self._store.source_text(pair), self._store.target_text(pair)) for pair in pairs_B]
@@ -416,7 +420,7 @@ class BatchStream:
             seed=self._seed,
             epoch=epoch,
             block=block,
-            length_multiple=self._length_multiple,
+            pad_to_multiple_of=self._length_multiple,
         )
 
     def _sampling(self, epoch: int) -> Sampling | None:
@@ -424,13 +428,13 @@ class BatchStream:
             return None
         return Sampling(self._tokenizers, self._alpha, self._seed, epoch)
 
-    def _share(self, batch: int, epoch: int) -> Share:
+    def _share(self, batch: int, epoch: int) -> LocalBatch:
         pairs_B = self._plan[batch]
         own_B = pairs_B[self._rank :: self._world_size]
         tokens = int(self._plan.source_tokens[batch]), int(self._plan.target_tokens[batch])
         if len(own_B):
-            return Share(self._microbatches(own_B, epoch), *tokens)
-        return Share([], *tokens, filler=collate(self._store, pairs_B[:1], self._sampling(epoch)))
+            return LocalBatch(self._microbatches(own_B, epoch), *tokens)
+        return LocalBatch([], *tokens, filler=collate(self._store, pairs_B[:1], self._sampling(epoch)))
 
     def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
         source, target = _encoded(self._store, pairs_B, self._sampling(epoch))
@@ -446,8 +450,8 @@ class BatchStream:
 class Made(NamedTuple):
     """This process's share of a global batch, and what its stream said right after it."""
 
-    share: Share
-    position: Position
+    share: LocalBatch
+    position: LoaderState
     epochs: float
     length: int
 
@@ -479,10 +483,10 @@ class Prefetcher:
         """Number of global batches in the epoch at hand."""
         return self._length
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[LocalBatch]:
         return self
 
-    def __next__(self) -> Share:
+    def __next__(self) -> LocalBatch:
         made = self._take() if self._num_batches else self._make()
         self.position, self.epochs, self._length = made.position, made.epochs, made.length
         return made.share
@@ -491,7 +495,7 @@ class Prefetcher:
         """That of the stream; to be asked before the first batch."""
         return self._stream.largest_microbatch()
 
-    def pairs_at(self, position: Position) -> list[tuple[int, str, str]]:
+    def pairs_at(self, position: LoaderState) -> list[tuple[int, str, str]]:
         """Number, source and target text of each pair of the global batch that begins at that position."""
         return self._stream.pairs_at(position)
 

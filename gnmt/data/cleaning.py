@@ -123,7 +123,7 @@ class Cleaner:
         longer, shorter = max(num_source, num_target) + 1, min(num_source, num_target) + 1
         limit, ratio = self._options.max_length_tokens, self._options.max_length_ratio
         if self._options.drop_blank and shorter == 1:
-            report.drop("blank", pair)  # text that normalisation removes, such as a zero-width space
+            report.drop("blank", pair)  # text that normalization removes, such as a zero-width space
         elif limit is not None and longer > limit:
             report.drop("too_long", pair)
         elif ratio is not None and longer > ratio * shorter:
@@ -137,7 +137,7 @@ class Cleaner:
 class DuplicateFilter:
     """Remembers 8 bytes a pair: a 64-bit hash of both sides.
 
-    The hashes lie in sorted runs; a new run is merged with its neighbour as soon as it is at least as
+    The hashes lie in sorted runs; a new run is merged with its neighbor as soon as it is at least as
     long, so there are never more than about log2(n) runs and a look-up is a few binary searches (the
     runs briefly exist twice while they merge). A Python set would take some 60 bytes a pair. Two
     different pairs share a hash with probability 2^-64: among n pairs one is lost wrongly with
@@ -155,10 +155,10 @@ class DuplicateFilter:
         for old in self._runs:
             places = np.minimum(np.searchsorted(old, run), len(old) - 1)
             known |= old[places] == run
-        is_first = np.zeros(len(pairs), dtype=np.bool_)
-        is_first[first_places[~known]] = True
+        is_rank_0 = np.zeros(len(pairs), dtype=np.bool_)
+        is_rank_0[first_places[~known]] = True
         self._remember(run[~known])
-        return is_first
+        return is_rank_0
 
     def _remember(self, run: NDArray[np.uint64]) -> None:
         if len(run) == 0:

@@ -20,9 +20,9 @@ from gnmt.fileio import FileStamp
 class Corpus(ABC):
     """What every corpus says of itself.
 
-    name: names the prepared folder. bleu_tokenize: sacreBLEU's tokenisation of the target language.
-    cleaning: of the training text only; dev and test text stay as they are. prepared: the prepared folder,
-    null for one named after the settings. num_workers: processes that encode the training text; what is prepared is the
+    name: names the preprocessed folder. bleu_tokenize: sacreBLEU's tokenization of the target language.
+    cleaning: of the training text only; dev and test text stay as they are. preprocessed: the preprocessed folder,
+    null for one named after the settings. num_workers: processes that encode the training text; what is preprocessed is the
     same for any number.
     """
 
@@ -31,19 +31,19 @@ class Corpus(ABC):
     target_language: str
     bleu_tokenize: str = "13a"
     cleaning: Cleaning = field(default_factory=Cleaning)
-    prepared: str | None = None
+    preprocessed: str | None = None
     num_workers: Annotated[int, Range(1)] = 1
 
-    # Fields that say where things lie or what they are called, not what the prepared text will be.
-    _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "prepared", "num_workers")
+    # Fields that say where things lie or what they are called, not what the preprocessed text will be.
+    _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "preprocessed", "num_workers")
 
     def settings(self) -> dict[str, Any]:
-        """The fields that decide what the prepared text will be, as JSON values; files count by content, not here."""
+        """The fields that decide what the preprocessed text will be, as JSON values; files count by content, not here."""
         kept = {name: value for name, value in asdict(self).items() if name not in self._not_content}
         return {"kind": type(self).__name__, **kept}
 
     def location(self) -> dict[str, Any]:
-        """Files that the config names, as JSON values: they tell default prepared folders apart."""
+        """Files that the config names, as JSON values: they tell default preprocessed folders apart."""
         return {}
 
     @abstractmethod
@@ -284,7 +284,7 @@ class KoreanEnglish(Corpus):
     """Documentation, help texts and everyday sentences, in either direction.
 
     folder: holds train.ko, train.en, dev.ko, dev.en, test_pydocs.ko, test_pydocs.en, plain or .gz; the test set may be
-    absent. There is no public place to download them from. bleu_tokenizers: sacreBLEU's tokenisation by target
+    absent. There is no public place to download them from. bleu_tokenizers: sacreBLEU's tokenization by target
     language. bleu_tokenize: empty for the target language's of those.
 
     Raises InputError for another language, for twice the same one, and where no folder is named.
@@ -368,8 +368,8 @@ class WeightedText:
 class Mixture(Corpus):
     """Texts by name, in shares by weight. Each goes through its own pairs once before it begins anew.
 
-    Vocabularies are learnt from all of them, every pair as likely as any other, whatever the weights, which are no
-    part of what is prepared: the same folder serves others.
+    Vocabularies are learned from all of them, every pair as likely as any other, whatever the weights, which are no
+    part of what is preprocessed: the same folder serves others.
     """
 
     name: str = "mixture"

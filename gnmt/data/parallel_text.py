@@ -178,7 +178,7 @@ class Cleaning:
     tokens of the longer side per token of the shorter, EOS counted on both; null for no limit.
     drop_duplicates: of equal pairs (both sides equal) only the first stays. drop_identical: pairs whose
     two sides are the same text. drop_blank: pairs with a side that has no text, or no piece after
-    normalisation. With drop_blank=false such a side is trained on as EOS alone: the framing always
+    normalization. With drop_blank=false such a side is trained on as EOS alone: the framing always
     leaves at least one token, so it is harmless to the arithmetic, if seldom wise.
     """
 

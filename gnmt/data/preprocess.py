@@ -34,14 +34,14 @@ from gnmt.data.parallel_text import Cleaning, ParallelText, TrainingPart, naming
 from gnmt.data.store import (
     FORMAT,
     EncodedSide,
-    Prepared,
+    Preprocessed,
     Store,
     StoreWriter,
     WrittenPairs,
     describe_changes,
     encoded_side,
     read_manifest,
-    read_prepared,
+    read_preprocessed,
     read_tokenizers,
     texts_of,
     write_manifest,
@@ -237,14 +237,14 @@ def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path)
 log = logging.getLogger(__name__)
 
 
-def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> Prepared:
-    """The corpus' prepared folder, made if it is not there yet.
+def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> Preprocessed:
+    """The corpus' preprocessed folder, made if it is not there yet.
 
     Done before with the same inputs and settings, it is only opened. With other inputs or settings InputError
     lists every change, or with overwrite the folder is replaced. Interrupted or failing, it leaves the folder as
     it was, and the next call goes on with the shards that are done; of several processes one builds, the others wait.
     """
-    folder = prepared_folder(corpus, options)
+    folder = preprocessed_folder(corpus, options)
     wanted = {
         "format": FORMAT,
         "settings": {"data": corpus.settings(), "tokenizer": options.settings()},
@@ -252,7 +252,7 @@ def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False
     }
     if _up_to_date(folder, wanted, overwrite):
         log.info("%s is up to date", folder)
-        return _weighed(read_prepared(folder), corpus)
+        return _weighed(read_preprocessed(folder), corpus)
     try:
         with locked(folder):
             # Asked again: another process may have made it while we waited.
@@ -260,16 +260,16 @@ def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False
                 log.info("preparing %s", folder)
                 _prepare(folder, corpus, options, wanted)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be prepared: {error.strerror or error}") from error
-    prepared = _weighed(read_prepared(folder), corpus)
-    log.info("%s: %s", folder, prepared.report.counts())
-    return prepared
+        raise InputError(f"{folder}: cannot be preprocessed: {error.strerror or error}") from error
+    preprocessed = _weighed(read_preprocessed(folder), corpus)
+    log.info("%s: %s", folder, preprocessed.report.counts())
+    return preprocessed
 
 
-def _weighed(prepared: Prepared, corpus: Corpus) -> Prepared:
+def _weighed(preprocessed: Preprocessed, corpus: Corpus) -> Preprocessed:
     weights = [part.weight for part in corpus.training_parts().values()]
-    pairs = zip(prepared.segments, weights, strict=True)
-    return replace(prepared, segments=[replace(segment, weight=weight) for segment, weight in pairs])
+    pairs = zip(preprocessed.segments, weights, strict=True)
+    return replace(preprocessed, segments=[replace(segment, weight=weight) for segment, weight in pairs])
 
 
 def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
@@ -311,7 +311,7 @@ def _resume_work(work: Path, wanted: Mapping[str, Any]) -> None:
 
 def _holds_work(work: Path) -> bool:
     """Whether anything is done that another attempt can use: tokenizers, or a shard."""
-    return (work / "learnt").is_dir() or any((work / "shards").glob("*.npz"))
+    return (work / "learned").is_dir() or any((work / "shards").glob("*.npz"))
 
 
 def _versions() -> dict[str, str]:
@@ -325,29 +325,29 @@ def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> boo
     changes = describe_changes(old, wanted)
     if not changes:
         return not overwrite or _opens(folder)  # overwrite mends a damaged folder too
-    listed = f"{folder} was prepared from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
+    listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
     if not overwrite:
         raise InputError(
             f"{listed}\nReplace it by scripts/prepare.py with the same settings and overwrite=true, "
-            "or keep both with another data.prepared=FOLDER"
+            "or keep both with another data.preprocessed=FOLDER"
         )
     log.info("%s", listed)
     return False
 
 
-def prepared_folder(corpus: Corpus, options: TokenizerSource) -> Path:
-    """data.prepared, or prepared/<name>-<digest of everything that the config says of the text>."""
-    if corpus.prepared is not None:
-        return Path(corpus.prepared)
+def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
+    """data.preprocessed, or preprocessed/<name>-<digest of everything that the config says of the text>."""
+    if corpus.preprocessed is not None:
+        return Path(corpus.preprocessed)
     said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
-    return Path("prepared") / f"{name}-{digest[:8]}"
+    return Path("preprocessed") / f"{name}-{digest[:8]}"
 
 
 def _opens(folder: Path) -> bool:
     try:
-        read_prepared(folder)
+        read_preprocessed(folder)
     except InputError:
         return False
     return True
@@ -387,7 +387,7 @@ def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, w
         counts[f"test.{name}"] = written.num_pairs
 
     with naming_columns("data.train"):
-        tokenizers = _tokenizers(work / "learnt", corpus.training_text(), options, inputs["train"])
+        tokenizers = _tokenizers(work / "learned", corpus.training_text(), options, inputs["train"])
         write_tokenizers(folder, tokenizers)
         report, segments = encode_training_text(
             folder / "train", work / "shards", corpus.training_parts(), tokenizers, corpus.num_workers

@@ -19,11 +19,11 @@ _NUM_SPECIAL = 4
 
 
 @dataclass(frozen=True)
-class PieceTokenizer:
+class PretokenizedTokenizer:
     """Looks up pieces that white space separates; a piece that ends with the separator goes on in the next one.
 
     The counterpart of `gnmt.data.tokenizer.Tokenizer` for vocabularies of subword-nmt (Sennrich et al. 2016), whose
-    separator is "@@": it neither tokenises nor applies merges. by_id: the piece of each id; the first four stand for
+    separator is "@@": it neither tokenizes nor applies merges. by_id: the piece of each id; the first four stand for
     PAD, UNK, BOS and EOS, whatever they are called, and text never holds them; None is an id without a piece.
     Raises InputError for a list that is too short, holds a piece twice or one that is no text.
     """
@@ -49,7 +49,7 @@ class PieceTokenizer:
             seen.add(piece)
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> PieceTokenizer:
+    def from_bytes(cls, content: bytes) -> PretokenizedTokenizer:
         """What `to_bytes` wrote. Raises InputError for anything else."""
         try:
             described = json.loads(content)
@@ -77,7 +77,7 @@ class PieceTokenizer:
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
         """Always an InputError: text that is split already has no other pieces."""
         raise InputError(
-            "trainer.subword_sampling must be 0: these tokenizers read text that is split into pieces already"
+            "trainer.subword_regularization must be 0: these tokenizers read text that is split into pieces already"
         )
 
     def decode(self, ids: Iterable[int]) -> str:

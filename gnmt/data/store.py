@@ -142,7 +142,7 @@ class Store:
         try:
             meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: no readable store of prepared text: {error}") from error
+            raise InputError(f"{folder}: no readable store of preprocessed text: {error}") from error
         self._num_pairs = int(meta["num_pairs"])
         self.digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
         arrays = {name: _map(folder / name, array["dtype"], array["count"]) for name, array in meta["arrays"].items()}
@@ -199,7 +199,7 @@ def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path}: missing from the prepared folder; prepare again with overwrite=true") from error
+        raise InputError(f"{path}: missing from the preprocessed folder; prepare again with overwrite=true") from error
     if size != count * np.dtype(dtype).itemsize:
         raise InputError(
             f"{path}: damaged: {size} bytes where {count * np.dtype(dtype).itemsize} were written; "
@@ -264,8 +264,8 @@ _IN_EVERY_MANIFEST = {"format", "settings", "inputs"}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An opened prepared folder.
+class Preprocessed:
+    """An opened preprocessed folder.
 
     dev, tests: pairs of raw text, untouched by cleaning. identity: digest of training text, ids, dev text and
     tokenizers; a run may only be resumed on data of the same identity. segments: the corpora that the store holds one
@@ -287,7 +287,7 @@ class Prepared:
 
     @property
     def unused_target_ids(self) -> list[int]:
-        """Ids that no training target holds; none are known of a folder that was prepared before they were counted."""
+        """Ids that no training target holds; none are known of a folder that was preprocessed before they were counted."""
         return list(self.manifest.get("unused_target_ids", []))
 
 
@@ -304,28 +304,28 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             raise ValueError("it is not one of a preparation")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder}: not a prepared folder (its {_MANIFEST} cannot be read: {error}); "
-            + ("remove it, or " if _looks_prepared(folder) else "")
-            + "choose another one with data.prepared="
+            f"{folder}: not a preprocessed folder (its {_MANIFEST} cannot be read: {error}); "
+            + ("remove it, or " if _looks_preprocessed(folder) else "")
+            + "choose another one with data.preprocessed="
         ) from error
     return manifest
 
 
-def _looks_prepared(folder: Path) -> bool:
+def _looks_preprocessed(folder: Path) -> bool:
     """Whether a folder with a damaged manifest is ours all the same; what is not must not be advised to be removed."""
     parts = (_MANIFEST, "cleaning_report.json", "tokenizer/source.model", "train", "dev/source.txt")
     return all((folder / part).exists() for part in parts)
 
 
-def read_prepared(folder: Path | str) -> Prepared:
-    """Opens a prepared folder. Raises InputError where it is missing, damaged or of another format."""
+def read_preprocessed(folder: Path | str) -> Preprocessed:
+    """Opens a preprocessed folder. Raises InputError where it is missing, damaged or of another format."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder}: no prepared text there; make it with scripts/prepare.py")
+        raise InputError(f"{folder}: no preprocessed text there; make it with scripts/prepare.py")
     if manifest["format"] != FORMAT:
         raise InputError(
-            f"{folder}: prepared in format {manifest['format']}, and this version reads {FORMAT}; "
+            f"{folder}: preprocessed in format {manifest['format']}, and this version reads {FORMAT}; "
             "prepare again by scripts/prepare.py with overwrite=true"
         )
     try:
@@ -339,7 +339,7 @@ def read_prepared(folder: Path | str) -> Prepared:
         ) from error
     store = Store.open(folder / "train")
     segments = [Segment(number, float(number)) for number in manifest.get("segments", [len(store)])]
-    return Prepared(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report), segments)
+    return Preprocessed(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report), segments)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

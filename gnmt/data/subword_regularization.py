@@ -1,4 +1,4 @@
-"""Subword regularisation: text cut otherwise than usual, by chance.
+"""Subword regularization: text cut otherwise than usual, by chance.
 
 SentencePiece draws too, but differently in each process, whatever seed it is given. Here a cut is a function of the
 text and a seed. Both kinds of model are cut word by word, which gives what cutting the whole text would wherever no
@@ -46,7 +46,7 @@ class PieceTable(NamedTuple):
 
     @classmethod
     def read(cls, model: bytes) -> PieceTable:
-        """Of a serialised ModelProto that SentencePiece has accepted."""
+        """Of a serialized ModelProto that SentencePiece has accepted."""
         kind, pieces = _KINDS[1], []
         for number, value in _fields(model):
             if number == 1:
@@ -113,7 +113,7 @@ Draw = Callable[[], float]
 
 
 def subword_sampler(model: bytes, alpha: float) -> SubwordSampler:
-    """What samples cuts with that serialised SentencePiece model: BPE dropout or unigram sampling, by its kind.
+    """What samples cuts with that serialized SentencePiece model: BPE dropout or unigram sampling, by its kind.
 
     Raises InputError for a model of another kind.
     """
@@ -123,15 +123,15 @@ def subword_sampler(model: bytes, alpha: float) -> SubwordSampler:
     if table.kind == "unigram":
         return UnigramSampling(model, table, alpha)
     raise InputError(
-        f"trainer.subword_sampling needs a tokenizer of kind bpe or unigram, and this one is of kind {table.kind}, "
-        "which cuts text in one way only: set trainer.subword_sampling=0"
+        f"trainer.subword_regularization needs a tokenizer of kind bpe or unigram, and this one is of kind {table.kind}, "
+        "which cuts text in one way only: set trainer.subword_regularization=0"
     )
 
 
 class SubwordSampler(ABC):
     """Samples ways to cut text.
 
-    The text is normalised as SentencePiece does; user-defined symbols stay whole, and characters without a piece become
+    The text is normalized as SentencePiece does; user-defined symbols stay whole, and characters without a piece become
     their bytes, or UNK where the model has none. Safe to share among threads.
     """
 
@@ -152,20 +152,20 @@ class SubwordSampler(ABC):
         """Ids of one way to cut the text, without BOS and EOS: a function of text and seed (0 or more) alone."""
         ids: list[int] = []
         draw = Random(seed).random
-        normalised: str = self._processor.normalize(text)
+        normalized: str = self._processor.normalize(text)
         if self._symbol is None:
-            self.add_sampled(self._word.findall(normalised), draw, ids)
+            self.add_sampled(self._word.findall(normalized), draw, ids)
         else:
-            self._add_between_symbols(normalised, self._symbol, draw, ids)
+            self._add_between_symbols(normalized, self._symbol, draw, ids)
         return ids if self._byte_ids or UNK_ID not in ids else _with_unknown_runs_as_one(ids)
 
-    def _add_between_symbols(self, normalised: str, symbol: re.Pattern[str], draw: Draw, ids: list[int]) -> None:
+    def _add_between_symbols(self, normalized: str, symbol: re.Pattern[str], draw: Draw, ids: list[int]) -> None:
         end = 0
-        for found in symbol.finditer(normalised):
-            self.add_sampled(self._word.findall(normalised[end : found.start()]), draw, ids)
+        for found in symbol.finditer(normalized):
+            self.add_sampled(self._word.findall(normalized[end : found.start()]), draw, ids)
             ids.append(self._symbols[found[0]])
             end = found.end()
-        self.add_sampled(self._word.findall(normalised[end:]), draw, ids)
+        self.add_sampled(self._word.findall(normalized[end:]), draw, ids)
 
     @abstractmethod
     def add_sampled(self, words: list[str], draw: Draw, ids: list[int]) -> None:
@@ -177,7 +177,7 @@ class SubwordSampler(ABC):
 
 
 def _with_unknown_runs_as_one(ids: list[int]) -> list[int]:
-    """SentencePiece makes one UNK of neighbouring unknown characters."""
+    """SentencePiece makes one UNK of neighboring unknown characters."""
     return [id for key, run in groupby(ids) for id in ([key] if key == UNK_ID else run)]
 
 

@@ -17,7 +17,7 @@ import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.config.validate import Range
-from gnmt.data.pretokenized import PieceTokenizer
+from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
 from gnmt.errors import InputError
 from gnmt.fileio import LINE_BREAKS, encodable, missing_file
@@ -77,7 +77,7 @@ _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
 
 
 class TokenizerSource(ABC):
-    """Where the tokenizers of a corpus come from: learnt (TokenizerOptions) or there already (TokenizerFiles)."""
+    """Where the tokenizers of a corpus come from: learned (TokenizerOptions) or there already (TokenizerFiles)."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -86,11 +86,11 @@ class TokenizerSource(ABC):
 
 @dataclass(frozen=True)
 class TokenizerOptions(TokenizerSource):
-    """How subwords are learnt.
+    """How subwords are learned.
 
     kind: bpe or unigram. vocab_size: pieces in all, with the four special ids and, with byte_fallback, 256
     bytes. joint: one vocabulary for both sides, or one each of that size. byte_fallback: characters without
-    a piece become bytes, so that no text is unknown. normalisation: nmt_nfkc (Unicode NFKC, white space
+    a piece become bytes, so that no text is unknown. normalization: nmt_nfkc (Unicode NFKC, white space
     folded) or identity (the text as it is, white space included). character_coverage: share of the
     characters of the sample that get a piece of their own, 0.98 to 1. user_symbols: strings that are always one
     piece. sample_lines: at most so many pairs are drawn, by seed, to learn from.
@@ -100,7 +100,7 @@ class TokenizerOptions(TokenizerSource):
     vocab_size: Annotated[int, Range(1)] = 4000
     joint: bool = True
     byte_fallback: bool = True
-    normalisation: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
+    normalization: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
     character_coverage: Annotated[float, Range(0.98, 1)] = 1.0
     user_symbols: list[str] = field(default_factory=list)
     sample_lines: Annotated[int, Range(1)] = 1_000_000
@@ -109,8 +109,8 @@ class TokenizerOptions(TokenizerSource):
     def __post_init__(self) -> None:
         if self.kind not in ("bpe", "unigram"):
             raise InputError(f"tokenizer.kind must be bpe or unigram, found {self.kind!r}")
-        if self.normalisation not in ("nmt_nfkc", "identity"):
-            raise InputError(f"tokenizer.normalisation must be nmt_nfkc or identity, found {self.normalisation!r}")
+        if self.normalization not in ("nmt_nfkc", "identity"):
+            raise InputError(f"tokenizer.normalization must be nmt_nfkc or identity, found {self.normalization!r}")
         if self.vocab_size < 1:
             raise InputError(f"tokenizer.vocab_size must be positive, found {self.vocab_size}")
         if not 0.98 <= self.character_coverage <= 1:
@@ -136,7 +136,7 @@ class Tokenizer:
     kind: ClassVar[str] = "sentencepiece"
 
     def __init__(self, model: bytes) -> None:
-        """model: a serialised SentencePiece model with gnmt's special ids. Raises InputError for anything else."""
+        """model: a serialized SentencePiece model with gnmt's special ids. Raises InputError for anything else."""
         self._model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -162,7 +162,7 @@ class Tokenizer:
         return ids
 
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
-        """One of the ways to cut the text, drawn by the seed (0 or more): subword regularisation.
+        """One of the ways to cut the text, drawn by the seed (0 or more): subword regularization.
 
         alpha: for BPE the probability that a merge is left out (Provilkov et al. 2020), for unigram the
         exponent on the segmentation's probability, less being more random (Kudo 2018).
@@ -215,7 +215,7 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of pieces, their types and the normalisation: what the ids mean.
+        """Hash of pieces, their types and the normalization: what the ids mean.
 
         Not of the file, which holds the paths of its training, and not of the scores, which differ in the last digit
         from run to run; unigram models of equal pieces may so cut the same text differently.
@@ -235,10 +235,10 @@ class Tokenizer:
         return self._model
 
 
-AnyTokenizer = Tokenizer | PieceTokenizer
+AnyTokenizer = Tokenizer | PretokenizedTokenizer
 _MAKERS: dict[str, Callable[[bytes], AnyTokenizer]] = {
     Tokenizer.kind: Tokenizer,
-    PieceTokenizer.kind: PieceTokenizer.from_bytes,
+    PretokenizedTokenizer.kind: PretokenizedTokenizer.from_bytes,
 }
 
 
@@ -322,8 +322,8 @@ def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, side: str =
             model_type=options.kind,
             vocab_size=options.vocab_size,
             byte_fallback=options.byte_fallback,
-            normalization_rule_name=options.normalisation,
-            remove_extra_whitespaces=options.normalisation != "identity",
+            normalization_rule_name=options.normalization,
+            remove_extra_whitespaces=options.normalization != "identity",
             character_coverage=options.character_coverage,
             user_defined_symbols=options.user_symbols,
             pad_id=PAD_ID,
@@ -357,7 +357,7 @@ def _training_error(message: str, options: TokenizerOptions, side: str) -> Input
 class TokenizerFiles(TokenizerSource):
     """SentencePiece models to use as they are, one for each side; the same file twice makes them joint.
 
-    A prepared folder holds its own as tokenizer/source.model and tokenizer/target.model.
+    A preprocessed folder holds its own as tokenizer/source.model and tokenizer/target.model.
     """
 
     source: str

@@ -13,7 +13,7 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
-from gnmt.model.interfaces import Memory, SearchModel, State, join_rows, take_entries
+from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows, take_entries
 
 # Columns whose largest value stands for all of them in a first round.
 _BLOCK = 128
@@ -62,24 +62,24 @@ def _best_columns(values_BN: Tensor, columns: Tensor, count: int) -> Tensor:
     return 0xFFFFFFFF - (best_BC & 0xFFFFFFFF)
 
 
-def rule_out(
-    log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor, banned_N: Tensor, options: SearchOptions
+def suppress(
+    log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor, suppressed_N: Tensor, options: SearchOptions
 ) -> None:
     """Writes -inf over the tokens that may not come next; the others keep the model's probabilities.
 
-    These are the banned ids, EOS before min_length, and tokens that would repeat an n-gram.
+    These are the suppressed ids, EOS before min_length, and tokens that would repeat an n-gram.
     tokens_BKT: the hypotheses so far, BOS first. length_B: their |Y|.
     """
-    if len(banned_N):
-        log_probs_BKV.index_fill_(2, banned_N, -math.inf)
+    if len(suppressed_N):
+        log_probs_BKV.index_fill_(2, suppressed_N, -math.inf)
     if options.min_length:
         early_B1 = (length_B + 1 < options.min_length)[:, None]
         log_probs_BKV[:, :, EOS_ID].masked_fill_(early_B1, -math.inf)
     if options.no_repeat_ngram is not None:
-        rule_out_repeats(log_probs_BKV, tokens_BKT, length_B, options.no_repeat_ngram)
+        suppress_repeats(log_probs_BKV, tokens_BKT, length_B, options.no_repeat_ngram)
 
 
-def rule_out_repeats(log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor, size: int) -> None:
+def suppress_repeats(log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor, size: int) -> None:
     """Writes -inf over tokens that would complete `size` ids in a row which the hypothesis already holds.
 
     Every place of the hypothesis is compared with its last `size - 1` ids at once. EOS ends a hypothesis, so none
@@ -286,12 +286,12 @@ def keep_each(results: Hypotheses, new: Hypotheses) -> Hypotheses:
     )
 
 
-def drop_hopeless(active: Hypotheses, finished: Hypotheses, options: SearchOptions, pruning: float) -> Hypotheses:
+def prune(active: Hypotheses, finished: Hypotheses, options: SearchOptions, pruning: float) -> Hypotheses:
     """Active hypotheses far below the best finished one get log P = -inf; both sides without coverage."""
     alpha, constant = options.length_penalty_alpha, options.length_penalty_constant
     best_B1 = finished.log_prob_BK[:, :1] / length_penalty(finished.length_BK[:, :1], alpha, constant)
-    normalised_BK = active.log_prob_BK / length_penalty(active.length_BK, alpha, constant)
-    hopeless_BK = normalised_BK < best_B1 - pruning
+    normalized_BK = active.log_prob_BK / length_penalty(active.length_BK, alpha, constant)
+    hopeless_BK = normalized_BK < best_B1 - pruning
     return active._replace(log_prob_BK=active.log_prob_BK.masked_fill(hopeless_BK, -math.inf))
 
 
@@ -324,7 +324,7 @@ class Sentences(NamedTuple):
         )
 
 
-class Flight(NamedTuple):
+class ActiveBatch(NamedTuple):
     """All that is in flight, one row for each sentence in everything here.
 
     attention_BTKS: what the decoder looked at in each step, by entry of the beam; see Hypotheses.slots_BKT.
@@ -332,7 +332,7 @@ class Flight(NamedTuple):
 
     sentences: Sentences
     memory: Memory
-    decoder: State
+    decoder: DecoderState
     active: Hypotheses
     results: Hypotheses
     attention_BTKS: Tensor
@@ -345,7 +345,7 @@ class Flight(NamedTuple):
         target_width: int,
         options: SearchOptions,
         with_attention: bool,
-    ) -> Flight:
+    ) -> ActiveBatch:
         """Encodes the sources; each has BOS as its live hypothesis (each of its live samples) and no results.
 
         target_width: columns of T, one more than the longest limit.
@@ -365,7 +365,7 @@ class Flight(NamedTuple):
         log_prob_BK = empty.log_prob_BK.clone()
         log_prob_BK[:, : beam if options.sampling else 1] = 0.0
         attention_shape = (num_sentences, target_width, beam, source_width if with_attention else 0)
-        return Flight(
+        return ActiveBatch(
             sentences=sentences,
             memory=memory,
             decoder=model.start(memory, beam),
@@ -374,18 +374,18 @@ class Flight(NamedTuple):
             attention_BTKS=torch.zeros(attention_shape, device=device),
         )
 
-    def only(self, rows_N: Tensor) -> Flight:
+    def only(self, rows_N: Tensor) -> ActiveBatch:
         """Those sentences with their results, and without what only further steps would need."""
-        return Flight(
+        return ActiveBatch(
             Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
             Memory(self.memory.states_BSH[rows_N, :, :0], self.memory.mask_BS.index_select(0, rows_N), {}),
-            State({}),
+            DecoderState({}),
             self.active.select(rows_N),
             self.results.select(rows_N),
             self.attention_BTKS.index_select(0, rows_N),
         )
 
-    def stay(self, rows: Sequence[int], target_width: int, source_width: int, num_steps: int) -> Flight:
+    def stay(self, rows: Sequence[int], target_width: int, source_width: int, num_steps: int) -> ActiveBatch:
         """The given sentences, in an order of `in_place`; T and S cut to the widths that these still need.
 
         num_steps: the most steps that one of them has taken. Memory is changed in place.
@@ -394,7 +394,7 @@ class Flight(NamedTuple):
         rows_N = torch.tensor(rows, device=device)
         moved = [(place, row) for place, row in enumerate(rows) if place != row]
         holes_M, movers_M = torch.tensor(moved, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-        return Flight(
+        return ActiveBatch(
             Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
             self.memory.fill_holes(holes_M, movers_M, len(rows)).trim(source_width),
             self.decoder.trim(num_steps).select(rows_N),
@@ -404,12 +404,12 @@ class Flight(NamedTuple):
         )
 
     @staticmethod
-    def join(some: Flight, others: Flight) -> Flight:
+    def join(some: ActiveBatch, others: ActiveBatch) -> ActiveBatch:
         """The sentences of both."""
-        return Flight(
+        return ActiveBatch(
             Sentences(*(join_rows(pair) for pair in zip(some.sentences, others.sentences, strict=True))),
             Memory.join([some.memory, others.memory]),
-            State.join([some.decoder, others.decoder]),
+            DecoderState.join([some.decoder, others.decoder]),
             Hypotheses.join(some.active, others.active),
             Hypotheses.join(some.results, others.results),
             join_rows([some.attention_BTKS, others.attention_BTKS]),
@@ -424,13 +424,13 @@ def in_place(rows: Sequence[int]) -> list[int]:
 
 def advance(
     model: SearchModel,
-    flight: Flight,
-    banned_N: Tensor,
+    flight: ActiveBatch,
+    suppressed_N: Tensor,
     options: SearchOptions,
     *,
     some_forced: bool,
     some_at_limit: bool,
-) -> Flight:
+) -> ActiveBatch:
     """All hypotheses grow by one token.
 
     some_forced: a sentence may still be within its prefix. some_at_limit: a sentence may reach its limit now. The
@@ -442,7 +442,7 @@ def advance(
     flight = _remember_attention(flight, attention_BKS)
     has_attention = attention_BKS is not None
 
-    candidates = _candidates(log_probs_BKV, flight, banned_N, options, some_forced)
+    candidates = _candidates(log_probs_BKV, flight, suppressed_N, options, some_forced)
     beam = options.num_hypotheses
     length_B = sentences.length_B + ~sentences.done_B
     ends_BN = candidates.tokens_BN == EOS_ID
@@ -461,7 +461,7 @@ def advance(
     if staying_BK is not None:  # alone and in sampling, a hypothesis goes on in its own place
         decoder = decoder.reorder(chosen.parents_BN)
     if options.pruning is not None and not options.sampling:
-        active = drop_hopeless(active, results, options, options.pruning)
+        active = prune(active, results, options, options.pruning)
 
     if some_at_limit:
         cut_B1 = ((length_B >= sentences.limit_B) & ~sentences.done_B)[:, None]
@@ -478,7 +478,7 @@ def advance(
 
 
 def _candidates(
-    log_probs_BKV: Tensor, flight: Flight, banned_N: Tensor, options: SearchOptions, some_forced: bool
+    log_probs_BKV: Tensor, flight: ActiveBatch, suppressed_N: Tensor, options: SearchOptions, some_forced: bool
 ) -> Candidates:
     """What the hypotheses may become in this step."""
     sentences, active = flight.sentences, flight.active
@@ -487,7 +487,7 @@ def _candidates(
         token_B1 = sentences.prefix_BP.gather(1, place_B1)
         token_BK1 = token_B1[:, :, None].expand(-1, log_probs_BKV.shape[1], -1)
         token_log_prob_BK = log_probs_BKV.gather(2, token_BK1).squeeze(2)
-    rule_out(log_probs_BKV, active.tokens_BKT, sentences.length_B, banned_N, options)
+    suppress(log_probs_BKV, active.tokens_BKT, sentences.length_B, suppressed_N, options)
     if options.sampling:
         tokens_BK = sample(log_probs_BKV, sentences.keys_B, sentences.length_B, options)
         log_prob_BK = active.log_prob_BK + log_probs_BKV.gather(2, tokens_BK[:, :, None]).squeeze(2)
@@ -501,7 +501,7 @@ def _candidates(
     return candidates
 
 
-def _remember_attention(flight: Flight, attention_BKS: Tensor | None) -> Flight:
+def _remember_attention(flight: ActiveBatch, attention_BKS: Tensor | None) -> ActiveBatch:
     """Keeps the step's attention where somebody asked for it; a model without any leaves nothing to keep."""
     if attention_BKS is None:
         return flight._replace(attention_BTKS=flight.attention_BTKS[..., :0])

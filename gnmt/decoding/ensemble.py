@@ -14,7 +14,7 @@ from gnmt.batch import Tokens
 from gnmt.checkpoint.file import Weights
 from gnmt.checkpoint.load import LoadedModel, load_model
 from gnmt.errors import InputError
-from gnmt.model.interfaces import Memory, SearchModel, State
+from gnmt.model.interfaces import DecoderState, Memory, SearchModel
 
 Mean = Literal["log_probs", "probabilities"]
 
@@ -22,7 +22,7 @@ Mean = Literal["log_probs", "probabilities"]
 class Ensemble:
     """Members that read and write the same pieces; each keeps its own memory and state, whatever its architecture.
 
-    mean: `log_probs`, the mean of the members' log-probabilities, normalised so that a step's probabilities sum to 1
+    mean: `log_probs`, the mean of the members' log-probabilities, normalized so that a step's probabilities sum to 1
     (a product of experts: a token that one member rules out is ruled out); `probabilities`, the mean of their
     probabilities (a mixture). Equal members give what one of them gives, in both.
     Attention is the mean of those members' that have one. The merged memory holds the first member's encoder states,
@@ -44,16 +44,18 @@ class Ensemble:
         by_sentence = _merged([memory.by_sentence for memory in memories])
         return Memory(memories[0].states_BSH, memories[0].mask_BS, _merged(tensors), by_sentence)
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """Every member's state before the first token."""
         states = [member.start(of_member, beam) for member, of_member in self._with_memories(memory)]
         return _merged_states(states)
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         """One token further: log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state."""
         log_probs, attentions, states = [], [], []
         for number, (member, of_member) in enumerate(self._with_memories(memory)):
-            member_state = State(_of_member(state.tensors, number), _of_member(state.by_step, number))
+            member_state = DecoderState(_of_member(state.tensors, number), _of_member(state.by_step, number))
             log_probs_BKV, attention_BKS, member_state = member.step(tokens_BK, member_state, of_member)
             log_probs.append(log_probs_BKV.float())
             states.append(member_state)
@@ -83,9 +85,9 @@ def _merged(of_members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{number}.{name}": tensor for number, named in enumerate(of_members) for name, tensor in named.items()}
 
 
-def _merged_states(states: Sequence[State]) -> State:
+def _merged_states(states: Sequence[DecoderState]) -> DecoderState:
     """The members' states as one."""
-    return State(_merged([state.tensors for state in states]), _merged([state.by_step for state in states]))
+    return DecoderState(_merged([state.tensors for state in states]), _merged([state.by_step for state in states]))
 
 
 def _of_member(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
@@ -113,6 +115,6 @@ def load_members(
         if member.tokenizers.digest != members[0].tokenizers.digest:
             raise InputError(
                 f"checkpoint {path} has other tokenizers than {paths[0]}: the models of an ensemble must read and "
-                "write the same pieces; train them on one prepared folder, or with tokenizer=existing"
+                "write the same pieces; train them on one preprocessed folder, or with tokenizer=existing"
             )
     return members

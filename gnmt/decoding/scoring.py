@@ -35,7 +35,7 @@ class ForcedScores(NamedTuple):
 
 
 def length_penalty(lengths: Tensor, alpha: float, constant: float) -> Tensor:
-    """lp(Y) for |Y| = lengths, any shape; fp32. alpha 0 gives 1: no normalisation."""
+    """lp(Y) for |Y| = lengths, any shape; fp32. alpha 0 gives 1: no normalization."""
     return ((constant + lengths.float()) / (constant + 1.0)) ** alpha
 
 
@@ -55,14 +55,14 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
     lengths: |Y|, of that shape. coverage: [..., S] or None for a model without attention, for which
     options.coverage_beta must be 0 (InputError otherwise). mask: broadcasts to coverage.
     """
-    normalised = log_prob.float() / length_penalty(
+    normalized = log_prob.float() / length_penalty(
         lengths, options.length_penalty_alpha, options.length_penalty_constant
     )
     if options.coverage_beta == 0:
-        return normalised
+        return normalized
     check_coverage(options, has_attention=coverage is not None)
     assert coverage is not None
-    return normalised + coverage_penalty(coverage, mask, options.coverage_beta)
+    return normalized + coverage_penalty(coverage, mask, options.coverage_beta)
 
 
 def check_coverage(options: SearchOptions, has_attention: bool) -> None:

@@ -1,4 +1,4 @@
-"""Beam search (section 7 of Wu et al. 2016) and sampling, tensorised over sentences and hypotheses.
+"""Beam search (section 7 of Wu et al. 2016) and sampling, tensorized over sentences and hypotheses.
 
 One step asks the model for the log-probabilities of the next token of every hypothesis and takes the best
 2K candidates of each sentence. That is enough: a hypothesis has one EOS candidate, so at most K of the 2K end,
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gnmt.batch import EOS_ID, padded
-from gnmt.decoding.beam import Flight, Sentences, advance, in_place
+from gnmt.decoding.beam import ActiveBatch, Sentences, advance, in_place
 from gnmt.decoding.engine.cuda_graphs import Step, replayed
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
@@ -65,7 +65,7 @@ class SearchResult:
     best_found_at: int
 
 
-def collect(flight: Flight, n_best: int) -> list[SearchResult]:
+def collect(flight: ActiveBatch, n_best: int) -> list[SearchResult]:
     """The results of sentences whose search is over."""
     some = flight.results
     columns = (some.tokens_BKT[:, :n_best], some.length_BK, some.log_prob_BK, some.score_BK)
@@ -88,7 +88,7 @@ def collect(flight: Flight, n_best: int) -> list[SearchResult]:
     return results
 
 
-def attention_of_results(flight: Flight, n_best: int) -> Tensor | None:
+def attention_of_results(flight: ActiveBatch, n_best: int) -> Tensor | None:
     """What the best results looked at, fp32 [B, n_best, T, S] on the CPU, T the most steps that one has taken.
 
     In each step it is what the entry of the beam that the result came from looked at. All in one copy, which a device
@@ -125,7 +125,7 @@ def search(
     options: SearchOptions,
     *,
     device: torch.device,
-    banned: Sequence[int] = (),
+    suppressed: Sequence[int] = (),
     prefixes: Sequence[Sequence[int]] | None = None,
     keys: Sequence[int] | None = None,
     with_attention: bool = False,
@@ -140,7 +140,7 @@ def search(
     sources: ids of pieces and EOS. They enter in this order; sorted by length, least is padded. At most batch_size
     of them, holding at most LONG_SOURCE_TOKENS * batch_size padded tokens, are in flight (one is, however long).
     device: where the model is. The model must be in evaluation mode.
-    banned: ids that are never produced, masked after the log-softmax.
+    suppressed: ids that are never produced, masked after the log-softmax.
     prefixes: target ids, without BOS and EOS, that the translation of each source starts with. They count in tokens,
     log_prob and score; nothing forbids them.
     keys: what tells apart sentences in sampling; equal ones draw the same numbers. By default the positions.
@@ -148,16 +148,16 @@ def search(
     Raises InputError for options.coverage_beta > 0 with a model without attention, and for a model whose
     probabilities are not numbers.
     """
-    assert EOS_ID not in banned, "a search without EOS never finishes"
+    assert EOS_ID not in suppressed, "a search without EOS never finishes"
     assert batch_size >= 1
     prefixes = [()] * len(sources) if prefixes is None else prefixes
     keys = range(len(sources)) if keys is None else keys
     assert len(prefixes) == len(keys) == len(sources), "one prefix and one key for each source"
     assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix ends nothing"
-    banned_N = torch.tensor(banned, dtype=torch.long, device=device)
+    suppressed_N = torch.tensor(suppressed, dtype=torch.long, device=device)
     check_interval = STEPS_BETWEEN_CHECKS.get(device.type, max(STEPS_BETWEEN_CHECKS.values()))
-    with replayed(partial(advance, model, banned_N=banned_N, options=options), device) as step:
-        run = _Search(model, step, sources, prefixes, keys, options, banned_N)
+    with replayed(partial(advance, model, suppressed_N=suppressed_N, options=options), device) as step:
+        run = _Search(model, step, sources, prefixes, keys, options, suppressed_N)
         while run.unfinished():
             run.admit(batch_size, with_attention)
             for _ in range(check_interval):
@@ -184,7 +184,7 @@ class _Search:
         prefixes: Sequence[Sequence[int]],
         keys: Sequence[int],
         options: SearchOptions,
-        banned_N: Tensor,
+        suppressed_N: Tensor,
     ) -> None:
         self.model = model
         self.take_step = take_step
@@ -192,13 +192,13 @@ class _Search:
         self.prefixes = prefixes
         self.keys = keys
         self.options = options
-        self.banned_N = banned_N
+        self.suppressed_N = suppressed_N
         self.limits = [
             options.length_limit(len(source), len(prefix)) for source, prefix in zip(sources, prefixes, strict=True)
         ]
         self.num_admitted = 0
         self.num_steps = 0
-        self.flight: Flight | None = None
+        self.flight: ActiveBatch | None = None
         self.in_flight: list[int] = []
         self.entered: dict[int, int] = {}
         self.results: dict[int, SearchResult] = {}
@@ -213,7 +213,7 @@ class _Search:
         few = len(group) < _SMALLEST_GROUP * (len(self.in_flight) + len(group))
         if not group or (few and group.stop < len(self.sources)):
             return
-        device, options = self.banned_N.device, self.options
+        device, options = self.suppressed_N.device, self.options
         limits = [self.limits[index] for index in group]
         sentences = Sentences.start(
             torch.tensor(limits, device=device),
@@ -222,8 +222,8 @@ class _Search:
             options,
         )
         source = padded([self.sources[index] for index in group], device)
-        newcomers = Flight.start(self.model, source, sentences, max(limits) + 1, options, with_attention)
-        self.flight = newcomers if self.flight is None else Flight.join(self.flight, newcomers)
+        newcomers = ActiveBatch.start(self.model, source, sentences, max(limits) + 1, options, with_attention)
+        self.flight = newcomers if self.flight is None else ActiveBatch.join(self.flight, newcomers)
         self.in_flight += group
         self.entered.update((index, self.num_steps) for index in group)
         self.num_admitted = group.stop
@@ -260,12 +260,12 @@ class _Search:
         """Lets sentences that are done leave, notes their results, and says which they were."""
         assert self.flight is not None
         done = self.flight.sentences.done_B.tolist()
-        if sum(done) <= SMALLEST_DEPARTURE.get(self.banned_N.device.type, 0.0) * len(done) and not all(done):
+        if sum(done) <= SMALLEST_DEPARTURE.get(self.suppressed_N.device.type, 0.0) * len(done) and not all(done):
             return []
         leaving = [row for row, is_done in enumerate(done) if is_done]
         staying = in_place([row for row, is_done in enumerate(done) if not is_done])
         indices = [self.in_flight[row] for row in leaving]
-        left = self.flight.only(torch.tensor(leaving, device=self.banned_N.device))
+        left = self.flight.only(torch.tensor(leaving, device=self.suppressed_N.device))
         found = collect(left, self.options.n_best)
         self.results.update(zip(indices, found, strict=True))
         for row, index in enumerate(indices):
@@ -288,7 +288,7 @@ class _Search:
         tokens_T: what an active hypothesis held last, BOS first. Search takes what is not a number for impossible, so
         the model is asked again.
         """
-        device = self.banned_N.device
+        device = self.suppressed_N.device
         source, target = padded([self.sources[index]], device), padded([tokens_T.tolist()], device)
         found = forced_scores(self.model, source, target, replace(self.options, coverage_beta=0.0))
         if found.token_log_probs_BT.isnan().any():

@@ -17,7 +17,7 @@ from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 class Translation:
     """One translation of a line.
 
-    text: detokenised. score: eq. 14 of Wu et al. 2016. tokens: the pieces' ids, with EOS where finished.
+    text: detokenized. score: eq. 14 of Wu et al. 2016. tokens: the pieces' ids, with EOS where finished.
     attentions: fp32, one row a target token, one column a source token with EOS; one matrix, and of a line that was
     translated in pieces one for each; empty where not asked for.
     finished: False where the length limit cut it off. log_prob: log P(Y|X), natural logarithm.

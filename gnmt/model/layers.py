@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +19,18 @@ class Dropout(nn.Dropout):
 
     There torch draws one number for every element, which is several percent of a training step. One draw of 64
     bits serves four elements here, from the same global generator; the probability is rounded to 1/65,536.
-    over_time: "fresh" draws for every element of [T, B, H]; "shared" draws once for all T of a sentence (variational
-    dropout, Gal and Ghahramani 2016), so that a unit is missing for a whole sentence and cannot be made up for by the
-    same unit a step later.
+    variational: draw one mask for all time steps of a sentence, inputs [T, B, H] (Gal and Ghahramani 2016).
     """
 
-    def __init__(self, probability: float, over_time: Literal["fresh", "shared"] = "fresh") -> None:
+    def __init__(self, probability: float, variational: bool = False) -> None:
         super().__init__(probability)
-        self.over_time = over_time
+        self.variational = variational
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Each element 0 with probability p, otherwise divided by 1 - p; the inputs themselves in evaluation."""
         if not self.training or self.p == 0:
             return inputs
-        shape = torch.Size((1, *inputs.shape[1:])) if self.over_time == "shared" else inputs.shape
+        shape = torch.Size((1, *inputs.shape[1:])) if self.variational else inputs.shape
         if inputs.device.type != "cpu":
             return (
                 inputs * super().forward(inputs.new_ones(shape)) if shape != inputs.shape else super().forward(inputs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gnmt.batch import PAD_ID, Tokens
 from gnmt.config.validate import Range
 from gnmt.errors import InputError
-from gnmt.model.interfaces import Decoder, Encoded, Encoder, Memory, State
+from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, WordDropout
 from gnmt.model.validate import SIDES_SHARE, check_bridge, check_states_are_read, check_widths
 
@@ -25,8 +25,8 @@ class Seq2Seq(nn.Module):
     "target_output" uses the target's table as the output layer's weight (Press and Wolf 2017), which needs
     decoder.output_size == embedding_size and no common vocabulary; "all" is both.
     init_range: weights and biases start uniform in [-init_range, init_range]; the padding rows are zero.
-    The attention keeps its own initialisation of direction and scale, and encoders and decoders may draw weights in
-    their own way (`initialise`).
+    The attention keeps its own initialization of direction and scale, and encoders and decoders may draw weights in
+    their own way (`initialize`).
     embedding_init_range: the same for the tables of embeddings; None takes init_range. Embeddings much larger than
     the weights tell words apart from the first update, and attention learns to align several times sooner.
     output_dropout: on the hidden states before the output layer.
@@ -76,16 +76,16 @@ class Seq2Seq(nn.Module):
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
         if output_shares:
             self.output_layer.weight = self.target_embedding.weight
-        self.initialise(init_range, init_range if embedding_init_range is None else embedding_init_range)
+        self.initialize(init_range, init_range if embedding_init_range is None else embedding_init_range)
 
-    def initialise(self, init_range: float, embedding_init_range: float) -> None:
+    def initialize(self, init_range: float, embedding_init_range: float) -> None:
         """Uniform weights, what encoder and decoder draw instead, zero padding rows; from torch's global generator."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.RNNBase):
                 for parameter in module.parameters(recurse=False):
                     nn.init.uniform_(parameter, -init_range, init_range)
-        self.encoder.initialise()
-        self.decoder.initialise()
+        self.encoder.initialize()
+        self.decoder.initialize()
         # After the output layer, which may share its weight with them.
         with torch.no_grad():
             for embedding in {self.source_embedding: None, self.target_embedding: None}:
@@ -114,11 +114,13 @@ class Seq2Seq(nn.Module):
         logits: Tensor = self.output_layer(self.output_dropout(hidden))
         return logits
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """The decoder's state before the first token, tensors [B, beam, ...]."""
         return self.decoder.start(memory, beam)
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         """Feeds one token: fp32 log-probabilities of the next [B, K, V], attention [B, K, S], the new state."""
         hidden_BKH, weights_BKS, state = self.decoder.step(self.target_embedding(tokens_BK), state, memory)
         logits_BKV = self.output(hidden_BKH).float()

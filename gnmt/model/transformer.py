@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnmt.config.validate import Range
 from gnmt.errors import InputError
-from gnmt.model.interfaces import Decoder, Encoded, Encoder, Memory, State
+from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, Positions
 
 Norm = Literal["pre", "post"]
@@ -122,7 +122,7 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """What stands around a sublayer: layer normalisation, dropout of its output, and the connection past it.
+    """What stands around a sublayer: layer normalization, dropout of its output, and the connection past it.
 
     post: norm(x + sublayer(x)), as in the paper. pre: x + sublayer(norm(x)), which trains without a careful warm-up
     (Xiong et al. 2020); a stack of these needs one more norm at its end.
@@ -207,7 +207,7 @@ class TransformerEncoder(Encoder):
     """Vaswani et al. 2017, section 3.1 and figure 1. It gives [B, S, hidden_size] and nothing else.
 
     hidden_size: of the embeddings, which are multiplied by its square root, and of every layer. norm: where layer
-    normalisation stands, see gnmt.model.transformer.Residual. learned_positions: so many learned positions, or
+    normalization stands, see gnmt.model.transformer.Residual. learned_positions: so many learned positions, or
     None for sinusoids. dropout: of embeddings with positions, and of each sublayer's output; attention_dropout: of
     attention weights; feed_forward_dropout: between the two layers of a feed-forward network.
     Raises InputError where num_heads does not divide hidden_size.
@@ -243,7 +243,7 @@ class TransformerEncoder(Encoder):
         )
         self.norm = final_norm(hidden_size, norm)
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Xavier weights and zero biases: small uniform ones would leave attention without a scale."""
         xavier(self)
 
@@ -324,7 +324,7 @@ class TransformerDecoder(Decoder):
         )
         self.norm = final_norm(hidden_size, norm)
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Xavier weights and zero biases, as in the encoder."""
         xavier(self)
 
@@ -347,15 +347,15 @@ class TransformerDecoder(Decoder):
         assert alignment_BTS is not None
         return self.norm(hidden_BTH), alignment_BTS
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """No step taken: `length` [B, K], and by step each layer's keys and values of the target, [B, K, 0, H]."""
         batch, states_BSH = memory.mask_BS.shape[0], memory.states_BSH
         empty_BKTH = states_BSH.new_zeros(batch, beam, 0, self.output_size)
         names = [f"{name}_{number}" for number in range(1, len(self.layers) + 1) for name in ("keys", "values")]
         length_BK = torch.zeros(batch, beam, dtype=torch.long, device=states_BSH.device)
-        return State({"length": length_BK}, dict.fromkeys(names, empty_BKTH))
+        return DecoderState({"length": length_BK}, dict.fromkeys(names, empty_BKTH))
 
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+    def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """One token for B sentences of K hypotheses, each at its own position."""
         length_BK = state.tensors["length"]
         scaled_BKE = embedded_BKE * math.sqrt(self.input_size)
@@ -370,7 +370,7 @@ class TransformerDecoder(Decoder):
             hidden_BKH, weights_BKS = layer.look_at_source(hidden_BKH, memory, number)
             alignment_BKS = alignment_BKS if weights_BKS is None else weights_BKS
         assert alignment_BKS is not None
-        return self.norm(hidden_BKH), alignment_BKS, State({"length": length_BK + 1}, by_step)
+        return self.norm(hidden_BKH), alignment_BKS, DecoderState({"length": length_BK + 1}, by_step)
 
     def numbered_layers(self) -> list[TransformerDecoderLayer]:
         """The layers, the lowest first."""

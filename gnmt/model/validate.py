@@ -36,7 +36,7 @@ def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
     """Raises InputError where the decoder starts from final states that the encoder does not hand over, or not so."""
     given = encoder.by_sentence_sizes
     attends = decoder.memory_size is not None
-    instead = "model.decoder.bridge=none" if attends else "a decoder with attention (model/decoder=top_attention)"
+    instead = "model.decoder.bridge=none" if attends else "a decoder with attention (model/decoder=attention)"
     if decoder.by_sentence_sizes and not given:
         raise InputError(
             "the decoder starts from the encoder's final states, but this encoder hands none over: set "
@@ -60,7 +60,7 @@ def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
         raise InputError(
             f"the encoder hands over {', '.join(unread)}, which this decoder does not start from, and nothing else "
             "reads these layers, so they would learn nothing: make num_layers of model.encoder and model.decoder "
-            "equal, or use a decoder with attention (model/decoder=top_attention)"
+            "equal, or use a decoder with attention (model/decoder=attention)"
         )
 
 
@@ -71,7 +71,7 @@ def check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
         raise InputError(
             f"{keys} changes the states that attention reads, and this decoder has no attention: it starts from the "
             "final states of the layers and would never see it; leave it at its default, or use a decoder with "
-            "attention (model/decoder=top_attention)"
+            "attention (model/decoder=attention)"
         )
 
 

@@ -64,9 +64,9 @@ class Group:
         return self.ranks.rank
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_0(self) -> bool:
         """True for the one process that writes and logs."""
-        return self.ranks.is_first
+        return self.ranks.is_rank_0
 
     def __enter__(self) -> Self:
         """Joins the processes: gloo for the CPU, and NCCL between GPUs."""
@@ -169,7 +169,7 @@ class Group:
         dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: Any) -> Any:
+    def from_rank_0(self, value: Any) -> Any:
         """The first process's value, on every process."""
         if self.size == 1:
             return value
@@ -179,7 +179,7 @@ class Group:
 
     def part(self, value: Any) -> Any:
         """The first process's value, to which all have come: what ends one from here on is no failure of the others."""
-        value = self.from_first(value)
+        value = self.from_rank_0(value)
         self.ranks.part()
         return value
 
@@ -193,14 +193,14 @@ def ending_together(ranks: Ranks) -> Iterator[None]:
     """Around all that several processes do: an error of one ends all, with one message and without waiting for ever.
 
     The process that failed raises its error, which names the rank; the others say why they stop (the first) and exit
-    with code 1. A watchman ends those that wait where they cannot be told, but not before a checkpoint that is being
+    with code 1. A watchdog ends those that wait where they cannot be told, but not before a checkpoint that is being
     written is whole.
     """
     if ranks.world_size == 1:
         yield
         return
-    watchman = ranks.watchman(is_writing)
-    watchman.start()
+    watchdog = ranks.watchdog(is_writing)
+    watchdog.start()
     try:
         with ranks.together():
             yield
@@ -211,27 +211,27 @@ def ending_together(ranks: Ranks) -> Iterator[None]:
         # torchrun ends all as soon as one has ended: that is no second signal.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        watchman.dismiss()
+        watchdog.dismiss()
         ranks.leave()
         raise
     except Exception as error:
         raise_or_exit(ranks, error)
-    watchman.dismiss()
+    watchdog.dismiss()
     ranks.leave()
 
 
 def raise_or_exit(ranks: Ranks, error: Exception) -> None:
     """Raises the error where it is this process's own; ends the process quietly where another's came first."""
     if not ranks.failed_first:
-        if ranks.is_first:
+        if ranks.is_rank_0:
             log.error("%s", ranks.failure())
         raise SystemExit(1) from error
     if is_lost_connection(error):
         raise InputError(
-            f"{'' if ranks.is_first else f'rank {ranks.rank}: '}another process has ended without a word "
+            f"{'' if ranks.is_rank_0 else f'rank {ranks.rank}: '}another process has ended without a word "
             f"(was it killed, for its memory perhaps?): {str(error).split('. ')[0]}"
         ) from error
-    if isinstance(error, InputError) and not ranks.is_first:
+    if isinstance(error, InputError) and not ranks.is_rank_0:
         raise InputError(f"rank {ranks.rank}: {error}") from error
     if not isinstance(error, InputError):
         log.error("%s: %s", type(error).__name__, error)  # a traceback alone would not name the rank

@@ -153,7 +153,7 @@ class DevEvaluator:
             unused_target_ids=self.unused_target_ids,
         )
         translations = translator.translate(
-            self.sources[own], attention=own.start == 0, first_line=own.start + 1, progress=self.group.is_first
+            self.sources[own], attention=own.start == 0, first_line=own.start + 1, progress=self.group.is_rank_0
         )
         if own.start > 0:
             return translations

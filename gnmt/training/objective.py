@@ -146,9 +146,9 @@ def chunked_cross_entropy(
             else:
                 # In the type of the products, which is what the gradient needs, and in the logits' place.
                 probabilities = torch.softmax(logits, dim=-1, out=logits)
-            # The largest probability is exp(largest logit - normaliser), and never too small for its logarithm.
-            normaliser = largest - probabilities[real].amax(1).to(sum_dtype).log()
-            loss_sum += (normaliser - (1 - smoothing) * label_logits).sum()
+            # The largest probability is exp(largest logit - normalizer), and never too small for its logarithm.
+            normalizer = largest - probabilities[real].amax(1).to(sum_dtype).log()
+            loss_sum += (normalizer - (1 - smoothing) * label_logits).sum()
             if gradients is None:
                 continue
             grad = probabilities

@@ -23,12 +23,12 @@ MakeOptimizer = Callable[..., Optimizer]
 
 
 @dataclass(frozen=True)
-class Phase:
+class StageOptions:
     """A stretch of training.
 
-    until_step: updates of the whole run after which the next phase begins; None for the last one, which lasts as
-    long as the run. optimizer: begins without any memory of the phase before. schedule: its updates count from the
-    phase's first. None stands for what the root key `optimizer` or `schedule` says.
+    until_step: updates of the whole run after which the next stage begins; None for the last one, which lasts as
+    long as the run. optimizer: begins without any memory of the stage before. schedule: its updates count from the
+    stage's first. None stands for what the root key `optimizer` or `schedule` says.
     """
 
     until_step: Annotated[int, Range(1)] | None
@@ -37,49 +37,49 @@ class Phase:
 
 
 class Stage(NamedTuple):
-    """A phase ready to be entered: its first update, counted from 0, what makes its optimiser, and its schedule."""
+    """A stage ready to be entered: its first update, counted from 0, what makes its optimizer, and its schedule."""
 
     start: int
     make_optimizer: MakeOptimizer
     schedule: Schedule
 
 
-def check_phases(phases: Sequence[Phase]) -> None:
-    """Raises InputError for phases without order, and where a root key would be given and never used."""
-    ends = [phase.until_step for phase in phases]
+def check_stages(stages: Sequence[StageOptions]) -> None:
+    """Raises InputError for stages without order, and where a root key would be given and never used."""
+    ends = [stage.until_step for stage in stages]
     starts = [0, *(end for end in ends if end is not None)]
     rising = all(one < next_ for one, next_ in pairwise(starts))
     if not ends or ends[-1] is not None or len(starts) < len(ends) or not rising:
         raise InputError(
-            f"trainer.phases: found until_step {ends}, allowed are rising numbers, and null for the last phase, which "
+            f"trainer.stages: found until_step {ends}, allowed are rising numbers, and null for the last stage, which "
             "trainer.max_steps ends"
         )
     for key in ("optimizer", "schedule"):
-        if all(getattr(phase, key) is not None for phase in phases):
+        if all(getattr(stage, key) is not None for stage in stages):
             raise InputError(
-                f"trainer.phases: found no phase with {key}: null, so that the root key {key} would do nothing; "
-                f"move what one phase has there, and give that phase {key}: null"
+                f"trainer.stages: found no stage with {key}: null, so that the root key {key} would do nothing; "
+                f"move what one stage has there, and give that stage {key}: null"
             )
 
 
-def stages_of(phases: Sequence[Phase] | None, make_optimizer: MakeOptimizer, schedule: Schedule) -> list[Stage]:
-    """The run's phases in order; without any, the root keys' optimiser and schedule from the start to the end."""
-    if phases is None:
+def stages_of(stages: Sequence[StageOptions] | None, make_optimizer: MakeOptimizer, schedule: Schedule) -> list[Stage]:
+    """The run's stages in order; without any, the root keys' optimizer and schedule from the start to the end."""
+    if stages is None:
         return [Stage(0, make_optimizer, schedule)]
-    starts = [0, *(phase.until_step or 0 for phase in phases[:-1])]
+    starts = [0, *(stage.until_step or 0 for stage in stages[:-1])]
     return [
-        Stage(start, phase.optimizer or make_optimizer, phase.schedule or schedule)
-        for start, phase in zip(starts, phases, strict=True)
+        Stage(start, stage.optimizer or make_optimizer, stage.schedule or schedule)
+        for start, stage in zip(starts, stages, strict=True)
     ]
 
 
-class Optimisation:
-    """Applies updates, phase after phase.
+class Optimization:
+    """Applies updates, stage after stage.
 
-    An update whose loss or gradient is not finite is skipped where it is computed: weights and optimiser stay as they
-    were, and the host does not wait to hear of it. Optimisers with a fused kernel (`fused: true`) can do this on the
-    device; for others, and until the first update of a phase, the host looks. (Fused SGD, told to skip its first
-    update, would leave its momentum uninitialised.)
+    An update whose loss or gradient is not finite is skipped where it is computed: weights and optimizer stay as they
+    were, and the host does not wait to hear of it. Optimizers with a fused kernel (`fused: true`) can do this on the
+    device; for others, and until the first update of a stage, the host looks. (Fused SGD, told to skip its first
+    update, would leave its momentum uninitialized.)
 
     stages: see `stages_of`. clip_norm: the largest global norm of the gradient; None for no clipping.
     before_clipping: called in every update when the gradient is whole and has its true scale.
@@ -103,7 +103,7 @@ class Optimisation:
         self._enter(0)
 
     def begin(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
-        """Sets the learning rate for the update of that number, counted from 0, and enters its phase where that is new.
+        """Sets the learning rate for the update of that number, counted from 0, and enters its stage where that is new.
 
         evaluations: the number of updates before each evaluation so far, and its dev BLEU.
         """
@@ -132,7 +132,7 @@ class Optimisation:
         return norm, finite
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; the phase follows from the step."""
+        """What a checkpoint holds of it; the stage follows from the step."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -140,7 +140,7 @@ class Optimisation:
         }
 
     def load_state_dict(self, contents: Mapping[str, Any], step: int) -> None:
-        """Takes up what was saved after that many updates, whose last one decides which phase's optimiser it is."""
+        """Takes up what was saved after that many updates, whose last one decides which stage's optimizer it is."""
         self._enter(self._stage_of(max(0, step - 1)))
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scaler.load_state_dict(contents["scaler"])

@@ -19,9 +19,9 @@ from gnmt.checkpoint.file import git_revision, read_checkpoint, read_parts, soft
 from gnmt.checkpoint.load import build_model, misfit, take_weights
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, changed_settings, occupied
-from gnmt.data.batching import BatchStream, Position, Prefetcher
+from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
 from gnmt.data.preprocess import prepare
-from gnmt.data.store import Prepared
+from gnmt.data.store import Preprocessed
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.scoring import check_coverage
 from gnmt.device import (
@@ -29,8 +29,8 @@ from gnmt.device import (
     choose_device,
     choose_precision,
     deterministic_kernels,
-    keep_cpu_kernels,
     return_freed_memory,
+    set_onednn_cache_capacity,
 )
 from gnmt.distributed import Ranks, current_ranks
 from gnmt.errors import InputError, counted, first_line
@@ -52,11 +52,11 @@ _STAND_IN_VOCABULARY = 1000
 
 
 def try_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
-    """Finds values that only the optimisers themselves can judge."""
+    """Finds values that only the optimizers themselves can judge."""
     makers: dict[str, MakeOptimizer] = {"optimizer": partial(build, config["optimizer"])}
-    for place, phase in enumerate(options.phases or ()):
-        if phase.optimizer is not None:
-            makers[f"trainer.phases.{place}.optimizer"] = phase.optimizer
+    for place, stage in enumerate(options.stages or ()):
+        if stage.optimizer is not None:
+            makers[f"trainer.stages.{place}.optimizer"] = stage.optimizer
     for key, make in makers.items():
         try:
             make(params=[torch.nn.Parameter(torch.zeros(1))])
@@ -91,22 +91,22 @@ def _without_weights(node: Mapping[str, Any], source_vocabulary_size: int, targe
 
 
 def read_start(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of the checkpoint of initialise_from, whose weights have the names and shapes of the run's model.
+    """The contents of the checkpoint of initialize_from, whose weights have the names and shapes of the run's model.
 
     Raises InputError where they have not, with the settings that differ. Whether it reads the same pieces, only the
-    prepared data can tell.
+    preprocessed data can tell.
     """
     try:
         contents = read_parts(path)
     except InputError as error:
-        raise InputError(f"initialise_from: {error}") from None
-    if not contents["prepared_folder"]:
+        raise InputError(f"initialize_from: {error}") from None
+    if not contents["preprocessed_folder"]:
         return contents  # imported: whether it has pieces that training can prepare, comes first
     try:
         recorded = {"model": json.loads(contents["config"])["model"]}
         tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"initialise_from={path} garbles a part of a checkpoint: {first_line(error)}") from None
+        raise InputError(f"initialize_from={path} garbles a part of a checkpoint: {first_line(error)}") from None
     vocabulary_sizes = [side.vocabulary_size for side in (tokenizers.source, tokenizers.target)]
     try:
         model = _without_weights(config["model"], *vocabulary_sizes)
@@ -117,11 +117,11 @@ def read_start(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
         return contents
     changes = changed_settings(recorded, {"model": config["model"]})
     if not changes:
-        raise InputError(f"initialise_from={path}: its weights do not fit the model: {wrong}")
+        raise InputError(f"initialize_from={path}: its weights do not fit the model: {wrong}")
     raise InputError(
-        f"initialise_from={path}: its weights do not fit the model, which is another one:\n  "
+        f"initialize_from={path}: its weights do not fit the model, which is another one:\n  "
         + "\n  ".join(changes)
-        + "\nSet what gives the weights their shapes to what it was there, or begin without initialise_from="
+        + "\nSet what gives the weights their shapes to what it was there, or begin without initialize_from="
     )
 
 
@@ -135,34 +135,34 @@ def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str,
         )
 
 
-def refuse_other_data(folder: Path, saved: dict[str, Any], prepared: Prepared) -> None:
+def refuse_other_data(folder: Path, saved: dict[str, Any], preprocessed: Preprocessed) -> None:
     """The same settings may meet other text: files change."""
-    if saved["data_identity"] == prepared.identity:
+    if saved["data_fingerprint"] == preprocessed.identity:
         return
     what = "text"
-    if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != prepared.tokenizers.digest:
+    if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != preprocessed.tokenizers.digest:
         what = "text and tokenizers"
     raise InputError(
-        f"{folder} was trained on other {what} than {prepared.folder} holds: name the data that it began with "
-        "(data.prepared=FOLDER), or give the new run a name of its own: name=..."
+        f"{folder} was trained on other {what} than {preprocessed.folder} holds: name the data that it began with "
+        "(data.preprocessed=FOLDER), or give the new run a name of its own: name=..."
     )
 
 
-def refuse_too_few_positions(model: Seq2Seq, prepared: Prepared) -> None:
+def refuse_too_few_positions(model: Seq2Seq, preprocessed: Preprocessed) -> None:
     """A model with learned positions must have one for each token of the longest training pair.
 
     Subwords that are sampled may still come to more; see gnmt.model.layers.
     """
     for side, key, limit, lengths in (
-        ("source", "model.encoder.learned_positions", model.encoder.max_tokens, prepared.store.source_lengths),
-        ("target", "model.decoder.learned_positions", model.decoder.max_tokens, prepared.store.target_lengths),
+        ("source", "model.encoder.learned_positions", model.encoder.max_tokens, preprocessed.store.source_lengths),
+        ("target", "model.decoder.learned_positions", model.decoder.max_tokens, preprocessed.store.target_lengths),
     ):
         if limit is None:
             continue  # without a look at the lengths, of which there may be millions on the disk
         longest = int(lengths.max(initial=0)) + 1
         if longest > limit:
             raise InputError(
-                f"{key} is {limit}, but the longest {side} of {prepared.folder} has {longest} tokens with EOS: use "
+                f"{key} is {limit}, but the longest {side} of {preprocessed.folder} has {longest} tokens with EOS: use "
                 f"{key}={longest} or more, or leave longer pairs out (data.cleaning.max_length_tokens={limit})"
             )
 
@@ -170,7 +170,7 @@ def refuse_too_few_positions(model: Seq2Seq, prepared: Prepared) -> None:
 log = logging.getLogger(__name__)
 
 
-def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
+def announce(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None:
     """Logs what the run is about to do: size, memory, data, updates, device, precision."""
     model, options, stream = trainer.objective.model, trainer.options, trainer.stream
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -179,12 +179,12 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
     log.info("run folder: %s", folder)
     log.info(
         "data: %s in %s, %d and %d pieces, about %s an epoch of at most %d tokens",
-        *(counted(len(prepared.store), "pair", comma=True), prepared.folder),
-        *(prepared.tokenizers.source.vocabulary_size, prepared.tokenizers.target.vocabulary_size),
+        *(counted(len(preprocessed.store), "pair", comma=True), preprocessed.folder),
+        *(preprocessed.tokenizers.source.vocabulary_size, preprocessed.tokenizers.target.vocabulary_size),
         *(counted(len(stream), "update"), options.batch_tokens),
     )
     log.info(
-        "model: %s parameters; memory: %s for weights, gradients and optimiser, %s more for the largest batch",
+        "model: %s parameters; memory: %s for weights, gradients and optimizer, %s more for the largest batch",
         f"{num_parameters:,}",
         in_megabytes(state_bytes(trainer)),
         in_megabytes(activation_bytes(trainer, stream.largest_microbatch())),
@@ -201,9 +201,9 @@ def announce(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
 
 
 def state_bytes(trainer: Trainer) -> int:
-    """Weights and gradients, what the optimiser keeps for each weight, and the averaged weights."""
+    """Weights and gradients, what the optimizer keeps for each weight, and the averaged weights."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.objective.parameters())
-    group = trainer.optimisation.optimizer.param_groups[0]
+    group = trainer.optimization.optimizer.param_groups[0]
     moments = 2 if "betas" in group else int(bool(group.get("momentum")))
     return weights * (2 + moments + (trainer.average is not None))
 
@@ -284,7 +284,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
     """
     with saying_how_to_go_on(lambda: bool(RunCheckpoints(folder, keep=1).whole())):
-        keep_cpu_kernels(cfg.cpu_kernels)
+        set_onednn_cache_capacity(cfg.onednn_cache_capacity)
         ranks = current_ranks()
         with deterministic_kernels(cfg.deterministic), ending_together(ranks):
             return train_in(folder, cfg, ranks)
@@ -300,8 +300,8 @@ def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
     try_model(config)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
     # A run that goes on does not look at it again; it may be gone by then.
-    start = None if cfg.initialise_from is None or checkpoints.whole() else read_start(cfg.initialise_from, config)
-    with occupied(folder) if ranks.is_first else nullcontext():
+    start = None if cfg.initialize_from is None or checkpoints.whole() else read_start(cfg.initialize_from, config)
+    with occupied(folder) if ranks.is_rank_0 else nullcontext():
         return train_there(checkpoints, cfg, config, options, precision, ranks, start)
 
 
@@ -322,31 +322,31 @@ def train_there(
         if saved["precision"] != precision.name:
             log.warning("the run began in %s and goes on in %s", saved["precision"], precision.name)
         start = None
-    elif cfg.initialise_from is not None and start is None:  # its checkpoints have gone since
-        start = read_start(cfg.initialise_from, config)
-    prepared = prepare_together(ranks, cfg, checkpoints)
+    elif cfg.initialize_from is not None and start is None:  # its checkpoints have gone since
+        start = read_start(cfg.initialize_from, config)
+    preprocessed = prepare_together(ranks, cfg, checkpoints)
     if saved is not None:
-        refuse_other_data(folder, saved, prepared)
+        refuse_other_data(folder, saved, preprocessed)
 
     torch.manual_seed(cfg.seed)
-    model = build_model(config["model"], prepared.tokenizers, tuple(cfg.trusted_packages), "the config")
-    refuse_too_few_positions(model, prepared)
+    model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
+    refuse_too_few_positions(model, preprocessed)
     if start is not None:
-        start_from(model, cfg.initialise_from, start, prepared.tokenizers)
+        start_from(model, cfg.initialize_from, start, preprocessed.tokenizers)
     model.to(precision.device)
     return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
     # 0 in a new run too: one that was killed before its first checkpoint has left points that would come twice.
     purge_step = 0 if saved is None else saved["step"] + 1
     with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
-        position = Position() if saved is None else Position(*saved["position"])
-        unused = unused_target_ids(prepared, options, saved, start)
+        position = LoaderState() if saved is None else LoaderState(*saved["position"])
+        unused = unused_target_ids(preprocessed, options, saved, start)
         trainer = build_trainer(
-            *(config, options, model, prepared, position, precision, checkpoints, reporter, unused, group)
+            *(config, options, model, preprocessed, position, precision, checkpoints, reporter, unused, group)
         )
         if saved is not None:
             trainer.restore(saved)
         trains = not trainer.finished()
-        if ranks.is_first and (trains or not (folder / CONFIG).exists()):
+        if ranks.is_rank_0 and (trains or not (folder / CONFIG).exists()):
             write_config(folder, config)  # a lower limit alone changes nothing of what the file says
         if not trains and not trainer.progress.end_is_due():
             log.info(
@@ -355,15 +355,15 @@ def train_there(
                 *(folder, counted(trainer.progress.step, "update")),
             )
         else:
-            if ranks.is_first and trains:
-                announce(trainer, prepared, folder)
-            elif ranks.is_first:
+            if ranks.is_rank_0 and trains:
+                announce(trainer, preprocessed, folder)
+            elif ranks.is_rank_0:
                 log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.progress.step)
             trainer.fit()
-            if ranks.is_first:
+            if ranks.is_rank_0:
                 refuse_lost_end(trainer)
                 report_hyperparameters(reporter, config, trainer.progress)
-        best, best_step = group.from_first((trainer.progress.best, trainer.progress.best_step))
+        best, best_step = group.from_rank_0((trainer.progress.best, trainer.progress.best_step))
     return TrainingResult(folder, trainer.progress.step, best, best_step)
 
 
@@ -371,21 +371,21 @@ def build_trainer(
     config: dict[str, Any],
     options: TrainerOptions,
     model: Seq2Seq,
-    prepared: Prepared,
-    position: Position,
+    preprocessed: Preprocessed,
+    position: LoaderState,
     precision: Precision,
     checkpoints: RunCheckpoints,
     reporter: Reporter,
     unused_target_ids: Sequence[int] = (),
     group: Group | None = None,
 ) -> Trainer:
-    """Puts loss, optimiser, schedule, batches and dev evaluation around the model.
+    """Puts loss, optimizer, schedule, batches and dev evaluation around the model.
 
     unused_target_ids: what translations never hold, in this run's evaluations and with its checkpoints. group: see
     `Trainer`.
     """
     group = group or Group.alone(precision.device)
-    tokenizers = prepared.tokenizers
+    tokenizers = preprocessed.tokenizers
     loss = build(
         config["loss"],
         vocabulary_size=tokenizers.target.vocabulary_size,
@@ -393,13 +393,13 @@ def build_trainer(
     )
     objective = Objective(model, loss.to(precision.device))
     stream = BatchStream(
-        prepared.store,
+        preprocessed.store,
         batch_tokens=options.batch_tokens,
         microbatch_tokens=options.microbatch_tokens,
-        length_multiple=options.length_multiple,
-        subword_sampling=options.subword_sampling,
+        pad_to_multiple_of=options.pad_to_multiple_of,
+        subword_regularization=options.subword_regularization,
         tokenizers=tokenizers,
-        segments=prepared.segments,
+        segments=preprocessed.segments,
         seed=config["seed"],
         position=position,
         rank=group.rank,
@@ -410,7 +410,7 @@ def build_trainer(
         tokenizers,
         build(config["decoding"]),
         precision,
-        prepared.dev,
+        preprocessed.dev,
         config["data"]["bleu_tokenize"],
         options.evaluation_batch_size,
         unused_target_ids,
@@ -419,21 +419,24 @@ def build_trainer(
     extras = {
         "config": json.dumps(config),
         "tokenizers": tokenizers.to_checkpoint(),
-        "data_identity": prepared.identity,
-        "prepared_folder": str(prepared.folder.resolve()),
+        "data_fingerprint": preprocessed.identity,
+        "preprocessed_folder": str(preprocessed.folder.resolve()),
         "precision": precision.name,
         "git_revision": git_revision(),
         "torch_version": str(torch.__version__),
         "versions": software_versions(),
         "unused_target_ids": list(unused_target_ids),
     }
-    stages = stages_of(options.phases, partial(build, config["optimizer"]), build(config["schedule"]))
+    stages = stages_of(options.stages, partial(build, config["optimizer"]), build(config["schedule"]))
     batches = Prefetcher(stream, options.prefetch_batches, pin=precision.device.type == "cuda")
     return Trainer(options, objective, stages, batches, evaluator, checkpoints, reporter, precision, extras, group)
 
 
 def unused_target_ids(
-    prepared: Prepared, options: TrainerOptions, saved: Mapping[str, Any] | None, start: Mapping[str, Any] | None
+    preprocessed: Preprocessed,
+    options: TrainerOptions,
+    saved: Mapping[str, Any] | None,
+    start: Mapping[str, Any] | None,
 ) -> list[int]:
     """Target ids that the model never learns to say, so that search leaves them out.
 
@@ -442,28 +445,28 @@ def unused_target_ids(
     """
     if saved is not None:
         return list(saved.get("unused_target_ids", []))  # a checkpoint from before they were counted has none
-    if options.subword_sampling:
+    if options.subword_regularization:
         return []
     unused_before = None if start is None else set(start.get("unused_target_ids", []))
-    return [id for id in prepared.unused_target_ids if unused_before is None or id in unused_before]
+    return [id for id in preprocessed.unused_target_ids if unused_before is None or id in unused_before]
 
 
-def prepare_together(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> Prepared:
-    """The prepared data: the first process makes it, and the others wait as long as it takes."""
-    if ranks.is_first:
+def prepare_together(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> Preprocessed:
+    """The preprocessed data: the first process makes it, and the others wait as long as it takes."""
+    if ranks.is_rank_0:
         checkpoints.remove_leftovers()
-        prepared = prepare(build(cfg.data), build(cfg.tokenizer))
-    ranks.wait_for_first()
-    return prepared if ranks.is_first else prepare(build(cfg.data), build(cfg.tokenizer))
+        preprocessed = prepare(build(cfg.data), build(cfg.tokenizer))
+    ranks.wait_for_rank_0()
+    return preprocessed if ranks.is_rank_0 else prepare(build(cfg.data), build(cfg.tokenizer))
 
 
 def find_saved_together(
     ranks: Ranks, checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The state to continue from, as the first process finds it; the others read the same file."""
-    saved = find_saved(checkpoints, resume, config) if ranks.is_first else None
-    step = ranks.wait_for_first("" if saved is None else str(saved["step"]))
-    return read_checkpoint(checkpoints.path_of(int(step))) if step and not ranks.is_first else saved
+    saved = find_saved(checkpoints, resume, config) if ranks.is_rank_0 else None
+    step = ranks.wait_for_rank_0("" if saved is None else str(saved["step"]))
+    return read_checkpoint(checkpoints.path_of(int(step))) if step and not ranks.is_rank_0 else saved
 
 
 def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -486,17 +489,17 @@ def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any])
 def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
     """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
-        if not contents["prepared_folder"]:
+        if not contents["preprocessed_folder"]:
             raise InputError(
-                f"initialise_from={path}: an imported checkpoint, which reads pieces that training does not prepare"
+                f"initialize_from={path}: an imported checkpoint, which reads pieces that training does not prepare"
             )
-        folder = Path(contents["prepared_folder"]) / "tokenizer"
+        folder = Path(contents["preprocessed_folder"]) / "tokenizer"
         raise InputError(
-            f"initialise_from={path}: its tokenizers differ from those of the prepared data, so its weights would go "
+            f"initialize_from={path}: its tokenizers differ from those of the preprocessed data, so its weights would go "
             "to other pieces. Prepare this data with its tokenizers: tokenizer=existing "
             f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
         )
-    take_weights(model, contents, f"initialise_from={path}")
+    take_weights(model, contents, f"initialize_from={path}")
     log.info("weights from %s, update %d", path, contents["step"])
 
 

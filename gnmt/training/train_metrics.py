@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gnmt.data.batching import Position, Share
+from gnmt.data.batching import LoaderState, LocalBatch
 from gnmt.fileio import write_atomically
 from gnmt.reporting.tensorboard import Reporter
 
@@ -134,7 +134,7 @@ class Interval:
     longest_skip_1: Tensor
     last_skipped_1: Tensor
     largest_2: Tensor
-    positions: list[Position] = field(default_factory=list)
+    positions: list[LoaderState] = field(default_factory=list)
     real_tokens: int = 0
     padded_tokens: int = 0
     seconds_before: float = 0.0
@@ -147,7 +147,7 @@ class Interval:
         zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
         return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
 
-    def count(self, share: Share) -> None:
+    def count(self, share: LocalBatch) -> None:
         """Takes in the tokens of a global batch; all of it is taken to be padded as this process's share is."""
         real = sum(batch.num_real_tokens for batch in share.to_compute)
         padded = sum(batch.num_padded_tokens for batch in share.to_compute)
@@ -217,7 +217,7 @@ class Interval:
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
         }
         values = {"largest_2": cls.begin(device).largest_2} | values
-        return cls(**values | {"positions": [Position(*position) for position in state["positions"]]})
+        return cls(**values | {"positions": [LoaderState(*position) for position in state["positions"]]})
 
 
 NONFINITE_FILE = "nonfinite_batch.tsv"
@@ -226,7 +226,7 @@ _NUM_NAMED = 20
 _SHOWN_LETTERS = 200
 
 
-def describe_batch(pairs: Sequence[tuple[int, str, str]], position: Position, folder: Path) -> str:
+def describe_batch(pairs: Sequence[tuple[int, str, str]], position: LoaderState, folder: Path) -> str:
     """The batch's place, its pairs' numbers and its first sentences; all of them go to a file in the folder.
 
     pairs: number, source and target of each; see `BatchStream.pairs_at`.
@@ -235,7 +235,7 @@ def describe_batch(pairs: Sequence[tuple[int, str, str]], position: Position, fo
     more = f" and {len(pairs) - _NUM_NAMED} more" if len(pairs) > _NUM_NAMED else ""
     lines = [
         f"batch {position.batches} of epoch {position.epoch} (both counted from 0), "
-        f"{len(pairs)} pairs of the prepared text: {numbers}{more}"
+        f"{len(pairs)} pairs of the preprocessed text: {numbers}{more}"
     ]
     path = folder / NONFINITE_FILE
     try:
@@ -298,7 +298,7 @@ def layer_of(name: str) -> str:
     encoder.1, encoder.2 … from the bottom, and so decoder.1 …: a layer has all that repeats with it, its own attention
     to the source included (Transformer, convolutional). attention: the one that layers share. embeddings: all tables,
     also one that is the output layer's weight. output: the layer to the vocabulary. encoder.other, decoder.other: what
-    no number in the name assigns to a layer, such as a projection or a last normalisation.
+    no number in the name assigns to a layer, such as a projection or a last normalization.
     """
     part, _, rest = name.partition(".")
     if part.endswith("embedding"):

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from gnmt.config.validate import Range
-from gnmt.data.batching import Prefetcher, Share
+from gnmt.data.batching import LocalBatch, Prefetcher
 from gnmt.device import Precision
 from gnmt.errors import InputError
 from gnmt.reporting.tensorboard import Reporter
@@ -23,7 +23,7 @@ from gnmt.signals import Abandoned, Interruption, describe_stop, stop
 from gnmt.training.data_parallel import Group
 from gnmt.training.dev_evaluation import DevResult, report_evaluation
 from gnmt.training.objective import Objective
-from gnmt.training.optimizer import Optimisation, Phase, Stage, WeightAverage, check_phases
+from gnmt.training.optimizer import Optimization, Stage, StageOptions, WeightAverage, check_stages
 from gnmt.training.run_checkpoints import BackgroundWriter, RunCheckpoints, random_state, restore_random_state, snapshot
 from gnmt.training.train_metrics import FirstEstimate, GradientNorms, Interval, Progress, describe_batch, in_words
 
@@ -35,14 +35,14 @@ class TrainerOptions:
     """How long and in what portions to train.
 
     max_steps, max_epochs: whichever comes first; None for no limit on epochs.
-    phases: optimisers and schedules that follow each other; None for the root keys' from start to end.
+    stages: optimizers and schedules that follow each other; None for the root keys' from start to end.
     batch_tokens: padded source and target tokens of one update, at most. microbatch_tokens: of one forward and
-    backward; None for the whole batch at once. length_multiple: batches are padded to multiples of so many tokens a
+    backward; None for the whole batch at once. pad_to_multiple_of: batches are padded to multiples of so many tokens a
     side, so that fewer shapes occur: a CPU's kernels, each made for one shape, are made less often.
     clip_norm: the largest global gradient norm; None for no clipping.
     max_nonfinite_updates: so many updates in a row that were skipped, because loss or gradient were not finite, end
     the run; it is looked at when the log is written.
-    subword_sampling: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out, and with a
+    subword_regularization: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out, and with a
     unigram tokenizer the exponent on the probability of a cut, less being more random.
     ema_decay: of the moving average of the weights, which then is what is evaluated and kept as best; None for none.
     gradient_norms_every_steps: updates between records of the gradient's norm in each layer, see
@@ -53,13 +53,13 @@ class TrainerOptions:
 
     max_steps: Steps = 20_000
     max_epochs: Annotated[int, Range(1)] | None = None
-    phases: Sequence[Phase] | None = None
+    stages: Sequence[StageOptions] | None = None
     batch_tokens: Annotated[int, Range(4)] = 4096
     microbatch_tokens: Annotated[int, Range(4)] | None = None
-    length_multiple: Annotated[int, Range(1)] = 1
+    pad_to_multiple_of: Annotated[int, Range(1)] = 1
     clip_norm: Annotated[float, Range(0, open_low=True)] | None = 5.0
     max_nonfinite_updates: Annotated[int, Range(1)] = 25
-    subword_sampling: Annotated[float, Range(0, 1)] = 0.0
+    subword_regularization: Annotated[float, Range(0, 1)] = 0.0
     ema_decay: Annotated[float, Range(0, 1, open_high=True)] | None = None
     prefetch_batches: Annotated[int, Range(0)] = 2
     log_every_steps: Steps = 50
@@ -72,8 +72,8 @@ class TrainerOptions:
     evaluation_batch_size: Annotated[int, Range(1)] = 64
 
     def __post_init__(self) -> None:
-        if self.phases is not None:
-            check_phases(self.phases)
+        if self.stages is not None:
+            check_stages(self.stages)
 
 
 log = logging.getLogger(__name__)
@@ -111,10 +111,12 @@ class Trainer:
         self.checkpoint_extras = checkpoint_extras
         self.group = group or Group.alone(self.device)
         self.replica = self.group.replicate(objective)  # what updates call in place of the objective
-        every_steps = options.gradient_norms_every_steps if self.group.is_first else None  # all have the same gradients
+        every_steps = (
+            options.gradient_norms_every_steps if self.group.is_rank_0 else None
+        )  # all have the same gradients
         self.gradient_norms = GradientNorms(objective.model, every_steps, checkpoints.folder.parent, reporter)
         parameters = list(objective.parameters())
-        self.optimisation = Optimisation(parameters, stages, options.clip_norm, precision, self.gradient_norms.take)
+        self.optimization = Optimization(parameters, stages, options.clip_norm, precision, self.gradient_norms.take)
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
         self.interruption = Interruption()
@@ -125,9 +127,9 @@ class Trainer:
     def fit(self) -> Progress:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
         options, progress = self.options, self.progress
-        silent = None if self.group.is_first else True  # None: where stderr is no terminal
+        silent = None if self.group.is_rank_0 else True  # None: where stderr is no terminal
         first_estimate = FirstEstimate(options.log_every_steps)
-        if self.group.is_first:
+        if self.group.is_rank_0:
             self.gradient_norms.begin(progress.step)
         with (
             self.interruption,
@@ -190,10 +192,10 @@ class Trainer:
         """Passes over the data so far."""
         return self.stream.epochs
 
-    def update(self, share: Share, interval: Interval) -> None:
-        """One optimiser update on a global batch: the gradient of its summed loss over its number of target tokens."""
+    def update(self, share: LocalBatch, interval: Interval) -> None:
+        """One optimizer update on a global batch: the gradient of its summed loss over its number of target tokens."""
         self.objective.train()
-        self.optimisation.begin(self.progress.step, self.progress.evaluations)
+        self.optimization.begin(self.progress.step, self.progress.evaluations)
         self.group.begin_update(self.progress.step)
         interval.count(share)
         batches = share.to_compute
@@ -205,27 +207,27 @@ class Trainer:
                 if not share:
                     loss_sum = loss_sum * 0  # the filler: its pair is counted by another process
                 # The gradients of the processes are averaged, and their sum is wanted.
-                self.optimisation.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
+                self.optimization.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
             update_loss += loss_sum.detach()
         update_loss = self.group.end_update(update_loss, self.interruption.received)
-        norm, made = self.optimisation.apply(update_loss)
+        norm, made = self.optimization.apply(update_loss)
         self.progress.step += 1
         if self.average is not None:
             self.average.update(self.progress.step)
-        interval.add(update_loss, norm, share.target_tokens, made, self.optimisation.skipped_in_a_row)
+        interval.add(update_loss, norm, share.target_tokens, made, self.optimization.skipped_in_a_row)
 
     def log_interval(self, interval: Interval, bar: tqdm[Any]) -> None:
         """Writes the interval's means to TensorBoard and one log line; ends a run that only skips updates.
 
         The first process does, whose figures are those of all but for the padding, which is that of its share.
         """
-        if not self.group.is_first:
+        if not self.group.is_rank_0:
             return
         sums, seconds, step = interval.sums(), interval.seconds(), self.progress.step
         self.gradient_norms.write()
         num_updates = len(interval.positions)
         scalars = interval.scalars(sums, seconds)
-        scalars["train/learning_rate"] = self.optimisation.optimizer.param_groups[0]["lr"]
+        scalars["train/learning_rate"] = self.optimization.optimizer.param_groups[0]["lr"]
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
         bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
@@ -265,7 +267,7 @@ class Trainer:
                 result = self.evaluate(self.interruption.abandoning)
                 bleu, kept = result.scores.bleu, progress.best.get("dev/bleu", -math.inf)
                 improved = progress.take_evaluation(bleu)
-                if self.group.is_first:
+                if self.group.is_rank_0:
                     report_evaluation(self.reporter, result, progress.step, self.options.num_sample_translations)
                     if bleu > kept:
                         self.keep_best(result)
@@ -299,7 +301,7 @@ class Trainer:
 
         Raises InputError rather than save diverged weights.
         """
-        if not self.group.is_first:
+        if not self.group.is_rank_0:
             return
         stopped = time.perf_counter()
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
@@ -310,7 +312,7 @@ class Trainer:
             raise self.divergence("some weights are not finite")
         contents = self.describe() | {
             "model": self.objective.model.state_dict(),
-            **self.optimisation.state_dict(),
+            **self.optimization.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **self.progress.state_dict(),
             "interval": self.interval.state_dict(),
@@ -345,7 +347,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(contents["average"])
         self.progress = Progress.of(contents)
-        self.optimisation.load_state_dict(contents, self.progress.step)
+        self.optimization.load_state_dict(contents, self.progress.step)
         if "interval" in contents:  # a checkpoint from before it was saved begins a new one
             self.interval = Interval.of(contents["interval"], self.device)
         self.last_saved_step = self.progress.step

@@ -260,7 +260,7 @@ class Progress:
         """Takes the bar away."""
         self._bar.close()
 
-    def summarise(self, output: str, num_unfinished: int) -> None:
+    def summarize(self, output: str, num_unfinished: int) -> None:
         """One line of what was done, and a warning where translations were cut off."""
         if not self._shown:
             return
@@ -408,17 +408,17 @@ def translate_resumable(
     locks: holds the part until the caller is through with all jobs.
     """
     found: list[int] = []
-    if ranks.is_first:
+    if ranks.is_rank_0:
         settings = settings_of(work, job, made_from)
         with disk_errors_explained(job, part):
             locks.enter_context(part.locked())
             part.begin(settings, resume, made_on=device_name(work.translator.precision.device))
         found = sorted(part.windows())
     # One list for all: who looked later would count what others have done meanwhile twice.
-    done = set(json.loads(ranks.wait_for_first(json.dumps(found))))
+    done = set(json.loads(ranks.wait_for_rank_0(json.dumps(found))))
     manifest = part.manifest()
     if manifest.finished is not None:
-        if ranks.is_first:
+        if ranks.is_rank_0:
             log.info("%s is complete", job.output)
         return
     texts = {side: manifest.settings[side] for side in ("input", "prefixes")}
@@ -442,10 +442,10 @@ def translate_share(
     """
     num_lines = stamps["input"].num_lines
     num_done = lines_in(done, work.size, num_lines)
-    if num_done and ranks.is_first:
+    if num_done and ranks.is_rank_0:
         log.info("%s: %d of %d lines are done, going on from %s", job.output, num_done, num_lines, part.folder)
     added_by_all = ranks.counter()
-    with closing(Progress(num_lines, num_done, shown=ranks.is_first)) as progress:
+    with closing(Progress(num_lines, num_done, shown=ranks.is_rank_0)) as progress:
 
         def translate(window: Window, sha256: str) -> None:
             ranks.check()
@@ -464,7 +464,7 @@ def translate_share(
             translate(window, sha256_of_windows[-1])
             progress.reach(num_done + added_by_all(0 if window.number in done else len(window.lines)))
         ranks.wait_for_all()
-        if not ranks.is_first:
+        if not ranks.is_rank_0:
             return
         # All have read the stamped text by now, but what lies in the folder is the folder's word alone.
         wrong = {n for n, sha256 in enumerate(sha256_of_windows) if not part.holds(n, sha256)}
@@ -475,7 +475,7 @@ def translate_share(
         with disk_errors_explained(job, part):
             num_unfinished = part.finish(work.output_format.heading, len(sha256_of_windows))
         progress.reach(num_lines)
-        progress.summarise(job.output, num_unfinished)
+        progress.summarize(job.output, num_unfinished)
 
 
 def windows_of(job: Job, stamps: Mapping[str, TextStamp], size: int) -> Iterator[Window]:
@@ -619,7 +619,7 @@ def translate_files(
                     f"found input={job.source} output={job.output}"
                 )
         ranks.wait_for_all()  # until nobody looks into the parts any more
-        if ranks.is_first:
+        if ranks.is_rank_0:
             for part in parts:
                 part.remove()
 
@@ -641,4 +641,4 @@ def translate_stream(work: WindowTranslator, job: Job) -> None:
                 out.flush()
                 num_unfinished += done.num_unfinished
                 progress.reach(window.first_line - 1 + len(window.lines))
-        progress.summarise(job.output, num_unfinished)
+        progress.summarize(job.output, num_unfinished)

@@ -30,7 +30,7 @@ from gnmt.checkpoint.load import load_model
 from gnmt.decoding.search import Hypothesis, search
 from gnmt.decoding.translator import Translator
 from gnmt.fileio import read_lines
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.seq2seq import Seq2Seq
 
 TOLERANCE = 1e-5
@@ -42,13 +42,15 @@ class BestTokens:
     come. The oracle, which makes an object of every candidate, is then some thousand times as fast.
     """
 
-    def __init__(self, model: Seq2Seq, count: int, banned: Sequence[int]) -> None:
+    def __init__(self, model: Seq2Seq, count: int, suppressed: Sequence[int]) -> None:
         self.encode, self.start, self.model, self.count = model.encode, model.start, model, count
-        self.banned_N = torch.tensor(list(banned))
+        self.suppressed_N = torch.tensor(list(suppressed))
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         log_probs_BKV, attention_BKS, state = self.model.step(tokens_BK, state, memory)
-        log_probs_BKV = log_probs_BKV.index_fill(2, self.banned_N, -torch.inf)
+        log_probs_BKV = log_probs_BKV.index_fill(2, self.suppressed_N, -torch.inf)
         lowest_BK1 = log_probs_BKV.topk(self.count, dim=2).values[:, :, -1:]
         return log_probs_BKV.masked_fill(log_probs_BKV < lowest_BK1, -torch.inf), attention_BKS, state
 
@@ -57,13 +59,15 @@ def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
     loaded = load_model(checkpoint, torch.device("cpu"))
     model, translator = loaded.model.eval(), Translator.of([loaded], "fp32", batch_size=8)
     translator_module._WINDOW_BATCHES, translator_module._FEWEST_WINDOW_LINES = 3, 1
-    options, banned = translator.options, translator.banned
+    options, suppressed = translator.options, translator.suppressed
     encode = translator.tokenizers.source.encode
     lines = [line for line in islice(read_lines(text), count) if line.strip()]
     sources = [[*encode(line), EOS_ID] for line in lines]
 
     def found_by(some: list[list[int]], batch_size: int, with_model=model) -> list[Hypothesis]:
-        results = search(with_model, some, options, device=torch.device("cpu"), banned=banned, batch_size=batch_size)
+        results = search(
+            with_model, some, options, device=torch.device("cpu"), suppressed=suppressed, batch_size=batch_size
+        )
         return [result.hypotheses[0] for result in results]
 
     reference = found_by(sources, 32)
@@ -77,12 +81,12 @@ def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
         report(name, [(one.tokens, one.score, other.tokens, other.score) for one, other in pairs])
     report(f"shuffled, in windows of {translator.window_lines} lines", in_both_orders(translator, lines))
 
-    few = BestTokens(model, 2 * options.beam_size, banned)
+    few = BestTokens(model, 2 * options.beam_size, suppressed)
     for name, asked, number in (("best tokens", few, count), ("the whole vocabulary", model, count_whole)):
         start, compared = time.monotonic(), []
         for source, hypothesis in zip(tqdm(sources[:number], disable=None), reference, strict=False):
             with torch.inference_mode():
-                paths, _ = oracle_search(asked, source[:-1], options, banned)  # it adds EOS itself
+                paths, _ = oracle_search(asked, source[:-1], options, suppressed)  # it adds EOS itself
             compared.append((hypothesis.tokens, hypothesis.score, tuple(paths[0].tokens), paths[0].score(options)))
         report(f"the oracle over {name}, {time.monotonic() - start:.0f} s", compared)
 

@@ -57,7 +57,7 @@ class NvidiaGNMT(nn.Module):
         super().__init__()
         torch.manual_seed(7)
         embedder = nn.Embedding(vocabulary_size, size, padding_idx=0)
-        nn.init.normal_(embedder.weight)  # the row of PAD too, which their initialisation fills
+        nn.init.normal_(embedder.weight)  # the row of PAD too, which their initialization fills
         first = [nn.LSTM(size, size, bidirectional=True), nn.LSTM(2 * size, size)]
         further = [nn.LSTM(size, size) for _ in range(num_layers - 2)]
         self.encoder = Parts(rnn_layers=nn.ModuleList([*first, *further]), embedder=embedder)

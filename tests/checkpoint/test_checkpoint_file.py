@@ -30,7 +30,7 @@ MODEL = {
     "embedding_size": 4,
     "tie_embeddings": "all",
     "encoder": {"_target_": "gnmt.model.recurrent.encoder.LSTMEncoder", **WIDTHS},
-    "decoder": {"_target_": "gnmt.model.recurrent.gnmt_decoder.LSTMDecoder", **WIDTHS, "attention": ATTENTION},
+    "decoder": {"_target_": "gnmt.model.recurrent.gnmt_decoder.GNMTDecoder", **WIDTHS, "attention": ATTENTION},
 }
 
 
@@ -53,8 +53,8 @@ def contents(tokenizers: Tokenizers) -> dict[str, Any]:
         "step": 3,
         "best": {"dev/bleu": 12.5},
         "best_step": 2,
-        "data_identity": "0" * 64,
-        "prepared_folder": "prepared/demo",
+        "data_fingerprint": "0" * 64,
+        "preprocessed_folder": "preprocessed/demo",
         "precision": "fp32",
         "average": None,
         "rng": {"cpu": torch.get_rng_state(), "cuda": []},
@@ -83,7 +83,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def test_what_is_read_is_what_was_written(written, contents):
     found = read_checkpoint(written)
-    assert found.pop("format_version") == 1
+    assert found.pop("format_version") == 2
     found.pop("checksum")
     assert {**found, "model": dict(found["model"])}.keys() == contents.keys()
     assert equal(found["optimizer"]["param_groups"][0], contents["optimizer"]["param_groups"][0])
@@ -211,7 +211,7 @@ def test_another_format_version_is_named(tmp_path, contents, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 7)
     write_checkpoint(tmp_path / "new.pt", contents)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"new\.pt has format version 7, this code reads 1: use the version of gnmt"):
+    with pytest.raises(InputError, match=r"new\.pt has format version 7, this code reads 2: use the version of gnmt"):
         read_checkpoint(tmp_path / "new.pt")
 
 
@@ -232,7 +232,7 @@ class Malicious:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, legacy):
     victim = tmp_path / "victim"
     path = tmp_path / "evil.pt"
-    evil = {"format_version": 1, "model": Malicious(victim)}
+    evil = {"format_version": 2, "model": Malicious(victim)}
     torch.save(evil, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match=r"evil\.pt was refused, and nothing in it ran"):
         read_checkpoint(path)
@@ -242,7 +242,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, lega
 
 
 def test_numpy_scalars_of_a_foreign_file_are_refused(tmp_path):
-    torch.save({"format_version": 1, "best": np.float64(1.5)}, tmp_path / "foreign.pt")
+    torch.save({"format_version": 2, "best": np.float64(1.5)}, tmp_path / "foreign.pt")
     with pytest.raises(InputError, match=r"foreign\.pt was refused"):
         read_checkpoint(tmp_path / "foreign.pt")
 
@@ -302,7 +302,7 @@ def test_load_model(written, contents, tokenizers):
     assert loaded.contents["step"] == 3
 
 
-@pytest.mark.parametrize("part", ["config", "tokenizers", "model", "precision", "prepared_folder"])
+@pytest.mark.parametrize("part", ["config", "tokenizers", "model", "precision", "preprocessed_folder"])
 def test_a_part_that_is_missing_is_named(tmp_path, contents, part):
     path = tmp_path / "part.pt"
     write_checkpoint(path, {key: value for key, value in contents.items() if key != part})

@@ -1,4 +1,4 @@
-"""What inspect.py prints, for people and for programs, and how messages count."""
+"""What inspect_checkpoint.py prints, for people and for programs, and how messages count."""
 
 import json
 

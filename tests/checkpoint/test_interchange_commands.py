@@ -35,7 +35,7 @@ def test_an_imported_model_translates_scores_and_is_evaluated(home, run_command)
     done = run_command("evaluate", "checkpoint=a.pt", *overrides, cwd=home)
     assert done.code == 0, done.err
     assert "a.split, 3 sentences" in done.out
-    done = run_command("inspect", "checkpoint=a.pt", "format=json", cwd=home)
+    done = run_command("inspect_checkpoint", "checkpoint=a.pt", "format=json", cwd=home)
     assert done.code == 0, done.err
     described = json.loads(done.out)["tokenizers"]
     assert (described["source"]["kind"], described["source"]["pieces"], described["source_bos"]) == ("pieces", 13, True)
@@ -46,10 +46,10 @@ def test_it_has_no_test_set_and_does_not_train_on(home, run_command, tiny):
         done = run_command("evaluate", "checkpoint=a.pt", *overrides, cwd=home)
         assert (done.code, done.out) == (2, "")
         assert "an imported checkpoint knows no test set" in done.err
-    prepared = next((tiny.home / "prepared").glob("demo-*"))
+    preprocessed = next((tiny.home / "preprocessed").glob("demo-*"))
     overrides = [override for override in tiny.overrides if not override.startswith("name=")]
     done = run_command(
-        "train", *overrides, f"data.prepared={prepared}", f"initialise_from={home}/a.pt", "name=on", cwd=home
+        "train", *overrides, f"data.preprocessed={preprocessed}", f"initialize_from={home}/a.pt", "name=on", cwd=home
     )
     assert done.code == 2
     assert "an imported checkpoint, which reads pieces that training does not prepare" in done.err

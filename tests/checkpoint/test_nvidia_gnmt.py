@@ -72,7 +72,7 @@ def test_text_is_read_and_scored_as_their_model_reads_it(tmp_path):
     [scored] = translator.score([("the dog bar@@ ks .", best)])
     assert scored.score == pytest.approx(best.score, abs=1e-4)
     assert "madeupword0000" not in best.text
-    assert PIECES.index("madeupword0000") in translator.banned
+    assert PIECES.index("madeupword0000") in translator.suppressed
 
 
 def test_long_lines_are_cut_into_framed_pieces(tmp_path, caplog):
@@ -101,7 +101,7 @@ def test_data_parallel_names_half_precision_and_the_older_file_format(tmp_path):
 
 
 def test_a_batch_of_training_has_no_bos_so_training_on_is_refused_elsewhere(tmp_path):
-    """Prepared data never has the framing of an imported model: the digests differ, which is what training checks."""
+    """Preprocessed data never has the framing of an imported model: the digests differ, which is what training checks."""
     loaded = imported(NvidiaGNMT(2), tmp_path)
     assert loaded.tokenizers.source_bos
     assert loaded.tokenizers._replace(source_bos=False).digest != loaded.tokenizers.digest

@@ -37,7 +37,14 @@ def test_there_and_back(tiny, exported, tmp_path):
         if name in after:
             assert before[name] == after[name], name
     assert json.loads(before["config"]) == json.loads(after["config"])
-    assert {"step", "best", "data_identity", "prepared_folder", "unused_target_ids", "git_revision"} <= after.keys()
+    assert {
+        "step",
+        "best",
+        "data_fingerprint",
+        "preprocessed_folder",
+        "unused_target_ids",
+        "git_revision",
+    } <= after.keys()
     lines = ["the old man reads a book .", "", "a dog"]
     texts = [
         [asdict(one) for one in Translator.load(path, device="cpu").translate(lines)]
@@ -109,7 +116,7 @@ def config_part(part, value):
     [
         (changed(format="other"), "format and format_version are 'other' and 1, allowed are"),
         (changed(format_version=2), "'gnmt-safetensors' and 2, allowed are"),
-        (changed(optimiser=1), "unknown keys optimiser"),
+        (changed(optimizer=1), "unknown keys optimizer"),
         (lambda described: {key: value for key, value in described.items() if key != "config"}, "lacks config"),
         (changed(tied={"a": "nothing"}), "tied.a is nothing, which model.safetensors does not hold"),
         (changed(tied=["a"]), r"tied is \['a'\], allowed are pairs of names"),
@@ -138,7 +145,7 @@ def config_part(part, value):
         (changed(versions="1"), "versions is '1', allowed is an object of texts"),
         (changed(imported_from={"file": None}), "imported_from is .* allowed is an object of texts"),
         (changed(average_of={}), "average_of is {}, allowed is a list of objects"),
-        (changed(prepared_folder=None), "prepared_folder is None, allowed is text"),
+        (changed(preprocessed_folder=None), "preprocessed_folder is None, allowed is text"),
         (changed(tied={"source_embedding.weight": "output_layer.bias"}), "tied names source_embedding.weight, which"),
         (config_part("decoding", None), "config.decoding is None, allowed is an object"),
         (config_part("decoding", {"_target_": "os.system"}), "the search options are wrong"),

@@ -39,7 +39,7 @@ def test_all_have_as_many_parameters_within_three_percent():
 @pytest.mark.parametrize("data", ["demo", "multi30k"])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_all_train_alike(system, data):
-    """Equal updates on equal data; clipping has another optimiser and bound, which is what it is about."""
+    """Equal updates on equal data; clipping has another optimizer and bound, which is what it is about."""
     bound = ("trainer.clip_norm=0.5",) if system == "clipping" else ()
     config, common = config_of(system, f"data={data}"), config_of("recipe", f"data={data}", *bound)
     apart = {"model", "name", *(("optimizer",) if system == "clipping" else ())}

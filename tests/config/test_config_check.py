@@ -16,12 +16,12 @@ ATTENTION = {
     "query_size": 4,
     "memory_size": 4,
     "hidden_size": 4,
-    "normalise": True,
+    "normalize": True,
     "initial_scale": 1.0,
 }
 ENCODER = {"_target_": "gnmt.model.recurrent.encoder.LSTMEncoder", "input_size": 4, "hidden_size": 4, "num_layers": 2}
 DECODER = {
-    "_target_": "gnmt.model.recurrent.gnmt_decoder.LSTMDecoder",
+    "_target_": "gnmt.model.recurrent.gnmt_decoder.GNMTDecoder",
     "input_size": 4,
     "hidden_size": 4,
     "num_layers": 2,
@@ -165,8 +165,8 @@ def test_interpolations_of_a_foreign_config_stay_text(monkeypatch: pytest.Monkey
     assert (files.source, files.target) == ("${oc.env:SECRET}", "${a")
 
 
-def test_the_optimiser_steps_on_the_parameters_themselves() -> None:
-    """hydra.utils.instantiate may hand copies of supplied tensors on, and such an optimiser trains nothing."""
+def test_the_optimizer_steps_on_the_parameters_themselves() -> None:
+    """hydra.utils.instantiate may hand copies of supplied tensors on, and such an optimizer trains nothing."""
     node = {"_target_": "torch.optim.Adam", "lr": 0.1, "betas": [0.9, 0.98]}
     assert check_component(node, "optimizer", supplied=("params",)) == []
     parameter = torch.nn.Parameter(torch.zeros(2))

@@ -64,7 +64,15 @@ NEEDED_BY = {
 
 
 def test_no_yaml_escapes_these_tests() -> None:
-    first = ["average", "benchmark", "compare", "evaluate", "export_checkpoint", "import_checkpoint", "inspect"]
+    first = [
+        "average_checkpoints",
+        "benchmark",
+        "compare",
+        "evaluate",
+        "export_checkpoint",
+        "import_checkpoint",
+        "inspect_checkpoint",
+    ]
     assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
     assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 85
@@ -72,7 +80,7 @@ def test_no_yaml_escapes_these_tests() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes_and_passes_the_check(command: str) -> None:
-    needed = {"average": ["output=x.pt"], "benchmark": [], "prepare": [], "train": []}
+    needed = {"average_checkpoints": ["output=x.pt"], "benchmark": [], "prepare": [], "train": []}
     needed["compare"] = ["runs=x"]
     needed["export_checkpoint"] = ["checkpoint=x.pt", "output=x"]
     needed["import_checkpoint"] = ["source=safetensors", "checkpoint=x", "output=x.pt"]
@@ -207,7 +215,7 @@ def test_the_check_reports_all_errors_at_once() -> None:
         ("evaluate", [], "checkpoint: is missing; give it as checkpoint=..."),
         ("translate", ["checkpoint=x", "decoding.beam_size=0"], "decoding.beam_size: found 0, allowed is a whole numb"),
         ("translate", ["checkpoint=x", "batch_size=0"], "batch_size: found 0, allowed is a whole number of at least 1"),
-        ("inspect", ["checkpoint=x", "format=yaml"], 'format: found "yaml", allowed is one of text, json'),
+        ("inspect_checkpoint", ["checkpoint=x", "format=yaml"], 'format: found "yaml", allowed is one of text, json'),
     ],
 )
 def test_what_the_check_says(command: str, overrides: list[str], message: str) -> None:
@@ -231,8 +239,8 @@ def test_values_of_an_optimizer_are_checked_with_all_others() -> None:
     message = check_message("train", "optimizer=sgd", "optimizer.lr=0", "optimizer.momentum=1")
     assert "optimizer.lr: found 0, allowed is a number above 0" in message
     assert "optimizer.momentum: found 1, allowed is a number of at least 0 and below 1" in message
-    phases = "trainer.phases.1.optimizer.lr: found 0, allowed is a number above 0"
-    assert phases in check_message("train", "trainer=adam_then_sgd", "trainer.phases.1.optimizer.lr=0")
+    stages = "trainer.stages.1.optimizer.lr: found 0, allowed is a number above 0"
+    assert stages in check_message("train", "trainer=adam_then_sgd", "trainer.stages.1.optimizer.lr=0")
 
 
 def test_other_optimizers_pass_through() -> None:
@@ -253,7 +261,7 @@ def test_the_ranges_are_keywords_of_their_optimizers_and_hold_their_defaults() -
         assert check_optimizer(defaults, optimizer, "optimizer") == []
 
 
-def test_bleu_tokenisation_follows_the_target_language() -> None:
+def test_bleu_tokenization_follows_the_target_language() -> None:
     there = resolve(composed("train", "experiment=koen_ko_en", "data.folder=x"))
     back = resolve(composed("train", "data=koen", "data.source_language=en", "data.target_language=ko"))
     chosen = resolve(composed("train", "experiment=koen_en_ko", "data.bleu_tokenize=char"))
@@ -262,7 +270,7 @@ def test_bleu_tokenisation_follows_the_target_language() -> None:
 
 def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check_config(composed("train", "data=files", *FILES, "initialise_from=nowhere.pt", "device=cuda:7"))
+    check_config(composed("train", "data=files", *FILES, "initialize_from=nowhere.pt", "device=cuda:7"))
     check_config(composed("train", "data=multi30k", "data.folder=nowhere"))
     assert list(tmp_path.iterdir()) == []
 

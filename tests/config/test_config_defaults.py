@@ -36,8 +36,8 @@ PLAIN = {
     "model/encoder/lstm": [],
     "model/encoder/transformer": [],
     "model/encoder/convolutional": [],
-    "model/decoder/lstm": [],
-    "model/decoder/top_attention": [],
+    "model/decoder/gnmt": [],
+    "model/decoder/attention": [],
     "model/decoder/transformer": ["~model/attention"],
     "model/decoder/convolutional": ["~model/attention"],
 }
@@ -45,8 +45,8 @@ DROPOUT = "training's, and the recipe's: a layer that is built in Python drops n
 WARMUP = "the recipe's: a schedule that is built in Python begins at its rate"
 DIFFERENT = {
     ("LSTMEncoder", "dropout"): DROPOUT,
-    ("LSTMDecoder", "dropout"): DROPOUT,
-    ("TopAttentionDecoder", "dropout"): DROPOUT,
+    ("GNMTDecoder", "dropout"): DROPOUT,
+    ("AttentionDecoder", "dropout"): DROPOUT,
     ("Cosine", "warmup_steps"): WARMUP,
     ("Cosine", "final_fraction"): "the recipe's: plain annealing ends at 0",
     ("WarmupStepDecay", "warmup_steps"): WARMUP,

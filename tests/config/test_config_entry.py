@@ -70,7 +70,7 @@ WRONG_OVERRIDES = [
     ("precision=fp32,bf16", "found several values, fp32,bf16; add -m to run one job for each, write precision=[fp32,b"),
     ("runs=a=b", 'cannot read "a=b"'),
     ("data.name=ü", 'cannot read "ü" (token recognition error'),
-    ("data.prepared=[a, b", 'cannot read "[a, b"'),
+    ("data.preprocessed=[a, b", 'cannot read "[a, b"'),
     ("decoding", "found a word without '='"),
     ("=3", "found no key before '='"),
 ]
@@ -86,11 +86,11 @@ def diagnosis() -> dict[str, str]:
 
 
 def test_a_wrong_key_inside_a_list_is_told_the_right_one() -> None:
-    """The keys of trainer.phases were said to be none at all."""
+    """The keys of trainer.stages were said to be none at all."""
 
-    overrides = ["trainer=adam_then_sgd", "trainer.phases.0.until_stop=3"]
+    overrides = ["trainer=adam_then_sgd", "trainer.stages.0.until_stop=3"]
     said = explain(RuntimeError("as Hydra says it"), "train", overrides)
-    assert "is no key of this config; did you mean trainer.phases.0.until_step?" in said
+    assert "is no key of this config; did you mean trainer.stages.0.until_step?" in said
 
 
 @pytest.mark.parametrize(("override", "message"), WRONG_OVERRIDES)
@@ -135,7 +135,7 @@ def test_wrong_commands_give_one_message_and_code_2(run: Run, override: str, mes
         (["+experiment=multi30", "sed=3"], ['found "multi30"', "sed: is no key of this config"]),
     ],
 )
-def test_a_misspelt_experiment_is_refused_and_does_not_train_the_demo(run: Run, overrides, messages) -> None:
+def test_a_misspelled_experiment_is_refused_and_does_not_train_the_demo(run: Run, overrides, messages) -> None:
     """`optional experiment: ${data}` took every name that does not exist for one to leave out."""
     code, out, err = run(*overrides, main=lambda cfg: print("trains"))
     assert (code, out) == (2, "")
@@ -202,7 +202,7 @@ def test_values_out_of_range_are_reported_with_the_wrong_keys(run: Run) -> None:
         assert err.count(f"  {message}") == 1
 
 
-def test_what_a_misspelt_key_leaves_out_is_not_reported_as_missing(run: Run) -> None:
+def test_what_a_misspelled_key_leaves_out_is_not_reported_as_missing(run: Run) -> None:
     code, _, err = run("data=files", "data.trian.source=a", "data.train.target=b", "data.dev.pairs=c.tsv")
     assert code == 2
     assert err.splitlines()[0] == "error: 1 error in the overrides:"
@@ -245,7 +245,7 @@ def test_input_errors_of_main_are_messages_and_bugs_are_tracebacks(run: Run) -> 
 
 
 def test_a_reader_that_has_gone_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`inspect.py … | head -3` showed Hydra's "Error executing job with overrides"."""
+    """`inspect_checkpoint.py … | head -3` showed Hydra's "Error executing job with overrides"."""
     replaced: list[int] = []
     monkeypatch.setattr(os, "dup2", lambda new, old: replaced.append(new))
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
@@ -309,10 +309,10 @@ def test_help_and_cfg_go_to_stdout(run: Run) -> None:
 
 
 def test_commands_without_groups_name_their_keys(run: Run) -> None:
-    code, _, err = run("checkpont=x", command="inspect", main=lambda cfg: None)
+    code, _, err = run("checkpont=x", command="inspect_checkpoint", main=lambda cfg: None)
     assert code == 2
     assert "checkpont: is no key of this config; did you mean checkpoint?" in err
-    code, _, err = run("model=gnmt", "checkpoint=x", command="inspect", main=lambda cfg: None)
+    code, _, err = run("model=gnmt", "checkpoint=x", command="inspect_checkpoint", main=lambda cfg: None)
     assert code == 2
     assert "model: is no key of this config" in err
 

@@ -1,18 +1,13 @@
 """Names of run folders, and what may change while a run goes on."""
 
-import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from gnmt.config.run_folder import LATER_KEYS, changed_settings, run_folder
+from gnmt.config.run_folder import changed_settings, run_folder
 from gnmt.errors import InputError
-from gnmt.model.attention import AdditiveAttention
-from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
-from gnmt.training.trainer import TrainerOptions
 
 
 def folder(*overrides: str, name: str | None = None, sweep: bool = False) -> str:
@@ -52,7 +47,7 @@ def test_the_order_and_spelling_of_overrides_do_not_matter() -> None:
     [
         'data.source_language="ü"',
         'data.name="a=b,c"',
-        "initialise_from=runs/x/best.pt",
+        "initialize_from=runs/x/best.pt",
         "tokenizer.user_symbols=[a,b]",
         'data.name="a b"',
         'data.name="../.."',
@@ -93,34 +88,6 @@ def test_jobs_of_a_sweep_over_limits_or_data_do_not_share_a_folder() -> None:
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"^name: found "):
         folder(name=name)
-
-
-def test_a_run_from_before_a_key_goes_on_without_it_and_not_with_it() -> None:
-    before = {"trainer": {"max_steps": 1}}
-    assert changed_settings(before, {"trainer": {"phases": None}}) == []
-    assert changed_settings(before, {"trainer": {"phases": ["x"]}}) == ['trainer.phases: null → ["x"]']
-
-
-def test_later_keywords_of_a_component_mean_their_defaults() -> None:
-    """A run of an older gnmt goes on: its config lacks them, and its model was built without them.
-
-    trainer.length_multiple was once forgotten: such runs were refused, and compare.py gave their other seed a row of
-    its own.
-    """
-    components = {
-        "trainer": TrainerOptions,
-        "model.encoder": LSTMEncoder,
-        "model.decoder": LSTMDecoder,
-        "model.decoder.attention": AdditiveAttention,
-    }
-    of_components = {key: value for key, value in LATER_KEYS.items() if key.rpartition(".")[0] in components}
-    assert len(of_components) >= 10
-    for key, value in of_components.items():
-        path, _, keyword = key.rpartition(".")
-        assert inspect.signature(components[path]).parameters[keyword].default == value, key
-    older = {"model": {"encoder": {"num_layers": 2}}}
-    for cell, changes in (("lstm", []), ("gru", ['model.encoder.cell: "lstm" → "gru"'])):
-        assert changed_settings(older, {"model": {"encoder": {"num_layers": 2, "cell": cell}}}) == changes
 
 
 def test_changed_settings_leave_out_what_may_change() -> None:

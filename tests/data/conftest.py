@@ -47,7 +47,7 @@ def tokenizer(options: TokenizerOptions) -> Tokenizer:
 
 @pytest.fixture
 def make_corpus(tmp_path: Path) -> Callable[..., FilesCorpus]:
-    """Writes train and dev files and names them in a corpus that is prepared in tmp_path/prepared."""
+    """Writes train and dev files and names them in a corpus that is preprocessed in tmp_path/preprocessed."""
 
     def make(train: list[tuple[str, str]] | None = None, cleaning: Cleaning | None = None) -> FilesCorpus:
         texts = {"train": make_pairs(300) if train is None else train, "dev": make_pairs(7, seed=1)}
@@ -57,6 +57,6 @@ def make_corpus(tmp_path: Path) -> Callable[..., FilesCorpus]:
                 text = "".join(pair[side] + "\n" for pair in pairs)
                 (tmp_path / f"{name}.{side}").write_text(text, encoding="utf-8", newline="\n")
             files[name] = ParallelFiles(str(tmp_path / f"{name}.0"), str(tmp_path / f"{name}.1"))
-        return FilesCorpus(**files, cleaning=cleaning or Cleaning(), prepared=str(tmp_path / "prepared"))
+        return FilesCorpus(**files, cleaning=cleaning or Cleaning(), preprocessed=str(tmp_path / "preprocessed"))
 
     return make

@@ -11,7 +11,7 @@ import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch
 from gnmt.data import batching as planning
-from gnmt.data.batching import BatchStream, Position, Sampling, collate
+from gnmt.data.batching import BatchStream, LoaderState, Sampling, collate
 from gnmt.data.store import Segment, Store, StoreWriter
 from gnmt.data.tokenizer import Tokenizer, Tokenizers
 from gnmt.errors import InputError
@@ -73,12 +73,12 @@ def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch
         batch_tokens=600,
         microbatch_tokens=microbatch_tokens,
         seed=1,
-        subword_sampling=alpha,
+        subword_regularization=alpha,
         tokenizers=tokenizers,
     )
     num_batches = len(stream)
     updates = [next(stream) for _ in range(num_batches)]
-    assert stream.position == Position(1, 0)
+    assert stream.position == LoaderState(1, 0)
     rows = torch.cat([batch.pairs_B for update in updates for batch in update])
     assert sorted(rows.tolist()) == list(range(len(store)))
     for update in updates:
@@ -101,18 +101,18 @@ def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
 def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokenizers, alpha: float) -> None:
-    def stream(position: Position) -> BatchStream:
+    def stream(position: LoaderState) -> BatchStream:
         return BatchStream(
             store,
             batch_tokens=700,
             microbatch_tokens=300,
             seed=5,
-            subword_sampling=alpha,
+            subword_regularization=alpha,
             tokenizers=tokenizers,
             position=position,
         )
 
-    whole = stream(Position())
+    whole = stream(LoaderState())
     per_epoch = len(whole)
     positions, updates = [], []
     for _ in range(2 * per_epoch + 3):
@@ -120,7 +120,7 @@ def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokeni
         updates.append(next(whole))
     assert {position.epoch for position in positions} == {0, 1, 2}
     for start in (0, 1, per_epoch - 1, per_epoch, per_epoch + 1):
-        resumed = stream(Position(*positions[start]))
+        resumed = stream(LoaderState(*positions[start]))
         for update in updates[start : start + 4]:
             assert equal(next(resumed), update)
         assert resumed.position == positions[start + 4]
@@ -154,7 +154,7 @@ def test_sampling_is_a_function_of_seed_epoch_and_pair(store: Store, tokenizers:
 
 def test_pairs_that_only_sampling_brings_over_the_limit(store: Store, tokenizers: Tokenizers) -> None:
     longest = int((store.source_lengths + store.target_lengths).max()) + 2
-    stream = BatchStream(store, batch_tokens=longest, seed=1, subword_sampling=1.0, tokenizers=tokenizers)
+    stream = BatchStream(store, batch_tokens=longest, seed=1, subword_regularization=1.0, tokenizers=tokenizers)
     updates = [next(stream) for _ in range(len(stream))]
     over = [batch for (batch,) in updates if padded_tokens(batch) > longest]
     assert over
@@ -166,7 +166,7 @@ def test_a_tiny_corpus_trains(tmp_path: Path) -> None:
     stream = BatchStream(small_store(tmp_path, [[5]], [[6, 7]]), batch_tokens=4096, seed=0)
     assert len(stream) == 1
     for epoch in range(3):
-        assert stream.position == Position(epoch, 0)
+        assert stream.position == LoaderState(epoch, 0)
         (batch,) = next(stream)
         assert batch.pairs_B.tolist() == [0]
 
@@ -176,10 +176,10 @@ def test_wrong_limits_and_positions(store: Store, tmp_path: Path) -> None:
         BatchStream(store, batch_tokens=10, seed=1)
     with pytest.raises(InputError, match=r"trainer\.microbatch_tokens=10 is too small"):
         BatchStream(store, batch_tokens=1000, microbatch_tokens=10, seed=1)
-    with pytest.raises(InputError, match=r"trainer\.subword_sampling must be 0 to 1, found 1\.5"):
-        BatchStream(store, batch_tokens=1000, seed=1, subword_sampling=1.5)
+    with pytest.raises(InputError, match=r"trainer\.subword_regularization must be 0 to 1, found 1\.5"):
+        BatchStream(store, batch_tokens=1000, seed=1, subword_regularization=1.5)
     with pytest.raises(InputError, match="batch 9999 in block 0 of epoch 3, which does not exist"):
-        BatchStream(store, batch_tokens=1000, seed=1, position=Position(3, 9999))
+        BatchStream(store, batch_tokens=1000, seed=1, position=LoaderState(3, 9999))
 
 
 def test_global_random_state_is_left_alone(store: Store) -> None:
@@ -198,9 +198,9 @@ def test_a_stream_of_several_blocks(
     monkeypatch.setattr(planning, "BLOCK_PAIRS", 90)
     monkeypatch.setattr(planning, "RUN_PAIRS", 5)
 
-    def stream(position: Position = Position()) -> BatchStream:  # noqa: B008
+    def stream(position: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
         return BatchStream(
-            store, batch_tokens=700, seed=5, subword_sampling=alpha, tokenizers=tokenizers, position=position
+            store, batch_tokens=700, seed=5, subword_regularization=alpha, tokenizers=tokenizers, position=position
         )
 
     whole = stream()
@@ -217,15 +217,15 @@ def test_a_stream_of_several_blocks(
         of_epoch = [update for update, position in zip(updates, positions, strict=True) if position.epoch == epoch]
         rows = torch.cat([batch.pairs_B for update in of_epoch for batch in update])
         assert sorted(rows.tolist()) == list(range(len(store)))
-        assert 0.7 < len(of_epoch) / len(stream(Position(epoch))) < 1.4  # judged by one block
+        assert 0.7 < len(of_epoch) / len(stream(LoaderState(epoch))) < 1.4  # judged by one block
     firsts = [place for place, position in enumerate(positions) if position.batches == 0]
     for start in {*firsts, *(place - 1 for place in firsts if place), 3}:
-        resumed = stream(Position(*positions[start]))
+        resumed = stream(LoaderState(*positions[start]))
         assert resumed.position == positions[start]
         for update in updates[start : start + 3]:
             assert equal(next(resumed), update)
     with pytest.raises(InputError, match="batch 0 in block 5 of epoch 1, which does not exist"):
-        stream(Position(1, 0, 5))
+        stream(LoaderState(1, 0, 5))
 
 
 def test_a_stream_of_two_corpora(store: Store) -> None:
@@ -239,7 +239,7 @@ def test_a_stream_of_two_corpora(store: Store) -> None:
 
 
 def test_a_position_of_before_there_were_blocks(store: Store) -> None:
-    assert Position(*(2, 7)) == Position(epoch=2, batches=7, block=0)
+    assert LoaderState(*(2, 7)) == LoaderState(epoch=2, batches=7, block=0)
 
 
 @pytest.mark.parametrize("microbatch_tokens", [None, 120])
@@ -280,10 +280,10 @@ def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, mic
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 def test_widths_in_multiples_repeat_from_batch_to_batch(store, tokenizers, alpha, microbatch_tokens) -> None:
     """oneDNN makes kernels for each shape, and with all widths a corpus has too many of them to keep."""
-    options = {"batch_tokens": 500, "microbatch_tokens": microbatch_tokens, "seed": 1, "subword_sampling": alpha}
+    options = {"batch_tokens": 500, "microbatch_tokens": microbatch_tokens, "seed": 1, "subword_regularization": alpha}
     shapes = {}
     for multiple in (1, 4):
-        stream = BatchStream(store, tokenizers=tokenizers, length_multiple=multiple, **options)
+        stream = BatchStream(store, tokenizers=tokenizers, pad_to_multiple_of=multiple, **options)
         batches = [batch for share in (next(stream) for _ in range(len(stream))) for batch in share]
         assert sorted(pair for batch in batches for pair in batch.pairs_B.tolist()) == list(range(400))
         assert max(map(padded_tokens, batches)) <= (microbatch_tokens or 500) or alpha  # see `BatchStream`
@@ -298,4 +298,4 @@ def test_a_pair_must_fit_as_it_is_padded(tmp_path: Path) -> None:
     store = small_store(tmp_path, [[5] * 4], [[6] * 4])
     BatchStream(store, batch_tokens=10, seed=1)
     with pytest.raises(InputError, match=r"takes 16 tokens \(5 source \+ 5 target, EOS counted, in multiples of 4\)"):
-        BatchStream(store, batch_tokens=10, seed=1, length_multiple=4)
+        BatchStream(store, batch_tokens=10, seed=1, pad_to_multiple_of=4)

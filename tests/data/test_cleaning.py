@@ -43,7 +43,7 @@ def test_rules_of_length_count_eos() -> None:
     assert not cleaner.keeps(pair, 9, 10, report)
     assert cleaner.keeps(pair, 8, 2, report)  # 9 tokens to 3
     assert not cleaner.keeps(pair, 9, 2, report)
-    assert not cleaner.keeps(pair, 1, 0, report)  # no piece is left after normalisation
+    assert not cleaner.keeps(pair, 1, 0, report)  # no piece is left after normalization
     assert report.dropped | {"identical": 0} == report.dropped
     assert [report.dropped[reason] for reason in ("blank", "too_long", "length_ratio")] == [1, 2, 1]
     assert report.num_kept == 2

@@ -19,7 +19,7 @@ from gnmt.data.cleaning import NumberedPair
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.parallel_text import Cleaning
 from gnmt.data.preprocess import prepare
-from gnmt.data.store import Prepared
+from gnmt.data.store import Preprocessed
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
 from gnmt.fileio import UnreadableFileError
@@ -46,11 +46,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def oracle(pairs: list[tuple[str, str]], prepared: Prepared) -> tuple[list[tuple[str, str]], dict[str, list[int]]]:
+def oracle(
+    pairs: list[tuple[str, str]], preprocessed: Preprocessed
+) -> tuple[list[tuple[str, str]], dict[str, list[int]]]:
     """What is kept, and the places of what is dropped for each reason: one pair after another, all in memory."""
-    kept, dropped, seen = [], {reason: [] for reason in prepared.report.dropped}, set()
+    kept, dropped, seen = [], {reason: [] for reason in preprocessed.report.dropped}, set()
     for place, pair in enumerate(pairs, start=1):
-        lengths = sorted(len(getattr(prepared.tokenizers, side).encode(text)) + 1
+        lengths = sorted(len(getattr(preprocessed.tokenizers, side).encode(text)) + 1
                          for side, text in zip(("source", "target"), pair, strict=True))  # fmt: skip
         repeated = pair in seen
         reasons = {
@@ -76,17 +78,19 @@ def test_shards_of_any_size_give_what_one_pass_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(encoding, "SHARD_PAIRS", shard)
-    prepared = prepare(make_corpus(dirty, STRICT), options)
-    kept, dropped = oracle(dirty, prepared)
-    store, report = prepared.store, prepared.report
+    preprocessed = prepare(make_corpus(dirty, STRICT), options)
+    kept, dropped = oracle(dirty, preprocessed)
+    store, report = preprocessed.store, preprocessed.report
     assert [(store.source_text(pair), store.target_text(pair)) for pair in range(len(store))] == kept
-    assert all(store.source_ids(pair).tolist() == prepared.tokenizers.source.encode(kept[pair][0]) for pair in range(9))
+    assert all(
+        store.source_ids(pair).tolist() == preprocessed.tokenizers.source.encode(kept[pair][0]) for pair in range(9)
+    )
     assert report.dropped == {reason: len(places) for reason, places in dropped.items()}
     assert min(report.dropped.values()) > 0
     found = {reason: [example["pair"] for example in examples] for reason, examples in report.examples.items()}
     assert found == {reason: places[:3] for reason, places in dropped.items()}
     assert (report.num_pairs, report.num_kept) == (len(dirty), len(kept))
-    assert [segment.num_pairs for segment in prepared.segments] == [len(kept)]
+    assert [segment.num_pairs for segment in preprocessed.segments] == [len(kept)]
 
 
 @pytest.mark.slow
@@ -97,7 +101,7 @@ def test_processes_give_the_same_bytes(
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
     alone, shared = (
-        prepare(replace(corpus, num_workers=number, prepared=str(tmp_path / f"p{number}")), options)
+        prepare(replace(corpus, num_workers=number, preprocessed=str(tmp_path / f"p{number}")), options)
         for number in (1, 2)
     )
     assert contents(alone.folder) == contents(shared.folder)
@@ -117,8 +121,8 @@ def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
         return future.result
 
     monkeypatch.setattr(encoding, "_waiting_for", signalled)
-    prepared = prepare(replace(make_corpus(dirty, STRICT), num_workers=2), options)
-    assert len(prepared.store) == len(oracle(dirty, prepared)[0])
+    preprocessed = prepare(replace(make_corpus(dirty, STRICT), num_workers=2), options)
+    assert len(preprocessed.store) == len(oracle(dirty, preprocessed)[0])
 
 
 @pytest.mark.slow
@@ -136,16 +140,16 @@ def test_a_killed_worker_is_told_and_costs_no_whole_shard(
 
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "_waiting_for", killed)
-        with pytest.raises(InputError, match=r"cannot be prepared: a process .* was killed.*data\.num_workers=1"):
+        with pytest.raises(InputError, match=r"cannot be preprocessed: a process .* was killed.*data\.num_workers=1"):
             prepare(corpus, options)
-    assert (tmp_path / ".prepared.work").is_dir()
+    assert (tmp_path / ".preprocessed.work").is_dir()
     assert len(prepare(replace(corpus, num_workers=1), options).store) == len(
         oracle(dirty, prepare(corpus, options))[0]
     )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UnreadableFileError("train.0: cannot be read: Stale handle")])
-def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
+def test_it_goes_on_with_whole_shards_and_the_learned_vocabulary(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, error: BaseException,
 ) -> None:  # fmt: skip
@@ -153,8 +157,8 @@ def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
     expected = contents(prepare(corpus, options).folder)
-    shutil.rmtree(corpus.prepared or "")
-    encode, calls, learnt = encoding.encode_shard, [], []
+    shutil.rmtree(corpus.preprocessed or "")
+    encode, calls, learned = encoding.encode_shard, [], []
 
     def counted(pairs: Any, tokenizers: Any, cleaning: Any, path: Path) -> None:
         calls.append(path.name)
@@ -165,23 +169,23 @@ def test_it_goes_on_with_whole_shards_and_the_learnt_vocabulary(
     from gnmt.data import preprocess as module
 
     learn = module._make_tokenizers
-    monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learnt.append(1) or learn(*given))
+    monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learned.append(1) or learn(*given))
     monkeypatch.setattr(encoding, "encode_shard", counted)
     with pytest.raises(type(error)):
         prepare(corpus, options)
-    shards = tmp_path / ".prepared.work" / "shards"
+    shards = tmp_path / ".preprocessed.work" / "shards"
     assert sorted(os.listdir(shards)) == calls[:3]
     data = (shards / calls[1]).read_bytes()
     (shards / calls[1]).write_bytes(data[:-30])  # half a shard, as a power cut may leave it
     os.utime(tmp_path / "train.0", (1, 1))  # the same text still
 
-    prepared = prepare(corpus, options)
+    preprocessed = prepare(corpus, options)
     assert calls[4:] == [calls[1], *calls[3:4], *calls[6:]]
     assert len(calls) == 4 + 1 + 8 - 3
-    assert len(learnt) == 1
-    found = contents(prepared.folder)
+    assert len(learned) == 1
+    found = contents(preprocessed.folder)
     assert {name for name in found if found[name] != expected[name]} <= {"manifest.json"}  # which holds the time
-    assert not (tmp_path / ".prepared.work").exists()
+    assert not (tmp_path / ".preprocessed.work").exists()
 
 
 def test_a_worker_encodes_in_one_thread_and_a_process_alone_in_all(
@@ -216,5 +220,5 @@ def test_work_for_other_text_is_thrown_away(
         with pytest.raises(KeyboardInterrupt):
             prepare(make_corpus(), options)
     other = toy_pairs(300, seed=9)
-    prepared = prepare(make_corpus(other), options)
-    assert [prepared.store.source_text(pair) for pair in range(300)] == [source for source, _ in other]
+    preprocessed = prepare(make_corpus(other), options)
+    assert [preprocessed.store.source_text(pair) for pair in range(300)] == [source for source, _ in other]

@@ -24,7 +24,7 @@ from gnmt.data.demo_grammar.corpus import (
 )
 from gnmt.errors import InputError
 
-# When this changes, raise CORPUS_VERSION by one: prepared folders are identified by it.
+# When this changes, raise CORPUS_VERSION by one: preprocessed folders are identified by it.
 DIGEST_OF_VERSION = {1: "bf9a67b5f1a4602b"}
 
 

@@ -31,9 +31,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_both_directions(folder: Path, tmp_path: Path) -> None:
-    forward = KoreanEnglish(folder=str(folder), prepared=str(tmp_path / "forward"))
+    forward = KoreanEnglish(folder=str(folder), preprocessed=str(tmp_path / "forward"))
     back = KoreanEnglish(
-        folder=str(folder), prepared=str(tmp_path / "back"), source_language="en", target_language="ko"
+        folder=str(folder), preprocessed=str(tmp_path / "back"), source_language="en", target_language="ko"
     )
     assert (forward.bleu_tokenize, back.bleu_tokenize) == ("13a", "ko-mecab")
     pairs = list(zip(KOREAN, ENGLISH, strict=True))
@@ -85,8 +85,8 @@ def test_decomposed_hangul_is_read_as_composed() -> None:
         assert tokenizer.decode(tokenizer.encode(decomposed)) == line
 
 
-def test_without_normalisation_decomposed_hangul_stays() -> None:
-    tokenizer = train_tokenizer(KOREAN, TokenizerOptions(vocab_size=305, normalisation="identity"))
+def test_without_normalization_decomposed_hangul_stays() -> None:
+    tokenizer = train_tokenizer(KOREAN, TokenizerOptions(vocab_size=305, normalization="identity"))
     decomposed = unicodedata.normalize("NFD", KOREAN[0])
     assert tokenizer.encode(decomposed) != tokenizer.encode(KOREAN[0])
     assert tokenizer.decode(tokenizer.encode(decomposed)) == decomposed

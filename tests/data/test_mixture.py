@@ -1,4 +1,4 @@
-"""Several corpora in shares by weight: prepared once, mixed exactly, resumed exactly."""
+"""Several corpora in shares by weight: preprocessed once, mixed exactly, resumed exactly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gnmt.data import batching as planning
-from gnmt.data.batching import BatchStream, Position
+from gnmt.data.batching import BatchStream, LoaderState
 from gnmt.data.corpora import Mixture, WeightedText
 from gnmt.data.parallel_text import Cleaning, ParallelFiles
-from gnmt.data.preprocess import prepare, prepared_folder
-from gnmt.data.store import read_prepared
+from gnmt.data.preprocess import prepare, preprocessed_folder
+from gnmt.data.store import read_preprocessed
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
 
@@ -43,20 +43,22 @@ def mixture(toy_pairs: Pairs, tmp_path: Path) -> Mixture:
             "absent": WeightedText(ParallelFiles()),
         },
         dev=files["dev"],
-        prepared=str(tmp_path / "prepared"),
+        preprocessed=str(tmp_path / "preprocessed"),
     )
 
 
 def test_each_text_is_cleaned_for_itself_and_lies_behind_the_one_before(
     mixture: Mixture, options: TokenizerOptions, toy_pairs: Pairs
 ) -> None:
-    prepared = prepare(mixture, options)
+    preprocessed = prepare(mixture, options)
     expected = [*toy_pairs(200, seed=3), *toy_pairs(80, seed=4, longest=5)]
-    assert [prepared.store.source_text(pair) for pair in range(len(prepared.store))] == [pair[0] for pair in expected]
-    assert [(segment.num_pairs, segment.weight) for segment in prepared.segments] == [(200, 1.0), (80, 2.0)]
-    assert prepared.report.dropped["too_long"] == 10
-    assert prepared.report.examples["too_long"][0]["pair"] == 81
-    assert [segment.num_pairs for segment in read_prepared(prepared.folder).segments] == [200, 80]
+    assert [preprocessed.store.source_text(pair) for pair in range(len(preprocessed.store))] == [
+        pair[0] for pair in expected
+    ]
+    assert [(segment.num_pairs, segment.weight) for segment in preprocessed.segments] == [(200, 1.0), (80, 2.0)]
+    assert preprocessed.report.dropped["too_long"] == 10
+    assert preprocessed.report.examples["too_long"][0]["pair"] == 81
+    assert [segment.num_pairs for segment in read_preprocessed(preprocessed.folder).segments] == [200, 80]
 
 
 def test_other_weights_need_no_other_folder_and_other_text_does(
@@ -70,20 +72,22 @@ def test_other_weights_need_no_other_folder_and_other_text_does(
     again = prepare(changed(weight=5.0), options)
     assert again.identity == first.identity
     assert [segment.weight for segment in again.segments] == [1.0, 5.0]
-    default = replace(mixture, prepared=None)
-    assert prepared_folder(default, options) == prepared_folder(replace(changed(weight=5.0), prepared=None), options)
+    default = replace(mixture, preprocessed=None)
+    assert preprocessed_folder(default, options) == preprocessed_folder(
+        replace(changed(weight=5.0), preprocessed=None), options
+    )
     with pytest.raises(InputError, match=r"data\.corpora\.small\.cleaning\.max_length_tokens: 30 → 20"):
         prepare(changed(cleaning=Cleaning(max_length_tokens=20)), options)
     (tmp_path / "small.1").write_text("x\n" * 90)
     with pytest.raises(InputError, match=r"data\.train\.small\.target: other content"):
         prepare(mixture, options)
-    with pytest.raises(InputError, match="prepared from other inputs"):
+    with pytest.raises(InputError, match="preprocessed from other inputs"):
         prepare(replace(mixture, corpora={"large": mixture.corpora["large"]}), options)
 
 
 def replace_corpus(mixture: Mixture, name: str, corpus: WeightedText) -> Mixture:
     # `replace` cannot pass by `cleaning`, which no mixture is given.
-    given = {key: getattr(mixture, key) for key in ("source_language", "target_language", "dev", "prepared")}
+    given = {key: getattr(mixture, key) for key in ("source_language", "target_language", "dev", "preprocessed")}
     return Mixture(**given, corpora={**mixture.corpora, name: corpus})
 
 
@@ -92,10 +96,12 @@ def test_a_stream_mixes_by_weight_and_goes_on_exactly(
 ) -> None:
     monkeypatch.setattr(planning, "BLOCK_PAIRS", 40)
     monkeypatch.setattr(planning, "RUN_PAIRS", 4)
-    prepared = prepare(mixture, options)
+    preprocessed = prepare(mixture, options)
 
-    def stream(position: Position = Position()) -> BatchStream:  # noqa: B008
-        return BatchStream(prepared.store, batch_tokens=600, seed=1, segments=prepared.segments, position=position)
+    def stream(position: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
+        return BatchStream(
+            preprocessed.store, batch_tokens=600, seed=1, segments=preprocessed.segments, position=position
+        )
 
     whole = stream()
     counts = np.zeros(280, dtype=int)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from gnmt.data.pretokenized import PieceTokenizer
+from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 
 BY_ID = ("<pad>", "<unk>", "<s>", "<\\s>", "the", "dog", "bar@@", "ks", None, "two\u2028lines", "@@")
-TOKENIZER = PieceTokenizer(BY_ID)
+TOKENIZER = PretokenizedTokenizer(BY_ID)
 
 
 def test_pieces_become_ids_and_words():
@@ -65,7 +65,7 @@ def test_only_ids_that_a_target_may_hold_are_produced():
 
 
 def test_there_is_only_one_way_to_cut():
-    with pytest.raises(InputError, match="subword_sampling must be 0"):
+    with pytest.raises(InputError, match="subword_regularization must be 0"):
         TOKENIZER.encode_sampled("the dog", 0.1, 1)
 
 
@@ -81,7 +81,7 @@ def test_there_is_only_one_way_to_cut():
 )
 def test_wrong_lists(by_id, separator, message):
     with pytest.raises(InputError, match=message):
-        PieceTokenizer(by_id, separator)
+        PretokenizedTokenizer(by_id, separator)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_wrong_lists(by_id, separator, message):
 )
 def test_wrong_files(content):
     with pytest.raises(InputError, match="tokenizer: "):
-        PieceTokenizer.from_bytes(content)
+        PretokenizedTokenizer.from_bytes(content)
 
 
 @pytest.mark.parametrize("source_bos", [True, False])
 def test_a_checkpoint_holds_pieces_and_framing(source_bos, tmp_path):
-    other = PieceTokenizer((*BY_ID, "more"), "//")
+    other = PretokenizedTokenizer((*BY_ID, "more"), "//")
     for target in (TOKENIZER, other):
         tokenizers = Tokenizers(TOKENIZER, target, source_bos)
         torch.save(tokenizers.to_checkpoint(), tmp_path / "x.pt")

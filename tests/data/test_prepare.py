@@ -1,4 +1,4 @@
-"""Raw text to a prepared folder: once, whole, and only again when something changed."""
+"""Raw text to a preprocessed folder: once, whole, and only again when something changed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gnmt.data import preprocess as encoding
 from gnmt.data import preprocess as module
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.parallel_text import Cleaning, ParallelFiles
-from gnmt.data.preprocess import prepare, prepared_folder
-from gnmt.data.store import Prepared, StoreWriter, read_prepared
+from gnmt.data.preprocess import prepare, preprocessed_folder
+from gnmt.data.store import Preprocessed, StoreWriter, read_preprocessed
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
 
@@ -32,25 +32,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_what_is_prepared(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
+def test_what_is_preprocessed(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
     train = toy_pairs(300)
     train[5] = ("", "blank")
-    prepared = prepare(make_corpus(train), options)
+    preprocessed = prepare(make_corpus(train), options)
     kept = [pair for pair in train if pair[0]]
-    store, tokenizers = prepared.store, prepared.tokenizers
+    store, tokenizers = preprocessed.store, preprocessed.tokenizers
     assert len(store) == 299
     for index, (source, target) in enumerate(kept):
         assert (store.source_text(index), store.target_text(index)) == (source, target)
         assert store.source_ids(index).tolist() == tokenizers.source.encode(source)
         assert store.target_ids(index).tolist() == tokenizers.target.encode(target)
-    assert prepared.dev == toy_pairs(7, seed=1)
-    assert prepared.tests == {}
-    assert prepared.report.dropped["blank"] == 1
-    assert prepared.manifest["counts"]["train"] == 299
-    assert prepared.manifest["counts"]["train_source_tokens"] == store.source_lengths.sum()
-    assert "blank: pair 6" in (prepared.folder / "cleaning_report.txt").read_text()
-    assert os.listdir(prepared.folder.parent).count("prepared") == 1
-    assert not [name for name in os.listdir(prepared.folder.parent) if name.startswith(".")]
+    assert preprocessed.dev == toy_pairs(7, seed=1)
+    assert preprocessed.tests == {}
+    assert preprocessed.report.dropped["blank"] == 1
+    assert preprocessed.manifest["counts"]["train"] == 299
+    assert preprocessed.manifest["counts"]["train_source_tokens"] == store.source_lengths.sum()
+    assert "blank: pair 6" in (preprocessed.folder / "cleaning_report.txt").read_text()
+    assert os.listdir(preprocessed.folder.parent).count("preprocessed") == 1
+    assert not [name for name in os.listdir(preprocessed.folder.parent) if name.startswith(".")]
 
 
 def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, options: TokenizerOptions) -> None:
@@ -58,10 +58,10 @@ def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, opt
     (tmp_path / "h.tsv").write_text("".join(f"{s}\t{t}\r\n" for s, t in hostile), encoding="utf-8", newline="")
     corpus = make_corpus()
     hostile_text = ParallelFiles(pairs=str(tmp_path / "h.tsv"))
-    prepared = prepare(replace(corpus, dev=hostile_text, test={"a": hostile_text, "b": corpus.dev}), options)
-    assert prepared.dev == prepared.tests["a"] == hostile
-    assert list(prepared.tests) == ["a", "b"]
-    assert (prepared.folder / "test" / "a" / "source.txt").read_bytes().count(b"\n") == 5
+    preprocessed = prepare(replace(corpus, dev=hostile_text, test={"a": hostile_text, "b": corpus.dev}), options)
+    assert preprocessed.dev == preprocessed.tests["a"] == hostile
+    assert list(preprocessed.tests) == ["a", "b"]
+    assert (preprocessed.folder / "test" / "a" / "source.txt").read_bytes().count(b"\n") == 5
 
 
 def test_second_time_does_nothing(
@@ -83,7 +83,7 @@ def test_second_time_does_nothing(
 
 def test_same_bytes_every_time(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
     corpus = make_corpus()
-    first, second = (prepare(replace(corpus, prepared=str(tmp_path / name)), options) for name in "ab")
+    first, second = (prepare(replace(corpus, preprocessed=str(tmp_path / name)), options) for name in "ab")
     assert contents(first.folder) == contents(second.folder)
 
 
@@ -97,8 +97,8 @@ def test_changed_settings_are_listed(make_corpus: MakeCorpus, options: Tokenizer
     assert "data.cleaning.max_length_tokens: 256 → 8\n" in message
     assert message.count("→") == 2
     assert "overwrite=true" in message
-    assert "data.prepared=" in message
-    assert read_prepared(first.folder).identity == first.identity
+    assert "data.preprocessed=" in message
+    assert read_preprocessed(first.folder).identity == first.identity
     second = prepare(corpus, replace(options, vocab_size=390), overwrite=True)
     assert second.tokenizers.source.vocabulary_size == 390
     assert second.report.dropped["too_long"] > 0
@@ -141,18 +141,18 @@ def test_identity_is_of_the_content(make_corpus: MakeCorpus, toy_pairs: Pairs, o
 def test_default_folders_differ_by_settings_and_files() -> None:
     files = ParallelFiles("a", "b")
     corpus = FilesCorpus(name="my/ä corpus", train=files, dev=files)
-    folder = prepared_folder(corpus, TokenizerOptions())
-    assert folder.parent == Path("prepared")
+    folder = preprocessed_folder(corpus, TokenizerOptions())
+    assert folder.parent == Path("preprocessed")
     assert folder.name.startswith("my---corpus-")
-    assert prepared_folder(replace(corpus, name="../../foo"), TokenizerOptions()).name.startswith("foo-")
+    assert preprocessed_folder(replace(corpus, name="../../foo"), TokenizerOptions()).name.startswith("foo-")
     others = [
-        prepared_folder(replace(corpus, train=ParallelFiles("a", "c")), TokenizerOptions()),
-        prepared_folder(replace(corpus, cleaning=Cleaning(None)), TokenizerOptions()),
-        prepared_folder(corpus, TokenizerOptions(vocab_size=7000)),
-        prepared_folder(replace(corpus, prepared="elsewhere"), TokenizerOptions()),
+        preprocessed_folder(replace(corpus, train=ParallelFiles("a", "c")), TokenizerOptions()),
+        preprocessed_folder(replace(corpus, cleaning=Cleaning(None)), TokenizerOptions()),
+        preprocessed_folder(corpus, TokenizerOptions(vocab_size=7000)),
+        preprocessed_folder(replace(corpus, preprocessed="elsewhere"), TokenizerOptions()),
     ]
     assert len({folder, *others}) == 5
-    assert prepared_folder(replace(corpus, bleu_tokenize="char"), TokenizerOptions()) == folder
+    assert preprocessed_folder(replace(corpus, bleu_tokenize="char"), TokenizerOptions()) == folder
 
 
 def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
@@ -174,16 +174,16 @@ def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOp
         (tmp_path / f"dev.{side}").write_text(blank)
     with pytest.raises(InputError, match=r"data\.dev holds no sentence pair with text on both sides \(3 pairs read\)"):
         prepare(corpus, options)
-    assert not [name for name in os.listdir(tmp_path) if "prepared" in name]
+    assert not [name for name in os.listdir(tmp_path) if "preprocessed" in name]
 
 
 def test_blank_sides_are_kept_where_asked_for(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
 ) -> None:
     train = [*toy_pairs(300), ("", "x"), ("y", "  ")]
-    prepared = prepare(make_corpus(train, Cleaning(max_length_ratio=None, drop_blank=False)), options)
-    assert len(prepared.store) == 302
-    assert (prepared.store.source_lengths[300], prepared.store.target_lengths[301]) == (0, 0)
+    preprocessed = prepare(make_corpus(train, Cleaning(max_length_ratio=None, drop_blank=False)), options)
+    assert len(preprocessed.store) == 302
+    assert (preprocessed.store.source_lengths[300], preprocessed.store.target_lengths[301]) == (0, 0)
 
 
 def test_duplicates_across_blocks(
@@ -192,9 +192,11 @@ def test_duplicates_across_blocks(
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 7)
     train = toy_pairs(300)
     unique = list(dict.fromkeys(train))
-    prepared = prepare(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
-    assert [prepared.store.source_text(i) for i in range(len(prepared.store))] == [source for source, _ in unique]
-    assert prepared.report.dropped["duplicate"] == 600 - len(unique)
+    preprocessed = prepare(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
+    assert [preprocessed.store.source_text(i) for i in range(len(preprocessed.store))] == [
+        source for source, _ in unique
+    ]
+    assert preprocessed.report.dropped["duplicate"] == 600 - len(unique)
 
 
 def test_sample_is_seeded_and_bounded(toy_pairs: Pairs) -> None:
@@ -234,7 +236,7 @@ def test_interrupted_it_leaves_the_old_folder(
             prepare(changed, options, overwrite=True)
     assert caught.type is KeyboardInterrupt or "No space left on device" in str(caught.value)
     assert contents(first.folder) == before
-    assert [name for name in os.listdir(first.folder.parent) if name.startswith(".")] == [".prepared.work"]
+    assert [name for name in os.listdir(first.folder.parent) if name.startswith(".")] == [".preprocessed.work"]
     assert len(prepare(changed, options, overwrite=True).store) == 310
     assert not [name for name in os.listdir(first.folder.parent) if name.startswith(".")]
 
@@ -251,14 +253,14 @@ def test_two_at_once_build_once(
         build(*arguments)
 
     monkeypatch.setattr(module, "_build", counted)
-    found: list[Prepared] = []
+    found: list[Preprocessed] = []
     threads = [threading.Thread(target=lambda: found.append(prepare(corpus, options))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(builds) == 1
-    assert [len(prepared.store) for prepared in found] == [300] * 4
+    assert [len(preprocessed.store) for preprocessed in found] == [300] * 4
 
 
 def test_damaged_folder_is_mended_by_overwrite(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
@@ -272,20 +274,22 @@ def test_damaged_folder_is_mended_by_overwrite(make_corpus: MakeCorpus, options:
 
 
 def test_foreign_folders_are_never_touched(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
-    (tmp_path / "prepared").mkdir()
-    (tmp_path / "prepared" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="not a prepared folder"):
+    (tmp_path / "preprocessed").mkdir()
+    (tmp_path / "preprocessed" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a preprocessed folder"):
         prepare(make_corpus(), options, overwrite=True)
-    (tmp_path / "prepared" / "manifest.json").write_text('{"format": "pdf"}')
-    with pytest.raises(InputError, match="not a prepared folder") as caught:
+    (tmp_path / "preprocessed" / "manifest.json").write_text('{"format": "pdf"}')
+    with pytest.raises(InputError, match="not a preprocessed folder") as caught:
         prepare(make_corpus(), options, overwrite=True)
     assert "remove" not in str(caught.value)  # it was advised, to the owner of the thesis
-    assert (tmp_path / "prepared" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "preprocessed" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_damaged_folder_of_ours_may_be_removed(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
     (prepare(make_corpus(), options).folder / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"not a prepared folder .*; remove it, or choose another one with data\.prep"):
+    with pytest.raises(
+        InputError, match=r"not a preprocessed folder .*; remove it, or choose another one with data\.prep"
+    ):
         prepare(make_corpus(), options)
 
 
@@ -297,17 +301,17 @@ def test_a_full_disk_leaves_nothing_where_nothing_was_done(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, place, fail)
-    with pytest.raises(InputError, match="cannot be prepared: No space left on device"):
+    with pytest.raises(InputError, match="cannot be preprocessed: No space left on device"):
         prepare(make_corpus(), options)
-    assert not [name for name in os.listdir(tmp_path) if "prepared" in name]  # an empty .prepared.work was left
+    assert not [name for name in os.listdir(tmp_path) if "preprocessed" in name]  # an empty .preprocessed.work was left
 
 
 def test_folder_of_another_format(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
     folder = prepare(make_corpus(), options).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
-    with pytest.raises(InputError, match="prepared in format 0"):
-        read_prepared(folder)
+    with pytest.raises(InputError, match="preprocessed in format 0"):
+        read_preprocessed(folder)
     with pytest.raises(InputError, match="format: 0 → 1"):
         prepare(make_corpus(), options)
     assert prepare(make_corpus(), options, overwrite=True).manifest["format"] == 1
@@ -321,6 +325,6 @@ def test_a_ready_folder_may_be_read_only(
     assert len(prepare(make_corpus(), options).store) == 300
 
 
-def test_missing_prepared_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no prepared text there.*prepare\.py"):
-        read_prepared(tmp_path / "nothing")
+def test_missing_preprocessed_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no preprocessed text there.*prepare\.py"):
+        read_preprocessed(tmp_path / "nothing")

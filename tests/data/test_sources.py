@@ -89,7 +89,7 @@ def test_multi30k_has_a_sum_for_every_file() -> None:
 def test_settings_are_json_and_of_the_content() -> None:
     corpus = Multi30k(folder="here")
     assert json.loads(json.dumps(corpus.settings())) == corpus.settings()
-    for same in ({"folder": "there"}, {"bleu_tokenize": "char"}, {"name": "x"}, {"prepared": "p"}, {"url": "u"}):
+    for same in ({"folder": "there"}, {"bleu_tokenize": "char"}, {"name": "x"}, {"preprocessed": "p"}, {"url": "u"}):
         assert replace(corpus, **same).settings() == corpus.settings()
     for other in ({"source_language": "fr"}, {"cleaning": replace(corpus.cleaning, drop_identical=True)}):
         assert replace(corpus, **other).settings() != corpus.settings()
@@ -97,7 +97,7 @@ def test_settings_are_json_and_of_the_content() -> None:
 
 
 def test_demo_corpus(tmp_path: Path) -> None:
-    corpus = DemoCorpus(num_train=300, num_dev=20, num_test=10, prepared=str(tmp_path / "p"))
+    corpus = DemoCorpus(num_train=300, num_dev=20, num_test=10, preprocessed=str(tmp_path / "p"))
     train = list(corpus.training_text().iterate())
     dev = list(corpus.dev_text().iterate())
     test = list(corpus.test_texts()["test"].iterate())
@@ -105,9 +105,9 @@ def test_demo_corpus(tmp_path: Path) -> None:
     assert not {*train} & {*dev, *test}
     other_way = replace(corpus, source_language="de", target_language="en")
     assert list(other_way.dev_text().iterate()) == [(german, english) for english, german in dev]
-    prepared = prepare(corpus, TokenizerOptions(vocab_size=500))
-    assert prepared.dev == dev
-    assert prepared.manifest["inputs"]["train"]["grammar_version"] == CORPUS_VERSION
+    preprocessed = prepare(corpus, TokenizerOptions(vocab_size=500))
+    assert preprocessed.dev == dev
+    assert preprocessed.manifest["inputs"]["train"]["grammar_version"] == CORPUS_VERSION
     with pytest.raises(InputError, match=r"data\.seed: 1 → 2"):
         prepare(replace(corpus, seed=2), TokenizerOptions(vocab_size=500))
     with pytest.raises(InputError, match=r"data\.source_language: en → de"):

@@ -1,4 +1,4 @@
-"""Subword regularisation: the cuts of SentencePiece where nothing is left to chance, the right chances otherwise."""
+"""Subword regularization: the cuts of SentencePiece where nothing is left to chance, the right chances otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnmt.batch import UNK_ID
-from gnmt.data import subword_regularization as subword_sampling
+from gnmt.data import subword_regularization as subword_regularization
 from gnmt.data.subword_regularization import BYTE, UNKNOWN, UNUSED, Piece, PieceTable, _fields
 from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, train_tokenizer
 from gnmt.errors import InputError
@@ -27,7 +27,7 @@ Pairs = Callable[..., list[tuple[str, str]]]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "identity": {"normalisation": "identity"},
+    "identity": {"normalization": "identity"},
     "no bytes": {"byte_fallback": False, "vocab_size": 66},
     "symbols": {"user_symbols": ["<2de>", "<2", "s,b", "ü"]},
 }
@@ -187,7 +187,7 @@ def test_what_is_kept_of_words_changes_nothing(tokenizers: Any, monkeypatch: pyt
         kind: [tokenizers[kind, "plain"].encode_sampled(text, alphas[kind], seed) for seed in range(40)]
         for kind in alphas
     }
-    monkeypatch.setattr(subword_sampling, "_MAX_KEPT", 8)
+    monkeypatch.setattr(subword_regularization, "_MAX_KEPT", 8)
     for kind, alpha in alphas.items():
         fresh = Tokenizer(tokenizers[kind, "plain"].to_bytes())
         cuts = [fresh.encode_sampled(text, alpha, seed) for seed in range(39, -1, -1)]
@@ -195,11 +195,11 @@ def test_what_is_kept_of_words_changes_nothing(tokenizers: Any, monkeypatch: pyt
 
 
 def test_what_is_kept_is_bounded(tokenizers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subword_sampling, "_MAX_KEPT", 80)
-    bpe = subword_sampling.subword_sampler(tokenizers["bpe", "plain"].to_bytes(), 0.5)
-    unigram = subword_sampling.subword_sampler(tokenizers["unigram", "plain"].to_bytes(), 0.5)
-    assert isinstance(bpe, subword_sampling.BPEDropout)
-    assert isinstance(unigram, subword_sampling.UnigramSampling)
+    monkeypatch.setattr(subword_regularization, "_MAX_KEPT", 80)
+    bpe = subword_regularization.subword_sampler(tokenizers["bpe", "plain"].to_bytes(), 0.5)
+    unigram = subword_regularization.subword_sampler(tokenizers["unigram", "plain"].to_bytes(), 0.5)
+    assert isinstance(bpe, subword_regularization.BPEDropout)
+    assert isinstance(unigram, subword_regularization.UnigramSampling)
     sizes = []
     for seed in range(120):
         for sampler in (bpe, unigram):
@@ -279,7 +279,9 @@ def test_unused_pieces_of_a_unigram_model_are_never_drawn() -> None:
 
 def test_a_model_of_another_kind() -> None:
     tokenizer = Tokenizer(_model("char", [Piece("▁", 0.0), Piece("a", -1.0)]))
-    with pytest.raises(InputError, match=r"kind bpe or unigram, and this one is of kind char.*subword_sampling=0"):
+    with pytest.raises(
+        InputError, match=r"kind bpe or unigram, and this one is of kind char.*subword_regularization=0"
+    ):
         tokenizer.encode_sampled("a", 0.1, 0)
 
 

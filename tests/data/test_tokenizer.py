@@ -65,14 +65,14 @@ def test_same_pieces_in_every_process(lines: list[str], tmp_path: Path) -> None:
     assert [tokenizer.vocabulary_size for tokenizer in tokenizers] == [320, 320]
 
 
-def test_digest_sees_pieces_and_normalisation(
+def test_digest_sees_pieces_and_normalization(
     lines: list[str], options: TokenizerOptions, tokenizer: Tokenizer
 ) -> None:
     digests = {tokenizer.digest}
     for other in (
         {},
         {"kind": "unigram"},
-        {"normalisation": "identity"},
+        {"normalization": "identity"},
         {"byte_fallback": False},
         {"user_symbols": ["<x>"]},
     ):
@@ -97,8 +97,8 @@ def test_half_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> 
     assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")
 
 
-def test_identity_normalisation_keeps_the_text(lines: list[str], options: TokenizerOptions) -> None:
-    tokenizer = train_tokenizer(lines, replace(options, normalisation="identity"))
+def test_identity_normalization_keeps_the_text(lines: list[str], options: TokenizerOptions) -> None:
+    tokenizer = train_tokenizer(lines, replace(options, normalization="identity"))
     for text in ("  two  spaces ", "ﬁ\u3000ｘ\u00ad", "tab\tNUL\x00", "e\u0301 é", "", "   "):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -172,7 +172,7 @@ def test_nothing_to_learn_from(options: TokenizerOptions) -> None:
     "bad",
     [
         {"kind": "word"},
-        {"normalisation": "nfkc"},
+        {"normalization": "nfkc"},
         {"vocab_size": 0},
         {"character_coverage": 0.5},
         {"sample_lines": 0},

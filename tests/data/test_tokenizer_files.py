@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from gnmt.data.corpora import DemoCorpus
-from gnmt.data.preprocess import prepare, prepared_folder
+from gnmt.data.preprocess import prepare, preprocessed_folder
 from gnmt.data.tokenizer import TokenizerFiles, TokenizerOptions
 from gnmt.errors import InputError
 
 
-def test_other_data_prepared_with_the_tokenizers_of_a_prepared_folder(tmp_path: Path) -> None:
+def test_other_data_preprocessed_with_the_tokenizers_of_a_preprocessed_folder(tmp_path: Path) -> None:
     sizes = {"num_train": 200, "num_dev": 5, "num_test": 5}
-    first = prepare(DemoCorpus(**sizes, prepared=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
+    first = prepare(DemoCorpus(**sizes, preprocessed=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
     model = str(first.folder / "tokenizer" / "source.model")
-    other = DemoCorpus(**sizes, seed=2, prepared=str(tmp_path / "second"))
+    other = DemoCorpus(**sizes, seed=2, preprocessed=str(tmp_path / "second"))
     second = prepare(other, TokenizerFiles(model, model))
     assert second.tokenizers.digest == first.tokenizers.digest
     assert second.tokenizers.joint
@@ -26,7 +26,7 @@ def test_where_the_models_lie_does_not_matter_but_what_they_hold_does(tmp_path: 
         (tmp_path / name).write_bytes(content)
     a, b, c = (TokenizerFiles(str(tmp_path / name), str(tmp_path / name)) for name in "abc")
     corpus = DemoCorpus()
-    assert prepared_folder(corpus, a) == prepared_folder(corpus, b) != prepared_folder(corpus, c)
+    assert preprocessed_folder(corpus, a) == preprocessed_folder(corpus, b) != preprocessed_folder(corpus, c)
 
 
 def test_wrong_models(tmp_path: Path) -> None:

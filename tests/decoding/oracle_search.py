@@ -13,7 +13,7 @@ import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 
 FLOOR = 1e-6
 
@@ -22,21 +22,21 @@ FLOOR = 1e-6
 class Path:
     """One hypothesis with all its attention, and the decoder's state after it."""
 
-    state: State
+    state: DecoderState
     tokens: list[int] = field(default_factory=list)
     log_prob: float = 0.0
     attention: list[list[float]] = field(default_factory=list)
 
-    def normalised(self, options: SearchOptions) -> float:
+    def normalized(self, options: SearchOptions) -> float:
         constant, alpha = options.length_penalty_constant, options.length_penalty_alpha
         return self.log_prob / ((constant + len(self.tokens)) / (constant + 1)) ** alpha
 
     def score(self, options: SearchOptions) -> float:
         if options.coverage_beta == 0:
-            return self.normalised(options)
+            return self.normalized(options)
         coverage = [sum(column) for column in zip(*self.attention, strict=True)]
         penalty = sum(math.log(max(min(total, 1.0), FLOOR)) for total in coverage)
-        return self.normalised(options) + options.coverage_beta * penalty
+        return self.normalized(options) + options.coverage_beta * penalty
 
 
 def limit_of(num_source_tokens: int, options: SearchOptions, num_prefix_tokens: int = 0) -> int:
@@ -50,7 +50,7 @@ def has_repeats(tokens: list[int], size: int) -> bool:
     return grams != [] and grams[-1] in grams[:-1]
 
 
-def continuations(model, path: Path, memory: Memory, banned: tuple[int, ...]) -> list[Path]:
+def continuations(model, path: Path, memory: Memory, suppressed: tuple[int, ...]) -> list[Path]:
     """The path with each possible next token, in order of token id."""
     last = path.tokens[-1] if path.tokens else BOS_ID
     log_probs, attention, state = model.step(torch.tensor([[last]]), path.state, memory)
@@ -58,12 +58,12 @@ def continuations(model, path: Path, memory: Memory, banned: tuple[int, ...]) ->
     return [
         Path(state, [*path.tokens, token], path.log_prob + log_prob, seen)
         for token, log_prob in enumerate(log_probs[0, 0].tolist())
-        if log_prob > -math.inf and token not in banned
+        if log_prob > -math.inf and token not in suppressed
     ]
 
 
 def oracle_search(
-    model, sentence: list[int], options: SearchOptions, banned: tuple[int, ...] = (), prefix: tuple[int, ...] = ()
+    model, sentence: list[int], options: SearchOptions, suppressed: tuple[int, ...] = (), prefix: tuple[int, ...] = ()
 ) -> tuple[list[Path], bool]:
     """(the best n_best results, best first; whether they finished)."""
     memory, limit, start = _begin(model, sentence, options, len(prefix))
@@ -76,7 +76,7 @@ def oracle_search(
                 everything = continuations(model, path, memory, ())
                 candidates += [new for new in everything if new.tokens[-1] == prefix[length - 1]]
                 continue
-            grown = continuations(model, path, memory, banned)
+            grown = continuations(model, path, memory, suppressed)
             if options.no_repeat_ngram is not None:
                 grown = [new for new in grown if not has_repeats(new.tokens, options.no_repeat_ngram)]
             if length < options.min_length:
@@ -91,8 +91,8 @@ def oracle_search(
         del finished[beam:]
         active = [path for path in candidates if path.tokens[-1] != EOS_ID][:beam]
         if options.pruning is not None and finished:
-            bar = finished[0].normalised(options) - options.pruning
-            active = [path for path in active if path.normalised(options) >= bar]
+            bar = finished[0].normalized(options) - options.pruning
+            active = [path for path in active if path.normalized(options) >= bar]
         if not active or _stops(active, finished, limit, options):
             break
     if finished:
@@ -113,12 +113,12 @@ def _stops(active: list[Path], finished: list[Path], limit: int, options: Search
     return False
 
 
-def enumerate_all(model, sentence: list[int], options: SearchOptions, banned: tuple[int, ...] = ()) -> list[Path]:
+def enumerate_all(model, sentence: list[int], options: SearchOptions, suppressed: tuple[int, ...] = ()) -> list[Path]:
     """Every finished sequence within the limit, the best first."""
     memory, limit, start = _begin(model, sentence, options)
     active, finished = [start], []
     for _ in range(limit):
-        grown = [new for path in active for new in continuations(model, path, memory, banned)]
+        grown = [new for path in active for new in continuations(model, path, memory, suppressed)]
         finished += [path for path in grown if path.tokens[-1] == EOS_ID]
         active = [path for path in grown if path.tokens[-1] != EOS_ID]
     return sorted(finished, key=lambda path: -path.score(options))

@@ -1,6 +1,6 @@
 """A hypothesis strategy for small random models of every architecture, with every keyword that search can see.
 
-Left out are dropout in all its forms, which evaluation switches off, and what only initialises.
+Left out are dropout in all its forms, which evaluation switches off, and what only initializes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention
 from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
-from gnmt.model.recurrent.attention_decoder import TopAttentionDecoder
+from gnmt.model.recurrent.attention_decoder import AttentionDecoder
 from gnmt.model.recurrent.encoder import LSTMEncoder, layer_widths
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.plain_decoder import PlainDecoder
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
@@ -54,7 +54,7 @@ def models(draw):
 def lstm_options(draw, projection_sizes, shortcuts=booleans, residuals=(None, 2, 3)):
     return {
         "residual_from": draw(st.sampled_from(residuals)),
-        "embedding_shortcut": draw(shortcuts),
+        "attend_to_embeddings": draw(shortcuts),
         "reverse_source": draw(booleans),
         "projection_size": draw(st.sampled_from(projection_sizes)),
     }
@@ -82,7 +82,7 @@ def draw_attention(draw, memory_size):
     if kind == "dot":
         return DotAttention(WIDTH, memory_size, scaled=draw(booleans))
     heads = draw(st.sampled_from([1, 1, 2]))
-    return AdditiveAttention(WIDTH, memory_size, 4, normalise=draw(booleans), initial_scale=2.0, num_heads=heads)
+    return AdditiveAttention(WIDTH, memory_size, 4, normalize=draw(booleans), initial_scale=2.0, num_heads=heads)
 
 
 def draw_decoder(draw, kind, num_layers, memory_size, cell, bridged):
@@ -105,6 +105,6 @@ def draw_decoder(draw, kind, num_layers, memory_size, cell, bridged):
     }
     attention = draw_attention(draw, memory_size)
     if kind == "top":
-        return TopAttentionDecoder(WIDTH, WIDTH, num_layers, attention, input_feeding=draw(booleans), **common)
+        return AttentionDecoder(WIDTH, WIDTH, num_layers, attention, input_feeding=draw(booleans), **common)
     outputs = ["concatenated", "added", *(["none"] if num_layers > 1 else [])]
-    return LSTMDecoder(WIDTH, WIDTH, num_layers, attention, context_to_output=draw(st.sampled_from(outputs)), **common)
+    return GNMTDecoder(WIDTH, WIDTH, num_layers, attention, context_to_output=draw(st.sampled_from(outputs)), **common)

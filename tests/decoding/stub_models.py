@@ -12,7 +12,7 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import forced_scores
 from gnmt.decoding.search import Hypothesis, search
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 
 CPU = torch.device("cpu")
 NUM_HISTORIES = 211
@@ -62,10 +62,12 @@ class HistoryModel(nn.Module):
         key_BS = key_B[:, None].expand(source.ids_BT.shape)  # extras are [B, S, ...]
         return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {"key": key_BS})
 
-    def start(self, memory: Memory, beam: int) -> State:
-        return State({"key": memory.extras["key"][:, :1].expand(-1, beam).clone()})
+    def start(self, memory: Memory, beam: int) -> DecoderState:
+        return DecoderState({"key": memory.extras["key"][:, :1].expand(-1, beam).clone()})
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         assert tokens_BK.shape[0] == memory.mask_BS.shape[0] == state.tensors["key"].shape[0]
         self.calls.append((tokens_BK.shape[0], tokens_BK.shape[1]))
         key_BK = (state.tensors["key"] * 31 + tokens_BK * 7 + 1) % 1_000_003
@@ -74,7 +76,7 @@ class HistoryModel(nn.Module):
         if self.attention_RS is not None:
             energies_BKS = self.attention_RS[rows_BK][:, :, : memory.mask_BS.shape[1]]
             attention_BKS = energies_BKS.masked_fill(~memory.mask_BS[:, None], -torch.inf).softmax(-1)
-        return self.log_probs_RV[rows_BK], attention_BKS, State({"key": key_BK})
+        return self.log_probs_RV[rows_BK], attention_BKS, DecoderState({"key": key_BK})
 
 
 def assert_forced(model, some, found, options):
@@ -114,10 +116,12 @@ class MarkovModel(nn.Module):
     def encode(self, source: Tokens) -> Memory:
         return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {})
 
-    def start(self, memory: Memory, beam: int) -> State:
-        return State({})
+    def start(self, memory: Memory, beam: int) -> DecoderState:
+        return DecoderState({})
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         weights_BS = memory.mask_BS / memory.mask_BS.sum(1, keepdim=True)
         return self.log_probs_VV[tokens_BK], weights_BS[:, None].expand(-1, tokens_BK.shape[1], -1), state
 
@@ -139,14 +143,16 @@ class CopyModel(nn.Module):
         self.batch_shapes.append((source.ids_BT.shape[0], source.ids_BT.shape[1]))
         return Memory(source.ids_BT[:, :, None].float(), source.mask_BT, {"ids": source.ids_BT})
 
-    def start(self, memory: Memory, beam: int) -> State:
-        return State({"position": torch.zeros(memory.mask_BS.shape[0], beam, dtype=torch.long)})
+    def start(self, memory: Memory, beam: int) -> DecoderState:
+        return DecoderState({"position": torch.zeros(memory.mask_BS.shape[0], beam, dtype=torch.long)})
 
-    def step(self, tokens_BK: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, tokens_BK: Tensor, state: DecoderState, memory: Memory
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
         position_BK = state.tensors["position"]
         width = memory.mask_BS.shape[1]
         place_BK = torch.minimum(position_BK, memory.mask_BS.sum(1, keepdim=True) - 1)
         wanted_BK = memory.extras["ids"].gather(1, place_BK)
         logits_BKV = 6.0 * nn.functional.one_hot(wanted_BK, self.vocabulary_size).float()
         attention_BKS = nn.functional.one_hot(place_BK, width).float()
-        return logits_BKV.log_softmax(-1), attention_BKS, State({"position": position_BK + 1})
+        return logits_BKV.log_softmax(-1), attention_BKS, DecoderState({"position": position_BK + 1})

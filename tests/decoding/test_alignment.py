@@ -51,7 +51,7 @@ def copy(tokenizers, monkeypatch):
         "  the\u00a0dog \u2028 sees\ta   house ",  # every white space, several together
         "dog",
         "the « Ωμέγα » in 漢字 , today",  # bytes, a word each
-        "½ of the… house",  # normalised into more characters than it was
+        "½ of the… house",  # normalized into more characters than it was
         "the \u200b dog\u200bsees",  # and into fewer
     ],
 )

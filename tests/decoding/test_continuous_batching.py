@@ -26,7 +26,7 @@ def random_sources(count, longest=20, seed=11):
 
 
 def run(model, sources, options, **settings):
-    return search(model, sources, options, device=CPU, banned=BANNED, **settings)
+    return search(model, sources, options, device=CPU, suppressed=BANNED, **settings)
 
 
 def assert_equal(found, expected):
@@ -52,7 +52,7 @@ ALL_OPTIONS = [
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=["beam", "greedy", "pruned", "no repeats", "sampled"])
-def test_a_sentence_does_not_depend_on_its_neighbours(options):
+def test_a_sentence_does_not_depend_on_its_neighbors(options):
     """Batches of 1, 3 and 32, in any order, with and without prefixes (OpenNMT-py#490 lost whole BLEU points)."""
     sources = random_sources(32)
     generator = torch.Generator().manual_seed(3)

@@ -20,7 +20,7 @@ from gnmt.device import Precision, choose_precision, what_int8_misses
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.interfaces import Encoded, Memory, SearchModel
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import LSTM
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -32,7 +32,7 @@ PRECISIONS = ["fp32", "bf16", pytest.param("int8", marks=needs_int8)]
 
 def small_model(
     query: str = "current",
-    normalise: bool = True,
+    normalize: bool = True,
     tie: str = "none",
     layers: int = 3,
     num_heads: int = 1,
@@ -40,8 +40,8 @@ def small_model(
 ) -> Seq2Seq:
     torch.manual_seed(1)
     encoder = LSTMEncoder(12, 12, layers)
-    attention = AdditiveAttention(12, encoder.output_size, 20, normalise=normalise, num_heads=num_heads)
-    decoder = LSTMDecoder(12, 12, layers, attention, query=query, context_to_output=context_to_output)  # type: ignore[arg-type]
+    attention = AdditiveAttention(12, encoder.output_size, 20, normalize=normalize, num_heads=num_heads)
+    decoder = GNMTDecoder(12, 12, layers, attention, query=query, context_to_output=context_to_output)  # type: ignore[arg-type]
     model = Seq2Seq(encoder, decoder, PIECES, PIECES, 12, tie_embeddings=tie, init_range=0.6)  # type: ignore[arg-type]
     return model.eval()
 
@@ -74,7 +74,7 @@ def steps(model: SearchModel, source: Tokens, num_steps: int = 7, beam: int = 3)
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"query": "previous"}, {"normalise": False}, {"tie": "all"}, {"layers": 4}, {"num_heads": 2}]
+    [{}, {"query": "previous"}, {"normalize": False}, {"tie": "all"}, {"layers": 4}, {"num_heads": 2}]
     + [{"context_to_output": how} for how in ("added", "concatenated")],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
@@ -144,8 +144,8 @@ def test_the_encoder_reads_each_sentence_from_its_own_end() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
-def test_a_sentence_does_not_depend_on_its_neighbours(precision: str) -> None:
-    """torch's dynamic quantisation scales activations by the whole tensor, and one row moves the others."""
+def test_a_sentence_does_not_depend_on_its_neighbors(precision: str) -> None:
+    """torch's dynamic quantization scales activations by the whole tensor, and one row moves the others."""
     fast = fast_model(small_model(), Precision(precision, CPU))
     source = batch(9, 9, 9)
     louder = Tokens(source.ids_BT.clone(), source.lengths_B)
@@ -263,12 +263,12 @@ def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of
     source = batch(5, 9, 2, 7, 1)
     sources = [row[:length] for row, length in zip(source.ids_BT.tolist(), source.lengths_B.tolist(), strict=True)]
     fast = fast_model(model, Precision("fp32", CPU))
-    banned = (PAD_ID, BOS_ID)
-    plain = search(model, sources, options, device=CPU, banned=banned)
-    found = search(fast, sources, options, device=CPU, banned=banned, batch_size=2)
+    suppressed = (PAD_ID, BOS_ID)
+    plain = search(model, sources, options, device=CPU, suppressed=suppressed)
+    found = search(fast, sources, options, device=CPU, suppressed=suppressed, batch_size=2)
     tokens = [result.hypotheses[0].tokens for result in found]
     assert tokens == [result.hypotheses[0].tokens for result in plain]
-    assert tokens == [tuple(ids) for ids in Baseline(model, CPU).search(sources, options, banned, 3)]
+    assert tokens == [tuple(ids) for ids in Baseline(model, CPU).search(sources, options, suppressed, 3)]
     ended = [ids[-1] == EOS_ID for ids in tokens]
     assert any(ended)
     for result, expected in zip(found, plain, strict=True):
@@ -327,6 +327,6 @@ def test_search_on_cuda_gives_the_scores_of_the_cpu() -> None:
     for name in ("cpu", "cuda"):
         device = torch.device(name)
         fast = fast_model(model.to(device), choose_precision("fp32", device))
-        results = search(fast, sources, SearchOptions(), device=device, banned=(PAD_ID, BOS_ID))
+        results = search(fast, sources, SearchOptions(), device=device, suppressed=(PAD_ID, BOS_ID))
         found.append([result.hypotheses[0].score for result in results])
     assert found[0] == pytest.approx(found[1], abs=1e-4)

@@ -16,9 +16,9 @@ from gnmt.decoding.ensemble import Ensemble, load_members
 from gnmt.decoding.options import SearchOptions
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 
 SENTENCES = [[4, 5, 6], [7], [5, 5, 8, 4, 7, 6], [6, 4]]
@@ -36,7 +36,7 @@ def seq2seq(seed, hidden_size, num_layers=2):
     torch.manual_seed(seed)
     encoder = LSTMEncoder(5, hidden_size, 2)
     attention = AdditiveAttention(hidden_size, encoder.output_size, 4)
-    return Seq2Seq(encoder, LSTMDecoder(5, hidden_size, num_layers, attention), 9, 11, 5, init_range=0.8).eval()
+    return Seq2Seq(encoder, GNMTDecoder(5, hidden_size, num_layers, attention), 9, 11, 5, init_range=0.8).eval()
 
 
 def first_step(model):
@@ -94,7 +94,7 @@ def test_memories_and_states_join_and_select_as_those_of_one_model():
     together = Ensemble([seq2seq(1, 6), seq2seq(2, 7)])
     one, other = together.encode(batch_of(SENTENCES[:2])), together.encode(batch_of(SENTENCES[2:]))
     memory = Memory.join([one, other])
-    state = State.join([together.start(one, 2), together.start(other, 2)])
+    state = DecoderState.join([together.start(one, 2), together.start(other, 2)])
     rows = torch.tensor([3, 0])
     tokens_BK = torch.full((2, 2), BOS_ID)
     found, _, _ = together.step(tokens_BK, state.select(rows), memory.select(rows))

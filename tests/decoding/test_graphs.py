@@ -56,7 +56,7 @@ def run(model, options, device=CPU):
     sources = random_sources(24)
     prefixes = [[5] * (row % 3 * 9) for row in range(len(sources))]  # some end within a run of steps, some at the limit
     settings = {"prefixes": prefixes, "with_attention": True, "batch_size": 9}
-    return search(model, sources, options, device=device, banned=BANNED, **settings)
+    return search(model, sources, options, device=device, suppressed=BANNED, **settings)
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=OPTION_NAMES)

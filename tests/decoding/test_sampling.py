@@ -104,7 +104,7 @@ def test_samples_are_the_same_in_any_batch(settings):
     def run(order, batch_size):
         chosen = [sources[row] for row in order]
         found = search(
-            HistoryModel.random(3), chosen, options, device=CPU, banned=BANNED, keys=order, batch_size=batch_size
+            HistoryModel.random(3), chosen, options, device=CPU, suppressed=BANNED, keys=order, batch_size=batch_size
         )
         return {
             row: [hypothesis.tokens for hypothesis in result.hypotheses]
@@ -129,7 +129,9 @@ def test_equal_lines_differ_by_their_key_and_seeds_differ():
 
     def run(keys=None, **settings):
         options = replace(SAMPLING, n_best=1, **settings)
-        return [some[0].tokens for some in searched(HistoryModel.random(3), same, options, banned=BANNED, keys=keys)]
+        return [
+            some[0].tokens for some in searched(HistoryModel.random(3), same, options, suppressed=BANNED, keys=keys)
+        ]
 
     assert len(set(run())) > 1
     assert len(set(run(keys=[9] * 6))) == 1
@@ -143,7 +145,7 @@ def test_the_score_of_a_sample_is_the_forced_score_of_its_tokens(settings):
     """Under the model's own distribution, not under the one that it was drawn from; unfinished samples too."""
     options = replace(SAMPLING, coverage_beta=0.2, **settings)
     model = HistoryModel.random(17)
-    found = searched(model, SENTENCES, options, banned=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=BANNED)
     pairs = [(sentence, hypothesis) for sentence, some in zip(SENTENCES, found, strict=True) for hypothesis in some]
     assert len(pairs) == 28
     rows = [[BOS_ID, *hypothesis.tokens] for _, hypothesis in pairs]
@@ -164,7 +166,7 @@ def test_the_score_of_a_sample_is_the_forced_score_of_its_tokens(settings):
 def test_one_token_to_draw_from_is_greedy(settings):
     """At the lowest temperature all log-probabilities were divided to -inf, and the first id was drawn."""
     greedy = SearchOptions(beam_size=1, max_length_factor=1.0, max_length_offset=4)
-    expected = searched(HistoryModel.random(3), SENTENCES, greedy, banned=BANNED)
-    found = searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=2, **settings), banned=BANNED)
+    expected = searched(HistoryModel.random(3), SENTENCES, greedy, suppressed=BANNED)
+    found = searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=2, **settings), suppressed=BANNED)
     assert [some[0].tokens for some in found] == [some[1].tokens for some in found]
     assert [some[0].tokens for some in found] == [some[0].tokens for some in expected]

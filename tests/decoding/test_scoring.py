@@ -14,7 +14,7 @@ from gnmt.decoding.scoring import COVERAGE_FLOOR, coverage_penalty, forced_score
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 
 A, B, C = 4, 5, 6
@@ -76,7 +76,7 @@ def test_an_unfinished_translation_counts_the_tokens_it_has():
     torch.testing.assert_close(found.score_B, found.log_prob_B / (8 / 6))
 
 
-def test_forced_scores_do_not_depend_on_neighbours():
+def test_forced_scores_do_not_depend_on_neighbors():
     model = HistoryModel.random(5)
     long = [A + place % 4 for place in range(69)] + [EOS_ID]
     options = SearchOptions(coverage_beta=0.3)
@@ -92,7 +92,7 @@ def test_forced_scores_are_those_of_teacher_forcing(query):
     """Token by token, as search goes, or the whole target at once, as training does: the same sums."""
     torch.manual_seed(4)
     encoder = LSTMEncoder(6, 8, 2)
-    decoder = LSTMDecoder(6, 8, 3, AdditiveAttention(8, encoder.output_size, 5), query=query)
+    decoder = GNMTDecoder(6, 8, 3, AdditiveAttention(8, encoder.output_size, 5), query=query)
     model = Seq2Seq(encoder, decoder, 9, 11, 6, init_range=0.8).eval()
     source, target = batch_of([[7, 4, 8], [6]]), targets([9, 5, 10, 4, EOS_ID], [8, EOS_ID])
     options = SearchOptions(length_penalty_alpha=0.7, coverage_beta=0.4)

@@ -47,13 +47,13 @@ def test_a_beam_as_wide_as_the_language_finds_every_translation_in_order(alpha, 
         stop="exhausted",
     )
     sentences = [[4, 5], [6]]
-    found = searched(model, sentences, options, banned=BANNED, with_attention=True)
+    found = searched(model, sentences, options, suppressed=BANNED, with_attention=True)
     for hypotheses, sentence in zip(found, sentences, strict=True):
         expected = enumerate_all(model, sentence, options, BANNED)
         assert len(expected) == sum(3**length for length in range(limit_of(len(sentence) + 1, options)))
         assert_same(hypotheses, expected, True, options)
     for n_best in (1, 3):
-        by_bound = searched(model, sentences, replace(options, stop="bound", n_best=n_best), banned=BANNED)
+        by_bound = searched(model, sentences, replace(options, stop="bound", n_best=n_best), suppressed=BANNED)
         for hypotheses, all_of_them in zip(by_bound, found, strict=True):
             assert [one.tokens for one in hypotheses] == [one.tokens for one in all_of_them[:n_best]]
 
@@ -83,7 +83,7 @@ def test_search_agrees_with_the_oracle(stop, beam, settings):
     options = replace(SHORT, beam_size=beam, stop=stop, **{"n_best": beam, **settings})
     for seed in (1, 2):
         model = HistoryModel.random(seed)
-        found = searched(model, SENTENCES, options, banned=BANNED, with_attention=True)
+        found = searched(model, SENTENCES, options, suppressed=BANNED, with_attention=True)
         for hypotheses, sentence in zip(found, SENTENCES, strict=True):
             expected, finished = oracle_search(model, sentence, options, BANNED)
             assert_same(hypotheses, expected, finished, options)
@@ -95,7 +95,7 @@ def test_unfinished_hypotheses_are_those_of_the_oracle_best_first(beta):
     model = HistoryModel.random(21)
     model.log_probs_RV[:, EOS_ID] = -math.inf
     options = replace(SHORT, coverage_beta=beta)
-    found = searched(model, SENTENCES, options, banned=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, options, suppressed=BANNED, with_attention=True)
     for hypotheses, sentence in zip(found, SENTENCES, strict=True):
         expected, _ = oracle_search(model, sentence, options, BANNED)
         assert len(expected) == options.beam_size
@@ -122,7 +122,7 @@ def test_search_agrees_with_the_oracle_where_values_tie():
 def test_beam_of_one_is_greedy(stop):
     options = replace(SHORT, beam_size=1, n_best=1, stop=stop)
     model = HistoryModel.random(7)
-    found = searched(model, SENTENCES, options, banned=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=BANNED)
     some_finished = 0
     for [hypothesis], sentence in zip(found, SENTENCES, strict=True):
         memory = model.encode(batch_of([sentence]))
@@ -158,7 +158,7 @@ def test_a_limit_of_nothing_still_allows_one_token():
 
 def test_done_sentences_leave_the_batch_and_the_beam_keeps_its_width():
     model = HistoryModel.random(13)
-    searched(model, SENTENCES, replace(SHORT, beam_size=3, n_best=3, stop="exhausted"), banned=BANNED)
+    searched(model, SENTENCES, replace(SHORT, beam_size=3, n_best=3, stop="exhausted"), suppressed=BANNED)
     rows = [num_rows for num_rows, _ in model.calls]
     assert {beam for _, beam in model.calls} == {3}
     assert rows == sorted(rows, reverse=True)
@@ -178,14 +178,14 @@ def test_every_reported_score_is_the_forced_score_of_its_tokens(beam, settings):
     otherwise than finished ones: each shows here. Tokens, never text, are what is scored again."""
     options = replace(SHORT, beam_size=beam, n_best=beam, **settings)
     model = HistoryModel.random(17)
-    found = searched(model, SENTENCES, options, banned=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=BANNED)
     assert {hypothesis.finished for some in found for hypothesis in some} >= {True}
     assert_forced(model, SENTENCES, found, options)
 
 
 def test_attention_has_a_row_for_each_token_and_a_column_for_each_real_source_token():
     model = HistoryModel.random(19)
-    found = searched(model, SENTENCES, SHORT, banned=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, SHORT, suppressed=BANNED, with_attention=True)
     for hypotheses, sentence in zip(found, SENTENCES, strict=True):
         for hypothesis in hypotheses:
             assert hypothesis.attention_TS.shape == (len(hypothesis.tokens), len(sentence) + 1)
@@ -193,7 +193,7 @@ def test_attention_has_a_row_for_each_token_and_a_column_for_each_real_source_to
 
 
 def test_attention_is_kept_only_where_asked_for():
-    [[hypothesis, *_], *_] = searched(HistoryModel.random(19), SENTENCES, SHORT, banned=BANNED)
+    [[hypothesis, *_], *_] = searched(HistoryModel.random(19), SENTENCES, SHORT, suppressed=BANNED)
     assert hypothesis.attention_TS is None
 
 

@@ -18,7 +18,7 @@ from gnmt.device import Precision, what_int8_misses
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
@@ -34,7 +34,7 @@ ENCODERS = {
 DECODERS = {
     "transformer": lambda: TransformerDecoder(WIDTH, WIDTH, 2, 2, 24),
     "convolutional": lambda: ConvolutionalDecoder(WIDTH, WIDTH, 2),
-    "lstm": lambda: LSTMDecoder(WIDTH, WIDTH, 2, AdditiveAttention(WIDTH, WIDTH, WIDTH)),
+    "lstm": lambda: GNMTDecoder(WIDTH, WIDTH, 2, AdditiveAttention(WIDTH, WIDTH, WIDTH)),
 }
 PAIRS = [("transformer", "transformer"), ("convolutional", "convolutional"), ("transformer", "lstm")]
 PAIRS += [("lstm", "transformer")]
@@ -56,7 +56,7 @@ def random_sources(count: int, longest: int = 12) -> list[list[int]]:
 
 
 def found_by(model, sources, options=OPTIONS, **settings):
-    return search(model, sources, options, device=CPU, banned=BANNED, with_attention=True, **settings)
+    return search(model, sources, options, device=CPU, suppressed=BANNED, with_attention=True, **settings)
 
 
 def assert_equal(found, expected):
@@ -150,7 +150,7 @@ def test_the_engine_computes_what_the_model_computes(encoder, decoder, precision
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS[:2])
 @torch.inference_mode()
 def test_the_engine_takes_every_product(encoder, decoder):
-    """What it left alone, it would not speed up; normalised weights would be normalised anew at every step."""
+    """What it left alone, it would not speed up; normalized weights would be normalized anew at every step."""
     precision = "fp32" if what_int8_misses(CPU) else "int8"
     fast = fast_model(model_of(encoder, decoder), Precision(precision, CPU))
     kinds = {type(module).__name__ for module in fast.modules()}

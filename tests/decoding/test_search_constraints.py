@@ -12,7 +12,7 @@ from stub_models import HistoryModel, MarkovModel, searched
 
 import gnmt.decoding.search as search_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from gnmt.decoding.beam import rule_out_repeats
+from gnmt.decoding.beam import suppress_repeats
 from gnmt.decoding.options import SearchOptions
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
@@ -37,11 +37,11 @@ A, B, C = 4, 5, 6
     ids=str,
 )
 def test_search_after_a_prefix_agrees_with_the_oracle(settings):
-    """One batch holds sentences without a prefix, with a short one, one with a banned id, one beyond the limit."""
+    """One batch holds sentences without a prefix, with a short one, one with a suppressed id, one beyond the limit."""
     options = replace(SHORT, **settings)
     for seed in (1, 2):
         model = HistoryModel.random(seed)
-        found = searched(model, SENTENCES, options, banned=BANNED, prefixes=PREFIXES)
+        found = searched(model, SENTENCES, options, suppressed=BANNED, prefixes=PREFIXES)
         for hypotheses, sentence, prefix in zip(found, SENTENCES, PREFIXES, strict=True):
             expected, finished = oracle_search(model, sentence, options, BANNED, tuple(prefix))
             assert [list(hypothesis.tokens) for hypothesis in hypotheses] == [path.tokens for path in expected]
@@ -79,7 +79,7 @@ def test_a_token_that_completes_an_n_gram_again_is_ruled_out_by_hand():
     expected = {1: {A, B}, 2: {B}, 3: set(), 4: set(), 9: set()}
     for size, ruled_out in expected.items():
         log_probs = torch.zeros(1, 1, 8)
-        rule_out_repeats(log_probs, tokens, torch.tensor([3]), size)
+        suppress_repeats(log_probs, tokens, torch.tensor([3]), size)
         assert set((log_probs[0, 0] == -math.inf).nonzero().flatten().tolist()) == ruled_out, size
         assert log_probs[log_probs > -math.inf].eq(0).all()
 
@@ -89,10 +89,10 @@ def test_a_token_that_completes_an_n_gram_again_is_ruled_out_by_hand():
 def test_no_n_gram_comes_twice_in_any_hypothesis(size, sampling):
     options = replace(SHORT, no_repeat_ngram=size, max_length_offset=20, sampling=sampling, stop="exhausted")
     model = HistoryModel.random(5, vocabulary_size=10, peakedness=3.0)
-    guarded = searched(model, SENTENCES, options, banned=BANNED)
+    guarded = searched(model, SENTENCES, options, suppressed=BANNED)
     assert any(len(hypothesis.tokens) > size + 2 for some in guarded for hypothesis in some)
     assert not any(repeats(hypothesis.tokens, size) for some in guarded for hypothesis in some)
-    free = searched(model, SENTENCES, replace(options, no_repeat_ngram=None), banned=BANNED)
+    free = searched(model, SENTENCES, replace(options, no_repeat_ngram=None), suppressed=BANNED)
     assert any(repeats(hypothesis.tokens, size) for some in free for hypothesis in some)
 
 
@@ -103,7 +103,7 @@ def repeats(tokens, size):
 
 def test_a_prefix_may_repeat_itself_and_what_follows_may_not_repeat_the_prefix():
     options = replace(SHORT, no_repeat_ngram=2, max_length_offset=10)
-    for hypotheses in searched(HistoryModel.random(7), SENTENCES, options, banned=BANNED, prefixes=[[8, 8, 8]] * 7):
+    for hypotheses in searched(HistoryModel.random(7), SENTENCES, options, suppressed=BANNED, prefixes=[[8, 8, 8]] * 7):
         for hypothesis in hypotheses:
             assert hypothesis.tokens[:3] == (8, 8, 8)
             assert repeats(hypothesis.tokens[2:], 2) == 0
@@ -115,12 +115,12 @@ def test_a_prefix_may_repeat_itself_and_what_follows_may_not_repeat_the_prefix()
 
 @pytest.mark.parametrize("sampling", [False, True])
 def test_min_length_holds_for_each_sentence_at_its_own_step(sampling):
-    """Sentences that enter late are at other lengths than their neighbours."""
+    """Sentences that enter late are at other lengths than their neighbors."""
     model = HistoryModel.random(23)
     options = replace(SHORT, min_length=5, sampling=sampling)
-    found = searched(model, SENTENCES * 3, options, banned=BANNED, batch_size=4)
+    found = searched(model, SENTENCES * 3, options, suppressed=BANNED, batch_size=4)
     assert all(len(hypothesis.tokens) >= 5 for hypotheses in found for hypothesis in hypotheses)
-    unbounded = searched(model, SENTENCES, replace(options, min_length=0), banned=BANNED)
+    unbounded = searched(model, SENTENCES, replace(options, min_length=0), suppressed=BANNED)
     assert any(len(hypothesis.tokens) < 5 for hypotheses in unbounded for hypothesis in hypotheses)
 
 
@@ -129,9 +129,9 @@ def test_a_search_that_may_try_nothing_more_has_no_result_and_others_have_theirs
     """Five words, none twice, and no end before the eighth token; but where a prefix has said some of them twice."""
     options = replace(SHORT, no_repeat_ngram=1, min_length=8, max_length_offset=20, sampling=sampling)
     prefixes = [[]] * 3 + [[4, 4, 4, 4, 5, 5]] + [[]] * 3
-    found = searched(HistoryModel.random(1), SENTENCES, options, banned=BANNED, prefixes=prefixes, batch_size=2)
+    found = searched(HistoryModel.random(1), SENTENCES, options, suppressed=BANNED, prefixes=prefixes, batch_size=2)
     assert [bool(hypotheses) for hypotheses in found] == [False] * 3 + [True] + [False] * 3
-    [alone] = searched(HistoryModel.random(1), [SENTENCES[3]], options, banned=BANNED, prefixes=[prefixes[3]])
+    [alone] = searched(HistoryModel.random(1), [SENTENCES[3]], options, suppressed=BANNED, prefixes=[prefixes[3]])
     if not sampling:
         assert found[3] == alone
 

@@ -32,7 +32,7 @@ penalties = {
 
 def check(model, options):
     """Every score is a finite number, that of its ids, and in order."""
-    found = searched(model, SENTENCES, options, banned=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=BANNED)
     for hypotheses in found:
         scores = [hypothesis.score for hypothesis in hypotheses]
         assert all(math.isfinite(score) for score in scores)

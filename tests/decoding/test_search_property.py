@@ -38,11 +38,11 @@ def test_a_wide_beam_finds_the_true_order_and_a_narrow_one_true_scores(alpha, be
     assert len(truth) == sum(3**length for length in range(5))
     for beam in (1, 2, 3, 400):
         options = SearchOptions(beam_size=beam, n_best=beam, **scores, **limits)
-        [hypotheses] = searched(model, [sentence], options, banned=BANNED)
+        [hypotheses] = searched(model, [sentence], options, suppressed=BANNED)
         found = [(hypothesis.tokens, hypothesis.score) for hypothesis in hypotheses if hypothesis.finished]
         assert [score for _, score in found] == pytest.approx([truth[tokens] for tokens, _ in found], abs=1e-4)
         assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
-        assert searched(model, [sentence], replace(options, pruning=float("inf")), banned=BANNED) == [hypotheses]
+        assert searched(model, [sentence], replace(options, pruning=float("inf")), suppressed=BANNED) == [hypotheses]
     assert [tokens for tokens, _ in found] == sorted(truth, key=lambda tokens: -truth[tokens])
 
 
@@ -50,8 +50,8 @@ def test_pruning_of_zero_follows_each_hypothesis_best_token_alone():
     for seed, beam in itertools.product(range(5), (1, 2, 3, 400)):
         model = HistoryModel.random(seed, vocabulary_size=7)
         options = SearchOptions(beam_size=beam, pruning=0.0, max_length_factor=1.0, max_length_offset=2)
-        [[pruned]] = searched(model, [[4, 5]], options, banned=BANNED)
-        [[greedy]] = searched(model, [[4, 5]], replace(options, beam_size=1, pruning=None), banned=BANNED)
+        [[pruned]] = searched(model, [[4, 5]], options, suppressed=BANNED)
+        [[greedy]] = searched(model, [[4, 5]], replace(options, beam_size=1, pruning=None), suppressed=BANNED)
         assert pruned.tokens == greedy.tokens
 
 
@@ -87,7 +87,7 @@ def possible(options, model):
 def test_the_engine_finds_what_the_model_finds(model, options, sentence):
     """In fp32, as users run it: equal tokens, or scores so close that the last digit decides."""
     model, options = model.float(), possible(options, model)
-    settings = {"device": CPU, "banned": BANNED, "batch_size": 2}
+    settings = {"device": CPU, "suppressed": BANNED, "batch_size": 2}
     sources = [[*sentence, EOS_ID], [4, EOS_ID]]
     plain = search(model, sources, options, **settings)
     fast = search(fast_model(model, choose_precision("fp32", CPU)), sources, options, **settings)
@@ -106,7 +106,7 @@ def test_search_is_the_oracle_and_reports_forced_scores(model, options, pairs, b
     options = possible(options, model)
     some = [sentence for sentence, _ in pairs]
     prefixes = [prefix for _, prefix in pairs]
-    settings = {"prefixes": prefixes, "banned": BANNED, "batch_size": batch_size, "with_attention": True}
+    settings = {"prefixes": prefixes, "suppressed": BANNED, "batch_size": batch_size, "with_attention": True}
     found = searched(model, some, options, **settings)
     for sentence, prefix, hypotheses in zip(some, prefixes, found, strict=True):
         with torch.inference_mode():
@@ -130,7 +130,7 @@ def test_samples_keep_their_prefix_and_report_forced_scores(model, pairs, batch_
     options = possible(options, model)
     some, prefixes = zip(*pairs, strict=True)
     sources = [[*sentence, EOS_ID] for sentence in some]
-    settings = {"device": CPU, "banned": BANNED, "prefixes": prefixes}
+    settings = {"device": CPU, "suppressed": BANNED, "prefixes": prefixes}
     found = [result.hypotheses for result in search(model, sources, options, batch_size=batch_size, **settings)]
     alone = search(model, sources[-1:], options, **settings | {"prefixes": prefixes[-1:]}, keys=[len(sources) - 1])
     assert [one.tokens for one in alone[0].hypotheses] == [one.tokens for one in found[-1]]

@@ -44,8 +44,8 @@ def test_the_bound_gives_the_best_of_exhausted_search_in_fewer_steps():
     for seed in range(30):
         by_bound, exhausted = HistoryModel.random(seed), HistoryModel.random(seed)
         options = SearchOptions(beam_size=4, length_penalty_alpha=1.0, max_length_factor=1.0, max_length_offset=6)
-        best = searched(by_bound, SENTENCES, options, banned=BANNED)
-        all_of_them = searched(exhausted, SENTENCES, replace(options, stop="exhausted"), banned=BANNED)
+        best = searched(by_bound, SENTENCES, options, suppressed=BANNED)
+        all_of_them = searched(exhausted, SENTENCES, replace(options, stop="exhausted"), suppressed=BANNED)
         for short, long in zip(best, all_of_them, strict=True):
             assert (short[0].tokens, short[0].score) == (long[0].tokens, long[0].score)
         steps_by_bound += sum(rows for rows, _ in by_bound.calls)
@@ -78,9 +78,9 @@ def test_unfinished_hypotheses_come_only_where_none_finished_and_are_flagged():
 
 def test_no_translation_is_shorter_than_min_length():
     model = HistoryModel.random(23)
-    found = searched(model, SENTENCES, replace(SHORT, min_length=5), banned=BANNED)
+    found = searched(model, SENTENCES, replace(SHORT, min_length=5), suppressed=BANNED)
     assert all(len(hypothesis.tokens) >= 5 for hypotheses in found for hypothesis in hypotheses)
-    unbounded = searched(model, SENTENCES, SHORT, banned=BANNED)
+    unbounded = searched(model, SENTENCES, SHORT, suppressed=BANNED)
     assert any(len(hypothesis.tokens) < 5 for hypotheses in unbounded for hypothesis in hypotheses)
 
 
@@ -93,7 +93,7 @@ def test_a_source_token_that_nobody_looked_at_costs_a_finite_amount():
     energies[:, 0] = 0.0
     model = HistoryModel(HistoryModel.random(29).log_probs_RV, energies)
     options = SearchOptions(coverage_beta=0.1, length_penalty_alpha=0.0)
-    [[hypothesis, *_], _] = searched(model, [[A, B, C], [A] * 8], options, banned=BANNED)
+    [[hypothesis, *_], _] = searched(model, [[A, B, C], [A] * 8], options, suppressed=BANNED)
     assert hypothesis.score == pytest.approx(hypothesis.log_prob + 0.1 * 3 * math.log(1e-6), abs=1e-4)
 
 
@@ -103,9 +103,9 @@ def test_a_model_without_attention_cannot_have_a_coverage_penalty(beta):
     options = replace(SHORT, coverage_beta=beta)
     if beta:
         with pytest.raises(InputError, match=r"decoding\.coverage_beta is 0\.1.*set decoding\.coverage_beta=0"):
-            searched(model, SENTENCES, options, banned=BANNED)
+            searched(model, SENTENCES, options, suppressed=BANNED)
         return
-    found = searched(model, SENTENCES, options, banned=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, options, suppressed=BANNED, with_attention=True)
     assert [hypotheses[0].attention_TS for hypotheses in found] == [None] * len(SENTENCES)
 
 
@@ -114,14 +114,14 @@ def test_a_model_without_attention_cannot_have_a_coverage_penalty(beta):
 
 def test_infinite_pruning_prunes_nothing():
     model = HistoryModel.random(37)
-    everything = searched(model, SENTENCES, SHORT, banned=BANNED)
-    assert searched(model, SENTENCES, replace(SHORT, pruning=math.inf), banned=BANNED) == everything
+    everything = searched(model, SENTENCES, SHORT, suppressed=BANNED)
+    assert searched(model, SENTENCES, replace(SHORT, pruning=math.inf), suppressed=BANNED) == everything
 
 
 def test_zero_pruning_tries_only_the_best_token():
     model = HistoryModel.random(37)
-    greedy = searched(model, SENTENCES, replace(SHORT, beam_size=1, n_best=1), banned=BANNED)
-    pruned = searched(model, SENTENCES, replace(SHORT, pruning=0.0), banned=BANNED)
+    greedy = searched(model, SENTENCES, replace(SHORT, beam_size=1, n_best=1), suppressed=BANNED)
+    pruned = searched(model, SENTENCES, replace(SHORT, pruning=0.0), suppressed=BANNED)
     assert [[hypothesis.tokens for hypothesis in some] for some in pruned] == [[some[0].tokens] for some in greedy]
 
 
@@ -141,7 +141,7 @@ def test_pruning_drops_what_is_far_below_the_best_finished_hypothesis():
 
 def test_banned_tokens_are_never_produced_and_change_no_other_probability():
     model = MarkovModel({BOS_ID: {UNK_ID: 0.9, A: 0.1}, A: {UNK_ID: 0.9, EOS_ID: 0.1}})
-    [[hypothesis]] = searched(model, [[A]], SearchOptions(), banned=BANNED)
+    [[hypothesis]] = searched(model, [[A]], SearchOptions(), suppressed=BANNED)
     assert hypothesis.tokens == (A, EOS_ID)
     assert hypothesis.log_prob == pytest.approx(2 * math.log(0.1), abs=1e-6)
 
@@ -157,7 +157,7 @@ def test_the_attention_and_the_state_of_a_model_are_not_written_to():
         return log_probs, attention, state
 
     model.step = recording_step
-    searched(model, SENTENCES, replace(SHORT, pruning=2.0, min_length=2), banned=BANNED, with_attention=True)
+    searched(model, SENTENCES, replace(SHORT, pruning=2.0, min_length=2), suppressed=BANNED, with_attention=True)
     assert len(returned) > 10
     assert all(torch.equal(tensor, copy) for tensor, copy in returned)
 
@@ -165,7 +165,7 @@ def test_the_attention_and_the_state_of_a_model_are_not_written_to():
 def test_a_model_that_gives_no_numbers_is_named():
     model = HistoryModel(torch.full((211, 9), math.nan), torch.zeros(211, 64))
     with pytest.raises(InputError, match="diverged"):
-        searched(model, SENTENCES, SHORT, banned=BANNED)
+        searched(model, SENTENCES, SHORT, suppressed=BANNED)
 
 
 def test_no_sentences_give_nothing():

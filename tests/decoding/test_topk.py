@@ -72,7 +72,7 @@ def test_rows_of_nan_give_valid_columns() -> None:
         assert bool((columns < 2700).all())
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_a_row_does_not_depend_on_its_neighbors() -> None:
     total = torch.randn(6, 4000, generator=torch.manual_seed(3)).bfloat16().float()
     together = best_candidates(total, 10)[1]
     alone = torch.cat([best_candidates(row[None], 10)[1] for row in total])

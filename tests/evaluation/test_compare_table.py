@@ -81,12 +81,6 @@ def test_what_a_class_alone_has_gets_a_column_only_where_it_differs():
     assert "model.encoder.bridge" in compare([lstm, of_class("d", "LSTM", residual_from=2)]).header
 
 
-def test_settings_that_came_later_do_not_part_old_runs_from_new_ones():
-    new = run("b", 2)
-    new.config["trainer"] = new.config["trainer"] | {"phases": None}
-    assert len(group_runs([run("a"), new])) == 1
-
-
 def evaluated(bleu, signature="nrefs:1", by_length=()):
     return {"test.best": Evaluated({"bleu": bleu, "chrf": 60.0}, {"bleu": signature}, list(by_length))}
 

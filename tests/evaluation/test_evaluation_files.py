@@ -41,7 +41,7 @@ def test_two_runs_evaluated_into_one_folder_keep_their_figures(tmp_path):
     assert len(list(out.iterdir())) == 3
     figures = json.loads((out / second).read_text())
     assert figures["checkpoint_files"] == [str(other.resolve())]
-    assert figures["data_identity"] == "a"
+    assert figures["data_fingerprint"] == "a"
 
 
 def test_runs_on_other_data_have_other_test_sets(tmp_path):

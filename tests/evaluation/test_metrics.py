@@ -71,18 +71,18 @@ def test_blank_lines_are_scored():
 
 
 @pytest.mark.parametrize("name", [name for name in BLEU_TOKENIZERS if "mecab" not in name])
-def test_every_tokenisation_that_needs_nothing_works(name):
+def test_every_tokenization_that_needs_nothing_works(name):
     assert score_translations(REFERENCES, REFERENCES, tokenize=name).bleu == pytest.approx(100)
     assert f"tok:{name}" in score_translations(REFERENCES, REFERENCES, tokenize=name).signatures["bleu"]
 
 
 @pytest.mark.parametrize("name", ["spm", "flores101", "flores200", "spBLEU-1K"])
-def test_tokenisations_that_download_are_refused(name):
+def test_tokenizations_that_download_are_refused(name):
     with pytest.raises(InputError, match=rf"'{name}' downloads a model"):
         score_translations(HYPOTHESES, REFERENCES, tokenize=name)
 
 
-def test_an_unknown_tokenisation_is_refused_with_the_known_ones():
+def test_an_unknown_tokenization_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"'13b' is unknown; use one of 13a, intl"):
         score_translations(HYPOTHESES, REFERENCES, tokenize="13b")
 
@@ -129,7 +129,7 @@ def test_decomposed_hangul_in_references_is_told(caplog):
     assert "1 of 3 references hold Hangul in Unicode's decomposed form" in caplog.text
 
 
-def test_our_lists_cover_sacrebleus_tokenisations():
+def test_our_lists_cover_sacrebleus_tokenizations():
     """A new version of sacreBLEU may bring one that downloads."""
     known = {*BLEU_TOKENIZERS, *metrics._DOWNLOADING}
     assert {name for name in metrics.BLEU.TOKENIZERS if name is not None} == known

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from tiny_gnmt import SOURCE, TARGET, padded
 
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.seq2seq import Seq2Seq
 
 GARBAGE = 8  # a real id, where PAD belongs
 
 
-def check_padding_and_neighbours_change_nothing(model: Seq2Seq) -> None:
+def check_padding_and_neighbors_change_nothing(model: Seq2Seq) -> None:
     """Neither the width of the padding nor the ids in it, on either side; and nothing looks at it."""
     memory = model.encode(padded(SOURCE, 3, GARBAGE))
     hidden_BTH, attention_BTS = model.decode(padded(TARGET, 2, GARBAGE), memory, attention=True)
@@ -32,13 +32,13 @@ def check_steps_equal_decode(model: Seq2Seq, beam: int) -> None:
     arrivals, leaves = {0: [0, 1], 2: [2], 3: [3]}, {1: 1, 4: 0}  # by step: rows that come, and one that goes
     in_flight: list[tuple[int, list[list[int]]]] = []  # (row, what each hypothesis was fed)
     memory: Memory | None = None
-    state: State | None = None
+    state: DecoderState | None = None
     for step in range(7):
         for row in arrivals.get(step, []):
             newcomer = model.encode(padded([SOURCE[row]]))
             start = model.start(newcomer, beam)
             memory = newcomer if memory is None else Memory.join([memory, newcomer])
-            state = start if state is None else State.join([state, start])
+            state = start if state is None else DecoderState.join([state, start])
             in_flight.append((row, [[] for _ in range(beam)]))
         assert memory is not None
         assert state is not None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from check_architecture import (
     check_bf16_is_near,
-    check_padding_and_neighbours_change_nothing,
+    check_padding_and_neighbors_change_nothing,
     check_steps_equal_decode,
 )
 from hydra import compose, initialize_config_dir
@@ -80,11 +80,11 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scaled_dot": ("attention", ("model/attention=scaled_dot",)),
     "general": ("attention", ("model/attention=general", "model.decoder.bridge=none")),
     "seq2seq_of_one_gru": ("seq2seq", ("model.encoder.num_layers=1", "model.encoder.cell=gru")),
-    "seq2seq_normalised": ("seq2seq", ("model.encoder.layer_norm=true", "model.decoder.residual_from=2")),
+    "seq2seq_normalized": ("seq2seq", ("model.encoder.layer_norm=true", "model.decoder.residual_from=2")),
     "gnmt_gru": ("gnmt_small", ("model.encoder.cell=gru", "model.decoder.residual_from=2")),
     "gnmt_shortcuts": (
         "gnmt_small",
-        ("model.encoder.embedding_shortcut=true", "model.decoder.context_to_output=added"),
+        ("model.encoder.attend_to_embeddings=true", "model.decoder.context_to_output=added"),
     ),
     "gnmt_one_layer": (
         "gnmt",
@@ -147,8 +147,8 @@ def test_no_model_is_left_out() -> None:
 
 
 @every_model
-def test_padding_and_neighbours_change_nothing(name: str) -> None:
-    check_padding_and_neighbours_change_nothing(make(name))
+def test_padding_and_neighbors_change_nothing(name: str) -> None:
+    check_padding_and_neighbors_change_nothing(make(name))
 
 
 @every_model

@@ -19,11 +19,11 @@ def memory_of(lengths: list[int], width: int, generator: torch.Generator, dtype:
     return Memory(states_BSH, mask_BS, {})
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_formula(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_formula(normalize):
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
-    attention = AdditiveAttention(4, 5, 3, normalise=normalise, initial_scale=0.75).double()
+    attention = AdditiveAttention(4, 5, 3, normalize=normalize, initial_scale=0.75).double()
     memory = memory_of([4, 2, 1], 5, generator)
     query_BTH = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
     context_BTH, weights_BTS = attention(query_BTH, attention.keys(memory.states_BSH), memory)
@@ -37,7 +37,7 @@ def test_the_formula(normalise):
             attention.direction,
         )
     )
-    if normalise:
+    if normalize:
         v = 0.75 * v / np.sqrt((v * v).sum())
     for row, length in enumerate([4, 2, 1]):
         states = memory.states_BSH[row, :length].numpy()
@@ -48,13 +48,13 @@ def test_the_formula(normalise):
             np.testing.assert_allclose(context_BTH[row, step].detach().numpy(), weights @ states, rtol=1e-12)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_heads_have_parts_of_the_units_and_look_up_parts_of_the_states(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_heads_have_parts_of_the_units_and_look_up_parts_of_the_states(normalize):
     """Each head is an additive attention of its own; the weights returned are their mean."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
-    attention = AdditiveAttention(4, 6, 8, normalise=normalise, initial_scale=0.5, num_heads=2).double()
-    if normalise:
+    attention = AdditiveAttention(4, 6, 8, normalize=normalize, initial_scale=0.5, num_heads=2).double()
+    if normalize:
         attention.scale.data = torch.tensor([0.5, 1.5], dtype=torch.float64)
     memory = memory_of([4, 2, 1], 6, generator)
     query_BTH = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_heads_have_parts_of_the_units_and_look_up_parts_of_the_states(normalise
             for head, scale in enumerate([0.5, 1.5]):
                 units = slice(4 * head, 4 * head + 4)
                 v = direction[units]
-                if normalise:
+                if normalize:
                     v = scale * v / np.sqrt((v * v).sum())
                 query = w_query[units] @ query_BTH[row, step].numpy()
                 scores = np.tanh(query + states @ w_key[units].T + bias[units]) @ v
@@ -149,7 +149,7 @@ def test_the_length_of_the_score_vector_is_the_scale_whatever_its_direction():
     with torch.no_grad():
         attention.direction *= 17
     assert attention.score_vector().norm().item() == pytest.approx(2.5, rel=1e-6)
-    assert "scale" not in dict(AdditiveAttention(4, 5, 3, normalise=False).named_parameters())
+    assert "scale" not in dict(AdditiveAttention(4, 5, 3, normalize=False).named_parameters())
 
 
 CHUNKS = [1, 7 * 5, 2 * 3 * 7 * 5, 10**6]  # a step at a time, whole rows, everything

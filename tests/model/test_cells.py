@@ -1,4 +1,4 @@
-"""GRU and layer-normalised cells, states at true ends, stacks: against torch's own layers and formulas."""
+"""GRU and layer-normalized cells, states at true ends, stacks: against torch's own layers and formulas."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_steps_equal_the_whole_sequence_from_zeros_and_from_a_state(kind):
 def test_the_final_state_is_that_of_each_sentence_alone_with_its_gradients(kind):
     """The last state of an unpacked layer has run over the padding."""
     layer, inputs_TBI = layer_of(kind), padded_inputs().requires_grad_()
-    outputs_TBH, final = layer.over_time_to_end(inputs_TBI, LENGTHS_B)
+    outputs_TBH, final = layer.forward_with_final_state(inputs_TBI, LENGTHS_B)
     torch.testing.assert_close(outputs_TBH[0], layer.over_time(inputs_TBI)[0])
     expected = []
     for row, length in enumerate(LENGTHS_B.tolist()):
@@ -79,8 +79,8 @@ def test_the_final_cell_does_not_depend_on_the_padding_in_any_precision(precisio
     other_TBI[inputs_TBI == inputs_TBI.max()] = -7.0
     assert not torch.equal(other_TBI, inputs_TBI)
     for one, other in zip(
-        layer.over_time_to_end(inputs_TBI, LENGTHS_B)[1],
-        layer.over_time_to_end(other_TBI, LENGTHS_B)[1],
+        layer.forward_with_final_state(inputs_TBI, LENGTHS_B)[1],
+        layer.forward_with_final_state(other_TBI, LENGTHS_B)[1],
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -111,7 +111,7 @@ def test_both_directions_end_as_a_packed_layer_of_torch_does(kind, reference_kin
     back = {f"{name}_reverse": weight for name, weight in ours.back.state_dict().items()}
     reference.load_state_dict(ours.ahead.state_dict() | back)
     inputs_TBI = padded_inputs()
-    outputs_TBH, final = ours.over_time_to_end(inputs_TBI, LENGTHS_B)
+    outputs_TBH, final = ours.forward_with_final_state(inputs_TBI, LENGTHS_B)
     real_TB = torch.arange(6)[:, None] < LENGTHS_B
     torch.testing.assert_close(outputs_TBH[real_TB], ours.over_time(inputs_TBI, LENGTHS_B)[real_TB])
     packed = reference(pack_padded_sequence(inputs_TBI, LENGTHS_B, enforce_sorted=False))[1]
@@ -119,7 +119,7 @@ def test_both_directions_end_as_a_packed_layer_of_torch_does(kind, reference_kin
         torch.testing.assert_close(found_BH, torch.cat(tuple(expected_2BH), dim=1))
 
 
-def test_each_gate_is_normalised_by_itself():
+def test_each_gate_is_normalized_by_itself():
     """One step against Ba et al. 2016 gate by gate."""
     layer = layer_of(LayerNormLSTM)
     inputs_NI, hidden_NH, cell_NH = (torch.randn(2, width, dtype=torch.float64) for width in (5, 7, 7))
@@ -129,24 +129,24 @@ def test_each_gate_is_normalised_by_itself():
         for gate in range(4):
             rows = slice(7 * gate, 7 * gate + 7)
             summed = layer.from_inputs.weight[rows] @ inputs_NI[row] + layer.from_hidden.weight[rows] @ hidden_NH[row]
-            centred = summed - summed.sum() / 7
-            normalised = centred / ((centred * centred).sum() / 7 + 1e-5).sqrt()
-            gates.append(layer.gain[gate] * normalised + layer.bias[gate])
+            centerd = summed - summed.sum() / 7
+            normalized = centerd / ((centerd * centerd).sum() / 7 + 1e-5).sqrt()
+            gates.append(layer.gain[gate] * normalized + layer.bias[gate])
         cell = torch.sigmoid(gates[1]) * cell_NH[row] + torch.sigmoid(gates[0]) * torch.tanh(gates[2])
         torch.testing.assert_close(new_cell_NH[row], cell)
         torch.testing.assert_close(new_hidden_NH[row], torch.sigmoid(gates[3]) * torch.tanh(cell))
 
 
-def test_the_normalised_cell_starts_neutral_whatever_the_weights():
+def test_the_normalized_cell_starts_neutral_whatever_the_weights():
     layer = LayerNormLSTM(5, 7)
     assert (layer.gain == 1).all()
     assert (layer.bias == 0).all()
 
 
-def test_dropout_of_steps_is_drawn_as_over_time():
+def test_dropout_of_steps_is_drawn_as_variational():
     """Shared masks stay the same for all steps of a sentence; fresh ones do not."""
-    for over_time, same in (("shared", True), ("fresh", False)):
-        stack = ResidualStack(64, 64, 2, LSTM, None, Dropout(0.5, over_time))
+    for variational, same in ((True, True), (False, False)):
+        stack = ResidualStack(64, 64, 2, LSTM, None, Dropout(0.5, variational))
         torch.manual_seed(1)
         masks = list(stack.dropout_masks(3, torch.zeros(4, 64)))
         assert [len(of_layers) for of_layers in masks] == [2, 2, 2]
@@ -156,7 +156,7 @@ def test_dropout_of_steps_is_drawn_as_over_time():
         assert list(stack.eval().dropout_masks(3, torch.zeros(4, 64))) == [None] * 3
 
 
-def test_a_normalised_gru_is_refused():
+def test_a_normalized_gru_is_refused():
     with pytest.raises(
         InputError, match=r"model.encoder.layer_norm=true goes with model.encoder.cell=lstm only, not with cell=gru"
     ):

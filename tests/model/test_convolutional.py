@@ -1,4 +1,4 @@
-"""The convolutional model: the paper's formulas written out, cached decoding, weight normalisation, wrong settings."""
+"""The convolutional model: the paper's formulas written out, cached decoding, weight normalization, wrong settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from check_architecture import check_padding_and_neighbours_change_nothing, check_steps_equal_decode
+from check_architecture import check_padding_and_neighbors_change_nothing, check_steps_equal_decode
 from tiny_gnmt import SOURCE, TARGET, padded
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -37,7 +37,7 @@ def convolutional(kernels=(3, 3), learned_positions=10, dropout=0.0, **options) 
 def test_settings_of_no_model_in_configs(options):
     """With kernels of 1 nothing of the past is kept."""
     model = convolutional(**options).double().eval()
-    check_padding_and_neighbours_change_nothing(model)
+    check_padding_and_neighbors_change_nothing(model)
     check_steps_equal_decode(model, 2)
 
 
@@ -93,18 +93,18 @@ def test_it_is_the_model_of_the_paper(kernels):
 def test_the_states_gradient_is_divided_by_the_number_of_attentions_and_the_embeddings_is_not():
     decoder = convolutional().decoder.double()
     states_BSE, embedded_BSE = (torch.randn(1, 4, 5, dtype=torch.float64).requires_grad_() for _ in range(2))
-    prepared = decoder.prepare(Encoded(states_BSE, {"embedded": embedded_BSE}))
-    assert torch.equal(prepared["keys"], states_BSE)
-    prepared["keys"].sum().backward(retain_graph=True)
+    preprocessed = decoder.prepare(Encoded(states_BSE, {"embedded": embedded_BSE}))
+    assert torch.equal(preprocessed["keys"], states_BSE)
+    preprocessed["keys"].sum().backward(retain_graph=True)
     torch.testing.assert_close(states_BSE.grad, torch.full_like(states_BSE, 1 / 2))
     states_BSE.grad = None
-    prepared["values"].sum().backward()
+    preprocessed["values"].sum().backward()
     torch.testing.assert_close(states_BSE.grad, torch.full_like(states_BSE, ROOT_HALF / 2))
     torch.testing.assert_close(embedded_BSE.grad, torch.full_like(embedded_BSE, ROOT_HALF))
     assert torch.equal(scale_gradient(states_BSE, 0.3), states_BSE)
 
 
-def test_weight_normalisation_is_that_of_torch():
+def test_weight_normalization_is_that_of_torch():
     """Outputs, and the gradients of direction and length."""
     torch.manual_seed(2)
     ours = NormalisedLinear(5, 7).double()

@@ -17,7 +17,7 @@ def test_the_share_of_zeros_and_the_mean(probability):
 
 
 def test_elements_of_one_draw_are_independent():
-    """Four elements share 64 random bits; none may tell anything of its neighbour."""
+    """Four elements share 64 random bits; none may tell anything of its neighbor."""
     torch.manual_seed(1)
     kept = (Dropout(0.5)(torch.ones(100_000, 4)) != 0).float()
     correlations = torch.corrcoef(kept.T) - torch.eye(4)
@@ -60,7 +60,7 @@ def test_an_empty_batch_stays_empty():
 
 def test_one_mask_for_all_steps_of_a_sentence_and_another_for_the_next_sentence():
     torch.manual_seed(1)
-    outputs_TBH = Dropout(0.5, "shared")(torch.ones(6, 3, 64))
+    outputs_TBH = Dropout(0.5, variational=True)(torch.ones(6, 3, 64))
     assert torch.equal(outputs_TBH, outputs_TBH[:1].expand(6, 3, 64))
     assert not torch.equal(outputs_TBH[0, 0], outputs_TBH[0, 1])
     assert 0.3 < (outputs_TBH == 0).float().mean() < 0.7

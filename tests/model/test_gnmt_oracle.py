@@ -10,7 +10,7 @@ from tiny_gnmt import SOURCE, TARGET, padded, tiny_gnmt
 CASES = [
     {"query": "current", "layers": (2, 2)},
     {"query": "previous", "layers": (2, 2)},
-    {"query": "current", "layers": (3, 5), "normalise": False},
+    {"query": "current", "layers": (3, 5), "normalize": False},
     {"query": "previous", "layers": (5, 3)},
     {"query": "current", "layers": (4, 4), "tie": "source_target"},
     {"query": "previous", "layers": (3, 4), "tie": "all"},

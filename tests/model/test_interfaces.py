@@ -1,11 +1,11 @@
-"""Memory and State: sentences leave, enter and change places, with everything they own."""
+"""Memory and DecoderState: sentences leave, enter and change places, with everything they own."""
 
 from __future__ import annotations
 
 import torch
 
 from gnmt.decoding.beam import in_place
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 
 
 def memory(num_rows: int, width: int, start: int) -> Memory:
@@ -52,9 +52,13 @@ def test_trim_undoes_the_padding_of_join():
 
 
 def test_states_are_joined_and_what_grows_by_step_is_padded():
-    some = State({"hidden": torch.rand(2, 3, 4), "length": torch.full((2, 3), 5)}, {"cache": torch.rand(2, 3, 5, 2)})
-    others = State({"hidden": torch.rand(1, 3, 4), "length": torch.full((1, 3), 2)}, {"cache": torch.rand(1, 3, 2, 2)})
-    joined = State.join([some, others])
+    some = DecoderState(
+        {"hidden": torch.rand(2, 3, 4), "length": torch.full((2, 3), 5)}, {"cache": torch.rand(2, 3, 5, 2)}
+    )
+    others = DecoderState(
+        {"hidden": torch.rand(1, 3, 4), "length": torch.full((1, 3), 2)}, {"cache": torch.rand(1, 3, 2, 2)}
+    )
+    joined = DecoderState.join([some, others])
     assert torch.equal(joined.tensors["hidden"], torch.cat([some.tensors["hidden"], others.tensors["hidden"]]))
     assert joined.tensors["length"].tolist() == [[5] * 3] * 2 + [[2] * 3]
     cache = joined.by_step["cache"]
@@ -65,14 +69,14 @@ def test_states_are_joined_and_what_grows_by_step_is_padded():
 
 def test_trim_cuts_what_grows_by_step_and_nothing_else():
     """A window of steps, whose third axis has a fixed size, is not cut."""
-    state = State({"window": torch.rand(2, 3, 4, 5)}, {"cache": torch.rand(2, 3, 6, 5)})
+    state = DecoderState({"window": torch.rand(2, 3, 4, 5)}, {"cache": torch.rand(2, 3, 6, 5)})
     back = state.select(torch.tensor([1])).trim(2)
     assert torch.equal(back.by_step["cache"], state.by_step["cache"][1:, :, :2])
     assert torch.equal(back.tensors["window"], state.tensors["window"][1:])
 
 
 def test_reorder_moves_everything_within_its_sentence():
-    state = State(
+    state = DecoderState(
         {"flat": torch.arange(6).view(2, 3), "deep": torch.arange(24).view(2, 3, 2, 2)},
         {"cache": torch.arange(30).view(2, 3, 5), "none yet": torch.zeros(2, 3, 0, 4)},
     )
@@ -82,7 +86,7 @@ def test_reorder_moves_everything_within_its_sentence():
         assert torch.equal(moved.tensors["deep"][row], state.tensors["deep"][row, parents])
         assert torch.equal(moved.by_step["cache"][row], state.by_step["cache"][row, parents])
     assert moved.by_step["none yet"].shape == (2, 3, 0, 4)
-    assert State({}).reorder(torch.tensor([[0]])).tensors == {}
+    assert DecoderState({}).reorder(torch.tensor([[0]])).tensors == {}
 
 
 def test_rows_that_stay_move_to_the_places_of_those_that_leave():

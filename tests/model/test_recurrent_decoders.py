@@ -10,9 +10,9 @@ from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention, GeneralAttention
 from gnmt.model.convolutional import ConvolutionalDecoder
 from gnmt.model.interfaces import Decoder
-from gnmt.model.recurrent.attention_decoder import TopAttentionDecoder
+from gnmt.model.recurrent.attention_decoder import AttentionDecoder
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import reverse_by_length
 from gnmt.model.recurrent.plain_decoder import PlainDecoder
 from gnmt.model.seq2seq import Seq2Seq
@@ -26,7 +26,7 @@ def seq2seq(encoder: LSTMEncoder, decoder: Decoder) -> Seq2Seq:
 def top_attention(query: str, input_feeding: bool, num_layers: int = 2, **options) -> Seq2Seq:
     torch.manual_seed(1)
     encoder = LSTMEncoder(5, 3, num_layers, num_bidirectional_layers=num_layers, final_states=True)
-    decoder = TopAttentionDecoder(
+    decoder = AttentionDecoder(
         5, 6, num_layers, GeneralAttention(6, 6), query, input_feeding, bridge="final", **options
     )
     return seq2seq(encoder, decoder)
@@ -128,9 +128,9 @@ def test_the_projection_narrows_the_states_but_not_what_is_bridged():
     assert set(encoder.by_sentence_sizes.values()) == {12}
 
 
-@pytest.mark.parametrize("over_time", ["fresh", "shared"])
-def test_dropout_reaches_the_fed_decoder_in_training_only(over_time):
-    model = top_attention("current", True, dropout=0.5, dropout_over_time=over_time)
+@pytest.mark.parametrize("variational", [False, True])
+def test_dropout_reaches_the_fed_decoder_in_training_only(variational):
+    model = top_attention("current", True, dropout=0.5, variational_dropout=variational)
     memory = model.encode(padded(SOURCE))
     still = [model.decode(padded(TARGET), memory)[0] for _ in range(2)]
     assert torch.equal(*still)
@@ -160,7 +160,7 @@ def encoder_of(**options) -> LSTMEncoder:
     ],
 )
 def test_a_bridge_between_unlike_sides_is_refused(encoder, message):
-    decoders = (PlainDecoder(5, 6, 2), LSTMDecoder(5, 6, 2, AdditiveAttention(6, 6, 4), bridge="final"))
+    decoders = (PlainDecoder(5, 6, 2), GNMTDecoder(5, 6, 2, AdditiveAttention(6, 6, 4), bridge="final"))
     for decoder in decoders:
         with pytest.raises(InputError, match=message):
             seq2seq(encoder_of(**encoder), decoder)
@@ -170,21 +170,21 @@ def test_encoder_layers_that_a_decoder_without_attention_does_not_start_from_are
     """They got no gradient, at which data parallel training fails; with attention all layers are read."""
     with pytest.raises(InputError, match=r"hands over final_hidden_3, which .* make num_layers of model.encoder and"):
         seq2seq(encoder_of(num_layers=3), PlainDecoder(5, 6, 2))
-    seq2seq(encoder_of(num_layers=3), LSTMDecoder(5, 6, 2, AdditiveAttention(6, 6, 4), bridge="final"))
+    seq2seq(encoder_of(num_layers=3), GNMTDecoder(5, 6, 2, AdditiveAttention(6, 6, 4), bridge="final"))
     seq2seq(encoder_of(), PlainDecoder(5, 6, 2, cell="gru"))
 
 
-@pytest.mark.parametrize("option", [{"projection_size": 6}, {"embedding_shortcut": True}])
+@pytest.mark.parametrize("option", [{"projection_size": 6}, {"attend_to_embeddings": True}])
 def test_what_changes_states_that_nobody_reads_is_refused(option):
     """It was taken, and did nothing."""
     with pytest.raises(InputError, match=rf"model\.encoder\.{next(iter(option))} changes the states .* no attention"):
         seq2seq(encoder_of(**option), PlainDecoder(5, 6, 2))
-    seq2seq(encoder_of(**option), LSTMDecoder(5, 6, 2, AdditiveAttention(6, 6, 4)))
+    seq2seq(encoder_of(**option), GNMTDecoder(5, 6, 2, AdditiveAttention(6, 6, 4)))
 
 
 def test_states_of_another_width_than_the_decoder_reads_are_refused_with_the_keys_to_change():
     for decoder, key, follows in (
-        (TopAttentionDecoder(5, 6, 1, AdditiveAttention(6, 6, 4)), r"attention\.memory_size", True),
+        (AttentionDecoder(5, 6, 1, AdditiveAttention(6, 6, 4)), r"attention\.memory_size", True),
         (TransformerDecoder(5, 6, 1, 1, 4), "memory_size", True),
         # Of one width with its embeddings: to use input_size=8 was the advice, and was refused too.
         (ConvolutionalDecoder(5, 6, 1), "input_size", False),
@@ -199,8 +199,8 @@ def test_one_layer_that_nobody_hears_is_refused():
     with pytest.raises(
         InputError, match=r"decoder\.num_layers=1 nothing reads.*context_to_output=added or model.decoder.num_la"
     ):
-        LSTMDecoder(5, 6, 1, AdditiveAttention(6, 6, 4))
-    decoder = LSTMDecoder(5, 6, 1, AdditiveAttention(6, 4, 4), context_to_output="concatenated")
+        GNMTDecoder(5, 6, 1, AdditiveAttention(6, 6, 4))
+    decoder = GNMTDecoder(5, 6, 1, AdditiveAttention(6, 4, 4), context_to_output="concatenated")
     assert decoder.output_size == 10
 
 
@@ -208,12 +208,12 @@ def test_a_query_of_another_width_is_refused():
     with pytest.raises(
         InputError, match=r"attention.query_size=4, but the decoder's layers have model.decoder.hidden_size=6"
     ):
-        TopAttentionDecoder(5, 6, 1, AdditiveAttention(4, 6, 4))
+        AttentionDecoder(5, 6, 1, AdditiveAttention(4, 6, 4))
 
 
 def test_the_context_goes_to_the_output_beside_the_top_layer():
     torch.manual_seed(1)
-    decoder = LSTMDecoder(
+    decoder = GNMTDecoder(
         5, 6, 3, AdditiveAttention(6, 4, 4, num_heads=2), context_to_output="concatenated", layer_norm=True
     )
     model = Seq2Seq(LSTMEncoder(5, 4, 2), decoder, 9, 11, 5).double().eval()
@@ -228,7 +228,7 @@ def test_the_context_goes_to_the_output_beside_the_top_layer():
 
 def test_the_context_added_to_the_output_keeps_its_width_so_that_the_output_layer_can_be_tied():
     torch.manual_seed(1)
-    decoder = LSTMDecoder(6, 6, 2, AdditiveAttention(6, 4, 4), context_to_output="added")
+    decoder = GNMTDecoder(6, 6, 2, AdditiveAttention(6, 4, 4), context_to_output="added")
     model = Seq2Seq(LSTMEncoder(6, 4, 2), decoder, 11, 11, 6, tie_embeddings="all").double().eval()
     memory = model.encode(padded(SOURCE))
     embedded_BTE = model.target_embedding(padded(TARGET).ids_BT)

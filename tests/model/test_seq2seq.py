@@ -1,4 +1,4 @@
-"""Initialisation, tying, dropout, wrong sizes, and the device."""
+"""Initialization, tying, dropout, wrong sizes, and the device."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gnmt.device import choose_precision
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def model_of(source_size: int = 11, target_size: int = 11, hidden_size: int = 6, **options) -> Seq2Seq:
-    decoder = LSTMDecoder(6, hidden_size, 2, AdditiveAttention(hidden_size, 6, 5))
+    decoder = GNMTDecoder(6, hidden_size, 2, AdditiveAttention(hidden_size, 6, 5))
     return Seq2Seq(LSTMEncoder(6, 6, 2), decoder, source_size, target_size, 6, **options)
 
 
 @pytest.mark.parametrize("tie", ["none", "source_target", "target_output", "all"])
 def test_weights_start_uniform_and_padding_rows_zero(tie):
-    """The padding row stays zero whatever is initialised after the tables were made."""
+    """The padding row stays zero whatever is initialized after the tables were made."""
     torch.manual_seed(1)
     model = model_of(tie_embeddings=tie, init_range=0.25)
     for table in (model.source_embedding, model.target_embedding):

@@ -1,4 +1,4 @@
-"""The Transformer: cached decoding, positions, initialisation, wrong settings."""
+"""The Transformer: cached decoding, positions, initialization, wrong settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.layers import Positions, sinusoids
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
@@ -32,7 +32,7 @@ def transformer(norm="pre", learned_positions=None, dropout=0.0, num_layers=LAYE
 def hybrid() -> Seq2Seq:
     """A Transformer's encoder under GNMT's decoder."""
     torch.manual_seed(3)
-    decoder = LSTMDecoder(SIZE, 6, 3, AdditiveAttention(6, SIZE, 3))
+    decoder = GNMTDecoder(SIZE, 6, 3, AdditiveAttention(6, SIZE, 3))
     return Seq2Seq(TransformerEncoder(SIZE, 2, HEADS, FEED_FORWARD), decoder, 9, 11, SIZE, init_range=0.8)
 
 
@@ -68,7 +68,7 @@ def test_which_layer_aligns():
 
 
 def test_positions_far_away_stay_apart_in_bf16():
-    """Angles in bf16 would be the same for hundreds of neighbouring positions."""
+    """Angles in bf16 would be the same for hundreds of neighboring positions."""
     far = torch.arange(1000, 1010)
     vectors = sinusoids(far, 64, torch.bfloat16)
     assert vectors.dtype == torch.bfloat16

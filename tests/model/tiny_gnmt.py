@@ -9,7 +9,7 @@ import torch
 from gnmt.batch import PAD_ID, Tokens
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 
 SOURCE = [[7, 4, 8, 5, 3], [6, 3], [5, 5, 8, 4, 7, 6, 3], [3]]
@@ -21,7 +21,7 @@ def tiny_gnmt(
     layers: tuple[int, int] = (3, 3),
     query: str = "current",
     tie: str = "none",
-    normalise: bool = True,
+    normalize: bool = True,
     dropout: float = 0.0,
     num_bidirectional_layers: int = 1,
     shortcut: bool = False,
@@ -36,10 +36,10 @@ def tiny_gnmt(
         layers[0],
         num_bidirectional_layers=num_bidirectional_layers,
         dropout=dropout,
-        embedding_shortcut=shortcut,
+        attend_to_embeddings=shortcut,
     )
-    attention = AdditiveAttention(6, encoder.output_size, 3, normalise=normalise)
-    decoder = LSTMDecoder(embedding, 6, layers[1], attention, query=query, dropout=dropout)  # type: ignore[arg-type]
+    attention = AdditiveAttention(6, encoder.output_size, 3, normalize=normalize)
+    decoder = GNMTDecoder(embedding, 6, layers[1], attention, query=query, dropout=dropout)  # type: ignore[arg-type]
     model = Seq2Seq(
         encoder,
         decoder,

@@ -83,11 +83,11 @@ def shelved_checkpoints(folder: Path, sound: Path, marker: Path) -> None:
 
 
 def with_code(sound: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A checkpoint that is whole but for its config; its prepared text is gone, so that the config is looked at."""
+    """A checkpoint that is whole but for its config; its preprocessed text is gone, so that the config is looked at."""
     contents = read_checkpoint(sound)
     config = json.loads(contents["config"])
     change(config)
-    write_checkpoint(path, {**contents, "config": json.dumps(config), "prepared_folder": str(path.parent / "gone")})
+    write_checkpoint(path, {**contents, "config": json.dumps(config), "preprocessed_folder": str(path.parent / "gone")})
 
 
 class RunsCode:

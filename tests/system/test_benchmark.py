@@ -1,4 +1,4 @@
-"""scripts/benchmark.py on a model of no size, and the engine on a model that has learnt to translate."""
+"""scripts/benchmark.py on a model of no size, and the engine on a model that has learned to translate."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_wrong_values_are_named(
 @pytest.mark.slow
 def test_the_engine_translates_as_a_trained_model_does(trained: object) -> None:
     loaded = load_model(trained.folder / "best.pt", torch.device("cpu"))
-    prepared = next((trained.home / "prepared").glob("demo-*"))
-    lines = (prepared / "dev" / "source.txt").read_text(encoding="utf-8").split("\n")[:40]
+    preprocessed = next((trained.home / "preprocessed").glob("demo-*"))
+    lines = (preprocessed / "dev" / "source.txt").read_text(encoding="utf-8").split("\n")[:40]
     found = {name: translations(loaded.model.eval(), loaded.tokenizers, lines, name) for name in ("plain", "fp32")}
     assert [hypothesis.tokens for hypothesis in found["fp32"]] == [hypothesis.tokens for hypothesis in found["plain"]]
     for fast, plain in zip(found["fp32"], found["plain"], strict=True):
@@ -114,6 +114,6 @@ def translations(model: object, tokenizers: Tokenizers, lines: list[str], precis
     fast = model if precision == "plain" else fast_model(model, Precision(precision, device))
     sources = [[*tokenizers.source.encode(line), EOS_ID] for line in lines if line]
     results = search(
-        fast, sources, SearchOptions(), device=device, banned=tokenizers.target.never_produced, batch_size=16
+        fast, sources, SearchOptions(), device=device, suppressed=tokenizers.target.never_produced, batch_size=16
     )
     return [result.hypotheses[0] for result in results]

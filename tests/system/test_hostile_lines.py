@@ -76,7 +76,7 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_text(run_command, tiny, t
 
 
 @pytest.mark.slow
-def test_a_line_of_5000_words_and_its_neighbours(run_command, tiny, tmp_path) -> None:
+def test_a_line_of_5000_words_and_its_neighbors(run_command, tiny, tmp_path) -> None:
     sentence = "The old man sees the house. "
     lines = [sentence, (sentence * 834).strip(), "x" * 5000, sentence]
     assert len(lines[1].split()) > 5000

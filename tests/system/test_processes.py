@@ -42,9 +42,9 @@ def test_all_commands_work_from_another_folder(tiny, tmp_path) -> None:
     evaluated = process("evaluate", "checkpoint=runs/far/best.pt", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr.decode()
     assert b"test, 5 sentences" in evaluated.stdout
-    inspected = process("inspect", "checkpoint=runs/far/best.pt", cwd=tmp_path)
+    inspected = process("inspect_checkpoint", "checkpoint=runs/far/best.pt", cwd=tmp_path)
     assert inspected.returncode == 0, inspected.stderr.decode()
-    assert {path.name for path in tmp_path.iterdir()} == {"runs", "prepared"}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "preprocessed"}
 
 
 def test_wrong_input_ends_a_process_with_code_2_and_one_message(tmp_path) -> None:

@@ -52,7 +52,16 @@ def test_there_are_commands_to_check() -> None:
     scripts = {param.values[0] for param in commands() if str(param.id).startswith("README.md")}
     assert scripts == {
         f"scripts/{name}.py"
-        for name in ("train", "evaluate", "translate", "score", "average", "inspect", "benchmark", "compare")
+        for name in (
+            "train",
+            "evaluate",
+            "translate",
+            "score",
+            "average_checkpoints",
+            "inspect_checkpoint",
+            "benchmark",
+            "compare",
+        )
     }
 
 

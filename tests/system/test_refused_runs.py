@@ -25,10 +25,10 @@ def test_a_run_is_not_continued_on_other_text_and_tokenizers(run_command, shelf,
     (tmp_path / "a.en").write_text("".join(f"another town has {n} streets\n" for n in range(40)), encoding="utf-8")
     changed = run_command("train", *overrides, "name=mine", "trainer.max_steps=3", cwd=tmp_path)
     assert changed.code == 2
-    assert "was prepared from other inputs or settings" in changed.err
+    assert "was preprocessed from other inputs or settings" in changed.err
     assert "data.train.source: other content" in changed.err
     elsewhere = run_command(
-        "train", *overrides, "name=mine", "trainer.max_steps=3", "data.prepared=other", cwd=tmp_path
+        "train", *overrides, "name=mine", "trainer.max_steps=3", "data.preprocessed=other", cwd=tmp_path
     )
     assert elsewhere.code == 2
     assert "runs/mine was trained on other text and tokenizers than other holds" in elsewhere.err

@@ -84,15 +84,15 @@ def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_pat
     assert "Traceback" not in done.err
 
 
-def test_prepared_text_that_does_not_fit_leaves_no_half_made_folder(
+def test_preprocessed_text_that_does_not_fit_leaves_no_half_made_folder(
     run_command, tiny, tmp_path, disk_for_files_of
 ) -> None:
     with disk_for_files_of(2000):
         done = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
     assert done.code == 2
-    assert re.search(r"error: prepared/demo-\w+: cannot be prepared: ", done.err)
+    assert re.search(r"error: preprocessed/demo-\w+: cannot be preprocessed: ", done.err)
     # What was done waits under a hidden name for the same command, which goes on with it.
-    assert [path for path in (tmp_path / "prepared").iterdir() if not path.name.startswith(".")] == []
+    assert [path for path in (tmp_path / "preprocessed").iterdir() if not path.name.startswith(".")] == []
     assert run_command("prepare", *tiny.overrides[:4], cwd=tmp_path).code == 0
 
 

@@ -58,8 +58,8 @@ def checkpoint_names(folder: Path) -> list[str]:
 # What a run leaves and says
 
 
-def test_a_run_leaves_its_folder_and_the_prepared_text_and_nothing_else(tiny) -> None:
-    assert {path.name for path in tiny.home.iterdir()} == {"runs", "prepared", "finished.json"}
+def test_a_run_leaves_its_folder_and_the_preprocessed_text_and_nothing_else(tiny) -> None:
+    assert {path.name for path in tiny.home.iterdir()} == {"runs", "preprocessed", "finished.json"}
     assert [path.name for path in (tiny.home / "runs").iterdir()] == ["tiny"]
     names = {path.name for path in tiny.folder.iterdir() if not path.name.startswith("events.")}
     assert names == {"config.json", "train.log", "checkpoints", "last.pt", "best.pt"}
@@ -79,7 +79,7 @@ def test_before_the_first_update_the_run_says_what_it_is_about_to_do(tiny) -> No
     weights = read_checkpoint(tiny.folder / "best.pt")["model"]
     parameters = {tensor.data_ptr(): tensor.numel() for tensor in weights.values()}
     assert f"{sum(parameters.values()):,} parameters" in announcement
-    assert re.search(r"memory: .* MB for weights, gradients and optimiser, \d+ MB more", announcement)
+    assert re.search(r"memory: .* MB for weights, gradients and optimizer, \d+ MB more", announcement)
     assert "120 pairs" in announcement
     assert "4 updates (0.3 epochs) on cpu in " in announcement
 
@@ -122,22 +122,22 @@ def test_tensorboard_holds_translations_an_alignment_and_the_settings(tiny) -> N
 # The same command again
 
 
-def test_prepared_text_is_used_by_train(run_command, tiny, tmp_path) -> None:
-    prepared = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
-    assert prepared.code == 0
+def test_preprocessed_text_is_used_by_train(run_command, tiny, tmp_path) -> None:
+    preprocessed = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
+    assert preprocessed.code == 0
     assert re.fullmatch(
-        r"prepared/demo-[0-9a-f]{8}: 120 training pairs, 6 dev pairs\n"
+        r"preprocessed/demo-[0-9a-f]{8}: 120 training pairs, 6 dev pairs\n"
         r"test set test: 5 pairs\n"
         r"120 pairs read, 120 kept\n",
-        prepared.out,
+        preprocessed.out,
     )
     again = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
     assert "is up to date" in again.err
-    assert again.out == prepared.out
+    assert again.out == preprocessed.out
     trained = run_command("train", *tiny.overrides, "trainer.max_steps=1", cwd=tmp_path)
     assert trained.code == 0
     assert "is up to date" in trained.err
-    assert len(list((tmp_path / "prepared").glob("demo-*"))) == 1
+    assert len(list((tmp_path / "preprocessed").glob("demo-*"))) == 1
 
 
 def test_a_run_that_is_done_says_so_and_stays_as_it_is(run_command, tiny, tmp_path) -> None:
@@ -200,12 +200,12 @@ def test_a_sweep_makes_a_folder_for_each_job(run_command, tiny, tmp_path) -> Non
     assert sorted(config["seed"] for config in configs) == [1, 2]
     weights = [read_checkpoint(folder / "best.pt")["model"]["source_embedding.weight"] for folder in folders]
     assert not torch.equal(*weights)
-    assert {path.name for path in tmp_path.iterdir()} == {"swept", "prepared"}
+    assert {path.name for path in tmp_path.iterdir()} == {"swept", "preprocessed"}
 
 
 def test_a_run_starts_from_the_weights_of_another(run_command, tiny, tmp_path) -> None:
     overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
-    settings = ["name=second", "initialise_from=runs/tiny/best.pt", "optimizer.lr=1e-9", "trainer.max_steps=1"]
+    settings = ["name=second", "initialize_from=runs/tiny/best.pt", "optimizer.lr=1e-9", "trainer.max_steps=1"]
     done = run_command("train", *overrides, *settings, cwd=tmp_path)
     assert done.code == 0, done.err
     assert "weights from runs/tiny/best.pt, update " in done.err
@@ -249,7 +249,7 @@ SMALL = (
 
 
 def test_a_moved_home_goes_on(run_command, tiny, tmp_path) -> None:
-    """Runs and prepared text moved together: nothing in them says where they lay."""
+    """Runs and preprocessed text moved together: nothing in them says where they lay."""
     home = tmp_path / "elsewhere"
     shutil.copytree(tiny.home, home, symlinks=True)
     done = run_command("train", *tiny.overrides, "trainer.max_steps=5", cwd=home)

@@ -1,4 +1,4 @@
-"""A model that has learnt to translate: the whole road, from raw text to BLEU."""
+"""A model that has learned to translate: the whole road, from raw text to BLEU."""
 
 from __future__ import annotations
 

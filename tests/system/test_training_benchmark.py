@@ -71,7 +71,7 @@ def test_the_operations_are_those_of_the_weights():
 
 def test_a_row_stands_under_its_header():
     figure = TrainingFigure("middle", "equal", "bf16", [0.5], 250.0, 10240.0, 2.25, 0.4567, None)
-    assert " ".join(header(COLUMNS).split()) == "size lengths system step ms tokens/s ratio utilisation memory MiB"
+    assert " ".join(header(COLUMNS).split()) == "size lengths system step ms tokens/s ratio utilization memory MiB"
     assert row(COLUMNS, figure).split() == ["middle", "equal", "bf16", "250.0", "10240", "2.25", "45.7%", "-"]
     assert len(row(COLUMNS, figure)) == len(header(COLUMNS))
 
@@ -81,7 +81,7 @@ def test_operators_are_put_in_groups():
         "aten::addmm": "matrix products",
         "mkldnn::_linear_pointwise": "matrix products",
         "aten::mkldnn_rnn_layer_backward": "LSTM kernels",
-        "aten::_fused_adam_": "optimiser",
+        "aten::_fused_adam_": "optimizer",
         "aten::copy_": "copies and fills",
         "aten::embedding_dense_backward": "indexing",
         "aten::_softmax": "softmax, sigmoid, tanh",
@@ -117,14 +117,14 @@ def test_the_command_gives_finite_figures(run_command: Callable[..., object], tm
     assert [figure["system"] for figure in written["figures"]] == ["baseline", "fp32", "bf16"]
     for figure in written["figures"]:
         assert len(figure["seconds"]) == 2
-        for key in ("step_milliseconds", "tokens_per_second", "ratio", "utilisation"):
+        for key in ("step_milliseconds", "tokens_per_second", "ratio", "utilization"):
             assert 0 < figure[key] < math.inf
         assert figure["memory_mib"] is None
     assert written["figures"][0]["ratio"] == 1
     assert (written["setting"]["task"], written["setting"]["dropout"]) == ("training", 0.2)
     for precision in ("fp32", "bf16"):
         assert json.loads((tmp_path / "traces" / f"tiny_equal_{precision}.trace.json").read_bytes())["traceEvents"]
-    assert "optimiser" in (tmp_path / "training.profile.txt").read_text(encoding="utf-8")
+    assert "optimizer" in (tmp_path / "training.profile.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_wrong_values_are_named(
 
 
 @pytest.mark.slow
-def test_memory_is_above_weights_gradients_and_optimiser_state() -> None:
+def test_memory_is_above_weights_gradients_and_optimizer_state() -> None:
     """The baseline holds the logits of the whole batch several times; the parameters count for neither."""
     workload = TrainingWorkload("small", "equal", 0.0, 1, 1, "cpu")
     logits_mib = 4 * 32 * 15 * 10_000 / 2**20

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, translate.py and inspect.py on the checkpoint of a run."""
+"""scripts/evaluate.py, translate.py and inspect_checkpoint.py on the checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_figures_of_a_checkpoint_outside_of_a_run_lie_beside_it(run_command, tin
     assert {path.name for path in tmp_path.iterdir()} == {"average.pt", "average.translations"}
     figures = json.loads((tmp_path / "average.translations" / "dev.average.json").read_text(encoding="utf-8"))
     assert figures["checkpoint_files"] == [str((tmp_path / "average.pt").resolve())]
-    assert figures["data_identity"] == read_checkpoint(tmp_path / "average.pt")["data_identity"]
+    assert figures["data_fingerprint"] == read_checkpoint(tmp_path / "average.pt")["data_fingerprint"]
 
 
 def test_decoding_can_be_replaced_and_is_written_down(run_command, tiny, tmp_path) -> None:
@@ -214,7 +214,7 @@ def test_an_output_that_is_no_plain_file_stays_what_it_is(run_command, tiny, tex
 
 
 def test_a_checkpoint_alone_in_another_folder_translates(run_command, tiny, text, tmp_path) -> None:
-    """Neither the run's folder nor the prepared text is there any more."""
+    """Neither the run's folder nor the preprocessed text is there any more."""
     home = tmp_path / "elsewhere"
     home.mkdir()
     shutil.copy(tiny.folder / "best.pt", home / "model.pt")
@@ -274,11 +274,11 @@ def test_output_that_was_not_finished_does_not_appear(
     assert {path.name for path in output.parent.iterdir()} == ({"a.de"} if before else set())
 
 
-# inspect.py
+# inspect_checkpoint.py
 
 
 def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
-    done = run_command("inspect", f"checkpoint={tiny.folder}/best.pt", "format=json", cwd=tmp_path)
+    done = run_command("inspect_checkpoint", f"checkpoint={tiny.folder}/best.pt", "format=json", cwd=tmp_path)
     assert done.code == 0, done.err
     described = json.loads(done.out)
     contents = read_checkpoint(tiny.folder / "best.pt")
@@ -296,9 +296,9 @@ def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
 
 
 def test_inspect_in_text_for_people(run_command, tiny, tmp_path) -> None:
-    done = run_command("inspect", f"checkpoint={tiny.folder}/last.pt", cwd=tmp_path)
+    done = run_command("inspect_checkpoint", f"checkpoint={tiny.folder}/last.pt", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    for expected in ("step: 4", "dev/bleu: ", "embedding_size: 16", "pieces: 420", "format: 1", "in all: 20,613"):
+    for expected in ("step: 4", "dev/bleu: ", "embedding_size: 16", "pieces: 420", "format: 2", "in all: 20,613"):
         assert expected in done.out
     _, config = done.out.split("\nconfig:\n")
     recorded = json.loads(read_checkpoint(tiny.folder / "last.pt")["config"])
@@ -308,6 +308,6 @@ def test_inspect_in_text_for_people(run_command, tiny, tmp_path) -> None:
 def test_inspect_reads_checkpoints_from_before_versions_were_recorded(run_command, tiny, tmp_path) -> None:
     contents = read_checkpoint(tiny.folder / "best.pt")
     write_checkpoint(tmp_path / "old.pt", {key: value for key, value in contents.items() if key != "versions"})
-    done = run_command("inspect", "checkpoint=old.pt", "format=json", cwd=tmp_path)
+    done = run_command("inspect_checkpoint", "checkpoint=old.pt", "format=json", cwd=tmp_path)
     assert done.code == 0, done.err
     assert json.loads(done.out)["versions"].keys() == {"format", "git_revision", "torch"}

@@ -116,11 +116,11 @@ def test_a_recipe_from_download_to_bleu(
     assert trained.code == 0, trained.err
     assert sorted(path.lstrip("/") for path in Counting.requests) == sorted(layout)
 
-    [prepared] = (home / "prepared").iterdir()
-    manifest = json.loads((prepared / "manifest.json").read_text())
+    [preprocessed] = (home / "preprocessed").iterdir()
+    manifest = json.loads((preprocessed / "manifest.json").read_text())
     counts = manifest["counts"]
     assert (counts["dev"], counts[f"test.{test_set}"]) == (num_dev, NUM_DEV)
-    report = json.loads((prepared / "cleaning_report.json").read_text())
+    report = json.loads((preprocessed / "cleaning_report.json").read_text())
     num_files = sum(not name.endswith(".sgm") for names in layout.values() for name in names) // 2
     assert report["num_pairs"] == NUM_TRAIN // num_files * num_files
     [downloads] = (home / "downloads").iterdir()

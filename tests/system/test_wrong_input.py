@@ -56,7 +56,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "a decoder that has no bridge to leave out",
         ["train", "model=seq2seq", "decoding.coverage_beta=0", "model.encoder.num_bidirectional_layers=1"],
-        ["final_hidden_1 of width 256", "or use a decoder with attention (model/decoder=top_attention)"],
+        ["final_hidden_1 of width 256", "or use a decoder with attention (model/decoder=attention)"],
     ),
     (
         "what a model's config sets for another encoder",
@@ -77,14 +77,14 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["No space"],
     ),
     (
-        "unknown BLEU tokenisation",
+        "unknown BLEU tokenization",
         ["train", "data.bleu_tokenize=13b"],
-        ["data.bleu_tokenize: BLEU tokenisation '13b' is unknown"],
+        ["data.bleu_tokenize: BLEU tokenization '13b' is unknown"],
     ),
     (
-        "unknown BLEU tokenisation for evaluate",
+        "unknown BLEU tokenization for evaluate",
         ["evaluate", "checkpoint={tiny}/best.pt", "bleu_tokenize=foo"],
-        ["error: bleu_tokenize: BLEU tokenisation 'foo' is unknown"],
+        ["error: bleu_tokenize: BLEU tokenization 'foo' is unknown"],
     ),
     (
         "test set named twice",
@@ -209,7 +209,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
             [command, f"checkpoint={{shelf}}/{kind}.pt"],
             [f"checkpoint {{shelf}}/{kind}.pt", "damaged"],
         )
-        for command in ("evaluate", "translate", "inspect")
+        for command in ("evaluate", "translate", "inspect_checkpoint")
         for kind in ("truncated", "flipped", "text")
     ],
     (
@@ -219,7 +219,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         "weights without a checkpoint",
-        ["inspect", "checkpoint={shelf}/weights.pt"],
+        ["inspect_checkpoint", "checkpoint={shelf}/weights.pt"],
         ["{shelf}/weights.pt is a torch file, but no checkpoint of this project"],
     ),
     *[
@@ -228,11 +228,11 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
             [command, "checkpoint={shelf}/pickle.pt"],
             ["checkpoint {shelf}/pickle.pt was refused, and nothing in it ran"],
         )
-        for command in ("evaluate", "translate", "inspect")
+        for command in ("evaluate", "translate", "inspect_checkpoint")
     ],
     (
         "pickle that would run code, to start from",
-        ["train", "FILES", "initialise_from={shelf}/pickle.pt"],
+        ["train", "FILES", "initialize_from={shelf}/pickle.pt"],
         ["checkpoint {shelf}/pickle.pt was refused, and nothing in it ran"],
     ),
     (
@@ -257,8 +257,8 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         "weights of another tokenizer",
-        ["train", "FILES", "initialise_from={tiny}/best.pt", "model.embedding_size=16"],
-        ["initialise_from={tiny}/best.pt: its tokenizers differ", "tokenizer="],
+        ["train", "FILES", "initialize_from={tiny}/best.pt", "model.embedding_size=16"],
+        ["initialize_from={tiny}/best.pt: its tokenizers differ", "tokenizer="],
     ),
 ]
 
@@ -275,7 +275,7 @@ def test_wrong_input_gives_one_message(run_command, tiny, shelf, own_files, tmp_
     for fragment in fragments:
         assert fragment.format(**names) in message
     assert "Traceback" not in done.err
-    assert {path.name for path in tmp_path.iterdir()} <= {"prepared"}  # no run that never began
+    assert {path.name for path in tmp_path.iterdir()} <= {"preprocessed"}  # no run that never began
     assert list(tmp_path.rglob("*.pt")) == []
     assert not (shelf / "code_ran").exists()
 
@@ -309,6 +309,6 @@ def test_a_vocabulary_that_is_too_large_names_the_largest_which_then_works(run_c
     assert done.code == 2
     largest = re.search(r"tokenizer\.vocab_size=9000 is too large .* the largest possible is (\d+)", done.err)
     assert largest is not None
-    assert list((tmp_path / "prepared").glob("*")) == []
+    assert list((tmp_path / "preprocessed").glob("*")) == []
     done = run_command("prepare", *data, f"tokenizer.vocab_size={largest[1]}", cwd=tmp_path)
     assert done.code == 0, done.err

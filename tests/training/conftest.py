@@ -1,4 +1,4 @@
-"""A tiny prepared corpus, and runs on it that last a second."""
+"""A tiny preprocessed corpus, and runs on it that last a second."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hydra import compose, initialize_config_dir
 from gnmt.checkpoint.load import build_model
 from gnmt.config.build import build, resolve
 from gnmt.config.cli import CONFIG_FOLDER
-from gnmt.data.batching import Position
+from gnmt.data.batching import LoaderState
 from gnmt.data.preprocess import prepare
-from gnmt.data.store import Prepared
+from gnmt.data.store import Preprocessed
 from gnmt.device import Precision, choose_device, choose_precision
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.training.run_checkpoints import RunCheckpoints
@@ -57,7 +57,7 @@ def composed(overrides: tuple[str, ...]) -> Any:
 def write_corpus(folder: Path, seed: int = 1) -> tuple[str, ...]:
     """Word salad in two languages, and the overrides that name it."""
     rng = random.Random(seed)
-    overrides = [f"data.prepared={folder}/prepared"]
+    overrides = [f"data.preprocessed={folder}/preprocessed"]
     for split, number in (("train", 40), ("dev", 4)):
         rows = [rng.choices(list(WORDS), k=rng.randint(1, 6)) for _ in range(number)]
         sides = {"source": rows, "target": [[WORDS[word] for word in row] for row in rows]}
@@ -70,30 +70,30 @@ def write_corpus(folder: Path, seed: int = 1) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The overrides that name the tiny corpus; it is prepared at the first use."""
+    """The overrides that name the tiny corpus; it is preprocessed at the first use."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
 def other_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The same settings for other text, in a prepared folder of its own."""
+    """The same settings for other text, in a preprocessed folder of its own."""
     return write_corpus(tmp_path_factory.mktemp("other"), seed=2)
 
 
 @pytest.fixture(scope="session")
-def prepared(corpus: tuple[str, ...]) -> Prepared:
+def preprocessed(corpus: tuple[str, ...]) -> Preprocessed:
     cfg = composed((*SETTINGS, *corpus))
     return prepare(build(cfg.data), build(cfg.tokenizer))
 
 
 @pytest.fixture(scope="session")
-def settings(corpus: tuple[str, ...], prepared: Prepared) -> tuple[str, ...]:
+def settings(corpus: tuple[str, ...], preprocessed: Preprocessed) -> tuple[str, ...]:
     """The overrides of every run on the tiny corpus, for runs in processes of their own."""
     return (*SETTINGS, *corpus)
 
 
 @pytest.fixture
-def run(corpus: tuple[str, ...], prepared: Prepared) -> Callable[..., TrainingResult]:
+def run(corpus: tuple[str, ...], preprocessed: Preprocessed) -> Callable[..., TrainingResult]:
     """run(folder, *overrides): the whole of scripts/train.py but for the command line."""
 
     def run_in(folder: Path, *overrides: str) -> TrainingResult:
@@ -113,7 +113,9 @@ def wait_for_another_second(folder: Path) -> None:
 
 
 @pytest.fixture
-def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+def make_trainer(
+    corpus: tuple[str, ...], preprocessed: Preprocessed, tmp_path: Path
+) -> Iterator[Callable[..., Trainer]]:
     """make_trainer(*overrides): the trainer of a new run in tmp_path, for tests that look inside."""
     reporters: list[Reporter] = []
     trainers: list[Trainer] = []
@@ -125,15 +127,15 @@ def make_trainer(corpus: tuple[str, ...], prepared: Prepared, tmp_path: Path) ->
         config = resolve(cfg)
         torch.manual_seed(cfg.seed)
         device = choose_device(cfg.device)
-        model = build_model(config["model"], prepared.tokenizers, (), "the config").to(device)
+        model = build_model(config["model"], preprocessed.tokenizers, (), "the config").to(device)
         precision: Precision = choose_precision(cfg.precision, device)
         reporters.append(Reporter(tmp_path))
         trainer = build_trainer(
             config,
             build(cfg.trainer),
             model,
-            prepared,
-            Position(),
+            preprocessed,
+            LoaderState(),
             precision,
             RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
             reporters[-1],

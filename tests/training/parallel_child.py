@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from gnmt.checkpoint.load import build_model
 from gnmt.config.build import build, resolve
 from gnmt.config.cli import CONFIG_FOLDER
-from gnmt.data.batching import Position
+from gnmt.data.batching import LoaderState
 from gnmt.data.preprocess import prepare
 from gnmt.device import choose_device, choose_precision
 from gnmt.distributed import current_ranks
@@ -58,18 +58,18 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None =
     """The trainer of a new run, as train() makes it."""
     cfg = composed(overrides)
     config = resolve(cfg)
-    prepared = prepare(build(cfg.data), build(cfg.tokenizer))
+    preprocessed = prepare(build(cfg.data), build(cfg.tokenizer))
     torch.manual_seed(cfg.seed)
-    model = build_model(config["model"], prepared.tokenizers, (), "the config")
+    model = build_model(config["model"], preprocessed.tokenizers, (), "the config")
     precision = choose_precision(cfg.precision, choose_device(cfg.device))
     checkpoints, reporter = RunCheckpoints(folder, 1), Reporter(folder)
     return build_trainer(
-        *(config, build(cfg.trainer), model, prepared, Position(), precision, checkpoints, reporter), group=group
+        *(config, build(cfg.trainer), model, preprocessed, LoaderState(), precision, checkpoints, reporter), group=group
     )
 
 
 def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
-    """What the optimiser is given, update after update; the weights stay as they are."""
+    """What the optimizer is given, update after update; the weights stay as they are."""
     found: dict[str, Any] = {"gradients": [], "losses": [], "own_pairs": [], "tokens": []}
     parameters = list(trainer.objective.parameters())
 
@@ -80,7 +80,7 @@ def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
             parameter.grad = None
         return torch.tensor(1.0), torch.tensor(True)
 
-    trainer.optimisation.apply = take  # type: ignore[method-assign]
+    trainer.optimization.apply = take  # type: ignore[method-assign]
     for _ in range(num_updates):
         interval = Interval.begin(trainer.device)
         interval.positions.append(trainer.stream.position)

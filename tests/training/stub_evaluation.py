@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gnmt.data.store import Prepared
+from gnmt.data.store import Preprocessed
 from gnmt.decoding.segments import Translation
 from gnmt.evaluation.metrics import Scores
 from gnmt.training.dev_evaluation import DevResult
 
 
-def results(bleus: Iterable[float], prepared: Prepared) -> Callable[..., DevResult]:
+def results(bleus: Iterable[float], preprocessed: Preprocessed) -> Callable[..., DevResult]:
     """Evaluations with these BLEU scores, one after another."""
     scores = iter(bleus)
 
     def evaluate(*_) -> DevResult:
         score = Scores(next(scores), chrf=0.0, ter=None, signatures={}, num_sentences=1)
-        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], prepared.tokenizers)
+        return DevResult(1.0, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], preprocessed.tokenizers)
 
     return evaluate

@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def tied(folder) -> tuple[str, ...]:
     """Tied weights, for which both sides must have the same pieces."""
-    return ("model.tie_embeddings=all", "tokenizer.joint=true", f"data.prepared={folder}/joint")
+    return ("model.tie_embeddings=all", "tokenizer.joint=true", f"data.preprocessed={folder}/joint")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_without_a_moving_average_raw_weights_are_the_weights(trained_run):
 
 def test_what_has_no_mean_is_refused(run, trained_run, tied, other_corpus, folder, tmp_path):
     run(folder / "wide", *SAVED, *tied, "model.embedding_size=12")
-    run(folder / "pieces", *SAVED, *tied, *other_corpus, f"data.prepared={folder}/other")
+    run(folder / "pieces", *SAVED, *tied, *other_corpus, f"data.preprocessed={folder}/other")
     first, output = trained_run / "best.pt", tmp_path / "average.pt"
     with pytest.raises(
         InputError, match=r"wide/best\.pt is of another model than (.|\n)*model\.embedding_size: 8 → 12"
@@ -113,11 +113,11 @@ def test_what_is_asked_for_must_be_clear_and_there(trained_run):
 
 
 def test_the_command(run_command, tiny, tmp_path):
-    done = run_command("average", f"run={tiny.folder}", "last=2", "output=average.pt", cwd=tmp_path)
+    done = run_command("average_checkpoints", f"run={tiny.folder}", "last=2", "output=average.pt", cwd=tmp_path)
     assert (done.code, done.out) == (0, "average of 2 checkpoints: average.pt\n"), done.err
     translated = run_command("translate", "checkpoint=average.pt", cwd=tmp_path, stdin=b"The old man sees it.\n")
     assert (translated.code, translated.out.count("\n")) == (0, 1), translated.err
-    assert run_command("inspect", "checkpoint=average.pt", cwd=tmp_path).code == 0
-    refused = run_command("average", "last=0", "output=b.pt", cwd=tmp_path)
+    assert run_command("inspect_checkpoint", "checkpoint=average.pt", cwd=tmp_path).code == 0
+    refused = run_command("average_checkpoints", "last=0", "output=b.pt", cwd=tmp_path)
     assert refused.code == 2
     assert "last: found 0, allowed is a whole number of at least 1" in refused.err

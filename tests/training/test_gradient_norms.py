@@ -108,7 +108,7 @@ def test_the_scale_of_fp16_is_taken_out_first(make_trainer, tmp_path):
     norms = []
     for scale in (1.0, 1024.0):
         trainer = make_trainer(f"{EVERY}=1")
-        trainer.optimisation.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         trainer.update(next(trainer.stream), Interval.begin(trainer.device))
         trainer.gradient_norms.write()
         norms.append(records(tmp_path)[-1]["norms"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gnmt.checkpoint.file import read_checkpoint
-from gnmt.data.batching import Position
+from gnmt.data.batching import LoaderState
 from gnmt.errors import InputError
 from gnmt.training.train_metrics import Interval
 from gnmt.training.trainer import Trainer
@@ -33,16 +33,16 @@ def update(trainer: Trainer, interval: Interval) -> None:
 
 
 def state(trainer: Trainer) -> list[torch.Tensor]:
-    """Copies of weights and of what the optimiser remembers."""
-    remembered = (item for state in trainer.optimisation.optimizer.state.values() for item in state.values())
+    """Copies of weights and of what the optimizer remembers."""
+    remembered = (item for state in trainer.optimization.optimizer.state.values() for item in state.values())
     tensors = [*trainer.objective.parameters(), *(item for item in remembered if isinstance(item, torch.Tensor))]
     return [tensor.detach().clone() for tensor in tensors]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("first", [0, 2], ids=["from the first update", "later"])
-def test_a_skipped_update_changes_neither_weights_nor_optimiser(make_trainer, optimizer, first):
-    """Fused SGD, told to skip its first update, left its momentum uninitialised."""
+def test_a_skipped_update_changes_neither_weights_nor_optimizer(make_trainer, optimizer, first):
+    """Fused SGD, told to skip its first update, left its momentum uninitialized."""
     trainer = make_trainer(*OPTIMIZERS[optimizer], "trainer.ema_decay=0.5")
     interval = Interval.begin(trainer.device)
     for _ in range(first):
@@ -95,7 +95,7 @@ def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
 
 
 def test_no_step_reads_the_device(make_trainer, monkeypatch):
-    """Once the first update of a phase is made; skipped ones are no exception."""
+    """Once the first update of a stage is made; skipped ones are no exception."""
     trainer = make_trainer("trainer.ema_decay=0.5", "trainer.microbatch_tokens=100")
     update(trainer, Interval.begin(trainer.device))
     interval, batches = Interval.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
@@ -122,7 +122,7 @@ def test_the_place_is_that_of_the_longest_row_and_not_of_a_later_single_one():
     """The message that ends a run named the batch of the last skip, which may be an innocent one."""
     interval, one, in_a_row = Interval.begin(torch.device("cpu")), torch.ones(()), 0
     for number, made in enumerate([True, False, False, False, True, False, True]):
-        interval.positions.append(Position(0, number))
+        interval.positions.append(LoaderState(0, number))
         in_a_row = 0 if made else in_a_row + 1
         interval.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row))
     assert (interval.sums().longest_skip, interval.sums().last_skipped) == (3, 3)
@@ -150,7 +150,7 @@ def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplo
     assert read_checkpoint(trainer.checkpoints.last)["skipped_in_a_row"] == 2
 
 
-def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, prepared):
+def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, preprocessed):
     trainer = make_trainer(
         "trainer.max_steps=20", "trainer.log_every_steps=5", "trainer.save_every_steps=1",
         "trainer.max_nonfinite_updates=4",
@@ -174,11 +174,14 @@ def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, prepared
     pairs = [pair for batch in consumed[-1] for pair in batch.pairs_B.tolist()]
     position = trainer.stream.position
     assert f"update 10, was batch {position.batches - 1} of epoch {position.epoch}" in message
-    assert f"{len(pairs)} pairs of the prepared text: {', '.join(map(str, pairs[:20]))}" in message
-    assert f"{pairs[0]}: {prepared.store.source_text(pairs[0])} | {prepared.store.target_text(pairs[0])}" in message
+    assert f"{len(pairs)} pairs of the preprocessed text: {', '.join(map(str, pairs[:20]))}" in message
+    assert (
+        f"{pairs[0]}: {preprocessed.store.source_text(pairs[0])} | {preprocessed.store.target_text(pairs[0])}"
+        in message
+    )
     listed = (trainer.checkpoints.folder.parent / "nonfinite_batch.tsv").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t") for line in listed] == [
-        [str(pair), prepared.store.source_text(pair), prepared.store.target_text(pair)] for pair in pairs
+        [str(pair), preprocessed.store.source_text(pair), preprocessed.store.target_text(pair)] for pair in pairs
     ]
     weights = read_checkpoint(trainer.checkpoints.last)["model"].values()
     assert all(weight.isfinite().all() for weight in weights), "what was saved is sound"

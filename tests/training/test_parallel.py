@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed import DistNetworkError, HashStore
 
-from gnmt.data.batching import Share
+from gnmt.data.batching import LocalBatch
 from gnmt.distributed import Ranks
 from gnmt.errors import InputError, Interrupted
 from gnmt.signals import EXIT_CODES, stop
@@ -19,9 +19,9 @@ from gnmt.training.data_parallel import Group, ending_together
 
 @pytest.fixture
 def pair(monkeypatch) -> tuple[Ranks, Ranks]:
-    """Two processes in one; without a watchman, who would end the tests."""
-    watchman = SimpleNamespace(start=lambda: None, dismiss=lambda: None)
-    monkeypatch.setattr(Ranks, "watchman", lambda ranks, is_writing: watchman)
+    """Two processes in one; without a watchdog, who would end the tests."""
+    watchdog = SimpleNamespace(start=lambda: None, dismiss=lambda: None)
+    monkeypatch.setattr(Ranks, "watchdog", lambda ranks, is_writing: watchdog)
     monkeypatch.setattr("gnmt.distributed.LEAVING_SECONDS", 0.1)
     store = HashStore()
     return Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
@@ -108,7 +108,7 @@ def test_a_process_that_is_alone_pays_nothing(monkeypatch):
 
 def test_a_share_without_pairs_needs_a_filler():
     with pytest.raises(AssertionError):
-        Share([], 3, 4)
+        LocalBatch([], 3, 4)
 
 
 def test_on_cuda_the_vote_of_the_update_before_counts():

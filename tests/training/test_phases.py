@@ -1,4 +1,4 @@
-"""One optimiser and schedule after another, as the paper's Adam and then SGD."""
+"""One optimizer and schedule after another, as the paper's Adam and then SGD."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gnmt.checkpoint.file import read_checkpoint
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.validate import check_config
 from gnmt.errors import InputError
-from gnmt.training.optimizer import Phase, check_phases, stages_of
+from gnmt.training.optimizer import StageOptions, check_stages, stages_of
 from gnmt.training.schedule import Constant, WarmupStepDecay
 from gnmt.training.train_metrics import Interval
 
@@ -19,9 +19,9 @@ HALVING = (
     "{_target_: gnmt.training.schedule.WarmupStepDecay, decay_start_step: 2, decay_interval_steps: 1, warmup_steps: 0, "
     "decay_factor: 0.5, num_decays: 2}"
 )
-PHASE = "_target_: gnmt.training.optimizer.Phase"
+PHASE = "_target_: gnmt.training.optimizer.StageOptions"
 ADAM_THEN_SGD = (
-    f"trainer.phases=[{{{PHASE}, until_step: 3, optimizer: null, schedule: null}},"
+    f"trainer.stages=[{{{PHASE}, until_step: 3, optimizer: null, schedule: null}},"
     f"{{{PHASE}, until_step: null, optimizer: {SGD}, schedule: {HALVING}}}]"
 )
 RECIPE = (ADAM_THEN_SGD, "optimizer.lr=0.01", "schedule.warmup_steps=2")
@@ -31,12 +31,12 @@ def rates_and_optimizers(trainer, updates):
     rows = []
     for _ in range(updates):
         trainer.update(next(trainer.stream), Interval.begin(trainer.device))
-        optimizer = trainer.optimisation.optimizer
+        optimizer = trainer.optimization.optimizer
         rows.append((type(optimizer).__name__, optimizer.param_groups[0]["lr"]))
     return rows
 
 
-def test_each_phase_has_its_optimiser_and_its_schedule_from_its_own_start(make_trainer):
+def test_each_phase_has_its_optimizer_and_its_schedule_from_its_own_start(make_trainer):
     assert rates_and_optimizers(make_trainer(*RECIPE), 8) == [
         ("Adam", 0.005), ("Adam", 0.01), ("Adam", 0.01),
         ("SGD", 0.5), ("SGD", 0.5), ("SGD", 0.25), ("SGD", 0.125), ("SGD", 0.125),
@@ -48,7 +48,7 @@ def test_stopped_in_any_phase_or_between_two_it_goes_on_bitwise(run, tmp_path, s
     command = (*RECIPE, "trainer.save_every_steps=1", "trainer.keep_checkpoints=9", "trainer.ema_decay=0.9")
     run(tmp_path, *command, f"trainer.max_steps={stop}")
     run(tmp_path, *command, "trainer.max_steps=7")
-    whole = tmp_path_factory.getbasetemp() / "phases"
+    whole = tmp_path_factory.getbasetemp() / "stages"
     if not whole.exists():
         run(whole, *command, "trainer.max_steps=7")
     for step in range(stop + 1, 8):
@@ -67,15 +67,15 @@ def test_without_phases_the_root_keys_rule():
     made = object()
     [stage] = stages_of(None, lambda **_: made, Constant())
     assert (stage.start, stage.make_optimizer(params=[]), stage.schedule) == (0, made, Constant())
-    first, second = stages_of([Phase(5), Phase(None, schedule=Constant(3))], lambda **_: made, Constant())
+    first, second = stages_of([StageOptions(5), StageOptions(None, schedule=Constant(3))], lambda **_: made, Constant())
     assert (first.start, first.schedule, second.start, second.schedule) == (0, Constant(), 5, Constant(3))
     assert second.make_optimizer(params=[]) is made
 
 
 @pytest.mark.parametrize("ends", [[], [5], [None, None], [5, 5, None], [7, 3, None], [None, 5]])
 def test_phases_out_of_order_are_refused(ends):
-    with pytest.raises(InputError, match=r"^trainer\.phases: found until_step \[.*\], allowed are rising"):
-        check_phases([Phase(end) for end in ends])
+    with pytest.raises(InputError, match=r"^trainer\.stages: found until_step \[.*\], allowed are rising"):
+        check_stages([StageOptions(end) for end in ends])
 
 
 def check_message(*overrides: str) -> str:
@@ -86,45 +86,45 @@ def check_message(*overrides: str) -> str:
 
 def test_a_root_key_that_would_do_nothing_is_refused():
     """Or optimizer.lr=… on the command line would be taken and ignored."""
-    phases = ADAM_THEN_SGD.replace("optimizer: null", f"optimizer: {SGD}")
-    assert "found no phase with optimizer: null, so that the root key optimizer would do nothing" in check_message(
-        phases
+    stages = ADAM_THEN_SGD.replace("optimizer: null", f"optimizer: {SGD}")
+    assert "found no stage with optimizer: null, so that the root key optimizer would do nothing" in check_message(
+        stages
     )
-    phases = ADAM_THEN_SGD.replace("schedule: null", f"schedule: {HALVING}")
-    assert "found no phase with schedule: null" in check_message(phases)
+    stages = ADAM_THEN_SGD.replace("schedule: null", f"schedule: {HALVING}")
+    assert "found no stage with schedule: null" in check_message(stages)
 
 
 @pytest.mark.parametrize(
     ("was", "becomes", "message"),
     [
-        ("momentum: 0.9", "momentun: 0.9", "trainer.phases.1.optimizer.momentun: SGD takes no such key; did you mean"),
-        ("lr: 0.5", "lr: fast", 'trainer.phases.1.optimizer.lr: found "fast", allowed is a number'),
-        ("torch.optim.SGD", "os.system", "trainer.phases.1.optimizer._target_: found os.system, which lies outside"),
-        ("torch.optim.SGD", "gnmt.batch.Batch", "trainer.phases.1.optimizer._target_: found gnmt.batch.Batch, allowed"),
-        ("fused: true", "params: []", "trainer.phases.1.optimizer.params: is given by the program itself"),
-        ("decay_factor: 0.5", "decay_factor: 2", "trainer.phases.1.schedule.decay_factor: found 2, allowed"),
-        ("until_step: 3", "until_step: 0", "trainer.phases.0.until_step: found 0, allowed"),
-        ("until_step: 3, ", "", "trainer.phases.0.until_step: is missing"),
-        (f"optimizer: {SGD}", "optimizer: sgd", "trainer.phases.1.optimizer: found \"sgd\", allowed is a component"),
-        (f"schedule: {HALVING}", f"schedule: {SGD}", "trainer.phases.1.schedule._target_: found torch.optim.SGD"),
+        ("momentum: 0.9", "momentun: 0.9", "trainer.stages.1.optimizer.momentun: SGD takes no such key; did you mean"),
+        ("lr: 0.5", "lr: fast", 'trainer.stages.1.optimizer.lr: found "fast", allowed is a number'),
+        ("torch.optim.SGD", "os.system", "trainer.stages.1.optimizer._target_: found os.system, which lies outside"),
+        ("torch.optim.SGD", "gnmt.batch.Batch", "trainer.stages.1.optimizer._target_: found gnmt.batch.Batch, allowed"),
+        ("fused: true", "params: []", "trainer.stages.1.optimizer.params: is given by the program itself"),
+        ("decay_factor: 0.5", "decay_factor: 2", "trainer.stages.1.schedule.decay_factor: found 2, allowed"),
+        ("until_step: 3", "until_step: 0", "trainer.stages.0.until_step: found 0, allowed"),
+        ("until_step: 3, ", "", "trainer.stages.0.until_step: is missing"),
+        (f"optimizer: {SGD}", "optimizer: sgd", "trainer.stages.1.optimizer: found \"sgd\", allowed is a component"),
+        (f"schedule: {HALVING}", f"schedule: {SGD}", "trainer.stages.1.schedule._target_: found torch.optim.SGD"),
     ],
 )  # fmt: skip
 def test_the_check_looks_into_phases(was, becomes, message):
     assert message in check_message(ADAM_THEN_SGD.replace(was, becomes))
 
 
-def test_what_only_the_optimiser_can_judge_is_named_with_its_phase(run, tmp_path):
-    with pytest.raises(InputError, match=r"trainer\.phases\.1\.optimizer: Invalid momentum value: -0\.9"):
+def test_what_only_the_optimizer_can_judge_is_named_with_its_phase(run, tmp_path):
+    with pytest.raises(InputError, match=r"trainer\.stages\.1\.optimizer: Invalid momentum value: -0\.9"):
         run(tmp_path, ADAM_THEN_SGD.replace("momentum: 0.9", "momentum: -0.9"), "trainer.max_steps=1")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_recipe_of_the_paper_composes_and_can_be_overridden():
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        overrides = ["optimizer.lr=0.0002", "schedule=constant", "trainer.phases.1.optimizer.lr=0.4"]
+        overrides = ["optimizer.lr=0.0002", "schedule=constant", "trainer.stages.1.optimizer.lr=0.4"]
         cfg = compose("train", ["trainer=adam_then_sgd", *overrides])
     check_config(cfg)
-    first, second = cfg.trainer.phases
+    first, second = cfg.trainer.stages
     assert (first.until_step, first.optimizer, second.optimizer.lr) == (60_000, None, 0.4)
     halving = WarmupStepDecay(**{key: value for key, value in second.schedule.items() if key != "_target_"})
     absolute = {step: halving.factor(step - first.until_step) for step in (60_000, 1_199_999, 1_200_000, 1_400_000)}

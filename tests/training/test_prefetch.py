@@ -7,14 +7,14 @@ import threading
 import pytest
 import torch
 
-from gnmt.data.batching import BatchStream, Position, Prefetcher
+from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
 
 
 @pytest.fixture
-def make_stream(prepared):
-    def make(position: Position = Position(), **options) -> BatchStream:  # noqa: B008 (immutable)
-        options = {"batch_tokens": 250, "seed": 1, "tokenizers": prepared.tokenizers, **options}
-        return BatchStream(prepared.store, position=position, **options)
+def make_stream(preprocessed):
+    def make(position: LoaderState = LoaderState(), **options) -> BatchStream:  # noqa: B008 (immutable)
+        options = {"batch_tokens": 250, "seed": 1, "tokenizers": preprocessed.tokenizers, **options}
+        return BatchStream(preprocessed.store, position=position, **options)
 
     return make
 
@@ -47,7 +47,7 @@ def test_the_position_is_that_of_consumed_batches(make_stream):
     first = taken(stream, 2)
     while stream._made.qsize() < 3:
         threading.Event().wait(0.001)
-    assert stream.position == first[-1][2] == Position(0, 2)
+    assert stream.position == first[-1][2] == LoaderState(0, 2)
     stream.close()
     again = Prefetcher(make_stream(stream.position), 3, pin=False)
     assert first + taken(again, 4) == taken(make_stream(), 6)
@@ -61,12 +61,12 @@ def test_it_makes_so_many_and_no_more(make_stream):
     while prefetcher._made.qsize() < 2:
         threading.Event().wait(0.001)
     threading.Event().wait(0.05)
-    assert stream.position == Position(0, 3)
+    assert stream.position == LoaderState(0, 3)
     prefetcher.close()
     assert not prefetcher._thread.is_alive()
 
 
-def test_an_error_of_the_thread_is_raised_where_the_batch_would_have_come(make_stream, prepared, monkeypatch):
+def test_an_error_of_the_thread_is_raised_where_the_batch_would_have_come(make_stream, preprocessed, monkeypatch):
     stream = make_stream()
     prefetcher = Prefetcher(stream, 2, pin=False)
     microbatches, calls = stream._microbatches, []
@@ -82,7 +82,7 @@ def test_an_error_of_the_thread_is_raised_where_the_batch_would_have_come(make_s
     for _ in range(2):
         with pytest.raises(OSError, match="the disk went away"):
             next(prefetcher)
-    assert prefetcher.position == Position(0, 2)
+    assert prefetcher.position == LoaderState(0, 2)
     prefetcher.close()
 
 
@@ -90,7 +90,7 @@ def test_it_draws_nothing_from_the_global_random_state(make_stream):
     """Or resume would not be exact: the thread is further than training."""
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    prefetcher = Prefetcher(make_stream(subword_sampling=0.2), 2, pin=False)
+    prefetcher = Prefetcher(make_stream(subword_regularization=0.2), 2, pin=False)
     taken(prefetcher, 9)
     prefetcher.close()
     assert torch.equal(torch.get_rng_state(), before)

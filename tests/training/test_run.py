@@ -47,13 +47,13 @@ def test_changed_settings_stop_with_a_diff(run, tmp_path):
 
 
 def test_changed_data_is_refused(run, tmp_path, corpus, other_corpus):
-    """The settings are the same, the text is not; `data.prepared` may change, for folders move."""
+    """The settings are the same, the text is not; `data.preprocessed` may change, for folders move."""
     run(tmp_path / "run", *ONE_STEP)
     with pytest.raises(InputError, match=r"was trained on other text and tokenizers than .* holds: name the data"):
         run(tmp_path / "run", *ONE_STEP, *other_corpus)
     other_dev = [override for override in other_corpus if override.startswith("data.dev.")]
     with pytest.raises(InputError, match="was trained on other text than"):
-        run(tmp_path / "run", *ONE_STEP, *other_dev, f"data.prepared={tmp_path}/prepared")
+        run(tmp_path / "run", *ONE_STEP, *other_dev, f"data.preprocessed={tmp_path}/preprocessed")
 
 
 def test_resume_never(run, tmp_path):
@@ -79,9 +79,9 @@ def test_a_damaged_newest_checkpoint_costs_some_updates_only(run, tmp_path, capl
 # Another run's weights
 
 
-def test_initialise_from_takes_the_weights_and_nothing_else(run, tmp_path):
+def test_initialize_from_takes_the_weights_and_nothing_else(run, tmp_path):
     run(tmp_path / "first", "trainer.max_steps=3")
-    start = f"initialise_from={tmp_path}/first/best.pt"
+    start = f"initialize_from={tmp_path}/first/best.pt"
     run(tmp_path / "second", *ONE_STEP, start, "optimizer.lr=0", "loss.smoothing=0.3")
     first, second = (read_checkpoint(tmp_path / name / "last.pt") for name in ("first", "second"))
     assert all(torch.equal(second["model"][name], weight) for name, weight in first["model"].items())
@@ -92,7 +92,7 @@ def test_initialise_from_takes_the_weights_and_nothing_else(run, tmp_path):
 
 def test_a_run_that_goes_on_takes_its_own_weights_and_not_the_first_ones_again(run, tmp_path):
     run(tmp_path / "first", *ONE_STEP)
-    command = (f"initialise_from={tmp_path}/first/best.pt", "trainer.save_every_steps=1")
+    command = (f"initialize_from={tmp_path}/first/best.pt", "trainer.save_every_steps=1")
     run(tmp_path / "split", *command, "trainer.max_steps=1")
     (tmp_path / "first" / "best.pt").unlink()
     run(tmp_path / "split", *command, "trainer.max_steps=2")
@@ -115,8 +115,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path, cap
 
 def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     run(tmp_path / "first", *ONE_STEP)
-    start = f"initialise_from={tmp_path}/first/best.pt"
-    with pytest.raises(InputError, match="its tokenizers differ from those of the prepared data"):
+    start = f"initialize_from={tmp_path}/first/best.pt"
+    with pytest.raises(InputError, match="its tokenizers differ from those of the preprocessed data"):
         run(tmp_path / "a", *ONE_STEP, start, *other_corpus)
     with pytest.raises(InputError) as caught:
         run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12", "model.encoder.dropout=0.1")
@@ -124,7 +124,7 @@ def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     assert first == f"{start}: its weights do not fit the model, which is another one:"
     assert {"  model.embedding_size: 8 → 12", "  model.encoder.dropout: 0.3 → 0.1"} < set(changes)
     assert all(change.startswith("  model.") for change in changes)
-    assert last == "Set what gives the weights their shapes to what it was there, or begin without initialise_from="
+    assert last == "Set what gives the weights their shapes to what it was there, or begin without initialize_from="
     assert not (tmp_path / "b").exists(), "it is refused before a folder is made"
     contents = read_checkpoint(tmp_path / "first" / "best.pt")
     smaller = {**contents["model"], "target_embedding.weight": torch.zeros(7, 8)}
@@ -132,7 +132,7 @@ def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     with pytest.raises(
         InputError, match=r"model: target_embedding\.weight is \[7, 8\] in the .* and \[\d+, 8\] in the"
     ):
-        run(tmp_path / "b", *ONE_STEP, f"initialise_from={tmp_path}/smaller.pt")
+        run(tmp_path / "b", *ONE_STEP, f"initialize_from={tmp_path}/smaller.pt")
     with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
-        run(tmp_path / "c", *ONE_STEP, f"initialise_from={tmp_path}/nowhere.pt")
+        run(tmp_path / "c", *ONE_STEP, f"initialize_from={tmp_path}/nowhere.pt")
     assert not list(tmp_path.rglob("[abc]/*.pt"))

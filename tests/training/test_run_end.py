@@ -126,10 +126,10 @@ def test_a_best_that_could_not_be_written_at_the_end_is_made_up_for(run, tmp_pat
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 2
 
 
-def test_only_the_best_evaluation_is_called_so(make_trainer, prepared, monkeypatch, caplog):
+def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monkeypatch, caplog):
     """After a best.pt that could not be written, a worse one was `best so far`."""
     trainer = make_trainer("trainer.max_steps=4", "trainer.evaluate_every_steps=1")
-    trainer.evaluate = results([1.0, 3.0, 2.0, 1.5], prepared)
+    trainer.evaluate = results([1.0, 3.0, 2.0, 1.5], preprocessed)
     full_disk(monkeypatch, 2, name="best.pt")
     with caplog.at_level(logging.INFO):
         progress = trainer.fit()

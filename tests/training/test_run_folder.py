@@ -75,9 +75,14 @@ def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(run, tmp_path, 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_model_that_cannot_be_is_refused_before_the_data_is_prepared(run, tmp_path):
+def test_a_model_that_cannot_be_is_refused_before_the_data_is_preprocessed(run, tmp_path):
     with pytest.raises(InputError, match=r"model\.encoder\.layer_norm=true goes with model\.encoder\.cell=lstm only"):
-        run(tmp_path / "new", "model.encoder.layer_norm=true", "model.encoder.cell=gru", f"data.prepared={tmp_path}/p")
+        run(
+            tmp_path / "new",
+            "model.encoder.layer_norm=true",
+            "model.encoder.cell=gru",
+            f"data.preprocessed={tmp_path}/p",
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -92,13 +97,13 @@ def test_a_model_that_cannot_be_is_refused_before_the_data_is_prepared(run, tmp_
             ("model=seq2seq", "decoding.coverage_beta=0.1"),
             r"^decoding\.coverage_beta is 0\.1, but this model has no attention",
         ),
-        (("initialise_from=nowhere.pt",), r"^initialise_from: checkpoint nowhere\.pt is not a file"),
+        (("initialize_from=nowhere.pt",), r"^initialize_from: checkpoint nowhere\.pt is not a file"),
     ],
 )
-def test_what_cannot_go_together_is_refused_before_the_data_is_prepared(run, tmp_path, overrides, message):
+def test_what_cannot_go_together_is_refused_before_the_data_is_preprocessed(run, tmp_path, overrides, message):
     """After the whole preparation, which may take hours."""
     with pytest.raises(InputError, match=message):
-        run(tmp_path / "new", *overrides, f"data.prepared={tmp_path}/p")
+        run(tmp_path / "new", *overrides, f"data.preprocessed={tmp_path}/p")
     assert os.listdir(tmp_path) == []
 
 

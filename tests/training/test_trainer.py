@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import gnmt.training.train_metrics as progress_module
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import collate
-from gnmt.data.store import Prepared
+from gnmt.data.store import Preprocessed
 from gnmt.errors import InputError
 from gnmt.training.dev_evaluation import DevResult
 from gnmt.training.train_metrics import Interval
@@ -49,23 +49,25 @@ def one_update(trainer: Trainer) -> tuple[torch.Tensor, Interval, list]:
     return before - flat_weights(trainer), interval, microbatches
 
 
-def plain_gradient(trainer: Trainer, prepared: Prepared, pairs: list[int]) -> torch.Tensor:
+def plain_gradient(trainer: Trainer, preprocessed: Preprocessed, pairs: list[int]) -> torch.Tensor:
     """Of the sum of the losses of all target tokens over their number, sentence by sentence in fp64."""
     objective = copy.deepcopy(trainer.objective).double().train()
-    losses, counts = zip(*(objective(collate(prepared.store, [pair])) for pair in pairs), strict=True)
+    losses, counts = zip(*(objective(collate(preprocessed.store, [pair])) for pair in pairs), strict=True)
     gradients = torch.autograd.grad(sum(losses) / sum(counts), list(objective.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @pytest.mark.parametrize("microbatch_tokens", ["null", "60"])
-def test_the_gradient_is_that_of_all_target_tokens_over_their_number(make_trainer, prepared, microbatch_tokens):
+def test_the_gradient_is_that_of_all_target_tokens_over_their_number(make_trainer, preprocessed, microbatch_tokens):
     """Whole or in microbatches: no mean of means, no division per sentence."""
     trainer = make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null", f"trainer.microbatch_tokens={microbatch_tokens}")
     original = copy.deepcopy(trainer.objective)
     gradient, interval, microbatches = one_update(trainer)
     assert (len(microbatches) > 2) is (microbatch_tokens != "null")
     trainer.objective = original
-    expected = plain_gradient(trainer, prepared, [pair for batch in microbatches for pair in batch.pairs_B.tolist()])
+    expected = plain_gradient(
+        trainer, preprocessed, [pair for batch in microbatches for pair in batch.pairs_B.tolist()]
+    )
     assert (gradient - expected).norm() <= 1e-5 * expected.norm()
     assert interval.sums().gradient_norm == pytest.approx(expected.norm().item(), rel=1e-5)
 
@@ -83,28 +85,28 @@ def test_clipping_is_by_the_global_norm(make_trainer):
 
 
 def test_an_overflow_of_fp16_is_skipped_and_leaves_no_momentum(make_trainer):
-    """Fused SGD, told of an overflow at its first step, made momentum buffers and left them uninitialised."""
+    """Fused SGD, told of an overflow at its first step, made momentum buffers and left them uninitialized."""
     trainer = make_trainer(*PLAIN_GRADIENT, "optimizer.momentum=0.9")
-    trainer.optimisation.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     overflow = trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
     change, interval, _ = one_update(trainer)
     assert change.abs().max() == 0
-    assert trainer.optimisation.scaler.get_scale() == 2.0
-    assert len(trainer.optimisation.optimizer.state) == 0
+    assert trainer.optimization.scaler.get_scale() == 2.0
+    assert len(trainer.optimization.optimizer.state) == 0
     assert interval.sums() == (0, 0, 0, 0, 1, -1, 0, 0)
     overflow.remove()
     change, interval, _ = one_update(trainer)
-    momentum = [state["momentum_buffer"].flatten() for state in trainer.optimisation.optimizer.state.values()]
+    momentum = [state["momentum_buffer"].flatten() for state in trainer.optimization.optimizer.state.values()]
     torch.testing.assert_close(change, torch.cat(momentum).double(), rtol=1e-4, atol=1e-6)
     assert interval.sums().gradient_norm > 0
 
 
-def test_the_schedule_scales_the_rate_of_the_config(make_trainer, prepared):
+def test_the_schedule_scales_the_rate_of_the_config(make_trainer, preprocessed):
     trainer = make_trainer("schedule.warmup_steps=4", "optimizer.lr=0.02")
     rates = []
     for _ in range(5):
         trainer.update(next(trainer.stream), Interval.begin(trainer.device))
-        rates.append(trainer.optimisation.optimizer.param_groups[0]["lr"])
+        rates.append(trainer.optimization.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
 
 
@@ -122,9 +124,9 @@ def test_the_average_takes_in_every_update(make_trainer):
 # Limits
 
 
-def test_max_epochs_ends_with_the_last_batch_of_the_epoch(make_trainer, prepared):
+def test_max_epochs_ends_with_the_last_batch_of_the_epoch(make_trainer, preprocessed):
     trainer = make_trainer("trainer.max_epochs=2", "trainer.max_steps=1000")
-    trainer.evaluate = results([1.0], prepared)
+    trainer.evaluate = results([1.0], preprocessed)
     first_epoch = len(trainer.stream)
     seen: list[int] = []
     update = trainer.update
@@ -137,22 +139,22 @@ def test_max_epochs_ends_with_the_last_batch_of_the_epoch(make_trainer, prepared
     progress = trainer.fit()
     assert first_epoch > 2
     assert progress.step == pytest.approx(2 * first_epoch, abs=2)
-    assert sorted(seen) == sorted(2 * list(range(len(prepared.store)))), "every pair once in each epoch"
+    assert sorted(seen) == sorted(2 * list(range(len(preprocessed.store)))), "every pair once in each epoch"
 
 
-def test_patience_counts_evaluations_without_a_better_bleu(make_trainer, prepared):
+def test_patience_counts_evaluations_without_a_better_bleu(make_trainer, preprocessed):
     trainer = make_trainer("trainer.patience_evaluations=2", "trainer.evaluate_every_steps=1")
-    trainer.evaluate = results([5.0, 4.0, 6.0, 6.0, 5.5, 99.0], prepared)
+    trainer.evaluate = results([5.0, 4.0, 6.0, 6.0, 5.5, 99.0], preprocessed)
     progress = trainer.fit()
     assert (progress.step, progress.best_step, progress.best["dev/bleu"]) == (5, 3, 6.0)
     saved = trainer.checkpoints.newest()
     assert (saved["step"], saved["stale_evaluations"], saved["best"]["dev/bleu"]) == (5, 2, 6.0)
 
 
-def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, prepared):
+def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, preprocessed):
     """The end was saved first, by the interval, and its evaluation was forgotten by whoever trained on."""
     trainer = make_trainer("trainer.max_steps=4", "trainer.evaluate_every_steps=3", "trainer.save_every_steps=2")
-    trainer.evaluate = results([1.0, 2.0], prepared)
+    trainer.evaluate = results([1.0, 2.0], preprocessed)
     trainer.fit()
     saved = trainer.checkpoints.newest()
     assert (saved["step"], saved["best_step"], saved["best"]["dev/bleu"]) == (4, 4, 2.0)
@@ -161,10 +163,10 @@ def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, prepared):
 # What is kept
 
 
-def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, prepared):
+def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, preprocessed):
     trainer = make_trainer("trainer.ema_decay=0.9", "trainer.max_steps=3", "trainer.evaluate_every_steps=1")
     evaluated = []
-    outcomes = results([1.0, 3.0, 2.0], prepared)
+    outcomes = results([1.0, 3.0, 2.0], preprocessed)
 
     def evaluate(*_) -> DevResult:
         evaluated.append({name: weight.clone() for name, weight in trainer.objective.model.state_dict().items()})
@@ -182,9 +184,9 @@ def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, prepa
     assert not torch.equal(whole["model"]["output_layer.bias"], evaluated[2]["output_layer.bias"])
 
 
-def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, prepared, monkeypatch, caplog):
+def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, monkeypatch, caplog):
     trainer = make_trainer("trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.evaluate_every_steps=1")
-    trainer.evaluate = results([1.0, 3.0, 2.0], prepared)
+    trainer.evaluate = results([1.0, 3.0, 2.0], preprocessed)
     fsync = os.fsync
 
     def full_at_the_second_update(descriptor):
@@ -251,11 +253,13 @@ def scalars(trainer: Trainer) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading(make_trainer, prepared, monkeypatch):
+def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading(
+    make_trainer, preprocessed, monkeypatch
+):
     trainer = make_trainer("trainer.max_steps=4", "trainer.log_every_steps=2", "trainer.evaluate_every_steps=1")
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    outcomes, update, stream = results([1.0] * 4, prepared), trainer.update, trainer.stream
+    outcomes, update, stream = results([1.0] * 4, preprocessed), trainer.update, trainer.stream
     seen = []
 
     def evaluate(*_) -> DevResult:
@@ -290,10 +294,10 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
     assert [step for step, _ in found["dev/bleu"]] == [1, 2, 3, 4]
 
 
-def test_the_log_says_how_long_updates_stood_still_for_a_checkpoint(make_trainer, prepared, caplog, monkeypatch):
+def test_the_log_says_how_long_updates_stood_still_for_a_checkpoint(make_trainer, preprocessed, caplog, monkeypatch):
     """Only what the loop waits for: the write itself goes on beside the updates."""
     trainer = make_trainer("trainer.max_steps=3", "trainer.save_every_steps=1")
-    trainer.evaluate = results([1.0], prepared)
+    trainer.evaluate = results([1.0], preprocessed)
     save, wait, waited = trainer.checkpoints.save, trainer.writer.wait, threading.Semaphore(0)
 
     def save_when_waited_for(step, contents):

@@ -18,43 +18,43 @@ def options() -> TrainerOptions:
     return TrainerOptions(max_steps=1)
 
 
-def test_they_are_what_the_store_does_not_hold(prepared):
-    held = {int(id) for pair in range(len(prepared.store)) for id in prepared.store.target_ids(pair)}
-    size = prepared.tokenizers.target.vocabulary_size
-    assert prepared.unused_target_ids == sorted(set(range(size)) - held - {PAD_ID, UNK_ID, BOS_ID, EOS_ID})
-    assert prepared.unused_target_ids
+def test_they_are_what_the_store_does_not_hold(preprocessed):
+    held = {int(id) for pair in range(len(preprocessed.store)) for id in preprocessed.store.target_ids(pair)}
+    size = preprocessed.tokenizers.target.vocabulary_size
+    assert preprocessed.unused_target_ids == sorted(set(range(size)) - held - {PAD_ID, UNK_ID, BOS_ID, EOS_ID})
+    assert preprocessed.unused_target_ids
 
 
-def test_a_checkpoint_carries_them_to_translation(run, prepared, tmp_path):
+def test_a_checkpoint_carries_them_to_translation(run, preprocessed, tmp_path):
     run(tmp_path / "run", "trainer.max_steps=1")
     best = tmp_path / "run" / "best.pt"
-    assert read_checkpoint(best)["unused_target_ids"] == prepared.unused_target_ids
+    assert read_checkpoint(best)["unused_target_ids"] == preprocessed.unused_target_ids
     translator = Translator.load(best, device="cpu", precision="fp32")
-    assert set(prepared.unused_target_ids) < set(translator.banned)
+    assert set(preprocessed.unused_target_ids) < set(translator.suppressed)
     ensemble = Translator.load([best, best], device="cpu", precision="fp32")
-    assert ensemble.banned == translator.banned
+    assert ensemble.suppressed == translator.suppressed
 
 
-def test_a_run_goes_on_as_it_began(prepared, options):
+def test_a_run_goes_on_as_it_began(preprocessed, options):
     """One from before they were counted has none, whatever its data holds now."""
-    assert unused_target_ids(prepared, options, saved={}, start=None) == []
-    assert unused_target_ids(prepared, options, saved={"unused_target_ids": [7]}, start=None) == [7]
+    assert unused_target_ids(preprocessed, options, saved={}, start=None) == []
+    assert unused_target_ids(preprocessed, options, saved={"unused_target_ids": [7]}, start=None) == [7]
 
 
-def test_weights_of_another_run_know_what_that_run_has_seen(prepared, options):
-    first, second = prepared.unused_target_ids[:2]
+def test_weights_of_another_run_know_what_that_run_has_seen(preprocessed, options):
+    first, second = preprocessed.unused_target_ids[:2]
     start = {"unused_target_ids": [second, PAD_ID]}
     assert first != second
-    assert unused_target_ids(prepared, options, saved=None, start=start) == [second]
-    assert unused_target_ids(prepared, options, saved=None, start={}) == []
+    assert unused_target_ids(preprocessed, options, saved=None, start=start) == [second]
+    assert unused_target_ids(preprocessed, options, saved=None, start={}) == []
 
 
-def test_sampled_subwords_may_hold_any_piece(prepared, options):
-    sampling = dataclasses.replace(options, subword_sampling=0.1)
-    assert unused_target_ids(prepared, sampling, saved=None, start=None) == []
-    assert unused_target_ids(prepared, options, saved=None, start=None) == prepared.unused_target_ids
+def test_sampled_subwords_may_hold_any_piece(preprocessed, options):
+    sampling = dataclasses.replace(options, subword_regularization=0.1)
+    assert unused_target_ids(preprocessed, sampling, saved=None, start=None) == []
+    assert unused_target_ids(preprocessed, options, saved=None, start=None) == preprocessed.unused_target_ids
 
 
-def test_a_folder_that_was_prepared_before_has_none(prepared):
-    manifest = {key: value for key, value in prepared.manifest.items() if key != "unused_target_ids"}
-    assert dataclasses.replace(prepared, manifest=manifest).unused_target_ids == []
+def test_a_folder_that_was_preprocessed_before_has_none(preprocessed):
+    manifest = {key: value for key, value in preprocessed.manifest.items() if key != "unused_target_ids"}
+    assert dataclasses.replace(preprocessed, manifest=manifest).unused_target_ids == []

@@ -8,7 +8,7 @@ import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 from torch.distributed import HashStore
 
-from gnmt.distributed import Ranks, speaking_once
+from gnmt.distributed import Ranks, report_once
 from gnmt.errors import InputError
 from gnmt.translation.partial_output import PartFolder
 from gnmt.translation.translate_files import Job, Progress
@@ -83,7 +83,7 @@ def test_what_only_the_first_rank_finds_ends_all(home):
 def test_only_the_process_that_failed_and_the_first_one_speak(rank, failed_first, expected):
     ranks = Ranks(rank, 2, rank, HashStore())
     ranks.failed_first = failed_first
-    with pytest.raises(expected), speaking_once(ranks):
+    with pytest.raises(expected), report_once(ranks):
         raise InputError("stopped, because rank 0 did: no more memory")
 
 

@@ -21,7 +21,7 @@ from gnmt.data.demo_grammar.sampling import Combination, NothingFitsError, Sampl
 from gnmt.data.demo_grammar.structures import relative
 from gnmt.errors import InputError
 
-# Raise it by one whenever any output of `generate` changes: prepared folders are identified by it.
+# Raise it by one whenever any output of `generate` changes: preprocessed folders are identified by it.
 CORPUS_VERSION = 1
 
 Pair = tuple[str, str]

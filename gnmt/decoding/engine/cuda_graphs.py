@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gnmt.decoding.beam import Flight, Hypotheses, Sentences
-from gnmt.model.interfaces import State
+from gnmt.decoding.beam import ActiveBatch, Hypotheses, Sentences
+from gnmt.model.interfaces import DecoderState
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ Work = Callable[[], None]
 class Step(Protocol):
     """One step of all sentences in flight; the flags are those of gnmt.decoding.beam.advance."""
 
-    def __call__(self, flight: Flight, *, some_forced: bool, some_at_limit: bool) -> Flight: ...
+    def __call__(self, flight: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch: ...
 
 
 @contextmanager
@@ -82,12 +82,12 @@ class ReplayedStep:
     def __init__(self, step: Step, record: Callable[[Work], Work]) -> None:
         self.step = step
         self.record = record
-        self.flight: Flight | None = None
+        self.flight: ActiveBatch | None = None
         self.flags: dict[str, bool] = {}
         self.repeat: Work | None = None
         self.can_record = True
 
-    def __call__(self, flight: Flight, *, some_forced: bool, some_at_limit: bool) -> Flight:
+    def __call__(self, flight: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch:
         flags = {"some_forced": some_forced, "some_at_limit": some_at_limit}
         goes_on = flight is self.flight and flags == self.flags
         if goes_on and self.repeat is None and self._may_record(flight):
@@ -101,11 +101,11 @@ class ReplayedStep:
         self.flight, self.flags = flight, flags
         return flight
 
-    def _may_record(self, flight: Flight) -> bool:
+    def _may_record(self, flight: ActiveBatch) -> bool:
         """Whether steps leave shapes as they are; those that remember one entry more after each do not."""
         return self.can_record and not flight.decoder.by_step
 
-    def _recorded(self, flight: Flight, flags: dict[str, bool]) -> Flight:
+    def _recorded(self, flight: ActiveBatch, flags: dict[str, bool]) -> ActiveBatch:
         """The flight in memory of its own, in which the recorded step goes on; as it was where nothing is recorded,
         since the model does what no graph can hold, such as asking the device for a number.
         """
@@ -120,14 +120,14 @@ class ReplayedStep:
             return flight
         return own
 
-    def _take_in_place(self, flight: Flight, flags: dict[str, bool]) -> None:
+    def _take_in_place(self, flight: ActiveBatch, flags: dict[str, bool]) -> None:
         after = self.step(flight, **flags)
         for old, new in zip(changing(flight), changing(after), strict=True):
             if new is not old:
                 old.copy_(new)
 
 
-def changing(flight: Flight) -> list[Tensor]:
+def changing(flight: ActiveBatch) -> list[Tensor]:
     """All tensors of a flight that a step may change."""
     return [
         *flight.sentences,
@@ -138,7 +138,7 @@ def changing(flight: Flight) -> list[Tensor]:
     ]
 
 
-def with_own_memory(flight: Flight) -> Flight:
+def with_own_memory(flight: ActiveBatch) -> ActiveBatch:
     """The same, with tensors that share their memory with no other, so that a step can be written over them.
 
     But for what a step does not change (memory) and what it writes to in place anyway (attention_BTKS).
@@ -152,5 +152,5 @@ def with_own_memory(flight: Flight) -> Flight:
         sentences=Sentences(*own(flight.sentences)),
         active=Hypotheses(*own(flight.active)),
         results=Hypotheses(*own(flight.results)),
-        decoder=State(dict(zip(decoder, own(decoder.values()), strict=True))),
+        decoder=DecoderState(dict(zip(decoder, own(decoder.values()), strict=True))),
     )

@@ -3,7 +3,7 @@
 Search multiplies few rows by large matrices, thousands of times, and never trains. So in the copy
 
 - every Linear keeps its weights in the order and the type that the product wants (engine/linear.py); weights that are
-  normalised are so once and for all;
+  normalized are so once and for all;
 - a decoder's LSTM multiplies input and hidden state by one merged matrix; an encoder's multiplies the inputs of all
   times at once (engine/recurrence.py);
 - what the context adds to GNMT's upper layers is multiplied once for each source position (engine/decoder.py);
@@ -11,7 +11,7 @@ Search multiplies few rows by large matrices, thousands of times, and never trai
 
 Only modules are exchanged. The architecture, what it computes and the calls of search are those of the model, so
 anything that is built of Linear and LSTM gains from it, and a module of unknown kind works as it is. Between all of
-them flow fp32, bf16 or fp16 tensors as `precision` says; for int8 they are fp32, quantised inside the products.
+them flow fp32, bf16 or fp16 tensors as `precision` says; for int8 they are fp32, quantized inside the products.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from gnmt.decoding.engine.linear import LinearMaker, linear_maker
 from gnmt.device import Precision
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend
 from gnmt.model.convolutional import NormalisedLinear
-from gnmt.model.interfaces import Attention, Decoder, Encoded, Memory, State
-from gnmt.model.recurrent.gnmt_decoder import LSTMDecoder
+from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import (
     LSTM,
     CellState,
@@ -168,7 +168,7 @@ def with_shared_context(decoder: Decoder, fast: Decoder, make: LinearMaker) -> D
     It takes LSTM layers under an attention of ours, since one of somebody's own may do more than average the states,
     and of one head, since several look up different parts of a state.
     """
-    if not isinstance(fast, LSTMDecoder) or type(decoder) is not LSTMDecoder or len(decoder.upper) == 0:
+    if not isinstance(fast, GNMTDecoder) or type(decoder) is not GNMTDecoder or len(decoder.upper) == 0:
         return fast
     averages = type(decoder.attention) in (AdditiveAttention, DotAttention, GeneralAttention)
     one_head = getattr(decoder.attention, "num_heads", 1) == 1
@@ -178,7 +178,7 @@ def with_shared_context(decoder: Decoder, fast: Decoder, make: LinearMaker) -> D
 
 
 class SharedContextDecoder(Decoder):
-    """LSTMDecoder (Wu et al. 2016, figure 1), whose upper layers all read the context.
+    """GNMTDecoder (Wu et al. 2016, figure 1), whose upper layers all read the context.
 
     The context is a mean of the encoder's states, c = sum_s a_s h_s, so W c = sum_s a_s (W h_s). On the right W meets
     the S states of a sentence once; on the left it meets K hypotheses at every step. With 4+4 layers and a beam of 5
@@ -186,7 +186,7 @@ class SharedContextDecoder(Decoder):
     [B, S, (layers - 1) * 4H].
     """
 
-    def __init__(self, decoder: LSTMDecoder, fast: LSTMDecoder, make: LinearMaker) -> None:
+    def __init__(self, decoder: GNMTDecoder, fast: GNMTDecoder, make: LinearMaker) -> None:
         """From the model's decoder, and a copy whose other modules are made for search already."""
         super().__init__()
         self.input_size, self.memory_size, self.output_size = fast.input_size, fast.memory_size, fast.output_size
@@ -206,12 +206,12 @@ class SharedContextDecoder(Decoder):
         """Search takes steps; teacher forcing is the model's own matter."""
         raise NotImplementedError("the decoder of the engine only steps: call the model it was made from")
 
-    def start(self, memory: Memory, beam: int) -> State:
-        """As that of LSTMDecoder."""
+    def start(self, memory: Memory, beam: int) -> DecoderState:
+        """As that of GNMTDecoder."""
         return pack(first_states(self.layers(), memory, beam, self.fast.bridged), len(memory.mask_BS))
 
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
-        """As that of LSTMDecoder."""
+    def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
+        """As that of GNMTDecoder."""
         batch, beam = embedded_BKE.shape[:2]
         bottom_state, *upper_states = unpack(state, len(self.upper) + 1)
         new_states = [self.fast.bottom.step(embedded_BKE.flatten(0, 1), bottom_state)]
@@ -245,9 +245,9 @@ def fast_model(model: Seq2Seq, precision: Precision) -> Seq2Seq:
 
     The model is not touched and may train on; the copy does not follow it. The copy needs no autocast. It encodes,
     starts and steps; `decode` (teacher forcing) is the model's own matter.
-    Scores in fp32 are those of the model within 1e-5 of a token's log-probability. In int8, quantised are
+    Scores in fp32 are those of the model within 1e-5 of a token's log-probability. In int8, quantized are
     the products of Linear and LSTM modules (the weights by output, the activations by row), not the embeddings: a row
-    does not depend on its neighbours, as in the other precisions.
+    does not depend on its neighbors, as in the other precisions.
     """
     dtype = _DTYPES.get(precision.name, torch.float32)
     make = linear_maker(precision.name, precision.device, dtype)

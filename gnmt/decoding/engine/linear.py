@@ -59,10 +59,10 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """fp32 in and out; the product itself is of 8-bit integers, added up in 32 bits, by oneDNN.
 
-    Weights are quantised by output: w = q * scale_O, q in [-127, 127]. Activations are quantised by row: each is
+    Weights are quantized by output: w = q * scale_O, q in [-127, 127]. Activations are quantized by row: each is
     divided by its own largest absolute value, so that one fixed scale suits all of them, and the product is
-    multiplied by that value again. torch's dynamic quantisation takes one scale for the whole tensor, which makes
-    a sentence depend on its neighbours in the batch; here a row's result is a function of that row, to the last bit.
+    multiplied by that value again. torch's dynamic quantization takes one scale for the whole tensor, which makes
+    a sentence depend on its neighbors in the batch; here a row's result is a function of that row, to the last bit.
     """
 
     scale_O: Tensor
@@ -74,8 +74,8 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else _constant(bias, torch.float32)
         self.scale_O = weight_OI.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
         self.zero_O = torch.zeros(len(weight_OI), dtype=torch.long)
-        quantised_OI = (weight_OI / self.scale_O[:, None]).round_().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(quantised_OI, [_TYPICAL_ROWS, weight_OI.shape[1]])
+        quantized_OI = (weight_OI / self.scale_O[:, None]).round_().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(quantized_OI, [_TYPICAL_ROWS, weight_OI.shape[1]])
         self.levels_middle = torch.tensor(_INT8_ZERO + 0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:

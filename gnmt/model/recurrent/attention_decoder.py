@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.config.validate import Range
-from gnmt.model.interfaces import Attention, Decoder, Encoded, Memory, State
+from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.gnmt_decoder import Bridge
 from gnmt.model.recurrent.layers import (
@@ -26,7 +26,7 @@ from gnmt.model.recurrent.layers import (
 from gnmt.model.validate import check_query
 
 
-class TopAttentionDecoder(Decoder):
+class AttentionDecoder(Decoder):
     """A stack of layers, then attention, then h~ = tanh(W [context; h]), which goes to the output layer.
 
     query "current" (Luong et al. 2015, section 3.1): the top layer's output h_t of this step asks. query "previous"
@@ -38,7 +38,7 @@ class TopAttentionDecoder(Decoder):
     step, several times slower than the fused layers and the one attention over the whole target that
     input_feeding=False keeps. Search takes step after step in any case, and pays little.
 
-    num_layers, residual_from, dropout, dropout_over_time, cell, layer_norm: as in the encoder. bridge: see
+    num_layers, residual_from, dropout, variational_dropout, cell, layer_norm: as in the encoder. bridge: see
     gnmt.model.recurrent.gnmt_decoder.
     """
 
@@ -54,7 +54,7 @@ class TopAttentionDecoder(Decoder):
         input_feeding: bool = True,
         residual_from: Annotated[int, Range(2)] | None = None,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        dropout_over_time: Literal["fresh", "shared"] = "fresh",
+        variational_dropout: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
         bridge: Bridge = "none",
@@ -76,7 +76,7 @@ class TopAttentionDecoder(Decoder):
             num_layers,
             layer_kind(cell, layer_norm, "model.decoder"),
             residual_from,
-            Dropout(dropout, dropout_over_time),
+            Dropout(dropout, variational_dropout),
         )
         self.combination = nn.Linear(attention.output_size + hidden_size, hidden_size, bias=False)
         if self.bridged:
@@ -111,38 +111,38 @@ class TopAttentionDecoder(Decoder):
             weights.append(weights_B1S)
         return torch.cat(hidden, dim=1), torch.cat(weights, dim=1)
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """hidden_1, cell_1 and so on of the layers, `asked` or `fed` for the step to come; each [B, beam, H]."""
         batch = len(memory.mask_BS)
         states = first_states(self.stack.recurrences(), memory, beam, self.bridged)
         top_BKH = states[-1][0].view(batch, beam, -1)
         if self.query == "previous":
-            return State({**pack(states, batch).tensors, "asked": top_BKH})
+            return DecoderState({**pack(states, batch).tensors, "asked": top_BKH})
         fed = {"fed": torch.zeros_like(top_BKH)} if self.input_feeding else {}
-        return State({**pack(states, batch).tensors, **fed})
+        return DecoderState({**pack(states, batch).tensors, **fed})
 
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+    def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """One token for B sentences of K hypotheses; the memory stays at B rows."""
         return self.masked_step(embedded_BKE, state, memory, None)
 
     def masked_step(
-        self, embedded_BKE: Tensor, state: State, memory: Memory, masks: list[Tensor] | None
-    ) -> tuple[Tensor, Tensor, State]:
+        self, embedded_BKE: Tensor, state: DecoderState, memory: Memory, masks: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, DecoderState]:
         """The same with masks of dropout on the layers' inputs."""
         if self.query == "previous":
             context_BKH, weights_BKS = self.attention(state.tensors["asked"], memory.extras["keys"], memory)
             outputs_BKH, after = self.through_stack(embedded_BKE, context_BKH, state, masks)
-            new_state = State({**after.tensors, "asked": outputs_BKH})
+            new_state = DecoderState({**after.tensors, "asked": outputs_BKH})
             return self.combine(context_BKH, outputs_BKH), weights_BKS, new_state
         outputs_BKH, after = self.through_stack(embedded_BKE, state.tensors.get("fed"), state, masks)
         context_BKH, weights_BKS = self.attention(outputs_BKH, memory.extras["keys"], memory)
         hidden_BKH = self.combine(context_BKH, outputs_BKH)
         fed = {"fed": hidden_BKH} if self.input_feeding else {}
-        return hidden_BKH, weights_BKS, State({**after.tensors, **fed})
+        return hidden_BKH, weights_BKS, DecoderState({**after.tensors, **fed})
 
     def through_stack(
-        self, embedded_BKE: Tensor, fed_BKH: Tensor | None, state: State, masks: list[Tensor] | None
-    ) -> tuple[Tensor, State]:
+        self, embedded_BKE: Tensor, fed_BKH: Tensor | None, state: DecoderState, masks: list[Tensor] | None
+    ) -> tuple[Tensor, DecoderState]:
         """The layers' step on the embedding and on what is fed where it is: the top output [B, K, H], new states."""
         inputs_BKI = embedded_BKE
         if self.input_feeding and fed_BKH is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -31,9 +31,9 @@ class LSTMEncoder(Encoder):
 
     num_layers counts a bidirectional layer once. residual_from: the first layer, counted from 1, whose input
     is added to its output (eq. 6), which needs both of one width; None for no residual connections. A layer above the
-    first such one has none where the widths differ. dropout: on every layer's input; dropout_over_time: fresh for each
+    first such one has none where the widths differ. dropout: on every layer's input; variational_dropout: fresh for each
     step, or one mask for a sentence (gnmt.model.layers).
-    embedding_shortcut: adds a projection of the embeddings to the states of the top layer. Attention then finds the
+    attend_to_embeddings: adds a projection of the embeddings to the states of the top layer. Attention then finds the
     word itself beside its surroundings, and a translation of the word is learned before the layers have learned to
     carry it upwards. Not in the paper, whose residual connections begin above; Gehring et al. 2017, section 3.4, let
     attention read states and embeddings for the same reason.
@@ -53,8 +53,8 @@ class LSTMEncoder(Encoder):
         num_bidirectional_layers: Annotated[int, Range(0)] = 1,
         residual_from: Annotated[int, Range(2)] | None = 3,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        dropout_over_time: Literal["fresh", "shared"] = "fresh",
-        embedding_shortcut: bool = False,
+        variational_dropout: bool = False,
+        attend_to_embeddings: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
         reverse_source: bool = False,
@@ -74,7 +74,7 @@ class LSTMEncoder(Encoder):
         self.residual_from = residual_from
         self.reverse_source = reverse_source
         self.final_states = final_states
-        self.dropout = Dropout(dropout, dropout_over_time)
+        self.dropout = Dropout(dropout, variational_dropout)
         self.layers = nn.ModuleList()
         kind = layer_kind(cell, layer_norm, "model.encoder")
         for layer, width in enumerate(widths[:-1]):
@@ -84,8 +84,8 @@ class LSTMEncoder(Encoder):
                 self.layers.append(kind(width, hidden_size))
         self.projection = None if projection_size is None else nn.Linear(widths[-1], projection_size)
         self.output_size = widths[-1] if projection_size is None else projection_size
-        self.shortcut = nn.Linear(input_size, self.output_size, bias=False) if embedding_shortcut else None
-        given = {"projection_size": projection_size is not None, "embedding_shortcut": embedding_shortcut}
+        self.shortcut = nn.Linear(input_size, self.output_size, bias=False) if attend_to_embeddings else None
+        given = {"projection_size": projection_size is not None, "attend_to_embeddings": attend_to_embeddings}
         self.only_for_states = [key for key, is_given in given.items() if is_given]
         if final_states:
             parts = ("hidden",) if cell == "gru" else ("hidden", "cell")
@@ -118,7 +118,7 @@ class LSTMEncoder(Encoder):
     def run(self, layer: Bidirectional | Recurrence, inputs_SBH: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
         """The layer's outputs, and its state at each sentence's end where the decoder is to have it."""
         if self.final_states:
-            return layer.over_time_to_end(inputs_SBH, lengths_B)
+            return layer.forward_with_final_state(inputs_SBH, lengths_B)
         if isinstance(layer, Bidirectional):
             return layer.over_time(inputs_SBH, lengths_B), ()
         return layer.over_time(inputs_SBH), ()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnmt.config.validate import Range
 from gnmt.errors import InputError
-from gnmt.model.interfaces import Attention, Decoder, Encoded, Memory, State
+from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
     Cell,
@@ -34,7 +34,7 @@ with, as it is, so that layers, cells and widths must match (the encoder's final
 ContextToOutput = Literal["none", "concatenated", "added"]
 
 
-class LSTMDecoder(Decoder):
+class GNMTDecoder(Decoder):
     """Wu et al. 2016, figure 1 and eq. 4: only the bottom layer queries attention, and never reads the context.
 
     So the bottom layer runs over the whole target first, attention over all of it in one piece, and then
@@ -42,7 +42,7 @@ class LSTMDecoder(Decoder):
 
     query: which output of the bottom layer asks at step t. "previous" is that of step t-1, zero at the first
     (the paper; with a bridge, the state bridged); "current" is that of step t (the later GNMT v2).
-    num_layers, residual_from, dropout, dropout_over_time, cell, layer_norm: as in the encoder. bridge: see Bridge.
+    num_layers, residual_from, dropout, variational_dropout, cell, layer_norm: as in the encoder. bridge: see Bridge.
     context_to_output: how the context reaches the output layer beside the top layer's output. "concatenated" (RNMT+,
     Chen et al. 2018), so that output_size is the sum of both widths; "added" through a projection, which keeps
     output_size at hidden_size, as tied embeddings need it; "none" (the paper). It spares the layers the learning of
@@ -61,7 +61,7 @@ class LSTMDecoder(Decoder):
         query: Literal["previous", "current"] = "current",
         residual_from: Annotated[int, Range(2)] | None = 3,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        dropout_over_time: Literal["fresh", "shared"] = "fresh",
+        variational_dropout: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
         bridge: Bridge = "none",
@@ -85,7 +85,7 @@ class LSTMDecoder(Decoder):
         self.attention = attention
         if context_to_output == "added":
             self.readout = nn.Linear(attention.output_size, hidden_size, bias=False)
-        self.dropout = Dropout(dropout, dropout_over_time)
+        self.dropout = Dropout(dropout, variational_dropout)
         kind = layer_kind(cell, layer_norm, "model.decoder")
         self.bottom = kind(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
@@ -112,11 +112,11 @@ class LSTMDecoder(Decoder):
         )
         return self.hidden(outputs_TBH, context_TBH).transpose(0, 1), weights_BTS
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """Hidden and cell of every layer: hidden_1, cell_1 of the bottom one and so on, each [B, beam, H]."""
         return pack(first_states(self.layers(), memory, beam, self.bridged), len(memory.mask_BS))
 
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+    def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """One token for B sentences of K hypotheses; the memory stays at B rows."""
         batch, beam = embedded_BKE.shape[:2]
         bottom, *upper = self.layers()

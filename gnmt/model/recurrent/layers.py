@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gnmt.device import onednn_dtypes
 from gnmt.errors import InputError
-from gnmt.model.interfaces import Memory, State
+from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.fast_lstm import gathered_lstm
 
@@ -35,7 +35,7 @@ class Recurrence(nn.Module):
         """Outputs [T, B, H] from that state or zeros. Padding behind a row's end changes only what lies behind it."""
 
     @abstractmethod
-    def over_time_to_end(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
         """Outputs [T, B, H] from zeros, and the state at each row's true end, [B, H]; lengths_B: 1 or more."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class SteppedRecurrence(Recurrence):
     def over_time(self, inputs_TBI: Tensor, state: CellState | None = None) -> Tensor:
         return torch.stack([after[0] for after in self._states(inputs_TBI, state)])
 
-    def over_time_to_end(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
         stacked = [torch.stack(tensors) for tensors in zip(*self._states(inputs_TBI, None), strict=True)]
         return stacked[0], tuple(at_ends(tensor_TBH, lengths_B) for tensor_TBH in stacked)
 
@@ -103,7 +103,7 @@ class LSTM(nn.LSTM, Recurrence):
             outputs_TBH: Tensor = self(inputs_TBI, first)[0]
         return outputs_TBH
 
-    def over_time_to_end(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
         if self.gathering_pays(inputs_TBI):
             outputs_TBH, cells_TBH = gathered_lstm(inputs_TBI, *self._weights())
             return outputs_TBH, (at_ends(outputs_TBH, lengths_B), at_ends(cells_TBH, lengths_B))
@@ -208,10 +208,10 @@ class Bidirectional(nn.Module):
         back_TBH = self.back.over_time(reverse_by_length(inputs_TBI, lengths_B))
         return torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)
 
-    def over_time_to_end(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
         """Outputs, and both directions' last states concatenated, [B, 2H]: at the true end, and at the beginning."""
-        ahead_TBH, ahead_state = self.ahead.over_time_to_end(inputs_TBI, lengths_B)
-        back_TBH, back_state = self.back.over_time_to_end(reverse_by_length(inputs_TBI, lengths_B), lengths_B)
+        ahead_TBH, ahead_state = self.ahead.forward_with_final_state(inputs_TBI, lengths_B)
+        back_TBH, back_state = self.back.forward_with_final_state(reverse_by_length(inputs_TBI, lengths_B), lengths_B)
         outputs_TBH = torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)
         return outputs_TBH, tuple(torch.cat(both, dim=-1) for both in zip(ahead_state, back_state, strict=True))
 
@@ -246,7 +246,7 @@ class GRU(nn.GRU, Recurrence):
         outputs_TBH: Tensor = self(inputs_TBI, None if state is None else state[0][None])[0]
         return outputs_TBH
 
-    def over_time_to_end(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
         outputs_TBH = self.over_time(inputs_TBI)
         return outputs_TBH, (at_ends(outputs_TBH, lengths_B),)
 
@@ -259,11 +259,11 @@ class GRU(nn.GRU, Recurrence):
 
 
 class LayerNormLSTM(SteppedRecurrence):
-    """An LSTM whose gates are each normalised over their units before the nonlinearity (Ba et al. 2016).
+    """An LSTM whose gates are each normalized over their units before the nonlinearity (Ba et al. 2016).
 
     Per gate, as in Chen et al. 2018, section 4.1: each of the four has a mean, a variance, a gain and a bias of its
-    own; the cell is not normalised. gate = gain * norm(W x + U h) + bias, so W and U need no biases.
-    Normalising needs the previous hidden state, so no fused kernel serves: a loop over time in Python, some ten small
+    own; the cell is not normalized. gate = gain * norm(W x + U h) + bias, so W and U need no biases.
+    Normalizing needs the previous hidden state, so no fused kernel serves: a loop over time in Python, some ten small
     operations a step, several times slower than `LSTM`. The inputs of all steps are multiplied in one product.
     """
 
@@ -287,8 +287,8 @@ class LayerNormLSTM(SteppedRecurrence):
         """Gates and cell in fp32 or better, the hidden state in the type that it came in."""
         hidden_NH, cell_NH = state
         summed_N4H = (projected_NP + self.from_hidden(hidden_NH)).unflatten(1, (4, self.hidden_size))
-        normalised_N4H = F.layer_norm(summed_N4H.to(cell_NH.dtype), (self.hidden_size,))
-        write_NH, remember_NH, new_NH, show_NH = (normalised_N4H * self.gain + self.bias).unbind(1)
+        normalized_N4H = F.layer_norm(summed_N4H.to(cell_NH.dtype), (self.hidden_size,))
+        write_NH, remember_NH, new_NH, show_NH = (normalized_N4H * self.gain + self.bias).unbind(1)
         cell_NH = remember_NH.sigmoid() * cell_NH + write_NH.sigmoid() * new_NH.tanh()
         return (show_NH.sigmoid() * cell_NH.tanh()).to(hidden_NH.dtype), cell_NH
 
@@ -436,12 +436,14 @@ def named_states(tensors: Mapping[str, Tensor], prefix: str, num_layers: int) ->
     ]
 
 
-def pack(states: Sequence[CellState], batch: int) -> State:
-    """The layers' states [B*K, H] as a State."""
-    return State({name: tensor.reshape(batch, -1, tensor.shape[1]) for name, tensor in state_names(states).items()})
+def pack(states: Sequence[CellState], batch: int) -> DecoderState:
+    """The layers' states [B*K, H] as a DecoderState."""
+    return DecoderState(
+        {name: tensor.reshape(batch, -1, tensor.shape[1]) for name, tensor in state_names(states).items()}
+    )
 
 
-def unpack(state: State, num_layers: int) -> list[CellState]:
+def unpack(state: DecoderState, num_layers: int) -> list[CellState]:
     """The layers' states, [B*K, H]."""
     return named_states({name: tensor.flatten(0, 1) for name, tensor in state.tensors.items()}, "", num_layers)
 

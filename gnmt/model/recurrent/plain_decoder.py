@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torch import Tensor
 
 from gnmt.config.validate import Range
-from gnmt.model.interfaces import Decoder, Encoded, Memory, State
+from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
     Cell,
@@ -28,7 +28,7 @@ class PlainDecoder(Decoder):
     Each layer starts from the state with which the encoder's layer of its number ended, so both sides have as many
     layers, of one cell and one width (the encoder's final_states=true hands the states over). There is no attention:
     decoding.coverage_beta must be 0, and nothing aligns target with source tokens.
-    num_layers, residual_from, dropout, dropout_over_time, cell, layer_norm: as in the encoder; the paper has no
+    num_layers, residual_from, dropout, variational_dropout, cell, layer_norm: as in the encoder; the paper has no
     residual connections.
     """
 
@@ -42,7 +42,7 @@ class PlainDecoder(Decoder):
         num_layers: Annotated[int, Range(1)],
         residual_from: Annotated[int, Range(2)] | None = None,
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        dropout_over_time: Literal["fresh", "shared"] = "fresh",
+        variational_dropout: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
     ) -> None:
@@ -52,7 +52,7 @@ class PlainDecoder(Decoder):
         self.num_layers = num_layers
         kind = layer_kind(cell, layer_norm, "model.decoder")
         self.stack = ResidualStack(
-            input_size, hidden_size, num_layers, kind, residual_from, Dropout(dropout, dropout_over_time)
+            input_size, hidden_size, num_layers, kind, residual_from, Dropout(dropout, variational_dropout)
         )
         self.by_sentence_sizes = state_sizes(self.stack.recurrences(), "final_")
 
@@ -65,11 +65,11 @@ class PlainDecoder(Decoder):
         states = states_over_time(self.stack.recurrences(), memory, bridged=True)
         return self.stack.over_time(embedded_BTE.transpose(0, 1), states).transpose(0, 1), None
 
-    def start(self, memory: Memory, beam: int) -> State:
+    def start(self, memory: Memory, beam: int) -> DecoderState:
         """The encoder's final states as hidden_1, cell_1 and so on, each [B, beam, H]."""
         return pack(first_states(self.stack.recurrences(), memory, beam, bridged=True), len(memory.mask_BS))
 
-    def step(self, embedded_BKE: Tensor, state: State, memory: Memory) -> tuple[Tensor, None, State]:
+    def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, None, DecoderState]:
         """One token for B sentences of K hypotheses."""
         outputs_NH, states = self.stack.step(embedded_BKE.flatten(0, 1), unpack(state, self.num_layers))
         return outputs_NH.view(*embedded_BKE.shape[:2], -1), None, pack(states, len(embedded_BKE))
