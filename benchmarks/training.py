@@ -22,7 +22,7 @@ from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.objective import LabelSmoothedCrossEntropy, Objective
-from gnmt.training.optimizer import Optimization, Stage
+from gnmt.training.optimizer import Stage, StagedOptimizer
 from gnmt.training.schedule import Constant
 
 BASELINE = "baseline"
@@ -146,14 +146,14 @@ def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name
         return torch.optim.Adam(params, LEARNING_RATE, fused=True)
 
     stages = [Stage(0, make_optimizer, Constant())]
-    optimization = Optimization(list(objective.parameters()), stages, CLIP_NORM, precision)
+    staged_optimizer = StagedOptimizer(list(objective.parameters()), stages, CLIP_NORM, precision)
 
     def step(batch: Batch) -> Tensor:
-        optimization.begin(0, [])
+        staged_optimizer.begin_update(0, [])
         with precision.autocast():
             loss_sum, _ = objective(batch.to(device))
-        optimization.scaler.scale(loss_sum / batch.num_labels).backward()
-        optimization.apply(loss_sum.detach())
+        staged_optimizer.scaler.scale(loss_sum / batch.num_labels).backward()
+        staged_optimizer.apply(loss_sum.detach())
         return loss_sum.detach()
 
     return step

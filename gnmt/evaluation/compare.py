@@ -15,7 +15,7 @@ from gnmt.config.run_folder import compared_settings
 from gnmt.errors import InputError, shown
 from gnmt.evaluation.run_records import Evaluated, RunRecord, mean_by_layer
 from gnmt.reporting.figures import lines_figure, save
-from gnmt.training.train_metrics import place_of_layer
+from gnmt.training.train_metrics import layer_sort_key
 
 NOTHING = "–"
 
@@ -343,7 +343,7 @@ def draw_gradient_norms(runs: Sequence[RunRecord], num_updates: int) -> Figure:
     """The norm of the gradient in each layer, before clipping, from the embeddings to the output."""
     groups = group_runs(runs)
     means = {id(run): mean_by_layer(run.gradient_norms, num_updates) for run in runs}
-    layers = sorted({layer for norms in means.values() for layer in norms}, key=place_of_layer)
+    layers = sorted({layer for norms in means.values() for layer in norms}, key=layer_sort_key)
     lines = {}
     for name, group in zip(labels_of(groups), groups, strict=True):
         of_runs = [means[id(run)] for run in group.runs]

@@ -233,14 +233,14 @@ class Objective(nn.Module):
         memory = self.model.encode(batch.source)
         hidden_BTH, _ = self.model.decode(batch.target_input, memory)
         labels = batch.labels
-        rows_N, steps_N = real_places(labels.lengths_B, batch.num_labels)
-        hidden_NH: Tensor = _Taken.apply(hidden_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
+        rows_N, steps_N = real_token_indices(labels.lengths_B, batch.num_labels)
+        hidden_NH: Tensor = _SelectTokens.apply(hidden_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
         hidden_NH = self.model.output_dropout(hidden_NH)
         loss_sum = self.loss(hidden_NH, self.model.output_layer, labels.ids_BT[rows_N, steps_N])
         return loss_sum, labels.lengths_B.sum()
 
 
-def real_places(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Row and step of every real token, row by row, int64 [num_tokens], which is the sum of lengths_B.
 
     A bool mask as index says the same, but its result's size is then the device's secret, and on CUDA the host stops
@@ -252,7 +252,7 @@ def real_places(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     return rows_N, torch.arange(num_tokens, device=lengths_B.device) - starts_B[rows_N]
 
 
-class _Taken(torch.autograd.Function):
+class _SelectTokens(torch.autograd.Function):
     """states_BTH[rows_N, steps_N] for places that all differ.
 
     The gradient of plain indexing must reckon with places that repeat: it adds, one by one on a CPU and after a sort

@@ -62,7 +62,9 @@ def check_stages(stages: Sequence[StageOptions]) -> None:
             )
 
 
-def stages_of(stages: Sequence[StageOptions] | None, make_optimizer: MakeOptimizer, schedule: Schedule) -> list[Stage]:
+def build_stages(
+    stages: Sequence[StageOptions] | None, make_optimizer: MakeOptimizer, schedule: Schedule
+) -> list[Stage]:
     """The run's stages in order; without any, the root keys' optimizer and schedule from the start to the end."""
     if stages is None:
         return [Stage(0, make_optimizer, schedule)]
@@ -73,7 +75,7 @@ def stages_of(stages: Sequence[StageOptions] | None, make_optimizer: MakeOptimiz
     ]
 
 
-class Optimization:
+class StagedOptimizer:
     """Applies updates, stage after stage.
 
     An update whose loss or gradient is not finite is skipped where it is computed: weights and optimizer stay as they
@@ -81,7 +83,7 @@ class Optimization:
     device; for others, and until the first update of a stage, the host looks. (Fused SGD, told to skip its first
     update, would leave its momentum uninitialized.)
 
-    stages: see `stages_of`. clip_norm: the largest global norm of the gradient; None for no clipping.
+    stages: see `build_stages`. clip_norm: the largest global norm of the gradient; None for no clipping.
     before_clipping: called in every update when the gradient is whole and has its true scale.
     """
 
@@ -102,7 +104,7 @@ class Optimization:
         """Updates skipped since the last one that was not; on the device."""
         self._enter(0)
 
-    def begin(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
+    def begin_update(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
         """Sets the learning rate for the update of that number, counted from 0, and enters its stage where that is new.
 
         evaluations: the number of updates before each evaluation so far, and its dev BLEU.

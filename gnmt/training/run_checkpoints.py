@@ -132,7 +132,7 @@ class RunCheckpoints:
         path = self.path_of(step)
         write_checkpoint(path, contents)
         # A newer file is a damaged one that the run went back from: it must not push the sound ones out.
-        for old in [file for file in self.whole() if _step_of(file) <= step][: -self.keep]:
+        for old in [file for file in self.full() if _step_of(file) <= step][: -self.keep]:
             old.unlink()
         self._point_last_to(path)
         return path
@@ -151,7 +151,7 @@ class RunCheckpoints:
             for path in written.parent.glob(f".{written.name}.*tmp"):
                 path.unlink(missing_ok=True)
 
-    def whole(self) -> list[Path]:
+    def full(self) -> list[Path]:
         """The whole checkpoints, oldest first; files of other names are their owner's."""
         return sorted((file for file in self.folder.glob("step_*.pt") if _NAME.fullmatch(file.name)), key=_step_of)
 
@@ -161,7 +161,7 @@ class RunCheckpoints:
         Raises InputError where there are files and all are damaged, and for one that only cannot be read now: what was
         trained since the one before it would be done again for nothing.
         """
-        paths = self.whole()
+        paths = self.full()
         failures = []
         for path in reversed(paths):
             try:
@@ -223,7 +223,7 @@ def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -
         return [Path(path) for path in checkpoints]
     if not Path(run).is_dir():
         raise InputError(f"run={run}: there is no such folder; give the folder of a run, such as runs/demo")
-    whole = RunCheckpoints(Path(run), keep=last).whole()
+    whole = RunCheckpoints(Path(run), keep=last).full()
     if len(whole) < last:
         raise InputError(
             f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {counted(len(whole), 'checkpoint')}; choose "

@@ -43,9 +43,9 @@ from gnmt.signals import saying_how_to_go_on
 from gnmt.training.data_parallel import Group, ending_together
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.objective import Objective
-from gnmt.training.optimizer import MakeOptimizer, stages_of
+from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.run_checkpoints import RunCheckpoints
-from gnmt.training.train_metrics import Progress
+from gnmt.training.train_metrics import TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
 
 _STAND_IN_VOCABULARY = 1000
@@ -175,7 +175,7 @@ def announce(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None
     model, options, stream = trainer.objective.model, trainer.options, trainer.stream
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     size = trainer.group.size
-    updates = trainer.last_step - trainer.progress.step
+    updates = trainer.last_step - trainer.state.step
     log.info("run folder: %s", folder)
     log.info(
         "data: %s in %s, %d and %d pieces, about %s an epoch of at most %d tokens",
@@ -192,7 +192,7 @@ def announce(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None
     log.info(
         "training: %s%s (%.1f epochs) on %s in %s%s",
         counted(updates, "update", comma=True),
-        f" from update {trainer.progress.step:,}" if trainer.progress.step else "",
+        f" from update {trainer.state.step:,}" if trainer.state.step else "",
         updates / len(stream),
         trainer.device,
         trainer.precision.name,
@@ -203,7 +203,7 @@ def announce(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None
 def state_bytes(trainer: Trainer) -> int:
     """Weights and gradients, what the optimizer keeps for each weight, and the averaged weights."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.objective.parameters())
-    group = trainer.optimization.optimizer.param_groups[0]
+    group = trainer.staged_optimizer.optimizer.param_groups[0]
     moments = 2 if "betas" in group else int(bool(group.get("momentum")))
     return weights * (2 + moments + (trainer.average is not None))
 
@@ -239,18 +239,18 @@ def refuse_lost_end(trainer: Trainer) -> None:
 
     Why each write failed, the log has said. To be asked in the process that writes, when all writes have ended.
     """
-    progress, checkpoints = trainer.progress, trainer.checkpoints
+    state, checkpoints = trainer.state, trainer.checkpoints
     lost = [
         name
         for name, is_lost in (
-            (f"the checkpoint of update {progress.step}", trainer.last_saved_step != progress.step),
-            (f"best.pt of update {progress.step}", progress.end_is_due()),
+            (f"the checkpoint of update {state.step}", trainer.last_saved_step != state.step),
+            (f"best.pt of update {state.step}", state.end_is_due()),
         )
         if is_lost
     ]
     if not lost:
         return
-    newest, best = trainer.last_saved_step, progress.best_step if progress.best else None
+    newest, best = trainer.last_saved_step, state.best_step if state.best else None
     folder = checkpoints.folder.parent
     if not newest and best is None:
         raise InputError(
@@ -283,7 +283,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved. Processes
     of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
     """
-    with saying_how_to_go_on(lambda: bool(RunCheckpoints(folder, keep=1).whole())):
+    with saying_how_to_go_on(lambda: bool(RunCheckpoints(folder, keep=1).full())):
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
         ranks = current_ranks()
         with deterministic_kernels(cfg.deterministic), ending_together(ranks):
@@ -300,7 +300,7 @@ def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
     try_model(config)
     checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
     # A run that goes on does not look at it again; it may be gone by then.
-    start = None if cfg.initialize_from is None or checkpoints.whole() else read_start(cfg.initialize_from, config)
+    start = None if cfg.initialize_from is None or checkpoints.full() else read_start(cfg.initialize_from, config)
     with occupied(folder) if ranks.is_rank_0 else nullcontext():
         return train_there(checkpoints, cfg, config, options, precision, ranks, start)
 
@@ -348,23 +348,23 @@ def train_there(
         trains = not trainer.finished()
         if ranks.is_rank_0 and (trains or not (folder / CONFIG).exists()):
             write_config(folder, config)  # a lower limit alone changes nothing of what the file says
-        if not trains and not trainer.progress.end_is_due():
+        if not trains and not trainer.state.end_is_due():
             log.info(
                 "%s is done: %s; to train on, raise what stopped it: "
                 "trainer.max_steps, max_epochs or patience_evaluations",
-                *(folder, counted(trainer.progress.step, "update")),
+                *(folder, counted(trainer.state.step, "update")),
             )
         else:
             if ranks.is_rank_0 and trains:
                 announce(trainer, preprocessed, folder)
             elif ranks.is_rank_0:
-                log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.progress.step)
+                log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.state.step)
             trainer.fit()
             if ranks.is_rank_0:
                 refuse_lost_end(trainer)
-                report_hyperparameters(reporter, config, trainer.progress)
-        best, best_step = group.from_rank_0((trainer.progress.best, trainer.progress.best_step))
-    return TrainingResult(folder, trainer.progress.step, best, best_step)
+                report_hyperparameters(reporter, config, trainer.state)
+        best, best_step = group.from_rank_0((trainer.state.best, trainer.state.best_step))
+    return TrainingResult(folder, trainer.state.step, best, best_step)
 
 
 def build_trainer(
@@ -427,7 +427,7 @@ def build_trainer(
         "versions": software_versions(),
         "unused_target_ids": list(unused_target_ids),
     }
-    stages = stages_of(options.stages, partial(build, config["optimizer"]), build(config["schedule"]))
+    stages = build_stages(options.stages, partial(build, config["optimizer"]), build(config["schedule"]))
     batches = Prefetcher(stream, options.prefetch_batches, pin=precision.device.type == "cuda")
     return Trainer(options, objective, stages, batches, evaluator, checkpoints, reporter, precision, extras, group)
 
@@ -472,7 +472,7 @@ def find_saved_together(
 def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]) -> dict[str, Any] | None:
     """The state to continue from, or None for a fresh start."""
     folder = checkpoints.folder.parent
-    if resume == "never" and (checkpoints.whole() or checkpoints.best.exists()):
+    if resume == "never" and (checkpoints.full() or checkpoints.best.exists()):
         raise InputError(f"{folder} holds a run already and resume=never: choose another name=, or resume=auto")
     saved = checkpoints.newest()
     if saved is None and checkpoints.best.exists():
@@ -512,8 +512,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 
 
-def report_hyperparameters(reporter: Reporter, config: dict[str, Any], progress: Progress) -> None:
+def report_hyperparameters(reporter: Reporter, config: dict[str, Any], state: TrainState) -> None:
     """The settings and the best dev figures, for TensorBoard's comparison of runs."""
     parts = ("model", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
-    metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in progress.best.items()}
-    reporter.hyperparameters({part: config[part] for part in parts}, metrics, progress.step)
+    metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in state.best.items()}
+    reporter.hyperparameters({part: config[part] for part in parts}, metrics, state.step)

@@ -26,7 +26,7 @@ ESTIMATE_SECONDS = 10.0
 
 
 @dataclass
-class Progress:
+class TrainState:
     """What the loop remembers: it is saved with every checkpoint.
 
     step: updates done, skipped ones counted. best: the dev result of the best evaluation, by its name.
@@ -65,7 +65,7 @@ class Progress:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
-    def of(cls, contents: Mapping[str, Any]) -> Progress:
+    def from_checkpoint(cls, contents: Mapping[str, Any]) -> TrainState:
         """That of a checkpoint; what an older one does not hold is as at the start."""
         return cls(**{item.name: contents[item.name] for item in fields(cls) if item.name in contents})
 
@@ -93,7 +93,7 @@ class FirstEstimate:
             log.info("update %d/%d: about %s left", step, last_step, tqdm.format_interval(seconds_left))
 
 
-def in_words(scalars: Mapping[str, float]) -> str:
+def format_metrics(scalars: Mapping[str, float]) -> str:
     """The figures of an interval for its log line, by their TensorBoard tags; without a mean where none was made."""
     loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
     return (
@@ -102,7 +102,7 @@ def in_words(scalars: Mapping[str, float]) -> str:
     )
 
 
-class Sums(NamedTuple):
+class IntervalSums(NamedTuple):
     """An interval's tensors as numbers.
 
     loss, gradient_norm, target_tokens: summed over the updates that were made. updates: how many these are.
@@ -122,7 +122,7 @@ class Sums(NamedTuple):
 
 
 @dataclass
-class Interval:
+class IntervalMetrics:
     """Sums since the last log line; those that depend on the device stay on it, so that a step never waits for it.
 
     sums_4: loss, gradient norm, target tokens and number of the updates that were made. largest_2: of these the largest
@@ -142,7 +142,7 @@ class Interval:
     running_since: float | None = None
 
     @classmethod
-    def begin(cls, device: torch.device) -> Interval:
+    def begin(cls, device: torch.device) -> IntervalMetrics:
         """An empty interval, whose clock starts at the end of its first pause."""
         zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
         return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
@@ -166,11 +166,13 @@ class Interval:
         self.longest_skip_1 = torch.where(is_longest, skipped_in_a_row.double(), self.longest_skip_1)
         self.last_skipped_1 = torch.where(is_longest, len(self.positions) - 1.0, self.last_skipped_1)
 
-    def sums(self) -> Sums:
+    def sums(self) -> IntervalSums:
         """What the device has counted. The one place where the host waits for it."""
-        return Sums(*torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1, self.largest_2]).tolist())
+        return IntervalSums(
+            *torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1, self.largest_2]).tolist()
+        )
 
-    def scalars(self, sums: Sums, seconds: float) -> dict[str, float]:
+    def scalars(self, sums: IntervalSums, seconds: float) -> dict[str, float]:
         """The figures by their TensorBoard tags; without a mean where no update was made."""
         scalars = {
             "train/skipped_updates": len(self.positions) - round(sums.updates),
@@ -211,7 +213,7 @@ class Interval:
         return state | {"positions": [tuple(position) for position in self.positions], "seconds_before": self.seconds()}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], device: torch.device) -> Interval:
+    def from_checkpoint(cls, state: Mapping[str, Any], device: torch.device) -> IntervalMetrics:
         """That of a checkpoint; its clock goes on at the end of the next pause. What an older one lacks begins anew."""
         values: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
@@ -264,7 +266,7 @@ GradientRecord = tuple[int, dict[str, float | None]]
 _ORDER = ("embeddings", "encoder", "attention", "decoder", "output")
 
 
-def place_of_layer(layer: str) -> tuple[int, float, str]:
+def layer_sort_key(layer: str) -> tuple[int, float, str]:
     """Sorts the names of layers as the data passes them: encoder.2 before encoder.10 and encoder.other."""
     part, _, number = layer.partition(".")
     place = _ORDER.index(part) if part in _ORDER else len(_ORDER)
@@ -287,12 +289,12 @@ def read_gradient_norms(folder: Path, problems: list[str]) -> list[GradientRecor
     return records
 
 
-TAG = "train/gradient_norm_by_layer"
+GRADIENT_NORM_TAG = "train/gradient_norm_by_layer"
 
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
-def layer_of(name: str) -> str:
+def layer_name(name: str) -> str:
     """The layer of the model's parameter of that name.
 
     encoder.1, encoder.2 … from the bottom, and so decoder.1 …: a layer has all that repeats with it, its own attention
@@ -315,26 +317,26 @@ def layer_of(name: str) -> str:
     return f"{part}.{int(number[1]) + (2 if rest.startswith('upper.') else 1)}"
 
 
-def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each layer, from the embeddings up to the output; tied ones once."""
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        layers.setdefault(layer_of(name), []).append(parameter)
-    return {name: layers[name] for name in sorted(layers, key=place_of_layer)}
+        layers.setdefault(layer_name(name), []).append(parameter)
+    return {name: layers[name] for name in sorted(layers, key=layer_sort_key)}
 
 
 class GradientNorms:
     """Records the norms of the whole batch's gradient, before clipping, and writes them when it is told to.
 
     Until then they stay on the device, so that no update waits for them. every_steps: updates between records; None for
-    none, which costs nothing. folder: the run's, with `GRADIENT_NORMS_FILE`; TensorBoard gets `TAG`/<layer>.
+    none, which costs nothing. folder: the run's, with `GRADIENT_NORMS_FILE`; TensorBoard gets `GRADIENT_NORM_TAG`/<layer>.
     """
 
     def __init__(self, model: nn.Module, every_steps: int | None, folder: Path, reporter: Reporter) -> None:
         self.every_steps = every_steps
         self.path = folder / GRADIENT_NORMS_FILE
         self.reporter = reporter
-        self.layers = {} if every_steps is None else layers_of(model)
+        self.layers = {} if every_steps is None else parameters_by_layer(model)
         self._step = 0
         self._pending: list[tuple[int, Tensor]] = []
 
@@ -373,7 +375,7 @@ class GradientNorms:
             lines.append(json.dumps({"update": update, "norms": finite}) + "\n")
             for layer, norm in finite.items():
                 if norm is not None:
-                    self.reporter.scalar(f"{TAG}/{layer}", norm, update)
+                    self.reporter.scalar(f"{GRADIENT_NORM_TAG}/{layer}", norm, update)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(lines)

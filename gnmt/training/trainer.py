@@ -23,9 +23,16 @@ from gnmt.signals import Abandoned, Interruption, describe_stop, stop
 from gnmt.training.data_parallel import Group
 from gnmt.training.dev_evaluation import DevResult, report_evaluation
 from gnmt.training.objective import Objective
-from gnmt.training.optimizer import Optimization, Stage, StageOptions, WeightAverage, check_stages
+from gnmt.training.optimizer import Stage, StagedOptimizer, StageOptions, WeightAverage, check_stages
 from gnmt.training.run_checkpoints import BackgroundWriter, RunCheckpoints, random_state, restore_random_state, snapshot
-from gnmt.training.train_metrics import FirstEstimate, GradientNorms, Interval, Progress, describe_batch, in_words
+from gnmt.training.train_metrics import (
+    FirstEstimate,
+    GradientNorms,
+    IntervalMetrics,
+    TrainState,
+    describe_batch,
+    format_metrics,
+)
 
 Steps = Annotated[int, Range(1)]
 
@@ -116,67 +123,69 @@ class Trainer:
         )  # all have the same gradients
         self.gradient_norms = GradientNorms(objective.model, every_steps, checkpoints.folder.parent, reporter)
         parameters = list(objective.parameters())
-        self.optimization = Optimization(parameters, stages, options.clip_norm, precision, self.gradient_norms.take)
+        self.staged_optimizer = StagedOptimizer(
+            parameters, stages, options.clip_norm, precision, self.gradient_norms.take
+        )
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
         self.interruption = Interruption()
-        self.progress = Progress()
-        self.interval = Interval.begin(self.device)
+        self.state = TrainState()
+        self.metrics = IntervalMetrics.begin(self.device)
         self.last_saved_step = 0
 
-    def fit(self) -> Progress:
+    def fit(self) -> TrainState:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
-        options, progress = self.options, self.progress
+        options, state = self.options, self.state
         silent = None if self.group.is_rank_0 else True  # None: where stderr is no terminal
         first_estimate = FirstEstimate(options.log_every_steps)
         if self.group.is_rank_0:
-            self.gradient_norms.begin(progress.step)
+            self.gradient_norms.begin(state.step)
         with (
             self.interruption,
             self.writer,
             closing(self.stream),
-            tqdm(total=self.last_step, initial=progress.step, unit="step", disable=silent) as bar,
+            tqdm(total=self.last_step, initial=state.step, unit="step", disable=silent) as bar,
         ):
-            with self.interval.paused():
-                if progress.evaluation_due or self.finished():
+            with self.metrics.paused():
+                if state.evaluation_due or self.finished():
                     self.evaluate_and_save()
             while not self.finished():
-                self.interval.positions.append(self.stream.position)
-                with self.interval.waiting():
+                self.metrics.positions.append(self.stream.position)
+                with self.metrics.waiting():
                     share = next(self.stream)
-                self.update(share, self.interval)
+                self.update(share, self.metrics)
                 bar.update()
-                first_estimate.after_update(progress.step, self.last_step)
-                if progress.step % options.log_every_steps == 0 or self.finished():
-                    self.log_interval(self.interval, bar)
-                    self.interval = Interval.begin(self.device)
-                with self.interval.paused():
+                first_estimate.after_update(state.step, self.last_step)
+                if state.step % options.log_every_steps == 0 or self.finished():
+                    self.log_interval(self.metrics, bar)
+                    self.metrics = IntervalMetrics.begin(self.device)
+                with self.metrics.paused():
                     self.evaluate_and_save()
-        return progress
+        return state
 
     def evaluate_and_save(self) -> None:
         """After an update: what is due at its step, and the end where a signal asked any process for it."""
-        options, progress = self.options, self.progress
-        if progress.evaluation_due or progress.step % options.evaluate_every_steps == 0 or self.finished():
+        options, state = self.options, self.state
+        if state.evaluation_due or state.step % options.evaluate_every_steps == 0 or self.finished():
             self.run_evaluation()
             signal = self.group.agree(self.interruption.received)
         else:
             signal = self.group.voted(self.interruption.received)
         # After the evaluation, which may end the run, and whose result is saved with the rest.
-        if progress.step % options.save_every_steps == 0 or self.finished() or signal is not None:
+        if state.step % options.save_every_steps == 0 or self.finished() or signal is not None:
             self.save()
         self.writer.poll()
         if signal is not None:
             self.writer.wait()
-            raise stop(signal, describe_stop(progress.step, self.group.part(self.last_saved_step)))
+            raise stop(signal, describe_stop(state.step, self.group.part(self.last_saved_step)))
 
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
-        options, progress = self.options, self.progress
+        options, state = self.options, self.state
         out_of_epochs = options.max_epochs is not None and self.stream.position.epoch >= options.max_epochs
         patience = options.patience_evaluations
-        out_of_patience = patience is not None and progress.stale_evaluations >= patience
-        return progress.step >= options.max_steps or out_of_epochs or out_of_patience
+        out_of_patience = patience is not None and state.stale_evaluations >= patience
+        return state.step >= options.max_steps or out_of_epochs or out_of_patience
 
     @property
     def last_step(self) -> int:
@@ -184,20 +193,20 @@ class Trainer:
         options, last_step = self.options, self.options.max_steps
         if options.max_epochs is not None:
             updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
-            last_step = min(last_step, self.progress.step + updates_left)
-        return max(last_step, self.progress.step)  # a limit may be lowered below what is done
+            last_step = min(last_step, self.state.step + updates_left)
+        return max(last_step, self.state.step)  # a limit may be lowered below what is done
 
     @property
     def epochs(self) -> float:
         """Passes over the data so far."""
         return self.stream.epochs
 
-    def update(self, share: LocalBatch, interval: Interval) -> None:
+    def update(self, share: LocalBatch, metrics: IntervalMetrics) -> None:
         """One optimizer update on a global batch: the gradient of its summed loss over its number of target tokens."""
         self.objective.train()
-        self.optimization.begin(self.progress.step, self.progress.evaluations)
-        self.group.begin_update(self.progress.step)
-        interval.count(share)
+        self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
+        self.group.begin_update(self.state.step)
+        metrics.count(share)
         batches = share.to_compute
         update_loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
@@ -207,38 +216,38 @@ class Trainer:
                 if not share:
                     loss_sum = loss_sum * 0  # the filler: its pair is counted by another process
                 # The gradients of the processes are averaged, and their sum is wanted.
-                self.optimization.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
+                self.staged_optimizer.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
             update_loss += loss_sum.detach()
         update_loss = self.group.end_update(update_loss, self.interruption.received)
-        norm, made = self.optimization.apply(update_loss)
-        self.progress.step += 1
+        norm, made = self.staged_optimizer.apply(update_loss)
+        self.state.step += 1
         if self.average is not None:
-            self.average.update(self.progress.step)
-        interval.add(update_loss, norm, share.target_tokens, made, self.optimization.skipped_in_a_row)
+            self.average.update(self.state.step)
+        metrics.add(update_loss, norm, share.target_tokens, made, self.staged_optimizer.skipped_in_a_row)
 
-    def log_interval(self, interval: Interval, bar: tqdm[Any]) -> None:
+    def log_interval(self, metrics: IntervalMetrics, bar: tqdm[Any]) -> None:
         """Writes the interval's means to TensorBoard and one log line; ends a run that only skips updates.
 
         The first process does, whose figures are those of all but for the padding, which is that of its share.
         """
         if not self.group.is_rank_0:
             return
-        sums, seconds, step = interval.sums(), interval.seconds(), self.progress.step
+        sums, seconds, step = metrics.sums(), metrics.seconds(), self.state.step
         self.gradient_norms.write()
-        num_updates = len(interval.positions)
-        scalars = interval.scalars(sums, seconds)
-        scalars["train/learning_rate"] = self.optimization.optimizer.param_groups[0]["lr"]
+        num_updates = len(metrics.positions)
+        scalars = metrics.scalars(sums, seconds)
+        scalars["train/learning_rate"] = self.staged_optimizer.optimizer.param_groups[0]["lr"]
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
         bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
         seconds_left = (self.last_step - step) * seconds / num_updates
         so_far = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
-        log.info("%s: %s, about %s left", so_far, in_words(scalars), tqdm.format_interval(seconds_left))
+        log.info("%s: %s, about %s left", so_far, format_metrics(scalars), tqdm.format_interval(seconds_left))
         if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
             place = round(sums.last_skipped)
-            position = interval.positions[place]
+            position = metrics.positions[place]
             batch = describe_batch(self.stream.pairs_at(position), position, self.checkpoints.folder.parent)
             raise self.divergence(
                 f"{sums.longest_skip:.0f} updates in a row were skipped, for loss or gradient were not finite,",
@@ -249,7 +258,7 @@ class Trainer:
         """The error for a run that no further update can save."""
         self.writer.wait()
         return InputError(
-            f"training diverged: {what} at update {self.progress.step}: lower optimizer.lr or trainer.clip_norm, "
+            f"training diverged: {what} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm, "
             f"in a new run (name=...); this one is saved up to update {self.last_saved_step}" + f"\n{details}".rstrip()
         )
 
@@ -258,24 +267,24 @@ class Trainer:
 
         A signal breaks it off: it is done again, from the same weights, when the run goes on.
         """
-        progress = self.progress
-        progress.evaluation_due = True
+        state = self.state
+        state.evaluation_due = True
         self.writer.wait()  # for what is called the best so far
         self.objective.eval()
         try:
             with self.evaluated_weights():
                 result = self.evaluate(self.interruption.abandoning)
-                bleu, kept = result.scores.bleu, progress.best.get("dev/bleu", -math.inf)
-                improved = progress.take_evaluation(bleu)
+                bleu, kept = result.scores.bleu, state.best.get("dev/bleu", -math.inf)
+                improved = state.take_evaluation(bleu)
                 if self.group.is_rank_0:
-                    report_evaluation(self.reporter, result, progress.step, self.options.num_sample_translations)
+                    report_evaluation(self.reporter, result, state.step, self.options.num_sample_translations)
                     if bleu > kept:
                         self.keep_best(result)
         except Abandoned:
-            log.warning("the evaluation after update %d is left for when the run goes on", progress.step)
+            log.warning("the evaluation after update %d is left for when the run goes on", state.step)
             return
         said = " (best so far)" if improved else " (better than what best.pt holds)" if bleu > kept else ""
-        log.info("update %d, dev: %s%s", progress.step, result.summary(), said)
+        log.info("update %d, dev: %s%s", state.step, result.summary(), said)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Inside it, the model holds the weights that are evaluated and kept: averaged ones where there are."""
@@ -283,11 +292,11 @@ class Trainer:
 
     def keep_best(self, result: DevResult) -> None:
         """Has best.pt written from the weights that the model holds now; where that fails, the old best stays."""
-        best, step = result.scalars(), self.progress.step
+        best, step = result.scalars(), self.state.step
         contents = self.describe() | {"best": best, "best_step": step, "model": self.objective.model.state_dict()}
 
         def written() -> None:
-            self.progress.best, self.progress.best_step = best, step
+            self.state.best, self.state.best_step = best, step
 
         self.writer.start(
             partial(self.checkpoints.save_best, snapshot(contents)),
@@ -307,15 +316,15 @@ class Trainer:
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
         self.gradient_norms.write()
         self.reporter.flush()  # who goes on from this checkpoint reports nothing up to its update again
-        step = self.progress.step
+        step = self.state.step
         if not torch.stack([torch.isfinite(weight).all() for weight in self.objective.parameters()]).all():
             raise self.divergence("some weights are not finite")
         contents = self.describe() | {
             "model": self.objective.model.state_dict(),
-            **self.optimization.state_dict(),
+            **self.staged_optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            **self.progress.state_dict(),
-            "interval": self.interval.state_dict(),
+            **self.state.state_dict(),
+            "interval": self.metrics.state_dict(),
             "position": tuple(self.stream.position),
             "rng": random_state(self.device),
         }
@@ -330,13 +339,13 @@ class Trainer:
             partial(self.checkpoints.save, step, copied),
             f"the checkpoint of update {step}",
             on_written=written,
-            has_older=bool(self.checkpoints.whole()),
+            has_older=bool(self.checkpoints.full()),
         )
 
     def describe(self) -> dict[str, Any]:
         """What every checkpoint of the run says of itself."""
-        progress = self.progress
-        return self.checkpoint_extras | {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
+        state = self.state
+        return self.checkpoint_extras | {"step": state.step, "best": state.best, "best_step": state.best_step}
 
     def restore(self, contents: dict[str, Any]) -> None:
         """Takes up the state that `save` wrote, but for the data position, which the stream was made with.
@@ -346,9 +355,9 @@ class Trainer:
         self.objective.model.load_state_dict(contents["model"])
         if self.average is not None:
             self.average.load_state_dict(contents["average"])
-        self.progress = Progress.of(contents)
-        self.optimization.load_state_dict(contents, self.progress.step)
+        self.state = TrainState.from_checkpoint(contents)
+        self.staged_optimizer.load_state_dict(contents, self.state.step)
         if "interval" in contents:  # a checkpoint from before it was saved begins a new one
-            self.interval = Interval.of(contents["interval"], self.device)
-        self.last_saved_step = self.progress.step
+            self.metrics = IntervalMetrics.from_checkpoint(contents["interval"], self.device)
+        self.last_saved_step = self.state.step
         restore_random_state(contents["rng"], self.device)

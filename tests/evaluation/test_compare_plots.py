@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gnmt.errors import InputError
 from gnmt.evaluation.compare import compare, draw_gradient_norms, draw_over_updates, draw_plots, group_runs, labels_of
 from gnmt.evaluation.run_records import Evaluated, RunRecord, largest_loss_rise, mean_by_layer, read_run
-from gnmt.training.train_metrics import GRADIENT_NORMS_FILE, place_of_layer, read_gradient_norms
+from gnmt.training.train_metrics import GRADIENT_NORMS_FILE, layer_sort_key, read_gradient_norms
 
 
 def run(name, seed=1, layers=("encoder.1", "decoder.1"), scale=1.0, **figures):
@@ -61,7 +61,7 @@ def test_gradient_norms_are_means_of_the_first_updates_over_layers():
 
 def test_layers_of_models_of_different_kinds_stand_in_the_order_of_the_data():
     layers = ["embeddings", "encoder.2", "encoder.10", "encoder.other", "attention", "decoder.1", "output", "mine"]
-    assert sorted(set(layers), key=place_of_layer) == layers
+    assert sorted(set(layers), key=layer_sort_key) == layers
 
 
 def groups_of(*runs):

@@ -28,7 +28,7 @@ from gnmt.training.data_parallel import Group
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.run_checkpoints import RunCheckpoints
 from gnmt.training.train import build_trainer, train
-from gnmt.training.train_metrics import Interval
+from gnmt.training.train_metrics import IntervalMetrics
 from gnmt.training.trainer import Trainer
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
@@ -80,14 +80,14 @@ def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
             parameter.grad = None
         return torch.tensor(1.0), torch.tensor(True)
 
-    trainer.optimization.apply = take  # type: ignore[method-assign]
+    trainer.staged_optimizer.apply = take  # type: ignore[method-assign]
     for _ in range(num_updates):
-        interval = Interval.begin(trainer.device)
-        interval.positions.append(trainer.stream.position)
+        metrics = IntervalMetrics.begin(trainer.device)
+        metrics.positions.append(trainer.stream.position)
         share = next(trainer.stream)
         found["own_pairs"].append([pair for batch in share for pair in batch.pairs_B.tolist()])
-        found["tokens"].append((share.source_tokens, share.target_tokens, interval.real_tokens))
-        trainer.update(share, interval)
+        found["tokens"].append((share.source_tokens, share.target_tokens, metrics.real_tokens))
+        trainer.update(share, metrics)
     trainer.stream.close()
     return found
 
@@ -122,7 +122,7 @@ def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def signalled_update(trainer: Trainer, *arguments: Any) -> None:
-        if place == "update" and trainer.progress.step == 2:
+        if place == "update" and trainer.state.step == 2:
             send()
         update(trainer, *arguments)
 
@@ -142,7 +142,7 @@ def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str)
 
 
 def fail_in_the_second_update(trainer: Trainer, *arguments: Any) -> None:
-    if trainer.group.rank == 1 and trainer.progress.step == 1:
+    if trainer.group.rank == 1 and trainer.state.step == 1:
         raise RuntimeError("this process has no memory left")
     original_update(trainer, *arguments)
 

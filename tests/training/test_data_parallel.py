@@ -129,9 +129,9 @@ def test_one_process_goes_on_with_the_run_of_two_in_the_same_order(pair, run, tm
     update = Trainer.update
     now = "alone"
 
-    def watched(trainer, share, interval):
+    def watched(trainer, share, metrics):
         consumed[now].append([pair for batch in share for pair in batch.pairs_B.tolist()])
-        update(trainer, share, interval)
+        update(trainer, share, metrics)
 
     monkeypatch.setattr(Trainer, "update", watched)
     run(tmp_path / "alone", *EVERY_2, "trainer.max_steps=7")

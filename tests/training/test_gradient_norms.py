@@ -16,11 +16,11 @@ from gnmt.config.build import build
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.training.train_metrics import (
+    GRADIENT_NORM_TAG,
     GRADIENT_NORMS_FILE,
-    TAG,
     GradientNorms,
-    Interval,
-    layers_of,
+    IntervalMetrics,
+    parameters_by_layer,
     read_gradient_norms,
 )
 from gnmt.training.trainer import Trainer
@@ -70,7 +70,7 @@ def records(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_layers_of_every_kind_of_model_in_the_order_of_the_data(name):
     model = model_of(name)
-    layers = layers_of(model)
+    layers = parameters_by_layer(model)
     assert list(layers) == LAYERS[name]
     assert sorted(id(weight) for weights in layers.values() for weight in weights) == sorted(
         map(id, model.parameters())
@@ -79,28 +79,32 @@ def test_the_layers_of_every_kind_of_model_in_the_order_of_the_data(name):
 
 def test_ten_layers_are_counted_as_numbers():
     model = model_of("gnmt_8", "model.encoder.num_layers=11")
-    assert [name for name in layers_of(model) if name.startswith("decoder")] == [f"decoder.{n}" for n in range(1, 12)]
+    assert [name for name in parameters_by_layer(model) if name.startswith("decoder")] == [
+        f"decoder.{n}" for n in range(1, 12)
+    ]
 
 
 def test_a_layer_has_both_its_directions_and_all_its_attention():
-    layers = {name: {id(weight) for weight in weights} for name, weights in layers_of(model_of("gnmt_tiny")).items()}
+    layers = {
+        name: {id(weight) for weight in weights} for name, weights in parameters_by_layer(model_of("gnmt_tiny")).items()
+    }
     assert len(layers["encoder.1"]) == 2 * len(layers["encoder.2"]) == 8
     model = model_of("convolutional_small")
     second = {id(weight) for weight in model.decoder.attentions[1].parameters()}
-    assert second <= {id(weight) for weight in layers_of(model)["decoder.2"]}
+    assert second <= {id(weight) for weight in parameters_by_layer(model)["decoder.2"]}
 
 
 @pytest.mark.parametrize("microbatch_tokens", ["null", "60"])
 def test_the_norms_are_those_before_clipping_and_together_the_whole(make_trainer, tmp_path, microbatch_tokens):
     trainer = make_trainer(f"{EVERY}=1", "trainer.clip_norm=0.001", f"trainer.microbatch_tokens={microbatch_tokens}")
-    interval = Interval.begin(trainer.device)
-    trainer.update(next(trainer.stream), interval)
+    metrics = IntervalMetrics.begin(trainer.device)
+    trainer.update(next(trainer.stream), metrics)
     assert not (tmp_path / GRADIENT_NORMS_FILE).exists(), "nothing is written before the log is"
     trainer.gradient_norms.write()
     [record] = records(tmp_path)
     assert record["update"] == 1
     assert list(record["norms"]) == LAYERS["gnmt_tiny"]
-    assert math.hypot(*record["norms"].values()) == pytest.approx(interval.sums().gradient_norm, rel=1e-5)
+    assert math.hypot(*record["norms"].values()) == pytest.approx(metrics.sums().gradient_norm, rel=1e-5)
     assert min(record["norms"].values()) > 0
 
 
@@ -108,8 +112,8 @@ def test_the_scale_of_fp16_is_taken_out_first(make_trainer, tmp_path):
     norms = []
     for scale in (1.0, 1024.0):
         trainer = make_trainer(f"{EVERY}=1")
-        trainer.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+        trainer.staged_optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
         trainer.gradient_norms.write()
         norms.append(records(tmp_path)[-1]["norms"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
@@ -118,7 +122,7 @@ def test_the_scale_of_fp16_is_taken_out_first(make_trainer, tmp_path):
 def test_a_gradient_that_is_not_finite_is_null_in_the_file(make_trainer, tmp_path):
     trainer = make_trainer(f"{EVERY}=1")
     trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
-    trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+    trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
     trainer.gradient_norms.write()
     [record] = records(tmp_path)
     assert record["norms"]["output"] is None
@@ -130,12 +134,12 @@ def test_recording_changes_nothing_of_training_and_costs_nothing_when_off(make_t
     for every in ("null", "1"):
         trainer = make_trainer(f"{EVERY}={every}", "trainer.clip_norm=0.5")
         for _ in range(3):
-            trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+            trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
         weights.append([weight.detach().clone() for weight in trainer.objective.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
     off = make_trainer()
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", None)  # nothing may ask for it
-    off.update(next(off.stream), Interval.begin(off.device))
+    off.update(next(off.stream), IntervalMetrics.begin(off.device))
     assert not off.gradient_norms._pending
 
 
@@ -147,7 +151,7 @@ def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, kil
     update = Trainer.update
 
     def crash_in_the_next(trainer, *arguments):
-        if trainer.progress.step == killed_after:
+        if trainer.state.step == killed_after:
             raise RuntimeError("the power went")
         update(trainer, *arguments)
 
@@ -160,7 +164,7 @@ def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, kil
     assert records(tmp_path / "split") == records(tmp_path / "whole")
     assert [record["update"] for record in records(tmp_path / "whole")] == list(range(1, 8))
     curves = scalars(tmp_path / "split")
-    assert [step for step, _ in curves[f"{TAG}/decoder.2"]] == list(range(1, 8))
+    assert [step for step, _ in curves[f"{GRADIENT_NORM_TAG}/decoder.2"]] == list(range(1, 8))
     assert curves == scalars(tmp_path / "whole")
 
 
@@ -185,7 +189,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(make_trainer, tmp_path, ca
     trainer = make_trainer(f"{EVERY}=1")
     trainer.gradient_norms.path = tmp_path / "gone" / GRADIENT_NORMS_FILE
     for _ in range(2):
-        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
         trainer.gradient_norms.write()
     assert caplog.text.count("no more gradient norms are recorded") == 1
 

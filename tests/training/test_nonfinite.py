@@ -10,7 +10,7 @@ import torch
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import LoaderState
 from gnmt.errors import InputError
-from gnmt.training.train_metrics import Interval
+from gnmt.training.train_metrics import IntervalMetrics
 from gnmt.training.trainer import Trainer
 
 OPTIMIZERS = {
@@ -27,14 +27,14 @@ def spoil(trainer: Trainer, factor: float = math.nan) -> torch.utils.hooks.Remov
     return trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * factor)
 
 
-def update(trainer: Trainer, interval: Interval) -> None:
-    interval.positions.append(trainer.stream.position)
-    trainer.update(next(trainer.stream), interval)
+def update(trainer: Trainer, metrics: IntervalMetrics) -> None:
+    metrics.positions.append(trainer.stream.position)
+    trainer.update(next(trainer.stream), metrics)
 
 
 def state(trainer: Trainer) -> list[torch.Tensor]:
     """Copies of weights and of what the optimizer remembers."""
-    remembered = (item for state in trainer.optimization.optimizer.state.values() for item in state.values())
+    remembered = (item for state in trainer.staged_optimizer.optimizer.state.values() for item in state.values())
     tensors = [*trainer.objective.parameters(), *(item for item in remembered if isinstance(item, torch.Tensor))]
     return [tensor.detach().clone() for tensor in tensors]
 
@@ -44,23 +44,23 @@ def state(trainer: Trainer) -> list[torch.Tensor]:
 def test_a_skipped_update_changes_neither_weights_nor_optimizer(make_trainer, optimizer, first):
     """Fused SGD, told to skip its first update, left its momentum uninitialized."""
     trainer = make_trainer(*OPTIMIZERS[optimizer], "trainer.ema_decay=0.5")
-    interval = Interval.begin(trainer.device)
+    metrics = IntervalMetrics.begin(trainer.device)
     for _ in range(first):
-        update(trainer, interval)
+        update(trainer, metrics)
     before, gradients = state(trainer), spoil(trainer)
     for _ in range(2):
-        update(trainer, interval)
+        update(trainer, metrics)
     gradients.remove()
     after = state(trainer)
     assert len(before) == len(after)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    assert trainer.progress.step == first + 2, "it uses up its place in the schedule"
+    assert trainer.state.step == first + 2, "it uses up its place in the schedule"
     assert all(average.isfinite().all() for average in trainer.average.state_dict().values())
-    update(trainer, interval)
+    update(trainer, metrics)
     moved = state(trainer)
     assert all(tensor.isfinite().all() for tensor in moved)
     assert not torch.equal(moved[0], before[0])
-    sums = interval.sums()
+    sums = metrics.sums()
     assert (sums.updates, sums.longest_skip, sums.last_skipped) == (first + 1, 2, first + 1)
     assert 0 < sums.loss / sums.target_tokens < 10
     assert 0 < sums.gradient_norm < 100
@@ -74,10 +74,10 @@ def test_what_follows_a_skipped_update_is_as_if_its_batch_had_never_been(make_tr
         for number in range(4):
             if number == 2 and not skips:
                 next(trainer.stream)
-                trainer.progress.step += 1
+                trainer.state.step += 1
                 continue
             gradients = spoil(trainer, math.nan if number == 2 else 1.0)
-            update(trainer, Interval.begin(trainer.device))
+            update(trainer, IntervalMetrics.begin(trainer.device))
             gradients.remove()
         weights.append(state(trainer))
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
@@ -85,20 +85,20 @@ def test_what_follows_a_skipped_update_is_as_if_its_batch_had_never_been(make_tr
 
 def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
     trainer = make_trainer()
-    interval = Interval.begin(trainer.device)
-    update(trainer, interval)
+    metrics = IntervalMetrics.begin(trainer.device)
+    update(trainer, metrics)
     before, forward = state(trainer), trainer.objective.loss.forward
     trainer.objective.loss.forward = lambda *arguments: forward(*arguments) + math.inf
-    update(trainer, interval)
+    update(trainer, metrics)
     assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
-    assert interval.sums().updates == 1
+    assert metrics.sums().updates == 1
 
 
 def test_no_step_reads_the_device(make_trainer, monkeypatch):
     """Once the first update of a stage is made; skipped ones are no exception."""
     trainer = make_trainer("trainer.ema_decay=0.5", "trainer.microbatch_tokens=100")
-    update(trainer, Interval.begin(trainer.device))
-    interval, batches = Interval.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
+    update(trainer, IntervalMetrics.begin(trainer.device))
+    metrics, batches = IntervalMetrics.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
     numbers = [sum(int(batch.labels.lengths_B.sum()) for batch in microbatches) for microbatches in batches]
 
     def refuse(tensor, *_):
@@ -110,22 +110,22 @@ def test_no_step_reads_the_device(make_trainer, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     for number, microbatches in enumerate(batches):
         gradients = spoil(trainer, math.nan if number == 1 else 1.0)
-        interval.positions.append(trainer.stream.position)
-        trainer.update(microbatches, interval)
+        metrics.positions.append(trainer.stream.position)
+        trainer.update(microbatches, metrics)
         gradients.remove()
     monkeypatch.undo()
-    assert interval.sums().target_tokens == numbers[0] + numbers[2]
-    assert interval.sums().last_skipped == 1
+    assert metrics.sums().target_tokens == numbers[0] + numbers[2]
+    assert metrics.sums().last_skipped == 1
 
 
 def test_the_place_is_that_of_the_longest_row_and_not_of_a_later_single_one():
     """The message that ends a run named the batch of the last skip, which may be an innocent one."""
-    interval, one, in_a_row = Interval.begin(torch.device("cpu")), torch.ones(()), 0
+    metrics, one, in_a_row = IntervalMetrics.begin(torch.device("cpu")), torch.ones(()), 0
     for number, made in enumerate([True, False, False, False, True, False, True]):
-        interval.positions.append(LoaderState(0, number))
+        metrics.positions.append(LoaderState(0, number))
         in_a_row = 0 if made else in_a_row + 1
-        interval.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row))
-    assert (interval.sums().longest_skip, interval.sums().last_skipped) == (3, 3)
+        metrics.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row))
+    assert (metrics.sums().longest_skip, metrics.sums().last_skipped) == (3, 3)
 
 
 def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplog):
@@ -137,9 +137,9 @@ def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplo
     trainer.reporter.scalar = lambda tag, value, step: reported.append((tag, step, value))
     original = trainer.update
 
-    def sometimes_bad(microbatches, interval):
-        gradients = spoil(trainer, math.nan if trainer.progress.step in (0, 3, 4, 6, 7) else 1.0)
-        original(microbatches, interval)
+    def sometimes_bad(microbatches, metrics):
+        gradients = spoil(trainer, math.nan if trainer.state.step in (0, 3, 4, 6, 7) else 1.0)
+        original(microbatches, metrics)
         gradients.remove()
 
     trainer.update = sometimes_bad
@@ -157,10 +157,10 @@ def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, preproce
     )  # fmt: skip
     consumed, original = [], trainer.update
 
-    def bad_from_the_third(microbatches, interval):
+    def bad_from_the_third(microbatches, metrics):
         consumed.append(microbatches)
-        gradients = spoil(trainer, math.inf if trainer.progress.step >= 2 else 1.0)
-        original(microbatches, interval)
+        gradients = spoil(trainer, math.inf if trainer.state.step >= 2 else 1.0)
+        original(microbatches, metrics)
         gradients.remove()
 
     trainer.update = bad_from_the_third
@@ -203,10 +203,10 @@ def test_the_count_in_a_row_goes_on_with_the_run(make_trainer):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_cuda_a_skip_needs_no_host(make_trainer):
     trainer = make_trainer("device=cuda", "optimizer=sgd", "optimizer.momentum=0.9")
-    update(trainer, Interval.begin(trainer.device))
+    update(trainer, IntervalMetrics.begin(trainer.device))
     before, gradients = state(trainer), spoil(trainer)
-    interval = Interval.begin(trainer.device)
-    update(trainer, interval)
+    metrics = IntervalMetrics.begin(trainer.device)
+    update(trainer, metrics)
     gradients.remove()
     assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
-    assert interval.sums()[3:6] == (0, 1, 0)
+    assert metrics.sums()[3:6] == (0, 1, 0)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnmt.batch import Tokens
 from gnmt.data.batching import batch_of, collate
-from gnmt.training.objective import Objective, _Taken, real_places
+from gnmt.training.objective import Objective, _SelectTokens, real_token_indices
 
 
 @pytest.fixture
@@ -60,17 +60,17 @@ def test_output_dropout_is_applied_in_training(make_trainer, preprocessed):
 def test_the_places_of_real_tokens_are_those_of_the_mask():
     lengths_B = torch.tensor([3, 1, 0, 4])
     mask_BT = Tokens(torch.zeros(4, 5, dtype=torch.int64), lengths_B).mask_BT
-    assert torch.equal(torch.stack(real_places(lengths_B, 8)), mask_BT.nonzero().T)
+    assert torch.equal(torch.stack(real_token_indices(lengths_B, 8)), mask_BT.nonzero().T)
 
 
 @pytest.mark.parametrize("time_major", [True, False])
 def test_taking_real_tokens_has_the_gradient_of_indexing(time_major):
     states = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states_BTH = (states.transpose(0, 1) if time_major else states.reshape(3, 4, 2)).requires_grad_()
-    places = real_places(torch.tensor([4, 1, 2]), 7)
-    assert torch.equal(_Taken.apply(states_BTH, *places), states_BTH[places])
-    assert torch.autograd.gradcheck(lambda states_BTH: _Taken.apply(states_BTH, *places), states_BTH)
-    [grad_BTH] = torch.autograd.grad(_Taken.apply(states_BTH, *places).sum(), states_BTH)
+    places = real_token_indices(torch.tensor([4, 1, 2]), 7)
+    assert torch.equal(_SelectTokens.apply(states_BTH, *places), states_BTH[places])
+    assert torch.autograd.gradcheck(lambda states_BTH: _SelectTokens.apply(states_BTH, *places), states_BTH)
+    [grad_BTH] = torch.autograd.grad(_SelectTokens.apply(states_BTH, *places).sum(), states_BTH)
     assert grad_BTH.stride() == states_BTH.stride()
 
 

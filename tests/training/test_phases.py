@@ -10,9 +10,9 @@ from gnmt.checkpoint.file import read_checkpoint
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.validate import check_config
 from gnmt.errors import InputError
-from gnmt.training.optimizer import StageOptions, check_stages, stages_of
+from gnmt.training.optimizer import StageOptions, build_stages, check_stages
 from gnmt.training.schedule import Constant, WarmupStepDecay
-from gnmt.training.train_metrics import Interval
+from gnmt.training.train_metrics import IntervalMetrics
 
 SGD = "{_target_: torch.optim.SGD, lr: 0.5, momentum: 0.9, fused: true}"
 HALVING = (
@@ -30,8 +30,8 @@ RECIPE = (ADAM_THEN_SGD, "optimizer.lr=0.01", "schedule.warmup_steps=2")
 def rates_and_optimizers(trainer, updates):
     rows = []
     for _ in range(updates):
-        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
-        optimizer = trainer.optimization.optimizer
+        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        optimizer = trainer.staged_optimizer.optimizer
         rows.append((type(optimizer).__name__, optimizer.param_groups[0]["lr"]))
     return rows
 
@@ -65,9 +65,11 @@ def test_stopped_in_any_phase_or_between_two_it_goes_on_bitwise(run, tmp_path, s
 
 def test_without_phases_the_root_keys_rule():
     made = object()
-    [stage] = stages_of(None, lambda **_: made, Constant())
+    [stage] = build_stages(None, lambda **_: made, Constant())
     assert (stage.start, stage.make_optimizer(params=[]), stage.schedule) == (0, made, Constant())
-    first, second = stages_of([StageOptions(5), StageOptions(None, schedule=Constant(3))], lambda **_: made, Constant())
+    first, second = build_stages(
+        [StageOptions(5), StageOptions(None, schedule=Constant(3))], lambda **_: made, Constant()
+    )
     assert (first.start, first.schedule, second.start, second.schedule) == (0, Constant(), 5, Constant(3))
     assert second.make_optimizer(params=[]) is made
 

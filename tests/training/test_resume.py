@@ -71,9 +71,9 @@ def test_ctrl_c_saves_and_the_same_command_continues(run, uninterrupted, tmp_pat
     expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
     update = Trainer.update
 
-    def ctrl_c_in_the_third(trainer, microbatches, interval):
-        update(trainer, microbatches, interval)
-        if trainer.progress.step == 3:
+    def ctrl_c_in_the_third(trainer, microbatches, metrics):
+        update(trainer, microbatches, metrics)
+        if trainer.state.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "update", ctrl_c_in_the_third)
@@ -95,10 +95,10 @@ def test_what_a_crash_had_reported_beyond_its_checkpoint_is_purged(
     expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
     update = Trainer.update
 
-    def crash_in_the_next(trainer, microbatches, interval):
-        if trainer.progress.step == updates:
+    def crash_in_the_next(trainer, microbatches, metrics):
+        if trainer.state.step == updates:
             raise RuntimeError("the power went")
-        update(trainer, microbatches, interval)
+        update(trainer, microbatches, metrics)
 
     monkeypatch.setattr(Trainer, "update", crash_in_the_next)
     command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
@@ -155,7 +155,7 @@ def test_the_plateau_of_a_run_that_goes_on(run, tmp_path, monkeypatch):
     bleus = {1: 3.0, 2: 2.0, 3: 4.0, 4: 4.0, 5: 1.0, 6: 1.0}
 
     def scored(*_, **__):
-        return Scores(bleus[current[0].progress.step], chrf=0.0, ter=None, signatures={}, num_sentences=1)
+        return Scores(bleus[current[0].state.step], chrf=0.0, ter=None, signatures={}, num_sentences=1)
 
     current: list[Trainer] = []
     fit = Trainer.fit

@@ -14,7 +14,7 @@ from gnmt.training.run_checkpoints import RunCheckpoints
 
 
 def names(checkpoints: RunCheckpoints) -> list[str]:
-    return [path.name for path in checkpoints.whole()]
+    return [path.name for path in checkpoints.full()]
 
 
 def damage(path):
@@ -64,7 +64,7 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(tmp_path, caplog):
     checkpoints = RunCheckpoints(tmp_path, keep=3)
     for step in (1, 2, 3):
         checkpoints.save(step, {"step": step})
-    damage(checkpoints.whole()[-1])
+    damage(checkpoints.full()[-1])
     with caplog.at_level(logging.WARNING):
         assert checkpoints.newest()["step"] == 2
     [message] = [record.getMessage() for record in caplog.records]
@@ -142,7 +142,7 @@ def test_where_all_are_damaged_it_says_so_and_does_not_start_anew(tmp_path):
     checkpoints = RunCheckpoints(tmp_path, keep=3)
     for step in (1, 2):
         checkpoints.save(step, {"step": step})
-        damage(checkpoints.whole()[-1])
+        damage(checkpoints.full()[-1])
     with pytest.raises(
         InputError, match=r"none of the 2 checkpoints in .* can be read; move the folder away"
     ) as caught:
@@ -156,7 +156,7 @@ def test_a_damaged_newest_one_does_not_push_out_those_that_follow_the_fallback(t
     for step in (2, 9):
         RunCheckpoints(tmp_path, keep=2).save(step, {"step": step})
     checkpoints = RunCheckpoints(tmp_path, keep=1)
-    damage(checkpoints.whole()[-1])
+    damage(checkpoints.full()[-1])
     checkpoints.save(3, {"step": 3})
     assert checkpoints.newest()["step"] == 3
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 3

@@ -15,7 +15,7 @@ import gnmt.training.train as run_module
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.errors import InputError, Interrupted
 from gnmt.training.run_checkpoints import BackgroundWriter
-from gnmt.training.train_metrics import Progress
+from gnmt.training.train_metrics import TrainState
 from gnmt.training.trainer import Trainer
 
 
@@ -23,9 +23,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM in that update."""
     update = Trainer.update
 
-    def stopped(trainer, microbatches, interval):
-        update(trainer, microbatches, interval)
-        if trainer.progress.step == step:
+    def stopped(trainer, microbatches, metrics):
+        update(trainer, microbatches, metrics)
+        if trainer.state.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "update", stopped)
@@ -64,13 +64,15 @@ def test_a_lower_limit_changes_nothing_of_a_finished_run(run, tmp_path):
 
 def test_what_is_due_at_the_end():
     written = {"dev/bleu": 3.0}
-    assert Progress(step=4).end_is_due(), "never evaluated"
-    assert Progress(step=4, best=written, evaluations=[(2, 3.0)]).end_is_due(), "not at its end"
-    assert Progress(step=4, best=written, evaluations=[(2, 3.0), (4, 3.5)]).end_is_due(), "its best.pt was not written"
-    assert Progress(step=4, evaluations=[(4, 0.0)]).end_is_due(), "no best.pt at all was written"
-    assert not Progress(step=4, best=written, evaluations=[(2, 3.0), (4, 2.5)]).end_is_due()
-    assert not Progress(step=4, best=written).end_is_due(), "older checkpoints hold no list"
-    assert Progress(step=4, best=written, evaluations=[(4, 2.5)], evaluation_due=True).end_is_due(), "broken off"
+    assert TrainState(step=4).end_is_due(), "never evaluated"
+    assert TrainState(step=4, best=written, evaluations=[(2, 3.0)]).end_is_due(), "not at its end"
+    assert TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 3.5)]).end_is_due(), (
+        "its best.pt was not written"
+    )
+    assert TrainState(step=4, evaluations=[(4, 0.0)]).end_is_due(), "no best.pt at all was written"
+    assert not TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 2.5)]).end_is_due()
+    assert not TrainState(step=4, best=written).end_is_due(), "older checkpoints hold no list"
+    assert TrainState(step=4, best=written, evaluations=[(4, 2.5)], evaluation_due=True).end_is_due(), "broken off"
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "") -> None:
@@ -132,7 +134,7 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
     trainer.evaluate = results([1.0, 3.0, 2.0, 1.5], preprocessed)
     full_disk(monkeypatch, 2, name="best.pt")
     with caplog.at_level(logging.INFO):
-        progress = trainer.fit()
+        state = trainer.fit()
     endings = {
         int(message.split()[1].rstrip(",")): message.partition("chrF 0.00")[2].strip()
         for message in caplog.messages
@@ -140,7 +142,7 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
     }
     assert endings == {1: "(best so far)", 2: "(best so far)", 3: "(better than what best.pt holds)", 4: ""}
     assert "best.pt of update 2 was not written" in caplog.text
-    assert (progress.best_step, progress.stale_evaluations) == (3, 2)
+    assert (state.best_step, state.stale_evaluations) == (3, 2)
 
 
 @pytest.mark.parametrize(

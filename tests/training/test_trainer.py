@@ -23,7 +23,7 @@ from gnmt.data.batching import collate
 from gnmt.data.store import Preprocessed
 from gnmt.errors import InputError
 from gnmt.training.dev_evaluation import DevResult
-from gnmt.training.train_metrics import Interval
+from gnmt.training.train_metrics import IntervalMetrics
 from gnmt.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -40,13 +40,13 @@ def flat_weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([weight.detach().flatten().double() for weight in trainer.objective.parameters()])
 
 
-def one_update(trainer: Trainer) -> tuple[torch.Tensor, Interval, list]:
+def one_update(trainer: Trainer) -> tuple[torch.Tensor, IntervalMetrics, list]:
     """What the update took off the weights (with SGD at rate 1: the gradient), the sums, and its microbatches."""
     before = flat_weights(trainer)
     microbatches = next(trainer.stream)
-    interval = Interval.begin(trainer.device)
-    trainer.update(microbatches, interval)
-    return before - flat_weights(trainer), interval, microbatches
+    metrics = IntervalMetrics.begin(trainer.device)
+    trainer.update(microbatches, metrics)
+    return before - flat_weights(trainer), metrics, microbatches
 
 
 def plain_gradient(trainer: Trainer, preprocessed: Preprocessed, pairs: list[int]) -> torch.Tensor:
@@ -62,22 +62,22 @@ def test_the_gradient_is_that_of_all_target_tokens_over_their_number(make_traine
     """Whole or in microbatches: no mean of means, no division per sentence."""
     trainer = make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null", f"trainer.microbatch_tokens={microbatch_tokens}")
     original = copy.deepcopy(trainer.objective)
-    gradient, interval, microbatches = one_update(trainer)
+    gradient, metrics, microbatches = one_update(trainer)
     assert (len(microbatches) > 2) is (microbatch_tokens != "null")
     trainer.objective = original
     expected = plain_gradient(
         trainer, preprocessed, [pair for batch in microbatches for pair in batch.pairs_B.tolist()]
     )
     assert (gradient - expected).norm() <= 1e-5 * expected.norm()
-    assert interval.sums().gradient_norm == pytest.approx(expected.norm().item(), rel=1e-5)
+    assert metrics.sums().gradient_norm == pytest.approx(expected.norm().item(), rel=1e-5)
 
 
 def test_clipping_is_by_the_global_norm(make_trainer):
-    free, free_interval, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null"))
-    clipped, interval, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=0.001"))
+    free, free_metrics, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null"))
+    clipped, metrics, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=0.001"))
     assert clipped.norm().item() == pytest.approx(0.001, rel=1e-3)
     assert torch.nn.functional.cosine_similarity(free, clipped, dim=0) > 0.99999
-    assert interval.sums().gradient_norm == free_interval.sums().gradient_norm, (
+    assert metrics.sums().gradient_norm == free_metrics.sums().gradient_norm, (
         "what is reported is the norm before clipping"
     )
     roomy, _, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=1000"))
@@ -87,26 +87,26 @@ def test_clipping_is_by_the_global_norm(make_trainer):
 def test_an_overflow_of_fp16_is_skipped_and_leaves_no_momentum(make_trainer):
     """Fused SGD, told of an overflow at its first step, made momentum buffers and left them uninitialized."""
     trainer = make_trainer(*PLAIN_GRADIENT, "optimizer.momentum=0.9")
-    trainer.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.staged_optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     overflow = trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
-    change, interval, _ = one_update(trainer)
+    change, metrics, _ = one_update(trainer)
     assert change.abs().max() == 0
-    assert trainer.optimization.scaler.get_scale() == 2.0
-    assert len(trainer.optimization.optimizer.state) == 0
-    assert interval.sums() == (0, 0, 0, 0, 1, -1, 0, 0)
+    assert trainer.staged_optimizer.scaler.get_scale() == 2.0
+    assert len(trainer.staged_optimizer.optimizer.state) == 0
+    assert metrics.sums() == (0, 0, 0, 0, 1, -1, 0, 0)
     overflow.remove()
-    change, interval, _ = one_update(trainer)
-    momentum = [state["momentum_buffer"].flatten() for state in trainer.optimization.optimizer.state.values()]
+    change, metrics, _ = one_update(trainer)
+    momentum = [state["momentum_buffer"].flatten() for state in trainer.staged_optimizer.optimizer.state.values()]
     torch.testing.assert_close(change, torch.cat(momentum).double(), rtol=1e-4, atol=1e-6)
-    assert interval.sums().gradient_norm > 0
+    assert metrics.sums().gradient_norm > 0
 
 
 def test_the_schedule_scales_the_rate_of_the_config(make_trainer, preprocessed):
     trainer = make_trainer("schedule.warmup_steps=4", "optimizer.lr=0.02")
     rates = []
     for _ in range(5):
-        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
-        rates.append(trainer.optimization.optimizer.param_groups[0]["lr"])
+        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        rates.append(trainer.staged_optimizer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
 
 
@@ -114,7 +114,7 @@ def test_the_average_takes_in_every_update(make_trainer):
     trainer = make_trainer("trainer.ema_decay=0.5")
     expected = flat_weights(trainer)
     for step in (1, 2, 3):
-        trainer.update(next(trainer.stream), Interval.begin(trainer.device))
+        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * flat_weights(trainer)
     found = torch.cat([average.flatten().double() for average in trainer.average.state_dict().values()])
@@ -131,22 +131,22 @@ def test_max_epochs_ends_with_the_last_batch_of_the_epoch(make_trainer, preproce
     seen: list[int] = []
     update = trainer.update
 
-    def watched(microbatches, interval):
+    def watched(microbatches, metrics):
         seen.extend(pair for batch in microbatches for pair in batch.pairs_B.tolist())
-        update(microbatches, interval)
+        update(microbatches, metrics)
 
     trainer.update = watched
-    progress = trainer.fit()
+    state = trainer.fit()
     assert first_epoch > 2
-    assert progress.step == pytest.approx(2 * first_epoch, abs=2)
+    assert state.step == pytest.approx(2 * first_epoch, abs=2)
     assert sorted(seen) == sorted(2 * list(range(len(preprocessed.store)))), "every pair once in each epoch"
 
 
 def test_patience_counts_evaluations_without_a_better_bleu(make_trainer, preprocessed):
     trainer = make_trainer("trainer.patience_evaluations=2", "trainer.evaluate_every_steps=1")
     trainer.evaluate = results([5.0, 4.0, 6.0, 6.0, 5.5, 99.0], preprocessed)
-    progress = trainer.fit()
-    assert (progress.step, progress.best_step, progress.best["dev/bleu"]) == (5, 3, 6.0)
+    state = trainer.fit()
+    assert (state.step, state.best_step, state.best["dev/bleu"]) == (5, 3, 6.0)
     saved = trainer.checkpoints.newest()
     assert (saved["step"], saved["stale_evaluations"], saved["best"]["dev/bleu"]) == (5, 2, 6.0)
 
@@ -196,8 +196,8 @@ def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, mo
 
     monkeypatch.setattr(os, "fsync", full_at_the_second_update)
     with caplog.at_level(logging.ERROR):
-        progress = trainer.fit()
-    assert [path.name for path in trainer.checkpoints.whole()] == ["step_00000001.pt", "step_00000003.pt"]
+        state = trainer.fit()
+    assert [path.name for path in trainer.checkpoints.full()] == ["step_00000001.pt", "step_00000003.pt"]
     assert not list(trainer.checkpoints.folder.parent.rglob("*.tmp"))
     messages = [record.getMessage() for record in caplog.records]
     assert [message.split(" was not")[0] for message in messages] == [
@@ -207,8 +207,8 @@ def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, mo
     assert all("No space left on device" in message and "the one before stays" in message for message in messages)
     # What is called the best is what lies in best.pt, and a later one may still replace it.
     best = read_checkpoint(trainer.checkpoints.best)
-    assert best["step"] == best["best_step"] == progress.best_step == 3
-    assert best["best"] == progress.best
+    assert best["step"] == best["best_step"] == state.best_step == 3
+    assert best["best"] == state.best
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(make_trainer):
@@ -222,15 +222,15 @@ def test_diverged_weights_are_never_saved(make_trainer):
     trainer = make_trainer("trainer.log_every_steps=1000", "trainer.save_every_steps=1")
     update = trainer.update
 
-    def diverge_at_the_third(microbatches, interval):
-        update(microbatches, interval)
-        if trainer.progress.step == 3:
+    def diverge_at_the_third(microbatches, metrics):
+        update(microbatches, metrics)
+        if trainer.state.step == 3:
             torch.nn.init.constant_(trainer.objective.model.output_layer.bias, torch.nan)
 
     trainer.update = diverge_at_the_third
     with pytest.raises(InputError, match=r"some weights are not finite at update 3: .* saved up to update 2"):
         trainer.fit()
-    assert [read_checkpoint(path)["step"] for path in trainer.checkpoints.whole()] == [1, 2]
+    assert [read_checkpoint(path)["step"] for path in trainer.checkpoints.full()] == [1, 2]
 
 
 # What evaluation does to training, and what is reported
@@ -266,10 +266,10 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
         clock.now += 1000
         return outcomes()
 
-    def timed_update(microbatches, interval):
+    def timed_update(microbatches, metrics):
         clock.now += 2
         seen.append(microbatches)
-        update(microbatches, interval)
+        update(microbatches, metrics)
 
     def load():
         clock.now += 1
