@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
@@ -111,7 +111,8 @@ class Baseline:
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits [N, V], attention [N, S] and the new states of one decoder step."""
         attention = self.attention
-        inputs_1NH, bottom_state = self.decoder.bottom(self.model.target_embedding(tokens_N)[None], states[0])
+        embedded_1NE = self.model.target_embedding(tokens_N)[None]
+        inputs_1NH, bottom_state = nn.LSTM.forward(self.decoder.bottom, embedded_1NE, states[0])
         new_states = [bottom_state]
         query_NH = inputs_1NH[0] if self.decoder.query == "current" else states[0][0][0]
         keys_NSA = attention.key_projection(states_NSH)
@@ -120,7 +121,8 @@ class Baseline:
         weights_NS = torch.softmax(scores_NS, dim=-1)
         context_1NH = (weights_NS[:, None] @ states_NSH).transpose(0, 1)
         for number, layer in enumerate(self.decoder.upper, start=2):
-            outputs_1NH, state = layer(torch.cat((inputs_1NH, context_1NH), dim=-1), states[number - 1])
+            inputs_1NI = torch.cat((inputs_1NH, context_1NH), dim=-1)
+            outputs_1NH, state = nn.LSTM.forward(layer, inputs_1NI, states[number - 1])
             new_states.append(state)
             inputs_1NH = outputs_1NH + inputs_1NH if is_residual(number, self.decoder.residual_from) else outputs_1NH
         return self.model.output_layer(self.decoder.hidden(inputs_1NH[0], context_1NH[0])), weights_NS, new_states

@@ -13,7 +13,7 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
-from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows, take_entries
+from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows, select_beams
 
 # Columns whose largest value stands for all of them in a first round.
 _BLOCK = 128
@@ -173,7 +173,7 @@ class Hypotheses(NamedTuple):
 
     def take(self, entries_BN: Tensor) -> Hypotheses:
         """The given entries of each sentence's beam: the only place where hypotheses change their places."""
-        return Hypotheses(*take_entries(self, entries_BN))
+        return Hypotheses(*select_beams(self, entries_BN))
 
     def select(self, rows_N: Tensor) -> Hypotheses:
         """The given sentences."""
@@ -251,7 +251,7 @@ def grow(active: Hypotheses, chosen: Candidates, length_B: Tensor, attention_BKS
         grown.slots_BKT.scatter_(2, length_BN[:, :, None], parents_BN[:, :, None])
     coverage_BNS = grown.coverage_BKS
     if attention_BKS is not None and coverage_BNS.shape[2]:
-        [step_BNS] = take_entries([attention_BKS], parents_BN)
+        [step_BNS] = select_beams([attention_BKS], parents_BN)
         coverage_BNS = coverage_BNS + step_BNS.float()
     return grown._replace(length_BK=length_BN, log_prob_BK=chosen.log_prob_BN, coverage_BKS=coverage_BNS)
 
@@ -396,7 +396,7 @@ class ActiveBatch(NamedTuple):
         holes_M, movers_M = torch.tensor(moved, dtype=torch.long, device=device).view(-1, 2).unbind(1)
         return ActiveBatch(
             Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
-            self.memory.fill_holes(holes_M, movers_M, len(rows)).trim(source_width),
+            self.memory.compact(holes_M, movers_M, len(rows)).trim(source_width),
             self.decoder.trim(num_steps).select(rows_N),
             self.active.trim(target_width, source_width).select(rows_N),
             self.results.trim(target_width, source_width).select(rows_N),

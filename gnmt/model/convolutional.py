@@ -19,7 +19,7 @@ SUM_SCALE = math.sqrt(0.5)
 """What a sum of two terms of equal variance is multiplied by to keep that variance (section 3.5)."""
 
 
-class NormalisedLinear(nn.Module):
+class NormalizedLinear(nn.Module):
     """x W^T + b with W = g v/|v| for each output (Salimans and Kingma 2016).
 
     Weights start normal with variance gain / input_size, after section 3.5 and appendix A: a layer behind dropout with
@@ -55,9 +55,9 @@ class GatedConvolution(nn.Module):
         super().__init__()
         self.kernel_size = kernel_size
         self.dropout = Dropout(dropout)
-        self.product = NormalisedLinear(kernel_size * hidden_size, 2 * hidden_size, gain=4 * (1 - dropout))
+        self.product = NormalizedLinear(kernel_size * hidden_size, 2 * hidden_size, gain=4 * (1 - dropout))
 
-    def over_time(self, inputs_BTH: Tensor, num_before: int) -> Tensor:
+    def forward(self, inputs_BTH: Tensor, num_before: int) -> Tensor:
         """GLU of the convolution, [B, T, H]; a window has num_before earlier positions, the others are later ones."""
         num_after = self.kernel_size - 1 - num_before
         padded_BPH = F.pad(self.dropout(inputs_BTH), (0, 0, num_before, num_after))
@@ -112,19 +112,19 @@ class ConvolutionalEncoder(Encoder):
         self.max_tokens = learned_positions
         self.positions = Positions(input_size, learned_positions, std=0.1)
         self.dropout = Dropout(dropout)
-        self.enter = NormalisedLinear(input_size, hidden_size, gain=1 - dropout)
+        self.enter = NormalizedLinear(input_size, hidden_size, gain=1 - dropout)
         self.layers = nn.ModuleList(GatedConvolution(hidden_size, kernel_size, dropout) for _ in range(num_layers))
-        self.leave = NormalisedLinear(hidden_size, input_size)
+        self.leave = NormalizedLinear(hidden_size, input_size)
 
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
         """States [B, S, input_size] and `embedded`. Padding is zero before every convolution, as what is outside."""
         padding_BS1 = (torch.arange(embedded_BSE.shape[1], device=lengths_B.device) >= lengths_B[:, None])[..., None]
-        positioned_BSE = self.dropout(embedded_BSE + self.positions.over_time(embedded_BSE))
+        positioned_BSE = self.dropout(embedded_BSE + self.positions(embedded_BSE))
         states_BSH = self.enter(positioned_BSE)
         for layer in self.layers:
             assert isinstance(layer, GatedConvolution)
             inputs_BSH = states_BSH.masked_fill(padding_BS1, 0.0)
-            states_BSH = (layer.over_time(inputs_BSH, layer.kernel_size // 2) + inputs_BSH) * SUM_SCALE
+            states_BSH = (layer(inputs_BSH, layer.kernel_size // 2) + inputs_BSH) * SUM_SCALE
         return Encoded(self.leave(states_BSH), {"embedded": positioned_BSE})
 
 
@@ -165,10 +165,10 @@ class ConvolutionalDecoder(Decoder):
         self.max_tokens = learned_positions
         self.positions = Positions(input_size, learned_positions, std=0.1)
         self.dropout = Dropout(dropout)
-        self.enter = NormalisedLinear(input_size, hidden_size, gain=1 - dropout)
+        self.enter = NormalizedLinear(input_size, hidden_size, gain=1 - dropout)
         self.layers = nn.ModuleList(GatedConvolution(hidden_size, kernel_size, dropout) for _ in range(num_layers))
         self.attentions = nn.ModuleList(StepAttention(hidden_size, input_size) for _ in range(num_layers))
-        self.leave = NormalisedLinear(hidden_size, input_size)
+        self.leave = NormalizedLinear(hidden_size, input_size)
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """Keys and values [B, S, E], the same for all layers.
@@ -181,11 +181,11 @@ class ConvolutionalDecoder(Decoder):
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Hidden [B, T, E] and attention [B, T, S] for the whole target at once."""
-        positioned_BTE = self.dropout(embedded_BTE + self.positions.over_time(embedded_BTE))
+        positioned_BTE = self.dropout(embedded_BTE + self.positions(embedded_BTE))
         hidden_BTH = self.enter(positioned_BTE)
         weights = []
         for convolution, attention in self.numbered_layers():
-            outputs_BTH = convolution.over_time(hidden_BTH, convolution.kernel_size - 1)
+            outputs_BTH = convolution(hidden_BTH, convolution.kernel_size - 1)
             outputs_BTH, weights_BTS = attention(outputs_BTH, positioned_BTE, memory)
             hidden_BTH = (outputs_BTH + hidden_BTH) * SUM_SCALE
             weights.append(weights_BTS)
@@ -231,8 +231,8 @@ class StepAttention(nn.Module):
 
     def __init__(self, hidden_size: int, memory_size: int) -> None:
         super().__init__()
-        self.query = NormalisedLinear(hidden_size, memory_size)
-        self.output = NormalisedLinear(memory_size, hidden_size)
+        self.query = NormalizedLinear(hidden_size, memory_size)
+        self.output = NormalizedLinear(memory_size, hidden_size)
 
     def forward(self, inputs_BTH: Tensor, positioned_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Inputs with the context [B, T, H], and weights [B, T, S] in fp32 or better, 0 on padding.

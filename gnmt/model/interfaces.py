@@ -48,7 +48,7 @@ class Memory(NamedTuple):
             {name: tensor.index_select(0, rows_N) for name, tensor in self.by_sentence.items()},
         )
 
-    def fill_holes(self, holes_N: Tensor, movers_N: Tensor, num_rows: int) -> Memory:
+    def compact(self, holes_N: Tensor, movers_N: Tensor, num_rows: int) -> Memory:
         """The first rows, with the `movers` from behind them in the places of the `holes`, as views.
 
         In place: `select` would copy every row that stays, and memory is the largest thing there is in a search.
@@ -99,7 +99,7 @@ class DecoderState:
         tensors = (*self.tensors.values(), *self.by_step.values())
         if not tensors:
             return self
-        taken, num = take_entries(tensors, parents_BK), len(self.tensors)
+        taken, num = select_beams(tensors, parents_BK), len(self.tensors)
         return DecoderState(
             dict(zip(self.tensors, taken[:num], strict=True)), dict(zip(self.by_step, taken[num:], strict=True))
         )
@@ -139,7 +139,7 @@ def join_rows(tensors: Sequence[Tensor]) -> Tensor:
     return joined
 
 
-def take_entries(tensors: Sequence[Tensor], entries_BN: Tensor) -> list[Tensor]:
+def select_beams(tensors: Sequence[Tensor], entries_BN: Tensor) -> list[Tensor]:
     """The given entries of each sentence's beam, [B, N, ...] of [B, K, ...]; copies whole entries, which is fast."""
     beam = tensors[0].shape[1]
     starts_B1 = torch.arange(0, len(entries_BN) * beam, beam, device=entries_BN.device)[:, None]

@@ -69,7 +69,7 @@ class Positions(nn.Module):
         self.size = size
         self.table = None if learned is None else nn.Parameter(torch.empty(learned, size).normal_(std=std))
 
-    def over_time(self, embedded_BTE: Tensor) -> Tensor:
+    def forward(self, embedded_BTE: Tensor) -> Tensor:
         """The first T vectors, [T, E], in the embeddings' type. Raises InputError where fewer are learned."""
         num_positions = embedded_BTE.shape[1]
         if self.table is None:

@@ -251,7 +251,7 @@ class TransformerEncoder(Encoder):
         """States [B, S, hidden_size]."""
         mask_BS = torch.arange(embedded_BSE.shape[1], device=lengths_B.device) < lengths_B[:, None]
         scaled_BSE = embedded_BSE * math.sqrt(self.input_size)
-        states_BSH = self.dropout(scaled_BSE + self.positions.over_time(scaled_BSE))
+        states_BSH = self.dropout(scaled_BSE + self.positions(scaled_BSE))
         for layer in self.layers:
             states_BSH = layer(states_BSH, mask_BS)
         return Encoded(self.norm(states_BSH))
@@ -338,7 +338,7 @@ class TransformerDecoder(Decoder):
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Hidden [B, T, H], and the attention [B, T, S] of the alignment layer, for the whole target at once."""
         scaled_BTE = embedded_BTE * math.sqrt(self.input_size)
-        hidden_BTH = self.dropout(scaled_BTE + self.positions.over_time(scaled_BTE))
+        hidden_BTH = self.dropout(scaled_BTE + self.positions(scaled_BTE))
         alignment_BTS: Tensor | None = None
         for number, layer in enumerate(self.numbered_layers(), start=1):
             hidden_BTH = layer.look_back(hidden_BTH)

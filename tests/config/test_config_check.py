@@ -112,7 +112,7 @@ def test_option_sets_are_asked_themselves() -> None:
         "torch.optim.lr_scheduler.partial",
         "torch.optim.Adam.__init__",
         "torch.optim.adam.adam",
-        "gnmt.model.recurrent.layers.one_step_later",
+        "gnmt.model.recurrent.layers.shift_one_step",
         "gnmt.model.recurrent.gnmt_decoder.nn.Linear",
         "gnmt.model.recurrent.gnmt_decoder.Tensor",
         "gnmt.model",

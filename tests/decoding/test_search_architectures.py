@@ -155,4 +155,4 @@ def test_the_engine_takes_every_product(encoder, decoder):
     fast = fast_model(model_of(encoder, decoder), Precision(precision, CPU))
     kinds = {type(module).__name__ for module in fast.modules()}
     assert kinds & {Int8Linear.__name__, PackedLinear.__name__, "PlainLinear"}
-    assert not kinds & {"Linear", "NormalisedLinear"}
+    assert not kinds & {"Linear", "NormalizedLinear"}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from oracle_lstm import TimeBiLSTM, Weights
 
-from gnmt.model.recurrent.layers import Bidirectional, Recurrence
+from gnmt.model.recurrent.layers import Bidirectional, RecurrentLayer
 
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 LENGTHS = [3, 6, 1, 4]
@@ -19,7 +19,7 @@ def layer_and_oracle() -> tuple[Bidirectional, TimeBiLSTM]:
     return layer, TimeBiLSTM(*weights)
 
 
-def compare(found: Recurrence, expected: Weights) -> None:
+def compare(found: RecurrentLayer, expected: Weights) -> None:
     for name, gradient in zip(NAMES, expected, strict=True):
         assert np.abs(gradient).max() > 1e-3
         np.testing.assert_allclose(found.get_parameter(name).grad.numpy(), gradient, rtol=1e-10, atol=1e-13)
@@ -29,7 +29,7 @@ def test_it_agrees_in_outputs_input_gradients_and_weight_gradients():
     layer, oracle = layer_and_oracle()
     xs = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
     dhs = torch.randn(6, 4, 14, dtype=torch.float64)
-    outputs = layer.over_time(xs, torch.full((4,), 6))
+    outputs = layer(xs, torch.full((4,), 6))
     np.testing.assert_allclose(outputs.detach().numpy(), oracle.forward(xs.detach().numpy()), rtol=1e-10)
     outputs.backward(dhs)
     dxs, ahead, back = oracle.backward(dhs.numpy())
@@ -47,7 +47,7 @@ def test_with_padding_it_agrees_with_each_sentence_alone():
         xs[length:, row] = 1e3
         dhs[length:, row] = 0
     xs.requires_grad_()
-    outputs = layer.over_time(xs, torch.tensor(LENGTHS))
+    outputs = layer(xs, torch.tensor(LENGTHS))
     outputs.backward(dhs)
     sums = [[np.zeros(layer.ahead.get_parameter(name).shape) for name in NAMES] for _ in range(2)]
     for row, length in enumerate(LENGTHS):

@@ -9,7 +9,15 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from gnmt.errors import InputError
 from gnmt.model.layers import Dropout
-from gnmt.model.recurrent.layers import GRU, LSTM, Bidirectional, LayerNormLSTM, Recurrence, ResidualStack, layer_kind
+from gnmt.model.recurrent.layers import (
+    GRU,
+    LSTM,
+    Bidirectional,
+    LayerNormLSTM,
+    RecurrentLayer,
+    ResidualStack,
+    layer_class,
+)
 
 LENGTHS_B = torch.tensor([3, 6, 1, 4])
 KINDS = [LSTM, GRU, LayerNormLSTM]
@@ -23,7 +31,7 @@ def padded_inputs(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return inputs_TBI.to(dtype)
 
 
-def layer_of(kind: type[Recurrence]) -> Recurrence:
+def layer_of(kind: type[RecurrentLayer]) -> RecurrentLayer:
     torch.manual_seed(1)
     layer = kind(5, 7).double()  # type: ignore[call-arg]
     for parameter in layer.parameters():
@@ -37,13 +45,13 @@ def test_steps_equal_the_whole_sequence_from_zeros_and_from_a_state(kind):
     zeros = layer.start(4, inputs_TBI)
     other = tuple(torch.randn_like(tensor) for tensor in zeros)
     for start in (zeros, other):
-        outputs_TBH = layer.over_time(inputs_TBI, start)
+        outputs_TBH = layer(inputs_TBI, start)
         state = start
         for inputs_BI, expected_BH in zip(inputs_TBI, outputs_TBH, strict=True):
             state = layer.step(inputs_BI, state)
             torch.testing.assert_close(state[0], expected_BH)
         if start is zeros:
-            torch.testing.assert_close(layer.over_time(inputs_TBI), outputs_TBH)
+            torch.testing.assert_close(layer(inputs_TBI), outputs_TBH)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,7 +59,7 @@ def test_the_final_state_is_that_of_each_sentence_alone_with_its_gradients(kind)
     """The last state of an unpacked layer has run over the padding."""
     layer, inputs_TBI = layer_of(kind), padded_inputs().requires_grad_()
     outputs_TBH, final = layer.forward_with_final_state(inputs_TBI, LENGTHS_B)
-    torch.testing.assert_close(outputs_TBH[0], layer.over_time(inputs_TBI)[0])
+    torch.testing.assert_close(outputs_TBH[0], layer(inputs_TBI)[0])
     expected = []
     for row, length in enumerate(LENGTHS_B.tolist()):
         state = layer.start(1, inputs_TBI)
@@ -96,7 +104,7 @@ def test_a_stack_equals_that_of_torch_with_the_same_weights(kind, reference_kind
         weights |= {name.replace("l0", f"l{number}"): weight for name, weight in layer.state_dict().items()}
     reference.load_state_dict(weights)
     inputs_TBI = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
-    found_TBH, (expected_TBH, _) = stack.over_time(inputs_TBI, [None] * 3), reference(inputs_TBI)
+    found_TBH, (expected_TBH, _) = stack(inputs_TBI, [None] * 3), reference(inputs_TBI)
     torch.testing.assert_close(found_TBH, expected_TBH)
     direction_TBH = torch.randn_like(found_TBH)
     found = torch.autograd.grad((found_TBH * direction_TBH).sum(), [inputs_TBI, *stack.parameters()])
@@ -113,7 +121,7 @@ def test_both_directions_end_as_a_packed_layer_of_torch_does(kind, reference_kin
     inputs_TBI = padded_inputs()
     outputs_TBH, final = ours.forward_with_final_state(inputs_TBI, LENGTHS_B)
     real_TB = torch.arange(6)[:, None] < LENGTHS_B
-    torch.testing.assert_close(outputs_TBH[real_TB], ours.over_time(inputs_TBI, LENGTHS_B)[real_TB])
+    torch.testing.assert_close(outputs_TBH[real_TB], ours(inputs_TBI, LENGTHS_B)[real_TB])
     packed = reference(pack_padded_sequence(inputs_TBI, LENGTHS_B, enforce_sorted=False))[1]
     for found_BH, expected_2BH in zip(final, packed if isinstance(packed, tuple) else (packed,), strict=True):
         torch.testing.assert_close(found_BH, torch.cat(tuple(expected_2BH), dim=1))
@@ -160,4 +168,4 @@ def test_a_normalized_gru_is_refused():
     with pytest.raises(
         InputError, match=r"model.encoder.layer_norm=true goes with model.encoder.cell=lstm only, not with cell=gru"
     ):
-        layer_kind("gru", True, "model.encoder")
+        layer_class("gru", True, "model.encoder")

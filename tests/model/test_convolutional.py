@@ -17,7 +17,7 @@ from gnmt.model.convolutional import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     GatedConvolution,
-    NormalisedLinear,
+    NormalizedLinear,
     scale_gradient,
 )
 from gnmt.model.interfaces import Encoded, Memory
@@ -41,7 +41,7 @@ def test_settings_of_no_model_in_configs(options):
     check_steps_equal_decode(model, 2)
 
 
-def linear(layer: NormalisedLinear, inputs: Tensor) -> Tensor:
+def linear(layer: NormalizedLinear, inputs: Tensor) -> Tensor:
     """With g v/|v| row by row."""
     rows = [g * v / v.square().sum().sqrt() for g, v in zip(layer.scale, layer.direction, strict=True)]
     return inputs @ torch.stack(rows).T + layer.bias
@@ -107,7 +107,7 @@ def test_the_states_gradient_is_divided_by_the_number_of_attentions_and_the_embe
 def test_weight_normalization_is_that_of_torch():
     """Outputs, and the gradients of direction and length."""
     torch.manual_seed(2)
-    ours = NormalisedLinear(5, 7).double()
+    ours = NormalizedLinear(5, 7).double()
     theirs = weight_norm(nn.Linear(5, 7).double(), dim=0)
     parts = theirs.parametrizations.weight
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_weight_normalization_is_that_of_torch():
 def test_weights_start_so_that_a_layer_keeps_the_variance():
     """Section 3.5: behind 1 - p of its inputs, and before a gate that takes three quarters."""
     torch.manual_seed(2)
-    layer = NormalisedLinear(400, 300, gain=0.8)
+    layer = NormalizedLinear(400, 300, gain=0.8)
     torch.testing.assert_close(layer.weight, layer.direction)
     assert layer.weight.std().item() == pytest.approx((0.8 / 400) ** 0.5, rel=0.02)
     assert not layer.bias.any()

@@ -97,7 +97,7 @@ def test_rows_that_stay_move_to_the_places_of_those_that_leave():
     rows = in_place([4, 0, 3])
     assert rows == [0, 4, 3] or rows == [0, 3, 4]
     holes = [place for place, row in enumerate(rows) if place != row]
-    kept = memory.fill_holes(torch.tensor(holes), torch.tensor([rows[place] for place in holes]), len(rows))
+    kept = memory.compact(torch.tensor(holes), torch.tensor([rows[place] for place in holes]), len(rows))
     assert kept.states_BSH[:, 0, 0].tolist() == [float(row) for row in rows]
     assert kept.states_BSH.data_ptr() == states_BSH.data_ptr()
     torch.testing.assert_close(kept.extras["shared"], shared.expand(3, 3, 2))

@@ -27,7 +27,7 @@ def test_steps_equal_the_whole_sequence():
     reference = nn.LSTM(5, 7).double()
     reference.load_state_dict(layer.state_dict())
     expected_TBH, _ = reference(inputs_TBI)
-    torch.testing.assert_close(layer.over_time(inputs_TBI), expected_TBH)
+    torch.testing.assert_close(layer(inputs_TBI), expected_TBH)
     state = (torch.zeros(4, 7, dtype=torch.float64), torch.zeros(4, 7, dtype=torch.float64))
     for inputs_BI, expected_BH in zip(inputs_TBI, expected_TBH, strict=True):
         state = layer.step(inputs_BI, state)
@@ -56,7 +56,7 @@ def test_the_bidirectional_layer_equals_a_packed_one_in_values_and_gradients():
     ours, reference = bidirectional_pair()
     inputs_TBI, mask_TB = inputs_and_mask()
     ours_inputs, reference_inputs = inputs_TBI.clone().requires_grad_(), inputs_TBI.clone().requires_grad_()
-    outputs = ours.over_time(ours_inputs, LENGTHS_B)[mask_TB]
+    outputs = ours(ours_inputs, LENGTHS_B)[mask_TB]
     expected = packed(reference, reference_inputs)[mask_TB]
     torch.testing.assert_close(outputs, expected)
     direction = torch.randn_like(outputs)
@@ -74,7 +74,7 @@ def test_gradcheck_of_the_bidirectional_layer():
     layer = Bidirectional(2, 2).double()
     inputs_TBI = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     lengths_B = torch.tensor([2, 3])
-    assert torch.autograd.gradcheck(lambda inputs: layer.over_time(inputs, lengths_B), inputs_TBI)
+    assert torch.autograd.gradcheck(lambda inputs: layer(inputs, lengths_B), inputs_TBI)
 
 
 def test_reversal_turns_each_sequence_round_and_leaves_padding_in_its_place():

@@ -219,7 +219,7 @@ def test_the_context_goes_to_the_output_beside_the_top_layer():
     model = Seq2Seq(LSTMEncoder(5, 4, 2), decoder, 9, 11, 5).double().eval()
     memory = model.encode(padded(SOURCE))
     hidden_BTH, weights_BTS = decoder(model.target_embedding(padded(TARGET).ids_BT), memory)
-    bottom_TBH = decoder.bottom.over_time(model.target_embedding(padded(TARGET).ids_BT).transpose(0, 1))
+    bottom_TBH = decoder.bottom(model.target_embedding(padded(TARGET).ids_BT).transpose(0, 1))
     context_BTH, _ = decoder.attention(bottom_TBH.transpose(0, 1), memory.extras["keys"], memory)
     torch.testing.assert_close(hidden_BTH[..., 6:], context_BTH)
     torch.testing.assert_close(weights_BTS.sum(-1), torch.ones_like(weights_BTS[..., 0]))
@@ -234,7 +234,7 @@ def test_the_context_added_to_the_output_keeps_its_width_so_that_the_output_laye
     embedded_BTE = model.target_embedding(padded(TARGET).ids_BT)
     hidden_BTH, _ = decoder(embedded_BTE, memory)
     context_BTH, _ = decoder.attention(
-        decoder.bottom.over_time(embedded_BTE.transpose(0, 1)).transpose(0, 1), memory.extras["keys"], memory
+        decoder.bottom(embedded_BTE.transpose(0, 1)).transpose(0, 1), memory.extras["keys"], memory
     )
     decoder.context_to_output = "none"
     without_BTH, _ = decoder(embedded_BTE, memory)

@@ -81,7 +81,7 @@ def test_a_step_takes_the_vectors_that_the_whole_sequence_has():
     for learned in (None, 7):
         positions = Positions(5, learned)
         places_BK = torch.tensor([[6, 0], [3, 3]])
-        assert torch.equal(positions.at(places_BK, like), positions.over_time(like)[places_BK])
+        assert torch.equal(positions.at(places_BK, like), positions(like)[places_BK])
 
 
 def test_more_tokens_than_learned_positions_are_refused_but_do_not_end_a_search():

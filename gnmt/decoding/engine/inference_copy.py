@@ -26,23 +26,23 @@ from torch import Tensor, nn
 from gnmt.decoding.engine.linear import LinearMaker, linear_maker
 from gnmt.device import Precision
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend
-from gnmt.model.convolutional import NormalisedLinear
+from gnmt.model.convolutional import NormalizedLinear
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import (
     LSTM,
-    CellState,
-    Recurrence,
-    SteppedRecurrence,
-    first_states,
+    LayerState,
+    RecurrentLayer,
+    StepwiseLayer,
+    initial_states,
     is_residual,
-    pack,
-    unpack,
+    pack_states,
+    unpack_states,
 )
 from gnmt.model.seq2seq import Seq2Seq
 
 
-class FastLSTM(SteppedRecurrence):
+class FastLSTM(StepwiseLayer):
     """What both kinds share: a subclass has `project`, what the inputs add to the gates, and `gates`."""
 
     def __init__(self, hidden_size: int) -> None:
@@ -53,14 +53,14 @@ class FastLSTM(SteppedRecurrence):
         """Input, forget, doubled cell and output gate before their sigmoid, [N, 4H], in memory of their own."""
         raise NotImplementedError
 
-    def start(self, num_sequences: int, like: Tensor) -> CellState:
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
         hidden_NH = like.new_zeros(num_sequences, self.hidden_size)
         return hidden_NH, torch.zeros_like(hidden_NH, dtype=torch.float32)
 
-    def next_state(self, projected_NP: Tensor, state: CellState) -> CellState:
+    def next_state(self, projected_NP: Tensor, state: LayerState) -> LayerState:
         return self.opened(self.gates(projected_NP, state[0]), state)
 
-    def opened(self, gates_NG: Tensor, state: CellState) -> CellState:
+    def opened(self, gates_NG: Tensor, state: LayerState) -> LayerState:
         """c' = f c + i tanh(g), h' = o tanh(c'), with both tanh as sigmoids; the gates' memory is written over."""
         hidden_NH, cell_NH = state
         gates_NG = gates_NG.float().sigmoid_()
@@ -100,7 +100,7 @@ class FedLSTM(StepLSTM):
         """The weights of the inputs behind the layer's own, [4H, others]."""
         return _with_doubled_cell_gate(lstm)[0][:, num_own_inputs:]
 
-    def step_fed(self, inputs_NI: Tensor, added_NG: Tensor, state: CellState) -> CellState:
+    def step_fed(self, inputs_NI: Tensor, added_NG: Tensor, state: LayerState) -> LayerState:
         """One step, with [N, 4H] more for the gates."""
         return self.opened(self.gates(inputs_NI, state[0]).add_(added_NG), state)
 
@@ -208,12 +208,12 @@ class SharedContextDecoder(Decoder):
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """As that of GNMTDecoder."""
-        return pack(first_states(self.layers(), memory, beam, self.fast.bridged), len(memory.mask_BS))
+        return pack_states(initial_states(self.layers(), memory, beam, self.fast.bridged), len(memory.mask_BS))
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """As that of GNMTDecoder."""
         batch, beam = embedded_BKE.shape[:2]
-        bottom_state, *upper_states = unpack(state, len(self.upper) + 1)
+        bottom_state, *upper_states = unpack_states(state, len(self.upper) + 1)
         new_states = [self.fast.bottom.step(embedded_BKE.flatten(0, 1), bottom_state)]
         outputs_NH = new_states[0][0]
         query_NH = outputs_NH if self.fast.query == "current" else bottom_state[0]
@@ -227,11 +227,11 @@ class SharedContextDecoder(Decoder):
             if is_residual(number, self.fast.residual_from):
                 outputs_NH = outputs_NH + inputs_NH
         hidden_BKH = self.fast.hidden(outputs_NH, context_BKH.flatten(0, 1)).view(batch, beam, -1)
-        return hidden_BKH, weights_BKS, pack(new_states, batch)
+        return hidden_BKH, weights_BKS, pack_states(new_states, batch)
 
-    def layers(self) -> list[Recurrence]:
+    def layers(self) -> list[RecurrentLayer]:
         """All layers, the bottom one first."""
-        return [cast(Recurrence, layer) for layer in (self.fast.bottom, *self.upper)]
+        return [cast(RecurrentLayer, layer) for layer in (self.fast.bottom, *self.upper)]
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -270,7 +270,7 @@ def _replacements(
     """What becomes of a module of each class; keep_lstm: cuDNN runs whole sequences better than any loop."""
     replacements: dict[type[nn.Module], Replacement] = {
         nn.Linear: lambda module: make(module.weight, module.bias),
-        NormalisedLinear: lambda module: make(module.weight, module.bias),
+        NormalizedLinear: lambda module: make(module.weight, module.bias),
         AdditiveAttention: lambda module: FastAdditiveAttention(module, make),
     }
     if not keep_lstm:

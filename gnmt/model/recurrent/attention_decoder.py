@@ -15,13 +15,13 @@ from gnmt.model.recurrent.gnmt_decoder import Bridge
 from gnmt.model.recurrent.layers import (
     Cell,
     ResidualStack,
-    first_states,
-    layer_kind,
-    one_step_later,
-    pack,
+    initial_states,
+    layer_class,
+    pack_states,
+    shift_one_step,
     state_sizes,
     states_over_time,
-    unpack,
+    unpack_states,
 )
 from gnmt.model.validate import check_query
 
@@ -74,13 +74,13 @@ class AttentionDecoder(Decoder):
             input_size + fed_size * input_feeding,
             hidden_size,
             num_layers,
-            layer_kind(cell, layer_norm, "model.decoder"),
+            layer_class(cell, layer_norm, "model.decoder"),
             residual_from,
             Dropout(dropout, variational_dropout),
         )
         self.combination = nn.Linear(attention.output_size + hidden_size, hidden_size, bias=False)
         if self.bridged:
-            self.by_sentence_sizes = state_sizes(self.stack.recurrences(), "final_")
+            self.by_sentence_sizes = state_sizes(self.stack.recurrent_layers(), "final_")
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """The attention's projected keys."""
@@ -92,12 +92,12 @@ class AttentionDecoder(Decoder):
 
     def at_once(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """The whole stack over time first, then one attention for all steps."""
-        states = states_over_time(self.stack.recurrences(), memory, self.bridged)
-        outputs_TBH = self.stack.over_time(embedded_BTE.transpose(0, 1), states)
+        states = states_over_time(self.stack.recurrent_layers(), memory, self.bridged)
+        outputs_TBH = self.stack(embedded_BTE.transpose(0, 1), states)
         query_TBH = outputs_TBH
         if self.query == "previous":
             top_state = states[-1]
-            query_TBH = one_step_later(outputs_TBH, None if top_state is None else top_state[0])
+            query_TBH = shift_one_step(outputs_TBH, None if top_state is None else top_state[0])
         context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
         return self.combine(context_BTH, outputs_TBH.transpose(0, 1)), weights_BTS
 
@@ -114,12 +114,12 @@ class AttentionDecoder(Decoder):
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """hidden_1, cell_1 and so on of the layers, `asked` or `fed` for the step to come; each [B, beam, H]."""
         batch = len(memory.mask_BS)
-        states = first_states(self.stack.recurrences(), memory, beam, self.bridged)
+        states = initial_states(self.stack.recurrent_layers(), memory, beam, self.bridged)
         top_BKH = states[-1][0].view(batch, beam, -1)
         if self.query == "previous":
-            return DecoderState({**pack(states, batch).tensors, "asked": top_BKH})
+            return DecoderState({**pack_states(states, batch).tensors, "asked": top_BKH})
         fed = {"fed": torch.zeros_like(top_BKH)} if self.input_feeding else {}
-        return DecoderState({**pack(states, batch).tensors, **fed})
+        return DecoderState({**pack_states(states, batch).tensors, **fed})
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """One token for B sentences of K hypotheses; the memory stays at B rows."""
@@ -147,8 +147,8 @@ class AttentionDecoder(Decoder):
         inputs_BKI = embedded_BKE
         if self.input_feeding and fed_BKH is not None:
             inputs_BKI = torch.cat((embedded_BKE, fed_BKH.to(embedded_BKE.dtype)), dim=-1)
-        outputs_NH, states = self.stack.step(inputs_BKI.flatten(0, 1), unpack(state, self.num_layers), masks)
-        return outputs_NH.view(*embedded_BKE.shape[:2], -1), pack(states, len(embedded_BKE))
+        outputs_NH, states = self.stack.step(inputs_BKI.flatten(0, 1), unpack_states(state, self.num_layers), masks)
+        return outputs_NH.view(*embedded_BKE.shape[:2], -1), pack_states(states, len(embedded_BKE))
 
     def combine(self, context_BTH: Tensor, outputs_BTH: Tensor) -> Tensor:
         """h~ (Luong et al. 2015, eq. 5)."""

@@ -13,10 +13,10 @@ from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
     Bidirectional,
     Cell,
-    CellState,
-    Recurrence,
+    LayerState,
+    RecurrentLayer,
     is_residual,
-    layer_kind,
+    layer_class,
     reverse_by_length,
     state_names,
 )
@@ -76,7 +76,7 @@ class LSTMEncoder(Encoder):
         self.final_states = final_states
         self.dropout = Dropout(dropout, variational_dropout)
         self.layers = nn.ModuleList()
-        kind = layer_kind(cell, layer_norm, "model.encoder")
+        kind = layer_class(cell, layer_norm, "model.encoder")
         for layer, width in enumerate(widths[:-1]):
             if layer < num_bidirectional_layers:
                 self.layers.append(Bidirectional(width, hidden_size, kind))
@@ -98,10 +98,10 @@ class LSTMEncoder(Encoder):
         states_SBH = embedded_BSE.transpose(0, 1)
         if self.reverse_source:
             states_SBH = reverse_by_length(states_SBH, lengths_B - 1)
-        finals: list[CellState] = []
+        finals: list[LayerState] = []
         for number, layer in enumerate(self.layers, start=1):
             inputs_SBH = states_SBH
-            assert isinstance(layer, Bidirectional | Recurrence)
+            assert isinstance(layer, Bidirectional | RecurrentLayer)
             states_SBH, final = self.run(layer, self.dropout(inputs_SBH), lengths_B)
             finals.append(final)
             if is_residual(number, self.residual_from) and inputs_SBH.shape == states_SBH.shape:
@@ -115,13 +115,15 @@ class LSTMEncoder(Encoder):
             states_BSH = states_BSH + self.shortcut(embedded_BSE)
         return Encoded(states_BSH, by_sentence=state_names(finals, "final_"))
 
-    def run(self, layer: Bidirectional | Recurrence, inputs_SBH: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def run(
+        self, layer: Bidirectional | RecurrentLayer, inputs_SBH: Tensor, lengths_B: Tensor
+    ) -> tuple[Tensor, LayerState]:
         """The layer's outputs, and its state at each sentence's end where the decoder is to have it."""
         if self.final_states:
             return layer.forward_with_final_state(inputs_SBH, lengths_B)
         if isinstance(layer, Bidirectional):
-            return layer.over_time(inputs_SBH, lengths_B), ()
-        return layer.over_time(inputs_SBH), ()
+            return layer(inputs_SBH, lengths_B), ()
+        return layer(inputs_SBH), ()
 
 
 def layer_widths(input_size: int, hidden_size: int, num_layers: int, num_bidirectional_layers: int) -> list[int]:

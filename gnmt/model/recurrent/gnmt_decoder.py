@@ -14,16 +14,16 @@ from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Mem
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
     Cell,
-    Recurrence,
-    first_states,
-    layer_kind,
-    layers_over_time,
-    layers_step,
-    one_step_later,
-    pack,
+    RecurrentLayer,
+    forward_layers,
+    initial_states,
+    layer_class,
+    pack_states,
+    shift_one_step,
     state_sizes,
     states_over_time,
-    unpack,
+    step_layers,
+    unpack_states,
 )
 from gnmt.model.validate import check_query
 
@@ -86,7 +86,7 @@ class GNMTDecoder(Decoder):
         if context_to_output == "added":
             self.readout = nn.Linear(attention.output_size, hidden_size, bias=False)
         self.dropout = Dropout(dropout, variational_dropout)
-        kind = layer_kind(cell, layer_norm, "model.decoder")
+        kind = layer_class(cell, layer_norm, "model.decoder")
         self.bottom = kind(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
         self.upper = nn.ModuleList(kind(upper_size, hidden_size) for _ in range(num_layers - 1))
@@ -101,36 +101,36 @@ class GNMTDecoder(Decoder):
         """Hidden [B, T, output_size] and attention [B, T, S] for the whole target at once."""
         bottom, *upper = self.layers()
         bottom_state, *upper_states = states_over_time(self.layers(), memory, self.bridged)
-        outputs_TBH = bottom.over_time(self.dropout(embedded_BTE.transpose(0, 1)), bottom_state)
+        outputs_TBH = bottom(self.dropout(embedded_BTE.transpose(0, 1)), bottom_state)
         query_TBH = outputs_TBH
         if self.query == "previous":
-            query_TBH = one_step_later(outputs_TBH, None if bottom_state is None else bottom_state[0])
+            query_TBH = shift_one_step(outputs_TBH, None if bottom_state is None else bottom_state[0])
         context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
         context_TBH = context_BTH.transpose(0, 1)
-        outputs_TBH = layers_over_time(
+        outputs_TBH = forward_layers(
             upper, outputs_TBH, upper_states, self.dropout, self.residual_from, context_TBH, first_number=2
         )
         return self.hidden(outputs_TBH, context_TBH).transpose(0, 1), weights_BTS
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """Hidden and cell of every layer: hidden_1, cell_1 of the bottom one and so on, each [B, beam, H]."""
-        return pack(first_states(self.layers(), memory, beam, self.bridged), len(memory.mask_BS))
+        return pack_states(initial_states(self.layers(), memory, beam, self.bridged), len(memory.mask_BS))
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
         """One token for B sentences of K hypotheses; the memory stays at B rows."""
         batch, beam = embedded_BKE.shape[:2]
         bottom, *upper = self.layers()
-        bottom_state, *upper_states = unpack(state, self.num_layers)
+        bottom_state, *upper_states = unpack_states(state, self.num_layers)
         new_bottom_state = bottom.step(embedded_BKE.flatten(0, 1), bottom_state)
         outputs_NH = new_bottom_state[0]
         query_NH = outputs_NH if self.query == "current" else bottom_state[0]
         context_BKH, weights_BKS = self.attention(query_NH.reshape(batch, beam, -1), memory.extras["keys"], memory)
         context_NH = context_BKH.flatten(0, 1)
-        outputs_NH, new_upper_states = layers_step(
+        outputs_NH, new_upper_states = step_layers(
             upper, outputs_NH, upper_states, self.residual_from, context_NH, first_number=2
         )
         hidden_BKH = self.hidden(outputs_NH, context_NH).reshape(batch, beam, -1)
-        return hidden_BKH, weights_BKS, pack([new_bottom_state, *new_upper_states], batch)
+        return hidden_BKH, weights_BKS, pack_states([new_bottom_state, *new_upper_states], batch)
 
     def hidden(self, outputs: Tensor, context: Tensor) -> Tensor:
         """What the output layer gets of the top layer's output and the context."""
@@ -139,6 +139,6 @@ class GNMTDecoder(Decoder):
             return summed
         return torch.cat((outputs, context), dim=-1) if self.context_to_output == "concatenated" else outputs
 
-    def layers(self) -> list[Recurrence]:
+    def layers(self) -> list[RecurrentLayer]:
         """All layers, the bottom one first."""
-        return [cast(Recurrence, layer) for layer in (self.bottom, *self.upper)]
+        return [cast(RecurrentLayer, layer) for layer in (self.bottom, *self.upper)]

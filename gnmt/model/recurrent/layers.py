@@ -18,36 +18,36 @@ from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.fast_lstm import gathered_lstm
 
-CellState = tuple[Tensor, ...]
+LayerState = tuple[Tensor, ...]
 """What a layer carries from step to step, each [N, H]: (hidden, cell) of an LSTM, (hidden,) of a GRU."""
 
 HOLD = 1e4
 """A gate's input that opens or shuts it fully in every precision."""
 
 
-class Recurrence(nn.Module):
+class RecurrentLayer(nn.Module):
     """One unidirectional layer, of which encoders and decoders are built; the decoding engine puts its own in place."""
 
     hidden_size: int
 
     @abstractmethod
-    def over_time(self, inputs_TBI: Tensor, state: CellState | None = None) -> Tensor:
+    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
         """Outputs [T, B, H] from that state or zeros. Padding behind a row's end changes only what lies behind it."""
 
     @abstractmethod
-    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
         """Outputs [T, B, H] from zeros, and the state at each row's true end, [B, H]; lengths_B: 1 or more."""
 
     @abstractmethod
-    def start(self, num_sequences: int, like: Tensor) -> CellState:
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
         """The zero state of so many sequences, on the device and in the type of `like`."""
 
     @abstractmethod
-    def step(self, inputs_NI: Tensor, state: CellState) -> CellState:
+    def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         """One step of N sequences: the new state, [N, H] each. The first of it is the output."""
 
 
-class SteppedRecurrence(Recurrence):
+class StepwiseLayer(RecurrentLayer):
     """A layer without a kernel for whole sequences: one product for the inputs of all steps, then a loop over time.
 
     A subclass has `project`, `next_state` and `start`.
@@ -58,20 +58,20 @@ class SteppedRecurrence(Recurrence):
         """What can be done for the inputs of all steps at once, [..., I] to [..., P]."""
 
     @abstractmethod
-    def next_state(self, projected_NP: Tensor, state: CellState) -> CellState:
+    def next_state(self, projected_NP: Tensor, state: LayerState) -> LayerState:
         """The state one step later."""
 
-    def over_time(self, inputs_TBI: Tensor, state: CellState | None = None) -> Tensor:
+    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
         return torch.stack([after[0] for after in self._states(inputs_TBI, state)])
 
-    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
         stacked = [torch.stack(tensors) for tensors in zip(*self._states(inputs_TBI, None), strict=True)]
-        return stacked[0], tuple(at_ends(tensor_TBH, lengths_B) for tensor_TBH in stacked)
+        return stacked[0], tuple(at_last_tokens(tensor_TBH, lengths_B) for tensor_TBH in stacked)
 
-    def step(self, inputs_NI: Tensor, state: CellState) -> CellState:
+    def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         return self.next_state(self.project(inputs_NI), state)
 
-    def _states(self, inputs_TBI: Tensor, state: CellState | None) -> list[CellState]:
+    def _states(self, inputs_TBI: Tensor, state: LayerState | None) -> list[LayerState]:
         """The state after each step."""
         states = []
         state = self.start(inputs_TBI.shape[1], inputs_TBI) if state is None else state
@@ -89,24 +89,24 @@ but 0.8 times from 512 to 512 and less below (docs/results/training.md).
 """
 
 
-class LSTM(nn.LSTM, Recurrence):
+class LSTM(nn.LSTM, RecurrentLayer):
     """One unidirectional layer over whole sequences, run by the fused kernel of the device or by `gathered_lstm`."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
 
-    def over_time(self, inputs_TBI: Tensor, state: CellState | None = None) -> Tensor:
+    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:  # type: ignore[override]
         if state is None and self.gathering_pays(inputs_TBI):
             return gathered_lstm(inputs_TBI, *self._weights())[0]
         first = None if state is None else (state[0][None], state[1][None])
         with weights_apart():
-            outputs_TBH: Tensor = self(inputs_TBI, first)[0]
+            outputs_TBH: Tensor = super().forward(inputs_TBI, first)[0]
         return outputs_TBH
 
-    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
         if self.gathering_pays(inputs_TBI):
             outputs_TBH, cells_TBH = gathered_lstm(inputs_TBI, *self._weights())
-            return outputs_TBH, (at_ends(outputs_TBH, lengths_B), at_ends(cells_TBH, lengths_B))
+            return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
         # The fused kernel gives the cell of the last step alone, and packing would wait for the lengths to come from
         # the device. So one more input, which is 1 in the padding, shuts the input gate and opens the forget gate:
         # behind a row's end its cell stays what it was.
@@ -121,7 +121,7 @@ class LSTM(nn.LSTM, Recurrence):
             outputs_TBH, _, cell_1BH = torch.lstm(
                 widened_TBI, (zeros_1BH, zeros_1BH), weights, True, 1, 0.0, self.training, False, False
             )
-        return outputs_TBH, (at_ends(outputs_TBH, lengths_B), cell_1BH[0])
+        return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), cell_1BH[0])
 
     def gathering_pays(self, inputs_TBI: Tensor) -> bool:
         """Whether a step of training is faster with `gathered_lstm`."""
@@ -134,11 +134,11 @@ class LSTM(nn.LSTM, Recurrence):
             and self.input_size + self.hidden_size >= GATHERED_FROM_WIDTH
         )
 
-    def start(self, num_sequences: int, like: Tensor) -> CellState:
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
         zeros_NH = like.new_zeros(num_sequences, self.hidden_size)
         return zeros_NH, zeros_NH
 
-    def step(self, inputs_NI: Tensor, state: CellState) -> CellState:
+    def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         # The cell function uses the parameters as they are; the module with T=1 would re-pack them at every call.
         hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *self._weights())
         return hidden_NH, cell_NH
@@ -184,7 +184,7 @@ class _Reversed(torch.autograd.Function):
         return _Reversed.apply(grads[0], *ctx.saved_tensors), None  # type: ignore[no-untyped-call]
 
 
-def at_ends(states_TBH: Tensor, lengths_B: Tensor) -> Tensor:
+def at_last_tokens(states_TBH: Tensor, lengths_B: Tensor) -> Tensor:
     """Each row's state at its last real step, [B, H]."""
     return states_TBH[lengths_B - 1, torch.arange(len(lengths_B), device=lengths_B.device)]
 
@@ -196,19 +196,19 @@ class Bidirectional(nn.Module):
     keeps padding out of the backward direction. kind: what makes a layer from the widths of input and hidden state.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, kind: Callable[[int, int], Recurrence] = LSTM) -> None:
+    def __init__(self, input_size: int, hidden_size: int, kind: Callable[[int, int], RecurrentLayer] = LSTM) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.ahead = kind(input_size, hidden_size)
         self.back = kind(input_size, hidden_size)
 
-    def over_time(self, inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
+    def forward(self, inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
         """Outputs [T, B, 2H]."""
-        ahead_TBH = self.ahead.over_time(inputs_TBI)
-        back_TBH = self.back.over_time(reverse_by_length(inputs_TBI, lengths_B))
+        ahead_TBH = self.ahead(inputs_TBI)
+        back_TBH = self.back(reverse_by_length(inputs_TBI, lengths_B))
         return torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)
 
-    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
         """Outputs, and both directions' last states concatenated, [B, 2H]: at the true end, and at the beginning."""
         ahead_TBH, ahead_state = self.ahead.forward_with_final_state(inputs_TBI, lengths_B)
         back_TBH, back_state = self.back.forward_with_final_state(reverse_by_length(inputs_TBI, lengths_B), lengths_B)
@@ -219,7 +219,7 @@ class Bidirectional(nn.Module):
 Cell = Literal["lstm", "gru"]
 
 
-def layer_kind(cell: Cell, layer_norm: bool, key: str) -> Callable[[int, int], Recurrence]:
+def layer_class(cell: Cell, layer_norm: bool, key: str) -> Callable[[int, int], RecurrentLayer]:
     """What makes a layer of that cell from the widths of its input and of its hidden state.
 
     key: the component's in a config, for the message where there is no such layer.
@@ -233,7 +233,7 @@ def layer_kind(cell: Cell, layer_norm: bool, key: str) -> Callable[[int, int], R
     return GRU if cell == "gru" else LSTM
 
 
-class GRU(nn.GRU, Recurrence):
+class GRU(nn.GRU, RecurrentLayer):
     """Gated recurrent units (Cho et al. 2014), run by torch's kernel over whole sequences.
 
     As in torch and cuDNN, the reset gate stands behind the product with the hidden state, not before it.
@@ -242,23 +242,23 @@ class GRU(nn.GRU, Recurrence):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
 
-    def over_time(self, inputs_TBI: Tensor, state: CellState | None = None) -> Tensor:
-        outputs_TBH: Tensor = self(inputs_TBI, None if state is None else state[0][None])[0]
+    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:  # type: ignore[override]
+        outputs_TBH: Tensor = super().forward(inputs_TBI, None if state is None else state[0][None])[0]
         return outputs_TBH
 
-    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, CellState]:
-        outputs_TBH = self.over_time(inputs_TBI)
-        return outputs_TBH, (at_ends(outputs_TBH, lengths_B),)
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
+        outputs_TBH = self(inputs_TBI)
+        return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B),)
 
-    def start(self, num_sequences: int, like: Tensor) -> CellState:
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
         return (like.new_zeros(num_sequences, self.hidden_size),)
 
-    def step(self, inputs_NI: Tensor, state: CellState) -> CellState:
+    def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         return (torch.gru_cell(inputs_NI, state[0], *cast(list[Tensor], weights)),)
 
 
-class LayerNormLSTM(SteppedRecurrence):
+class LayerNormLSTM(StepwiseLayer):
     """An LSTM whose gates are each normalized over their units before the nonlinearity (Ba et al. 2016).
 
     Per gate, as in Chen et al. 2018, section 4.1: each of the four has a mean, a variance, a gain and a bias of its
@@ -279,11 +279,11 @@ class LayerNormLSTM(SteppedRecurrence):
         projected: Tensor = self.from_inputs(inputs)
         return projected
 
-    def start(self, num_sequences: int, like: Tensor) -> CellState:
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
         hidden_NH = like.new_zeros(num_sequences, self.hidden_size)
         return hidden_NH, hidden_NH.to(torch.promote_types(like.dtype, torch.float32))
 
-    def next_state(self, projected_NP: Tensor, state: CellState) -> CellState:
+    def next_state(self, projected_NP: Tensor, state: LayerState) -> LayerState:
         """Gates and cell in fp32 or better, the hidden state in the type that it came in."""
         hidden_NH, cell_NH = state
         summed_N4H = (projected_NP + self.from_hidden(hidden_NH)).unflatten(1, (4, self.hidden_size))
@@ -309,7 +309,7 @@ class ResidualStack(nn.Module):
         input_size: int,
         hidden_size: int,
         num_layers: int,
-        kind: Callable[[int, int], Recurrence],
+        kind: Callable[[int, int], RecurrentLayer],
         residual_from: int | None,
         dropout: Dropout,
     ) -> None:
@@ -319,32 +319,32 @@ class ResidualStack(nn.Module):
         self.widths = [input_size] + [hidden_size] * (num_layers - 1)
         self.layers = nn.ModuleList(kind(width, hidden_size) for width in self.widths)
 
-    def over_time(self, inputs_TBI: Tensor, states: Sequence[CellState | None]) -> Tensor:
-        """Outputs [T, B, H]; see layers_over_time."""
-        return layers_over_time(self.recurrences(), inputs_TBI, states, self.dropout, self.residual_from)
+    def forward(self, inputs_TBI: Tensor, states: Sequence[LayerState | None]) -> Tensor:
+        """Outputs [T, B, H]; see forward_layers."""
+        return forward_layers(self.recurrent_layers(), inputs_TBI, states, self.dropout, self.residual_from)
 
     def step(
-        self, inputs_NI: Tensor, states: Sequence[CellState], masks: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, list[CellState]]:
-        """One step of N sequences; see layers_step."""
-        return layers_step(self.recurrences(), inputs_NI, states, self.residual_from, masks=masks)
+        self, inputs_NI: Tensor, states: Sequence[LayerState], masks: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[LayerState]]:
+        """One step of N sequences; see step_layers."""
+        return step_layers(self.recurrent_layers(), inputs_NI, states, self.residual_from, masks=masks)
 
     def dropout_masks(self, num_steps: int, like_BI: Tensor) -> Iterator[list[Tensor] | None]:
-        """For each step the masks of `step`, drawn as `over_time` would draw them; None where nothing is dropped."""
+        """For each step the masks of `step`, drawn as `forward` would draw them; None where nothing is dropped."""
         if not self.dropout.training or self.dropout.p == 0:
             return iter([None] * num_steps)
         drawn = [self.dropout(like_BI.new_ones(num_steps, len(like_BI), width)).unbind(0) for width in self.widths]
         return (list(masks) for masks in zip(*drawn, strict=True))
 
-    def recurrences(self) -> list[Recurrence]:
+    def recurrent_layers(self) -> list[RecurrentLayer]:
         """The layers, the bottom one first."""
-        return [cast(Recurrence, layer) for layer in self.layers]
+        return [cast(RecurrentLayer, layer) for layer in self.layers]
 
 
-def layers_over_time(
-    layers: Sequence[Recurrence],
+def forward_layers(
+    layers: Sequence[RecurrentLayer],
     inputs_TBI: Tensor,
-    states: Sequence[CellState | None],
+    states: Sequence[LayerState | None],
     dropout: Dropout,
     residual_from: int | None,
     context_TBC: Tensor | None = None,
@@ -358,21 +358,21 @@ def layers_over_time(
     outputs = inputs_TBI
     for number, (layer, state) in enumerate(zip(layers, states, strict=True), start=first_number):
         inputs = outputs
-        outputs = layer.over_time(dropout(beside(inputs, context_TBC)), state)
+        outputs = layer(dropout(beside(inputs, context_TBC)), state)
         if is_residual(number, residual_from):
             outputs = outputs + inputs
     return outputs
 
 
-def layers_step(
-    layers: Sequence[Recurrence],
+def step_layers(
+    layers: Sequence[RecurrentLayer],
     inputs_NI: Tensor,
-    states: Sequence[CellState],
+    states: Sequence[LayerState],
     residual_from: int | None,
     context_NC: Tensor | None = None,
     first_number: int = 1,
     masks: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, list[CellState]]:
+) -> tuple[Tensor, list[LayerState]]:
     """The same for one step of N sequences: outputs [N, H] and the new states. masks: factors of the layers' inputs."""
     outputs, new_states = inputs_NI, []
     for index, (layer, state) in enumerate(zip(layers, states, strict=True)):
@@ -395,7 +395,7 @@ def is_residual(number: int, residual_from: int | None) -> bool:
     return residual_from is not None and number >= residual_from
 
 
-def first_states(layers: Sequence[Recurrence], memory: Memory, beam: int, bridged: bool) -> list[CellState]:
+def initial_states(layers: Sequence[RecurrentLayer], memory: Memory, beam: int, bridged: bool) -> list[LayerState]:
     """The layers' states before the first token, [B*beam, H]: zeros, or what the encoder's layers ended with."""
     batch = len(memory.mask_BS)
     zeros = [layer.start(batch * beam, memory.states_BSH) for layer in layers]
@@ -408,18 +408,18 @@ def first_states(layers: Sequence[Recurrence], memory: Memory, beam: int, bridge
     ]
 
 
-def states_over_time(layers: Sequence[Recurrence], memory: Memory, bridged: bool) -> Sequence[CellState | None]:
-    """The same for `over_time`, which knows zeros by None."""
-    return first_states(layers, memory, 1, bridged) if bridged else [None] * len(layers)
+def states_over_time(layers: Sequence[RecurrentLayer], memory: Memory, bridged: bool) -> Sequence[LayerState | None]:
+    """The same for `forward`, which knows zeros by None."""
+    return initial_states(layers, memory, 1, bridged) if bridged else [None] * len(layers)
 
 
-def state_sizes(layers: Sequence[Recurrence], prefix: str) -> dict[str, int]:
+def state_sizes(layers: Sequence[RecurrentLayer], prefix: str) -> dict[str, int]:
     """The widths of the layers' states by name."""
     zeros = [layer.start(1, torch.zeros(0)) for layer in layers]
     return {name: tensor.shape[1] for name, tensor in state_names(zeros, prefix).items()}
 
 
-def state_names(states: Sequence[CellState], prefix: str = "") -> dict[str, Tensor]:
+def state_names(states: Sequence[LayerState], prefix: str = "") -> dict[str, Tensor]:
     """The layers' states as <prefix>hidden_1, <prefix>cell_1 and so on, from the bottom."""
     return {
         f"{prefix}{part}_{number}": tensor
@@ -428,7 +428,7 @@ def state_names(states: Sequence[CellState], prefix: str = "") -> dict[str, Tens
     }
 
 
-def named_states(tensors: Mapping[str, Tensor], prefix: str, num_layers: int) -> list[CellState]:
+def named_states(tensors: Mapping[str, Tensor], prefix: str, num_layers: int) -> list[LayerState]:
     """The layers' states of tensors with such names."""
     return [
         tuple(tensors[f"{prefix}{part}_{number}"] for part in _PARTS if f"{prefix}{part}_{number}" in tensors)
@@ -436,19 +436,19 @@ def named_states(tensors: Mapping[str, Tensor], prefix: str, num_layers: int) ->
     ]
 
 
-def pack(states: Sequence[CellState], batch: int) -> DecoderState:
+def pack_states(states: Sequence[LayerState], batch: int) -> DecoderState:
     """The layers' states [B*K, H] as a DecoderState."""
     return DecoderState(
         {name: tensor.reshape(batch, -1, tensor.shape[1]) for name, tensor in state_names(states).items()}
     )
 
 
-def unpack(state: DecoderState, num_layers: int) -> list[CellState]:
+def unpack_states(state: DecoderState, num_layers: int) -> list[LayerState]:
     """The layers' states, [B*K, H]."""
     return named_states({name: tensor.flatten(0, 1) for name, tensor in state.tensors.items()}, "", num_layers)
 
 
-def one_step_later(outputs_TBH: Tensor, first_BH: Tensor | None = None) -> Tensor:
+def shift_one_step(outputs_TBH: Tensor, first_BH: Tensor | None = None) -> Tensor:
     """Moves every output to the next step; the first step gets `first_BH`, or zeros."""
     first_BH = torch.zeros_like(outputs_TBH[0]) if first_BH is None else first_BH.to(outputs_TBH.dtype)
     return torch.cat((first_BH[None], outputs_TBH[:-1]))

@@ -13,12 +13,12 @@ from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
     Cell,
     ResidualStack,
-    first_states,
-    layer_kind,
-    pack,
+    initial_states,
+    layer_class,
+    pack_states,
     state_sizes,
     states_over_time,
-    unpack,
+    unpack_states,
 )
 
 
@@ -50,11 +50,11 @@ class PlainDecoder(Decoder):
         self.input_size = input_size
         self.output_size = hidden_size
         self.num_layers = num_layers
-        kind = layer_kind(cell, layer_norm, "model.decoder")
+        kind = layer_class(cell, layer_norm, "model.decoder")
         self.stack = ResidualStack(
             input_size, hidden_size, num_layers, kind, residual_from, Dropout(dropout, variational_dropout)
         )
-        self.by_sentence_sizes = state_sizes(self.stack.recurrences(), "final_")
+        self.by_sentence_sizes = state_sizes(self.stack.recurrent_layers(), "final_")
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """Nothing: no step looks at the source."""
@@ -62,14 +62,16 @@ class PlainDecoder(Decoder):
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, None]:
         """Hidden [B, T, H] for the whole target at once."""
-        states = states_over_time(self.stack.recurrences(), memory, bridged=True)
-        return self.stack.over_time(embedded_BTE.transpose(0, 1), states).transpose(0, 1), None
+        states = states_over_time(self.stack.recurrent_layers(), memory, bridged=True)
+        return self.stack(embedded_BTE.transpose(0, 1), states).transpose(0, 1), None
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """The encoder's final states as hidden_1, cell_1 and so on, each [B, beam, H]."""
-        return pack(first_states(self.stack.recurrences(), memory, beam, bridged=True), len(memory.mask_BS))
+        return pack_states(
+            initial_states(self.stack.recurrent_layers(), memory, beam, bridged=True), len(memory.mask_BS)
+        )
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, None, DecoderState]:
         """One token for B sentences of K hypotheses."""
-        outputs_NH, states = self.stack.step(embedded_BKE.flatten(0, 1), unpack(state, self.num_layers))
-        return outputs_NH.view(*embedded_BKE.shape[:2], -1), None, pack(states, len(embedded_BKE))
+        outputs_NH, states = self.stack.step(embedded_BKE.flatten(0, 1), unpack_states(state, self.num_layers))
+        return outputs_NH.view(*embedded_BKE.shape[:2], -1), None, pack_states(states, len(embedded_BKE))
