@@ -304,7 +304,7 @@ def _padded(rows: Rows, prefix: tuple[int, ...], pad_to_multiple_of: int) -> Tok
 class BatchStream:
     """Iterates without end over updates: each is this process's share of one global batch, in microbatches.
 
-    The order is that of `block_pairs` and `plan_block`; a stream made at the `position` of another goes on exactly as
+    The order is that of `block_pairs` and `plan_block`; a stream made at the `loader_state` of another goes on exactly as
     that one does, wherever that is, for the price of planning one block (under a second). A global batch is split into
     microbatches of at most microbatch_tokens padded tokens each; null leaves it whole. Subword sampling makes sentences
     longer (by a third at alpha 0.1) and each by another share, so the plan is made of the sampled lengths: budgets hold
@@ -327,7 +327,7 @@ class BatchStream:
         subword_regularization: float = 0.0,
         tokenizers: Tokenizers | None = None,
         segments: Sequence[Segment] | None = None,
-        position: LoaderState = LoaderState(),  # noqa: B008 (immutable)
+        loader_state: LoaderState = LoaderState(),  # noqa: B008 (immutable)
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -354,14 +354,15 @@ class BatchStream:
         self._segments = [Segment(len(store), 1.0)] if segments is None else list(segments)
         assert sum(segment.num_pairs for segment in self._segments) == len(store)
         self._num_blocks = num_blocks(len(store))
-        if position.block < self._num_blocks:
-            self._plan = self._plan_of(position.epoch, position.block)
-        if position.block >= self._num_blocks or position.batches >= len(self._plan):
+        if loader_state.block < self._num_blocks:
+            self._plan = self._plan_of(loader_state.epoch, loader_state.block)
+        if loader_state.block >= self._num_blocks or loader_state.batches >= len(self._plan):
             raise InputError(
-                f"the data position is batch {position.batches} in block {position.block} of epoch {position.epoch}, "
+                f"the loader state is batch {loader_state.batches} in block {loader_state.block} of epoch "
+                f"{loader_state.epoch}, "
                 "which does not exist: the preprocessed text or trainer.batch_tokens changed since it was saved"
             )
-        self.position = position
+        self.loader_state = loader_state
         """Batches that were handed out; what a checkpoint saves."""
 
     def __len__(self) -> int:
@@ -371,22 +372,22 @@ class BatchStream:
     @property
     def epochs(self) -> float:
         """Epochs that were handed out so far."""
-        epoch, batches, block = self.position
+        epoch, batches, block = self.loader_state
         return epoch + (block + batches / len(self._plan)) / self._num_blocks
 
     def __iter__(self) -> Iterator[LocalBatch]:
         return self
 
     def __next__(self) -> LocalBatch:
-        epoch, batches, block = self.position
+        epoch, batches, block = self.loader_state
         share = self._share(batches, epoch)
         if batches + 1 < len(self._plan):
-            self.position = LoaderState(epoch, batches + 1, block)
+            self.loader_state = LoaderState(epoch, batches + 1, block)
         else:
-            self.position = (
+            self.loader_state = (
                 LoaderState(epoch, 0, block + 1) if block + 1 < self._num_blocks else LoaderState(epoch + 1, 0, 0)
             )
-            self._plan = self._plan_of(self.position.epoch, self.position.block)
+            self._plan = self._plan_of(self.loader_state.epoch, self.loader_state.block)
         return share
 
     def largest_microbatch(self) -> Batch:
@@ -399,12 +400,12 @@ class BatchStream:
             len(pairs_B) * sum(int(rounded_up(side[pairs_B], self._length_multiple).max()) + 1 for side in lengths)
             for pairs_B in (self._plan[batch] for batch in range(len(self._plan)))
         ]
-        share = self._share(int(np.argmax(costs)), self.position.epoch)
+        share = self._share(int(np.argmax(costs)), self.loader_state.epoch)
         return max(share.to_compute, key=lambda batch: batch.num_padded_tokens)
 
-    def pairs_at(self, position: LoaderState) -> list[tuple[int, str, str]]:
-        """Number, source and target text of each pair of the global batch that begins at that position."""
-        pairs_B = self._plan_of(position.epoch, position.block)[position.batches].tolist()
+    def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
+        """Return number, source and target text of each pair of the global batch that starts at `loader_state`."""
+        pairs_B = self._plan_of(loader_state.epoch, loader_state.block)[loader_state.batches].tolist()
         return [(pair, self._store.source_text(pair), self._store.target_text(pair)) for pair in pairs_B]
 
     def _plan_of(self, epoch: int, block: int) -> BlockPlan:
@@ -451,7 +452,7 @@ class Made(NamedTuple):
     """This process's share of a global batch, and what its stream said right after it."""
 
     share: LocalBatch
-    position: LoaderState
+    loader_state: LoaderState
     epochs: float
     length: int
 
@@ -460,13 +461,13 @@ class Prefetcher:
     """Iterates over a stream as the stream itself does; a thread makes up to num_batches batches ahead.
 
     num_batches: 0 makes each batch when it is asked for. pin: whether tensors go to page-locked memory, from which
-    CUDA copies while it computes. `position`, `epochs` and `len` are those of consumed batches, so a checkpoint never
+    CUDA copies while it computes. `loader_state`, `epochs` and `len` are those of consumed batches, so a checkpoint never
     skips what was only made. The thread draws from no global random state, so training is the same with it and without.
     It begins with the first batch. An error in it is raised where the batch would have come.
     """
 
     def __init__(self, stream: BatchStream, num_batches: int, pin: bool) -> None:
-        self.position = stream.position
+        self.loader_state = stream.loader_state
         """Batches that were handed out; what a checkpoint saves."""
         self._stream = stream
         self._num_batches = num_batches
@@ -488,16 +489,16 @@ class Prefetcher:
 
     def __next__(self) -> LocalBatch:
         made = self._take() if self._num_batches else self._make()
-        self.position, self.epochs, self._length = made.position, made.epochs, made.length
+        self.loader_state, self.epochs, self._length = made.loader_state, made.epochs, made.length
         return made.share
 
     def largest_microbatch(self) -> Batch:
         """That of the stream; to be asked before the first batch."""
         return self._stream.largest_microbatch()
 
-    def pairs_at(self, position: LoaderState) -> list[tuple[int, str, str]]:
-        """Number, source and target text of each pair of the global batch that begins at that position."""
-        return self._stream.pairs_at(position)
+    def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
+        """Return number, source and target text of each pair of the global batch that starts at `loader_state`."""
+        return self._stream.pairs_at(loader_state)
 
     def close(self) -> None:
         """Ends the thread; batches that were made and not taken are lost, and nothing can be taken any more."""
@@ -532,7 +533,7 @@ class Prefetcher:
         share = next(self._stream)
         if self._pin:
             share = share.mapped(pinned)
-        return Made(share, self._stream.position, self._stream.epochs, len(self._stream))
+        return Made(share, self._stream.loader_state, self._stream.epochs, len(self._stream))
 
 
 def pinned(batch: Batch) -> Batch:

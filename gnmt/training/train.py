@@ -338,10 +338,10 @@ def train_there(
     # 0 in a new run too: one that was killed before its first checkpoint has left points that would come twice.
     purge_step = 0 if saved is None else saved["step"] + 1
     with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
-        position = LoaderState() if saved is None else LoaderState(*saved["position"])
+        loader_state = LoaderState() if saved is None else LoaderState(*saved["loader_state"])
         unused = unused_target_ids(preprocessed, options, saved, start)
         trainer = build_trainer(
-            *(config, options, model, preprocessed, position, precision, checkpoints, reporter, unused, group)
+            *(config, options, model, preprocessed, loader_state, precision, checkpoints, reporter, unused, group)
         )
         if saved is not None:
             trainer.restore(saved)
@@ -372,7 +372,7 @@ def build_trainer(
     options: TrainerOptions,
     model: Seq2Seq,
     preprocessed: Preprocessed,
-    position: LoaderState,
+    loader_state: LoaderState,
     precision: Precision,
     checkpoints: RunCheckpoints,
     reporter: Reporter,
@@ -401,7 +401,7 @@ def build_trainer(
         tokenizers=tokenizers,
         segments=preprocessed.segments,
         seed=config["seed"],
-        position=position,
+        loader_state=loader_state,
         rank=group.rank,
         world_size=group.size,
     )

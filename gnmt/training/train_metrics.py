@@ -126,7 +126,7 @@ class IntervalMetrics:
     """Sums since the last log line; those that depend on the device stay on it, so that a step never waits for it.
 
     sums_4: loss, gradient norm, target tokens and number of the updates that were made. largest_2: of these the largest
-    loss per target token and the largest gradient norm, in which spikes show that means hide. positions: where in the
+    loss per target token and the largest gradient norm, in which spikes show that means hide. loader_states: where in the
     data each update's batch begins. seconds_waited: for data. A checkpoint between two log lines holds them too.
     """
 
@@ -134,7 +134,7 @@ class IntervalMetrics:
     longest_skip_1: Tensor
     last_skipped_1: Tensor
     largest_2: Tensor
-    positions: list[LoaderState] = field(default_factory=list)
+    loader_states: list[LoaderState] = field(default_factory=list)
     real_tokens: int = 0
     padded_tokens: int = 0
     seconds_before: float = 0.0
@@ -156,7 +156,7 @@ class IntervalMetrics:
         self.padded_tokens += round(padded * (global_tokens / real))
 
     def add(self, loss: Tensor, norm: Tensor, target_tokens: int, made: Tensor, skipped_in_a_row: Tensor) -> None:
-        """Takes in an update, whose position is the last of `positions`. All but target_tokens: device scalars."""
+        """Takes in an update, whose loader state is the last of `loader_states`. All but target_tokens: device scalars."""
         made_or_0 = made.double()
         one_4 = torch.stack([loss.double(), norm.double(), made_or_0 * target_tokens, made_or_0])
         self.sums_4 += torch.where(made, one_4, 0.0)
@@ -164,7 +164,7 @@ class IntervalMetrics:
         self.largest_2 = torch.where(made, torch.maximum(self.largest_2, one_2), self.largest_2)
         is_longest = skipped_in_a_row > self.longest_skip_1
         self.longest_skip_1 = torch.where(is_longest, skipped_in_a_row.double(), self.longest_skip_1)
-        self.last_skipped_1 = torch.where(is_longest, len(self.positions) - 1.0, self.last_skipped_1)
+        self.last_skipped_1 = torch.where(is_longest, len(self.loader_states) - 1.0, self.last_skipped_1)
 
     def sums(self) -> IntervalSums:
         """What the device has counted. The one place where the host waits for it."""
@@ -175,7 +175,7 @@ class IntervalMetrics:
     def scalars(self, sums: IntervalSums, seconds: float) -> dict[str, float]:
         """The figures by their TensorBoard tags; without a mean where no update was made."""
         scalars = {
-            "train/skipped_updates": len(self.positions) - round(sums.updates),
+            "train/skipped_updates": len(self.loader_states) - round(sums.updates),
             "train/seconds": seconds,
             "train/tokens_per_second": self.real_tokens / seconds,
             "train/data_wait_fraction": self.seconds_waited / seconds,
@@ -210,7 +210,7 @@ class IntervalMetrics:
     def state_dict(self) -> dict[str, Any]:
         """By name, as a checkpoint holds it."""
         state = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "running_since"}
-        return state | {"positions": [tuple(position) for position in self.positions], "seconds_before": self.seconds()}
+        return state | {"loader_states": [tuple(one) for one in self.loader_states], "seconds_before": self.seconds()}
 
     @classmethod
     def from_checkpoint(cls, state: Mapping[str, Any], device: torch.device) -> IntervalMetrics:
@@ -219,7 +219,7 @@ class IntervalMetrics:
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
         }
         values = {"largest_2": cls.begin(device).largest_2} | values
-        return cls(**values | {"positions": [LoaderState(*position) for position in state["positions"]]})
+        return cls(**values | {"loader_states": [LoaderState(*one) for one in state["loader_states"]]})
 
 
 NONFINITE_FILE = "nonfinite_batch.tsv"
@@ -228,7 +228,7 @@ _NUM_NAMED = 20
 _SHOWN_LETTERS = 200
 
 
-def describe_batch(pairs: Sequence[tuple[int, str, str]], position: LoaderState, folder: Path) -> str:
+def describe_batch(pairs: Sequence[tuple[int, str, str]], loader_state: LoaderState, folder: Path) -> str:
     """The batch's place, its pairs' numbers and its first sentences; all of them go to a file in the folder.
 
     pairs: number, source and target of each; see `BatchStream.pairs_at`.
@@ -236,7 +236,7 @@ def describe_batch(pairs: Sequence[tuple[int, str, str]], position: LoaderState,
     numbers = ", ".join(str(number) for number, _, _ in pairs[:_NUM_NAMED])
     more = f" and {len(pairs) - _NUM_NAMED} more" if len(pairs) > _NUM_NAMED else ""
     lines = [
-        f"batch {position.batches} of epoch {position.epoch} (both counted from 0), "
+        f"batch {loader_state.batches} of epoch {loader_state.epoch} (both counted from 0), "
         f"{len(pairs)} pairs of the preprocessed text: {numbers}{more}"
     ]
     path = folder / NONFINITE_FILE

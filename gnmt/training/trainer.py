@@ -150,7 +150,7 @@ class Trainer:
                 if state.evaluation_due or self.finished():
                     self.evaluate_and_save()
             while not self.finished():
-                self.metrics.positions.append(self.stream.position)
+                self.metrics.loader_states.append(self.stream.loader_state)
                 with self.metrics.waiting():
                     share = next(self.stream)
                 self.update(share, self.metrics)
@@ -182,7 +182,7 @@ class Trainer:
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
         options, state = self.options, self.state
-        out_of_epochs = options.max_epochs is not None and self.stream.position.epoch >= options.max_epochs
+        out_of_epochs = options.max_epochs is not None and self.stream.loader_state.epoch >= options.max_epochs
         patience = options.patience_evaluations
         out_of_patience = patience is not None and state.stale_evaluations >= patience
         return state.step >= options.max_steps or out_of_epochs or out_of_patience
@@ -234,7 +234,7 @@ class Trainer:
             return
         sums, seconds, step = metrics.sums(), metrics.seconds(), self.state.step
         self.gradient_norms.write()
-        num_updates = len(metrics.positions)
+        num_updates = len(metrics.loader_states)
         scalars = metrics.scalars(sums, seconds)
         scalars["train/learning_rate"] = self.staged_optimizer.optimizer.param_groups[0]["lr"]
         for tag, value in scalars.items():
@@ -247,8 +247,8 @@ class Trainer:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
             place = round(sums.last_skipped)
-            position = metrics.positions[place]
-            batch = describe_batch(self.stream.pairs_at(position), position, self.checkpoints.folder.parent)
+            loader_state = metrics.loader_states[place]
+            batch = describe_batch(self.stream.pairs_at(loader_state), loader_state, self.checkpoints.folder.parent)
             raise self.divergence(
                 f"{sums.longest_skip:.0f} updates in a row were skipped, for loss or gradient were not finite,",
                 f"The last of them, update {step - num_updates + place + 1}, was {batch}",
@@ -325,7 +325,7 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             **self.state.state_dict(),
             "interval": self.metrics.state_dict(),
-            "position": tuple(self.stream.position),
+            "loader_state": tuple(self.stream.loader_state),
             "rng": random_state(self.device),
         }
 
@@ -348,7 +348,7 @@ class Trainer:
         return self.checkpoint_extras | {"step": state.step, "best": state.best, "best_step": state.best_step}
 
     def restore(self, contents: dict[str, Any]) -> None:
-        """Takes up the state that `save` wrote, but for the data position, which the stream was made with.
+        """Takes up the state that `save` wrote, but for the loader state, which the stream was made with.
 
         What follows is bitwise what an uninterrupted run does on a CPU.
         """

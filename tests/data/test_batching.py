@@ -78,7 +78,7 @@ def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch
     )
     num_batches = len(stream)
     updates = [next(stream) for _ in range(num_batches)]
-    assert stream.position == LoaderState(1, 0)
+    assert stream.loader_state == LoaderState(1, 0)
     rows = torch.cat([batch.pairs_B for update in updates for batch in update])
     assert sorted(rows.tolist()) == list(range(len(store)))
     for update in updates:
@@ -101,7 +101,7 @@ def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
 def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokenizers, alpha: float) -> None:
-    def stream(position: LoaderState) -> BatchStream:
+    def stream(loader_state: LoaderState) -> BatchStream:
         return BatchStream(
             store,
             batch_tokens=700,
@@ -109,21 +109,21 @@ def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokeni
             seed=5,
             subword_regularization=alpha,
             tokenizers=tokenizers,
-            position=position,
+            loader_state=loader_state,
         )
 
     whole = stream(LoaderState())
     per_epoch = len(whole)
     positions, updates = [], []
     for _ in range(2 * per_epoch + 3):
-        positions.append(whole.position)
+        positions.append(whole.loader_state)
         updates.append(next(whole))
     assert {position.epoch for position in positions} == {0, 1, 2}
     for start in (0, 1, per_epoch - 1, per_epoch, per_epoch + 1):
         resumed = stream(LoaderState(*positions[start]))
         for update in updates[start : start + 4]:
             assert equal(next(resumed), update)
-        assert resumed.position == positions[start + 4]
+        assert resumed.loader_state == positions[start + 4]
 
 
 def test_microbatches_do_not_change_the_global_batches(store: Store) -> None:
@@ -166,7 +166,7 @@ def test_a_tiny_corpus_trains(tmp_path: Path) -> None:
     stream = BatchStream(small_store(tmp_path, [[5]], [[6, 7]]), batch_tokens=4096, seed=0)
     assert len(stream) == 1
     for epoch in range(3):
-        assert stream.position == LoaderState(epoch, 0)
+        assert stream.loader_state == LoaderState(epoch, 0)
         (batch,) = next(stream)
         assert batch.pairs_B.tolist() == [0]
 
@@ -179,7 +179,7 @@ def test_wrong_limits_and_positions(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trainer\.subword_regularization must be 0 to 1, found 1\.5"):
         BatchStream(store, batch_tokens=1000, seed=1, subword_regularization=1.5)
     with pytest.raises(InputError, match="batch 9999 in block 0 of epoch 3, which does not exist"):
-        BatchStream(store, batch_tokens=1000, seed=1, position=LoaderState(3, 9999))
+        BatchStream(store, batch_tokens=1000, seed=1, loader_state=LoaderState(3, 9999))
 
 
 def test_global_random_state_is_left_alone(store: Store) -> None:
@@ -198,15 +198,20 @@ def test_a_stream_of_several_blocks(
     monkeypatch.setattr(planning, "BLOCK_PAIRS", 90)
     monkeypatch.setattr(planning, "RUN_PAIRS", 5)
 
-    def stream(position: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
+    def stream(loader_state: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
         return BatchStream(
-            store, batch_tokens=700, seed=5, subword_regularization=alpha, tokenizers=tokenizers, position=position
+            store,
+            batch_tokens=700,
+            seed=5,
+            subword_regularization=alpha,
+            tokenizers=tokenizers,
+            loader_state=loader_state,
         )
 
     whole = stream()
     positions, updates, epochs = [], [], []
-    while whole.position.epoch < 2:
-        positions.append(whole.position)
+    while whole.loader_state.epoch < 2:
+        positions.append(whole.loader_state)
         epochs.append(whole.epochs)
         updates.append(next(whole))
     assert epochs == sorted(set(epochs))
@@ -221,7 +226,7 @@ def test_a_stream_of_several_blocks(
     firsts = [place for place, position in enumerate(positions) if position.batches == 0]
     for start in {*firsts, *(place - 1 for place in firsts if place), 3}:
         resumed = stream(LoaderState(*positions[start]))
-        assert resumed.position == positions[start]
+        assert resumed.loader_state == positions[start]
         for update in updates[start : start + 3]:
             assert equal(next(resumed), update)
     with pytest.raises(InputError, match="batch 0 in block 5 of epoch 1, which does not exist"):
@@ -232,7 +237,7 @@ def test_a_stream_of_two_corpora(store: Store) -> None:
     segments = [Segment(300, 1.0), Segment(100, 3.0)]
     stream = BatchStream(store, batch_tokens=600, seed=1, segments=segments)
     counts = np.zeros(len(store), dtype=int)
-    while stream.position.epoch == 0:
+    while stream.loader_state.epoch == 0:
         counts += np.bincount(next(stream)[0].pairs_B.numpy(), minlength=len(store))
     assert counts[:300].sum() == 100
     assert set(counts[300:]) == {3}
@@ -273,7 +278,7 @@ def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, mic
                 assert share.to_compute == [share.filler]
                 assert share.filler.pairs_B.tolist()[0] in pairs
     assert num_fillers > 0
-    assert {each.position for each in streams} == {whole.position}
+    assert {each.loader_state for each in streams} == {whole.loader_state}
 
 
 @pytest.mark.parametrize("microbatch_tokens", [None, 120])

@@ -98,19 +98,19 @@ def test_a_stream_mixes_by_weight_and_goes_on_exactly(
     monkeypatch.setattr(planning, "RUN_PAIRS", 4)
     preprocessed = prepare(mixture, options)
 
-    def stream(position: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
+    def stream(loader_state: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
         return BatchStream(
-            preprocessed.store, batch_tokens=600, seed=1, segments=preprocessed.segments, position=position
+            preprocessed.store, batch_tokens=600, seed=1, segments=preprocessed.segments, loader_state=loader_state
         )
 
     whole = stream()
     counts = np.zeros(280, dtype=int)
     positions, updates = [], []
-    while whole.position.epoch < 3:
-        positions.append(whole.position)
+    while whole.loader_state.epoch < 3:
+        positions.append(whole.loader_state)
         updates.append(torch.cat([batch.pairs_B for batch in next(whole)]))
         counts += np.bincount(updates[-1].numpy(), minlength=280)
-        if whole.position.batches == 0:  # a block ends
+        if whole.loader_state.batches == 0:  # a block ends
             for own in (counts[:200], counts[200:]):
                 assert own.max() - own.min() <= 1
     assert counts[:200].sum() == 280

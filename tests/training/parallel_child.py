@@ -83,7 +83,7 @@ def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
     trainer.staged_optimizer.apply = take  # type: ignore[method-assign]
     for _ in range(num_updates):
         metrics = IntervalMetrics.begin(trainer.device)
-        metrics.positions.append(trainer.stream.position)
+        metrics.loader_states.append(trainer.stream.loader_state)
         share = next(trainer.stream)
         found["own_pairs"].append([pair for batch in share for pair in batch.pairs_B.tolist()])
         found["tokens"].append((share.source_tokens, share.target_tokens, metrics.real_tokens))

@@ -107,7 +107,7 @@ def test_a_whole_run_is_that_of_one_process(pair, run, tmp_path):
     for part in ("weights", "average"):
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
     alone, together = (read_checkpoint(folder / "last.pt") for folder in (tmp_path, pair.home / "run"))
-    assert together["position"] == alone["position"]
+    assert together["loader_state"] == alone["loader_state"]
     assert together["step"] == alone["step"] == 4
     for name, weight in alone["model"].items():
         torch.testing.assert_close(together["model"][name], weight, rtol=1e-3, atol=1e-5)

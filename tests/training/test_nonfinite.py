@@ -28,7 +28,7 @@ def spoil(trainer: Trainer, factor: float = math.nan) -> torch.utils.hooks.Remov
 
 
 def update(trainer: Trainer, metrics: IntervalMetrics) -> None:
-    metrics.positions.append(trainer.stream.position)
+    metrics.loader_states.append(trainer.stream.loader_state)
     trainer.update(next(trainer.stream), metrics)
 
 
@@ -110,7 +110,7 @@ def test_no_step_reads_the_device(make_trainer, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     for number, microbatches in enumerate(batches):
         gradients = spoil(trainer, math.nan if number == 1 else 1.0)
-        metrics.positions.append(trainer.stream.position)
+        metrics.loader_states.append(trainer.stream.loader_state)
         trainer.update(microbatches, metrics)
         gradients.remove()
     monkeypatch.undo()
@@ -122,7 +122,7 @@ def test_the_place_is_that_of_the_longest_row_and_not_of_a_later_single_one():
     """The message that ends a run named the batch of the last skip, which may be an innocent one."""
     metrics, one, in_a_row = IntervalMetrics.begin(torch.device("cpu")), torch.ones(()), 0
     for number, made in enumerate([True, False, False, False, True, False, True]):
-        metrics.positions.append(LoaderState(0, number))
+        metrics.loader_states.append(LoaderState(0, number))
         in_a_row = 0 if made else in_a_row + 1
         metrics.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row))
     assert (metrics.sums().longest_skip, metrics.sums().last_skipped) == (3, 3)
@@ -172,8 +172,8 @@ def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, preproce
     assert "lower optimizer.lr or trainer.clip_norm" in message
     assert "saved up to update 9" in message
     pairs = [pair for batch in consumed[-1] for pair in batch.pairs_B.tolist()]
-    position = trainer.stream.position
-    assert f"update 10, was batch {position.batches - 1} of epoch {position.epoch}" in message
+    loader_state = trainer.stream.loader_state
+    assert f"update 10, was batch {loader_state.batches - 1} of epoch {loader_state.epoch}" in message
     assert f"{len(pairs)} pairs of the preprocessed text: {', '.join(map(str, pairs[:20]))}" in message
     assert (
         f"{pairs[0]}: {preprocessed.store.source_text(pairs[0])} | {preprocessed.store.target_text(pairs[0])}"

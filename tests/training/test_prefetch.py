@@ -12,9 +12,9 @@ from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
 
 @pytest.fixture
 def make_stream(preprocessed):
-    def make(position: LoaderState = LoaderState(), **options) -> BatchStream:  # noqa: B008 (immutable)
+    def make(loader_state: LoaderState = LoaderState(), **options) -> BatchStream:  # noqa: B008 (immutable)
         options = {"batch_tokens": 250, "seed": 1, "tokenizers": preprocessed.tokenizers, **options}
-        return BatchStream(preprocessed.store, position=position, **options)
+        return BatchStream(preprocessed.store, loader_state=loader_state, **options)
 
     return make
 
@@ -26,7 +26,7 @@ def taken(stream, number):
         microbatches = next(stream)
         pairs = [batch.pairs_B.tolist() for batch in microbatches]
         ids = [batch.target.ids_BT.tolist() for batch in microbatches]
-        rows.append((pairs, ids, stream.position, len(stream)))
+        rows.append((pairs, ids, stream.loader_state, len(stream)))
     return rows
 
 
@@ -47,9 +47,9 @@ def test_the_position_is_that_of_consumed_batches(make_stream):
     first = taken(stream, 2)
     while stream._made.qsize() < 3:
         threading.Event().wait(0.001)
-    assert stream.position == first[-1][2] == LoaderState(0, 2)
+    assert stream.loader_state == first[-1][2] == LoaderState(0, 2)
     stream.close()
-    again = Prefetcher(make_stream(stream.position), 3, pin=False)
+    again = Prefetcher(make_stream(stream.loader_state), 3, pin=False)
     assert first + taken(again, 4) == taken(make_stream(), 6)
     again.close()
 
@@ -61,7 +61,7 @@ def test_it_makes_so_many_and_no_more(make_stream):
     while prefetcher._made.qsize() < 2:
         threading.Event().wait(0.001)
     threading.Event().wait(0.05)
-    assert stream.position == LoaderState(0, 3)
+    assert stream.loader_state == LoaderState(0, 3)
     prefetcher.close()
     assert not prefetcher._thread.is_alive()
 
@@ -82,7 +82,7 @@ def test_an_error_of_the_thread_is_raised_where_the_batch_would_have_come(make_s
     for _ in range(2):
         with pytest.raises(OSError, match="the disk went away"):
             next(prefetcher)
-    assert prefetcher.position == LoaderState(0, 2)
+    assert prefetcher.loader_state == LoaderState(0, 2)
     prefetcher.close()
 
 

@@ -54,7 +54,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert [step for step, _ in outcome(found)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     saved = read_checkpoint(found / "last.pt")
     assert saved["step"] == 8
-    assert saved["position"][0] >= 1, "the data must cross the end of an epoch"
+    assert saved["loader_state"][0] >= 1, "the data must cross the end of an epoch"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

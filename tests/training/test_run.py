@@ -85,7 +85,7 @@ def test_initialize_from_takes_the_weights_and_nothing_else(run, tmp_path):
     run(tmp_path / "second", *ONE_STEP, start, "optimizer.lr=0", "loss.smoothing=0.3")
     first, second = (read_checkpoint(tmp_path / name / "last.pt") for name in ("first", "second"))
     assert all(torch.equal(second["model"][name], weight) for name, weight in first["model"].items())
-    assert (second["step"], tuple(second["position"])) == (1, (0, 1, 0))
+    assert (second["step"], tuple(second["loader_state"])) == (1, (0, 1, 0))
     assert {float(state["step"]) for state in first["optimizer"]["state"].values()} == {3.0}
     assert {float(state["step"]) for state in second["optimizer"]["state"].values()} == {1.0}
 

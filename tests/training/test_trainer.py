@@ -276,7 +276,7 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
         return next(stream)
 
     class Slow:
-        position, epochs = stream.position, stream.epochs
+        position, epochs = stream.loader_state, stream.epochs
         __next__ = staticmethod(load)
         __len__ = staticmethod(lambda: len(stream))
         close = staticmethod(stream.close)
