@@ -19,7 +19,7 @@ from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, time
 from benchmarks.table import Column
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.checkpoint.load import load_model
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import choose_device, choose_precision
@@ -103,7 +103,7 @@ class Workload:
         if name == BASELINE:
             plain = Baseline(model, device)
             return lambda: plain.search(sources, self.options, suppressed, self.batch_size)
-        fast = fast_model(model, choose_precision(name, device))
+        fast = inference_copy(model, choose_precision(name, device))
         return lambda: search(
             fast, sources, self.options, device=device, suppressed=suppressed, batch_size=self.batch_size
         )

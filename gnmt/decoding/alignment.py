@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gnmt.batch import BOS_ID, EOS_ID, UNK_ID
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.errors import InputError
 from gnmt.reporting.figures import alignment_figure
 

@@ -160,7 +160,7 @@ class Hypotheses(NamedTuple):
     tokens_BKT: BOS and the tokens, behind which lies anything; T is one more than the longest limit in flight.
     length_BK: |Y|. log_prob_BK is -inf for an empty, ended or dropped entry, which can never come back.
     score_BK: equation 14 for results, -inf for active hypotheses. coverage_BKS: attention so far, summed over the
-    tokens; no columns where the coverage penalty is off. slots_BKT: for each token, the entry of the beam that
+    tokens; no columns where the coverage penalty is off. beam_index_BKT: for each token, the entry of the beam that
     was asked for it (attention is kept by entry, not moved with hypotheses); no columns where nobody asked for it.
     """
 
@@ -169,7 +169,7 @@ class Hypotheses(NamedTuple):
     log_prob_BK: Tensor
     score_BK: Tensor
     coverage_BKS: Tensor
-    slots_BKT: Tensor
+    beam_index_BKT: Tensor
 
     def take(self, entries_BN: Tensor) -> Hypotheses:
         """The given entries of each sentence's beam: the only place where hypotheses change their places."""
@@ -184,7 +184,7 @@ class Hypotheses(NamedTuple):
         return self._replace(
             tokens_BKT=self.tokens_BKT[:, :, :target_width],
             coverage_BKS=self.coverage_BKS[:, :, :source_width],
-            slots_BKT=self.slots_BKT[:, :, :target_width],
+            beam_index_BKT=self.beam_index_BKT[:, :, :target_width],
         )
 
     @staticmethod
@@ -247,8 +247,8 @@ def grow(active: Hypotheses, chosen: Candidates, length_B: Tensor, attention_BKS
     grown = active.take(parents_BN)
     length_BN = length_B[:, None].expand_as(parents_BN)
     grown.tokens_BKT.scatter_(2, length_BN[:, :, None], chosen.tokens_BN[:, :, None])
-    if grown.slots_BKT.shape[2]:
-        grown.slots_BKT.scatter_(2, length_BN[:, :, None], parents_BN[:, :, None])
+    if grown.beam_index_BKT.shape[2]:
+        grown.beam_index_BKT.scatter_(2, length_BN[:, :, None], parents_BN[:, :, None])
     coverage_BNS = grown.coverage_BKS
     if attention_BKS is not None and coverage_BNS.shape[2]:
         [step_BNS] = select_beams([attention_BKS], parents_BN)
@@ -327,7 +327,7 @@ class Sentences(NamedTuple):
 class ActiveBatch(NamedTuple):
     """All that is in flight, one row for each sentence in everything here.
 
-    attention_BTKS: what the decoder looked at in each step, by entry of the beam; see Hypotheses.slots_BKT.
+    attention_BTKS: what the decoder looked at in each step, by entry of the beam; see Hypotheses.beam_index_BKT.
     """
 
     sentences: Sentences
@@ -360,7 +360,7 @@ class ActiveBatch(NamedTuple):
             log_prob_BK=torch.full(shape, -math.inf, device=device),
             score_BK=torch.full(shape, -math.inf, device=device),
             coverage_BKS=torch.zeros(*shape, source_width if options.coverage_beta else 0, device=device),
-            slots_BKT=torch.zeros(*shape, target_width if with_attention else 0, dtype=torch.long, device=device),
+            beam_index_BKT=torch.zeros(*shape, target_width if with_attention else 0, dtype=torch.long, device=device),
         )
         log_prob_BK = empty.log_prob_BK.clone()
         log_prob_BK[:, : beam if options.sampling else 1] = 0.0
@@ -386,7 +386,7 @@ class ActiveBatch(NamedTuple):
         )
 
     def stay(self, rows: Sequence[int], target_width: int, source_width: int, num_steps: int) -> ActiveBatch:
-        """The given sentences, in an order of `in_place`; T and S cut to the widths that these still need.
+        """The given sentences, in an order of `compact_order`; T and S cut to the widths that these still need.
 
         num_steps: the most steps that one of them has taken. Memory is changed in place.
         """
@@ -416,7 +416,7 @@ class ActiveBatch(NamedTuple):
         )
 
 
-def in_place(rows: Sequence[int]) -> list[int]:
+def compact_order(rows: Sequence[int]) -> list[int]:
     """The same rows, in ascending order, but that the last ones stand in the places of those that are missing."""
     kept, last = set(rows), sorted(rows)
     return [row if row in kept else last.pop() for row in range(len(kept))]

@@ -13,7 +13,7 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens, padded
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation, cut_line
+from gnmt.decoding.translation import Translation, cut_line
 from gnmt.errors import InputError, counted
 from gnmt.model.interfaces import SearchModel
 
@@ -22,7 +22,7 @@ from gnmt.model.interfaces import SearchModel
 COVERAGE_FLOOR = 1e-6
 
 
-class ForcedScores(NamedTuple):
+class ForceDecodingScores(NamedTuple):
     """Scores of given translations, fp32.
 
     log_prob_B: log P(Y|X), natural logarithm. score_B: equation 14.
@@ -75,7 +75,7 @@ def check_coverage(options: SearchOptions, has_attention: bool) -> None:
 
 
 @torch.inference_mode()
-def forced_scores(model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForcedScores:
+def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForceDecodingScores:
     """The scores of given token ids: the steps of search, with every token known beforehand.
 
     So an ensemble, or a model whose weights are rounded for search, is scored as it searches. source: pieces and EOS.
@@ -100,7 +100,7 @@ def forced_scores(model: SearchModel, source: Tokens, target: Tokens, options: S
     token_log_probs_BT = torch.cat(token_log_probs, 1)
     log_prob_B = token_log_probs_BT.sum(1)
     score_B = score(log_prob_B, labels.lengths_B, coverage_BS, memory.mask_BS, options)
-    return ForcedScores(log_prob_B, score_B, token_log_probs_BT)
+    return ForceDecodingScores(log_prob_B, score_B, token_log_probs_BT)
 
 
 # A batch holds `batch_size` pairs of up to so many source and target tokens, and fewer longer ones.
@@ -163,7 +163,7 @@ def scoring_order(pairs: Sequence[Pair]) -> list[int]:
 def _score_batch(
     model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device
 ) -> list[PairScore]:
-    found = forced_scores(
+    found = force_decode(
         model,
         padded([pair.source for pair in pairs], device),
         padded([(BOS_ID, *pair.target) for pair in pairs], device),
@@ -187,12 +187,14 @@ def pairs_of(
     source_ids = tokenizers.framed(tokenizers.source.encode(source) if source.strip() else [])
     if isinstance(target, str):
         return [Pair(source_ids, [*(tokenizers.target.encode(target) if target.strip() else []), EOS_ID])]
-    tokens, part_lengths = (target.tokens, target.part_lengths) if isinstance(target, Translation) else (target, ())
+    tokens, segment_lengths = (
+        (target.tokens, target.segment_lengths) if isinstance(target, Translation) else (target, ())
+    )
     size = tokenizers.target.vocabulary_size
     if wrong := [token for token in tokens if not 0 <= token < size]:
         raise InputError(f"{place}: {wrong[0]} is no token: this model has the ids 0 to {size - 1}")
-    if part_lengths:
-        pairs = pairs_of_cut_line(cut_line(tokenizers, source, max_source_tokens), tokens, part_lengths, place)
+    if segment_lengths:
+        pairs = pairs_of_cut_line(cut_line(tokenizers, source, max_source_tokens), tokens, segment_lengths, place)
     else:
         pairs = [Pair(source_ids, tokens)] if tokens else []
     for pair in pairs:
@@ -201,19 +203,19 @@ def pairs_of(
 
 
 def pairs_of_cut_line(
-    sources: Sequence[Sequence[int]], tokens: Sequence[int], part_lengths: Sequence[int], place: str
+    sources: Sequence[Sequence[int]], tokens: Sequence[int], segment_lengths: Sequence[int], place: str
 ) -> list[Pair]:
     """The pairs of a translation whose line was cut: each piece of the source with its part of the tokens.
 
     Raises InputError where there are not as many parts as pieces, or not as many tokens as the parts hold.
     """
-    if len(part_lengths) != len(sources) or sum(part_lengths) != len(tokens) or min(part_lengths) < 1:
+    if len(segment_lengths) != len(sources) or sum(segment_lengths) != len(tokens) or min(segment_lengths) < 1:
         raise InputError(
-            f"{place}: its {len(tokens)} tokens are parts of {', '.join(map(str, part_lengths))} and its source is "
+            f"{place}: its {len(tokens)} tokens are parts of {', '.join(map(str, segment_lengths))} and its source is "
             f"read in {counted(len(sources), 'piece')}, so they cannot be matched: score with the tokenizers and the "
             "max_source_tokens that it was translated with"
         )
-    ends = list(accumulate(part_lengths))
+    ends = list(accumulate(segment_lengths))
     starts = [0, *ends[:-1]]
     return [Pair(source, tokens[start:end]) for source, start, end in zip(sources, starts, ends, strict=True)]
 
@@ -226,7 +228,7 @@ def check_possible(target: Sequence[int], place: str) -> None:
     if EOS_ID in target[:-1]:
         raise InputError(
             f"{place}: its tokens go on behind {EOS_ID}, the end of a sentence, which no search does: end them there "
-            "(a line that was translated in pieces says where each ends in part_lengths)"
+            "(a line that was translated in pieces says where each ends in segment_lengths)"
         )
 
 

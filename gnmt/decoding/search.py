@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from gnmt.batch import EOS_ID, padded
-from gnmt.decoding.beam import ActiveBatch, Sentences, advance, in_place
+from gnmt.decoding.beam import ActiveBatch, Sentences, advance, compact_order
 from gnmt.decoding.engine.cuda_graphs import Step, replayed
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.scoring import force_decode
 from gnmt.errors import InputError
 from gnmt.model.interfaces import SearchModel
 
@@ -97,10 +97,10 @@ def attention_of_results(flight: ActiveBatch, n_best: int) -> Tensor | None:
     if not flight.attention_BTKS.shape[3]:
         return None
     num_steps = int(flight.sentences.length_B.max())
-    slots_BKT = flight.results.slots_BKT[:, :n_best, 1 : num_steps + 1]
-    rows_B11 = torch.arange(len(slots_BKT), device=slots_BKT.device)[:, None, None]
-    steps_T = torch.arange(num_steps, device=slots_BKT.device)
-    return flight.attention_BTKS[rows_B11, steps_T, slots_BKT].cpu()
+    beam_index_BKT = flight.results.beam_index_BKT[:, :n_best, 1 : num_steps + 1]
+    rows_B11 = torch.arange(len(beam_index_BKT), device=beam_index_BKT.device)[:, None, None]
+    steps_T = torch.arange(num_steps, device=beam_index_BKT.device)
+    return flight.attention_BTKS[rows_B11, steps_T, beam_index_BKT].cpu()
 
 
 # Sentences in flight hold at most so many padded source tokens for each of batch_size.
@@ -263,7 +263,7 @@ class _Search:
         if sum(done) <= SMALLEST_DEPARTURE.get(self.suppressed_N.device.type, 0.0) * len(done) and not all(done):
             return []
         leaving = [row for row, is_done in enumerate(done) if is_done]
-        staying = in_place([row for row, is_done in enumerate(done) if not is_done])
+        staying = compact_order([row for row, is_done in enumerate(done) if not is_done])
         indices = [self.in_flight[row] for row in leaving]
         left = self.flight.only(torch.tensor(leaving, device=self.suppressed_N.device))
         found = collect(left, self.options.n_best)
@@ -290,7 +290,7 @@ class _Search:
         """
         device = self.suppressed_N.device
         source, target = padded([self.sources[index]], device), padded([tokens_T.tolist()], device)
-        found = forced_scores(self.model, source, target, replace(self.options, coverage_beta=0.0))
+        found = force_decode(self.model, source, target, replace(self.options, coverage_beta=0.0))
         if found.token_log_probs_BT.isnan().any():
             raise InputError(
                 "the model's probabilities are not numbers, so its weights diverged in training: use an earlier "

@@ -21,12 +21,12 @@ from gnmt.config.build import build, decoding_node, resolve
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import Words, with_unknown_copied, words_of_source
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.ensemble import Ensemble, Mean, load_members
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import PairScore, joined_scores, pairs_of, score_pairs, scoring_order
 from gnmt.decoding.search import Hypothesis, SearchResult, search
-from gnmt.decoding.segments import Translation, cut_line
+from gnmt.decoding.translation import Translation, cut_line
 from gnmt.device import Precision, choose_device, choose_precision
 from gnmt.errors import InputError, counted
 from gnmt.model.interfaces import SearchModel
@@ -247,7 +247,7 @@ def _translation(
             finished=len(hypotheses) == len(results) and all(hypothesis.finished for hypothesis in hypotheses),
             log_prob=sum((hypothesis.log_prob for hypothesis in hypotheses), 0.0),
             source_tokens=source_tokens,
-            part_lengths=tuple(len(hypothesis.tokens) for hypothesis in hypotheses) if len(hypotheses) > 1 else (),
+            segment_lengths=tuple(len(hypothesis.tokens) for hypothesis in hypotheses) if len(hypotheses) > 1 else (),
         )
         for hypotheses in by_rank
     ]
@@ -313,7 +313,7 @@ class Translator:
 
     Beyond 1e-5 of a score (and, since the coverage penalty is beta times a logarithm for each source token, 1e-5 * beta
     for each of these), a translation in fp32 does not depend on the other lines or on batch_size. A window of up
-    to `window_lines` lines is a pure function of its lines, its first line's number (which seeds sampling) and the
+    to `chunk_lines` lines is a pure function of its lines, its first line's number (which seeds sampling) and the
     settings; `translate` of at most so many lines is one window.
     """
 
@@ -341,7 +341,7 @@ class Translator:
             raise InputError(f"replace_unknown is {replace_unknown!r}; it must be none or copy")
         models = list(model) if isinstance(model, Sequence) else [model]
         limits = [member.max_source_tokens for member in models if member.max_source_tokens is not None]
-        members = [fast_model(member, precision) for member in models]
+        members = [inference_copy(member, precision) for member in models]
         self.search_model: SearchModel = members[0] if len(members) == 1 else Ensemble(members, ensemble)
         self.tokenizers = tokenizers
         self.options = options
@@ -372,7 +372,7 @@ class Translator:
         as beam_size=5. Raises InputError for whatever is wrong with any of these.
         """
         members = load_members(checkpoint, choose_device(device), trusted_packages)
-        return cls.of(
+        return cls.from_loaded(
             members,
             precision,
             batch_size,
@@ -383,7 +383,7 @@ class Translator:
         )
 
     @classmethod
-    def of(
+    def from_loaded(
         cls,
         members: Sequence[LoadedModel],
         precision: str = "auto",
@@ -410,7 +410,7 @@ class Translator:
         )
 
     @property
-    def window_lines(self) -> int:
+    def chunk_lines(self) -> int:
         """Lines that are searched together."""
         return max(_WINDOW_BATCHES * self.batch_size, _FEWEST_WINDOW_LINES)
 
@@ -449,7 +449,7 @@ class Translator:
         progress: bool | Callable[[int], object] = False,
         **search_options: Any,
     ) -> Iterator[Translation]:
-        """Yields one translation for each line, in order, reading `window_lines` lines ahead.
+        """Yields one translation for each line, in order, reading `chunk_lines` lines ahead.
 
         A line without a token (blank, or nothing but what the tokenizer drops) gives the empty translation: text "",
         score 0, no tokens. So does, unfinished and with a warning, one for which min_length and no_repeat_ngram leave
@@ -489,7 +489,7 @@ class Translator:
         remaining, remaining_prefixes = iter(lines), repeat("") if prefixes is None else iter(prefixes)
         with tqdm(total=total, desc="translating", unit="line", disable=None if progress is True else True) as bar:
             on_lines = progress if callable(progress) else bar.update
-            while texts := list(islice(remaining, self.window_lines)):
+            while texts := list(islice(remaining, self.chunk_lines)):
                 begin_with = list(islice(remaining_prefixes, len(texts)))
                 if len(begin_with) < len(texts):
                     raise InputError(f"there are fewer prefixes than lines: {_ONE_PREFIX_A_LINE}")
@@ -583,7 +583,7 @@ def load_translator(
     device = values["device"] if device is None else device
     members = load_members(values["checkpoint"], choose_device(device), tuple(values["trusted_packages"]), weights)
     first = members[0]
-    translator = Translator.of(
+    translator = Translator.from_loaded(
         members,
         first.contents["precision"] if values["precision"] == "recorded" else values["precision"],
         values["batch_size"] or first.config["trainer"]["evaluation_batch_size"],

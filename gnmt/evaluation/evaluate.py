@@ -20,7 +20,7 @@ from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.store import read_preprocessed
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator, search_options_of
 from gnmt.errors import InputError, counted
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations

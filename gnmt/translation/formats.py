@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.errors import InputError
 from gnmt.fileio import LINE_BREAKS, sha256_of
 
@@ -51,7 +51,7 @@ class OutputFormat:
         with `alignments` alignment.
     jsonl: an object for each line of input: {"line", "source", "scoring" (the options that scores depend on: equation
         14), "precision", "checkpoints" (see Origin), "translations": [{"text", "score", "log_prob", "tokens"
-        (ids, with EOS where finished), "finished", "part_lengths" (tokens of each piece, for a line that was
+        (ids, with EOS where finished), "finished", "segment_lengths" (tokens of each piece, for a line that was
         cut), with `alignments` "alignment", with `word_attention` "word_attention"}, …]}, the best first.
 
     alignments: word alignments as `0-0 1-2`, source word and target word counted from 0, which takes attention.
@@ -146,6 +146,6 @@ def json_entry(one: Translation) -> dict[str, object]:
         "tokens": list(one.tokens),
         "finished": one.finished,
     }
-    if one.part_lengths:
-        entry["part_lengths"] = list(one.part_lengths)
+    if one.segment_lengths:
+        entry["segment_lengths"] = list(one.segment_lengths)
     return entry

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.scoring import PairScore
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, counted
 from gnmt.fileio import read_lines
@@ -84,7 +84,7 @@ def _translations(path: str) -> Iterator[Entry]:
         try:
             record = json.loads(text)
             source, translations = record["source"], record["translations"]
-            targets = [(translation["tokens"], translation.get("part_lengths", [])) for translation in translations]
+            targets = [(translation["tokens"], translation.get("segment_lengths", [])) for translation in translations]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}:{number}: not a line that translate.py writes with format=jsonl "
@@ -94,8 +94,8 @@ def _translations(path: str) -> Iterator[Entry]:
             raise InputError(f"{path}:{number}: source must be text and tokens a list of whole numbers")
         scoring = _scoring(record.get("scoring", {}), f"{path}:{number}")
         made_with = {key: record[key] for key in Origin._fields if key in record}
-        for rank, (tokens, part_lengths) in enumerate(targets, start=1):
-            translation = Translation("", 0.0, tuple(tokens), part_lengths=tuple(part_lengths))
+        for rank, (tokens, segment_lengths) in enumerate(targets, start=1):
+            translation = Translation("", 0.0, tuple(tokens), segment_lengths=tuple(segment_lengths))
             yield Entry(number, rank, source, translation, scoring, made_with)
 
 
@@ -163,7 +163,7 @@ def score_files(
     with opened_for_writing(Job(scorable.paths[0], output)) as out, bar:
         if kind == "tsv":
             out.write(("\t".join(_TSV_COLUMNS) + "\n").encode())
-        while window := list(islice(entries, translator.window_lines)):
+        while window := list(islice(entries, translator.chunk_lines)):
             for scoring, entries_of_one in groupby(window, key=lambda entry: entry.scoring):
                 options = {name: value for name, value in scoring.items() if name not in given}
                 _score_entries(translator, list(entries_of_one), scorable.paths[0], options, out, kind, totals)

@@ -1,6 +1,6 @@
 """Translating files of any size, window by window: in constant memory, stopped and continued, by one process or many.
 
-A window is `translator.window_lines` lines, and its translation is a function of these lines, their place and the
+A window is `translator.chunk_lines` lines, and its translation is a function of these lines, their place and the
 settings alone. So the windows of a file can be translated by any process at any time; put together in order they are
 what one uninterrupted process writes, byte for byte.
 """
@@ -320,7 +320,7 @@ class WindowTranslator:
     @property
     def size(self) -> int:
         """Lines of a window."""
-        return self.translator.window_lines
+        return self.translator.chunk_lines
 
     def translate(self, window: Window, source: str, on_lines: Callable[[int], None]) -> TranslatedWindow:
         """source: what the window is of, for messages. on_lines: told on the way how many lines more are done."""
@@ -511,7 +511,7 @@ def settings_of(work: WindowTranslator, job: Job, made_from: MadeFrom) -> dict[s
         "device": translator.precision.device.type,
         "batch_size": translator.batch_size,
         "max_source_tokens": translator.max_source_tokens,
-        "window_lines": work.size,
+        "chunk_lines": work.size,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("gnmt", "torch")},
     }

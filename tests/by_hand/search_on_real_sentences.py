@@ -57,7 +57,7 @@ class BestTokens:
 
 def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
     loaded = load_model(checkpoint, torch.device("cpu"))
-    model, translator = loaded.model.eval(), Translator.of([loaded], "fp32", batch_size=8)
+    model, translator = loaded.model.eval(), Translator.from_loaded([loaded], "fp32", batch_size=8)
     translator_module._WINDOW_BATCHES, translator_module._FEWEST_WINDOW_LINES = 3, 1
     options, suppressed = translator.options, translator.suppressed
     encode = translator.tokenizers.source.encode
@@ -79,7 +79,7 @@ def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
     for name, hypotheses in others.items():
         pairs = zip(reference, hypotheses, strict=True)
         report(name, [(one.tokens, one.score, other.tokens, other.score) for one, other in pairs])
-    report(f"shuffled, in windows of {translator.window_lines} lines", in_both_orders(translator, lines))
+    report(f"shuffled, in windows of {translator.chunk_lines} lines", in_both_orders(translator, lines))
 
     few = BestTokens(model, 2 * options.beam_size, suppressed)
     for name, asked, number in (("best tokens", few, count), ("the whole vocabulary", model, count_whole)):
@@ -97,7 +97,7 @@ def in_both_orders(translator: Translator, lines: list[str]) -> list[Pair]:
     In many windows: each is sorted by length, so in one alone the order would say nothing, while in many a line meets
     others in each order.
     """
-    assert len(lines) > 4 * translator.window_lines, "too few lines for an order to matter"
+    assert len(lines) > 4 * translator.chunk_lines, "too few lines for an order to matter"
     shuffled = random.Random(1).sample(range(len(lines)), len(lines))
     straight = list(translator.stream(lines))
     in_other_order = dict(zip(shuffled, translator.stream(lines[index] for index in shuffled), strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import Hypothesis, search
 from gnmt.model.interfaces import DecoderState, Memory
 
@@ -89,7 +89,7 @@ def assert_forced(model, some, found, options):
     target = Tokens(
         torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
     )
-    forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
+    forced = force_decode(model, batch_of([sentence for sentence, _ in pairs]), target, options)
     for row, (sentence, hypothesis) in enumerate(pairs):
         tolerance = 1e-5 * len(hypothesis.tokens)
         of_coverage = 1e-5 * options.coverage_beta * (len(sentence) + 1)

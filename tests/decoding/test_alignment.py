@@ -20,7 +20,7 @@ from gnmt.decoding.alignment import (
     words_of_target,
 )
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError
@@ -37,7 +37,7 @@ def tokenizers() -> Tokenizers:
 @pytest.fixture
 def copy(tokenizers, monkeypatch):
     """copy(line): a translation that says the line again, each piece looking at its own."""
-    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
     translator = Translator(
         CopyModel(tokenizers.source.vocabulary_size), tokenizers, SearchOptions(), FP32, max_source_tokens=60
     )

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.baseline import Baseline
 from benchmarks.decoding import Workload
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
-from gnmt.decoding.engine.inference_copy import SequenceLSTM, StepLSTM, fast_model
+from gnmt.decoding.engine.inference_copy import SequenceLSTM, StepLSTM, inference_copy
 from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
@@ -83,7 +83,7 @@ def test_fp32_steps_are_those_of_the_model(options: dict[str, object]) -> None:
     model = small_model(**options)  # type: ignore[arg-type]
     source = batch(5, 9, 2)
     expected, expected_weights = steps(model, source)
-    log_probs, weights = steps(fast_model(model, Precision("fp32", CPU)), source)
+    log_probs, weights = steps(inference_copy(model, Precision("fp32", CPU)), source)
     torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(weights, expected_weights, atol=1e-5, rtol=0)
 
@@ -94,7 +94,7 @@ def test_narrow_steps_are_near_those_of_the_model(precision: str, tolerance: flo
     model = small_model()
     source = batch(5, 9, 2)
     expected, expected_weights = steps(model, source)
-    log_probs, weights = steps(fast_model(model, Precision(precision, CPU)), source)
+    log_probs, weights = steps(inference_copy(model, Precision(precision, CPU)), source)
     assert log_probs.dtype == torch.float32
     difference = (log_probs - expected).abs().amax()
     assert 1e-5 < difference < tolerance
@@ -105,7 +105,7 @@ def test_narrow_steps_are_near_those_of_the_model(precision: str, tolerance: flo
 @torch.inference_mode()
 def test_the_context_is_multiplied_by_source_position_where_there_is_one_head(options: dict[str, int], shares: bool):
     """Nothing in a step then has a row of weights as long as input, context and hidden state together."""
-    fast = fast_model(small_model(**options), Precision("fp32", CPU))
+    fast = inference_copy(small_model(**options), Precision("fp32", CPU))
     memory = fast.encode(batch(5, 9))
     assert ("gates" in memory.extras) == shares
     if shares:
@@ -128,14 +128,14 @@ def test_an_attention_of_somebodys_own_may_do_more_than_average_the_states() -> 
     model = small_model()
     model.decoder.attention.__class__ = Squashed
     expected, _ = steps(model, batch(5, 9))
-    found, _ = steps(fast_model(model, Precision("fp32", CPU)), batch(5, 9))
+    found, _ = steps(inference_copy(model, Precision("fp32", CPU)), batch(5, 9))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
 def test_the_encoder_reads_each_sentence_from_its_own_end() -> None:
     model = small_model()
-    fast = fast_model(model, Precision("fp32", CPU))
+    fast = inference_copy(model, Precision("fp32", CPU))
     together = fast.encode(batch(5, 9, 2))
     expected = model.encode(batch(5, 9, 2))
     mask = expected.mask_BS
@@ -146,7 +146,7 @@ def test_the_encoder_reads_each_sentence_from_its_own_end() -> None:
 @torch.inference_mode()
 def test_a_sentence_does_not_depend_on_its_neighbors(precision: str) -> None:
     """torch's dynamic quantization scales activations by the whole tensor, and one row moves the others."""
-    fast = fast_model(small_model(), Precision(precision, CPU))
+    fast = inference_copy(small_model(), Precision(precision, CPU))
     source = batch(9, 9, 9)
     louder = Tokens(source.ids_BT.clone(), source.lengths_B)
     louder.ids_BT[1:] = 4
@@ -203,7 +203,7 @@ def test_int8_keeps_what_is_not_a_number() -> None:
 def test_the_model_is_not_touched_and_the_copy_does_not_follow_it(precision: str) -> None:
     model = small_model(tie="all").train()
     before = copy.deepcopy(model.state_dict())
-    fast = fast_model(model, Precision(precision, CPU))
+    fast = inference_copy(model, Precision(precision, CPU))
     assert model.training
     assert all(module.training for module in model.modules())
     assert not any(module.training for module in fast.modules())
@@ -220,7 +220,7 @@ def test_the_model_is_not_touched_and_the_copy_does_not_follow_it(precision: str
 
 
 def test_every_lstm_and_linear_is_replaced_where_it_pays() -> None:
-    fast = fast_model(small_model(), Precision("fp32", CPU))
+    fast = inference_copy(small_model(), Precision("fp32", CPU))
     assert not [module for module in fast.modules() if type(module) in (nn.Linear, LSTM, AdditiveAttention)]
     assert all(isinstance(layer, StepLSTM) for layer in fast.decoder.layers())  # type: ignore[operator, union-attr]
     assert sum(isinstance(module, SequenceLSTM) for module in fast.encoder.modules()) == 4
@@ -245,7 +245,7 @@ def test_modules_of_unknown_kind_work_as_they_are() -> None:
 
     model = small_model()
     model.encoder = Encoder().eval()
-    fast = fast_model(model, Precision("fp32", CPU))
+    fast = inference_copy(model, Precision("fp32", CPU))
     with torch.inference_mode():
         expected, found = model.encode(batch(5, 5)), fast.encode(batch(5, 5))
     torch.testing.assert_close(found.states_BSH, expected.states_BSH, atol=1e-5, rtol=0)
@@ -262,7 +262,7 @@ def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of
     options = SearchOptions(beam_size=beam, max_length_offset=2)
     source = batch(5, 9, 2, 7, 1)
     sources = [row[:length] for row, length in zip(source.ids_BT.tolist(), source.lengths_B.tolist(), strict=True)]
-    fast = fast_model(model, Precision("fp32", CPU))
+    fast = inference_copy(model, Precision("fp32", CPU))
     suppressed = (PAD_ID, BOS_ID)
     plain = search(model, sources, options, device=CPU, suppressed=suppressed)
     found = search(fast, sources, options, device=CPU, suppressed=suppressed, batch_size=2)
@@ -304,7 +304,7 @@ def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:
 
 def test_on_cuda_the_encoder_keeps_the_fused_lstm_and_the_decoder_does_not() -> None:
     """A second pass over the whole model replaced them after all, and cuDNN was never used."""
-    fast = fast_model(small_model(), Precision("fp32", torch.device("cuda")))
+    fast = inference_copy(small_model(), Precision("fp32", torch.device("cuda")))
     assert sum(type(module) is LSTM for module in fast.encoder.modules()) == 4
     assert not any(isinstance(module, LSTM) for module in fast.decoder.modules())
     assert any(isinstance(module, StepLSTM) for module in fast.decoder.modules())
@@ -313,7 +313,7 @@ def test_on_cuda_the_encoder_keeps_the_fused_lstm_and_the_decoder_does_not() -> 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
 def test_cells_are_fp32_in_every_precision(precision: str) -> None:
-    fast = fast_model(small_model(), choose_precision(precision, CPU))
+    fast = inference_copy(small_model(), choose_precision(precision, CPU))
     memory = fast.encode(batch(5, 3))
     _, _, state = fast.step(torch.full((2, 1), BOS_ID), fast.start(memory, 1), memory)
     assert {tensor.dtype for name, tensor in state.tensors.items() if name.startswith("cell")} == {torch.float32}
@@ -326,7 +326,7 @@ def test_search_on_cuda_gives_the_scores_of_the_cpu() -> None:
     found = []
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        fast = fast_model(model.to(device), choose_precision("fp32", device))
+        fast = inference_copy(model.to(device), choose_precision("fp32", device))
         results = search(fast, sources, SearchOptions(), device=device, suppressed=(PAD_ID, BOS_ID))
         found.append([result.hypotheses[0].score for result in results])
     assert found[0] == pytest.approx(found[1], abs=1e-4)

@@ -13,7 +13,7 @@ from test_engine import small_model
 
 import gnmt.decoding.search as search_module
 from gnmt.decoding.engine.cuda_graphs import ReplayedStep
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.search import search
 from gnmt.device import Precision
 from gnmt.model.convolutional import ConvolutionalDecoder
@@ -69,7 +69,7 @@ def test_repeated_steps_find_the_same(options, monkeypatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_repeated_steps_of_the_engine_find_the_same(precision, monkeypatch) -> None:
-    fast, recorder = fast_model(small_model(), Precision(precision, CPU)), StubRecorder()
+    fast, recorder = inference_copy(small_model(), Precision(precision, CPU)), StubRecorder()
     expected = run(fast, ALL_OPTIONS[0])
     use(monkeypatch, recorder)
     assert_equal(run(fast, ALL_OPTIONS[0]), expected)
@@ -126,7 +126,7 @@ def convolutional_model() -> Seq2Seq:
 @pytest.mark.parametrize("make", [small_model, growing_model, convolutional_model])
 def test_graphs_find_what_single_steps_find(make, options, monkeypatch) -> None:
     device = torch.device("cuda")
-    fast = fast_model(make().to(device), Precision("fp32", device))
+    fast = inference_copy(make().to(device), Precision("fp32", device))
     found = run(fast, options, device)
 
     @contextmanager
@@ -143,5 +143,5 @@ def test_graphs_find_what_single_steps_find(make, options, monkeypatch) -> None:
 def test_every_kind_of_search_can_be_recorded(options, caplog) -> None:
     device = torch.device("cuda")
     with caplog.at_level("DEBUG", "gnmt.decoding.engine.cuda_graphs"):
-        run(fast_model(small_model().to(device), Precision("bf16", device)), options, device)
+        run(inference_copy(small_model().to(device), Precision("bf16", device)), options, device)
     assert not caplog.records

@@ -31,7 +31,7 @@ def tokenizers() -> Tokenizers:
 @pytest.fixture(autouse=True)
 def searched_itself(monkeypatch):
     """The tests' models are no Seq2Seq to be copied."""
-    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
 
 
 class Cramped(CopyModel):

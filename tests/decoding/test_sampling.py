@@ -12,7 +12,7 @@ from stub_models import CPU, HistoryModel, MarkovModel, batch_of, searched
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
 from gnmt.decoding.beam import gumbel, hashed, sample
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import search
 
 BANNED = (PAD_ID, UNK_ID, BOS_ID)
@@ -153,7 +153,7 @@ def test_the_score_of_a_sample_is_the_forced_score_of_its_tokens(settings):
     target = Tokens(
         torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
     )
-    forced = forced_scores(model, batch_of([sentence for sentence, _ in pairs]), target, options)
+    forced = force_decode(model, batch_of([sentence for sentence, _ in pairs]), target, options)
     for row, (sentence, hypothesis) in enumerate(pairs):
         assert hypothesis.log_prob == pytest.approx(float(forced.log_prob_B[row]), abs=1e-4)
         assert hypothesis.score == pytest.approx(float(forced.score_B[row]), abs=1e-4)

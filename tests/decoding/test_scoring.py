@@ -10,7 +10,7 @@ from stub_models import HistoryModel, MarkovModel, batch_of
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import COVERAGE_FLOOR, coverage_penalty, forced_scores, length_penalty, score
+from gnmt.decoding.scoring import COVERAGE_FLOOR, coverage_penalty, force_decode, length_penalty, score
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
@@ -62,7 +62,7 @@ def test_forced_scores_by_hand():
     """|Y| counts EOS and not BOS; attention of this model is uniform over 2 source tokens, EOS included."""
     model = MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {B: 0.25, EOS_ID: 0.75}, B: {A: 0.5, EOS_ID: 0.5}})
     options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.1)
-    found = forced_scores(model, batch_of([[A], [A]]), targets([A, EOS_ID], [A, B, EOS_ID]), options)
+    found = force_decode(model, batch_of([[A], [A]]), targets([A, EOS_ID], [A, B, EOS_ID]), options)
     logs = [[math.log(0.5), math.log(0.75), 0.0], [math.log(0.5), math.log(0.25), math.log(0.5)]]
     torch.testing.assert_close(found.token_log_probs_BT, torch.tensor(logs))
     torch.testing.assert_close(found.log_prob_B, torch.tensor(logs).sum(1))
@@ -72,7 +72,7 @@ def test_forced_scores_by_hand():
 def test_an_unfinished_translation_counts_the_tokens_it_has():
     model = HistoryModel.random(3)
     options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.0)
-    found = forced_scores(model, batch_of([[A]]), targets([A, B, C]), options)
+    found = force_decode(model, batch_of([[A]]), targets([A, B, C]), options)
     torch.testing.assert_close(found.score_B, found.log_prob_B / (8 / 6))
 
 
@@ -80,8 +80,8 @@ def test_forced_scores_do_not_depend_on_neighbors():
     model = HistoryModel.random(5)
     long = [A + place % 4 for place in range(69)] + [EOS_ID]
     options = SearchOptions(coverage_beta=0.3)
-    both = forced_scores(model, batch_of([[A, B, C], [A]]), targets(long, [B, EOS_ID]), options)
-    alone = forced_scores(model, batch_of([[A]]), targets([B, EOS_ID]), options)
+    both = force_decode(model, batch_of([[A, B, C], [A]]), targets(long, [B, EOS_ID]), options)
+    alone = force_decode(model, batch_of([[A]]), targets([B, EOS_ID]), options)
     torch.testing.assert_close(both.score_B[1:], alone.score_B)
     torch.testing.assert_close(both.log_prob_B[1:], alone.log_prob_B)
     assert both.token_log_probs_BT[1, 2:].eq(0).all()
@@ -96,7 +96,7 @@ def test_forced_scores_are_those_of_teacher_forcing(query):
     model = Seq2Seq(encoder, decoder, 9, 11, 6, init_range=0.8).eval()
     source, target = batch_of([[7, 4, 8], [6]]), targets([9, 5, 10, 4, EOS_ID], [8, EOS_ID])
     options = SearchOptions(length_penalty_alpha=0.7, coverage_beta=0.4)
-    found = forced_scores(model, source, target, options)
+    found = force_decode(model, source, target, options)
 
     batch = Batch(source, target, torch.arange(2), num_labels=7)
     memory = model.encode(source)
@@ -113,5 +113,5 @@ def test_forced_scores_are_those_of_teacher_forcing(query):
 def test_scores_are_fp32_for_a_bf16_model():
     model = HistoryModel.random(7)
     model.log_probs_RV = model.log_probs_RV.bfloat16()
-    found = forced_scores(model, batch_of([[A]]), targets([B, EOS_ID]), SearchOptions())
+    found = force_decode(model, batch_of([[A]]), targets([B, EOS_ID]), SearchOptions())
     assert {tensor.dtype for tensor in found} == {torch.float32}

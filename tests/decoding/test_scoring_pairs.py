@@ -14,7 +14,7 @@ import gnmt.decoding.translator as translator_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError
@@ -39,7 +39,7 @@ def tokenizers() -> Tokenizers:
 
 @pytest.fixture
 def translator(tokenizers, monkeypatch):
-    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
     model = HistoryModel.random(2, tokenizers.target.vocabulary_size)
     model.log_probs_RV[:, EOS_ID] += 1.0  # so that some finish before the limit
     model.log_probs_RV = model.log_probs_RV.log_softmax(1)
@@ -108,24 +108,24 @@ def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "part_lengths", "message"),
+    ("tokens", "segment_lengths", "message"),
     [
         ([5, PAD_ID, EOS_ID], (), f"a:1: its tokens hold {PAD_ID}, padding, which no search writes"),
         ([BOS_ID, 5, EOS_ID], (), f"a:1: its tokens hold {BOS_ID}, the begin of a sentence"),
         ([5, EOS_ID, 6, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}, the end of a sentence"),
         ([5, EOS_ID, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}"),
-        ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: its tokens go on behind {EOS_ID}.*part_lengths"),
+        ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: its tokens go on behind {EOS_ID}.*segment_lengths"),
         ([5, EOS_ID, 6, BOS_ID], (2, 2), f"a:1: its tokens hold {BOS_ID}"),
     ],
 )
-def test_ids_that_no_search_writes_are_refused(translator, tokens, part_lengths, message):
+def test_ids_that_no_search_writes_are_refused(translator, tokens, segment_lengths, message):
     """They got a score, as if a search had written them."""
     line = " ".join(LINES[:2])
     translator.max_source_tokens = len(translator.tokenizers.source.encode(line))  # without EOS: in two pieces
-    translation = Translation("", 0.0, tuple(tokens), part_lengths=part_lengths)
+    translation = Translation("", 0.0, tuple(tokens), segment_lengths=segment_lengths)
     with pytest.raises(InputError, match=message):
         translator.score([(line, translation)], path="a")
-    [found] = translator.score([(line, Translation("", 0.0, (5, EOS_ID, 6, EOS_ID), part_lengths=(2, 2)))])
+    [found] = translator.score([(line, Translation("", 0.0, (5, EOS_ID, 6, EOS_ID), segment_lengths=(2, 2)))])
     assert len(found.tokens) == 4
 
 
@@ -220,7 +220,7 @@ def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
     [
         ({"tokens": [99999, 3]}, r"a\.jsonl:2: 99999 is no token"),
         ({"tokens": [5, 3, 6]}, r"a\.jsonl:2: its tokens go on behind 3"),
-        ({"tokens": [5, 6, 3], "part_lengths": [1, 2]}, r"a\.jsonl:2: its 3 tokens are parts of 1, 2"),
+        ({"tokens": [5, 6, 3], "segment_lengths": [1, 2]}, r"a\.jsonl:2: its 3 tokens are parts of 1, 2"),
     ],
 )
 def test_tokens_that_cannot_be_scored_are_named_with_their_file(translator, tmp_path, translation, message):

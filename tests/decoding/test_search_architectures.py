@@ -9,7 +9,7 @@ import torch
 from stub_models import assert_forced
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
 from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
@@ -137,7 +137,7 @@ def some_steps(model, num_steps: int = 5) -> torch.Tensor:
 @torch.inference_mode()
 def test_the_engine_computes_what_the_model_computes(encoder, decoder, precision, tolerance):
     model = model_of(encoder, decoder)
-    fast = fast_model(model, Precision(precision, CPU))
+    fast = inference_copy(model, Precision(precision, CPU))
     expected, found = some_steps(model), some_steps(fast)
     assert found.dtype == torch.float32
     difference = (found - expected).abs().max()
@@ -152,7 +152,7 @@ def test_the_engine_computes_what_the_model_computes(encoder, decoder, precision
 def test_the_engine_takes_every_product(encoder, decoder):
     """What it left alone, it would not speed up; normalized weights would be normalized anew at every step."""
     precision = "fp32" if what_int8_misses(CPU) else "int8"
-    fast = fast_model(model_of(encoder, decoder), Precision(precision, CPU))
+    fast = inference_copy(model_of(encoder, decoder), Precision(precision, CPU))
     kinds = {type(module).__name__ for module in fast.modules()}
     assert kinds & {Int8Linear.__name__, PackedLinear.__name__, "PlainLinear"}
     assert not kinds & {"Linear", "NormalizedLinear"}

@@ -14,7 +14,7 @@ from random_models import VOCABULARY_SIZE, has_attention, models
 from stub_models import CPU, HistoryModel, assert_forced, searched
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import choose_precision
@@ -90,7 +90,7 @@ def test_the_engine_finds_what_the_model_finds(model, options, sentence):
     settings = {"device": CPU, "suppressed": BANNED, "batch_size": 2}
     sources = [[*sentence, EOS_ID], [4, EOS_ID]]
     plain = search(model, sources, options, **settings)
-    fast = search(fast_model(model, choose_precision("fp32", CPU)), sources, options, **settings)
+    fast = search(inference_copy(model, choose_precision("fp32", CPU)), sources, options, **settings)
     for one, other in zip(plain, fast, strict=True):
         for hypothesis, of_engine in zip(one.hypotheses, other.hypotheses, strict=True):
             assert hypothesis.score == pytest.approx(of_engine.score, abs=1e-4)

@@ -14,7 +14,7 @@ from gnmt.batch import EOS_ID
 from gnmt.checkpoint.load import LoadedModel
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation, split_sentences
+from gnmt.decoding.translation import Translation, split_sentences
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError
@@ -36,7 +36,7 @@ def tokenizers() -> Tokenizers:
 @pytest.fixture
 def model(tokenizers, monkeypatch):
     """Searched itself and not as a copy, so that the tests can look into it."""
-    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
     return CopyModel(tokenizers.source.vocabulary_size)
 
 

@@ -45,7 +45,7 @@ def without_bytes() -> Tokenizers:
 @pytest.fixture(autouse=True)
 def searched_itself(monkeypatch):
     """The tests' models are no Seq2Seq to be copied."""
-    monkeypatch.setattr(translator_module, "fast_model", lambda model, precision: model.eval())
+    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, token
     monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
     monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
     translator = Translator(random_model, tokenizers, SearchOptions(beam_size=2), FP32, batch_size=3)
-    assert translator.window_lines == 6
+    assert translator.chunk_lines == 6
     lines = list(itertools.islice(itertools.cycle(LINES), 17))
     streamed = list(translator.stream(lines))
     by_window = [
@@ -181,8 +181,8 @@ def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, token
 
 def test_small_batches_do_not_make_small_windows(random_model, tokenizers):
     """Of two million lines translated one by one, 62,500 files lay in a folder."""
-    assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=1).window_lines == 256
-    assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=32).window_lines == 1024
+    assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=1).chunk_lines == 256
+    assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=32).chunk_lines == 1024
 
 
 def test_the_first_line_counts_in_warnings(model, tokenizers, caplog):

@@ -22,10 +22,10 @@ from tiny_gnmt import SOURCE, TARGET, padded
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.config.build import build, resolve
 from gnmt.config.cli import CONFIG_FOLDER
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import forced_scores
+from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import search
 from gnmt.device import Precision, what_int8_misses
 from gnmt.model import convolutional
@@ -254,7 +254,7 @@ def log_probs(model: Any, source: Tokens) -> torch.Tensor:
 @torch.inference_mode()
 def test_the_engine_computes_what_the_model_does(name: str, precision: str, tolerance: float) -> None:
     model = make(name).float()
-    fast = fast_model(model, Precision(precision, CPU))
+    fast = inference_copy(model, Precision(precision, CPU))
     expected = log_probs(model, padded(SOURCE))
     torch.testing.assert_close(log_probs(fast, padded(SOURCE)), expected, atol=tolerance, rtol=0)
 
@@ -286,7 +286,7 @@ def test_search_scores_as_forced_and_does_not_depend_on_the_batch(name: str) -> 
     model = make(name).float()
     beta = 0.1 if model.decoder.has_attention else 0.0
     options = SearchOptions(beam_size=3, n_best=2, coverage_beta=beta, max_length_offset=3, max_length_factor=1.0)
-    fast = fast_model(model, Precision("fp32", CPU))
+    fast = inference_copy(model, Precision("fp32", CPU))
     together = search(fast, SOURCE, options, batch_size=4, device=CPU)
     for found in (
         search(fast, SOURCE, options, batch_size=2, device=CPU),
@@ -296,7 +296,7 @@ def test_search_scores_as_forced_and_does_not_depend_on_the_batch(name: str) -> 
             assert [hypothesis.tokens for hypothesis in one.hypotheses] == [h.tokens for h in other.hypotheses]
             assert one.hypotheses[0].score == pytest.approx(other.hypotheses[0].score, abs=1e-5)
     best = [result.hypotheses[0] for result in together]
-    forced = forced_scores(fast, padded(SOURCE), padded([[BOS_ID, *one.tokens] for one in best]), options)
+    forced = force_decode(fast, padded(SOURCE), padded([[BOS_ID, *one.tokens] for one in best]), options)
     torch.testing.assert_close(forced.score_B, torch.tensor([one.score for one in best]), atol=1e-4, rtol=0)
 
 
@@ -325,6 +325,6 @@ def test_a_tiny_copy_task_is_learned(name: str) -> None:
         optimizer.step()
     rows = [[*row, EOS_ID] for row in sentences(50)]
     options = SearchOptions(beam_size=1, coverage_beta=0.0)
-    results = search(fast_model(model, Precision("fp32", CPU)), rows, options, batch_size=50, device=CPU)
+    results = search(inference_copy(model, Precision("fp32", CPU)), rows, options, batch_size=50, device=CPU)
     copied = [list(result.hypotheses[0].tokens) == row for result, row in zip(results, rows, strict=True)]
     assert sum(copied) >= 45, f"{sum(copied)} of 50 were copied, loss {loss.item():.3f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gnmt.decoding.beam import in_place
+from gnmt.decoding.beam import compact_order
 from gnmt.model.interfaces import DecoderState, Memory
 
 
@@ -94,13 +94,13 @@ def test_rows_that_stay_move_to_the_places_of_those_that_leave():
     states_BSH = torch.arange(5.0)[:, None, None].repeat(1, 3, 2)
     shared = torch.arange(6.0).view(1, 3, 2)
     memory = Memory(states_BSH, torch.ones(5, 3, dtype=torch.bool), {"shared": shared.expand(5, 3, 2)})
-    rows = in_place([4, 0, 3])
+    rows = compact_order([4, 0, 3])
     assert rows == [0, 4, 3] or rows == [0, 3, 4]
     holes = [place for place, row in enumerate(rows) if place != row]
     kept = memory.compact(torch.tensor(holes), torch.tensor([rows[place] for place in holes]), len(rows))
     assert kept.states_BSH[:, 0, 0].tolist() == [float(row) for row in rows]
     assert kept.states_BSH.data_ptr() == states_BSH.data_ptr()
     torch.testing.assert_close(kept.extras["shared"], shared.expand(3, 3, 2))
-    assert in_place(range(4)) == [0, 1, 2, 3]
-    assert in_place([5]) == [5]
-    assert in_place([]) == []
+    assert compact_order(range(4)) == [0, 1, 2, 3]
+    assert compact_order([5]) == [5]
+    assert compact_order([]) == []

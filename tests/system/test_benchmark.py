@@ -15,7 +15,7 @@ from benchmarks.table import header, row
 from gnmt.batch import EOS_ID
 from gnmt.checkpoint.load import load_model
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.decoding.engine.inference_copy import fast_model
+from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import Precision, what_int8_misses
@@ -111,7 +111,7 @@ def test_the_engine_translates_as_a_trained_model_does(trained: object) -> None:
 def translations(model: object, tokenizers: Tokenizers, lines: list[str], precision: str) -> list:
     """The best hypothesis of each line, by the model itself or by the engine in that precision."""
     device = torch.device("cpu")
-    fast = model if precision == "plain" else fast_model(model, Precision(precision, device))
+    fast = model if precision == "plain" else inference_copy(model, Precision(precision, device))
     sources = [[*tokenizers.source.encode(line), EOS_ID] for line in lines if line]
     results = search(
         fast, sources, SearchOptions(), device=device, suppressed=tokenizers.target.never_produced, batch_size=16

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.device import Precision
 from gnmt.translation.formats import OutputFormat
 from gnmt.translation.translate_files import Job, MadeFrom, translate_files
@@ -24,10 +24,8 @@ class StubTranslator:
     batch_size = 2
     max_source_tokens = 250
 
-    def __init__(
-        self, window_lines: int = 4, before: Callable[[int], None] = lambda line: None, **options: int
-    ) -> None:
-        self.window_lines = window_lines
+    def __init__(self, chunk_lines: int = 4, before: Callable[[int], None] = lambda line: None, **options: int) -> None:
+        self.chunk_lines = chunk_lines
         self.before = before
         self.options = SearchOptions(**options)
         self.precision = Precision("fp32", torch.device("cpu"))
@@ -44,7 +42,7 @@ class StubTranslator:
         attention: bool = False,
         progress: Callable[[int], None],
     ) -> list[Translation]:
-        assert len(lines) <= self.window_lines
+        assert len(lines) <= self.chunk_lines
         self.calls.append((first_line, len(lines)))
         self.paths.add(path)
         translations = []

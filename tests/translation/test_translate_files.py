@@ -51,7 +51,7 @@ def test_memory_does_not_grow_with_the_input(home):
     for num_lines in (1_000, 8_000):
         (home / "a.en").write_text("a line of some fifty letters that is written often\n" * num_lines)
         tracemalloc.start()
-        translate(StubTranslator(window_lines=100))
+        translate(StubTranslator(chunk_lines=100))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (home / "a.de").stat().st_size > 400_000

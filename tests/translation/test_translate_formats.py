@@ -13,7 +13,7 @@ import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation
+from gnmt.decoding.translation import Translation
 from gnmt.errors import InputError
 from gnmt.fileio import read_lines
 from gnmt.translation.formats import Origin, OutputFormat

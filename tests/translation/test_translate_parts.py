@@ -34,7 +34,7 @@ def test_another_input_is_told_from_a_resume(home):
     ("change", "message"),
     [
         (lambda translator, home: setattr(translator, "batch_size", 3), "batch_size: 2 → 3"),
-        (lambda translator, home: setattr(translator, "window_lines", 8), "window_lines: 4 → 8"),
+        (lambda translator, home: setattr(translator, "chunk_lines", 8), "chunk_lines: 4 → 8"),
         (lambda translator, home: (home / "best.pt").write_bytes(b"others"), "checkpoints: "),
         (lambda translator, home: setattr(resumable.torch, "get_num_threads", lambda: 77), "num_threads: .* → 77"),
         (lambda translator, home: translator.__init__(beam_size=3), "decoding.beam_size: 5 → 3"),
@@ -74,7 +74,7 @@ def test_an_input_that_changes_on_the_way_is_found(home):
             (home / "a.en").write_text("another\n" * NUM_LINES)
 
     with pytest.raises(InputError, match=r"a\.en was changed while it was translated"):
-        translate(StubTranslator(window_lines=4, before=change))
+        translate(StubTranslator(chunk_lines=4, before=change))
     assert not (home / "a.de").exists()
 
 

@@ -240,7 +240,7 @@ Replacement = Callable[[Any], nn.Module]
 
 
 @torch.no_grad()
-def fast_model(model: Seq2Seq, precision: Precision) -> Seq2Seq:
+def inference_copy(model: Seq2Seq, precision: Precision) -> Seq2Seq:
     """A copy of the model for search (it is a SearchModel), in evaluation mode, with weights of that precision.
 
     The model is not touched and may train on; the copy does not follow it. The copy needs no autocast. It encodes,

@@ -22,7 +22,7 @@ class Translation:
     translated in pieces one for each; empty where not asked for.
     finished: False where the length limit cut it off. log_prob: log P(Y|X), natural logarithm.
     source_tokens: the ids that were read, with EOS of each piece: the columns of the attentions.
-    part_lengths: of a line that was translated in pieces, how many of the tokens come from each; else empty.
+    segment_lengths: of a line that was translated in pieces, how many of the tokens come from each; else empty.
     alternatives: the other hypotheses of an n-best list, or the other samples, in their order.
     steps: decoder steps of its search. steps_after_best: those after the best was found, which is what the stopping
     rule costs.
@@ -35,7 +35,7 @@ class Translation:
     finished: bool = True
     log_prob: float = 0.0
     source_tokens: tuple[int, ...] = ()
-    part_lengths: tuple[int, ...] = ()
+    segment_lengths: tuple[int, ...] = ()
     alternatives: tuple[Translation, ...] = ()
     steps: int = 0
     steps_after_best: int = 0
