@@ -1,4 +1,4 @@
-"""The systems that docs/comparison.md compares differ in what is compared, and in nothing else."""
+"""The systems that docs/results/comparison.md compares differ in what is compared, and in nothing else."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from gnmt.config.cli import CONFIG_FOLDER
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Its commands need the files that it has its reader write: test_add_your_own_model.py.
-OWN_FILES = "add-your-own-model.md"
+OWN_FILES = "your-own-model.md"
 # Set-up and tools of others: nothing of ours to check.
 NOT_OURS = re.compile(
     r"python3 -m venv |\.venv/bin/pip install |\. \.venv/bin/activate$|tensorboard --logdir |for run in |do$|done$"

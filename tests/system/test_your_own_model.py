@@ -1,4 +1,4 @@
-"""docs/add-your-own-model.md, followed word by word: its files are written, its commands and its test are run."""
+"""docs/your-own-model.md, followed word by word: its files are written, its commands and its test are run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-your-own-model.md"
+PAGE = Path(__file__).parents[2] / "docs" / "your-own-model.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A corpus and a training of seconds; everything else is the page's.
 SMALL = (
