@@ -1,4 +1,16 @@
-"""Signal handlers of all commands."""
+"""Signal handlers of all commands.
+
+SIGINT (Ctrl-C), SIGTERM (schedulers) and SIGUSR1 (Slurm, before the end of a job's time) stop a command. What a signal
+does depends on what the command is doing:
+
+- While a script imports its libraries, `exit_while_loading` prints one line and ends the process. Importing this module
+  installs it, so scripts import this module first.
+- During updates, `StopRequest` lets the training loop finish its update and save.
+- Before and after the updates of a training, `explain_interrupts` raises `Interrupted` with a message.
+- During translation, `interrupt_on_sigterm` makes SIGTERM raise as Ctrl-C does.
+- Worker processes are started inside `block_signals_in_children`.
+- When all processes of a job have agreed to stop, `ignore_signals` ignores what torchrun sends them.
+"""
 
 from __future__ import annotations
 
@@ -6,122 +18,59 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from gnmt.errors import Interrupted
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-"""How a stopped command ends. 128 + N as shells have it, but for SIGUSR1, with which Slurm announces the end of a job's
-time: 75 is EX_TEMPFAIL of sysexits.h, "try again", which no other way to end gives."""
-
-_TRAINING = "train.py"
-_NOT_TRAINING = "stopped where nothing was being trained: the same command goes on"
-
-
-def hand_over() -> None:
-    """Ctrl-C raises KeyboardInterrupt again."""
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    received = signal.Signals(number)
-    said = "interrupted before it began" if received == signal.SIGINT else f"{received.name}: {_NOT_TRAINING}"
-    os.write(2, f"{said}\n".encode())
-    os._exit(EXIT_CODES[received])  # raised, it might be caught, or reported, by whatever is being imported
-
-
-def _script() -> str | None:
-    """The name of the program where it is one of scripts/."""
-    program = getattr(sys.modules["__main__"], "__file__", None)
-    scripts = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
-    inside = program is not None and os.path.dirname(os.path.abspath(program)) == scripts
-    return os.path.basename(program) if program is not None and inside else None
-
-
-if _script() is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _leave)
-for _number in (signal.SIGTERM, signal.SIGUSR1) if _script() == _TRAINING else ():
-    if signal.getsignal(_number) is signal.SIG_DFL:
-        signal.signal(_number, _leave)
-
-
 log = logging.getLogger(__name__)
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+"""The exit code of a command that a signal stopped: 128 + N as in shells, and 75 for SIGUSR1. 75 is EX_TEMPFAIL of
+sysexits.h ("try again"); no other end of a command has it, so a batch script can queue its job again."""
+
+SIGNALS = tuple(EXIT_CODES)
 
 
 class Abandoned(BaseException):
-    """Work that can be done again was broken off by a signal."""
+    """A signal broke off work that can be repeated."""
 
 
-def stop(number: signal.Signals, message: str) -> Interrupted:
-    """What ends the command after a first signal: the message behind the signal's name, and its exit code."""
-    return Interrupted(f"{number.name}: {message}", EXIT_CODES[number], agreed=True)
+def exit_code_of(interruption: KeyboardInterrupt) -> int:
+    """Return the exit code of a command that this exception ends."""
+    return interruption.exit_code if isinstance(interruption, Interrupted) else EXIT_CODES[signal.SIGINT]
 
 
-def describe_stop(step: int, saved_step: int) -> str:
-    """What a signal after that update has left, and how to go on; saved_step: of the newest checkpoint, 0 for none."""
-    if not saved_step:
-        return f"stopped after update {step}, no checkpoint could be written: the same command begins again"
-    return f"stopped after update {step}, saved up to {saved_step}: the same command continues from there"
+# Training
 
 
-@contextmanager
-def saying_how_to_go_on(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
-    """Inside it, a signal outside of the training loop, which saves for itself, raises Interrupted with a message.
+class StopRequest:
+    """Inside this context, a first SIGINT, SIGTERM or SIGUSR1 only requests a stop; a second one interrupts at once.
 
-    has_checkpoint: whether the run has one to go on from.
-    """
-
-    def raise_interrupted(number: int, frame: FrameType | None) -> None:
-        received = signal.Signals(number)
-        left = (
-            "interrupted between updates: the same command continues from the newest checkpoint"
-            if has_checkpoint()
-            else "interrupted before the first update: nothing was trained yet, and the same command begins again"
-        )
-        raise Interrupted(f"{received.name}: {left}", EXIT_CODES[received])
-
-    previous = {number: signal.signal(number, raise_interrupted) for number in EXIT_CODES}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            if signal.getsignal(number) is raise_interrupted:  # and no processes that end together ignore it now
-                signal.signal(number, handler)
-
-
-class Interruption:
-    """Inside it, a first SIGINT, SIGTERM or SIGUSR1 only sets `requested`; a second one interrupts at once.
-
-    The training loop looks at `received` after every update, saves and raises `stop(...)` itself.
+    The training loop reads `received` after every update, saves, and raises `stop(...)`.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        """The first signal that came to this process."""
+        """The first signal that reached this process."""
         self._abandoning = False
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal asked this process to stop."""
-        return self.received is not None
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Inside it, a first signal (or one from before) does not wait: it raises Abandoned where the work is."""
+        """Inside this context, a first signal, or one received earlier, raises Abandoned at once."""
         try:
             self._abandoning = True
-            if self.requested:
+            if self.received is not None:
                 raise Abandoned
             yield
         finally:
             self._abandoning = False
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._request) for number in EXIT_CODES}
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -130,11 +79,141 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
-        if self.requested:
+        if self.received is not None:
             raise Interrupted(f"{received.name}: stopped at once, nothing more was saved", EXIT_CODES[received])
         self.received = received
-        log.warning("%s: stopping, the state is saved after this update (again: at once, unsaved)", received.name)
+        log.warning("%s: stopping; this update is finished and saved (a second signal stops at once)", received.name)
         if self._abandoning:
             raise Abandoned
+
+
+def stop(number: signal.Signals, message: str) -> Interrupted:
+    """Return the exception that ends a training after a stop request; its message begins with the signal's name."""
+    return Interrupted(f"{number.name}: {message}", EXIT_CODES[number], agreed=True)
+
+
+def describe_stop(step: int, saved_step: int) -> str:
+    """Return the message for a training that stopped after update `step`.
+
+    saved_step: update of the newest checkpoint, 0 if there is none.
+    """
+    if not saved_step:
+        return f"stopped after update {step}, no checkpoint could be written: the same command starts from scratch"
+    return f"stopped after update {step}, saved up to {saved_step}: the same command continues from there"
+
+
+@contextmanager
+def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
+    """Inside this context, a signal raises Interrupted with a message about what the same command would do next.
+
+    The training loop handles signals itself, by a `StopRequest`.
+    has_checkpoint: returns whether the run has a checkpoint to resume from.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received = signal.Signals(number)
+        consequence = (
+            "interrupted between updates: the same command continues from the newest checkpoint"
+            if has_checkpoint()
+            else "interrupted before the first update: nothing was trained yet, and the same command starts from scratch"
+        )
+        raise Interrupted(f"{received.name}: {consequence}", EXIT_CODES[received])
+
+    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            if signal.getsignal(number) is interrupt:  # after `ignore_signals`, the signal stays ignored
+                signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Ignore further signals for the rest of the process.
+
+    As soon as one process has ended, torchrun sends SIGTERM to the others. After an agreed stop this is no second
+    request to stop.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+# Translation and preprocessing
+
+
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Inside this context, SIGTERM raises Interrupted.
+
+    A handler that the surrounding program has installed stays, and threads other than the main one, which cannot
+    install handlers, change nothing.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted("SIGTERM: stopped", EXIT_CODES[signal.SIGTERM])
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def block_signals_in_children() -> Iterator[None]:
+    """Block SIGINT and SIGUSR1 in the child processes that are started inside this context.
+
+    Terminals and schedulers send both to all processes of a job. The parent handles them and ends its children.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})  # children inherit the mask
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+# Loading
+
+
+def exit_while_loading(number: int, frame: FrameType | None) -> NoReturn:
+    """Print one line and end the process: an exception might be caught by the library that is being imported."""
+    received = signal.Signals(number)
+    if received == signal.SIGINT:
+        message = "interrupted before it began"
+    else:
+        message = f"{received.name}: stopped while no training was running: the same command resumes"
+    os.write(2, f"{message}\n".encode())
+    os._exit(EXIT_CODES[received])
+
+
+def restore_ctrl_c() -> None:
+    """Make Ctrl-C raise KeyboardInterrupt again; scripts call this once their imports are done."""
+    if signal.getsignal(signal.SIGINT) is exit_while_loading:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _install_exit_while_loading() -> None:
+    """Install the handler in scripts of this project alone, and only over the default handlers.
+
+    SIGTERM and SIGUSR1 concern train.py, whose batch jobs are queued again. Their handler stays when loading is done,
+    for the time before and between trainings.
+    """
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    scripts = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
+    if program is None or os.path.dirname(os.path.abspath(program)) != scripts:
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, exit_while_loading)
+    if os.path.basename(program) == "train.py":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, exit_while_loading)
+
+
+_install_exit_while_loading()

@@ -50,7 +50,7 @@ def test_a_byte_order_mark_alone_is_no_line(tmp_path: Path, data: bytes, lines: 
         (b"\xfe\xff" + "Größe\n".encode("utf-16-be"), r"a: not UTF-8, but UTF-16 text: convert it"),
         ("Größe\n".encode("utf-32"), r"a: not UTF-8, but UTF-32 text: convert it with `iconv -f utf-32"),
         (gzip.compress(b"text\n", mtime=0), r"a: not UTF-8, but a gzip file: give it a name that ends in \.gz"),
-        (b"Gr\xf6\xdfe\n", r"a:1: not UTF-8: byte 0xf6, number 3 .* Latin-1"),
+        (b"Gr\xf6\xdfe\n", r"a:1: not UTF-8: byte 0xf6 at byte 3 .* Latin-1"),
     ],
     ids=["UTF-16", "UTF-16-BE", "UTF-32", "gzip", "Latin-1"],
 )
@@ -67,17 +67,17 @@ def test_bad_utf8_names_file_and_line(tmp_path: Path, name: str) -> None:
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     lines = read_lines(str(path))
     assert [next(lines), next(lines)] == ["fine", "also fine"]
-    with pytest.raises(InputError, match=rf"{name}:3: not UTF-8: byte 0xe9, number 4 of the line"):
+    with pytest.raises(InputError, match=rf"{name}:3: not UTF-8: byte 0xe9 at byte 4 of the line"):
         next(lines)
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(b"line\n" * 10000)[:-20])
-    with pytest.raises(InputError, match=r"a\.gz: not a whole gzip file"):
+    with pytest.raises(InputError, match=r"a\.gz: not a complete gzip file"):
         list(read_lines(str(path)))
     path.write_bytes(b"plain text under a wrong name\n")
-    with pytest.raises(InputError, match=r"a\.gz: not a whole gzip file"):
+    with pytest.raises(InputError, match=r"a\.gz: not a complete gzip file"):
         list(read_lines(str(path)))
 
 
@@ -91,7 +91,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
             list(read_lines(str(tmp_path / name)))
     with pytest.raises(InputError, match=r"its folder .*nowhere does not exist"):
         list(read_lines(str(tmp_path / "nowhere" / "train.en")))
-    with pytest.raises(InputError, match="a folder, where a file"):
+    with pytest.raises(InputError, match="is a folder, expected a text file"):
         list(read_lines(str(tmp_path)))
 
 

@@ -17,11 +17,10 @@ from typing import Any, BinaryIO, Literal, cast
 import torch
 from torch import Tensor
 
+from gnmt.device import is_out_of_memory
 from gnmt.errors import InputError
 from gnmt.fileio import replacing
 
-# What the allocators of torch say; a RuntimeError as all of its errors are.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 _BLOCK_BYTES = 1 << 24
 
 
@@ -31,7 +30,7 @@ class UnreadableCheckpointError(InputError):
 
 def why_unreadable(path: Path, error: Exception) -> str | None:
     """The reason where reading failed for one that lies outside of the file; None where its bytes are to blame."""
-    if is_for_want_of_memory(error):
+    if is_out_of_memory(error):
         return "there is not enough memory"
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged file led astray
         return error.strerror or str(error)
@@ -42,11 +41,6 @@ def why_unreadable(path: Path, error: Exception) -> str | None:
     except OSError as own:
         return own.strerror or str(own)
     return None
-
-
-def is_for_want_of_memory(error: Exception) -> bool:
-    """Whether Python or torch says that the system has no memory left."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def what_is_wrong(path: Path) -> str:

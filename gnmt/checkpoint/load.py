@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnmt.checkpoint.file import Weights, is_for_want_of_memory, read_parts
+from gnmt.checkpoint.file import Weights, read_parts
 from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import Tokenizers
+from gnmt.device import is_out_of_memory
 from gnmt.errors import InputError, first_line
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.validate import SIDES_SHARE
@@ -136,7 +137,7 @@ def build_model(
     try:
         model: Seq2Seq = build(node, **sizes)
     except RuntimeError as error:
-        if not is_for_want_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(f"{origin}: a model of these widths does not fit into memory: {first_line(error)}") from None
     return model

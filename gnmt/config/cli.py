@@ -8,7 +8,6 @@ import inspect
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -31,13 +30,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gnmt import signals as early_interrupt
 from gnmt.config.build import resolve
 from gnmt.config.run_folder import flatten
 from gnmt.config.schema import SCHEMAS
 from gnmt.config.validate import check_config, config_errors, describe
-from gnmt.errors import InputError, Interrupted, counted, nearest, shown
+from gnmt.errors import InputError, counted, nearest, shown
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
+from gnmt.signals import exit_code_of, restore_ctrl_c
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # A choice of this group is a whole recipe. A train.yaml that takes its default from ${data} must call it optional, and
@@ -398,7 +397,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
             # Lets errors of composition reach us, where Hydra would print them its own way and exit.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
-                early_interrupt.hand_over()
+                restore_ctrl_c()
                 if names_unknown_recipe(config_name, arguments.overrides, places):
                     end_explaining(None)
                 hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
@@ -408,11 +407,7 @@ def entry(config_name: str) -> Callable[[Callable[[Any], None]], Callable[[], No
                 end_explaining(error)
             except KeyboardInterrupt as interruption:
                 print(str(interruption) or "interrupted", file=sys.stderr)
-                sys.exit(
-                    interruption.exit_code
-                    if isinstance(interruption, Interrupted)
-                    else early_interrupt.EXIT_CODES[signal.SIGINT]
-                )
+                sys.exit(exit_code_of(interruption))
             if failures:
                 sys.exit(EXIT_WRONG_INPUT)
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from gnmt.errors import InputError, shown
-from gnmt.fileio import exclusive
+from gnmt.fileio import folder_lock
 from gnmt.logs import configure_logging
 
 # Limits, intervals, devices and places: they change how far or where a run goes, not what it computes.
@@ -178,14 +178,12 @@ def occupied(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}; see runs= and name=") from None
+    in_use = (
+        f"{folder}: another process trains in it: wait for its end, or give the new run a name of its own: name=..."
+    )
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(folder / _LOCK))
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process trains in it: wait for its end, or give the new run a name of its own: "
-                "name=..."
-            ) from None
+            stack.enter_context(folder_lock(folder, _LOCK, in_use))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
         try:

@@ -24,7 +24,7 @@ from gnmt.data.corpora import Corpus, check_test_names
 from gnmt.data.download import download
 from gnmt.data.parallel_text import ParallelFiles, ParallelText
 from gnmt.errors import InputError, counted
-from gnmt.fileio import FileStamp, lines_of, locked, replacing, sha256_of, write_atomically
+from gnmt.fileio import FileStamp, building_lock, lines_of, replacing, sha256_of, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def fetch(pairs: Iterable[ArchivedPair], folder: Path, mirror: str | None = None
         try:
             if not _missing(folder, url, members):
                 continue
-            with locked(archive):
+            with building_lock(archive):
                 if missing := _missing(folder, url, members):
                     address = url if mirror is None else f"{mirror.rstrip('/')}/{archive.name}"
                     download(address, archive)
@@ -135,7 +135,7 @@ def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
 
 
 def _record(archive: Path, found: Mapping[str, Any]) -> None:
-    with locked(archive.parent / _CHECKSUMS):
+    with building_lock(archive.parent / _CHECKSUMS):
         checksums = _read_checksums(archive.parent) | {archive.name: found}
         text = json.dumps(dict(sorted(checksums.items())), indent=1) + "\n"
         write_atomically(archive.parent / _CHECKSUMS, text.encode())

@@ -10,10 +10,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gnmt.errors import InputError
 from gnmt.fileio import sha256_of
+from gnmt.logs import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def _fetch_rest(url: str, part: Path) -> None:
             _validator(part).write_text(known_as, encoding="utf-8")
         else:
             _validator(part).unlink(missing_ok=True)
-        bar = tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None, leave=False)
+        bar = progress_bar(description=part.stem, unit="B", total=total, initial=start, unit_scale=True, leave=False)
         with part.open("ab" if continued else "wb") as file, bar:
             while data := _read(response):
                 file.write(data)

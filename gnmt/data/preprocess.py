@@ -11,7 +11,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import threading
 import zipfile
 from collections import deque
@@ -26,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gnmt.data.cleaning import Cleaner, CleaningReport, NumberedPair
 from gnmt.data.corpora import Corpus
@@ -51,7 +49,17 @@ from gnmt.data.store import (
 )
 from gnmt.data.tokenizer import TokenizerFiles, TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
 from gnmt.errors import InputError, counted
-from gnmt.fileio import FileStamp, UnreadableFileError, built_folder, locked, replacing, work_folder, write_atomically
+from gnmt.fileio import (
+    FileStamp,
+    UnreadableFileError,
+    building_lock,
+    built_folder,
+    replacing,
+    work_folder,
+    write_atomically,
+)
+from gnmt.logs import progress_bar
+from gnmt.signals import block_signals_in_children
 
 SHARD_PAIRS = 1 << 15  # pairs that are read, encoded and written together
 
@@ -115,7 +123,7 @@ def encode_training_text(
 
 def with_progress(text: ParallelText, what: str) -> Iterator[tuple[str, str]]:
     """The pairs, with a bar on a terminal."""
-    yield from tqdm(text.iterate(), desc=what, unit=" pairs", unit_scale=True, disable=None, leave=False)
+    yield from progress_bar(text.iterate(), description=what, unit=" pairs", unit_scale=True, leave=False)
 
 
 def encode_shard(
@@ -182,7 +190,7 @@ def _encoders(tokenizers: Tokenizers, num_workers: int) -> Iterator[Submit]:
     executor = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenizers,))
 
     def encode_elsewhere(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Wait:
-        with _signals_held_back():
+        with block_signals_in_children():
             return _waiting_for(executor.submit(_encode_in_worker, pairs, cleaning, path))
 
     try:
@@ -194,19 +202,6 @@ def _encoders(tokenizers: Tokenizers, num_workers: int) -> Iterator[Submit]:
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes that are started inside it never hear of Ctrl-C, nor of a scheduler's warning to all of a job.
-
-    Both reach the parent, which ends its workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _waiting_for(future: Future[None]) -> Wait:
@@ -254,7 +249,7 @@ def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False
         log.info("%s is up to date", folder)
         return _weighed(read_preprocessed(folder), corpus)
     try:
-        with locked(folder):
+        with building_lock(folder):
             # Asked again: another process may have made it while we waited.
             if not _up_to_date(folder, wanted, overwrite):
                 log.info("preparing %s", folder)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from tqdm import tqdm
 
 from gnmt.batch import UNK_ID
 from gnmt.checkpoint.file import Weights
@@ -27,8 +26,9 @@ from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import PairScore, joined_scores, pairs_of, score_pairs, scoring_order
 from gnmt.decoding.search import Hypothesis, SearchResult, search
 from gnmt.decoding.translation import Translation, cut_line
-from gnmt.device import Precision, choose_device, choose_precision
+from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory
 from gnmt.errors import InputError, counted
+from gnmt.logs import progress_bar
 from gnmt.model.interfaces import SearchModel
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -92,24 +92,6 @@ def with_smaller_batches(run: Callable[[int], object], batch_size: int, first_le
         log.warning("out of memory: going on with batch_size=%d", batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-# What torch and the libraries under it say, as a plain RuntimeError, of a shortage that torch did not see itself.
-_SHORTAGES = (
-    "not enough memory",
-    "DefaultCPUAllocator",
-    "out of memory",
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
-    "std::bad_alloc",
-    "could not create a memory object",  # oneDNN
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or a library under it says that there is no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(shortage in str(error) for shortage in _SHORTAGES)
 
 
 # The pieces of a cut line draw other samples than each other and than any line with a number below this.
@@ -487,7 +469,7 @@ class Translator:
     ) -> Iterator[Translation]:
         """Yields the translations window by window."""
         remaining, remaining_prefixes = iter(lines), repeat("") if prefixes is None else iter(prefixes)
-        with tqdm(total=total, desc="translating", unit="line", disable=None if progress is True else True) as bar:
+        with progress_bar(description="translating", unit="line", total=total, shown=progress is True) as bar:
             on_lines = progress if callable(progress) else bar.update
             while texts := list(islice(remaining, self.chunk_lines)):
                 begin_with = list(islice(remaining_prefixes, len(texts)))

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gnmt.distributed import Ranks
 from gnmt.errors import InputError, Interrupted
-from gnmt.signals import EXIT_CODES
+from gnmt.signals import SIGNALS, ignore_signals
 from gnmt.training.run_checkpoints import is_writing
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ COLLECTIVE_MINUTES = 30
 """How long one process waits for another in the middle of training; only a process that hangs takes so long."""
 LETTING_GO_SECONDS = 0.5
 """For the threads of a process group to forget what they have sent."""
-SIGNALS = tuple(EXIT_CODES)
 
 
 class Group:
@@ -208,9 +207,7 @@ def ending_together(ranks: Ranks) -> Iterator[None]:
     except Interrupted as stop:
         if not stop.agreed:
             raise
-        # torchrun ends all as soon as one has ended: that is no second signal.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
         watchdog.dismiss()
         ranks.leave()
         raise

@@ -39,7 +39,7 @@ from gnmt.fileio import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.validate import SIDES_SHARE
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.signals import saying_how_to_go_on
+from gnmt.signals import explain_interrupts
 from gnmt.training.data_parallel import Group, ending_together
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.objective import Objective
@@ -283,7 +283,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved. Processes
     of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
     """
-    with saying_how_to_go_on(lambda: bool(RunCheckpoints(folder, keep=1).full())):
+    with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())):
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
         ranks = current_ranks()
         with deterministic_kernels(cfg.deterministic), ending_together(ranks):

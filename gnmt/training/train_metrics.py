@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gnmt.data.batching import LoaderState, LocalBatch
 from gnmt.fileio import write_atomically
+from gnmt.logs import format_duration
 from gnmt.reporting.tensorboard import Reporter
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class FirstEstimate:
         self._said = True
         if step - first_step < self._log_every_steps:
             seconds_left = (last_step - step) * (now - start) / (step - first_step)
-            log.info("update %d/%d: about %s left", step, last_step, tqdm.format_interval(seconds_left))
+            log.info("update %d/%d: about %s left", step, last_step, format_duration(seconds_left))
 
 
 def format_metrics(scalars: Mapping[str, float]) -> str:

@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from tqdm import tqdm
 
 from gnmt.config.validate import Range
 from gnmt.data.batching import LocalBatch, Prefetcher
 from gnmt.device import Precision
 from gnmt.errors import InputError
+from gnmt.logs import format_duration, progress_bar
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.signals import Abandoned, Interruption, describe_stop, stop
+from gnmt.signals import Abandoned, StopRequest, describe_stop, stop
 from gnmt.training.data_parallel import Group
 from gnmt.training.dev_evaluation import DevResult, report_evaluation
 from gnmt.training.objective import Objective
@@ -33,6 +33,9 @@ from gnmt.training.train_metrics import (
     describe_batch,
     format_metrics,
 )
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Steps = Annotated[int, Range(1)]
 
@@ -128,7 +131,7 @@ class Trainer:
         )
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
-        self.interruption = Interruption()
+        self.stop_request = StopRequest()
         self.state = TrainState()
         self.metrics = IntervalMetrics.begin(self.device)
         self.last_saved_step = 0
@@ -136,15 +139,14 @@ class Trainer:
     def fit(self) -> TrainState:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
         options, state = self.options, self.state
-        silent = None if self.group.is_rank_0 else True  # None: where stderr is no terminal
         first_estimate = FirstEstimate(options.log_every_steps)
         if self.group.is_rank_0:
             self.gradient_norms.begin(state.step)
         with (
-            self.interruption,
+            self.stop_request,
             self.writer,
             closing(self.stream),
-            tqdm(total=self.last_step, initial=state.step, unit="step", disable=silent) as bar,
+            progress_bar(unit="step", total=self.last_step, initial=state.step, shown=self.group.is_rank_0) as bar,
         ):
             with self.metrics.paused():
                 if state.evaluation_due or self.finished():
@@ -168,9 +170,9 @@ class Trainer:
         options, state = self.options, self.state
         if state.evaluation_due or state.step % options.evaluate_every_steps == 0 or self.finished():
             self.run_evaluation()
-            signal = self.group.agree(self.interruption.received)
+            signal = self.group.agree(self.stop_request.received)
         else:
-            signal = self.group.voted(self.interruption.received)
+            signal = self.group.voted(self.stop_request.received)
         # After the evaluation, which may end the run, and whose result is saved with the rest.
         if state.step % options.save_every_steps == 0 or self.finished() or signal is not None:
             self.save()
@@ -218,7 +220,7 @@ class Trainer:
                 # The gradients of the processes are averaged, and their sum is wanted.
                 self.staged_optimizer.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
             update_loss += loss_sum.detach()
-        update_loss = self.group.end_update(update_loss, self.interruption.received)
+        update_loss = self.group.end_update(update_loss, self.stop_request.received)
         norm, made = self.staged_optimizer.apply(update_loss)
         self.state.step += 1
         if self.average is not None:
@@ -242,7 +244,7 @@ class Trainer:
         bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
         seconds_left = (self.last_step - step) * seconds / num_updates
         so_far = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
-        log.info("%s: %s, about %s left", so_far, format_metrics(scalars), tqdm.format_interval(seconds_left))
+        log.info("%s: %s, about %s left", so_far, format_metrics(scalars), format_duration(seconds_left))
         if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
@@ -273,7 +275,7 @@ class Trainer:
         self.objective.eval()
         try:
             with self.evaluated_weights():
-                result = self.evaluate(self.interruption.abandoning)
+                result = self.evaluate(self.stop_request.abandoning)
                 bleu, kept = result.scores.bleu, state.best.get("dev/bleu", -math.inf)
                 improved = state.take_evaluation(bleu)
                 if self.group.is_rank_0:

@@ -13,14 +13,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from gnmt.config.run_folder import flatten
 from gnmt.errors import InputError, counted, shown
-from gnmt.fileio import exclusive, replacing, write_atomically
+from gnmt.fileio import folder_lock, replacing, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -62,30 +62,13 @@ class PartFolder:
 
         An empty folder is removed at the end. On a file system without locks two commands do the same work twice.
         """
-        with ExitStack() as stack:
-            stack.callback(self._remove_if_empty)
-            while not self._locked_by(stack):
-                pass
-            yield
-
-    def _locked_by(self, stack: ExitStack) -> bool:
-        """Takes the lock until the stack unwinds; False where the folder was removed before the lock was in it."""
-        with suppress(FileExistsError):  # mkdir(exist_ok=True) raises it for a folder that has gone meanwhile
-            self.folder.mkdir()
+        in_use = f"{self.folder} is in use: another process translates to {self.output}"
         try:
-            stack.enter_context(exclusive(self.folder / _LOCK))
-        except BlockingIOError:
-            raise InputError(f"{self.folder} is in use: another process translates to {self.output}") from None
-        except FileNotFoundError:
-            if self.folder.is_symlink() or (self.folder / _LOCK).is_symlink():
-                raise  # a link to nowhere: trying again would not help
-            return False
-        return True
-
-    def _remove_if_empty(self) -> None:
-        """Takes nothing from a command that has just made the folder: that one makes it again."""
-        with suppress(OSError):
-            self.folder.rmdir()
+            with folder_lock(self.folder, _LOCK, in_use):
+                yield
+        finally:
+            with suppress(OSError):  # a command that has just made the folder makes it again
+                self.folder.rmdir()
 
     def begin(self, settings: Mapping[str, Any], resume: str, made_on: str) -> None:
         """Makes the folder ready for these settings, keeping what was done with the same ones.

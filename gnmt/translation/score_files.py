@@ -11,8 +11,6 @@ from itertools import groupby, islice
 from types import MappingProxyType
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.scoring import PairScore
@@ -20,6 +18,7 @@ from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, counted
 from gnmt.fileio import read_lines
+from gnmt.logs import progress_bar
 from gnmt.translation.formats import Origin
 from gnmt.translation.translate_files import STANDARD_STREAM, Job, check_places, opened_for_writing
 
@@ -159,7 +158,7 @@ def score_files(
     totals = Totals()
     own = Origin(translator.precision.name, tuple(checkpoints))
     entries = with_origins_compared(scorable.entries(), scorable.paths[0], own)
-    bar = tqdm(desc="scoring", unit="line", disable=None)
+    bar = progress_bar(description="scoring", unit="line")
     with opened_for_writing(Job(scorable.paths[0], output)) as out, bar:
         if kind == "tsv":
             out.write(("\t".join(_TSV_COLUMNS) + "\n").encode())

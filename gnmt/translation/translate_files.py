@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -21,19 +19,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from signal import SIGTERM
-from types import FrameType
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from gnmt.decoding.translator import Translator
 from gnmt.device import device_name
 from gnmt.distributed import Ranks
 from gnmt.errors import InputError, Interrupted, counted
 from gnmt.fileio import lines_of, missing_file, read_lines, replacing
-from gnmt.signals import EXIT_CODES
+from gnmt.logs import format_duration, progress_bar
+from gnmt.signals import interrupt_on_sigterm
 from gnmt.translation.formats import Origin, OutputFormat, sha256_of_checkpoints, short_digests
 from gnmt.translation.partial_output import PartFolder, compressed
 
@@ -233,8 +229,7 @@ class Progress:
         self._at_start = self._done = done
         self._started = self._logged = time.monotonic()
         self._shown = shown
-        disable = None if shown else True  # None: where stderr is no terminal
-        self._bar = tqdm(total=total, initial=done, desc="translating", unit="line", disable=disable)
+        self._bar = progress_bar(description="translating", unit="line", total=total, initial=done, shown=shown)
 
     def reach(self, done: int) -> None:
         """`done` lines are done in all."""
@@ -253,7 +248,7 @@ class Progress:
         rate = self._rate()
         if self._total is None or rate == 0:
             return f"{counted(self._done, 'line', comma=True)} translated, {rate:.1f} lines/s"
-        left = tqdm.format_interval((self._total - self._done) / rate)
+        left = format_duration((self._total - self._done) / rate)
         return f"{self._done:,} of {self._total:,} lines translated, {rate:.1f} lines/s, {left} left"
 
     def close(self) -> None:
@@ -543,7 +538,7 @@ def stops_explained(part: PartFolder, ranks: Ranks) -> Iterator[None]:
     Of several processes torchrun is the one that is asked to stop, and says so.
     """
     try:
-        with sigterm_interrupts() if ranks.world_size == 1 else nullcontext():
+        with interrupt_on_sigterm() if ranks.world_size == 1 else nullcontext():
             yield
     except BaseException as error:
         if ranks.world_size == 1 and not part.windows():
@@ -553,24 +548,6 @@ def stops_explained(part: PartFolder, ranks: Ranks) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted{kept(part)}") from None
         raise
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Inside it SIGTERM, which schedulers send, raises Interrupted, unless the program has a handler of its own."""
-    is_ours = threading.current_thread() is threading.main_thread() and signal.getsignal(SIGTERM) is signal.SIG_DFL
-    if not is_ours:
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted("SIGTERM: stopped", EXIT_CODES[SIGTERM])
-
-    signal.signal(SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(SIGTERM, signal.SIG_DFL)
 
 
 def kept(part: PartFolder) -> str:

@@ -93,7 +93,7 @@ def test_utf16_without_a_mark_is_no_corpus(tmp_path: Path, encoding: str) -> Non
     """NUL is a character of UTF-8, so such files were taken for text and trained on."""
     (tmp_path / "a").write_bytes("The dog sleeps.\nThe cat sleeps.\n".encode(encoding))
     target = write(tmp_path / "b", "Der Hund schläft.\nDie Katze schläft.\n\n")
-    with pytest.raises(InputError, match=rf"a: no UTF-8 text: .* are NUL; .*`iconv -f {encoding[:6]}{encoding[7:]} "):
+    with pytest.raises(InputError, match=rf"a: not UTF-8 text: .* are NUL; .*`iconv -f {encoding[:6]}{encoding[7:]} "):
         list(ParallelFiles(str(tmp_path / "a"), target).iterate())
     source = write(tmp_path / "c", "A NUL\0 in a line is text.\n" * 3)
     assert len(list(ParallelFiles(source, target).iterate())) == 3
@@ -117,7 +117,7 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
     text = ParallelFiles([there, str(tmp_path / "a")], [str(tmp_path / "b"), str(tmp_path)])
     for read in (lambda: list(text.iterate()), lambda: text.identity({})):
         with pytest.raises(
-            InputError, match=r"(?s)^3 files cannot be read:\n  .*a: no such.*b: no such.*a folder"
+            InputError, match=r"(?s)^3 files cannot be read:\n  .*a: no such.*b: no such.*is a folder"
         ) as error:
             read()
         assert len(str(error.value).splitlines()) == 4

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.fileio import built_folder, locked
+from gnmt.fileio import building_lock, built_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_folder_appears_whole_and_is_replaced_whole(tmp_path: Path) -> None:
     for content in ("first", "second"):
-        with locked(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+        with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
             (temporary / "file").write_text(content)
             assert not (tmp_path / "x").exists() or (tmp_path / "x" / "file").read_text() == "first"
         assert (tmp_path / "x" / "file").read_text() == content
@@ -32,14 +32,14 @@ def test_a_folder_appears_whole_and_is_replaced_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(content: str) -> None:
-        with locked(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+        with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
             (temporary / "file").write_text(content)
             raise error
 
     with pytest.raises(error):
         fail("never")
     assert names(tmp_path) == []
-    with locked(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+    with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
         (temporary / "file").write_text("kept")
     with pytest.raises(error):
         fail("never")
@@ -51,12 +51,12 @@ def test_remains_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib; from gnmt.fileio import *\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "with locked(folder), built_folder(folder) as temporary:\n"
+        "with building_lock(folder), built_folder(folder) as temporary:\n"
         "    (temporary / 'half').touch(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=False).returncode == -9
     assert names(tmp_path) == [".x.lock", ".x.new"]
-    with locked(tmp_path / "x"):
+    with building_lock(tmp_path / "x"):
         assert names(tmp_path) == [".x.lock"]
     assert names(tmp_path) == []
 
@@ -65,7 +65,7 @@ def test_stopped_between_the_renames_of_a_replacement(tmp_path: Path) -> None:
     (tmp_path / ".x.old").mkdir()
     (tmp_path / ".x.old" / "file").touch()
     (tmp_path / ".x.new").mkdir()
-    with locked(tmp_path / "x"):
+    with building_lock(tmp_path / "x"):
         assert names(tmp_path) == [".x.lock", "x"]
         assert names(tmp_path / "x") == ["file"]
 
@@ -78,7 +78,7 @@ def test_one_builds_at_a_time(tmp_path: Path) -> None:
     def work(worker: int) -> None:
         nonlocal inside, most
         for _ in range(5):
-            with locked(tmp_path / "x"):
+            with building_lock(tmp_path / "x"):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.002)
@@ -101,6 +101,6 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path: Path, monkey
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+    with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
         (temporary / "file").touch()
     assert names(tmp_path) == ["x"]

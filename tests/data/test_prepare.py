@@ -321,7 +321,7 @@ def test_a_ready_folder_may_be_read_only(
     make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(make_corpus(), options)
-    monkeypatch.setattr(module, "locked", None)  # would fail if it were called
+    monkeypatch.setattr(module, "building_lock", None)  # would fail if it were called
     assert len(prepare(make_corpus(), options).store) == 300
 
 

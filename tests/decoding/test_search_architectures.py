@@ -14,7 +14,7 @@ from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
 from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
-from gnmt.device import Precision, what_int8_misses
+from gnmt.device import Precision, missing_for_int8
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from gnmt.model.recurrent.encoder import LSTMEncoder
@@ -39,7 +39,7 @@ DECODERS = {
 PAIRS = [("transformer", "transformer"), ("convolutional", "convolutional"), ("transformer", "lstm")]
 PAIRS += [("lstm", "transformer")]
 every_pair = pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
-needs_int8 = pytest.mark.skipif(what_int8_misses(CPU) is not None, reason="no fast int8 products here")
+needs_int8 = pytest.mark.skipif(missing_for_int8(CPU) is not None, reason="no fast int8 products here")
 
 
 def model_of(encoder: str, decoder: str, seed: int = 1) -> Seq2Seq:
@@ -151,7 +151,7 @@ def test_the_engine_computes_what_the_model_computes(encoder, decoder, precision
 @torch.inference_mode()
 def test_the_engine_takes_every_product(encoder, decoder):
     """What it left alone, it would not speed up; normalized weights would be normalized anew at every step."""
-    precision = "fp32" if what_int8_misses(CPU) else "int8"
+    precision = "fp32" if missing_for_int8(CPU) else "int8"
     fast = inference_copy(model_of(encoder, decoder), Precision(precision, CPU))
     kinds = {type(module).__name__ for module in fast.modules()}
     assert kinds & {Int8Linear.__name__, PackedLinear.__name__, "PlainLinear"}

@@ -45,7 +45,7 @@ def test_a_training_job_that_is_told_to_stop_while_it_loads_is_queued_again(
         assert process.stdout.readline() == "loading\n"
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    said = f"{number.name}: stopped where nothing was being trained: the same command goes on\n"
+    said = f"{number.name}: stopped while no training was running: the same command resumes\n"
     assert (process.returncode, err) == (code, said)
 
 
@@ -53,7 +53,7 @@ def test_a_program_that_uses_the_library_keeps_its_own_handling() -> None:
     code = (
         "import signal, gnmt.signals as early\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN); early.hand_over()\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); early.restore_ctrl_c()\n"
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPTS.parent)
@@ -66,8 +66,8 @@ def test_once_it_has_begun_an_interruption_can_be_caught(tmp_path: Path) -> None
     program.write_text(
         "import os, signal\n"
         "import gnmt.signals as early\n"
-        "assert signal.getsignal(signal.SIGINT) is early._leave\n"
-        "early.hand_over()\n"
+        "assert signal.getsignal(signal.SIGINT) is early.exit_while_loading\n"
+        "early.restore_ctrl_c()\n"
         "try: os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt: print('caught')\n"
     )

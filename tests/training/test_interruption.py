@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from gnmt.errors import Interrupted
-from gnmt.signals import EXIT_CODES, Abandoned, Interruption, stop
+from gnmt.signals import EXIT_CODES, Abandoned, StopRequest, stop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
@@ -21,11 +21,11 @@ def send(number: signal.Signals) -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_only_asks_and_the_second_ends_at_once(caplog, number):
     before = [signal.getsignal(other) for other in SIGNALS]
-    with caplog.at_level(logging.WARNING), Interruption() as interruption:
-        assert not interruption.requested
+    with caplog.at_level(logging.WARNING), StopRequest() as interruption:
+        assert interruption.received is None
         send(number)
-        assert interruption.requested
-        assert f"{number.name}: stopping, the state is saved after this update" in caplog.text
+        assert interruption.received is not None
+        assert f"{number.name}: stopping; this update is finished and saved" in caplog.text
         assert interruption.received == number
         ending = stop(interruption.received, "saved up to 7")
         assert (str(ending), ending.exit_code, ending.agreed) == (
@@ -45,7 +45,7 @@ def test_the_exit_codes_are_those_of_the_documents():
 
 
 def test_work_that_can_be_done_again_is_broken_off():
-    with Interruption() as interruption:
+    with StopRequest() as interruption:
         with interruption.abandoning():
             pass
         with pytest.raises(Abandoned), interruption.abandoning():
@@ -54,6 +54,6 @@ def test_work_that_can_be_done_again_is_broken_off():
             pytest.fail("the work began after the signal")
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
-    with Interruption() as interruption:
+    with StopRequest() as interruption:
         send(signal.SIGTERM)
-        assert interruption.requested, "outside such work it only asks"
+        assert interruption.received is not None, "outside such work it only asks"

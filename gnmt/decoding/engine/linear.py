@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnmt.device import onednn_dtypes
+
 LinearMaker = Callable[[Tensor, Tensor | None], nn.Module]
 """Makes x -> x W^T + b, of inputs [..., I] and outputs [..., O], from W [O, I] and b [O] or None (both copied)."""
 
@@ -21,10 +23,8 @@ def linear_maker(precision: str, device: torch.device, dtype: torch.dtype) -> Li
     """The fastest product of that precision on that device."""
     if precision == "int8":
         return Int8Linear
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        supported = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
-        if supported.get(dtype, False):
-            return lambda weight, bias: PackedLinear(weight, bias, dtype)
+    if device.type == "cpu" and dtype in onednn_dtypes():
+        return lambda weight, bias: PackedLinear(weight, bias, dtype)
     return lambda weight, bias: PlainLinear(weight, bias, dtype)
 
 
