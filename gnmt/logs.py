@@ -46,7 +46,7 @@ def configure_logging(run_file: Path | None = None) -> None:
 
 
 def note_in_run_file(message: str, level: int = logging.INFO) -> None:
-    """Write a message to the run's log file alone, for text that is printed elsewhere. Without such a file, do nothing."""
+    """Write a message to the run's log file alone, if there is one: for text that is printed elsewhere."""
     record = logging.LogRecord("gnmt", level, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
         if getattr(handler, "set_by_gnmt", False) and isinstance(handler, logging.FileHandler):

@@ -117,7 +117,7 @@ def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
         consequence = (
             "interrupted between updates: the same command continues from the newest checkpoint"
             if has_checkpoint()
-            else "interrupted before the first update: nothing was trained yet, and the same command starts from scratch"
+            else "interrupted before the first update: nothing is trained yet, and the same command starts from scratch"
         )
         raise Interrupted(f"{received.name}: {consequence}", EXIT_CODES[received])
 

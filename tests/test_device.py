@@ -147,7 +147,7 @@ def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):
 
 def test_what_cannot_be_deterministic_is_named(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    message = r"^deterministic=true: torch has no deterministic kernel here for \S*put.*: give deterministic=false"
+    message = r"^deterministic=true: torch has no deterministic kernel here for \S*put.*: set deterministic=false"
     with pytest.raises(InputError, match=message), deterministic_kernels(True):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
     with pytest.raises(RuntimeError, match="another thing"), deterministic_kernels(True):

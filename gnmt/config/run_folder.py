@@ -178,9 +178,7 @@ def occupied(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}; see runs= and name=") from None
-    in_use = (
-        f"{folder}: another process trains in it: wait for its end, or give the new run a name of its own: name=..."
-    )
+    in_use = f"{folder}: another process trains in it: wait until it ends, or give the new run another name: name=..."
     with ExitStack() as stack:
         try:
             stack.enter_context(folder_lock(folder, _LOCK, in_use))

@@ -163,7 +163,7 @@ def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monke
 
     monkeypatch.setattr(run_module, place, interrupted)
     with pytest.raises(
-        Interrupted, match="before the first update: nothing was trained yet, and the same command starts from scratch"
+        Interrupted, match="before the first update: nothing is trained yet, and the same command starts from scratch"
     ) as caught:
         run(tmp_path, "trainer.max_steps=1")
     assert str(caught.value).startswith(f"{number.name}: ")
