@@ -1,4 +1,9 @@
-"""One training run, from its checked config to its best checkpoint."""
+"""Train one model, from a checked config to best.pt.
+
+`train` is the whole run, read from top to bottom: resolve the config, find the checkpoint to resume from, preprocess
+the data, build the model and the trainer, fit, and summarize. The functions below it stand in the order in which it
+calls them. The training loop itself is in `gnmt.training.trainer`.
+"""
 
 from __future__ import annotations
 
@@ -48,228 +53,22 @@ from gnmt.training.run_checkpoints import RunCheckpoints
 from gnmt.training.train_metrics import TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
 
-_STAND_IN_VOCABULARY = 1000
-
-
-def try_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
-    """Finds values that only the optimizers themselves can judge."""
-    makers: dict[str, MakeOptimizer] = {"optimizer": partial(build, config["optimizer"])}
-    for place, stage in enumerate(options.stages or ()):
-        if stage.optimizer is not None:
-            makers[f"trainer.stages.{place}.optimizer"] = stage.optimizer
-    for key, make in makers.items():
-        try:
-            make(params=[torch.nn.Parameter(torch.zeros(1))])
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise InputError(f"{key}: {error}") from None
-
-
-def try_model(config: Mapping[str, Any]) -> None:
-    """Finds parts of a model that do not fit together, or not with the tokenizers or the search of its training."""
-    tied = config["model"].get("tie_embeddings", "none")
-    if tied in SIDES_SHARE and config["tokenizer"].get("joint") is False:
-        raise InputError(
-            f"model.tie_embeddings={tied} shares one table between the sides, but with tokenizer.joint=false they have "
-            "different pieces: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
-        )
-    model = _without_weights(config["model"], _STAND_IN_VOCABULARY, _STAND_IN_VOCABULARY)
-    if model is not None:
-        check_coverage(build(config["decoding"]), model.decoder.has_attention)
-
-
-def _without_weights(node: Mapping[str, Any], source_vocabulary_size: int, target_vocabulary_size: int) -> Any:
-    """The model without memory for its weights. None where only a real device can build it, as may be somebody's own:
-    the real building is still to come."""
-    sizes = {"source_vocabulary_size": source_vocabulary_size, "target_vocabulary_size": target_vocabulary_size}
-    try:
-        with torch.device("meta"):
-            return build(node, **sizes)
-    except InputError:
-        raise
-    except Exception:
-        return None
-
-
-def read_start(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of the checkpoint of initialize_from, whose weights have the names and shapes of the run's model.
-
-    Raises InputError where they have not, with the settings that differ. Whether it reads the same pieces, only the
-    preprocessed data can tell.
-    """
-    try:
-        contents = read_parts(path)
-    except InputError as error:
-        raise InputError(f"initialize_from: {error}") from None
-    if not contents["preprocessed_folder"]:
-        return contents  # imported: whether it has pieces that training can prepare, comes first
-    try:
-        recorded = {"model": json.loads(contents["config"])["model"]}
-        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"initialize_from={path} garbles a part of a checkpoint: {first_line(error)}") from None
-    vocabulary_sizes = [side.vocabulary_size for side in (tokenizers.source, tokenizers.target)]
-    try:
-        model = _without_weights(config["model"], *vocabulary_sizes)
-        wrong = None if model is None else misfit(model, contents["model"])
-    except InputError as error:  # one table for its two vocabularies
-        wrong = str(error)
-    if wrong is None:
-        return contents
-    changes = changed_settings(recorded, {"model": config["model"]})
-    if not changes:
-        raise InputError(f"initialize_from={path}: its weights do not fit the model: {wrong}")
-    raise InputError(
-        f"initialize_from={path}: its weights do not fit the model, which is another one:\n  "
-        + "\n  ".join(changes)
-        + "\nSet what gives the weights their shapes to what it was there, or begin without initialize_from="
-    )
-
-
-def refuse_other_settings(folder: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
-    """A run goes on with the model, the data and the recipe that it began with."""
-    changes = changed_settings(json.loads(saved["config"]), config)
-    if changes:
-        raise InputError(
-            f"{folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "Set them back to continue it, or give the new run a name of its own: name=..."
-        )
-
-
-def refuse_other_data(folder: Path, saved: dict[str, Any], preprocessed: Preprocessed) -> None:
-    """The same settings may meet other text: files change."""
-    if saved["data_fingerprint"] == preprocessed.identity:
-        return
-    what = "text"
-    if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != preprocessed.tokenizers.digest:
-        what = "text and tokenizers"
-    raise InputError(
-        f"{folder} was trained on other {what} than {preprocessed.folder} holds: name the data that it began with "
-        "(data.preprocessed=FOLDER), or give the new run a name of its own: name=..."
-    )
-
-
-def refuse_too_few_positions(model: Seq2Seq, preprocessed: Preprocessed) -> None:
-    """A model with learned positions must have one for each token of the longest training pair.
-
-    Subwords that are sampled may still come to more; see gnmt.model.layers.
-    """
-    for side, key, limit, lengths in (
-        ("source", "model.encoder.learned_positions", model.encoder.max_tokens, preprocessed.store.source_lengths),
-        ("target", "model.decoder.learned_positions", model.decoder.max_tokens, preprocessed.store.target_lengths),
-    ):
-        if limit is None:
-            continue  # without a look at the lengths, of which there may be millions on the disk
-        longest = int(lengths.max(initial=0)) + 1
-        if longest > limit:
-            raise InputError(
-                f"{key} is {limit}, but the longest {side} of {preprocessed.folder} has {longest} tokens with EOS: use "
-                f"{key}={longest} or more, or leave longer pairs out (data.cleaning.max_length_tokens={limit})"
-            )
-
-
 log = logging.getLogger(__name__)
 
-
-def announce(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None:
-    """Logs what the run is about to do: size, memory, data, updates, device, precision."""
-    model, options, stream = trainer.objective.model, trainer.options, trainer.stream
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = trainer.group.size
-    updates = trainer.last_step - trainer.state.step
-    log.info("run folder: %s", folder)
-    log.info(
-        "data: %s in %s, %d and %d pieces, about %s an epoch of at most %d tokens",
-        *(counted(len(preprocessed.store), "pair", comma=True), preprocessed.folder),
-        *(preprocessed.tokenizers.source.vocabulary_size, preprocessed.tokenizers.target.vocabulary_size),
-        *(counted(len(stream), "update"), options.batch_tokens),
-    )
-    log.info(
-        "model: %s parameters; memory: %s for weights, gradients and optimizer, %s more for the largest batch",
-        f"{num_parameters:,}",
-        in_megabytes(state_bytes(trainer)),
-        in_megabytes(activation_bytes(trainer, stream.largest_microbatch())),
-    )
-    log.info(
-        "training: %s%s (%.1f epochs) on %s in %s%s",
-        counted(updates, "update", comma=True),
-        f" from update {trainer.state.step:,}" if trainer.state.step else "",
-        updates / len(stream),
-        trainer.device,
-        trainer.precision.name,
-        f", by {size} processes of about {options.batch_tokens // size:,} tokens each" if size > 1 else "",
-    )
-
-
-def state_bytes(trainer: Trainer) -> int:
-    """Weights and gradients, what the optimizer keeps for each weight, and the averaged weights."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.objective.parameters())
-    group = trainer.staged_optimizer.optimizer.param_groups[0]
-    moments = 2 if "betas" in group else int(bool(group.get("momentum")))
-    return weights * (2 + moments + (trainer.average is not None))
-
-
-def activation_bytes(trainer: Trainer, batch: Batch) -> int:
-    """What one forward pass keeps for its backward pass, found by running it; the random state stays as it was."""
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    trainer.objective.train()
-    devices = [trainer.device] if trainer.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        trainer.precision.autocast(),
-    ):
-        loss_sum, _ = trainer.objective(batch.to(trainer.device))
-    del loss_sum
-    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
-    return sum(size for pointer, size in sizes.items() if pointer not in weights)
-
-
-def in_megabytes(size: int) -> str:
-    """Bytes as people read them."""
-    return f"{size / 2**20:,.0f} MB"
-
-
-def refuse_lost_end(trainer: Trainer) -> None:
-    """Raises InputError where the last update, or the best.pt that it earned, could not be written: says what exists.
-
-    Why each write failed, the log has said. To be asked in the process that writes, when all writes have ended.
-    """
-    state, checkpoints = trainer.state, trainer.checkpoints
-    lost = [
-        name
-        for name, is_lost in (
-            (f"the checkpoint of update {state.step}", trainer.last_saved_step != state.step),
-            (f"best.pt of update {state.step}", state.end_is_due()),
-        )
-        if is_lost
-    ]
-    if not lost:
-        return
-    newest, best = trainer.last_saved_step, state.best_step if state.best else None
-    folder = checkpoints.folder.parent
-    if not newest and best is None:
-        raise InputError(
-            f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above): make room on "
-            "the disk, and the same command begins again"
-        )
-    there = [
-        f"best.pt is of update {best}" if best is not None else "there is no best.pt of this run",
-        f"the newest checkpoint is of update {newest}" if newest else "there is no checkpoint to go on from",
-    ]
-    raise InputError(
-        f"{folder}: {' and '.join(lost)} could not be written (see above); {', and '.join(there)}: make room on the "
-        f"disk, and the same command {'goes on from there' if newest else 'begins again'}"
-    )
+TRIAL_VOCABULARY_SIZE = 1000
+"""Vocabulary size of the model that is built to check the config, before the data gives the real size."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """folder: the run's. steps: updates done in all. best, best_step: the best dev figures and their update."""
+    """The outcome of a run.
+
+    Args:
+        folder: the run folder.
+        steps: number of updates done in the whole run.
+        best: dev metrics of the best evaluation by their TensorBoard tags, such as `dev/bleu`.
+        best_step: the update after which they were measured.
+    """
 
     folder: Path
     steps: int
@@ -278,96 +77,334 @@ class TrainingResult:
 
 
 def train(cfg: Any, folder: Path) -> TrainingResult:
-    """Trains as the checked config says, in that run folder; continues what lies there.
+    """Train as the checked config says, or resume the run that the folder holds.
 
-    Raises InputError for whatever a user can mend, Interrupted after a signal, when the state is saved. Processes
-    of torchrun train one model together and all get the result; an error of one ends all, see `ending_together`.
+    With torchrun, all processes train one model together. Rank 0 alone writes files, every rank returns the result,
+    and an error on one rank stops all of them.
+
+    Args:
+        cfg: the composed and checked config.
+        folder: the run folder; created where it is missing.
+
+    Raises:
+        InputError: the config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
+        Interrupted: a signal stopped the run. Its state is saved where an update had been made.
     """
     with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())):
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
         ranks = current_ranks()
         with deterministic_kernels(cfg.deterministic), ending_together(ranks):
-            return train_in(folder, cfg, ranks)
+            # Resolve and check the config before a file is written.
+            config = resolve(cfg)
+            options: TrainerOptions = build(cfg.trainer)
+            check_tokenizer(config["data"]["bleu_tokenize"])
+            precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
+            check_optimizers(config, options)
+            check_model(config)
+
+            with occupied(folder) if ranks.is_rank_0 else nullcontext():
+                # Resume, or start from scratch, with the weights of another run where initialize_from names them.
+                checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
+                saved = find_saved_state(ranks, checkpoints, cfg.resume, config)
+                initial = None
+                if saved is not None:
+                    check_same_settings(folder, saved, config)
+                    if saved["precision"] != precision.name:
+                        log.warning("the run began in %s and resumes in %s", saved["precision"], precision.name)
+                elif cfg.initialize_from is not None:
+                    initial = read_initial_checkpoint(cfg.initialize_from, config)
+
+                # Build the data, the model and the trainer.
+                preprocessed = preprocess(ranks, cfg, checkpoints)
+                if saved is not None:
+                    check_same_data(folder, saved, preprocessed)
+                torch.manual_seed(cfg.seed)
+                model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
+                check_learned_positions(model, preprocessed)
+                if initial is not None:
+                    load_initial_weights(model, cfg.initialize_from, initial, preprocessed.tokenizers)
+                model.to(precision.device)
+                return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
+                # A new run drops all curves too: one that was killed before its first checkpoint has left points.
+                purge_step = 0 if saved is None else saved["step"] + 1
+                with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
+                    trainer = build_trainer(
+                        config=config,
+                        options=options,
+                        model=model,
+                        preprocessed=preprocessed,
+                        loader_state=LoaderState() if saved is None else LoaderState(*saved["loader_state"]),
+                        precision=precision,
+                        checkpoints=checkpoints,
+                        reporter=reporter,
+                        unused_target_ids=choose_unused_target_ids(preprocessed, options, saved, initial),
+                        group=group,
+                    )
+                    if saved is not None:
+                        trainer.restore(saved)
+
+                    # Fit.
+                    has_updates_left = not trainer.finished()
+                    if ranks.is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
+                        write_config(folder, config)  # a limit below the updates done is not written
+                    if has_updates_left or trainer.state.end_is_due():
+                        if ranks.is_rank_0:
+                            log_run_start(trainer, preprocessed, folder)
+                        trainer.fit()
+                        if ranks.is_rank_0:
+                            check_final_writes(trainer)
+                            report_hyperparameters(reporter, config, trainer.state)
+                    else:
+                        log.info(
+                            "%s is finished after %s; to train further, raise the limit that stopped it: "
+                            "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
+                            folder,
+                            counted(trainer.state.step, "update"),
+                        )
+
+                    # Summarize.
+                    best, best_step = group.from_rank_0((trainer.state.best, trainer.state.best_step))
+                    result = TrainingResult(folder, trainer.state.step, best, best_step)
+                # The trainer holds the last reference to the process group, which must end before the ranks part.
+                del trainer
+                return result
 
 
-def train_in(folder: Path, cfg: Any, ranks: Ranks) -> TrainingResult:
-    """The work of `train`; all that is written, the first process writes."""
-    config = resolve(cfg)
-    check_tokenizer(config["data"]["bleu_tokenize"])
-    precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
-    options: TrainerOptions = build(cfg.trainer)
-    try_optimizers(config, options)
-    try_model(config)
-    checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
-    # A run that goes on does not look at it again; it may be gone by then.
-    start = None if cfg.initialize_from is None or checkpoints.full() else read_start(cfg.initialize_from, config)
-    with occupied(folder) if ranks.is_rank_0 else nullcontext():
-        return train_there(checkpoints, cfg, config, options, precision, ranks, start)
+# Checks of the config before data is preprocessed, which may take hours
 
 
-def train_there(
-    checkpoints: RunCheckpoints,
-    cfg: Any,
-    config: dict[str, Any],
-    options: TrainerOptions,
-    precision: Precision,
-    ranks: Ranks,
-    start: dict[str, Any] | None,
-) -> TrainingResult:
-    """Trains in a folder that is the run's own by now; config: cfg, resolved; start: the contents to begin with."""
-    folder = checkpoints.folder.parent
-    saved = find_saved_together(ranks, checkpoints, cfg.resume, config)
-    if saved is not None:
-        refuse_other_settings(folder, saved, config)
-        if saved["precision"] != precision.name:
-            log.warning("the run began in %s and goes on in %s", saved["precision"], precision.name)
-        start = None
-    elif cfg.initialize_from is not None and start is None:  # its checkpoints have gone since
-        start = read_start(cfg.initialize_from, config)
-    preprocessed = prepare_together(ranks, cfg, checkpoints)
-    if saved is not None:
-        refuse_other_data(folder, saved, preprocessed)
+def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
+    """Raise InputError for values that only the optimizers themselves can check, such as a negative momentum."""
+    makers: dict[str, MakeOptimizer] = {"optimizer": partial(build, config["optimizer"])}
+    for index, stage in enumerate(options.stages or ()):
+        if stage.optimizer is not None:
+            makers[f"trainer.stages.{index}.optimizer"] = stage.optimizer
+    for key, make in makers.items():
+        try:
+            make(params=[torch.nn.Parameter(torch.zeros(1))])
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"{key}: {error}") from None
 
-    torch.manual_seed(cfg.seed)
-    model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
-    refuse_too_few_positions(model, preprocessed)
-    if start is not None:
-        start_from(model, cfg.initialize_from, start, preprocessed.tokenizers)
-    model.to(precision.device)
-    return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
-    # 0 in a new run too: one that was killed before its first checkpoint has left points that would come twice.
-    purge_step = 0 if saved is None else saved["step"] + 1
-    with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
-        loader_state = LoaderState() if saved is None else LoaderState(*saved["loader_state"])
-        unused = unused_target_ids(preprocessed, options, saved, start)
-        trainer = build_trainer(
-            *(config, options, model, preprocessed, loader_state, precision, checkpoints, reporter, unused, group)
+
+def check_model(config: Mapping[str, Any]) -> None:
+    """Raise InputError where parts of the model do not fit each other, the tokenizers, or the search options."""
+    tied = config["model"].get("tie_embeddings", "none")
+    if tied in SIDES_SHARE and config["tokenizer"].get("joint") is False:
+        raise InputError(
+            f"model.tie_embeddings={tied} shares one table between source and target, but with tokenizer.joint=false "
+            "their vocabularies differ: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
         )
-        if saved is not None:
-            trainer.restore(saved)
-        trains = not trainer.finished()
-        if ranks.is_rank_0 and (trains or not (folder / CONFIG).exists()):
-            write_config(folder, config)  # a lower limit alone changes nothing of what the file says
-        if not trains and not trainer.state.end_is_due():
-            log.info(
-                "%s is done: %s; to train on, raise what stopped it: "
-                "trainer.max_steps, max_epochs or patience_evaluations",
-                *(folder, counted(trainer.state.step, "update")),
+    model = build_on_meta_device(config["model"], TRIAL_VOCABULARY_SIZE, TRIAL_VOCABULARY_SIZE)
+    if model is not None:
+        check_coverage(build(config["decoding"]), model.decoder.has_attention)
+
+
+def build_on_meta_device(
+    node: Mapping[str, Any], source_vocabulary_size: int, target_vocabulary_size: int
+) -> Seq2Seq | None:
+    """Build the model without memory for its weights.
+
+    Returns:
+        The model, or None where a component from outside gnmt cannot be built on the meta device. Such a model is
+        checked when it is built on the real device.
+    """
+    sizes = {"source_vocabulary_size": source_vocabulary_size, "target_vocabulary_size": target_vocabulary_size}
+    try:
+        with torch.device("meta"):
+            model: Seq2Seq = build(node, **sizes)
+    except InputError:
+        raise
+    except Exception:
+        return None
+    return model
+
+
+# Resuming, and starting from the weights of another run
+
+
+def find_saved_state(
+    ranks: Ranks, checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the contents of the full checkpoint to resume from, or None to start from scratch.
+
+    Rank 0 chooses the file and the other ranks read the same one: on their own, two ranks could choose differently.
+
+    Args:
+        ranks: the processes of this job.
+        checkpoints: those of the run folder.
+        resume: `auto` or `never`; `never` refuses a folder that holds a run.
+        config: the resolved config.
+    """
+    if not ranks.is_rank_0:
+        step = ranks.wait_for_rank_0()
+        return read_checkpoint(checkpoints.path_of(int(step))) if step else None
+    folder = checkpoints.folder.parent
+    if resume == "never" and (checkpoints.full() or checkpoints.best.exists()):
+        raise InputError(f"{folder} already holds a run and resume=never: choose another name=..., or set resume=auto")
+    saved = checkpoints.newest()
+    if saved is None and checkpoints.best.exists():
+        # A run killed after its first evaluation and before its first full checkpoint starts from scratch.
+        if changed_settings(json.loads(read_parts(checkpoints.best)["config"]), config):
+            raise InputError(
+                f"{folder} holds best.pt of a run with other settings and no checkpoint to resume from, so a new run "
+                "would overwrite it: choose another name=..., or move best.pt away"
             )
-        else:
-            if ranks.is_rank_0 and trains:
-                announce(trainer, preprocessed, folder)
-            elif ranks.is_rank_0:
-                log.info("%s has all its %d updates: their end is evaluated and saved", folder, trainer.state.step)
-            trainer.fit()
-            if ranks.is_rank_0:
-                refuse_lost_end(trainer)
-                report_hyperparameters(reporter, config, trainer.state)
-        best, best_step = group.from_rank_0((trainer.state.best, trainer.state.best_step))
-    return TrainingResult(folder, trainer.state.step, best, best_step)
+        log.warning("%s holds no checkpoint to resume from: the run starts from scratch", folder)
+    ranks.wait_for_rank_0("" if saved is None else str(saved["step"]))
+    return saved
+
+
+def check_same_settings(folder: Path, saved: Mapping[str, Any], config: dict[str, Any]) -> None:
+    """Raise InputError, with a diff, where the config changes a setting that a resumed run must keep."""
+    changes = changed_settings(json.loads(saved["config"]), config)
+    if changes:
+        raise InputError(
+            f"{folder} holds a run with other settings:\n  " + "\n  ".join(changes) + "\n"
+            "Restore these settings to resume it, or start a new run under another name: name=..."
+        )
+
+
+def check_same_data(folder: Path, saved: Mapping[str, Any], preprocessed: Preprocessed) -> None:
+    """Raise InputError where the preprocessed data is not the data that the run was trained on."""
+    if saved["data_fingerprint"] == preprocessed.identity:
+        return
+    different = "text"
+    if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != preprocessed.tokenizers.digest:
+        different = "text and tokenizers"
+    raise InputError(
+        f"{folder} was trained on other {different} than {preprocessed.folder} holds: set data.preprocessed=FOLDER to "
+        "the data of this run, or start a new run under another name: name=..."
+    )
+
+
+def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contents of the checkpoint in initialize_from, whose weights fit the model of this run.
+
+    `load_initial_weights` checks its tokenizers later, when the data is preprocessed.
+
+    Raises:
+        InputError: the file is no checkpoint, or its weights have other names or shapes; lists the settings that
+            differ.
+    """
+    try:
+        contents = read_parts(path)
+    except InputError as error:
+        raise InputError(f"initialize_from: {error}") from None
+    if not contents["preprocessed_folder"]:
+        return contents  # an imported checkpoint: `load_initial_weights` refuses it by its tokenizers
+    try:
+        recorded = {"model": json.loads(contents["config"])["model"]}
+        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"initialize_from={path} has a malformed config or tokenizer entry ({first_line(error)}): use another "
+            "checkpoint"
+        ) from None
+    try:
+        model = build_on_meta_device(
+            config["model"], tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size
+        )
+        mismatch = None if model is None else misfit(model, contents["model"])
+    except InputError as error:  # a table for both sides cannot hold its two vocabularies
+        mismatch = str(error)
+    if mismatch is None:
+        return contents
+    changes = changed_settings(recorded, {"model": config["model"]})
+    if not changes:
+        raise InputError(f"initialize_from={path}: its weights do not fit the model: {mismatch}")
+    raise InputError(
+        f"initialize_from={path}: its weights do not fit the model, whose settings differ:\n  "
+        + "\n  ".join(changes)
+        + "\nRestore the settings that decide the shapes of weights, or remove initialize_from="
+    )
+
+
+def load_initial_weights(model: Seq2Seq, path: str, contents: Mapping[str, Any], tokenizers: Tokenizers) -> None:
+    """Load the weights of another run into the model.
+
+    Args:
+        model: the model of this run.
+        path: initialize_from, for messages.
+        contents: those of its checkpoint.
+        tokenizers: those of this run. They must equal the checkpoint's, or rows of the embedding tables would stand
+            for other subwords.
+    """
+    if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
+        if not contents["preprocessed_folder"]:
+            raise InputError(
+                f"initialize_from={path} is an imported checkpoint, whose subwords preprocessing cannot produce: "
+                "use a checkpoint that was trained here"
+            )
+        folder = Path(contents["preprocessed_folder"]) / "tokenizer"
+        raise InputError(
+            f"initialize_from={path}: its tokenizers differ from those of the preprocessed data, so its embeddings "
+            "would stand for other subwords. Preprocess this data with its tokenizers: tokenizer=existing "
+            f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
+        )
+    take_weights(model, contents, f"initialize_from={path}")
+    log.info("weights from %s, update %d", path, contents["step"])
+
+
+# Building
+
+
+def preprocess(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> Preprocessed:
+    """Return the preprocessed data. Rank 0 makes it, and the other ranks open it when it is complete."""
+    if ranks.is_rank_0:
+        checkpoints.remove_leftovers()
+        preprocessed = prepare(build(cfg.data), build(cfg.tokenizer))
+    ranks.wait_for_rank_0()
+    return preprocessed if ranks.is_rank_0 else prepare(build(cfg.data), build(cfg.tokenizer))
+
+
+def check_learned_positions(model: Seq2Seq, preprocessed: Preprocessed) -> None:
+    """Raise InputError where a training pair has more tokens than the model has learned positions.
+
+    Sampled subwords may still make a sentence longer; see gnmt.model.layers.
+    """
+    for side, key, limit, lengths in (
+        ("source", "model.encoder.learned_positions", model.encoder.max_tokens, preprocessed.store.source_lengths),
+        ("target", "model.decoder.learned_positions", model.decoder.max_tokens, preprocessed.store.target_lengths),
+    ):
+        if limit is None:
+            continue  # reading the lengths of a large corpus takes time
+        longest = int(lengths.max(initial=0)) + 1
+        if longest > limit:
+            raise InputError(
+                f"{key} is {limit}, but the longest {side} of {preprocessed.folder} has {longest} tokens with EOS: use "
+                f"{key}={longest} or more, or drop longer pairs (data.cleaning.max_length_tokens={limit})"
+            )
+
+
+def choose_unused_target_ids(
+    preprocessed: Preprocessed,
+    options: TrainerOptions,
+    saved: Mapping[str, Any] | None,
+    initial: Mapping[str, Any] | None,
+) -> list[int]:
+    """Return the target ids that no training sentence holds, which search suppresses.
+
+    A resumed run keeps the ids that it began with. A run that starts from other weights suppresses only ids that the
+    other run had not seen either. With subword regularization every id can occur.
+
+    Args:
+        preprocessed: the data of this run.
+        options: those of the trainer.
+        saved: contents of the checkpoint that the run resumes from.
+        initial: contents of the checkpoint in initialize_from.
+    """
+    if saved is not None:
+        return list(saved["unused_target_ids"])
+    if options.subword_regularization:
+        return []
+    if initial is None:
+        return preprocessed.unused_target_ids
+    # A checkpoint that was imported need not list any.
+    return sorted({*preprocessed.unused_target_ids} & {*initial.get("unused_target_ids", ())})
 
 
 def build_trainer(
+    *,
     config: dict[str, Any],
     options: TrainerOptions,
     model: Seq2Seq,
@@ -379,10 +416,19 @@ def build_trainer(
     unused_target_ids: Sequence[int] = (),
     group: Group | None = None,
 ) -> Trainer:
-    """Puts loss, optimizer, schedule, batches and dev evaluation around the model.
+    """Build the loss, the optimizer stages, the batches and the dev evaluation around a model.
 
-    unused_target_ids: what translations never hold, in this run's evaluations and with its checkpoints. group: see
-    `Trainer`.
+    Args:
+        config: the resolved config.
+        options: those of the trainer, built from the config.
+        model: on the device of `precision`.
+        preprocessed: training and dev data.
+        loader_state: where in the data training begins.
+        precision: device and number format of updates and translations.
+        checkpoints: where checkpoints are written.
+        reporter: where TensorBoard data is written.
+        unused_target_ids: see `choose_unused_target_ids`.
+        group: the processes that train together; None for one alone.
     """
     group = group or Group.alone(precision.device)
     tokenizers = preprocessed.tokenizers
@@ -410,11 +456,11 @@ def build_trainer(
         tokenizers,
         build(config["decoding"]),
         precision,
-        preprocessed.dev,
-        config["data"]["bleu_tokenize"],
-        options.evaluation_batch_size,
-        unused_target_ids,
-        group,
+        pairs=preprocessed.dev,
+        bleu_tokenize=config["data"]["bleu_tokenize"],
+        batch_size=options.evaluation_batch_size,
+        unused_target_ids=unused_target_ids,
+        group=group,
     )
     extras = {
         "config": json.dumps(config),
@@ -427,84 +473,25 @@ def build_trainer(
         "versions": software_versions(),
         "unused_target_ids": list(unused_target_ids),
     }
-    stages = build_stages(options.stages, partial(build, config["optimizer"]), build(config["schedule"]))
-    batches = Prefetcher(stream, options.prefetch_batches, pin=precision.device.type == "cuda")
-    return Trainer(options, objective, stages, batches, evaluator, checkpoints, reporter, precision, extras, group)
-
-
-def unused_target_ids(
-    preprocessed: Preprocessed,
-    options: TrainerOptions,
-    saved: Mapping[str, Any] | None,
-    start: Mapping[str, Any] | None,
-) -> list[int]:
-    """Target ids that the model never learns to say, so that search leaves them out.
-
-    A run goes on with those that it began with. Weights of another run may know more than this data, and sampled
-    subwords may hold any piece.
-    """
-    if saved is not None:
-        return list(saved.get("unused_target_ids", []))  # a checkpoint from before they were counted has none
-    if options.subword_regularization:
-        return []
-    unused_before = None if start is None else set(start.get("unused_target_ids", []))
-    return [id for id in preprocessed.unused_target_ids if unused_before is None or id in unused_before]
-
-
-def prepare_together(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> Preprocessed:
-    """The preprocessed data: the first process makes it, and the others wait as long as it takes."""
-    if ranks.is_rank_0:
-        checkpoints.remove_leftovers()
-        preprocessed = prepare(build(cfg.data), build(cfg.tokenizer))
-    ranks.wait_for_rank_0()
-    return preprocessed if ranks.is_rank_0 else prepare(build(cfg.data), build(cfg.tokenizer))
-
-
-def find_saved_together(
-    ranks: Ranks, checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]
-) -> dict[str, Any] | None:
-    """The state to continue from, as the first process finds it; the others read the same file."""
-    saved = find_saved(checkpoints, resume, config) if ranks.is_rank_0 else None
-    step = ranks.wait_for_rank_0("" if saved is None else str(saved["step"]))
-    return read_checkpoint(checkpoints.path_of(int(step))) if step and not ranks.is_rank_0 else saved
-
-
-def find_saved(checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to continue from, or None for a fresh start."""
-    folder = checkpoints.folder.parent
-    if resume == "never" and (checkpoints.full() or checkpoints.best.exists()):
-        raise InputError(f"{folder} holds a run already and resume=never: choose another name=, or resume=auto")
-    saved = checkpoints.newest()
-    if saved is None and checkpoints.best.exists():
-        # A run that was killed after its first evaluation and before its first checkpoint simply begins anew.
-        if changed_settings(json.loads(read_parts(checkpoints.best)["config"]), config):
-            raise InputError(
-                f"{folder} holds best.pt of a run with other settings but no checkpoint to continue, and a new run "
-                "there would overwrite it: choose another name=, or move best.pt away"
-            )
-        log.warning("%s holds no checkpoint to continue from: the run begins anew", folder)
-    return saved
-
-
-def start_from(model: Seq2Seq, path: str, contents: dict[str, Any], tokenizers: Tokenizers) -> None:
-    """Starts from another run's weights; its tokenizers must be the same, or the tables' rows mean other pieces."""
-    if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
-        if not contents["preprocessed_folder"]:
-            raise InputError(
-                f"initialize_from={path}: an imported checkpoint, which reads pieces that training does not prepare"
-            )
-        folder = Path(contents["preprocessed_folder"]) / "tokenizer"
-        raise InputError(
-            f"initialize_from={path}: its tokenizers differ from those of the preprocessed data, so its weights would go "
-            "to other pieces. Prepare this data with its tokenizers: tokenizer=existing "
-            f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
-        )
-    take_weights(model, contents, f"initialize_from={path}")
-    log.info("weights from %s, update %d", path, contents["step"])
+    return Trainer(
+        options,
+        objective,
+        build_stages(options.stages, partial(build, config["optimizer"]), build(config["schedule"])),
+        Prefetcher(stream, options.prefetch_batches, pin=precision.device.type == "cuda"),
+        evaluator,
+        checkpoints,
+        reporter,
+        precision,
+        checkpoint_extras=extras,
+        group=group,
+    )
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """The resolved config beside the run, for people; the checkpoint has its own, so no run ends for want of this."""
+    """Write the resolved config to config.json, for people to read.
+
+    Checkpoints hold the config too, so a failure to write this file is only logged.
+    """
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
         write_atomically(folder / CONFIG, text.encode())
@@ -512,8 +499,117 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 
 
+# What the log says before the first update
+
+
+def log_run_start(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None:
+    """Log the sizes of data and model, the memory needed, the updates to do, the device and the precision."""
+    state, options, stream = trainer.state, trainer.options, trainer.stream
+    if trainer.finished():
+        log.info("%s has all its %d updates: only its final evaluation and checkpoint are left", folder, state.step)
+        return
+    tokenizers, num_ranks = preprocessed.tokenizers, trainer.group.size
+    num_updates = trainer.last_step - state.step
+    num_parameters = sum(parameter.numel() for parameter in trainer.objective.model.parameters())
+    log.info("run folder: %s", folder)
+    log.info(
+        "data: %s in %s, vocabularies of %d and %d subwords, about %s an epoch of at most %d tokens each",
+        counted(len(preprocessed.store), "pair", comma=True),
+        preprocessed.folder,
+        tokenizers.source.vocabulary_size,
+        tokenizers.target.vocabulary_size,
+        counted(len(stream), "update"),
+        options.batch_tokens,
+    )
+    log.info(
+        "model: %s parameters; memory: %s for weights, gradients and optimizer, %s more for the largest batch",
+        f"{num_parameters:,}",
+        in_megabytes(estimate_state_bytes(trainer)),
+        in_megabytes(measure_activation_bytes(trainer, stream.largest_microbatch())),
+    )
+    log.info(
+        "training: %s%s (%.1f epochs) on %s in %s%s",
+        counted(num_updates, "update", comma=True),
+        f" from update {state.step:,}" if state.step else "",
+        num_updates / len(stream),
+        trainer.device,
+        trainer.precision.name,
+        f", by {num_ranks} processes of about {options.batch_tokens // num_ranks:,} tokens each"
+        if num_ranks > 1
+        else "",
+    )
+
+
+def estimate_state_bytes(trainer: Trainer) -> int:
+    """Return the bytes of weights, gradients, optimizer state and averaged weights."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.objective.parameters())
+    group = trainer.staged_optimizer.optimizer.param_groups[0]
+    num_moments = 2 if "betas" in group else int(bool(group.get("momentum")))
+    return weights * (2 + num_moments + (trainer.average is not None))
+
+
+def measure_activation_bytes(trainer: Trainer, batch: Batch) -> int:
+    """Return the bytes that a forward pass over the batch keeps for its backward pass.
+
+    Runs the forward pass and restores the random state afterwards.
+    """
+    sizes: dict[int, int] = {}
+
+    def record(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    trainer.objective.train()
+    devices = [trainer.device] if trainer.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
+        trainer.precision.autocast(),
+    ):
+        loss_sum, _ = trainer.objective(batch.to(trainer.device))
+    del loss_sum
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
+    return sum(size for pointer, size in sizes.items() if pointer not in weights)
+
+
+def in_megabytes(num_bytes: int) -> str:
+    """Return a number of bytes as text in megabytes (2^20 bytes)."""
+    return f"{num_bytes / 2**20:,.0f} MB"
+
+
+# After the last update
+
+
+def check_final_writes(trainer: Trainer) -> None:
+    """Raise InputError where the last checkpoint, or the best.pt that it earned, could not be written.
+
+    The log already holds the reason of each failed write. Call this on rank 0, when all writes have ended.
+    """
+    state, folder = trainer.state, trainer.checkpoints.folder.parent
+    lost = []
+    if trainer.last_saved_step != state.step:
+        lost.append(f"the checkpoint of update {state.step}")
+    if state.end_is_due():
+        lost.append(f"best.pt of update {state.step}")
+    if not lost:
+        return
+    if not trainer.last_saved_step and not state.best:
+        raise InputError(
+            f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above): make room on "
+            "the disk, and the same command starts from scratch"
+        )
+    best = f"best.pt is of update {state.best_step}" if state.best else "there is no best.pt of this run"
+    newest, then = "there is no checkpoint to resume from", "starts from scratch"
+    if trainer.last_saved_step:
+        newest, then = f"the newest checkpoint is of update {trainer.last_saved_step}", "resumes from there"
+    raise InputError(
+        f"{folder}: {' and '.join(lost)} could not be written (see above); {best}, and {newest}: make room on the "
+        f"disk, and the same command {then}"
+    )
+
+
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], state: TrainState) -> None:
-    """The settings and the best dev figures, for TensorBoard's comparison of runs."""
-    parts = ("model", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
+    """Write the settings and the best dev metrics for TensorBoard's comparison of runs."""
+    nodes = ("model", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
     metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in state.best.items()}
-    reporter.hyperparameters({part: config[part] for part in parts}, metrics, state.step)
+    reporter.hyperparameters({node: config[node] for node in nodes}, metrics, state.step)
