@@ -32,7 +32,7 @@ def test_training_goes_on_without_the_checkpoints_that_do_not_fit(
     assert re.search(r"error: the checkpoint of update 6 was not written \(.*\); the one before stays", done.err)
     assert re.search(
         r"error: runs/tiny: the checkpoint of update 6.* could not be written \(see above\); best\.pt is of update \d, "
-        r"and the newest checkpoint is of update 4: make room on the disk, and the same command goes on from there",
+        r"and the newest checkpoint is of update 4: make room on the disk, and the same command resumes from there",
         done.err,
     )
     assert {path: path.read_bytes() for path in run.folder.rglob("*.pt") if not path.is_symlink()} == old

@@ -145,7 +145,7 @@ def test_a_run_that_is_done_says_so_and_stays_as_it_is(run_command, tiny, tmp_pa
     before = {path: path.read_bytes() for path in run.folder.rglob("*.pt")}
     again = run_command("train", *run.overrides, cwd=tmp_path)
     assert again.code == 0
-    assert "runs/tiny is done: 4 updates" in again.err
+    assert "runs/tiny is finished after 4 updates" in again.err
     assert "update 1/" not in again.err
     assert again.out == tiny.printed.out
     assert {path: path.read_bytes() for path in run.folder.rglob("*.pt")} == before

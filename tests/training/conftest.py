@@ -131,14 +131,14 @@ def make_trainer(
         precision: Precision = choose_precision(cfg.precision, device)
         reporters.append(Reporter(tmp_path))
         trainer = build_trainer(
-            config,
-            build(cfg.trainer),
-            model,
-            preprocessed,
-            LoaderState(),
-            precision,
-            RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
-            reporters[-1],
+            config=config,
+            options=build(cfg.trainer),
+            model=model,
+            preprocessed=preprocessed,
+            loader_state=LoaderState(),
+            precision=precision,
+            checkpoints=RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
+            reporter=reporters[-1],
         )
         trainers.append(trainer)
         return trainer

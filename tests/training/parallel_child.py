@@ -62,9 +62,16 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None =
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], preprocessed.tokenizers, (), "the config")
     precision = choose_precision(cfg.precision, choose_device(cfg.device))
-    checkpoints, reporter = RunCheckpoints(folder, 1), Reporter(folder)
     return build_trainer(
-        *(config, build(cfg.trainer), model, preprocessed, LoaderState(), precision, checkpoints, reporter), group=group
+        config=config,
+        options=build(cfg.trainer),
+        model=model,
+        preprocessed=preprocessed,
+        loader_state=LoaderState(),
+        precision=precision,
+        checkpoints=RunCheckpoints(folder, 1),
+        reporter=Reporter(folder),
+        group=group,
     )
 
 

@@ -176,5 +176,8 @@ def test_a_run_that_is_done_says_so_and_is_left_alone(run, tmp_path, caplog):
     with caplog.at_level("INFO"):
         again = run(tmp_path, *command)
     assert again == first
-    assert "is done: 1 update; to train on, raise what stopped it" in caplog.text
+    assert (
+        "is finished after 1 update; to train further, raise the limit that stopped it: trainer.max_steps"
+        in caplog.text
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.pt")} == before

@@ -41,7 +41,7 @@ def test_changed_settings_stop_with_a_diff(run, tmp_path):
         f"{tmp_path} holds a run with other settings:",
         '  model.decoder.query: "current" → "previous"',
         "  optimizer.lr: 0.01 → 0.02",
-        "Set them back to continue it, or give the new run a name of its own: name=...",
+        "Restore these settings to resume it, or start a new run under another name: name=...",
     ]
     assert read_checkpoint(tmp_path / "last.pt")["checksum"] == before["checksum"]
 
@@ -49,7 +49,9 @@ def test_changed_settings_stop_with_a_diff(run, tmp_path):
 def test_changed_data_is_refused(run, tmp_path, corpus, other_corpus):
     """The settings are the same, the text is not; `data.preprocessed` may change, for folders move."""
     run(tmp_path / "run", *ONE_STEP)
-    with pytest.raises(InputError, match=r"was trained on other text and tokenizers than .* holds: name the data"):
+    with pytest.raises(
+        InputError, match=r"was trained on other text and tokenizers than .* holds: set data.preprocessed=FOLDER"
+    ):
         run(tmp_path / "run", *ONE_STEP, *other_corpus)
     other_dev = [override for override in other_corpus if override.startswith("data.dev.")]
     with pytest.raises(InputError, match="was trained on other text than"):
@@ -58,7 +60,7 @@ def test_changed_data_is_refused(run, tmp_path, corpus, other_corpus):
 
 def test_resume_never(run, tmp_path):
     run(tmp_path, *ONE_STEP)
-    with pytest.raises(InputError, match="holds a run already and resume=never: choose another name="):
+    with pytest.raises(InputError, match="already holds a run and resume=never: choose another name="):
         run(tmp_path, *ONE_STEP, "resume=never")
     run(tmp_path / "fresh", *ONE_STEP, "resume=never")
     assert (tmp_path / "fresh" / "best.pt").is_file()
@@ -106,10 +108,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path, cap
         path.unlink()
     again = run(tmp_path, *ONE_STEP)
     assert again == first
-    assert "the run begins anew" in caplog.text
+    assert "the run starts from scratch" in caplog.text
     for path in (*tmp_path.glob("checkpoints/*"), tmp_path / "last.pt"):
         path.unlink()
-    with pytest.raises(InputError, match="of a run with other settings but no checkpoint"):
+    with pytest.raises(InputError, match="of a run with other settings and no checkpoint"):
         run(tmp_path, *ONE_STEP, "seed=9")
 
 
@@ -121,11 +123,11 @@ def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
     with pytest.raises(InputError) as caught:
         run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12", "model.encoder.dropout=0.1")
     first, *changes, last = str(caught.value).splitlines()
-    assert first == f"{start}: its weights do not fit the model, which is another one:"
+    assert first == f"{start}: its weights do not fit the model, whose settings differ:"
     assert {"  model.embedding_size: 8 → 12", "  model.encoder.dropout: 0.3 → 0.1"} < set(changes)
     assert all(change.startswith("  model.") for change in changes)
-    assert last == "Set what gives the weights their shapes to what it was there, or begin without initialize_from="
-    assert not (tmp_path / "b").exists(), "it is refused before a folder is made"
+    assert last == "Restore the settings that decide the shapes of weights, or remove initialize_from="
+    assert not (tmp_path / "b").exists(), "the refused run leaves no folder"
     contents = read_checkpoint(tmp_path / "first" / "best.pt")
     smaller = {**contents["model"], "target_embedding.weight": torch.zeros(7, 8)}
     write_checkpoint(tmp_path / "smaller.pt", {**contents, "model": smaller})

@@ -41,14 +41,14 @@ def test_a_lower_limit_after_a_stop_before_the_first_evaluation(run, tmp_path, m
     with caplog.at_level(logging.INFO):
         result = run(tmp_path, "trainer.max_steps=3")
     assert (result.steps, result.best_step) == (5, 5)
-    assert "has all its 5 updates: their end is evaluated and saved" in caplog.text
+    assert "has all its 5 updates: only its final evaluation and checkpoint are left" in caplog.text
     assert "-2 updates" not in caplog.text
     best, last = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("best", "last"))
     assert (best["step"], last["step"], last["best"]) == (5, 5, best["best"])
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert run(tmp_path, "trainer.max_steps=3") == result
-    assert "is done: 5 updates" in caplog.text
+    assert "is finished after 5 updates" in caplog.text
     assert run(tmp_path, "trainer.max_steps=6").steps == 6
 
 
@@ -95,7 +95,7 @@ def test_a_run_of_which_nothing_could_be_written_fails(run, tmp_path, monkeypatc
         run(tmp_path, "trainer.max_steps=2")
     monkeypatch.undo()
     assert "no checkpoint could be written, so nothing of this training is kept" in str(caught.value)
-    assert "the same command begins again" in str(caught.value)
+    assert "the same command starts from scratch" in str(caught.value)
     assert "the one before stays" not in caplog.text
     assert "best.pt of update 2 was not written ([Errno 28] No space left on device); there is none" in caplog.text
     assert run(tmp_path, "trainer.max_steps=2").steps == 2
@@ -150,7 +150,7 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
     [
         ("prepare", signal.SIGINT, 130),
         ("build_trainer", signal.SIGINT, 130),
-        ("try_model", signal.SIGTERM, 143),
+        ("check_model", signal.SIGTERM, 143),
         ("prepare", signal.SIGUSR1, 75),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monke
     """Ctrl-C said only `interrupted`; SIGTERM and SIGUSR1 killed without a word, and no batch script saw code 75."""
     before = signal.getsignal(number)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(run_module, place, interrupted)

@@ -9,7 +9,7 @@ import pytest
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.decoding.translator import Translator
-from gnmt.training.train import unused_target_ids
+from gnmt.training.train import choose_unused_target_ids
 from gnmt.training.trainer import TrainerOptions
 
 
@@ -36,23 +36,21 @@ def test_a_checkpoint_carries_them_to_translation(run, preprocessed, tmp_path):
 
 
 def test_a_run_goes_on_as_it_began(preprocessed, options):
-    """One from before they were counted has none, whatever its data holds now."""
-    assert unused_target_ids(preprocessed, options, saved={}, start=None) == []
-    assert unused_target_ids(preprocessed, options, saved={"unused_target_ids": [7]}, start=None) == [7]
+    assert choose_unused_target_ids(preprocessed, options, saved={"unused_target_ids": [7]}, initial=None) == [7]
 
 
 def test_weights_of_another_run_know_what_that_run_has_seen(preprocessed, options):
     first, second = preprocessed.unused_target_ids[:2]
-    start = {"unused_target_ids": [second, PAD_ID]}
+    initial = {"unused_target_ids": [second, PAD_ID]}
     assert first != second
-    assert unused_target_ids(preprocessed, options, saved=None, start=start) == [second]
-    assert unused_target_ids(preprocessed, options, saved=None, start={}) == []
+    assert choose_unused_target_ids(preprocessed, options, saved=None, initial=initial) == [second]
+    assert choose_unused_target_ids(preprocessed, options, saved=None, initial={}) == []
 
 
 def test_sampled_subwords_may_hold_any_piece(preprocessed, options):
     sampling = dataclasses.replace(options, subword_regularization=0.1)
-    assert unused_target_ids(preprocessed, sampling, saved=None, start=None) == []
-    assert unused_target_ids(preprocessed, options, saved=None, start=None) == preprocessed.unused_target_ids
+    assert choose_unused_target_ids(preprocessed, sampling, saved=None, initial=None) == []
+    assert choose_unused_target_ids(preprocessed, options, saved=None, initial=None) == preprocessed.unused_target_ids
 
 
 def test_a_folder_that_was_preprocessed_before_has_none(preprocessed):
