@@ -25,7 +25,7 @@ def main(preprocessed: Path, times: int, folder: Path) -> None:
         for _ in range(times):
             writer.append(*sides)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["segments"] = [len(opened.store) * times]
+    manifest["pairs_per_corpus"] = [len(opened.store) * times]
     manifest["counts"] = {key: count * (times if "train" in key else 1) for key, count in manifest["counts"].items()}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 

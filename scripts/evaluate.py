@@ -51,7 +51,7 @@ def main(cfg: EvaluateConfig) -> None:
     contents, config = members[0].contents, members[0].config
     bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
     check_tokenizer(bleu_tokenize, key="bleu_tokenize")
-    files, identity = None, None
+    files, fingerprint = None, None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
         test_set, pairs = file_pairs(cfg.source, cfg.target)
@@ -59,7 +59,7 @@ def main(cfg: EvaluateConfig) -> None:
         trusted = tuple(cfg.trusted_packages)
         recorded = TrainedData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)
         test_set, pairs = recorded.named(cfg.test_set, cfg.data_folder)
-        identity = recorded.identity
+        fingerprint = recorded.fingerprint
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:
         further["tokenize"] = cfg.bleu_tokenize
@@ -77,7 +77,7 @@ def main(cfg: EvaluateConfig) -> None:
         pairs,
         test_set=test_set,
         files=files,
-        data_fingerprint=identity,
+        data_fingerprint=fingerprint,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
         bleu_tokenize=bleu_tokenize,

@@ -21,13 +21,13 @@ import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load
 from gnmt.config.build import build
 from gnmt.config.cli import entry
 from gnmt.config.schema import PrepareConfig
-from gnmt.data.preprocess import prepare
+from gnmt.data.preprocess import preprocess
 from gnmt.errors import counted
 
 
 @entry("prepare")
 def main(cfg: PrepareConfig) -> None:
-    preprocessed = prepare(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
+    preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
     print(
         f"{preprocessed.folder}: {counted(len(preprocessed.store), 'training pair')}, {counted(len(preprocessed.dev), 'dev pair')}"
     )

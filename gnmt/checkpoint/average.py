@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gnmt.checkpoint.file import PARTS, read_parts, write_checkpoint
-from gnmt.checkpoint.load import weights_for_use
+from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint, write_checkpoint
+from gnmt.checkpoint.load import inference_weights
 from gnmt.config.run_folder import changed_settings
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
@@ -34,10 +34,10 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     sums: dict[str, Tensor] = {}
     unused: set[int] | None = None
     for path in paths:
-        contents = read_parts(path)
+        contents = read_checkpoint(path, REQUIRED_ENTRIES)
         if newest:
             refuse_other_model(paths[0], newest, path, contents)
-        for name, weight in weights_for_use(contents).items():
+        for name, weight in inference_weights(contents).items():
             sums[name] = weight.double() if name not in sums else sums[name] + weight
         own_unused = set(contents.get("unused_target_ids", []))
         unused = own_unused if unused is None else unused & own_unused
@@ -45,7 +45,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
             newest = contents
         log.info("%s: update %d", path, contents["step"])
     made_of = [{"file": str(path), "sha256": sha256_of(path)} for path in paths]
-    kept = (*PARTS, "git_revision", "torch_version", "versions")
+    kept = (*REQUIRED_ENTRIES, "git_revision", "torch_version", "versions")
     means: dict[int, Tensor] = {}  # by memory, so that tied weights stay tied, and are written once
     for name, weight in newest["model"].items():
         means.setdefault(weight.data_ptr(), (sums[name] / len(paths)).to(weight.dtype))

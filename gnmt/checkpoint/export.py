@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gnmt.checkpoint.file import PARTS, read_parts
-from gnmt.checkpoint.load import weights_for_use
+from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
+from gnmt.checkpoint.load import inference_weights
 from gnmt.data.tokenizer import TokenizerEntry, saved_entries
 from gnmt.errors import InputError, first_line
 from gnmt.fileio import encodable
@@ -28,7 +28,7 @@ WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
 _SUFFIX = {"sentencepiece": ".model", "pieces": ".vocabulary.json"}
 # What a checkpoint may say of itself beside its weights and tokenizers.
 _KEPT = (
-    *(part for part in PARTS if part not in ("config", "tokenizers", "model")),
+    *(part for part in REQUIRED_ENTRIES if part not in ("config", "tokenizers", "model")),
     *("git_revision", "torch_version", "versions", "unused_target_ids", "average_of", "imported_from"),
 )
 
@@ -39,7 +39,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
     Raises InputError for a checkpoint that cannot be read or holds something that the files have no place for, and for
     a folder that exists already.
     """
-    contents = read_parts(checkpoint)
+    contents = read_checkpoint(checkpoint, REQUIRED_ENTRIES)
     if folder.exists():
         raise InputError(f"output={folder} exists already: choose another name, or remove it")
     described: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -52,7 +52,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
         side: {"kind": entry.kind, "file": files[side], "framing": {"bos": entry.bos, "eos": True}}
         for side, entry in entries.items()
     }
-    weights, described["tied"] = untied(weights_for_use(contents))
+    weights, described["tied"] = untied(inference_weights(contents))
     try:
         text = json.dumps(described, indent=2, ensure_ascii=False)
     except TypeError as error:
@@ -100,7 +100,7 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
     known = {*_KEPT, "format", "format_version", "config", "tokenizers", "tied"}
     if unknown := sorted(described.keys() - known):
         raise InputError(f"{path}: unknown keys {', '.join(unknown)}; allowed are {', '.join(sorted(known))}")
-    missing = [key for key in (*PARTS, "tied") if key not in described and key != "model"]
+    missing = [key for key in (*REQUIRED_ENTRIES, "tied") if key not in described and key != "model"]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")
     weights = _read_weights(folder / WEIGHTS_FILE)

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -67,7 +67,7 @@ def nearby_checkpoints(path: Path) -> str:
 
 FORMAT_VERSION = 2
 # What every checkpoint says, besides what only continuing a run needs.
-PARTS = (
+REQUIRED_ENTRIES = (
     "config",
     "tokenizers",
     "model",
@@ -116,10 +116,10 @@ class _Output(io.RawIOBase):
             raise
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, tensors on the CPU; nothing in the file is run.
+def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the contents of a checkpoint, tensors on the CPU, without running any code from the file.
 
-    Raises InputError for a file that is missing, damaged, foreign or of another format version, and of that the
+    required: entries that the checkpoint must have, usually `REQUIRED_ENTRIES`. Raises InputError for a file that is missing, damaged, foreign or of another format version, and of that the
     UnreadableCheckpointError where the file is not to blame.
     """
     path = Path(path)
@@ -146,15 +146,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if not intact:
         raise InputError(f"checkpoint {path} is damaged: its checksum differs; use another one of its folder")
-    return contents
-
-
-def read_parts(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint that has every part that using it needs."""
-    contents = read_checkpoint(path)
-    missing = [part for part in PARTS if part not in contents]
-    if missing:
-        raise InputError(f"checkpoint {path} lacks a part of a checkpoint: {', '.join(missing)}")
+    if missing := [entry for entry in required if entry not in contents]:
+        raise InputError(f"checkpoint {path} lacks required entries: {', '.join(missing)}")
     return contents
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gnmt.checkpoint.export import read_folder
 from gnmt.checkpoint.file import write_checkpoint
 from gnmt.checkpoint.import_nvidia import read_nvidia_gnmt
-from gnmt.checkpoint.load import build_model, take_weights
+from gnmt.checkpoint.load import build_model, load_weights
 from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import Tokenizers
@@ -121,9 +121,9 @@ def import_checkpoint(
         config = json.loads(contents["config"])
         node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{checkpoint} garbles a part of a checkpoint: {first_line(error)}") from None
+        raise InputError(f"{checkpoint} has a malformed config or tokenizer entry: {first_line(error)}") from None
     model = build_model(node, tokenizers, trusted_packages, str(checkpoint))
-    take_weights(model, contents, str(checkpoint))
+    load_weights(model, contents, str(checkpoint))
     check_fields(contents, config, tokenizers.target.vocabulary_size, str(checkpoint))
     try:
         write_checkpoint(output, contents)

@@ -47,7 +47,7 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
             "config": json.loads(contents["config"]),
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"checkpoint {path} lacks or garbles a part of a checkpoint: {error!r}") from None
+        raise InputError(f"checkpoint {path} lacks an entry or has a malformed one: {error!r}") from None
 
 
 def count_parameters(weights: dict[str, Tensor]) -> dict[str, int]:

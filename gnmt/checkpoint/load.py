@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnmt.checkpoint.file import Weights, read_parts
+from gnmt.checkpoint.file import REQUIRED_ENTRIES, Weights, read_checkpoint
 from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import Tokenizers
@@ -46,33 +46,33 @@ def load_model(
     weights: `averaged` takes the averaged ones where the checkpoint has them, `raw` the training's own beside them, and
     raises InputError where only averaged ones were kept.
     """
-    contents = read_parts(path)
+    contents = read_checkpoint(path, REQUIRED_ENTRIES)
     try:
         config = json.loads(contents["config"])
         tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
         model_node = config["model"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"checkpoint {path} garbles a part of a checkpoint: {first_line(error)}") from None
+        raise InputError(f"checkpoint {path} has a malformed config or tokenizer entry: {first_line(error)}") from None
     model = build_model(model_node, tokenizers, trusted_packages, str(path))
     if weights == "averaged":
-        take_weights(model, contents, str(path))
+        load_weights(model, contents, str(path))
     elif "average" not in contents and config["trainer"].get("ema_decay") is not None:
         raise InputError(
             f"weights=raw: checkpoint {path} holds nothing but averaged weights, as best.pt of a run with "
             "trainer.ema_decay does: give a whole one, such as last.pt of its run"
         )
     else:
-        take_weights(model, {**contents, "average": None}, str(path))
+        load_weights(model, {**contents, "average": None}, str(path))
     return LoadedModel(model.to(device).eval(), tokenizers, config, contents, device)
 
 
 @torch.no_grad()
-def take_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
+def load_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
     """Gives the model the weights of a checkpoint that are meant for use: the averaged ones where it has them.
 
     best.pt holds just these; a whole checkpoint holds the training's own weights, and the average beside them.
     """
-    wrong = misfit(model, contents["model"])
+    wrong = describe_weight_mismatch(model, contents["model"])
     if wrong is not None:
         raise InputError(f"{origin}: its weights do not fit the model: {wrong}")
     try:
@@ -83,7 +83,7 @@ def take_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> No
         raise InputError(f"{origin}: its weights do not fit the model: {first_line(error)}") from None
 
 
-def misfit(model: Seq2Seq, weights: object) -> str | None:
+def describe_weight_mismatch(model: Seq2Seq, weights: object) -> str | None:
     """In a line, the first tensor in which a model and a checkpoint's weights differ; None where they fit."""
     if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         return "they are no tensors by name"
@@ -108,7 +108,7 @@ def misfit(model: Seq2Seq, weights: object) -> str | None:
     return None
 
 
-def weights_for_use(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+def inference_weights(contents: Mapping[str, Any]) -> dict[str, Tensor]:
     """A checkpoint's weights by name, tied ones under each of their names, averaged where it has averages."""
     model: Mapping[str, Tensor] = contents["model"]
     averages: Mapping[str, Tensor] = contents.get("average") or {}

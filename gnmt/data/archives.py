@@ -70,8 +70,8 @@ class ArchivedText:
         """Downloads what is missing. Raises InputError like ParallelFiles, and for an archive that is not right."""
         yield from self.files().iterate()
 
-    def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        return self.files().identity(known)
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+        return self.files().fingerprint(known)
 
     def files(self) -> ParallelFiles:
         """The unpacked files, which are fetched where they are missing."""

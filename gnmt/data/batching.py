@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens
-from gnmt.data.store import Segment, Store
+from gnmt.data.store import CorpusSpan, Store
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 
@@ -61,23 +61,23 @@ def num_blocks(num_pairs: int) -> int:
     return max(1, -(-num_pairs // BLOCK_PAIRS))
 
 
-def block_pairs(segments: Sequence[Segment], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
+def block_pairs(corpus_spans: Sequence[CorpusSpan], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
     """int64 [N], ascending: the pairs of a block; the blocks of an epoch hold every pair of a single corpus once.
 
     An epoch of several corpora is as many pairs as they have together. Each gives its share of every block by its
     weight, and goes through its own pairs once before it begins anew, whenever that is. So one may be in its third
     epoch while another is in its first, and where it stands is a function of how many pairs came before.
     """
-    total = sum(segment.num_pairs for segment in segments)
-    weights = [Fraction(segment.weight) for segment in segments]  # exact: of 49 equal ones each has its share
+    total = sum(span.num_pairs for span in corpus_spans)
+    weights = [Fraction(span.weight) for span in corpus_spans]  # exact: of 49 equal ones each has its share
     blocks = num_blocks(total)
     begin, end = (epoch * total + total * place // blocks for place in (block, block + 1))
     first_pair, chosen = 0, []
-    for number, (segment, weight) in enumerate(zip(segments, weights, strict=True)):
+    for number, (span, weight) in enumerate(zip(corpus_spans, weights, strict=True)):
         share = weight / sum(weights)
-        taken = _sequence(segment.num_pairs, int(begin * share), int(end * share), seed, number)
+        taken = _sequence(span.num_pairs, int(begin * share), int(end * share), seed, number)
         chosen.append(first_pair + taken)
-        first_pair += segment.num_pairs
+        first_pair += span.num_pairs
     return np.sort(np.concatenate(chosen))
 
 
@@ -133,7 +133,7 @@ def plan_block(
     for pool in np.array_split(shuffled, num_pools):
         source, target = (rounded_up(side[pool], pad_to_multiple_of) for side in (source_lengths_N, target_lengths_N))
         order = _by_length(source, target, rng)
-        starts = cut(source[order], target[order], batch_tokens)
+        starts = batch_boundaries(source[order], target[order], batch_tokens)
         batches += np.split(pool[order], starts[1:-1])
     batch_order = rng.permutation(len(batches))
     batches = [batches[i] for i in batch_order]
@@ -162,7 +162,7 @@ def _by_length(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDAr
     return np.lexsort((np.where(upwards_N, source_N, -source_N.astype(np.int64)), buckets_N))
 
 
-def cut(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
+def batch_boundaries(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
     """Where to cut a sequence of pairs into longest pieces within the budget: [0, ..., N].
 
     A pair that alone costs more than the budget becomes a piece of its own.
@@ -199,7 +199,7 @@ def check_budget(
         )
 
 
-class Sampling(NamedTuple):
+class SubwordSampling(NamedTuple):
     """Subword regularization: the stored text is encoded again, otherwise in every epoch.
 
     alpha: see `Tokenizer.encode_sampled`.
@@ -238,40 +238,42 @@ class LoaderState(NamedTuple):
 class LocalBatch(list[Batch]):
     """The microbatches that one of several processes makes of a global batch, and what is known of the whole.
 
-    source_tokens, target_tokens: of the global batch, with EOS, without BOS and padding. filler: where there are fewer
+    source_tokens, target_tokens: of the global batch, with EOS, without BOS and padding. dummy_batch: where there are fewer
     pairs than processes, some have no microbatch; one pair of the global batch, which counts nothing, lets them take
     part in what all must do.
     """
 
     def __init__(
-        self, microbatches: Iterable[Batch], source_tokens: int, target_tokens: int, filler: Batch | None = None
+        self, microbatches: Iterable[Batch], source_tokens: int, target_tokens: int, dummy_batch: Batch | None = None
     ) -> None:
         super().__init__(microbatches)
-        assert self or filler is not None
+        assert self or dummy_batch is not None
         self.source_tokens = source_tokens
         self.target_tokens = target_tokens
-        self.filler = filler
+        self.dummy_batch = dummy_batch
 
     def mapped(self, change: Callable[[Batch], Batch]) -> LocalBatch:
         """The same with every batch changed."""
-        filler = None if self.filler is None else change(self.filler)
-        return LocalBatch(map(change, self), self.source_tokens, self.target_tokens, filler)
+        dummy_batch = None if self.dummy_batch is None else change(self.dummy_batch)
+        return LocalBatch(map(change, self), self.source_tokens, self.target_tokens, dummy_batch)
 
     @property
     def to_compute(self) -> list[Batch]:
-        """What this process runs forward and backward over: its microbatches, or the filler."""
-        return list(self) if self or self.filler is None else [self.filler]
+        """What this process runs forward and backward over: its microbatches, or the dummy_batch."""
+        return list(self) if self or self.dummy_batch is None else [self.dummy_batch]
 
 
 Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
 
 
-def collate(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: Sampling | None = None) -> Batch:
+def collate(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None = None) -> Batch:
     """The pairs as one batch, rows in the given order, source as pieces and EOS, target as BOS, pieces and EOS."""
     return batch_of(*_encoded(store, pairs, sampling), np.asarray(pairs))
 
 
-def _encoded(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: Sampling | None) -> tuple[Rows, Rows]:
+def _encoded(
+    store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None
+) -> tuple[Rows, Rows]:
     if sampling is None:
         return [store.source_ids(pair) for pair in pairs], [store.target_ids(pair) for pair in pairs]
     both = [sampling.encode(store, int(pair)) for pair in pairs]
@@ -326,12 +328,12 @@ class BatchStream:
         pad_to_multiple_of: int = 1,
         subword_regularization: float = 0.0,
         tokenizers: Tokenizers | None = None,
-        segments: Sequence[Segment] | None = None,
+        corpus_spans: Sequence[CorpusSpan] | None = None,
         loader_state: LoaderState = LoaderState(),  # noqa: B008 (immutable)
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """pad_to_multiple_of: see `batch_of`. tokenizers are needed for subword sampling only. segments: the corpora that
+        """pad_to_multiple_of: see `batch_of`. tokenizers are needed for subword sampling only. corpus_spans: the corpora that
         the store holds one after another, and how they are mixed; None for one. rank, world_size: of this process, and
         how many share.
         Raises InputError where a pair exceeds a limit.
@@ -351,8 +353,8 @@ class BatchStream:
         self._world_size = world_size
         self._alpha = subword_regularization
         self._tokenizers = tokenizers
-        self._segments = [Segment(len(store), 1.0)] if segments is None else list(segments)
-        assert sum(segment.num_pairs for segment in self._segments) == len(store)
+        self._segments = [CorpusSpan(len(store), 1.0)] if corpus_spans is None else list(corpus_spans)
+        assert sum(span.num_pairs for span in self._segments) == len(store)
         self._num_blocks = num_blocks(len(store))
         if loader_state.block < self._num_blocks:
             self._plan = self._plan_of(loader_state.epoch, loader_state.block)
@@ -424,10 +426,10 @@ class BatchStream:
             pad_to_multiple_of=self._length_multiple,
         )
 
-    def _sampling(self, epoch: int) -> Sampling | None:
+    def _sampling(self, epoch: int) -> SubwordSampling | None:
         if self._alpha == 0 or self._tokenizers is None:
             return None
-        return Sampling(self._tokenizers, self._alpha, self._seed, epoch)
+        return SubwordSampling(self._tokenizers, self._alpha, self._seed, epoch)
 
     def _share(self, batch: int, epoch: int) -> LocalBatch:
         pairs_B = self._plan[batch]
@@ -435,7 +437,7 @@ class BatchStream:
         tokens = int(self._plan.source_tokens[batch]), int(self._plan.target_tokens[batch])
         if len(own_B):
             return LocalBatch(self._microbatches(own_B, epoch), *tokens)
-        return LocalBatch([], *tokens, filler=collate(self._store, pairs_B[:1], self._sampling(epoch)))
+        return LocalBatch([], *tokens, dummy_batch=collate(self._store, pairs_B[:1], self._sampling(epoch)))
 
     def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
         source, target = _encoded(self._store, pairs_B, self._sampling(epoch))
@@ -443,7 +445,7 @@ class BatchStream:
         if self._microbatch_tokens is None:
             return [batch_of(source, target, pairs_B, multiple)]
         of_source, of_target = (rounded_up(np.array([*map(len, rows)]), multiple) for rows in (source, target))
-        starts = cut(of_source, of_target, self._microbatch_tokens)
+        starts = batch_boundaries(of_source, of_target, self._microbatch_tokens)
         pieces = [slice(start, end) for start, end in pairwise(starts)]
         return [batch_of(source[piece], target[piece], pairs_B[piece], multiple) for piece in pieces]
 

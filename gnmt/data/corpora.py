@@ -120,7 +120,7 @@ class GeneratedText:
         splits = _generate(self.num_train, self.num_dev, self.num_test, self.seed)
         yield from splits[self.split]
 
-    def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
         from gnmt.data.demo_grammar.corpus import CORPUS_VERSION  # sizes and seed stand in the corpus' settings
 
         return {"grammar_version": CORPUS_VERSION, "split": self.split}
@@ -179,8 +179,8 @@ class Reversed:
         for source, target in self.text.iterate():
             yield target, source
 
-    def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        return {**self.text.identity(known), "reversed": True}
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+        return {**self.text.fingerprint(known), "reversed": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,11 +426,11 @@ class JoinedText:
             with naming_columns(f"data.corpora.{name}.text"):
                 yield from text.iterate()
 
-    def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
         """Files of all texts in one list, as prepare compares them, and apart from it what else the texts say."""
-        identity: dict[str, Any] = {"files": []}
+        fingerprint: dict[str, Any] = {"files": []}
         for name, text in self.texts.items():
-            own = text.identity(known)
-            identity["files"] += [{**file, "role": f"{name}.{file['role']}"} for file in own.pop("files", [])]
-            identity[name] = own
-        return identity
+            own = text.fingerprint(known)
+            fingerprint["files"] += [{**file, "role": f"{name}.{file['role']}"} for file in own.pop("files", [])]
+            fingerprint[name] = own
+        return fingerprint

@@ -21,8 +21,8 @@ class ParallelText(Protocol):
         """Source and target of each pair, in order."""
         ...
 
-    def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        """What the pairs were made of, as JSON values: of equal settings and equal identity come equal pairs.
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+        """What the pairs were made of, as JSON values: of equal settings and equal fingerprint come equal pairs.
 
         known: stamps of files by path; a file whose size and time agree with its stamp is not hashed again.
         """
@@ -92,7 +92,7 @@ class ParallelFiles:
         for path in _listed(self.pairs):
             yield from _tsv(path) if _format(path) == "tsv" else _jsonl(path, self.columns)
 
-    def identity(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
         check_files(self._paths)
         files: list[dict[str, Any]] = []
         for role in ("source", "target", "pairs"):

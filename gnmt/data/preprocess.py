@@ -32,7 +32,7 @@ from gnmt.data.parallel_text import Cleaning, ParallelText, TrainingPart, naming
 from gnmt.data.store import (
     FORMAT,
     EncodedSide,
-    Preprocessed,
+    PreprocessedData,
     Store,
     StoreWriter,
     WrittenPairs,
@@ -232,7 +232,7 @@ def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path)
 log = logging.getLogger(__name__)
 
 
-def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> Preprocessed:
+def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> PreprocessedData:
     """The corpus' preprocessed folder, made if it is not there yet.
 
     Done before with the same inputs and settings, it is only opened. With other inputs or settings InputError
@@ -261,10 +261,10 @@ def prepare(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False
     return preprocessed
 
 
-def _weighed(preprocessed: Preprocessed, corpus: Corpus) -> Preprocessed:
+def _weighed(preprocessed: PreprocessedData, corpus: Corpus) -> PreprocessedData:
     weights = [part.weight for part in corpus.training_parts().values()]
-    pairs = zip(preprocessed.segments, weights, strict=True)
-    return replace(preprocessed, segments=[replace(segment, weight=weight) for segment, weight in pairs])
+    pairs = zip(preprocessed.corpus_spans, weights, strict=True)
+    return replace(preprocessed, corpus_spans=[replace(span, weight=weight) for span, weight in pairs])
 
 
 def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
@@ -351,15 +351,15 @@ def _opens(folder: Path) -> bool:
 def _inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
     problems: list[str] = []
 
-    def identity(text: ParallelText) -> dict[str, Any]:
+    def fingerprint(text: ParallelText) -> dict[str, Any]:
         try:
-            return text.identity(known)
+            return text.fingerprint(known)
         except UnreadableFileError as error:  # all that are missing are named at once
             problems.extend(error.problems)
             return {}
 
-    tests = {name: identity(text) for name, text in corpus.test_texts().items()}
-    dev, train = identity(corpus.dev_text()), identity(corpus.training_text())  # the long one last
+    tests = {name: fingerprint(text) for name, text in corpus.test_texts().items()}
+    dev, train = fingerprint(corpus.dev_text()), fingerprint(corpus.training_text())  # the long one last
     if problems:
         raise UnreadableFileError(*problems)
     return {"train": train, "dev": dev, "test": tests}
@@ -384,7 +384,7 @@ def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, w
     with naming_columns("data.train"):
         tokenizers = _tokenizers(work / "learned", corpus.training_text(), options, inputs["train"])
         write_tokenizers(folder, tokenizers)
-        report, segments = encode_training_text(
+        report, corpus_spans = encode_training_text(
             folder / "train", work / "shards", corpus.training_parts(), tokenizers, corpus.num_workers
         )
     write_report(folder, report)
@@ -392,46 +392,48 @@ def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, w
     store = Store.open(folder / "train")
     counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
-    identity = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
     unused = store.unused_target_ids(tokenizers.target.vocabulary_size)
-    found = {"counts": counts, "versions": _versions(), "identity": identity, "unused_target_ids": unused}
-    write_manifest(folder, {**wanted, **found, "segments": segments})
+    found = {"counts": counts, "versions": _versions(), "fingerprint": fingerprint, "unused_target_ids": unused}
+    write_manifest(folder, {**wanted, **found, "pairs_per_corpus": corpus_spans})
 
 
-def _write_text(folder: Path, text: ParallelText, key: str, identity: Mapping[str, Any]) -> WrittenPairs:
+def _write_text(folder: Path, text: ParallelText, key: str, fingerprint: Mapping[str, Any]) -> WrittenPairs:
     with naming_columns(key):
         written = write_pairs(folder, text.iterate())
     if written.num_with_text == 0:  # nothing could be measured on it
-        raise _without_text(key, written.num_pairs, identity)
+        raise _without_text(key, written.num_pairs, fingerprint)
     return written
 
 
-def _without_text(key: str, num_pairs: int, identity: Mapping[str, Any]) -> InputError:
-    files = ", ".join(file["path"] for file in identity.get("files", []))
+def _without_text(key: str, num_pairs: int, fingerprint: Mapping[str, Any]) -> InputError:
+    files = ", ".join(file["path"] for file in fingerprint.get("files", []))
     return InputError(
         f"{key} holds no sentence pair with text on both sides ({counted(num_pairs, 'pair')} read)"
         + (f": {files}" if files else "")
     )
 
 
-def _tokenizers(folder: Path, text: ParallelText, options: TokenizerSource, identity: Mapping[str, Any]) -> Tokenizers:
+def _tokenizers(
+    folder: Path, text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]
+) -> Tokenizers:
     """Those that lie in the folder from an earlier attempt, or new ones, which are put there."""
     if not folder.is_dir():
         new = folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        write_tokenizers(new, _make_tokenizers(text, options, identity))
+        write_tokenizers(new, _make_tokenizers(text, options, fingerprint))
         new.rename(folder)
     return read_tokenizers(folder)
 
 
-def _make_tokenizers(text: ParallelText, options: TokenizerSource, identity: Mapping[str, Any]) -> Tokenizers:
+def _make_tokenizers(text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]) -> Tokenizers:
     if isinstance(options, TokenizerFiles):
         return options.read()
     assert isinstance(options, TokenizerOptions)
     source, target = _sample(text, options.sample_lines, options.seed)
     if not source:
-        raise _without_text("data.train", _num_pairs(text), identity)
+        raise _without_text("data.train", _num_pairs(text), fingerprint)
     log.info("learning a vocabulary of %d pieces from %s", options.vocab_size, counted(len(source), "pair"))
     return train_tokenizers(source, target, options)
 

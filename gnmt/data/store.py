@@ -22,7 +22,7 @@ from gnmt.errors import InputError
 
 
 @dataclass(frozen=True)
-class Segment:
+class CorpusSpan:
     """One corpus among those that lie in a store one after another.
 
     num_pairs: how many it has. weight: what share of the training pairs comes from it, relative to the others' weights.
@@ -258,17 +258,17 @@ def texts_of(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 # Rises when the layout or the meaning of a file changes.
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _IN_EVERY_MANIFEST = {"format", "settings", "inputs"}
 
 
 @dataclass(frozen=True)
-class Preprocessed:
+class PreprocessedData:
     """An opened preprocessed folder.
 
-    dev, tests: pairs of raw text, untouched by cleaning. identity: digest of training text, ids, dev text and
-    tokenizers; a run may only be resumed on data of the same identity. segments: the corpora that the store holds one
+    dev, tests: pairs of raw text, untouched by cleaning. fingerprint: digest of training text, ids, dev text and
+    tokenizers; a run may only be resumed on data of the same fingerprint. corpus_spans: the corpora that the store holds one
     after another, each with its weight, or, where the folder was opened without the corpus, all pairs alike.
     """
 
@@ -279,16 +279,16 @@ class Preprocessed:
     tests: dict[str, list[tuple[str, str]]]
     manifest: dict[str, Any]
     report: CleaningReport
-    segments: list[Segment]
+    corpus_spans: list[CorpusSpan]
 
     @property
-    def identity(self) -> str:
-        return str(self.manifest["identity"])
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
 
     @property
     def unused_target_ids(self) -> list[int]:
-        """Ids that no training target holds; none are known of a folder that was preprocessed before they were counted."""
-        return list(self.manifest.get("unused_target_ids", []))
+        """Ids that no training target holds."""
+        return list(self.manifest["unused_target_ids"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -317,7 +317,7 @@ def _looks_preprocessed(folder: Path) -> bool:
     return all((folder / part).exists() for part in parts)
 
 
-def read_preprocessed(folder: Path | str) -> Preprocessed:
+def read_preprocessed(folder: Path | str) -> PreprocessedData:
     """Opens a preprocessed folder. Raises InputError where it is missing, damaged or of another format."""
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -338,8 +338,8 @@ def read_preprocessed(folder: Path | str) -> Preprocessed:
             f"{folder}: damaged: {error}; prepare again by scripts/prepare.py with overwrite=true"
         ) from error
     store = Store.open(folder / "train")
-    segments = [Segment(number, float(number)) for number in manifest.get("segments", [len(store)])]
-    return Preprocessed(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report), segments)
+    corpus_spans = [CorpusSpan(number, float(number)) for number in manifest["pairs_per_corpus"]]
+    return PreprocessedData(folder, store, tokenizers, dev, tests, manifest, CleaningReport(**report), corpus_spans)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -133,11 +133,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainedData:
-    """The data of a checkpoint's training: its recorded config node, where it was preprocessed, and its identity."""
+    """The data of a checkpoint's training: its recorded config node, where it was preprocessed, and its fingerprint."""
 
     node: Mapping[str, Any]
     preprocessed_folder: str
-    identity: str
+    fingerprint: str
     trusted_packages: tuple[str, ...]
 
     def named(self, test_set: str | None, folder: str | None) -> tuple[str, Pairs]:
@@ -171,7 +171,7 @@ class TrainedData:
             preprocessed = read_preprocessed(self.preprocessed_folder)
         except InputError:
             return None
-        return {"dev": preprocessed.dev, **preprocessed.tests} if preprocessed.identity == self.identity else None
+        return {"dev": preprocessed.dev, **preprocessed.tests} if preprocessed.fingerprint == self.fingerprint else None
 
     def _corpus_texts(self, folder: str | None) -> dict[str, Pairs]:
         node = dict(self.node)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
 
-from gnmt.checkpoint.file import read_parts
+from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.inspect import count_parameters
 from gnmt.errors import InputError
 from gnmt.training.train_metrics import GradientRecord, read_gradient_norms
@@ -237,7 +237,7 @@ def read_run(folder: Path) -> RunRecord:
     problems: list[str] = []
     parameters, dev, best_step = None, {}, None
     try:
-        best = read_parts(folder / "best.pt")
+        best = read_checkpoint(folder / "best.pt", REQUIRED_ENTRIES)
         parameters, dev, best_step = count_parameters(best["model"])["in all"], dict(best["best"]), best["step"]
     except InputError as error:
         missing = not (folder / "best.pt").exists()

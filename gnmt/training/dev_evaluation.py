@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gnmt.data.batching import batch_of, cut
+from gnmt.data.batching import batch_boundaries, batch_of
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
@@ -177,7 +177,7 @@ class DevEvaluator:
         ]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
-        starts = cut(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
+        starts = batch_boundaries(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
         self.objective.eval()
         losses: dict[int, tuple[float, int]] = {}
         for number, (start, end) in enumerate(pairwise(starts)):

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from gnmt.batch import Batch
-from gnmt.checkpoint.file import git_revision, read_checkpoint, read_parts, software_versions
-from gnmt.checkpoint.load import build_model, misfit, take_weights
+from gnmt.checkpoint.file import REQUIRED_ENTRIES, git_revision, read_checkpoint, software_versions
+from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, changed_settings, occupied
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
-from gnmt.data.preprocess import prepare
-from gnmt.data.store import Preprocessed
+from gnmt.data.preprocess import preprocess
+from gnmt.data.store import PreprocessedData
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.scoring import check_coverage
 from gnmt.device import (
@@ -115,7 +115,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                     initial = read_initial_checkpoint(cfg.initialize_from, config)
 
                 # Build the data, the model and the trainer.
-                preprocessed = preprocess(ranks, cfg, checkpoints)
+                preprocessed = preprocess_on_rank_0(ranks, cfg, checkpoints)
                 if saved is not None:
                     check_same_data(folder, saved, preprocessed)
                 torch.manual_seed(cfg.seed)
@@ -244,7 +244,7 @@ def find_saved_state(
     saved = checkpoints.newest()
     if saved is None and checkpoints.best.exists():
         # A run killed after its first evaluation and before its first full checkpoint starts from scratch.
-        if changed_settings(json.loads(read_parts(checkpoints.best)["config"]), config):
+        if changed_settings(json.loads(read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)["config"]), config):
             raise InputError(
                 f"{folder} holds best.pt of a run with other settings and no checkpoint to resume from, so a new run "
                 "would overwrite it: choose another name=..., or move best.pt away"
@@ -264,9 +264,9 @@ def check_same_settings(folder: Path, saved: Mapping[str, Any], config: dict[str
         )
 
 
-def check_same_data(folder: Path, saved: Mapping[str, Any], preprocessed: Preprocessed) -> None:
+def check_same_data(folder: Path, saved: Mapping[str, Any], preprocessed: PreprocessedData) -> None:
     """Raise InputError where the preprocessed data is not the data that the run was trained on."""
-    if saved["data_fingerprint"] == preprocessed.identity:
+    if saved["data_fingerprint"] == preprocessed.fingerprint:
         return
     different = "text"
     if Tokenizers.from_checkpoint(saved["tokenizers"]).digest != preprocessed.tokenizers.digest:
@@ -287,7 +287,7 @@ def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, A
             differ.
     """
     try:
-        contents = read_parts(path)
+        contents = read_checkpoint(path, REQUIRED_ENTRIES)
     except InputError as error:
         raise InputError(f"initialize_from: {error}") from None
     if not contents["preprocessed_folder"]:
@@ -304,7 +304,7 @@ def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, A
         model = build_on_meta_device(
             config["model"], tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size
         )
-        mismatch = None if model is None else misfit(model, contents["model"])
+        mismatch = None if model is None else describe_weight_mismatch(model, contents["model"])
     except InputError as error:  # a table for both sides cannot hold its two vocabularies
         mismatch = str(error)
     if mismatch is None:
@@ -341,23 +341,23 @@ def load_initial_weights(model: Seq2Seq, path: str, contents: Mapping[str, Any],
             "would stand for other subwords. Preprocess this data with its tokenizers: tokenizer=existing "
             f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
         )
-    take_weights(model, contents, f"initialize_from={path}")
+    load_weights(model, contents, f"initialize_from={path}")
     log.info("weights from %s, update %d", path, contents["step"])
 
 
 # Building
 
 
-def preprocess(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> Preprocessed:
+def preprocess_on_rank_0(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> PreprocessedData:
     """Return the preprocessed data. Rank 0 makes it, and the other ranks open it when it is complete."""
     if ranks.is_rank_0:
         checkpoints.remove_leftovers()
-        preprocessed = prepare(build(cfg.data), build(cfg.tokenizer))
+        preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer))
     ranks.wait_for_rank_0()
-    return preprocessed if ranks.is_rank_0 else prepare(build(cfg.data), build(cfg.tokenizer))
+    return preprocessed if ranks.is_rank_0 else preprocess(build(cfg.data), build(cfg.tokenizer))
 
 
-def check_learned_positions(model: Seq2Seq, preprocessed: Preprocessed) -> None:
+def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> None:
     """Raise InputError where a training pair has more tokens than the model has learned positions.
 
     Sampled subwords may still make a sentence longer; see gnmt.model.layers.
@@ -377,7 +377,7 @@ def check_learned_positions(model: Seq2Seq, preprocessed: Preprocessed) -> None:
 
 
 def choose_unused_target_ids(
-    preprocessed: Preprocessed,
+    preprocessed: PreprocessedData,
     options: TrainerOptions,
     saved: Mapping[str, Any] | None,
     initial: Mapping[str, Any] | None,
@@ -408,7 +408,7 @@ def build_trainer(
     config: dict[str, Any],
     options: TrainerOptions,
     model: Seq2Seq,
-    preprocessed: Preprocessed,
+    preprocessed: PreprocessedData,
     loader_state: LoaderState,
     precision: Precision,
     checkpoints: RunCheckpoints,
@@ -445,7 +445,7 @@ def build_trainer(
         pad_to_multiple_of=options.pad_to_multiple_of,
         subword_regularization=options.subword_regularization,
         tokenizers=tokenizers,
-        segments=preprocessed.segments,
+        corpus_spans=preprocessed.corpus_spans,
         seed=config["seed"],
         loader_state=loader_state,
         rank=group.rank,
@@ -465,7 +465,7 @@ def build_trainer(
     extras = {
         "config": json.dumps(config),
         "tokenizers": tokenizers.to_checkpoint(),
-        "data_fingerprint": preprocessed.identity,
+        "data_fingerprint": preprocessed.fingerprint,
         "preprocessed_folder": str(preprocessed.folder.resolve()),
         "precision": precision.name,
         "git_revision": git_revision(),
@@ -502,7 +502,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 # What the log says before the first update
 
 
-def log_run_start(trainer: Trainer, preprocessed: Preprocessed, folder: Path) -> None:
+def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path) -> None:
     """Log the sizes of data and model, the memory needed, the updates to do, the device and the precision."""
     state, options, stream = trainer.state, trainer.options, trainer.stream
     if trainer.finished():

@@ -216,7 +216,7 @@ class Trainer:
                 with self.precision.autocast():
                     loss_sum, _ = self.replica(batch.to(self.device))
                 if not share:
-                    loss_sum = loss_sum * 0  # the filler: its pair is counted by another process
+                    loss_sum = loss_sum * 0  # the dummy batch: its pair is counted by another process
                 # The gradients of the processes are averaged, and their sum is wanted.
                 self.staged_optimizer.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
             update_loss += loss_sum.detach()

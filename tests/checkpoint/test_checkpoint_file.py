@@ -306,15 +306,15 @@ def test_load_model(written, contents, tokenizers):
 def test_a_part_that_is_missing_is_named(tmp_path, contents, part):
     path = tmp_path / "part.pt"
     write_checkpoint(path, {key: value for key, value in contents.items() if key != part})
-    with pytest.raises(InputError, match=rf"part\.pt lacks a part of a checkpoint: {part}"):
+    with pytest.raises(InputError, match=rf"part\.pt lacks required entries: {part}"):
         load_model(path, CPU)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": "not JSON"}, "garbles a part of a checkpoint: Expecting value"),
-        ({"config": "[1]"}, "garbles"),
+        ({"config": "not JSON"}, "has a malformed config or tokenizer entry: Expecting value"),
+        ({"config": "[1]"}, "has a malformed config"),
         ({"config": json.dumps({"model": "gnmt"})}, 'model: found "gnmt", allowed is a component'),
         ({"tokenizers": {"source": 3}}, "tokenizers.source must hold kind, files and framing"),
         ({"model": {}}, "its weights do not fit the model: the checkpoint lacks "),

@@ -132,7 +132,7 @@ def config_part(part, value):
         (tokenizer(file="model.safetensors"), "not a SentencePiece model"),
         (changed(tokenizers={}), "tokenizers.source must hold kind, file and framing"),
         (changed(config={"model": {"_target_": "os.system"}}), "the model's config was refused"),
-        (changed(config={}), "garbles a part of a checkpoint"),
+        (changed(config={}), "has a malformed config or tokenizer entry"),
         (changed(unused_target_ids=5), "unused_target_ids is 5, allowed is a list of ids"),
         (changed(unused_target_ids=[4, "5"]), "unused_target_ids holds '5', allowed are ids of 0 to"),
         (changed(unused_target_ids=[10**6]), "unused_target_ids holds 1000000, allowed are ids of 0 to"),

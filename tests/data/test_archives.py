@@ -82,10 +82,10 @@ def test_an_archive_is_needed_only_until_it_is_unpacked(
     corpus: Callable[..., ArchivedCorpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = corpus()
-    first = made.training_text().identity({})
+    first = made.training_text().fingerprint({})
     (tmp_path / "downloads" / "parallel.tgz").unlink()
     monkeypatch.setattr("gnmt.data.download.download", None)  # would fail if it were called
-    assert made.training_text().identity({}) == first
+    assert made.training_text().fingerprint({}) == first
     assert len(list(made.dev_text().iterate())) == 2
 
 

@@ -11,8 +11,8 @@ import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch
 from gnmt.data import batching as planning
-from gnmt.data.batching import BatchStream, LoaderState, Sampling, collate
-from gnmt.data.store import Segment, Store, StoreWriter
+from gnmt.data.batching import BatchStream, LoaderState, SubwordSampling, collate
+from gnmt.data.store import CorpusSpan, Store, StoreWriter
 from gnmt.data.tokenizer import Tokenizer, Tokenizers
 from gnmt.errors import InputError
 
@@ -137,7 +137,7 @@ def test_microbatches_do_not_change_the_global_batches(store: Store) -> None:
 
 def test_sampling_is_a_function_of_seed_epoch_and_pair(store: Store, tokenizers: Tokenizers) -> None:
     def rows(seed: int, epoch: int, pairs: list[int]) -> dict[int, list[int]]:
-        batch = collate(store, pairs, Sampling(tokenizers, 0.3, seed, epoch))
+        batch = collate(store, pairs, SubwordSampling(tokenizers, 0.3, seed, epoch))
         return dict(zip(pairs, batch.target.ids_BT.tolist(), strict=True))
 
     def stripped(rows: dict[int, list[int]]) -> dict[int, list[int]]:
@@ -234,8 +234,8 @@ def test_a_stream_of_several_blocks(
 
 
 def test_a_stream_of_two_corpora(store: Store) -> None:
-    segments = [Segment(300, 1.0), Segment(100, 3.0)]
-    stream = BatchStream(store, batch_tokens=600, seed=1, segments=segments)
+    corpus_spans = [CorpusSpan(300, 1.0), CorpusSpan(100, 3.0)]
+    stream = BatchStream(store, batch_tokens=600, seed=1, corpus_spans=corpus_spans)
     counts = np.zeros(len(store), dtype=int)
     while stream.loader_state.epoch == 0:
         counts += np.bincount(next(stream)[0].pairs_B.numpy(), minlength=len(store))
@@ -260,7 +260,7 @@ def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, mic
 
     whole, num_updates = stream(0, 1), len(stream(0, 1))
     streams = [stream(rank, 11) for rank in range(11)]
-    num_fillers = 0
+    num_dummies = 0
     for _ in range(num_updates):
         expected, shares = next(whole), [next(each) for each in streams]
         pairs = sorted(pair for batch in expected for pair in batch.pairs_B.tolist())
@@ -272,12 +272,12 @@ def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, mic
             )
         }
         for share in shares:
-            assert (share.filler is None) is (len(share) > 0)
-            num_fillers += not share
+            assert (share.dummy_batch is None) is (len(share) > 0)
+            num_dummies += not share
             if not share:
-                assert share.to_compute == [share.filler]
-                assert share.filler.pairs_B.tolist()[0] in pairs
-    assert num_fillers > 0
+                assert share.to_compute == [share.dummy_batch]
+                assert share.dummy_batch.pairs_B.tolist()[0] in pairs
+    assert num_dummies > 0
     assert {each.loader_state for each in streams} == {whole.loader_state}
 
 

@@ -115,7 +115,7 @@ def test_contradictory_files() -> None:
 def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
     there = write(tmp_path / "there", "one\n")
     text = ParallelFiles([there, str(tmp_path / "a")], [str(tmp_path / "b"), str(tmp_path)])
-    for read in (lambda: list(text.iterate()), lambda: text.identity({})):
+    for read in (lambda: list(text.iterate()), lambda: text.fingerprint({})):
         with pytest.raises(
             InputError, match=r"(?s)^3 files cannot be read:\n  .*a: no such.*b: no such.*is a folder"
         ) as error:
@@ -136,14 +136,14 @@ def test_identity_follows_content_and_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write(path, '{"a": "x", "b": "y", "c": "z"}\n')
 
-    def identity(columns: list[str]) -> object:
-        return ParallelFiles(pairs=str(path), columns=columns).identity({})
+    def fingerprint(columns: list[str]) -> object:
+        return ParallelFiles(pairs=str(path), columns=columns).fingerprint({})
 
-    before = identity(["a", "b"])
-    assert identity(["a", "b"]) == before
-    assert identity(["a", "c"]) != before
+    before = fingerprint(["a", "b"])
+    assert fingerprint(["a", "b"]) == before
+    assert fingerprint(["a", "c"]) != before
     write(path, '{"a": "x", "b": "y", "c": "w"}\n')
-    assert identity(["a", "b"]) != before
+    assert fingerprint(["a", "b"]) != before
     assert json.loads(json.dumps(before)) == before
 
 

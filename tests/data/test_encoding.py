@@ -18,8 +18,8 @@ from gnmt.data import preprocess as encoding
 from gnmt.data.cleaning import NumberedPair
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.parallel_text import Cleaning
-from gnmt.data.preprocess import prepare
-from gnmt.data.store import Preprocessed
+from gnmt.data.preprocess import preprocess
+from gnmt.data.store import PreprocessedData
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
 from gnmt.fileio import UnreadableFileError
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def oracle(
-    pairs: list[tuple[str, str]], preprocessed: Preprocessed
+    pairs: list[tuple[str, str]], preprocessed: PreprocessedData
 ) -> tuple[list[tuple[str, str]], dict[str, list[int]]]:
     """What is kept, and the places of what is dropped for each reason: one pair after another, all in memory."""
     kept, dropped, seen = [], {reason: [] for reason in preprocessed.report.dropped}, set()
@@ -78,7 +78,7 @@ def test_shards_of_any_size_give_what_one_pass_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(encoding, "SHARD_PAIRS", shard)
-    preprocessed = prepare(make_corpus(dirty, STRICT), options)
+    preprocessed = preprocess(make_corpus(dirty, STRICT), options)
     kept, dropped = oracle(dirty, preprocessed)
     store, report = preprocessed.store, preprocessed.report
     assert [(store.source_text(pair), store.target_text(pair)) for pair in range(len(store))] == kept
@@ -90,7 +90,7 @@ def test_shards_of_any_size_give_what_one_pass_gives(
     found = {reason: [example["pair"] for example in examples] for reason, examples in report.examples.items()}
     assert found == {reason: places[:3] for reason, places in dropped.items()}
     assert (report.num_pairs, report.num_kept) == (len(dirty), len(kept))
-    assert [segment.num_pairs for segment in preprocessed.segments] == [len(kept)]
+    assert [span.num_pairs for span in preprocessed.corpus_spans] == [len(kept)]
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_processes_give_the_same_bytes(
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
     alone, shared = (
-        prepare(replace(corpus, num_workers=number, preprocessed=str(tmp_path / f"p{number}")), options)
+        preprocess(replace(corpus, num_workers=number, preprocessed=str(tmp_path / f"p{number}")), options)
         for number in (1, 2)
     )
     assert contents(alone.folder) == contents(shared.folder)
@@ -121,7 +121,7 @@ def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
         return future.result
 
     monkeypatch.setattr(encoding, "_waiting_for", signalled)
-    preprocessed = prepare(replace(make_corpus(dirty, STRICT), num_workers=2), options)
+    preprocessed = preprocess(replace(make_corpus(dirty, STRICT), num_workers=2), options)
     assert len(preprocessed.store) == len(oracle(dirty, preprocessed)[0])
 
 
@@ -141,10 +141,10 @@ def test_a_killed_worker_is_told_and_costs_no_whole_shard(
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "_waiting_for", killed)
         with pytest.raises(InputError, match=r"cannot be preprocessed: a process .* was killed.*data\.num_workers=1"):
-            prepare(corpus, options)
+            preprocess(corpus, options)
     assert (tmp_path / ".preprocessed.work").is_dir()
-    assert len(prepare(replace(corpus, num_workers=1), options).store) == len(
-        oracle(dirty, prepare(corpus, options))[0]
+    assert len(preprocess(replace(corpus, num_workers=1), options).store) == len(
+        oracle(dirty, preprocess(corpus, options))[0]
     )
 
 
@@ -156,7 +156,7 @@ def test_it_goes_on_with_whole_shards_and_the_learned_vocabulary(
     """A moment in which the text could not be read cost all shards."""
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
-    expected = contents(prepare(corpus, options).folder)
+    expected = contents(preprocess(corpus, options).folder)
     shutil.rmtree(corpus.preprocessed or "")
     encode, calls, learned = encoding.encode_shard, [], []
 
@@ -172,14 +172,14 @@ def test_it_goes_on_with_whole_shards_and_the_learned_vocabulary(
     monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learned.append(1) or learn(*given))
     monkeypatch.setattr(encoding, "encode_shard", counted)
     with pytest.raises(type(error)):
-        prepare(corpus, options)
+        preprocess(corpus, options)
     shards = tmp_path / ".preprocessed.work" / "shards"
     assert sorted(os.listdir(shards)) == calls[:3]
     data = (shards / calls[1]).read_bytes()
     (shards / calls[1]).write_bytes(data[:-30])  # half a shard, as a power cut may leave it
     os.utime(tmp_path / "train.0", (1, 1))  # the same text still
 
-    preprocessed = prepare(corpus, options)
+    preprocessed = preprocess(corpus, options)
     assert calls[4:] == [calls[1], *calls[3:4], *calls[6:]]
     assert len(calls) == 4 + 1 + 8 - 3
     assert len(learned) == 1
@@ -218,7 +218,7 @@ def test_work_for_other_text_is_thrown_away(
     with monkeypatch.context() as patch:
         patch.setattr("gnmt.data.store.StoreWriter.append", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare(make_corpus(), options)
+            preprocess(make_corpus(), options)
     other = toy_pairs(300, seed=9)
-    preprocessed = prepare(make_corpus(other), options)
+    preprocessed = preprocess(make_corpus(other), options)
     assert [preprocessed.store.source_text(pair) for pair in range(300)] == [source for source, _ in other]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gnmt.data.corpora import KoreanEnglish
-from gnmt.data.preprocess import prepare
+from gnmt.data.preprocess import preprocess
 from gnmt.data.tokenizer import TokenizerOptions, train_tokenizer
 from gnmt.errors import InputError
 
@@ -40,8 +40,8 @@ def test_both_directions(folder: Path, tmp_path: Path) -> None:
     for text in (forward.training_text(), forward.dev_text(), forward.test_texts()["test_pydocs"]):
         assert list(text.iterate()) == pairs
     assert list(back.training_text().iterate()) == [(english, korean) for korean, english in pairs]
-    assert prepare(forward, SUBWORDS).dev == pairs
-    assert prepare(back, SUBWORDS).dev[0] == (ENGLISH[0], KOREAN[0])
+    assert preprocess(forward, SUBWORDS).dev == pairs
+    assert preprocess(back, SUBWORDS).dev[0] == (ENGLISH[0], KOREAN[0])
     assert forward.settings() != back.settings()
 
 

@@ -15,7 +15,7 @@ from gnmt.data import batching as planning
 from gnmt.data.batching import BatchStream, LoaderState
 from gnmt.data.corpora import Mixture, WeightedText
 from gnmt.data.parallel_text import Cleaning, ParallelFiles
-from gnmt.data.preprocess import prepare, preprocessed_folder
+from gnmt.data.preprocess import preprocess, preprocessed_folder
 from gnmt.data.store import read_preprocessed
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
@@ -50,39 +50,39 @@ def mixture(toy_pairs: Pairs, tmp_path: Path) -> Mixture:
 def test_each_text_is_cleaned_for_itself_and_lies_behind_the_one_before(
     mixture: Mixture, options: TokenizerOptions, toy_pairs: Pairs
 ) -> None:
-    preprocessed = prepare(mixture, options)
+    preprocessed = preprocess(mixture, options)
     expected = [*toy_pairs(200, seed=3), *toy_pairs(80, seed=4, longest=5)]
     assert [preprocessed.store.source_text(pair) for pair in range(len(preprocessed.store))] == [
         pair[0] for pair in expected
     ]
-    assert [(segment.num_pairs, segment.weight) for segment in preprocessed.segments] == [(200, 1.0), (80, 2.0)]
+    assert [(span.num_pairs, span.weight) for span in preprocessed.corpus_spans] == [(200, 1.0), (80, 2.0)]
     assert preprocessed.report.dropped["too_long"] == 10
     assert preprocessed.report.examples["too_long"][0]["pair"] == 81
-    assert [segment.num_pairs for segment in read_preprocessed(preprocessed.folder).segments] == [200, 80]
+    assert [span.num_pairs for span in read_preprocessed(preprocessed.folder).corpus_spans] == [200, 80]
 
 
 def test_other_weights_need_no_other_folder_and_other_text_does(
     mixture: Mixture, options: TokenizerOptions, tmp_path: Path
 ) -> None:
-    first = prepare(mixture, options)
+    first = preprocess(mixture, options)
 
     def changed(**changes: Any) -> Mixture:
         return replace_corpus(mixture, "small", replace(mixture.corpora["small"], **changes))
 
-    again = prepare(changed(weight=5.0), options)
-    assert again.identity == first.identity
-    assert [segment.weight for segment in again.segments] == [1.0, 5.0]
+    again = preprocess(changed(weight=5.0), options)
+    assert again.fingerprint == first.fingerprint
+    assert [span.weight for span in again.corpus_spans] == [1.0, 5.0]
     default = replace(mixture, preprocessed=None)
     assert preprocessed_folder(default, options) == preprocessed_folder(
         replace(changed(weight=5.0), preprocessed=None), options
     )
     with pytest.raises(InputError, match=r"data\.corpora\.small\.cleaning\.max_length_tokens: 30 → 20"):
-        prepare(changed(cleaning=Cleaning(max_length_tokens=20)), options)
+        preprocess(changed(cleaning=Cleaning(max_length_tokens=20)), options)
     (tmp_path / "small.1").write_text("x\n" * 90)
     with pytest.raises(InputError, match=r"data\.train\.small\.target: other content"):
-        prepare(mixture, options)
+        preprocess(mixture, options)
     with pytest.raises(InputError, match="preprocessed from other inputs"):
-        prepare(replace(mixture, corpora={"large": mixture.corpora["large"]}), options)
+        preprocess(replace(mixture, corpora={"large": mixture.corpora["large"]}), options)
 
 
 def replace_corpus(mixture: Mixture, name: str, corpus: WeightedText) -> Mixture:
@@ -96,11 +96,15 @@ def test_a_stream_mixes_by_weight_and_goes_on_exactly(
 ) -> None:
     monkeypatch.setattr(planning, "BLOCK_PAIRS", 40)
     monkeypatch.setattr(planning, "RUN_PAIRS", 4)
-    preprocessed = prepare(mixture, options)
+    preprocessed = preprocess(mixture, options)
 
     def stream(loader_state: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
         return BatchStream(
-            preprocessed.store, batch_tokens=600, seed=1, segments=preprocessed.segments, loader_state=loader_state
+            preprocessed.store,
+            batch_tokens=600,
+            seed=1,
+            corpus_spans=preprocessed.corpus_spans,
+            loader_state=loader_state,
         )
 
     whole = stream()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnmt.data import batching as planning
-from gnmt.data.batching import BlockPlan, block_pairs, check_budget, cut, num_blocks, plan_block
-from gnmt.data.store import Segment
+from gnmt.data.batching import BlockPlan, batch_boundaries, block_pairs, check_budget, num_blocks, plan_block
+from gnmt.data.store import CorpusSpan
 from gnmt.errors import InputError
 
 
@@ -24,7 +24,7 @@ def plan_epoch(source: np.ndarray, target: np.ndarray, batch_tokens: int, seed: 
     """The batches of a whole epoch, one block's after another's."""
     plans = []
     for block in range(num_blocks(len(source))):
-        pairs = block_pairs([Segment(len(source), 1)], seed, epoch, block)
+        pairs = block_pairs([CorpusSpan(len(source), 1)], seed, epoch, block)
         plan = plan_block(
             pairs, source[pairs], target[pairs], batch_tokens=batch_tokens, seed=seed, epoch=epoch, block=block
         )
@@ -83,7 +83,7 @@ def test_cut_makes_the_longest_pieces(pairs: list[tuple[int, int]], budget: int)
         piece = slice(expected[-1], end + 1)
         if cost(source[piece], target[piece]) > budget:
             expected.append(end)
-    assert cut(source, target, budget).tolist() == [*expected, len(pairs)]
+    assert batch_boundaries(source, target, budget).tolist() == [*expected, len(pairs)]
 
 
 def test_little_padding() -> None:
@@ -165,7 +165,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch, block: int, run: int) -> None:
 def test_blocks_hold_pairs_from_all_over_and_others_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks(monkeypatch, 1000, 10)
     assert num_blocks(9500) == 10
-    epochs = [[block_pairs([Segment(9500, 1)], 1, epoch, block) for block in range(10)] for epoch in (0, 1)]
+    epochs = [[block_pairs([CorpusSpan(9500, 1)], 1, epoch, block) for block in range(10)] for epoch in (0, 1)]
     for epoch in epochs:
         assert sorted(np.concatenate(epoch)) == list(range(9500))
         for pairs in epoch:
@@ -173,7 +173,7 @@ def test_blocks_hold_pairs_from_all_over_and_others_each_epoch(monkeypatch: pyte
             assert (np.diff(pairs) > 0).all()
             assert (np.bincount(pairs // 950, minlength=10) > 30).all()  # 95 from each tenth if it were all even
     assert len(np.intersect1d(epochs[0][0], epochs[1][0])) < 300
-    other = block_pairs([Segment(9500, 1)], 2, 0, 0)
+    other = block_pairs([CorpusSpan(9500, 1)], 2, 0, 0)
     assert len(np.intersect1d(epochs[0][0], other)) < 300
 
 
@@ -191,7 +191,7 @@ def test_planning_a_block_looks_at_no_other(monkeypatch: pytest.MonkeyPatch) -> 
             return self._rng.permutation(values)
 
     monkeypatch.setattr(np.random, "default_rng", Counting)
-    permutation = block_pairs([Segment(50_000_000, 1)], 1, 7, 40)
+    permutation = block_pairs([CorpusSpan(50_000_000, 1)], 1, 7, 40)
     assert len(permutation) == pytest.approx(50_000_000 / 48, abs=1)
     assert max(sizes) == -(-50_000_000 // planning.RUN_PAIRS)
 
@@ -204,7 +204,7 @@ mixtures = st.lists(st.tuples(st.integers(1, 40), st.floats(0.05, 5)), min_size=
 def test_each_corpus_of_a_mixture_once_per_its_own_epoch(
     mixture: list[tuple[int, float]], block: int, run: int
 ) -> None:
-    segments = [Segment(number, weight) for number, weight in mixture]
+    corpus_spans = [CorpusSpan(number, weight) for number, weight in mixture]
     total, weights = sum(number for number, _ in mixture), sum(weight for _, weight in mixture)
     with pytest.MonkeyPatch.context() as patch:
         blocks(patch, block, run)
@@ -212,19 +212,19 @@ def test_each_corpus_of_a_mixture_once_per_its_own_epoch(
         trained = 0
         for epoch in range(3):
             for number in range(num_blocks(total)):
-                pairs = block_pairs(segments, 5, epoch, number)
+                pairs = block_pairs(corpus_spans, 5, epoch, number)
                 assert (np.diff(pairs) >= 0).all()
                 counts += np.bincount(pairs, minlength=total)
                 trained = epoch * total + total * (number + 1) // num_blocks(total)
                 first = 0
-                for segment in segments:
-                    own = counts[first : first + segment.num_pairs]
-                    first += segment.num_pairs
+                for span in corpus_spans:
+                    own = counts[first : first + span.num_pairs]
+                    first += span.num_pairs
                     assert own.max() - own.min() <= 1  # nobody twice before everybody once
-                    assert abs(own.sum() - trained * segment.weight / weights) <= 1
+                    assert abs(own.sum() - trained * span.weight / weights) <= 1
     assert trained == 3 * total
 
 
 def test_the_share_of_a_corpus_is_exact() -> None:
     """49 * (1 / 49) is less than 1: an epoch of 49 corpora of one pair was empty."""
-    assert block_pairs([Segment(1, 1.0)] * 49, 1, 0, 0).tolist() == list(range(49))
+    assert block_pairs([CorpusSpan(1, 1.0)] * 49, 1, 0, 0).tolist() == list(range(49))

@@ -19,8 +19,8 @@ from gnmt.data import preprocess as encoding
 from gnmt.data import preprocess as module
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.parallel_text import Cleaning, ParallelFiles
-from gnmt.data.preprocess import prepare, preprocessed_folder
-from gnmt.data.store import Preprocessed, StoreWriter, read_preprocessed
+from gnmt.data.preprocess import preprocess, preprocessed_folder
+from gnmt.data.store import PreprocessedData, StoreWriter, read_preprocessed
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
 
@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_is_preprocessed(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
     train = toy_pairs(300)
     train[5] = ("", "blank")
-    preprocessed = prepare(make_corpus(train), options)
+    preprocessed = preprocess(make_corpus(train), options)
     kept = [pair for pair in train if pair[0]]
     store, tokenizers = preprocessed.store, preprocessed.tokenizers
     assert len(store) == 299
@@ -58,7 +58,7 @@ def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, opt
     (tmp_path / "h.tsv").write_text("".join(f"{s}\t{t}\r\n" for s, t in hostile), encoding="utf-8", newline="")
     corpus = make_corpus()
     hostile_text = ParallelFiles(pairs=str(tmp_path / "h.tsv"))
-    preprocessed = prepare(replace(corpus, dev=hostile_text, test={"a": hostile_text, "b": corpus.dev}), options)
+    preprocessed = preprocess(replace(corpus, dev=hostile_text, test={"a": hostile_text, "b": corpus.dev}), options)
     assert preprocessed.dev == preprocessed.tests["a"] == hostile
     assert list(preprocessed.tests) == ["a", "b"]
     assert (preprocessed.folder / "test" / "a" / "source.txt").read_bytes().count(b"\n") == 5
@@ -70,72 +70,72 @@ def test_second_time_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = prepare(make_corpus(), options)
+    first = preprocess(make_corpus(), options)
     before = contents(first.folder)
     monkeypatch.setattr(module, "_build", None)  # would fail if it were called
     with caplog.at_level(logging.INFO):
-        again = prepare(make_corpus(), options)
-        assert prepare(make_corpus(), options, overwrite=True).identity == first.identity
+        again = preprocess(make_corpus(), options)
+        assert preprocess(make_corpus(), options, overwrite=True).fingerprint == first.fingerprint
     assert caplog.text.count("is up to date") == 2
-    assert again.identity == first.identity
+    assert again.fingerprint == first.fingerprint
     assert contents(first.folder) == before
 
 
 def test_same_bytes_every_time(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
     corpus = make_corpus()
-    first, second = (prepare(replace(corpus, preprocessed=str(tmp_path / name)), options) for name in "ab")
+    first, second = (preprocess(replace(corpus, preprocessed=str(tmp_path / name)), options) for name in "ab")
     assert contents(first.folder) == contents(second.folder)
 
 
 def test_changed_settings_are_listed(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
-    first = prepare(make_corpus(), options)
+    first = preprocess(make_corpus(), options)
     corpus = make_corpus(cleaning=Cleaning(max_length_tokens=8))
     with pytest.raises(InputError) as caught:
-        prepare(corpus, replace(options, vocab_size=390))
+        preprocess(corpus, replace(options, vocab_size=390))
     message = str(caught.value)
     assert "tokenizer.vocab_size: 380 → 390\n" in message
     assert "data.cleaning.max_length_tokens: 256 → 8\n" in message
     assert message.count("→") == 2
     assert "overwrite=true" in message
     assert "data.preprocessed=" in message
-    assert read_preprocessed(first.folder).identity == first.identity
-    second = prepare(corpus, replace(options, vocab_size=390), overwrite=True)
+    assert read_preprocessed(first.folder).fingerprint == first.fingerprint
+    second = preprocess(corpus, replace(options, vocab_size=390), overwrite=True)
     assert second.tokenizers.source.vocabulary_size == 390
     assert second.report.dropped["too_long"] > 0
-    assert second.identity != first.identity
+    assert second.fingerprint != first.fingerprint
 
 
 def test_changed_inputs_are_listed(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
-    first = prepare(make_corpus(), options)
+    first = preprocess(make_corpus(), options)
     with pytest.raises(InputError, match=r"data\.train\.source: other content: .*train\.0 \(\d+ bytes, sha256 .*→"):
-        prepare(make_corpus(toy_pairs(301)), options)
+        preprocess(make_corpus(toy_pairs(301)), options)
     with_test = replace(make_corpus(), test={"new": make_corpus().dev})
     with pytest.raises(InputError, match=r"data\.test\.new: not given before"):
-        prepare(with_test, options)
-    assert prepare(with_test, options, overwrite=True).identity == first.identity
+        preprocess(with_test, options)
+    assert preprocess(with_test, options, overwrite=True).fingerprint == first.fingerprint
 
 
 def test_touched_and_moved_files_are_the_same(
     make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path
 ) -> None:
     corpus = make_corpus()
-    first = prepare(corpus, options)
+    first = preprocess(corpus, options)
     os.utime(tmp_path / "train.0", (1, 1))
     shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
     moved = ParallelFiles(str(tmp_path / "copy" / "train.0"), str(tmp_path / "copy" / "train.1"))
-    assert prepare(replace(corpus, train=moved), options).identity == first.identity
+    assert preprocess(replace(corpus, train=moved), options).fingerprint == first.fingerprint
 
 
 def test_identity_is_of_the_content(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
-    def identity(**changes: Any) -> str:
-        return prepare(make_corpus(**changes), options, overwrite=True).identity
+    def fingerprint(**changes: Any) -> str:
+        return preprocess(make_corpus(**changes), options, overwrite=True).fingerprint
 
-    first = identity()
-    assert identity(cleaning=Cleaning(max_length_tokens=200)) == first  # drops nothing here
-    assert identity(cleaning=Cleaning(max_length_tokens=8)) != first
+    first = fingerprint()
+    assert fingerprint(cleaning=Cleaning(max_length_tokens=200)) == first  # drops nothing here
+    assert fingerprint(cleaning=Cleaning(max_length_tokens=8)) != first
     pairs = toy_pairs(300)
-    assert identity(train=[*pairs[1:], pairs[0]]) != first
-    assert identity() == first
+    assert fingerprint(train=[*pairs[1:], pairs[0]]) != first
+    assert fingerprint() == first
 
 
 def test_default_folders_differ_by_settings_and_files() -> None:
@@ -157,23 +157,23 @@ def test_default_folders_differ_by_settings_and_files() -> None:
 
 def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.train holds no sentence pair .*\(0 pairs read\)"):
-        prepare(make_corpus([]), options)
+        preprocess(make_corpus([]), options)
     with pytest.raises(InputError, match=r"data\.train holds no sentence pair .*\(2 pairs read\)"):
-        prepare(make_corpus([("a", ""), ("", "b")]), options)
+        preprocess(make_corpus([("a", ""), ("", "b")]), options)
     with pytest.raises(
         InputError, match=r"no pair is left after cleaning: 300 pairs read, 0 kept, dropped: "
     ) as caught:
-        prepare(make_corpus(cleaning=Cleaning(max_length_tokens=1)), options)
+        preprocess(make_corpus(cleaning=Cleaning(max_length_tokens=1)), options)
     assert "\n  data.cleaning.max_length_tokens=1 dropped 300, such as pair 1: '" in str(caught.value)
     corpus = make_corpus()
     (tmp_path / "dev.0").write_text("")
     (tmp_path / "dev.1").write_text("")
     with pytest.raises(InputError, match=r"data\.dev holds no sentence pair .*\(0 pairs read\): .*dev\.0, .*dev\.1$"):
-        prepare(corpus, options)
+        preprocess(corpus, options)
     for blank, side in (("\n \n\n", 0), ("\n\n\n", 1)):  # trained on, its loss was NaN
         (tmp_path / f"dev.{side}").write_text(blank)
     with pytest.raises(InputError, match=r"data\.dev holds no sentence pair with text on both sides \(3 pairs read\)"):
-        prepare(corpus, options)
+        preprocess(corpus, options)
     assert not [name for name in os.listdir(tmp_path) if "preprocessed" in name]
 
 
@@ -181,7 +181,7 @@ def test_blank_sides_are_kept_where_asked_for(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
 ) -> None:
     train = [*toy_pairs(300), ("", "x"), ("y", "  ")]
-    preprocessed = prepare(make_corpus(train, Cleaning(max_length_ratio=None, drop_blank=False)), options)
+    preprocessed = preprocess(make_corpus(train, Cleaning(max_length_ratio=None, drop_blank=False)), options)
     assert len(preprocessed.store) == 302
     assert (preprocessed.store.source_lengths[300], preprocessed.store.target_lengths[301]) == (0, 0)
 
@@ -192,7 +192,7 @@ def test_duplicates_across_blocks(
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 7)
     train = toy_pairs(300)
     unique = list(dict.fromkeys(train))
-    preprocessed = prepare(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
+    preprocessed = preprocess(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
     assert [preprocessed.store.source_text(i) for i in range(len(preprocessed.store))] == [
         source for source, _ in unique
     ]
@@ -223,7 +223,7 @@ def test_sample_is_seeded_and_bounded(toy_pairs: Pairs) -> None:
 def test_interrupted_it_leaves_the_old_folder(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
-    first = prepare(make_corpus(), options)
+    first = preprocess(make_corpus(), options)
     before = contents(first.folder)
     changed = make_corpus(toy_pairs(310))
 
@@ -233,11 +233,11 @@ def test_interrupted_it_leaves_the_old_folder(
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "append", fail)
         with pytest.raises((KeyboardInterrupt, InputError)) as caught:
-            prepare(changed, options, overwrite=True)
+            preprocess(changed, options, overwrite=True)
     assert caught.type is KeyboardInterrupt or "No space left on device" in str(caught.value)
     assert contents(first.folder) == before
     assert [name for name in os.listdir(first.folder.parent) if name.startswith(".")] == [".preprocessed.work"]
-    assert len(prepare(changed, options, overwrite=True).store) == 310
+    assert len(preprocess(changed, options, overwrite=True).store) == 310
     assert not [name for name in os.listdir(first.folder.parent) if name.startswith(".")]
 
 
@@ -253,8 +253,8 @@ def test_two_at_once_build_once(
         build(*arguments)
 
     monkeypatch.setattr(module, "_build", counted)
-    found: list[Preprocessed] = []
-    threads = [threading.Thread(target=lambda: found.append(prepare(corpus, options))) for _ in range(4)]
+    found: list[PreprocessedData] = []
+    threads = [threading.Thread(target=lambda: found.append(preprocess(corpus, options))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -265,32 +265,32 @@ def test_two_at_once_build_once(
 
 def test_damaged_folder_is_mended_by_overwrite(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
     corpus = make_corpus()
-    folder = prepare(corpus, options).folder
+    folder = preprocess(corpus, options).folder
     for name in ("train/source.ids", "tokenizer/source.model", "dev/source.txt", "cleaning_report.json"):
         (folder / name).unlink()
         with pytest.raises(InputError, match="overwrite=true"):
-            prepare(corpus, options)
-        assert len(prepare(corpus, options, overwrite=True).store) == 300
+            preprocess(corpus, options)
+        assert len(preprocess(corpus, options, overwrite=True).store) == 300
 
 
 def test_foreign_folders_are_never_touched(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
     (tmp_path / "preprocessed").mkdir()
     (tmp_path / "preprocessed" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not a preprocessed folder"):
-        prepare(make_corpus(), options, overwrite=True)
+        preprocess(make_corpus(), options, overwrite=True)
     (tmp_path / "preprocessed" / "manifest.json").write_text('{"format": "pdf"}')
     with pytest.raises(InputError, match="not a preprocessed folder") as caught:
-        prepare(make_corpus(), options, overwrite=True)
+        preprocess(make_corpus(), options, overwrite=True)
     assert "remove" not in str(caught.value)  # it was advised, to the owner of the thesis
     assert (tmp_path / "preprocessed" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_damaged_folder_of_ours_may_be_removed(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
-    (prepare(make_corpus(), options).folder / "manifest.json").write_text("{")
+    (preprocess(make_corpus(), options).folder / "manifest.json").write_text("{")
     with pytest.raises(
         InputError, match=r"not a preprocessed folder .*; remove it, or choose another one with data\.prep"
     ):
-        prepare(make_corpus(), options)
+        preprocess(make_corpus(), options)
 
 
 @pytest.mark.parametrize("place", ["write_atomically", "write_pairs"])
@@ -302,27 +302,27 @@ def test_a_full_disk_leaves_nothing_where_nothing_was_done(
 
     monkeypatch.setattr(module, place, fail)
     with pytest.raises(InputError, match="cannot be preprocessed: No space left on device"):
-        prepare(make_corpus(), options)
+        preprocess(make_corpus(), options)
     assert not [name for name in os.listdir(tmp_path) if "preprocessed" in name]  # an empty .preprocessed.work was left
 
 
 def test_folder_of_another_format(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
-    folder = prepare(make_corpus(), options).folder
+    folder = preprocess(make_corpus(), options).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(InputError, match="preprocessed in format 0"):
         read_preprocessed(folder)
-    with pytest.raises(InputError, match="format: 0 → 1"):
-        prepare(make_corpus(), options)
-    assert prepare(make_corpus(), options, overwrite=True).manifest["format"] == 1
+    with pytest.raises(InputError, match="format: 0 → 2"):
+        preprocess(make_corpus(), options)
+    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 2
 
 
 def test_a_ready_folder_may_be_read_only(
     make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(make_corpus(), options)
+    preprocess(make_corpus(), options)
     monkeypatch.setattr(module, "building_lock", None)  # would fail if it were called
-    assert len(prepare(make_corpus(), options).store) == 300
+    assert len(preprocess(make_corpus(), options).store) == 300
 
 
 def test_missing_preprocessed_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from gnmt.data.corpora import MULTI30K_LANGUAGES, MULTI30K_SHA256, DemoCorpus, FilesCorpus, Multi30k
 from gnmt.data.demo_grammar.corpus import CORPUS_VERSION
 from gnmt.data.parallel_text import ParallelFiles
-from gnmt.data.preprocess import prepare
+from gnmt.data.preprocess import preprocess
 from gnmt.data.tokenizer import TokenizerOptions
 from gnmt.errors import InputError
 
@@ -105,13 +105,13 @@ def test_demo_corpus(tmp_path: Path) -> None:
     assert not {*train} & {*dev, *test}
     other_way = replace(corpus, source_language="de", target_language="en")
     assert list(other_way.dev_text().iterate()) == [(german, english) for english, german in dev]
-    preprocessed = prepare(corpus, TokenizerOptions(vocab_size=500))
+    preprocessed = preprocess(corpus, TokenizerOptions(vocab_size=500))
     assert preprocessed.dev == dev
     assert preprocessed.manifest["inputs"]["train"]["grammar_version"] == CORPUS_VERSION
     with pytest.raises(InputError, match=r"data\.seed: 1 → 2"):
-        prepare(replace(corpus, seed=2), TokenizerOptions(vocab_size=500))
+        preprocess(replace(corpus, seed=2), TokenizerOptions(vocab_size=500))
     with pytest.raises(InputError, match=r"data\.source_language: en → de"):
-        prepare(other_way, TokenizerOptions(vocab_size=500))
+        preprocess(other_way, TokenizerOptions(vocab_size=500))
 
 
 def test_demo_corpus_wrong_input() -> None:

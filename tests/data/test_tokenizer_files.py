@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 
 from gnmt.data.corpora import DemoCorpus
-from gnmt.data.preprocess import prepare, preprocessed_folder
+from gnmt.data.preprocess import preprocess, preprocessed_folder
 from gnmt.data.tokenizer import TokenizerFiles, TokenizerOptions
 from gnmt.errors import InputError
 
 
 def test_other_data_preprocessed_with_the_tokenizers_of_a_preprocessed_folder(tmp_path: Path) -> None:
     sizes = {"num_train": 200, "num_dev": 5, "num_test": 5}
-    first = prepare(DemoCorpus(**sizes, preprocessed=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
+    first = preprocess(DemoCorpus(**sizes, preprocessed=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
     model = str(first.folder / "tokenizer" / "source.model")
     other = DemoCorpus(**sizes, seed=2, preprocessed=str(tmp_path / "second"))
-    second = prepare(other, TokenizerFiles(model, model))
+    second = preprocess(other, TokenizerFiles(model, model))
     assert second.tokenizers.digest == first.tokenizers.digest
     assert second.tokenizers.joint
-    assert second.identity != first.identity
+    assert second.fingerprint != first.fingerprint
 
 
 def test_where_the_models_lie_does_not_matter_but_what_they_hold_does(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from gnmt.checkpoint.load import build_model
 from gnmt.config.build import build, resolve
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import LoaderState
-from gnmt.data.preprocess import prepare
-from gnmt.data.store import Preprocessed
+from gnmt.data.preprocess import preprocess
+from gnmt.data.store import PreprocessedData
 from gnmt.device import Precision, choose_device, choose_precision
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.training.run_checkpoints import RunCheckpoints
@@ -81,19 +81,19 @@ def other_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def preprocessed(corpus: tuple[str, ...]) -> Preprocessed:
+def preprocessed(corpus: tuple[str, ...]) -> PreprocessedData:
     cfg = composed((*SETTINGS, *corpus))
-    return prepare(build(cfg.data), build(cfg.tokenizer))
+    return preprocess(build(cfg.data), build(cfg.tokenizer))
 
 
 @pytest.fixture(scope="session")
-def settings(corpus: tuple[str, ...], preprocessed: Preprocessed) -> tuple[str, ...]:
+def settings(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> tuple[str, ...]:
     """The overrides of every run on the tiny corpus, for runs in processes of their own."""
     return (*SETTINGS, *corpus)
 
 
 @pytest.fixture
-def run(corpus: tuple[str, ...], preprocessed: Preprocessed) -> Callable[..., TrainingResult]:
+def run(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> Callable[..., TrainingResult]:
     """run(folder, *overrides): the whole of scripts/train.py but for the command line."""
 
     def run_in(folder: Path, *overrides: str) -> TrainingResult:
@@ -114,7 +114,7 @@ def wait_for_another_second(folder: Path) -> None:
 
 @pytest.fixture
 def make_trainer(
-    corpus: tuple[str, ...], preprocessed: Preprocessed, tmp_path: Path
+    corpus: tuple[str, ...], preprocessed: PreprocessedData, tmp_path: Path
 ) -> Iterator[Callable[..., Trainer]]:
     """make_trainer(*overrides): the trainer of a new run in tmp_path, for tests that look inside."""
     reporters: list[Reporter] = []

@@ -18,7 +18,7 @@ from gnmt.checkpoint.load import build_model
 from gnmt.config.build import build, resolve
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import LoaderState
-from gnmt.data.preprocess import prepare
+from gnmt.data.preprocess import preprocess
 from gnmt.device import choose_device, choose_precision
 from gnmt.distributed import current_ranks
 from gnmt.errors import Interrupted
@@ -58,7 +58,7 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None =
     """The trainer of a new run, as train() makes it."""
     cfg = composed(overrides)
     config = resolve(cfg)
-    preprocessed = prepare(build(cfg.data), build(cfg.tokenizer))
+    preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer))
     torch.manual_seed(cfg.seed)
     model = build_model(config["model"], preprocessed.tokenizers, (), "the config")
     precision = choose_precision(cfg.precision, choose_device(cfg.device))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gnmt.data.store import Preprocessed
+from gnmt.data.store import PreprocessedData
 from gnmt.decoding.translation import Translation
 from gnmt.evaluation.metrics import Scores
 from gnmt.training.dev_evaluation import DevResult
 
 
-def results(bleus: Iterable[float], preprocessed: Preprocessed) -> Callable[..., DevResult]:
+def results(bleus: Iterable[float], preprocessed: PreprocessedData) -> Callable[..., DevResult]:
     """Evaluations with these BLEU scores, one after another."""
     scores = iter(bleus)
 

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import gnmt.training.train_metrics as progress_module
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import collate
-from gnmt.data.store import Preprocessed
+from gnmt.data.store import PreprocessedData
 from gnmt.errors import InputError
 from gnmt.training.dev_evaluation import DevResult
 from gnmt.training.train_metrics import IntervalMetrics
@@ -49,7 +49,7 @@ def one_update(trainer: Trainer) -> tuple[torch.Tensor, IntervalMetrics, list]:
     return before - flat_weights(trainer), metrics, microbatches
 
 
-def plain_gradient(trainer: Trainer, preprocessed: Preprocessed, pairs: list[int]) -> torch.Tensor:
+def plain_gradient(trainer: Trainer, preprocessed: PreprocessedData, pairs: list[int]) -> torch.Tensor:
     """Of the sum of the losses of all target tokens over their number, sentence by sentence in fp64."""
     objective = copy.deepcopy(trainer.objective).double().train()
     losses, counts = zip(*(objective(collate(preprocessed.store, [pair])) for pair in pairs), strict=True)
@@ -276,7 +276,7 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
         return next(stream)
 
     class Slow:
-        position, epochs = stream.loader_state, stream.epochs
+        loader_state, epochs = stream.loader_state, stream.epochs
         __next__ = staticmethod(load)
         __len__ = staticmethod(lambda: len(stream))
         close = staticmethod(stream.close)

@@ -51,8 +51,3 @@ def test_sampled_subwords_may_hold_any_piece(preprocessed, options):
     sampling = dataclasses.replace(options, subword_regularization=0.1)
     assert choose_unused_target_ids(preprocessed, sampling, saved=None, initial=None) == []
     assert choose_unused_target_ids(preprocessed, options, saved=None, initial=None) == preprocessed.unused_target_ids
-
-
-def test_a_folder_that_was_preprocessed_before_has_none(preprocessed):
-    manifest = {key: value for key, value in preprocessed.manifest.items() if key != "unused_target_ids"}
-    assert dataclasses.replace(preprocessed, manifest=manifest).unused_target_ids == []
