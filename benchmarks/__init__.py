@@ -1,1 +1,1 @@
-"""What speed is measured against, and how. Not part of the package: scripts/benchmark.py runs it."""
+"""Benchmarks against plain baselines, run by scripts/benchmark.py. Not part of the package."""

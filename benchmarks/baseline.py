@@ -1,12 +1,12 @@
-"""The straightforward translator that speed is measured against.
+"""The plain translator that decoding speed is measured against.
 
-It is what a careful person writes in an afternoon with PyTorch's modules, and what many toolkits do: fp32,
-`nn.LSTM` called with one time step, the attention's keys computed from the encoder's states at every step, these states
-copied for each hypothesis, log-softmax and top-k over beam * vocabulary, and a static batch: sentences that are done
-are computed on until the last one is. The encoder runs over whole sequences with fused kernels, as everywhere.
+It is written in the straightforward way of many toolkits, with PyTorch's modules in fp32: `nn.LSTM` is called with one
+time step, attention keys are computed from the encoder states at every step, these states are copied for each
+hypothesis, log-softmax and top-k run over beam * vocabulary, and the batch is static: finished sentences are computed
+until the last one is finished. The encoder processes whole sequences with fused kernels.
 
-Weights are those of the model under test, and the search is the same (gnmt/decoding/search.py, without pruning), so the
-translations can be compared.
+It uses the weights of the model under test and the search of gnmt/decoding/search.py without pruning, so translations
+can be compared.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ from gnmt.model.seq2seq import Seq2Seq
 
 @dataclass
 class _Sentence:
-    """One sentence's search.
+    """Search state of one sentence.
 
-    limit: largest |Y|. longest: length penalty there. finished: (score, tokens) of hypotheses. best: the result.
+    Args:
+        limit: Largest |Y|.
+        longest: Length penalty at the limit.
+        finished: (score, tokens) of finished hypotheses.
+        best: Result, when the search is done.
     """
 
     limit: int
@@ -42,7 +46,7 @@ class _Sentence:
 
 
 class Baseline:
-    """Translates ids with a Seq2Seq of LSTM decoder and additive attention, in batches in the order given."""
+    """Translate ids with a GNMT decoder and additive attention, in batches in the given order."""
 
     def __init__(self, model: Seq2Seq, device: torch.device) -> None:
         assert isinstance(model.decoder, GNMTDecoder)
@@ -54,7 +58,7 @@ class Baseline:
     def search(
         self, sources: Sequence[Sequence[int]], options: SearchOptions, suppressed: Sequence[int], batch_size: int
     ) -> list[list[int]]:
-        """The target ids (with EOS where finished) of each source (with EOS)."""
+        """Return the target ids (with EOS if finished) of each source (with EOS)."""
         found: list[list[int]] = []
         for start in range(0, len(sources), batch_size):
             found += self._batch(sources[start : start + batch_size], options, suppressed)
@@ -109,7 +113,7 @@ class Baseline:
     def _step(
         self, tokens_N: Tensor, states: list[tuple[Tensor, Tensor]], states_NSH: Tensor, mask_NS: Tensor
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Logits [N, V], attention [N, S] and the new states of one decoder step."""
+        """Return logits [N, V], attention [N, S] and the new states of one decoder step."""
         attention = self.attention
         embedded_1NE = self.model.target_embedding(tokens_N)[None]
         inputs_1NH, bottom_state = nn.LSTM.forward(self.decoder.bottom, embedded_1NE, states[0])
@@ -131,11 +135,11 @@ class Baseline:
     def _finish(
         sentences: list[_Sentence], score_BN: Tensor, tokens_BN: Tensor, history_BNT: Tensor, beam: int
     ) -> None:
-        """Keeps the candidates among each sentence's best K that end."""
-        for row, place in ((tokens_BN[:, :beam] == EOS_ID) & (score_BN[:, :beam] > -math.inf)).nonzero().tolist():
+        """Keep the candidates with EOS among the best K of each sentence."""
+        for row, candidate in ((tokens_BN[:, :beam] == EOS_ID) & (score_BN[:, :beam] > -math.inf)).nonzero().tolist():
             if sentences[row].best is None:
-                tokens = [*history_BNT[row, place, 1:].tolist(), EOS_ID]
-                sentences[row].finished.append((float(score_BN[row, place]), tokens))
+                tokens = [*history_BNT[row, candidate, 1:].tolist(), EOS_ID]
+                sentences[row].finished.append((float(score_BN[row, candidate]), tokens))
 
     @staticmethod
     def _close(
@@ -145,7 +149,7 @@ class Baseline:
         score_BK: Tensor,
         tokens_NT: Tensor,
     ) -> bool:
-        """Notes the result of sentences that are done; whether all are."""
+        """Store the results of sentences that are done; return whether all are."""
         tokens_BKT = tokens_NT.view(*log_prob_BK.shape, -1)
         best_active = log_prob_BK.amax(1).tolist()
         for row, sentence in enumerate(sentences):

@@ -1,7 +1,7 @@
-"""Times translation of ids: the plain baseline against the engine, in one process and in turns.
+"""Time translation of ids by the plain baseline and by gnmt's search, in one process and in turns.
 
-Lengths are controlled: EOS is not allowed, and each translation ends at a limit that follows from its source's length,
-so that all systems take the same steps whatever the weights are, and differences of text cost nobody anything.
+EOS is suppressed, and each translation ends at a limit given by its source length. All systems therefore take the same
+steps whatever the weights are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.baseline import Baseline
-from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, timed_in_turns
-from benchmarks.table import Column
+from benchmarks.measuring import Column, Runner, in_own_process, peak_resident_mib, timed_in_turns
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.checkpoint.load import load_model
 from gnmt.decoding.engine.inference_copy import inference_copy
@@ -29,24 +28,20 @@ from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
 
 BASELINE = "baseline"
-# Encoder layers, decoder layers, width, pieces.
+# Encoder layers, decoder layers, width, subwords.
 SIZES = {"gnmt": (4, 4, 1024, 32_000), "multi30k": (2, 2, 256, 10_000), "tiny": (2, 2, 16, 200)}
 LENGTHS = ("equal", "mixed")
-PRECISIONS = (
-    "auto",
-    "fp32",
-    "bf16",
-    "fp16",
-    "int8",
-)  # not tf32, a setting of the process that the baseline would share
+# Without tf32, a setting of the process that would also apply to the baseline.
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is translated, by which model.
+    """A model and the sources to translate. Targets are as long as their sources.
 
-    size: of SIZES, with random weights, or the path of a checkpoint. lengths: `equal`, every source `source_tokens`
-    long; `mixed`, a log-normal spread around that. Targets are as long as their sources.
+    Args:
+        size: A key of SIZES, with random weights, or the path of a checkpoint.
+        lengths: `equal`: all sources have `source_tokens` tokens; `mixed`: log-normal lengths around that.
     """
 
     size: str
@@ -61,23 +56,23 @@ class Workload:
 
     @property
     def options(self) -> SearchOptions:
-        never = 1_000_000  # a translation that may not end goes on to its limit
+        never = 1_000_000  # suppresses EOS up to the limit
         return SearchOptions(beam_size=self.beam, max_length_factor=1.0, max_length_offset=0, min_length=never)
 
     def model(self) -> Seq2Seq:
-        """The model in evaluation mode, on the device."""
+        """Return the model in evaluation mode, on the device."""
         device = choose_device(self.device)
         if self.size not in SIZES:
             return load_model(self.size, device, self.trusted_packages).model.eval()
         torch.manual_seed(self.seed)
-        encoder_layers, decoder_layers, width, pieces = SIZES[self.size]
+        encoder_layers, decoder_layers, width, num_subwords = SIZES[self.size]
         encoder = LSTMEncoder(width, width, encoder_layers)
         attention = AdditiveAttention(width, encoder.output_size, width)
         decoder = GNMTDecoder(width, width, decoder_layers, attention)
-        return Seq2Seq(encoder, decoder, pieces, pieces, width).to(device).eval()
+        return Seq2Seq(encoder, decoder, num_subwords, num_subwords, width).to(device).eval()
 
     def sources(self, vocabulary_size: int) -> list[list[int]]:
-        """Random pieces and EOS; sentences of one batch stand together, as sorting by length leaves them."""
+        """Return random ids with EOS, sorted by length, so that a batch contains similar lengths."""
         generator = torch.Generator().manual_seed(self.seed)
         count = self.batch_size * self.num_batches
         lengths = torch.full((count,), self.source_tokens)
@@ -92,11 +87,11 @@ class Workload:
         return f"{Path(self.size).stem}_{self.lengths}_{self.beam}_{self.batch_size}"
 
     def call(self, name: str) -> Runner:
-        """A call of the system with a model of its own."""
+        """Return a call of `system` with a new model."""
         return self.system(name, self.model())
 
     def system(self, name: str, model: Seq2Seq) -> Runner:
-        """A call that translates everything, by the baseline or by the engine in that precision."""
+        """Return a call that translates all sources, by the baseline or by search in a precision."""
         device = choose_device(self.device)
         sources = self.sources(model.source_embedding.num_embeddings)
         suppressed = (PAD_ID, BOS_ID)
@@ -111,10 +106,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; rates are medians over the repetitions, tokens those of the target.
+    """One line of the table. Rates are medians over the repetitions; tokens are target tokens.
 
-    ratio: the baseline's median time divided by this one's. peak_mib: resident memory of a process that does nothing
-    else, with the model it was made from (on CUDA: allocated device memory), or None where not asked for.
+    Args:
+        ratio: Median time of the baseline divided by this system's.
+        peak_mib: Peak resident memory of a separate process, including the original model (on CUDA: allocated device
+            memory); None if not measured.
     """
 
     size: str
@@ -149,13 +146,13 @@ def workloads(
 
 
 def measure(workload: Workload, precisions: list[str], repetitions: int, memory: bool) -> list[Figure]:
-    """Times the baseline and every precision in turns."""
+    """Time the baseline and each precision in turns."""
     model = workload.model()
     names = [BASELINE, *precisions]
     runners = {name: workload.system(name, model) for name in names}
     seconds = timed_in_turns(runners, repetitions, workload.device)
     del runners, model
-    sources = workload.sources(5)  # of these lengths, whatever the vocabulary
+    sources = workload.sources(5)  # their lengths do not depend on the vocabulary
     num_tokens = sum(map(len, sources))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [
@@ -173,7 +170,7 @@ def measure(workload: Workload, precisions: list[str], repetitions: int, memory:
 
 
 def peak_mib(workload: Workload, name: str) -> float:
-    """The peak of a process of its own that builds the model and translates once."""
+    """Return the peak memory of a new process that builds the model and translates once."""
     return in_own_process(_peak_here, workload, name)
 
 

@@ -1,7 +1,7 @@
-"""Times updates of training over the length of sentences, for systems whose recipes are experiments.
+"""Time training updates by sentence length, for the models of experiments.
 
-A batch holds the same number of tokens at every length, in fewer sentences the longer they are. So the products with
-weights stay the same; what grows is what a system spends on steps in sequence or on pairs of positions.
+A batch has the same number of tokens at every length, so the arithmetic of weight matrices is constant. The time of
+sequential steps and of pairs of positions grows.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measuring import Runner, in_own_process, timed_in_turns
-from benchmarks.table import Column
-from benchmarks.training import PRECISIONS, SMOOTHING, Step, memory_mib, project_step, updates
+from benchmarks.measuring import Column, Runner, in_own_process, timed_in_turns
+from benchmarks.training import SMOOTHING, Step, memory_mib, project_step, updates
 from gnmt.batch import BOS_ID, PAD_ID, Batch
 from gnmt.config.build import build
 from gnmt.config.cli import recipe
@@ -27,18 +26,19 @@ from gnmt.errors import InputError
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.objective import LabelSmoothedCrossEntropy
 
-__all__ = ["COLUMNS", "LENGTHS", "PRECISIONS", "LengthFigure", "LengthWorkload", "measure", "workloads"]
-
 LENGTHS = ("equal",)
 
 
 @dataclass(frozen=True)
 class LengthWorkload:
-    """Updates of one system on sentences of one length.
+    """Updates of one model on sentences of one length.
 
-    size: the experiment whose model is trained, from random weights. sentence_tokens: of each side, with EOS.
-    batch_tokens: of both sides together. num_batches: of one measurement, an update each.
-    config: the experiment's, whole.
+    Args:
+        size: Name of the experiment; weights are random.
+        sentence_tokens: Tokens of each side, with EOS.
+        batch_tokens: Tokens of both sides.
+        num_batches: Updates of one measurement.
+        config: Resolved config of the experiment.
     """
 
     size: str
@@ -54,46 +54,45 @@ class LengthWorkload:
         return max(1, self.batch_tokens // (2 * self.sentence_tokens))
 
     @property
-    def num_pieces(self) -> int:
+    def num_subwords(self) -> int:
         return int(self.config["tokenizer"]["vocab_size"])
 
     def model(self) -> Seq2Seq:
-        """In training mode, on the device."""
+        """Return the model in training mode, on the device."""
         torch.manual_seed(self.seed)
         return self.build_model().to(choose_device(self.device)).train()
 
     def build_model(self) -> Seq2Seq:
-        """On torch's default device."""
-        sizes = {"source_vocabulary_size": self.num_pieces, "target_vocabulary_size": self.num_pieces}
+        """Build the model on torch's default device."""
+        sizes = {"source_vocabulary_size": self.num_subwords, "target_vocabulary_size": self.num_subwords}
         model: Seq2Seq = build(self.config["model"], **sizes)
         return model
 
     def batches(self) -> list[Batch]:
-        """Random pieces."""
+        """Return batches of random subwords."""
         rng = np.random.default_rng(self.seed)
         shape = (self.num_batches, 2, self.num_sentences, self.sentence_tokens - 1)
         rows = np.arange(self.num_sentences)
-        return [batch_of(*sides, rows) for sides in rng.integers(4, self.num_pieces, shape)]
+        return [batch_of(*sides, rows) for sides in rng.integers(4, self.num_subwords, shape)]
 
     @property
     def label(self) -> str:
         return f"{self.size.replace('/', '_')}_{self.sentence_tokens}"
 
     def call(self, name: str) -> Runner:
-        """One update of a model of its own."""
+        """Return a call that makes one update of a new model."""
         step, batch = self.step(name, self.model()), self.batches()[0]
         return lambda: step(batch)
 
     def step(self, name: str, model: Seq2Seq) -> Step:
-        loss = LabelSmoothedCrossEntropy(self.num_pieces, (PAD_ID, BOS_ID), SMOOTHING)
+        loss = LabelSmoothedCrossEntropy(self.num_subwords, (PAD_ID, BOS_ID), SMOOTHING)
         return project_step(model, loss.to(choose_device(self.device)), name)
 
 
 def workloads(sizes: list[str], sentence_tokens: list[int], **common: Any) -> list[LengthWorkload]:
-    """Every system at every length.
+    """Return a workload for each model and length.
 
-    Raises InputError for what is no experiment and for a length that one of them cannot read: before anything is
-    measured, since an error in the last cell would cost the figures of all others.
+    Raises InputError for an unknown experiment and for a length that a model cannot read, before anything is measured.
     """
     configs = {size: experiment(size) for size in sizes}
     cells = product(configs.items(), sentence_tokens)
@@ -103,33 +102,34 @@ def workloads(sizes: list[str], sentence_tokens: list[int], **common: Any) -> li
 
 
 def experiment(size: str) -> dict[str, Any]:
-    """Its config. Raises InputError where there is none of that name, or it is wrong."""
+    """Return the config of an experiment. Raises InputError if it does not exist or is invalid."""
     try:
         return recipe(size)
     except InputError as error:
-        raise InputError(f"sizes: {size} is no experiment that can be measured: {error}") from None
+        raise InputError(f"sizes: cannot measure {size}: {error}") from None
 
 
 def check_positions(systems: Iterable[LengthWorkload], sentence_tokens: list[int]) -> None:
-    """Raises InputError where a system has learned fewer positions than a sentence has tokens."""
+    """Raise InputError if a model has fewer learned positions than a sentence has tokens."""
     for system in systems:
-        with torch.device("meta"):  # for the shapes alone
+        with torch.device("meta"):  # shapes only
             model = system.build_model()
         limits = [part.max_tokens for part in (model.encoder, model.decoder) if part.max_tokens is not None]
         too_long = [tokens for tokens in sentence_tokens if limits and tokens > min(limits)]
         if too_long:
             raise InputError(
-                f"sentence_tokens: found {max(too_long)}, but {system.size} has learned {min(limits)} positions: leave "
-                "longer sentences out, or take it out of sizes"
+                f"sentence_tokens: found {max(too_long)}, but {system.size} has {min(limits)} learned positions: remove"
+                " the longer lengths, or remove the model from sizes"
             )
 
 
 @dataclass(frozen=True)
 class LengthFigure:
-    """One line of the table; rates are of the median over the repetitions.
+    """One line of the table. Rates use the median time over the repetitions.
 
-    sentence_tokens, num_sentences: of the batch. tokens_per_second: source and target with EOS. memory_mib: the most
-    that a process of its own held, less weights, gradients and optimizer state; None where not asked for.
+    Args:
+        tokens_per_second: Source and target tokens with EOS.
+        memory_mib: Peak memory of a separate process minus weights, gradients and optimizer state, or None.
     """
 
     size: str
@@ -154,7 +154,7 @@ COLUMNS = (
 
 
 def measure(workload: LengthWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[LengthFigure]:
-    """Times every precision in turns."""
+    """Time each precision in turns."""
     batches = workload.batches()
     runners = {name: updates(workload.step(name, workload.model()), batches) for name in precisions}
     seconds = timed_in_turns(runners, repetitions, workload.device)

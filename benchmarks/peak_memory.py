@@ -1,9 +1,8 @@
-"""Runs a command, and says how long it took and how much anonymous memory it and its children had at most (Linux).
+"""Run a command and print its time and the peak anonymous memory of all its processes (Linux).
 
 python -m benchmarks.peak_memory COMMAND ...
 
-Anonymous memory (RssAnon) is what a program asks for; pages of memory-mapped files are not in it. Looked at 20 times a
-second.
+Anonymous memory (RssAnon) excludes pages of memory-mapped files. It is sampled 20 times per second.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ def main(command: list[str]) -> int:
         peak = max(peak, sum(anonymous_kilobytes(pid) for pid in family(process.pid)))
         time.sleep(0.05)
     seconds = time.perf_counter() - began
-    print(f"{seconds:.1f} seconds, at most {peak / 1024:.0f} MiB of anonymous memory in all processes", file=sys.stderr)
+    print(f"{seconds:.1f} seconds, peak anonymous memory of all processes {peak / 1024:.0f} MiB", file=sys.stderr)
     return process.returncode
 
 
 def family(pid: int) -> list[int]:
-    """The process and all that came from it."""
+    """Return the process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the time of one call goes: a trace for chrome://tracing or Perfetto, and a table of groups of operators."""
+"""Profile one call: a trace for chrome://tracing or Perfetto, and a table of groups of operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from benchmarks.measuring import Runner, synchronize
 from gnmt.device import choose_device
 
-# The first pattern that is found in an operator's name decides.
+# The first matching pattern gives the group of an operator.
 GROUPS = (
     ("optimizer", r"_fused_adam|_fused_sgd|Optimizer\."),
     ("LSTM kernels", r"rnn|lstm"),
@@ -26,14 +26,14 @@ GROUPS = (
     ("indexing", r"index|gather|scatter|embedding|repeat_interleave|masked"),
     ("softmax, sigmoid, tanh", r"softmax|sigmoid|tanh|::exp"),
     ("sums and norms", r"sum|norm|max|mean|foreach"),
-    ("element by element", r"::(add|sub|mul|div|neg|addcmul|addr|where|lt|eq|ge|ne|bitwise\w*|logical\w*|isfinite)_?$"),
+    ("elementwise", r"::(add|sub|mul|div|neg|addcmul|addr|where|lt|eq|ge|ne|bitwise\w*|logical\w*|isfinite)_?$"),
 )
 OTHER = "other"
 
 
 @dataclass
 class Group:
-    """seconds: in these operators themselves, all threads' clocks that torch.profiler reads."""
+    """Time spent in a group of operators, without their children, summed over threads."""
 
     seconds: float = 0.0
     calls: int = 0
@@ -41,29 +41,29 @@ class Group:
 
 
 class Profiled(Protocol):
-    """A workload: what is measured, in a dataclass that says so when it is printed."""
+    """A workload that can be profiled; its repr describes it."""
 
     @property
     def device(self) -> str: ...
 
     @property
     def label(self) -> str:
-        """Its name in file names."""
+        """Return a name for file names."""
         ...
 
     def call(self, name: str) -> Runner:
-        """What is profiled, by the system of that name."""
+        """Return the call to profile, for a system by name."""
         ...
 
 
 def profile_workload(workload: Profiled, name: str, folder: Path) -> str:
-    """Where the time of one call of the system goes, and its trace in the folder."""
+    """Profile one call of a system, write its trace to the folder and return the tables."""
     trace = folder / f"{workload.label}_{name}.trace.json"
     return f"{name}: {workload}\n{profile(workload.call(name), workload.device, trace)}\n"
 
 
 def profile(runner: Runner, device_name: str, trace: Path) -> str:
-    """Writes the trace of one call, after an unmeasured one, and returns the tables of groups and of operators."""
+    """Write the trace of one call, after a warm-up call, and return the tables of groups and of operators."""
     runner()
     synchronize(device_name)
     on_cuda = choose_device(device_name).type == "cuda"
@@ -84,7 +84,7 @@ def profile(runner: Runner, device_name: str, trace: Path) -> str:
 
 
 def grouped(rows: Iterable[tuple[str, float, int]]) -> dict[str, Group]:
-    """rows: an operator's name, the seconds in itself, and its calls."""
+    """Sum rows of (operator, seconds without children, calls) by group."""
     groups: dict[str, Group] = {}
     for name, seconds, calls in rows:
         label = next((label for label, pattern in GROUPS if re.search(pattern, name)), OTHER)
@@ -96,7 +96,7 @@ def grouped(rows: Iterable[tuple[str, float, int]]) -> dict[str, Group]:
 
 
 def group_table(groups: dict[str, Group]) -> str:
-    """A row for each group, the slowest first, with its three slowest operators."""
+    """Return a table of the groups, slowest first, with their three slowest operators."""
     total = sum(group.seconds for group in groups.values())
     lines = [f"{'operators':24}{'ms':>10}{'share':>8}{'calls':>8}  mostly"]
     for label, group in sorted(groups.items(), key=lambda item: -item[1].seconds):

@@ -1,6 +1,6 @@
-"""A preprocessed folder whose training pairs stand in it many times over, to measure the start of training on.
+"""Make a preprocessed folder with repeated training pairs, to measure the start of training.
 
-python -m benchmarks.repeated_store PREPARED TIMES FOLDER
+python -m benchmarks.repeated_store PREPROCESSED TIMES FOLDER
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(preprocessed: Path, times: int, folder: Path) -> None:
 
 
 def whole_side(store: Store, side: str) -> EncodedSide:
-    """All pairs of a store, in memory."""
+    """Return one side of all pairs of a store, in memory."""
     arrays = {name: np.fromfile(store.folder / f"{side}.{name}", kind) for name, kind in kinds(store, side).items()}
     lengths = arrays["lengths"].astype(np.int64)
     return EncodedSide(arrays["ids"], lengths, arrays["text"], np.diff(arrays["text_offsets"]))

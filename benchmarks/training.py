@@ -1,4 +1,4 @@
-"""Times updates of training: the plain baseline against the project's own, in one process and in turns."""
+"""Time training updates of the plain baseline and of gnmt, in one process and in turns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Runner, in_own_process, peak_resident_mib, resident_mib, timed_in_turns
-from benchmarks.table import Column
+from benchmarks.measuring import Column, Runner, in_own_process, peak_resident_mib, resident_mib, timed_in_turns
 from benchmarks.training_baseline import PlainTranslator, baseline_step, plain_name
 from gnmt.batch import BOS_ID, PAD_ID, Batch
 from gnmt.data.batching import batch_of
@@ -27,19 +26,19 @@ from gnmt.training.schedule import Constant
 
 BASELINE = "baseline"
 LENGTHS = ("equal", "mixed")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # not tf32, a setting of the process that the baseline would share
+# Without tf32, a setting of the process that would also apply to the baseline.
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SMOOTHING, LEARNING_RATE, CLIP_NORM = 0.1, 1e-4, 5.0
-# Two implementations differ by rounding alone: so much of the loss, and so much of the gradient's norm. It grows with
-# depth and width: 1e-6 of the norm at 4+4 layers of 512, 1.4e-5 at 4+4 of 1024 and 32,000 pieces.
+# Largest relative difference of loss and gradient norm between the two implementations in fp32. Rounding grows with
+# depth and width: 1e-6 of the norm at 4+4 layers of 512, 1.4e-5 at 4+4 of 1024 with 32,000 subwords.
 LARGEST_DIFFERENCE = 5e-5
-# Weights, gradients and Adam's two moments, all fp32.
-BYTES_OF_A_PARAMETER = 16
+BYTES_PER_PARAMETER = 16  # weights, gradients and Adam's two moments in fp32
 
 Step = Callable[[Batch], object]
 
 
 class Updates(Protocol):
-    """What is trained, on what."""
+    """A model and batches to train it on."""
 
     @property
     def device(self) -> str: ...
@@ -49,16 +48,16 @@ class Updates(Protocol):
     def batches(self) -> list[Batch]: ...
 
     def step(self, name: str, model: Seq2Seq) -> Step:
-        """One update, by the baseline or by the project in that precision."""
+        """Return a call that makes one update, by the baseline or by gnmt in a precision."""
         ...
 
 
 class Size(NamedTuple):
-    """num_layers: of the encoder and again of the decoder. A batch is batch_size pairs of tokens and tokens."""
+    """Model and batch sizes: `num_layers` in the encoder and in the decoder, `tokens` on each side of a pair."""
 
     num_layers: int
     width: int
-    num_pieces: int
+    num_subwords: int
     batch_size: int
     tokens: int
 
@@ -73,11 +72,13 @@ SIZES = {
 
 @dataclass(frozen=True)
 class TrainingWorkload:
-    """What is trained, on what.
+    """A model with random weights and batches of random subwords.
 
-    size: of SIZES; weights are random. lengths: `equal`, all sentences as long as the size says, with EOS on both
-    sides; `mixed`, a log-normal spread around that. dropout: on the input of every layer. num_batches: of one
-    measurement, an update each.
+    Args:
+        size: A key of SIZES.
+        lengths: `equal`: all sentences have the size's length, with EOS; `mixed`: log-normal lengths around that.
+        dropout: Probability on the input of every layer.
+        num_batches: Updates of one measurement.
     """
 
     size: str
@@ -88,21 +89,21 @@ class TrainingWorkload:
     device: str
 
     def model(self) -> Seq2Seq:
-        """In training mode, on the device."""
+        """Return the model in training mode, on the device."""
         torch.manual_seed(self.seed)
         size = SIZES[self.size]
         encoder = LSTMEncoder(size.width, size.width, size.num_layers, dropout=self.dropout)
         attention = AdditiveAttention(size.width, encoder.output_size, size.width)
         decoder = GNMTDecoder(size.width, size.width, size.num_layers, attention, dropout=self.dropout)
-        model = Seq2Seq(encoder, decoder, size.num_pieces, size.num_pieces, size.width)
+        model = Seq2Seq(encoder, decoder, size.num_subwords, size.num_subwords, size.width)
         return model.to(choose_device(self.device)).train()
 
     def loss(self) -> LabelSmoothedCrossEntropy:
-        loss = LabelSmoothedCrossEntropy(SIZES[self.size].num_pieces, (PAD_ID, BOS_ID), SMOOTHING)
+        loss = LabelSmoothedCrossEntropy(SIZES[self.size].num_subwords, (PAD_ID, BOS_ID), SMOOTHING)
         return loss.to(choose_device(self.device))
 
     def batches(self) -> list[Batch]:
-        """Random pieces."""
+        """Return batches of random subwords."""
         rng = np.random.default_rng(self.seed)
         size = SIZES[self.size]
         batches = []
@@ -110,7 +111,7 @@ class TrainingWorkload:
             lengths = np.full((2, size.batch_size), size.tokens)
             if self.lengths == "mixed":
                 lengths = (lengths * np.exp(0.3 * rng.standard_normal(lengths.shape))).round().astype(int).clip(2)
-            sides = [[rng.integers(4, size.num_pieces, length - 1) for length in side] for side in lengths]
+            sides = [[rng.integers(4, size.num_subwords, length - 1) for length in side] for side in lengths]
             batches.append(batch_of(sides[0], sides[1], np.arange(size.batch_size)))
         return batches
 
@@ -119,24 +120,24 @@ class TrainingWorkload:
         return f"{self.size}_{self.lengths}"
 
     def call(self, name: str) -> Runner:
-        """One update of a model of its own."""
+        """Return a call that makes one update of a new model."""
         step, batch = self.step(name, self.model()), self.batches()[0]
         return lambda: step(batch)
 
     def step(self, name: str, model: Seq2Seq) -> Step:
-        """One update, by the baseline or by the project in that precision; each has an optimizer of its own."""
+        """Return a call that makes one update, by the baseline or by gnmt in a precision, with its own optimizer."""
         if name == BASELINE:
             return baseline_step(model, self.loss().uniform_V, SMOOTHING, LEARNING_RATE, CLIP_NORM)
         return project_step(model, self.loss(), name)
 
 
 def updates(step: Step, batches: list[Batch]) -> Runner:
-    """A call that makes an update on each batch."""
+    """Return a call that makes an update on each batch."""
     return lambda: [step(batch) for batch in batches]
 
 
 def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name: str) -> Step:
-    """An update as gnmt.training.trainer.Trainer makes it of one batch, with Adam as in configs/optimizer."""
+    """Return a call that makes an update as gnmt.training.trainer.Trainer does, with fused Adam."""
     device = loss.uniform_V.device
     return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), device)
     precision = choose_precision(precision_name, device)
@@ -161,11 +162,13 @@ def project_step(model: Seq2Seq, loss: LabelSmoothedCrossEntropy, precision_name
 
 @dataclass(frozen=True)
 class TrainingFigure:
-    """One line of the table; rates are of the median over the repetitions.
+    """One line of the table. Rates use the median time over the repetitions.
 
-    tokens_per_second: source and target with EOS, padding not counted. ratio: the baseline's median time divided by
-    this one's. utilization: of the best matrix product in that precision, see `model_flops`. memory_mib: the most that
-    a process of its own held, less weights, gradients and optimizer state; None where not asked for.
+    Args:
+        tokens_per_second: Source and target tokens with EOS, without padding.
+        ratio: Median time of the baseline divided by this system's.
+        utilization: Rate of operations (see `workload_flops`) relative to the fastest matrix product of the precision.
+        memory_mib: Peak memory of a separate process minus weights, gradients and optimizer state, or None.
     """
 
     size: str
@@ -192,10 +195,10 @@ COLUMNS = (
 
 
 def measure(workload: TrainingWorkload, precisions: list[str], repetitions: int, memory: bool) -> list[TrainingFigure]:
-    """Times the baseline and every precision in turns, each beside the best product of its precision."""
+    """Time the baseline and each precision in turns, and a matrix product of the same precision with each."""
     names = [BASELINE, *precisions]
     batches = workload.batches()
-    product_of = {name: f"product beside {name}" for name in names}
+    product_of = {name: f"product for {name}" for name in names}
     runners: dict[str, Runner] = {}
     for name in names:
         runners[product_of[name]] = matrix_product("fp32" if name == BASELINE else name, workload.device)
@@ -223,18 +226,17 @@ def measure(workload: TrainingWorkload, precisions: list[str], repetitions: int,
 
 
 def workload_flops(workload: TrainingWorkload) -> Callable[[Batch], int]:
-    """The floating-point operations of an update on a batch that its mathematics needs.
+    """Return a function that counts the floating-point operations of an update on a batch.
 
-    A product with a matrix costs 2 operations for each of its elements and each token in forward and twice that in
-    backward. Counted are the LSTMs, 4 * width * (input + width) elements each, the attention's projections, score and
-    context, and the output layer, all for real tokens only. Not counted: embeddings, everything element by element,
-    the optimizer, padding, and what is computed twice to save memory.
+    A matrix product takes 2 operations per element and token forward, and twice that backward. Counted for real tokens:
+    the LSTMs, with 4 * width * (input + width) elements each; projections, scores and context of attention; the output
+    layer. Not counted: embeddings, elementwise operations, the optimizer, padding and recomputation.
     """
-    num_layers, width, num_pieces, _, _ = SIZES[workload.size]
+    num_layers, width, num_subwords, _, _ = SIZES[workload.size]
     lstm_of = {inputs: 4 * width * (inputs + width) for inputs in (width, 2 * width)}
-    # The encoder's first layer has two directions, the second reads both; upper layers of the decoder read the context.
+    # The bottom encoder layer has two directions, the second reads both; upper decoder layers read the context.
     encoder = 2 * lstm_of[width] + lstm_of[2 * width] + (num_layers - 2) * lstm_of[width] + width * width
-    decoder = lstm_of[width] + (num_layers - 1) * lstm_of[2 * width] + width * width + width * num_pieces
+    decoder = lstm_of[width] + (num_layers - 1) * lstm_of[2 * width] + width * width + width * num_subwords
 
     def flops(batch: Batch) -> int:
         source_B, target_B = batch.source.lengths_B, batch.labels.lengths_B
@@ -245,7 +247,7 @@ def workload_flops(workload: TrainingWorkload) -> Callable[[Batch], int]:
 
 
 def matrix_product(precision: str, device_name: str) -> Callable[[], object]:
-    """A product of two square matrices that any device runs at its best."""
+    """Return a call that multiplies two square matrices, large enough for the device's full rate."""
     device = choose_device(device_name)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = dtypes[choose_precision(precision, device).name]
@@ -264,28 +266,29 @@ def product_width(device_name: str) -> int:
 
 
 def memory_mib(workload: Updates, name: str) -> float:
-    """The most that this process holds during updates, less weights, gradients, optimizer state and libraries."""
+    """Return the peak memory of updates in this process, minus weights, gradients, optimizer state and libraries."""
     device = choose_device(workload.device)
     on_cuda = device.type == "cuda"
     tiny = TrainingWorkload("tiny", "equal", 0.0, 1, 1, workload.device)
-    warm_up = tiny.step(name, tiny.model())  # loads libraries and makes threads
+    warm_up = tiny.step(name, tiny.model())  # loads libraries and starts threads
     warm_up(tiny.batches()[0])
     before = torch.cuda.memory_allocated(device) / 2**20 if on_cuda else resident_mib()
     model = workload.model()
-    fixed = BYTES_OF_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters()) / 2**20
+    fixed = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters()) / 2**20
     step = workload.step(name, model)
     if name == BASELINE:
-        del model  # it trains a copy
-    for batch in workload.batches()[:1] * 2:  # the optimizer's state is there in the second
+        del model  # the baseline trains a copy
+    for batch in workload.batches()[:1] * 2:  # the second update has the optimizer's state
         step(batch)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else peak_resident_mib()
     return peak - before - fixed
 
 
 def differences(workload: TrainingWorkload) -> tuple[float, float]:
-    """How far the project's fp32 is from the baseline, without dropout, on one batch.
+    """Compare gnmt with the baseline in fp32, without dropout, on one batch.
 
-    Relative difference of the loss, and norm of the difference of all gradients over the norm of the gradient.
+    Returns:
+        Relative difference of the loss, and norm of the difference of all gradients divided by the gradient norm.
     """
     exact = TrainingWorkload(workload.size, "mixed", 0.0, 1, workload.seed, workload.device)
     model, loss = exact.model(), exact.loss()
@@ -305,7 +308,7 @@ def differences(workload: TrainingWorkload) -> tuple[float, float]:
 
 
 def check_equality(workload: TrainingWorkload) -> str:
-    """A sentence that both compute the same; AssertionError where they do not."""
+    """Return a sentence with the differences; raise AssertionError if the two compute something else."""
     of_loss, of_gradients = differences(workload)
     assert max(of_loss, of_gradients) < LARGEST_DIFFERENCE, f"{workload.size}: {of_loss}, {of_gradients}"
     return (

@@ -1,9 +1,9 @@
-"""The straightforward GNMT training that speed is measured against.
+"""The plain GNMT training that training speed is measured against.
 
-What a careful person writes in an afternoon with PyTorch's modules: fp32; nn.LSTM, bidirectional and over packed
-sequences in the encoder, over the padded target in the decoder; additive attention by tanh over all of [B, T, S, A];
-logits of the whole padded target at once, their log_softmax, and smoothing as a mean over it; Adam parameter by
-parameter; clip_grad_norm_. The weights are those of the model under test, so loss and gradients can be compared.
+It is written in the straightforward way with PyTorch's modules in fp32: nn.LSTM over packed sequences in the encoder
+and over the padded target in the decoder, additive attention by tanh over the whole [B, T, S, A], logits of the whole
+padded target, log_softmax with smoothing as a mean over it, Adam without fused kernels, and clip_grad_norm_. It uses
+the weights of the model under test, so loss and gradients can be compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gnmt.model.seq2seq import Seq2Seq
 
 
 class PlainTranslator(nn.Module):
-    """A Seq2Seq of LSTM encoder, LSTM decoder and normalized additive attention, written out plainly."""
+    """A plain copy of a Seq2Seq with LSTM encoder, GNMT decoder and normalized additive attention."""
 
     def __init__(self, model: Seq2Seq) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class PlainTranslator(nn.Module):
         self.load_state_dict({plain_name(name): tensor for name, tensor in model.state_dict().items()})
 
     def forward(self, batch: Batch, uniform_V: Tensor, smoothing: float) -> Tensor:
-        """The loss summed over real target tokens."""
+        """Return the loss summed over real target tokens."""
         states_BSH = self.encode(batch)
         inputs, labels = batch.target_input, batch.labels
         hidden_BTH = self.decode(inputs.ids_BT, states_BSH, batch.source.mask_BT)
@@ -60,7 +60,7 @@ class PlainTranslator(nn.Module):
         return loss_BT.masked_fill(~labels.mask_BT, 0).sum()
 
     def encode(self, batch: Batch) -> Tensor:
-        """Encoder states [B, S, H]."""
+        """Return encoder states [B, S, H]."""
         embedded_BSE = self.source_embedding(batch.source.ids_BT)
         packed = pack_padded_sequence(
             embedded_BSE, batch.source.lengths_B.cpu(), batch_first=True, enforce_sorted=False
@@ -75,7 +75,7 @@ class PlainTranslator(nn.Module):
         return states_BSH
 
     def decode(self, target_BT: Tensor, states_BSH: Tensor, mask_BS: Tensor) -> Tensor:
-        """Hidden states [B, T, H]."""
+        """Return hidden states [B, T, H]."""
         dropout = self.dropout["decoder"]
         bottom, *upper = self.decoder
         outputs_BTH = bottom(dropout(self.target_embedding(target_BT)))[0]
@@ -91,7 +91,7 @@ class PlainTranslator(nn.Module):
         return outputs_BTH
 
     def attend(self, query_BTH: Tensor, states_BSH: Tensor, mask_BS: Tensor) -> Tensor:
-        """Context [B, T, H]."""
+        """Return the context [B, T, H]."""
         query_BTA, keys_BSA = self.query_projection(query_BTH), self.key_projection(states_BSH)
         hidden_BTSA = torch.tanh(query_BTA[:, :, None] + keys_BSA[:, None])
         scores_BTS = hidden_BTSA @ (self.scale * self.direction / self.direction.norm())
@@ -99,20 +99,20 @@ class PlainTranslator(nn.Module):
         return weights_BTS @ states_BSH
 
     def train(self, mode: bool = True) -> PlainTranslator:
-        for dropout in self.dropout.values():  # no submodules, for a dictionary holds them
+        for dropout in self.dropout.values():  # in a dictionary, so not registered as submodules
             dropout.train(mode)
         super().train(mode)
         return self
 
 
 def plain_lstm(layer: nn.Module) -> nn.LSTM:
-    """torch's layer of the same sizes."""
+    """Return torch's LSTM of the same sizes."""
     one = layer.ahead if isinstance(layer, Bidirectional) else layer
     return nn.LSTM(one.input_size, one.hidden_size, batch_first=True, bidirectional=one is not layer)
 
 
 def plain_name(name: str) -> str:
-    """What the baseline calls a parameter of Seq2Seq."""
+    """Return the baseline's name of a Seq2Seq parameter."""
     name = re.sub(r"^encoder\.layers\.(\d+)\.back\.(.*)", r"encoder.\1.\2_reverse", name)
     name = re.sub(r"^encoder\.layers\.(\d+)\.(?:ahead\.)?", r"encoder.\1.", name)
     name = re.sub(r"^decoder\.bottom\.", "decoder.0.", name)
@@ -127,7 +127,7 @@ def with_data(packed: PackedSequence, data: Tensor) -> PackedSequence:
 def baseline_step(
     model: Seq2Seq, uniform_V: Tensor, smoothing: float, learning_rate: float, clip_norm: float
 ) -> Callable[[Batch], object]:
-    """One update of a plain copy of the model."""
+    """Return a call that makes one update of a plain copy of the model."""
     plain = PlainTranslator(model).to(uniform_V.device).train()
     optimizer = torch.optim.Adam(plain.parameters(), learning_rate, foreach=False, fused=False)
 

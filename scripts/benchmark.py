@@ -44,8 +44,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks import decoding, length, training
+from benchmarks.measuring import header, row
 from benchmarks.profiling import profile_workload
-from benchmarks.table import header, row
 from gnmt.config.cli import entry
 from gnmt.config.schema import BenchmarkConfig
 from gnmt.device import choose_device, choose_precision, device_name
@@ -56,7 +56,7 @@ TASKS = {"decoding": decoding, "training": training, "length": length}
 ALLOWED = {
     "decoding": {"sizes": tuple(decoding.SIZES), "lengths": decoding.LENGTHS, "precisions": decoding.PRECISIONS},
     "training": {"sizes": tuple(training.SIZES), "lengths": training.LENGTHS, "precisions": training.PRECISIONS},
-    "length": {"lengths": length.LENGTHS, "precisions": length.PRECISIONS},
+    "length": {"lengths": length.LENGTHS, "precisions": training.PRECISIONS},
 }
 
 # What else the figures of a task depend on.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.measuring import header, row
 
 from benchmarks.measuring import in_own_process
 from benchmarks.profiling import group_table, grouped
-from benchmarks.table import header, row
 from benchmarks.training import (
     COLUMNS,
     SIZES,
@@ -86,7 +86,7 @@ def test_operators_are_put_in_groups():
         "aten::embedding_dense_backward": "indexing",
         "aten::_softmax": "softmax, sigmoid, tanh",
         "aten::linalg_vector_norm": "sums and norms",
-        "aten::mul_": "element by element",
+        "aten::mul_": "elementwise",
         "aten::random_": "random numbers",
         "aten::view": "other",
     }
