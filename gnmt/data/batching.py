@@ -1,4 +1,13 @@
-"""Batches: which pairs form a batch in which order, and the thread that makes them ahead of time."""
+"""Batching: plan the global batches of an epoch, collate pairs into padded tensors, and iterate over the result.
+
+The module is laid out in the order in which data passes through it:
+
+- Planning: which pairs form a global batch, and in which order the batches come. The plan is a pure function of the
+  lengths, the token budget, the seed and the epoch. An epoch is planned in blocks of about a million pairs.
+- Collating: token ids of some pairs as one padded `Batch`, optionally with subword regularization.
+- `BatchStream`: the endless sequence of global batches, each as the `LocalBatch` of this rank.
+- `Prefetcher`: the same sequence, made ahead of time by a thread.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +15,7 @@ import hashlib
 import queue
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -21,26 +30,33 @@ from gnmt.data.store import CorpusSpan, Store
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 
-# Blocks of about so many pairs; smaller corpora are one block.
 BLOCK_PAIRS = 1 << 20
-# So many neighboring pairs stay in one block.
+"""Approximate number of pairs in a block; a smaller corpus is one block."""
+
 RUN_PAIRS = 1 << 12
-# Sorting goes by pools of about so many pairs, drawn at random: large enough for batches without padding.
+"""Number of neighboring pairs that stay in one block, so that a block reads the disk in long runs."""
+
 POOL_PAIRS = 1 << 17
-# Target lengths are sorted in pairs of lengths: a little more padding, and more ways to meet in a batch.
-_BUCKET_TOKENS = 2
-# Lengths that are looked at together when all are.
-_CHECK_PAIRS = 1 << 22
+"""Approximate number of pairs that are sorted by length together, enough for batches with little padding."""
+
+_BUCKET_TOKENS = 2  # target lengths per bucket; two cost little padding and let more pairs share a batch
+_CHECKED_PAIRS = 1 << 22  # lengths that `check_budget` reads at once
 
 Ints = NDArray[np.integer]
+Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
+
+
+# Planning
 
 
 @dataclass(frozen=True)
 class BlockPlan:
     """The global batches of one block.
 
-    pairs_N: its pairs. starts: where each batch begins, and the end. source_tokens, target_tokens: of each batch, with
-    EOS, without BOS and padding.
+    Args:
+        pairs_N: the pairs of the block, batch after batch.
+        starts: the index of the first pair of each batch, and N.
+        source_tokens, target_tokens: number of tokens of each batch, with EOS, without BOS and padding.
     """
 
     pairs_N: NDArray[np.int64]
@@ -52,59 +68,8 @@ class BlockPlan:
         return len(self.starts) - 1
 
     def __getitem__(self, batch: int) -> NDArray[np.int64]:
-        """int64 [B]: the pairs of a batch, those of similar lengths side by side."""
+        """Return the pairs of a batch, int64 [B]; pairs of similar lengths are neighbors."""
         return self.pairs_N[self.starts[batch] : self.starts[batch + 1]]
-
-
-def num_blocks(num_pairs: int) -> int:
-    """How many blocks an epoch of so many pairs is cut into."""
-    return max(1, -(-num_pairs // BLOCK_PAIRS))
-
-
-def block_pairs(corpus_spans: Sequence[CorpusSpan], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
-    """int64 [N], ascending: the pairs of a block; the blocks of an epoch hold every pair of a single corpus once.
-
-    An epoch of several corpora is as many pairs as they have together. Each gives its share of every block by its
-    weight, and goes through its own pairs once before it begins anew, whenever that is. So one may be in its third
-    epoch while another is in its first, and where it stands is a function of how many pairs came before.
-    """
-    total = sum(span.num_pairs for span in corpus_spans)
-    weights = [Fraction(span.weight) for span in corpus_spans]  # exact: of 49 equal ones each has its share
-    blocks = num_blocks(total)
-    begin, end = (epoch * total + total * place // blocks for place in (block, block + 1))
-    first_pair, chosen = 0, []
-    for number, (span, weight) in enumerate(zip(corpus_spans, weights, strict=True)):
-        share = weight / sum(weights)
-        taken = _sequence(span.num_pairs, int(begin * share), int(end * share), seed, number)
-        chosen.append(first_pair + taken)
-        first_pair += span.num_pairs
-    return np.sort(np.concatenate(chosen))
-
-
-def _sequence(num_pairs: int, begin: int, end: int, seed: int, number: int) -> NDArray[np.int64]:
-    """Elements begin to end of the endless sequence of one corpus' epochs, each with its runs in another order."""
-    pieces = [np.zeros(0, dtype=np.int64)]
-    while begin < end:
-        epoch, place = divmod(begin, num_pairs)
-        if place == 0 and (num_whole := (end - begin) // num_pairs):
-            pieces.append(np.tile(np.arange(num_pairs), num_whole))
-            begin += num_whole * num_pairs
-            continue
-        length = min(end - begin, num_pairs - place)
-        pieces.append(_part_of_epoch(num_pairs, place, place + length, seed, epoch, number))
-        begin += length
-    return np.concatenate(pieces)
-
-
-def _part_of_epoch(num_pairs: int, begin: int, end: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
-    starts = np.arange(0, num_pairs, RUN_PAIRS)
-    # The last number keeps these draws apart from those of any block.
-    starts = np.random.default_rng([seed, epoch, number, 1]).permutation(starts)
-    ends = np.cumsum(np.minimum(starts + RUN_PAIRS, num_pairs) - starts)
-    first, last = np.searchsorted(ends, (begin, end - 1), side="right")
-    runs = [np.arange(start, min(start + RUN_PAIRS, num_pairs)) for start in starts[first : last + 1]]
-    skipped = begin - (int(ends[first - 1]) if first else 0)
-    return np.concatenate(runs)[skipped : skipped + end - begin]
 
 
 def plan_block(
@@ -118,54 +83,60 @@ def plan_block(
     block: int = 0,
     pad_to_multiple_of: int = 1,
 ) -> BlockPlan:
-    """Cuts a block into batches whose rows times (longest source + longest target) is at most batch_tokens.
+    """Split a block into batches of at most `batch_tokens` padded tokens.
 
-    Both lengths, EOS counted, are rounded up to multiples of pad_to_multiple_of.
+    The padded tokens of a batch are its rows times (longest source + longest target), with EOS, both rounded up to
+    multiples of `pad_to_multiple_of`. A batch has pairs of similar lengths on both sides. Its composition and the order
+    of the batches are random and differ between epochs. Every pair occurs as often as in `pairs_N`; the last pairs of a
+    pool form a smaller batch. A pair that exceeds the budget forms a batch of its own (`check_budget` refuses such
+    pairs beforehand).
 
-    pairs_N and their lengths: see `block_pairs`. Every pair occurs as often as it is given, whatever is left over makes
-    a smaller batch. Batches are made of pairs of similar lengths on both sides, in other company each epoch, and come
-    in random order. A pair over the budget makes a batch of its own; `check_budget` refuses such pairs beforehand.
+    Args:
+        pairs_N: the pairs of the block, from `block_pairs`.
+        source_lengths_N, target_lengths_N: subwords of each pair, without EOS.
     """
     rng = np.random.default_rng([seed, epoch, block])
     shuffled = rng.permutation(len(pairs_N))
     num_pools = -(-len(shuffled) // POOL_PAIRS)
     batches: list[NDArray[np.int64]] = []
     for pool in np.array_split(shuffled, num_pools):
-        source, target = (rounded_up(side[pool], pad_to_multiple_of) for side in (source_lengths_N, target_lengths_N))
-        order = _by_length(source, target, rng)
+        source = round_up_lengths(source_lengths_N[pool], pad_to_multiple_of)
+        target = round_up_lengths(target_lengths_N[pool], pad_to_multiple_of)
+        order = _length_order(source, target, rng)
         starts = batch_boundaries(source[order], target[order], batch_tokens)
         batches += np.split(pool[order], starts[1:-1])
     batch_order = rng.permutation(len(batches))
     batches = [batches[i] for i in batch_order]
     starts = np.concatenate(([0], np.cumsum([len(batch) for batch in batches])))
-    places_N = np.concatenate(batches)
+    order_N = np.concatenate(batches)
     source_tokens, target_tokens = (
-        np.add.reduceat(lengths[places_N].astype(np.int64) + 1, starts[:-1])
+        np.add.reduceat(lengths[order_N].astype(np.int64) + 1, starts[:-1])
         for lengths in (source_lengths_N, target_lengths_N)
     )
-    return BlockPlan(pairs_N[places_N], starts, source_tokens, target_tokens)
+    return BlockPlan(pairs_N[order_N], starts, source_tokens, target_tokens)
 
 
-def rounded_up(lengths_N: Ints, multiple: int) -> NDArray[np.int64]:
-    """Pieces that with EOS make up the next multiple."""
+def round_up_lengths(lengths_N: Ints, multiple: int) -> NDArray[np.int64]:
+    """Round lengths up so that each is a multiple of `multiple` once EOS is added."""
     return -(-(lengths_N.astype(np.int64) + 1) // multiple) * multiple - 1
 
 
-def _by_length(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Order by buckets of target length, and inside by source length, up and down in turn like a ploughed field.
+def _length_order(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an order by buckets of target length, and by source length inside a bucket.
 
-    So neighbors are alike on both sides even where one bucket ends and the next begins. Where the buckets begin
-    and which way the first one goes is drawn, so that batches are cut at other places each epoch.
+    Source lengths ascend and descend in turn from bucket to bucket, so neighbors have similar lengths on both sides of
+    a bucket's edge too. The edges and the first direction are random, so batches have other edges in each epoch.
     """
     buckets_N = (target_N.astype(np.int64) + rng.integers(_BUCKET_TOKENS)) // _BUCKET_TOKENS
-    upwards_N = (buckets_N + rng.integers(2)) % 2 == 0
-    return np.lexsort((np.where(upwards_N, source_N, -source_N.astype(np.int64)), buckets_N))
+    ascending_N = (buckets_N + rng.integers(2)) % 2 == 0
+    return np.lexsort((np.where(ascending_N, source_N, -source_N.astype(np.int64)), buckets_N))
 
 
 def batch_boundaries(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
-    """Where to cut a sequence of pairs into longest pieces within the budget: [0, ..., N].
+    """Split a sequence of pairs greedily into the longest batches within the budget of padded tokens.
 
-    A pair that alone costs more than the budget becomes a piece of its own.
+    source_N and target_N are lengths without EOS. A pair that exceeds the budget forms a batch of its own. Returns the
+    index of the first pair of each batch, and N.
     """
     starts = [0]
     while starts[-1] < len(source_N):
@@ -178,29 +149,86 @@ def batch_boundaries(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.
     return np.array(starts)
 
 
+def num_blocks(num_pairs: int) -> int:
+    """Return the number of blocks in an epoch of `num_pairs` pairs."""
+    return max(1, -(-num_pairs // BLOCK_PAIRS))
+
+
+def block_pairs(corpus_spans: Sequence[CorpusSpan], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
+    """Return the pairs of a block, int64 [N], ascending.
+
+    With one corpus, the blocks of an epoch contain every pair once. With several, an epoch has as many pairs as all
+    corpora together, and each corpus fills a share of every block in proportion to its weight. A corpus uses each of its
+    pairs once before it repeats one, so one corpus may be in its third epoch while another is in its first. The pairs of
+    a block depend only on the number of pairs before it.
+    """
+    total = sum(span.num_pairs for span in corpus_spans)
+    weights = [Fraction(span.weight) for span in corpus_spans]  # exact, so that equal weights give equal shares
+    blocks = num_blocks(total)
+    begin = epoch * total + total * block // blocks
+    end = epoch * total + total * (block + 1) // blocks
+    first_pair, chosen = 0, []
+    for number, (span, weight) in enumerate(zip(corpus_spans, weights, strict=True)):
+        share = weight / sum(weights)
+        pairs = _corpus_pairs(span.num_pairs, int(begin * share), int(end * share), seed, number)
+        chosen.append(first_pair + pairs)
+        first_pair += span.num_pairs
+    return np.sort(np.concatenate(chosen))
+
+
+def _corpus_pairs(num_pairs: int, begin: int, end: int, seed: int, number: int) -> NDArray[np.int64]:
+    """Return elements `begin` to `end` of the endless sequence of a corpus's epochs, each in another order of runs."""
+    chosen = [np.zeros(0, dtype=np.int64)]
+    while begin < end:
+        epoch, offset = divmod(begin, num_pairs)
+        if offset == 0 and (num_full_epochs := (end - begin) // num_pairs):
+            chosen.append(np.tile(np.arange(num_pairs), num_full_epochs))
+            begin += num_full_epochs * num_pairs
+            continue
+        length = min(end - begin, num_pairs - offset)
+        chosen.append(_epoch_slice(num_pairs, offset, offset + length, seed, epoch, number))
+        begin += length
+    return np.concatenate(chosen)
+
+
+def _epoch_slice(num_pairs: int, begin: int, end: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
+    """Return elements `begin` to `end` of one epoch of a corpus, whose runs of neighboring pairs are shuffled."""
+    starts = np.arange(0, num_pairs, RUN_PAIRS)
+    # The last number of the seed keeps these draws apart from those of `plan_block`.
+    starts = np.random.default_rng([seed, epoch, number, 1]).permutation(starts)
+    ends = np.cumsum(np.minimum(starts + RUN_PAIRS, num_pairs) - starts)
+    first, last = np.searchsorted(ends, (begin, end - 1), side="right")
+    runs = [np.arange(start, min(start + RUN_PAIRS, num_pairs)) for start in starts[first : last + 1]]
+    skipped = begin - (int(ends[first - 1]) if first else 0)
+    return np.concatenate(runs)[skipped : skipped + end - begin]
+
+
 def check_budget(
     source_lengths: Ints, target_lengths: Ints, budget: int, key: str, pad_to_multiple_of: int = 1
 ) -> None:
-    """Raises InputError, naming `key`, where a pair costs more than the budget; looks at a few million at a time."""
+    """Raise InputError, which names `key`, if a pair alone has more padded tokens than the budget."""
     cost, largest = 0, 0
-    for start in range(0, len(source_lengths), _CHECK_PAIRS):
-        part = slice(start, start + _CHECK_PAIRS)
-        sides = (rounded_up(lengths[part], pad_to_multiple_of) for lengths in (source_lengths, target_lengths))
+    for start in range(0, len(source_lengths), _CHECKED_PAIRS):
+        chunk = slice(start, start + _CHECKED_PAIRS)
+        sides = (round_up_lengths(lengths[chunk], pad_to_multiple_of) for lengths in (source_lengths, target_lengths))
         costs_N = np.add(*sides) + 2
-        place = int(np.argmax(costs_N))
-        if costs_N[place] > cost:
-            cost, largest = int(costs_N[place]), start + place
+        index = int(np.argmax(costs_N))
+        if costs_N[index] > cost:
+            cost, largest = int(costs_N[index]), start + index
     if cost > budget:
         raise InputError(
             f"{key}={budget} is too small for pair {largest} of the preprocessed text, which takes {cost} "
             f"tokens ({source_lengths[largest] + 1} source + {target_lengths[largest] + 1} target, EOS counted"
             f"{f', in multiples of {pad_to_multiple_of}' if pad_to_multiple_of > 1 else ''}): "
-            f"give {key}={cost} or more, or drop long pairs with data.cleaning.max_length_tokens"
+            f"set {key}={cost} or more, or drop long pairs with data.cleaning.max_length_tokens"
         )
 
 
+# Collating
+
+
 class SubwordSampling(NamedTuple):
-    """Subword regularization: the stored text is encoded again, otherwise in every epoch.
+    """Subword regularization: encode the stored text again, with other subwords in every epoch.
 
     alpha: see `Tokenizer.encode_sampled`.
     """
@@ -211,7 +239,7 @@ class SubwordSampling(NamedTuple):
     epoch: int
 
     def encode(self, store: Store, pair: int) -> tuple[list[int], list[int]]:
-        """Ids of both sides: a function of (seed, epoch, pair) alone."""
+        """Return ids of both sides, without BOS and EOS: a function of (seed, epoch, pair) alone."""
         digest = hashlib.blake2b(struct.pack("<qqq", self.seed, self.epoch, pair), digest_size=8).digest()
         source_seed, target_seed = struct.unpack("<II", digest)
         return (
@@ -220,15 +248,69 @@ class SubwordSampling(NamedTuple):
         )
 
     def lengths(self, store: Store, pairs_N: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """int32 [N] for source and target: pieces of each pair as `encode` cuts it."""
+        """Return the number of sampled subwords of each pair, int32 [N] for source and for target."""
         lengths = np.zeros((2, len(pairs_N)), dtype=np.int32)
-        for place, pair in enumerate(pairs_N):
-            lengths[:, place] = [len(ids) for ids in self.encode(store, int(pair))]
+        for index, pair in enumerate(pairs_N):
+            lengths[:, index] = [len(ids) for ids in self.encode(store, int(pair))]
         return lengths[0], lengths[1]
 
 
+def collate(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None = None) -> Batch:
+    """Return the pairs as one batch, rows in the given order."""
+    return batch_of(*_ids_of(store, pairs, sampling), np.asarray(pairs))
+
+
+def _ids_of(
+    store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None
+) -> tuple[Rows, Rows]:
+    """Return source and target ids of the pairs, without BOS and EOS."""
+    if sampling is None:
+        return [store.source_ids(pair) for pair in pairs], [store.target_ids(pair) for pair in pairs]
+    both = [sampling.encode(store, int(pair)) for pair in pairs]
+    return [source for source, _ in both], [target for _, target in both]
+
+
+def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], pad_to_multiple_of: int = 1) -> Batch:
+    """Return rows of ids (without BOS and EOS) as one batch: source with EOS, target with BOS and EOS.
+
+    Source, target inputs and labels are padded to a multiple of `pad_to_multiple_of`.
+
+    Args:
+        pairs_B: the index of each row's pair in the store.
+    """
+    num_labels = sum(len(row) + 1 for row in target)
+    return Batch(
+        source=_padded(source, (), pad_to_multiple_of),
+        target=_padded(target, (BOS_ID,), pad_to_multiple_of),
+        pairs_B=torch.from_numpy(pairs_B.astype(np.int64)),
+        num_labels=num_labels,
+    )
+
+
+def _padded(rows: Rows, prefix: tuple[int, ...], pad_to_multiple_of: int) -> Tokens:
+    """Return rows of ids as a padded tensor, each between `prefix` and EOS."""
+    subwords_B = np.array([len(row) for row in rows], dtype=np.int64)
+    lengths_B = subwords_B + len(prefix) + 1
+    width = int(round_up_lengths(subwords_B, pad_to_multiple_of).max()) + len(prefix) + 1
+    ids_BT = np.full((len(rows), width), PAD_ID, dtype=np.int64)
+    ids_BT[:, : len(prefix)] = prefix
+    for ids_T, row, length in zip(ids_BT, rows, lengths_B, strict=True):
+        ids_T[len(prefix) : length - 1] = row
+        ids_T[length - 1] = EOS_ID
+    return Tokens(torch.from_numpy(ids_BT), torch.from_numpy(lengths_B))
+
+
+# The stream of batches
+
+
 class LoaderState(NamedTuple):
-    """How far training has come: in `epoch`, all blocks before `block` and `batches` global batches of it, from 0."""
+    """The number of batches that training has consumed, from which a stream resumes.
+
+    Args:
+        epoch: the current epoch, from 0.
+        batches: consumed global batches of the current block.
+        block: the current block of the epoch, from 0.
+    """
 
     epoch: int = 0
     batches: int = 0
@@ -236,11 +318,13 @@ class LoaderState(NamedTuple):
 
 
 class LocalBatch(list[Batch]):
-    """The microbatches that one of several processes makes of a global batch, and what is known of the whole.
+    """The microbatches that one rank computes of a global batch.
 
-    source_tokens, target_tokens: of the global batch, with EOS, without BOS and padding. dummy_batch: where there are fewer
-    pairs than processes, some have no microbatch; one pair of the global batch, which counts nothing, lets them take
-    part in what all must do.
+    Args:
+        microbatches: the microbatches; none if the global batch has fewer pairs than there are ranks.
+        source_tokens, target_tokens: tokens of the global batch, with EOS, without BOS and padding.
+        dummy_batch: one pair of the global batch for a rank without microbatches. The rank computes it with weight 0, so
+            that it takes part in the collective operations.
     """
 
     def __init__(
@@ -252,70 +336,49 @@ class LocalBatch(list[Batch]):
         self.target_tokens = target_tokens
         self.dummy_batch = dummy_batch
 
-    def mapped(self, change: Callable[[Batch], Batch]) -> LocalBatch:
-        """The same with every batch changed."""
-        dummy_batch = None if self.dummy_batch is None else change(self.dummy_batch)
-        return LocalBatch(map(change, self), self.source_tokens, self.target_tokens, dummy_batch)
-
     @property
     def to_compute(self) -> list[Batch]:
-        """What this process runs forward and backward over: its microbatches, or the dummy_batch."""
+        """The batches that this rank runs forward and backward: its microbatches, or the dummy batch."""
         return list(self) if self or self.dummy_batch is None else [self.dummy_batch]
 
-
-Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
-
-
-def collate(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None = None) -> Batch:
-    """The pairs as one batch, rows in the given order, source as pieces and EOS, target as BOS, pieces and EOS."""
-    return batch_of(*_encoded(store, pairs, sampling), np.asarray(pairs))
+    def pin_memory(self) -> LocalBatch:
+        """Return the same batches in page-locked memory."""
+        dummy_batch = None if self.dummy_batch is None else _pin_memory(self.dummy_batch)
+        return LocalBatch(map(_pin_memory, self), self.source_tokens, self.target_tokens, dummy_batch)
 
 
-def _encoded(
-    store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None
-) -> tuple[Rows, Rows]:
-    if sampling is None:
-        return [store.source_ids(pair) for pair in pairs], [store.target_ids(pair) for pair in pairs]
-    both = [sampling.encode(store, int(pair)) for pair in pairs]
-    return [source for source, _ in both], [target for _, target in both]
-
-
-def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], pad_to_multiple_of: int = 1) -> Batch:
-    """Rows of pieces (without BOS and EOS) as one batch; pairs_B: what the rows are called.
-
-    Source, target inputs and labels are padded to a multiple of pad_to_multiple_of.
-    """
-    num_labels = sum(len(row) + 1 for row in target)
-    pairs = torch.from_numpy(pairs_B.astype(np.int64))
-    sides = _padded(source, (), pad_to_multiple_of), _padded(target, (BOS_ID,), pad_to_multiple_of)
-    return Batch(*sides, pairs, num_labels)
-
-
-def _padded(rows: Rows, prefix: tuple[int, ...], pad_to_multiple_of: int) -> Tokens:
-    pieces_B = np.array([len(row) for row in rows], dtype=np.int64)
-    lengths_B = pieces_B + len(prefix) + 1
-    width = int(rounded_up(pieces_B, pad_to_multiple_of).max()) + len(prefix) + 1
-    ids_BT = np.full((len(rows), width), PAD_ID, dtype=np.int64)
-    ids_BT[:, : len(prefix)] = prefix
-    for ids_T, row, length in zip(ids_BT, rows, lengths_B, strict=True):
-        ids_T[len(prefix) : length - 1] = row
-        ids_T[length - 1] = EOS_ID
-    return Tokens(torch.from_numpy(ids_BT), torch.from_numpy(lengths_B))
+def _pin_memory(batch: Batch) -> Batch:
+    source = Tokens(batch.source.ids_BT.pin_memory(), batch.source.lengths_B.pin_memory())
+    target = Tokens(batch.target.ids_BT.pin_memory(), batch.target.lengths_B.pin_memory())
+    return batch._replace(source=source, target=target)
 
 
 class BatchStream:
-    """Iterates without end over updates: each is this process's share of one global batch, in microbatches.
+    """Iterate endlessly over global batches, each as the `LocalBatch` of this rank.
 
-    The order is that of `block_pairs` and `plan_block`; a stream made at the `loader_state` of another goes on exactly as
-    that one does, wherever that is, for the price of planning one block (under a second). A global batch is split into
-    microbatches of at most microbatch_tokens padded tokens each; null leaves it whole. Subword sampling makes sentences
-    longer (by a third at alpha 0.1) and each by another share, so the plan is made of the sampled lengths: budgets hold
-    as ever, at the price of encoding each block once more at its start (tens of microseconds a pair).
-    Nothing is ever truncated; a pair that only its
-    sampled pieces bring over a limit makes a batch of its own.
+    A stream made with the `loader_state` of another one yields exactly what that one would yield next; making it costs
+    the planning of one block, less than a second. Rank r of n takes every n-th pair of a global batch from pair r on, so
+    all ranks have about the same amount of work, and global batches do not depend on the number of ranks.
 
-    Of several processes each takes every world_size-th pair, so that all have about as much to do; which pairs make up
-    a global batch does not depend on how many processes there are.
+    Sampled subwords (subword regularization) make sentences longer, by about a third at alpha 0.1. The plan uses the
+    sampled lengths, so that the budgets hold; each block is therefore encoded once more when it begins, which takes tens
+    of microseconds per pair. Nothing is truncated: a pair that exceeds a budget only by its sampled subwords forms a
+    batch of its own.
+
+    Args:
+        store: the preprocessed pairs.
+        batch_tokens: largest number of padded source and target tokens in a global batch.
+        seed: seed of the order and of the sampled subwords.
+        microbatch_tokens: largest number of padded tokens in a microbatch; None leaves a local batch whole.
+        pad_to_multiple_of: see `batch_of`.
+        subword_regularization: alpha of `Tokenizer.encode_sampled`, 0 to 1; 0 uses the stored ids.
+        tokenizers: needed for subword regularization only.
+        corpus_spans: the corpora of the store and their weights; None for a single corpus.
+        loader_state: the state to resume from.
+        rank, world_size: the index of this process, and the number of processes.
+
+    Raises:
+        InputError: a pair exceeds a budget, or `loader_state` does not exist in this data.
     """
 
     def __init__(
@@ -333,13 +396,7 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """pad_to_multiple_of: see `batch_of`. tokenizers are needed for subword sampling only. corpus_spans: the corpora that
-        the store holds one after another, and how they are mixed; None for one. rank, world_size: of this process, and
-        how many share.
-        Raises InputError where a pair exceeds a limit.
-        """
-        if not 0 <= subword_regularization <= 1:
-            raise InputError(f"trainer.subword_regularization must be 0 to 1, found {subword_regularization}")
+        assert 0 <= subword_regularization <= 1
         assert tokenizers is not None or subword_regularization == 0
         for key, limit in (("batch_tokens", batch_tokens), ("microbatch_tokens", microbatch_tokens)):
             if limit is not None:
@@ -347,33 +404,33 @@ class BatchStream:
         self._store = store
         self._batch_tokens = batch_tokens
         self._microbatch_tokens = microbatch_tokens
-        self._length_multiple = pad_to_multiple_of
+        self._pad_to_multiple_of = pad_to_multiple_of
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
         self._alpha = subword_regularization
         self._tokenizers = tokenizers
-        self._segments = [CorpusSpan(len(store), 1.0)] if corpus_spans is None else list(corpus_spans)
-        assert sum(span.num_pairs for span in self._segments) == len(store)
+        self._corpus_spans = [CorpusSpan(len(store), 1.0)] if corpus_spans is None else list(corpus_spans)
+        assert sum(span.num_pairs for span in self._corpus_spans) == len(store)
         self._num_blocks = num_blocks(len(store))
         if loader_state.block < self._num_blocks:
             self._plan = self._plan_of(loader_state.epoch, loader_state.block)
         if loader_state.block >= self._num_blocks or loader_state.batches >= len(self._plan):
             raise InputError(
                 f"the loader state is batch {loader_state.batches} in block {loader_state.block} of epoch "
-                f"{loader_state.epoch}, "
-                "which does not exist: the preprocessed text or trainer.batch_tokens changed since it was saved"
+                f"{loader_state.epoch}, which does not exist: the preprocessed text or trainer.batch_tokens changed "
+                "since it was saved; restore them, or train under another name=..."
             )
         self.loader_state = loader_state
-        """Batches that were handed out; what a checkpoint saves."""
+        """The batches that were yielded; a checkpoint saves it."""
 
     def __len__(self) -> int:
-        """Number of global batches in the epoch at hand; where it has several blocks, judged by the present one."""
+        """Return the number of global batches in the current epoch, estimated from the current block."""
         return len(self._plan) * self._num_blocks
 
     @property
     def epochs(self) -> float:
-        """Epochs that were handed out so far."""
+        """The number of epochs yielded so far."""
         epoch, batches, block = self.loader_state
         return epoch + (block + batches / len(self._plan)) / self._num_blocks
 
@@ -382,40 +439,41 @@ class BatchStream:
 
     def __next__(self) -> LocalBatch:
         epoch, batches, block = self.loader_state
-        share = self._share(batches, epoch)
+        local_batch = self._local_batch(batches, epoch)
         if batches + 1 < len(self._plan):
             self.loader_state = LoaderState(epoch, batches + 1, block)
         else:
-            self.loader_state = (
-                LoaderState(epoch, 0, block + 1) if block + 1 < self._num_blocks else LoaderState(epoch + 1, 0, 0)
-            )
+            is_last_block = block + 1 == self._num_blocks
+            self.loader_state = LoaderState(epoch + 1, 0, 0) if is_last_block else LoaderState(epoch, 0, block + 1)
             self._plan = self._plan_of(self.loader_state.epoch, self.loader_state.block)
-        return share
+        return local_batch
 
     def largest_microbatch(self) -> Batch:
-        """The largest microbatch of this block's largest global batch, which decides how much memory is needed.
+        """Return the largest microbatch of the current block's largest global batch, which needs the most memory.
 
-        The batch is chosen by the stored lengths; sampled subwords may make another one a little larger.
+        The stored lengths choose the batch; with sampled subwords another one may be a little larger.
         """
         lengths = self._store.source_lengths, self._store.target_lengths
-        costs = [
-            len(pairs_B) * sum(int(rounded_up(side[pairs_B], self._length_multiple).max()) + 1 for side in lengths)
-            for pairs_B in (self._plan[batch] for batch in range(len(self._plan)))
-        ]
-        share = self._share(int(np.argmax(costs)), self.loader_state.epoch)
-        return max(share.to_compute, key=lambda batch: batch.num_padded_tokens)
+        costs = []
+        for batch in range(len(self._plan)):
+            pairs_B = self._plan[batch]
+            widths = [int(round_up_lengths(side[pairs_B], self._pad_to_multiple_of).max()) + 1 for side in lengths]
+            costs.append(len(pairs_B) * sum(widths))
+        local_batch = self._local_batch(int(np.argmax(costs)), self.loader_state.epoch)
+        return max(local_batch.to_compute, key=lambda batch: batch.num_padded_tokens)
 
     def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
-        """Return number, source and target text of each pair of the global batch that starts at `loader_state`."""
+        """Return index, source and target text of each pair of the global batch that follows `loader_state`."""
         pairs_B = self._plan_of(loader_state.epoch, loader_state.block)[loader_state.batches].tolist()
         return [(pair, self._store.source_text(pair), self._store.target_text(pair)) for pair in pairs_B]
 
     def _plan_of(self, epoch: int, block: int) -> BlockPlan:
-        pairs_N = block_pairs(self._segments, self._seed, epoch, block)
-        if (sampling := self._sampling(epoch)) is not None:
-            lengths = sampling.lengths(self._store, pairs_N)
-        else:
+        pairs_N = block_pairs(self._corpus_spans, self._seed, epoch, block)
+        sampling = self._sampling(epoch)
+        if sampling is None:
             lengths = self._store.source_lengths[pairs_N], self._store.target_lengths[pairs_N]
+        else:
+            lengths = sampling.lengths(self._store, pairs_N)
         return plan_block(
             pairs_N,
             *lengths,
@@ -423,7 +481,7 @@ class BatchStream:
             seed=self._seed,
             epoch=epoch,
             block=block,
-            pad_to_multiple_of=self._length_multiple,
+            pad_to_multiple_of=self._pad_to_multiple_of,
         )
 
     def _sampling(self, epoch: int) -> SubwordSampling | None:
@@ -431,114 +489,120 @@ class BatchStream:
             return None
         return SubwordSampling(self._tokenizers, self._alpha, self._seed, epoch)
 
-    def _share(self, batch: int, epoch: int) -> LocalBatch:
+    def _local_batch(self, batch: int, epoch: int) -> LocalBatch:
+        """Return this rank's microbatches of a global batch of the current block."""
         pairs_B = self._plan[batch]
-        own_B = pairs_B[self._rank :: self._world_size]
-        tokens = int(self._plan.source_tokens[batch]), int(self._plan.target_tokens[batch])
-        if len(own_B):
-            return LocalBatch(self._microbatches(own_B, epoch), *tokens)
-        return LocalBatch([], *tokens, dummy_batch=collate(self._store, pairs_B[:1], self._sampling(epoch)))
+        local_pairs_B = pairs_B[self._rank :: self._world_size]
+        source_tokens, target_tokens = int(self._plan.source_tokens[batch]), int(self._plan.target_tokens[batch])
+        if len(local_pairs_B):
+            return LocalBatch(self._microbatches(local_pairs_B, epoch), source_tokens, target_tokens)
+        dummy_batch = collate(self._store, pairs_B[:1], self._sampling(epoch))
+        return LocalBatch([], source_tokens, target_tokens, dummy_batch)
 
     def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
-        source, target = _encoded(self._store, pairs_B, self._sampling(epoch))
-        multiple = self._length_multiple
+        source, target = _ids_of(self._store, pairs_B, self._sampling(epoch))
+        multiple = self._pad_to_multiple_of
         if self._microbatch_tokens is None:
             return [batch_of(source, target, pairs_B, multiple)]
-        of_source, of_target = (rounded_up(np.array([*map(len, rows)]), multiple) for rows in (source, target))
-        starts = batch_boundaries(of_source, of_target, self._microbatch_tokens)
-        pieces = [slice(start, end) for start, end in pairwise(starts)]
-        return [batch_of(source[piece], target[piece], pairs_B[piece], multiple) for piece in pieces]
+        source_lengths = round_up_lengths(np.array([len(row) for row in source]), multiple)
+        target_lengths = round_up_lengths(np.array([len(row) for row in target]), multiple)
+        boundaries = batch_boundaries(source_lengths, target_lengths, self._microbatch_tokens)
+        return [
+            batch_of(source[start:end], target[start:end], pairs_B[start:end], multiple)
+            for start, end in pairwise(boundaries)
+        ]
 
 
-class Made(NamedTuple):
-    """This process's share of a global batch, and what its stream said right after it."""
+# Prefetching
 
-    share: LocalBatch
+
+class _Prefetched(NamedTuple):
+    """A local batch, and the attributes of the stream right after it."""
+
+    local_batch: LocalBatch
     loader_state: LoaderState
     epochs: float
     length: int
 
 
 class Prefetcher:
-    """Iterates over a stream as the stream itself does; a thread makes up to num_batches batches ahead.
+    """Iterate over a stream while a thread makes up to `num_batches` batches ahead.
 
-    num_batches: 0 makes each batch when it is asked for. pin: whether tensors go to page-locked memory, from which
-    CUDA copies while it computes. `loader_state`, `epochs` and `len` are those of consumed batches, so a checkpoint never
-    skips what was only made. The thread draws from no global random state, so training is the same with it and without.
-    It begins with the first batch. An error in it is raised where the batch would have come.
+    `loader_state`, `epochs` and `len` count consumed batches, not prefetched ones, so that a checkpoint skips nothing.
+    The thread uses no global random state, so training computes the same with and without it. It starts with the first
+    batch. An error in the thread is raised in place of the batch that failed.
+
+    Args:
+        stream: the stream to iterate over; nothing else may consume it.
+        num_batches: the number of batches to make ahead; 0 makes each batch on demand, without a thread.
+        pin: whether to move tensors to page-locked memory, from which CUDA copies asynchronously.
     """
 
     def __init__(self, stream: BatchStream, num_batches: int, pin: bool) -> None:
         self.loader_state = stream.loader_state
-        """Batches that were handed out; what a checkpoint saves."""
+        """The batches that were yielded; a checkpoint saves it."""
+        self.epochs = stream.epochs
+        """The number of epochs yielded so far."""
+        self._length = len(stream)
         self._stream = stream
         self._num_batches = num_batches
         self._pin = pin
-        self.epochs = stream.epochs
-        """The same in epochs."""
-        self._length = len(stream)
-        self._made: queue.SimpleQueue[Made | BaseException] = queue.SimpleQueue()
-        self._free_places = threading.Semaphore(num_batches)
+        self._prefetched: queue.SimpleQueue[_Prefetched | BaseException] = queue.SimpleQueue()
+        self._num_free = threading.Semaphore(num_batches)
         self._stopped = False
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
-        """Number of global batches in the epoch at hand."""
+        """Return the number of global batches in the current epoch."""
         return self._length
 
     def __iter__(self) -> Iterator[LocalBatch]:
         return self
 
     def __next__(self) -> LocalBatch:
-        made = self._take() if self._num_batches else self._make()
-        self.loader_state, self.epochs, self._length = made.loader_state, made.epochs, made.length
-        return made.share
+        prefetched = self._take() if self._num_batches else self._make()
+        self.loader_state, self.epochs, self._length = prefetched.loader_state, prefetched.epochs, prefetched.length
+        return prefetched.local_batch
 
     def largest_microbatch(self) -> Batch:
-        """That of the stream; to be asked before the first batch."""
+        """Return `BatchStream.largest_microbatch`; to be called before the first batch is taken."""
         return self._stream.largest_microbatch()
 
     def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
-        """Return number, source and target text of each pair of the global batch that starts at `loader_state`."""
+        """Return `BatchStream.pairs_at`."""
         return self._stream.pairs_at(loader_state)
 
     def close(self) -> None:
-        """Ends the thread; batches that were made and not taken are lost, and nothing can be taken any more."""
+        """Stop the thread and discard prefetched batches; nothing can be taken afterwards."""
         self._stopped = True
-        self._free_places.release()
+        self._num_free.release()
         if self._thread is not None:
             self._thread.join()
 
-    def _take(self) -> Made:
+    def _take(self) -> _Prefetched:
         assert not self._stopped
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="batch maker", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="batch prefetcher", daemon=True)
             self._thread.start()
-        made = self._made.get()
-        if isinstance(made, BaseException):
-            self._made.put(made)  # whoever asks again hears it again
-            raise made
-        self._free_places.release()
-        return made
+        prefetched = self._prefetched.get()
+        if isinstance(prefetched, BaseException):
+            self._prefetched.put(prefetched)  # so that the next call raises it too
+            raise prefetched
+        self._num_free.release()
+        return prefetched
 
     def _work(self) -> None:
         try:
             while True:
-                self._free_places.acquire()
+                self._num_free.acquire()
                 if self._stopped:
                     return
-                self._made.put(self._make())
+                self._prefetched.put(self._make())
         except BaseException as error:
-            self._made.put(error)
+            self._prefetched.put(error)
 
-    def _make(self) -> Made:
-        share = next(self._stream)
+    def _make(self) -> _Prefetched:
+        local_batch = next(self._stream)
         if self._pin:
-            share = share.mapped(pinned)
-        return Made(share, self._stream.loader_state, self._stream.epochs, len(self._stream))
-
-
-def pinned(batch: Batch) -> Batch:
-    """The same batch in page-locked memory."""
-    source, target = (Tokens(side.ids_BT.pin_memory(), side.lengths_B.pin_memory()) for side in batch[:2])
-    return batch._replace(source=source, target=target)
+            local_batch = local_batch.pin_memory()
+        return _Prefetched(local_batch, self._stream.loader_state, self._stream.epochs, len(self._stream))

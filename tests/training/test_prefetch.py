@@ -45,7 +45,7 @@ def test_the_position_is_that_of_consumed_batches(make_stream):
     """A run that was stopped skipped what the thread had made and nobody had used."""
     stream = Prefetcher(make_stream(), 3, pin=False)
     first = taken(stream, 2)
-    while stream._made.qsize() < 3:
+    while stream._prefetched.qsize() < 3:
         threading.Event().wait(0.001)
     assert stream.loader_state == first[-1][2] == LoaderState(0, 2)
     stream.close()
@@ -58,7 +58,7 @@ def test_it_makes_so_many_and_no_more(make_stream):
     stream = make_stream()
     prefetcher = Prefetcher(stream, 2, pin=False)
     next(prefetcher)
-    while prefetcher._made.qsize() < 2:
+    while prefetcher._prefetched.qsize() < 2:
         threading.Event().wait(0.001)
     threading.Event().wait(0.05)
     assert stream.loader_state == LoaderState(0, 3)
@@ -103,4 +103,6 @@ def test_training_is_the_same_with_it_and_without_and_ends_its_thread(make_train
         trainer.fit()
         weights.append(torch.cat([weight.detach().flatten() for weight in trainer.objective.parameters()]))
     assert torch.equal(*weights)
-    assert [thread for thread in threading.enumerate() if thread.name in ("batch maker", "checkpoint writer")] == []
+    assert [
+        thread for thread in threading.enumerate() if thread.name in ("batch prefetcher", "checkpoint writer")
+    ] == []
