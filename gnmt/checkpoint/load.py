@@ -18,7 +18,7 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.device import is_out_of_memory
 from gnmt.errors import InputError, first_line
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.model.validate import SIDES_SHARE
+from gnmt.model.validate import check_shared_vocabulary
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,10 @@ def build_model(
     )
     if errors:
         raise InputError(f"{origin}: the model's config was refused, nothing was built:\n  " + "\n  ".join(errors))
-    if node.get("tie_embeddings", "none") in SIDES_SHARE and not tokenizers.joint:
-        raise InputError(
-            f"{origin}: model.tie_embeddings={node['tie_embeddings']} shares one table between the sides, but they "
-            "have different pieces: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
-        )
+    try:
+        check_shared_vocabulary(node.get("tie_embeddings", "none"), tokenizers.joint)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
     try:
         model: Seq2Seq = build(node, **sizes)
     except RuntimeError as error:

@@ -1,4 +1,8 @@
-"""Attention over the encoder's states."""
+"""Attention over the encoder's states: additive, dot and general scores.
+
+Every class computes scores [B, T, S] in its own way, and `attend` turns them into weights and contexts. Additive scores
+are computed in chunks by an autograd function at the end of the file, because [B, T, S, A] would not fit into memory.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,34 @@ from torch import Tensor, nn
 from gnmt.config.validate import Range
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Memory
+from gnmt.model.validate import check_heads
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""Of [B, T, S, A], held at a time: what stays in a core's cache, and enough work for a GPU."""
+"""Elements of [B, T, S, A] that additive attention holds at a time: a CPU core's cache, or enough work for a GPU."""
 
 
 class AdditiveAttention(Attention):
     """Additive attention (Bahdanau et al. 2015, appendix A.1.2), normalized as in the public GNMT implementations.
 
-    score(q, k) = g * v/|v| . tanh(W_q q + W_k k + b); the normalization is that of Salimans and Kingma (2016).
-    Without it, score(q, k) = v . tanh(W_q q + W_k k + b).
+    The score is `g * v/|v| . tanh(W_q q + W_k k + b)` with weight normalization (Salimans and Kingma 2016), or
+    `v . tanh(W_q q + W_k k + b)` without.
 
-    initial_scale: where g starts. 1 lets the weights become sharp soon; 1/sqrt(hidden_size), as in
-    tensorflow/nmt, learns several times more slowly on small corpora.
-    num_heads: with N > 1 (RNMT+, Chen et al. 2018, section 4.1) the hidden units, v and g are split among N heads, and
-    each looks up an N-th of the states' units: a linear layer on the encoder's states (its projection_size) stands
-    before them in place of one projection a head. The contexts are concatenated; the weights that are returned, for
-    alignment and coverage, are the mean over the heads.
+    With several heads (RNMT+, Chen et al. 2018, section 4.1) the hidden units, v and g are split among the heads, and
+    each head averages its own part of the states' units. A linear layer on the encoder's states (the encoder's
+    `projection_size`) replaces one projection for each head. The contexts are concatenated. The returned weights, which
+    alignment and coverage use, are the mean over the heads.
+
+    Args:
+        query_size: Width of the queries.
+        memory_size: Width of the encoder's states, a multiple of `num_heads`.
+        hidden_size: Width A of the hidden layer, a multiple of `num_heads`.
+        normalize: Whether v is normalized.
+        initial_scale: Initial value of g. With 1 the weights become sharp early; with 1/sqrt(hidden_size), the value in
+            tensorflow/nmt, models learn several times more slowly on small corpora.
+        num_heads: Number of heads.
+
+    Raises:
+        InputError: If `num_heads` does not divide both sizes.
     """
 
     def __init__(
@@ -40,13 +55,7 @@ class AdditiveAttention(Attention):
         num_heads: Annotated[int, Range(1)] = 1,
     ) -> None:
         super().__init__()
-        for name, size in (("hidden_size", hidden_size), ("memory_size", memory_size)):
-            if size % num_heads:
-                raise InputError(
-                    f"model.decoder.attention.{name}={size} cannot be split among "
-                    f"model.decoder.attention.num_heads={num_heads}: "
-                    f"make {name} a multiple of num_heads"
-                )
+        check_heads("model.decoder.attention", num_heads, hidden_size=hidden_size, memory_size=memory_size)
         self.num_heads = num_heads
         self.query_size = query_size
         self.memory_size = self.output_size = memory_size
@@ -57,12 +66,12 @@ class AdditiveAttention(Attention):
         self.scale = nn.Parameter(scale) if normalize else None
 
     def keys(self, states_BSH: Tensor) -> Tensor:
-        """W_k k + b for every source position, [B, S, A]."""
+        """Return W_k k + b for every source position, [B, S, A]."""
         keys_BSA: Tensor = self.key_projection(states_BSH)
         return keys_BSA
 
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context [B, T, H] (Wu et al. 2016, eq. 4) and weights [B, T, S], in fp32 or better."""
+        """Return the context [B, T, H] (Wu et al. 2016, eq. 4) and the weights [B, T, S] in fp32 or fp64."""
         query_BTA = self.query_projection(query_BTH)
         heads = zip(
             query_BTA.chunk(self.num_heads, dim=-1),
@@ -73,7 +82,7 @@ class AdditiveAttention(Attention):
         return attend([additive_scores(*head) for head in heads], memory)
 
     def score_vector(self) -> Tensor:
-        """g * v/|v| of each head, or v where the score is not normalized; [A]."""
+        """Return g * v/|v| of all heads, concatenated, or v without normalization; [A]."""
         if self.scale is None:
             return self.direction
         if self.num_heads == 1:
@@ -86,10 +95,16 @@ class AdditiveAttention(Attention):
 
 
 class DotAttention(Attention):
-    """Luong et al. 2015, section 3.1, "dot": score(q, k) = q . k, of queries and states of one width.
+    """Dot-product attention (Luong et al. 2015, section 3.1, "dot"): the score is `q . k`.
 
-    scaled: divided by sqrt(width), as in Vaswani et al. 2017, section 3.2.1, which keeps the softmax from being almost
-    one-hot before anything is learned.
+    Args:
+        query_size: Width of the queries, equal to `memory_size`.
+        memory_size: Width of the encoder's states.
+        scaled: Whether scores are divided by sqrt(memory_size) (Vaswani et al. 2017, section 3.2.1). Without it the
+            softmax can be almost one-hot before anything is learned.
+
+    Raises:
+        InputError: If the two sizes differ.
     """
 
     def __init__(
@@ -101,8 +116,8 @@ class DotAttention(Attention):
         super().__init__()
         if query_size != memory_size:
             raise InputError(
-                f"dot attention multiplies queries, model.decoder.attention.query_size={query_size} with states, "
-                f"model.decoder.attention.memory_size={memory_size}: make them equal, or use "
+                f"dot attention multiplies queries of width model.decoder.attention.query_size={query_size} with "
+                f"states of width model.decoder.attention.memory_size={memory_size}: make them equal, or use "
                 "model/attention=general or additive"
             )
         self.query_size = query_size
@@ -110,16 +125,21 @@ class DotAttention(Attention):
         self.factor: float = memory_size**-0.5 if scaled else 1.0
 
     def keys(self, states_BSH: Tensor) -> Tensor:
-        """The states themselves, [B, S, H]."""
+        """Return the states unchanged, [B, S, H]."""
         return states_BSH
 
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context [B, T, H] and weights [B, T, S], in fp32 or better."""
+        """Return the context [B, T, H] and the weights [B, T, S] in fp32 or fp64."""
         return attend([product_scores(query_BTH, keys_BSA) * self.factor], memory)
 
 
 class GeneralAttention(Attention):
-    """Luong et al. 2015, section 3.1, "general": score(q, k) = q . W k, so that widths may differ."""
+    """Bilinear attention (Luong et al. 2015, section 3.1, "general"): the score is `q . W k`.
+
+    Args:
+        query_size: Width of the queries.
+        memory_size: Width of the encoder's states.
+    """
 
     def __init__(self, query_size: Annotated[int, Range(1)], memory_size: Annotated[int, Range(1)]) -> None:
         super().__init__()
@@ -128,19 +148,24 @@ class GeneralAttention(Attention):
         self.key_projection = nn.Linear(memory_size, query_size, bias=False)
 
     def keys(self, states_BSH: Tensor) -> Tensor:
-        """W k for every source position, [B, S, Q]."""
+        """Return W k for every source position, [B, S, query_size]."""
         keys_BSA: Tensor = self.key_projection(states_BSH)
         return keys_BSA
 
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context [B, T, H] and weights [B, T, S], in fp32 or better."""
+        """Return the context [B, T, H] and the weights [B, T, S] in fp32 or fp64."""
         return attend([product_scores(query_BTH, keys_BSA)], memory)
 
 
 def attend(scores_of_heads: Sequence[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
-    """Context [B, T, H] and mean weights [B, T, S], of the scores' type, from each head's scores [B, T, S].
+    """Average the encoder's states by the softmax of scores.
 
-    Padding gets no weight. Each head looks up its part of the states' units.
+    Args:
+        scores_of_heads: Scores [B, T, S] of each head. Head i averages the i-th part of the states' units.
+        memory: Memory of the B source sentences; its padding gets no weight.
+
+    Returns:
+        Contexts of all heads, concatenated, [B, T, H], and the heads' mean weights [B, T, S] in the scores' type.
     """
     contexts, weights = [], []
     for scores_BTS, states_BSH in zip(
@@ -155,22 +180,28 @@ def attend(scores_of_heads: Sequence[Tensor], memory: Memory) -> tuple[Tensor, T
 
 
 def product_scores(query_BTA: Tensor, keys_BSA: Tensor) -> Tensor:
-    """q . k of every query with every key, [B, T, S], in fp32 or better (of a product in the inputs' precision)."""
+    """Return q . k of every query with every key, [B, T, S].
+
+    The product runs in the keys' type; the result is fp32 or fp64.
+    """
     scores_BTS = query_BTA.to(keys_BSA.dtype) @ keys_BSA.transpose(1, 2)
     return scores_BTS.to(torch.promote_types(scores_BTS.dtype, torch.float32))
 
 
 def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:
-    """v . tanh(q + k) of every query with every key, [B, T, S], in fp32 or better.
+    """Return v . tanh(q + k) of every query with every key, [B, T, S] in fp32 or fp64.
 
-    [B, T, S, A] is never held beyond a chunk, in either direction: backward computes it again.
+    Forward and backward hold at most CHUNK_ELEMENTS elements of [B, T, S, A] at a time; backward recomputes them.
     """
     scores_BTS: Tensor = _AdditiveScores.apply(query_BTA, keys_BSA, vector_A)  # type: ignore[no-untyped-call]
     return scores_BTS
 
 
 class _AdditiveScores(torch.autograd.Function):
-    """With tanh(x) = 2 sigmoid(2x) - 1, since a sigmoid takes a sixth of the time of a tanh on a CPU."""
+    """Autograd function of `additive_scores`.
+
+    It uses tanh(x) = 2 sigmoid(2x) - 1, because torch's sigmoid takes a sixth of the time of its tanh on a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:
@@ -196,7 +227,7 @@ class _AdditiveScores(torch.autograd.Function):
             sigmoid_BTSA = (double_query_BTA[rows, steps, None] + double_keys_BSA[rows, None]).sigmoid_()
             grad_chunk_BTS = grad_BTS[rows, steps]
             weighted_A += grad_chunk_BTS.reshape(-1) @ sigmoid_BTSA.flatten(0, 2)
-            # grad * sigmoid * (1 - sigmoid), in one pass
+            # This is grad * sigmoid * (1 - sigmoid) in one pass.
             slope_BTSA = torch.ops.aten.sigmoid_backward(
                 grad_chunk_BTS[..., None].expand_as(sigmoid_BTSA), sigmoid_BTSA
             )
@@ -211,12 +242,12 @@ class _AdditiveScores(torch.autograd.Function):
 
 
 def _chunks(query_BTA: Tensor, keys_BSA: Tensor) -> Iterator[tuple[slice, slice]]:
-    """The rows and target steps that are computed at once: several whole rows, or a part of one."""
+    """Yield the rows and target steps of each chunk: several whole rows, or some steps of one row."""
     batch, num_steps, width = query_BTA.shape
-    elements_of_a_step = max(1, keys_BSA.shape[1] * width)
-    steps_at_once = max(1, CHUNK_ELEMENTS.get(query_BTA.device.type, 2**26) // elements_of_a_step)
-    rows = max(1, steps_at_once // max(1, num_steps))
-    steps = min(steps_at_once, max(1, num_steps))
+    elements_per_step = max(1, keys_BSA.shape[1] * width)
+    steps_per_chunk = max(1, CHUNK_ELEMENTS.get(query_BTA.device.type, 2**26) // elements_per_step)
+    rows = max(1, steps_per_chunk // max(1, num_steps))
+    steps = min(steps_per_chunk, max(1, num_steps))
     for row in range(0, batch, rows):
         for step in range(0, num_steps, steps):
             yield slice(row, row + rows), slice(step, step + steps)

@@ -1,9 +1,17 @@
-"""Interfaces between encoder, decoder, attention and search, and the tensors that pass between them."""
+"""Interfaces of encoders, decoders and attention, and the tensors that pass between them.
+
+The classes stand in the order in which a sentence meets them. An `Encoder` returns `Encoded`. `Decoder.prepare` adds
+what all decoding steps share, and the result is the `Memory`. A `Decoder` reads the memory and passes a `DecoderState`
+from step to step; many decoders contain an `Attention`. `SearchModel` is the part of a model that search uses.
+
+The shape suffixes are explained in gnmt/batch.py. Every tensor of a Memory or a DecoderState has the batch as its first
+axis, so the same `select` and `join` work for every architecture.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -14,11 +22,53 @@ from torch import Tensor, nn
 from gnmt.batch import Tokens
 
 
-class Encoded(NamedTuple):
-    """What an encoder says of the source.
+class Encoder(nn.Module):
+    """Base class of encoders, which turn embedded source tokens into states.
 
-    states_BSH: one state a source token. by_token: further tensors [B, S, ...]; by_sentence: [B, ...] without a source
-    axis, such as the final states that a bridge hands to the decoder. A decoder documents which names it reads.
+    Attributes:
+        input_size: Width of the embeddings that `forward` takes.
+        input_size_key: Constructor keyword that sets `input_size`, for error messages.
+        output_size: Width of the states that `forward` returns.
+        by_sentence_sizes: Width of each tensor in `Encoded.by_sentence`, by name. Empty for most encoders.
+        state_options: Constructor keywords, set by the user, that change the states and nothing else. A decoder that
+            does not read the states cannot be combined with them.
+        max_tokens: Longest source, in tokens with EOS, that `forward` accepts; None for no limit.
+    """
+
+    input_size: int
+    input_size_key: str = "input_size"
+    output_size: int
+    by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
+    state_options: Sequence[str] = ()
+    max_tokens: int | None = None
+
+    def initialize(self) -> None:
+        """Redraw the weights that must not keep the uniform values that `Seq2Seq` gives to Linear and LSTM modules.
+
+        The base class redraws none.
+        """
+
+    @abstractmethod
+    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
+        """Return the states [B, S, output_size] of embedded source tokens.
+
+        Padding must not influence the states of real tokens.
+
+        Args:
+            embedded_BSE: Embeddings, float [B, S, input_size].
+            lengths_B: Number of real tokens in each row, int64, 1 or more.
+        """
+
+
+class Encoded(NamedTuple):
+    """Output of an encoder.
+
+    A decoder documents the names that it reads from `by_token` and `by_sentence`.
+
+    Attributes:
+        states_BSH: One state for each source token.
+        by_token: Further tensors [B, S, ...] by name.
+        by_sentence: Further tensors [B, ...] without a source axis, such as final states for the decoder to start from.
     """
 
     states_BSH: Tensor
@@ -27,11 +77,15 @@ class Encoded(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What decoding needs of the source, computed once; `B` rows, never copied for the beam.
+    """Everything that decoding needs of the source, computed once for each sentence.
 
-    states_BSH: encoder outputs. mask_BS: bool, True for a real source token (with EOS).
-    extras: what a decoder prepares once for all its steps, such as projected keys; every tensor is [B, S, ...], so
-    that `trim` and `join` know the source axis. by_sentence: what has no source axis, [B, ...].
+    A memory has one row for each sentence. It is not copied for the beam.
+
+    Attributes:
+        states_BSH: Encoder states.
+        mask_BS: bool, True for a real source token (EOS included).
+        extras: Tensors [B, S, ...] that the decoder computes once for all steps, such as projected keys.
+        by_sentence: Tensors [B, ...] without a source axis.
     """
 
     states_BSH: Tensor
@@ -40,147 +94,72 @@ class Memory(NamedTuple):
     by_sentence: Mapping[str, Tensor] = MappingProxyType({})
 
     def select(self, rows_N: Tensor) -> Memory:
-        """The given rows, in that order (sentences that stay, or repeated ones)."""
-        return Memory(
-            self.states_BSH.index_select(0, rows_N),
-            self.mask_BS.index_select(0, rows_N),
-            {name: tensor.index_select(0, rows_N) for name, tensor in self.extras.items()},
-            {name: tensor.index_select(0, rows_N) for name, tensor in self.by_sentence.items()},
-        )
+        """Return a copy of the given rows, in the given order; a row may be repeated."""
+        return self._map(lambda tensor: tensor.index_select(0, rows_N))
 
-    def compact(self, holes_N: Tensor, movers_N: Tensor, num_rows: int) -> Memory:
-        """The first rows, with the `movers` from behind them in the places of the `holes`, as views.
+    def compact(self, free_N: Tensor, moved_N: Tensor, num_rows: int) -> Memory:
+        """Copy rows over freed rows in place, and return the first `num_rows` rows as views.
 
-        In place: `select` would copy every row that stays, and memory is the largest thing there is in a search.
+        `select` would copy every row that stays, and the memory is the largest object in a search.
+
+        Args:
+            free_N: Rows to overwrite, int64.
+            moved_N: Rows that replace them, in the same order, int64.
+            num_rows: Number of rows that remain.
         """
 
-        def filled(tensor: Tensor) -> Tensor:
-            if len(holes_N):
-                tensor = tensor.contiguous() if 0 in tensor.stride() else tensor  # rows that are one and the same
-                tensor[holes_N] = tensor[movers_N]
+        def compact(tensor: Tensor) -> Tensor:
+            if len(free_N):
+                # Rows of an expanded tensor share memory, so writing to one would change all.
+                tensor = tensor.contiguous() if 0 in tensor.stride() else tensor
+                tensor[free_N] = tensor[moved_N]
             return tensor[:num_rows]
 
-        extras = {name: filled(tensor) for name, tensor in self.extras.items()}
-        by_sentence = {name: filled(tensor) for name, tensor in self.by_sentence.items()}
-        return Memory(filled(self.states_BSH), filled(self.mask_BS), extras, by_sentence)
+        return self._map(compact)
 
     def trim(self, width: int) -> Memory:
-        """The first `width` source positions, as views; every row's real tokens must lie within."""
-        extras = {name: tensor[:, :width] for name, tensor in self.extras.items()}
-        return Memory(self.states_BSH[:, :width], self.mask_BS[:, :width], extras, self.by_sentence)
+        """Return the first `width` source positions as views; no row may have real tokens behind them."""
+        return Memory(
+            self.states_BSH[:, :width],
+            self.mask_BS[:, :width],
+            {name: tensor[:, :width] for name, tensor in self.extras.items()},
+            self.by_sentence,
+        )
 
     @staticmethod
     def join(memories: Sequence[Memory]) -> Memory:
-        """The sentences of all, one memory's after another's; shorter ones get padding, which the mask leaves out."""
-        first = memories[0]
+        """Concatenate the rows of several memories; shorter ones are padded along S, where their mask is False."""
         return Memory(
             join_rows([memory.states_BSH for memory in memories]),
             join_rows([memory.mask_BS for memory in memories]),
-            {name: join_rows([memory.extras[name] for memory in memories]) for name in first.extras},
-            {name: join_rows([memory.by_sentence[name] for memory in memories]) for name in first.by_sentence},
+            _join_mappings([memory.extras for memory in memories]),
+            _join_mappings([memory.by_sentence for memory in memories]),
         )
 
-
-@dataclass(frozen=True)
-class DecoderState:
-    """What a decoder remembers between steps: every tensor is [B, K, ...] and each row owns its position.
-
-    One pair of mappings for every architecture, so that `select`, `reorder`, `join` and `trim` serve them all.
-    by_step: what grows by one entry at each step, [B, K, T, ...], such as the keys of self-attention. Sentences in
-    flight differ in length: a row's entries are its first ones, and it knows in `tensors` how many they are; `join`
-    pads T with zeros, `trim` cuts what no row needs any more.
-    """
-
-    tensors: Mapping[str, Tensor]
-    by_step: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def reorder(self, parents_BK: Tensor) -> DecoderState:
-        """Each beam entry takes the state of its parent entry, int64 [B, K], within its sentence."""
-        tensors = (*self.tensors.values(), *self.by_step.values())
-        if not tensors:
-            return self
-        taken, num = select_beams(tensors, parents_BK), len(self.tensors)
-        return DecoderState(
-            dict(zip(self.tensors, taken[:num], strict=True)), dict(zip(self.by_step, taken[num:], strict=True))
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Memory:
+        """Apply a function to every tensor."""
+        return Memory(
+            function(self.states_BSH),
+            function(self.mask_BS),
+            {name: function(tensor) for name, tensor in self.extras.items()},
+            {name: function(tensor) for name, tensor in self.by_sentence.items()},
         )
-
-    def select(self, rows_N: Tensor) -> DecoderState:
-        """The given sentences, in that order."""
-        return DecoderState(
-            {name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()},
-            {name: tensor.index_select(0, rows_N) for name, tensor in self.by_step.items()},
-        )
-
-    def trim(self, num_steps: int) -> DecoderState:
-        """The entries of the first so many steps, as views; no row may have taken more."""
-        return DecoderState(self.tensors, {name: tensor[:, :, :num_steps] for name, tensor in self.by_step.items()})
-
-    @staticmethod
-    def join(states: Sequence[DecoderState]) -> DecoderState:
-        """The sentences of all, one state's after another's; axes behind [B, K] are padded to the longest."""
-        first = states[0]
-        return DecoderState(
-            {name: join_rows([state.tensors[name] for state in states]) for name in first.tensors},
-            {name: join_rows([state.by_step[name] for state in states]) for name in first.by_step},
-        )
-
-
-def join_rows(tensors: Sequence[Tensor]) -> Tensor:
-    """The rows of all, one tensor's after another's; every further axis is padded with zeros (False) to its longest."""
-    shapes = [tensor.shape[1:] for tensor in tensors]
-    if all(shape == shapes[0] for shape in shapes):
-        return torch.cat(tuple(tensors))
-    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *longest)
-    start = 0
-    for tensor in tensors:
-        joined[(slice(start, start + len(tensor)), *(slice(size) for size in tensor.shape[1:]))] = tensor
-        start += len(tensor)
-    return joined
-
-
-def select_beams(tensors: Sequence[Tensor], entries_BN: Tensor) -> list[Tensor]:
-    """The given entries of each sentence's beam, [B, N, ...] of [B, K, ...]; copies whole entries, which is fast."""
-    beam = tensors[0].shape[1]
-    starts_B1 = torch.arange(0, len(entries_BN) * beam, beam, device=entries_BN.device)[:, None]
-    flat_M = (entries_BN + starts_B1).flatten()
-    taken = [tensor.flatten(0, 1).index_select(0, flat_M) for tensor in tensors]
-    return [tensor.view(*entries_BN.shape, *tensor.shape[1:]) for tensor in taken]
-
-
-class Encoder(nn.Module):
-    """Reads the embedded source. Widths: `input_size` of the embeddings, `output_size` of the states it returns.
-
-    by_sentence_sizes: width of each tensor of its Encoded.by_sentence, none for most. only_for_states: keywords of the
-    constructor that were given and change nothing but the states, so that they need a decoder which reads these.
-    input_size_key: the keyword of the encoder's node that says input_size, for messages.
-    max_tokens: of a source, with EOS, that it can read; None for no limit.
-    """
-
-    input_size: int
-    input_size_key: str = "input_size"
-    output_size: int
-    by_sentence_sizes: Mapping[str, int] = MappingProxyType({})
-    only_for_states: Sequence[str] = ()
-    max_tokens: int | None = None
-
-    def initialize(self) -> None:
-        """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
-
-    @abstractmethod
-    def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
-        """States [B, S, output_size]; what lies behind a row's length never reaches what is said of the row."""
 
 
 class Decoder(nn.Module):
-    """Writes the target.
+    """Base class of decoders, which turn embedded target tokens into hidden states for the output layer.
 
-    Widths: `input_size` of the embeddings, `memory_size` of the encoder's states (None: it reads none of them),
-    `output_size` of the hidden states before the output layer. input_size_key, memory_size_key: the keywords of the
-    decoder's node that say them, for messages. by_sentence_sizes: what it reads of Encoded.by_sentence,
-    and in which width. has_attention: whether `forward` and `step` give attention that aligns target with source.
-    max_tokens: that `forward` takes, BOS counted and EOS not; None for no limit.
-    `forward` over a whole sequence and `step` after `step` give the same hidden states.
+    `forward` over a whole target and repeated calls of `step` return the same hidden states.
+
+    Attributes:
+        input_size: Width of the embeddings.
+        input_size_key: Constructor keyword that sets `input_size`, for error messages.
+        memory_size: Width of the encoder's states; None for a decoder that does not read them.
+        memory_size_key: Constructor keyword that sets `memory_size`, for error messages.
+        output_size: Width of the hidden states that the output layer reads.
+        by_sentence_sizes: Width of each tensor that the decoder reads from `Encoded.by_sentence`, by name.
+        has_attention: Whether `forward` and `step` return attention, which aligns target with source tokens.
+        max_tokens: Longest target, in tokens with BOS and without EOS, that `forward` accepts; None for no limit.
     """
 
     input_size: int
@@ -193,32 +172,109 @@ class Decoder(nn.Module):
     max_tokens: int | None = None
 
     def initialize(self) -> None:
-        """Draws anew the weights that are not to start uniform, as those of Linear and LSTM do; here none."""
+        """Redraw the weights that must not keep the uniform values that `Seq2Seq` gives to Linear and LSTM modules.
+
+        The base class redraws none.
+        """
 
     @abstractmethod
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """What all steps share, computed once from what the encoder says: tensors [B, S, ...].
+        """Return the tensors [B, S, ...] for `Memory.extras` that all decoding steps share.
 
-        Search writes sentences that stay over those that leave: no parameter and no buffer may be handed out as it is.
+        Search overwrites rows of these tensors, so none of them may be a parameter or a buffer itself.
         """
 
     @abstractmethod
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        """Teacher forcing: hidden [B, T, output_size] and attention [B, T, S], or None without attention."""
+        """Decode a whole target with teacher forcing.
+
+        Args:
+            embedded_BTE: Embeddings of BOS and the target without EOS, float [B, T, input_size].
+            memory: Memory of the B source sentences.
+
+        Returns:
+            Hidden states [B, T, output_size], and attention [B, T, S] or None.
+        """
 
     @abstractmethod
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """The state before the first token: tensors [B, beam, ...], and by_step [B, beam, 0, ...] what will grow."""
+        """Return the state before the first token, with tensors [B, beam, ...] and `by_step` [B, beam, 0, ...]."""
 
     @abstractmethod
     def step(
         self, embedded_BKE: Tensor, state: DecoderState, memory: Memory
     ) -> tuple[Tensor, Tensor | None, DecoderState]:
-        """One token further: hidden [B, K, output_size], attention [B, K, S] or None, and the new state."""
+        """Decode one more token of K hypotheses for each sentence. `state` must not be changed.
+
+        Args:
+            embedded_BKE: Embeddings of the hypotheses' last tokens, float [B, K, input_size].
+            state: State that `start` or the step before returned.
+            memory: Memory of the B source sentences.
+
+        Returns:
+            Hidden states [B, K, output_size], attention [B, K, S] or None, and the new state.
+        """
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """State of a decoder between two steps; every tensor is [B, K, ...].
+
+    Sentences enter a search at different times, so the rows of one state may have taken different numbers of steps.
+    Each row therefore stores its own position in `tensors` where the decoder needs it.
+
+    Attributes:
+        tensors: Tensors of fixed size by name.
+        by_step: Tensors [B, K, T, ...] by name that grow by one entry along T at each step, such as the keys of
+            self-attention. A row's entries are its first ones; `join` pads T with zeros, and `trim` cuts it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    by_step: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def reorder(self, parents_BK: Tensor) -> DecoderState:
+        """Return the state in which each hypothesis has the state of its parent.
+
+        Args:
+            parents_BK: Beam index of each parent, within the same sentence, int64.
+        """
+        tensors = (*self.tensors.values(), *self.by_step.values())
+        if not tensors:
+            return self
+        moved, num_fixed = select_beams(tensors, parents_BK), len(self.tensors)
+        return DecoderState(
+            dict(zip(self.tensors, moved[:num_fixed], strict=True)),
+            dict(zip(self.by_step, moved[num_fixed:], strict=True)),
+        )
+
+    def select(self, rows_N: Tensor) -> DecoderState:
+        """Return a copy of the given sentences' states, in the given order."""
+        return DecoderState(
+            {name: tensor.index_select(0, rows_N) for name, tensor in self.tensors.items()},
+            {name: tensor.index_select(0, rows_N) for name, tensor in self.by_step.items()},
+        )
+
+    def trim(self, num_steps: int) -> DecoderState:
+        """Return the entries of the first `num_steps` steps as views; no row may have taken more."""
+        return DecoderState(self.tensors, {name: tensor[:, :, :num_steps] for name, tensor in self.by_step.items()})
+
+    @staticmethod
+    def join(states: Sequence[DecoderState]) -> DecoderState:
+        """Concatenate the sentences of several states; axes behind [B, K] are padded with zeros to the longest."""
+        return DecoderState(
+            _join_mappings([state.tensors for state in states]),
+            _join_mappings([state.by_step for state in states]),
+        )
 
 
 class Attention(nn.Module):
-    """Looks up the source. Widths: `query_size`, `memory_size` of the states, `output_size` of the context."""
+    """Base class of attention over the encoder's states.
+
+    Attributes:
+        query_size: Width of the queries.
+        memory_size: Width of the encoder's states.
+        output_size: Width of the context.
+    """
 
     query_size: int
     memory_size: int
@@ -226,25 +282,76 @@ class Attention(nn.Module):
 
     @abstractmethod
     def keys(self, states_BSH: Tensor) -> Tensor:
-        """The part of the score that depends on the source alone, [B, S, A]."""
+        """Return the keys [B, S, A], the part of the score that depends on the source alone."""
 
     @abstractmethod
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context [B, T, output_size] and weights [B, T, S], which are 0 on padding and sum to 1."""
+        """Attend to the source.
+
+        Args:
+            query_BTH: Queries, float [B, T, query_size]; in search T is the beam.
+            keys_BSA: Result of `keys`.
+            memory: Memory of the B source sentences.
+
+        Returns:
+            Context [B, T, output_size], and weights [B, T, S], which are 0 on padding and sum to 1 over S.
+        """
 
 
 class SearchModel(Protocol):
-    """All that search sees of a model; an ensemble looks the same."""
+    """The methods that search calls. A model, an ensemble and a quantized copy of a model all have them."""
 
-    def encode(self, source: Tokens) -> Memory: ...
+    def encode(self, source: Tokens) -> Memory:
+        """Return the memory of B source sentences."""
+        ...
 
-    def start(self, memory: Memory, beam: int) -> DecoderState: ...
+    def start(self, memory: Memory, beam: int) -> DecoderState:
+        """Return the state before the first token."""
+        ...
 
     def step(
         self, tokens_BK: Tensor, state: DecoderState, memory: Memory
     ) -> tuple[Tensor, Tensor | None, DecoderState]:
-        """(log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state).
+        """Decode one more token.
 
-        The log-probabilities are the caller's: search writes over those of tokens that may not come.
+        Args:
+            tokens_BK: Last token of each hypothesis, int64.
+            state: State that `start` or the step before returned.
+            memory: Memory of the B source sentences.
+
+        Returns:
+            Log-probabilities of the next token, fp32 [B, K, V]; attention [B, K, S] or None; and the new state. The
+            caller owns the log-probabilities: search overwrites those of suppressed tokens.
         """
         ...
+
+
+def join_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors along their first axis; the other axes are padded with zeros (False) to the longest."""
+    shapes = [tensor.shape[1:] for tensor in tensors]
+    if all(shape == shapes[0] for shape in shapes):
+        return torch.cat(tuple(tensors))
+    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *longest)
+    start = 0
+    for tensor in tensors:
+        joined[(slice(start, start + len(tensor)), *(slice(size) for size in tensor.shape[1:]))] = tensor
+        start += len(tensor)
+    return joined
+
+
+def _join_mappings(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the tensors of each name; all mappings have the same names."""
+    return {name: join_rows([mapping[name] for mapping in mappings]) for name in mappings[0]}
+
+
+def select_beams(tensors: Sequence[Tensor], beams_BN: Tensor) -> list[Tensor]:
+    """Return the hypotheses [B, N, ...] with the given beam indices from each tensor [B, K, ...].
+
+    One `index_select` of whole hypotheses is faster than `gather`, which would index every element.
+    """
+    beam = tensors[0].shape[1]
+    starts_B1 = torch.arange(0, len(beams_BN) * beam, beam, device=beams_BN.device)[:, None]
+    flat_M = (beams_BN + starts_B1).flatten()
+    selected = [tensor.flatten(0, 1).index_select(0, flat_M) for tensor in tensors]
+    return [tensor.view(*beams_BN.shape, *tensor.shape[1:]) for tensor in selected]

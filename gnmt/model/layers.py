@@ -1,4 +1,4 @@
-"""Dropout, positions, and linear maps that every architecture uses."""
+"""Small layers that several architectures use: dropout, word dropout, positions, and a fast linear map."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from gnmt.device import onednn_dtypes
 from gnmt.errors import InputError
 
-_LEVELS = 1 << 16
+_DROPOUT_LEVELS = 1 << 16
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout (Srivastava et al. 2014); on a CPU with the mask from 16 random bits an element.
+    """Dropout (Srivastava et al. 2014) with a faster mask on CPUs.
 
-    There torch draws one number for every element, which is several percent of a training step. One draw of 64
-    bits serves four elements here, from the same global generator; the probability is rounded to 1/65,536.
-    variational: draw one mask for all time steps of a sentence, inputs [T, B, H] (Gal and Ghahramani 2016).
+    torch's own dropout draws one random number for each element, which takes several percent of a training step on a
+    CPU. Here each element takes 16 bits, so one draw of 64 bits from the same global generator serves four elements.
+    The probability is rounded to a multiple of 1/65,536.
+
+    Args:
+        probability: Probability with which an element is zeroed.
+        variational: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016). The inputs
+            must then be [T, B, H].
     """
 
     def __init__(self, probability: float, variational: bool = False) -> None:
@@ -27,41 +32,44 @@ class Dropout(nn.Dropout):
         self.variational = variational
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Each element 0 with probability p, otherwise divided by 1 - p; the inputs themselves in evaluation."""
+        """Zero elements with probability p and divide the others by 1 - p; in evaluation return the inputs."""
         if not self.training or self.p == 0:
             return inputs
         shape = torch.Size((1, *inputs.shape[1:])) if self.variational else inputs.shape
         if inputs.device.type != "cpu":
-            return (
-                inputs * super().forward(inputs.new_ones(shape)) if shape != inputs.shape else super().forward(inputs)
-            )
-        keep = round((1 - self.p) * _LEVELS)
-        return inputs * kept(shape, keep).to(inputs.dtype).mul_(_LEVELS / max(keep, 1))
+            if shape == inputs.shape:
+                return super().forward(inputs)
+            return inputs * super().forward(inputs.new_ones(shape))
+        keep = round((1 - self.p) * _DROPOUT_LEVELS)
+        return inputs * _random_mask(shape, keep).to(inputs.dtype).mul_(_DROPOUT_LEVELS / max(keep, 1))
 
 
 class WordDropout(Dropout):
-    """Drops whole vectors of [B, T, E]."""
+    """Dropout of whole embeddings in [B, T, E]."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Each vector zero with probability p, otherwise divided by 1 - p; the inputs themselves in evaluation."""
+        """Zero vectors with probability p and divide the others by 1 - p; in evaluation return the inputs."""
         if not self.training or self.p == 0:
             return inputs
         return inputs * super().forward(inputs.new_ones(inputs.shape[:-1]))[..., None]
 
 
-def kept(shape: torch.Size, keep: int) -> Tensor:
-    """bool of that shape, each element True with probability keep / 65,536."""
+def _random_mask(shape: torch.Size, keep: int) -> Tensor:
+    """Draw a bool tensor on the CPU whose elements are True with probability keep / 65,536."""
     num_elements = shape.numel()
     draws = torch.empty((num_elements + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    levels = draws.view(torch.int16)[:num_elements].view(shape)  # from -32,768, all equally likely
-    return levels < keep - _LEVELS // 2 if keep < _LEVELS else torch.ones(shape, dtype=torch.bool)
+    levels = draws.view(torch.int16)[:num_elements].view(shape)  # uniform over -32,768 to 32,767
+    return levels < keep - _DROPOUT_LEVELS // 2 if keep < _DROPOUT_LEVELS else torch.ones(shape, dtype=torch.bool)
 
 
 class Positions(nn.Module):
-    """One vector [size] for each position, counted from 0.
+    """Position vectors, learned or sinusoidal; positions are counted from 0.
 
-    learned: so many learned vectors (Gehring et al. 2017, section 3.1), drawn normal with standard deviation `std`;
-    None for sinusoids, which have no limit and no parameters (Vaswani et al. 2017, section 3.5).
+    Args:
+        size: Width of the vectors.
+        learned: Number of learned vectors (Gehring et al. 2017, section 3.1), or None for sinusoids (Vaswani et al.
+            2017, section 3.5), which have neither parameters nor a limit.
+        std: Standard deviation of the normal distribution from which learned vectors are drawn.
     """
 
     def __init__(self, size: int, learned: int | None, std: float = 0.02) -> None:
@@ -70,23 +78,28 @@ class Positions(nn.Module):
         self.table = None if learned is None else nn.Parameter(torch.empty(learned, size).normal_(std=std))
 
     def forward(self, embedded_BTE: Tensor) -> Tensor:
-        """The first T vectors, [T, E], in the embeddings' type. Raises InputError where fewer are learned."""
+        """Return the vectors of the first T positions, [T, E]; sinusoids in the embeddings' type.
+
+        Raises:
+            InputError: If there are fewer than T learned vectors.
+        """
         num_positions = embedded_BTE.shape[1]
         if self.table is None:
             return sinusoids(torch.arange(num_positions, device=embedded_BTE.device), self.size, embedded_BTE.dtype)
-        if num_positions > len(self.table):
+        limit = len(self.table)
+        if num_positions > limit:
             raise InputError(
-                f"a sentence of {num_positions} tokens meets a model with learned_positions={len(self.table)}: leave "
-                f"longer ones out of training (data.cleaning.max_length_tokens={len(self.table)}), cut what is "
-                f"translated (max_source_tokens={len(self.table)}), or train with more learned_positions, or null"
+                f"a sentence has {num_positions} tokens, but the model has learned_positions={limit}: for training, "
+                f"set data.cleaning.max_length_tokens={limit}, or train with more learned_positions, or null; for "
+                f"translation, set max_source_tokens={limit}"
             )
         return self.table[:num_positions]
 
     def at(self, positions: Tensor, like: Tensor) -> Tensor:
-        """The vectors [..., E] of int64 positions [...], in the type of `like`.
+        """Return the vectors [..., E] of int64 positions [...]; sinusoids in the type of `like`.
 
-        Behind the last learned position comes that one again: a hypothesis that search lets grow longer than any
-        sentence of training must not end the search of others.
+        Positions behind the last learned one get its vector, so that one hypothesis that grows longer than any
+        training sentence does not end the search of the whole batch.
         """
         if self.table is None:
             return sinusoids(positions, self.size, like.dtype)
@@ -94,9 +107,15 @@ class Positions(nn.Module):
 
 
 def sinusoids(positions: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """sin and cos of position / 10000^(2i/size), side by side: [..., size]; Vaswani et al. 2017, section 3.5.
+    """Return sinusoidal position vectors [..., size] (Vaswani et al. 2017, section 3.5).
 
-    The angles are fp32 or better whatever the type: in bf16, positions above 256 would fall together.
+    Sine and cosine of position / 10000^(2i/size) alternate. Angles are computed in fp32 or fp64 for every `dtype`,
+    because bf16 cannot distinguish neighboring positions above 256.
+
+    Args:
+        positions: Positions [...], int64.
+        size: Width of the vectors.
+        dtype: Type of the result.
     """
     precise = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, size, 2, device=positions.device, dtype=precise) / size
@@ -105,10 +124,15 @@ def sinusoids(positions: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def affine(inputs_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-    """inputs W^T + b, [N, O], all of one type. For use inside autograd functions: gradients do not go through it.
+    """Return inputs W^T + b, [N, O], inside an autograd function; it does not propagate gradients itself.
 
-    On a CPU, torch writes the bias into every row first and has the product added to it; oneDNN's own call adds the
-    bias while it makes the product, and spares two passes over the result.
+    On a CPU, `F.linear` first writes the bias into every row and then adds the product. oneDNN's own call adds the
+    bias during the product, which saves two passes over the result.
+
+    Args:
+        inputs_NI: Inputs; all three tensors have one type.
+        weight_OI: W.
+        bias_O: b.
     """
     if inputs_NI.device.type == "cpu" and inputs_NI.dtype in onednn_dtypes() and inputs_NI.numel():
         result_NO: Tensor = torch.ops.mkldnn._linear_pointwise(inputs_NI, weight_OI, bias_O, "none", [], "")

@@ -1,4 +1,9 @@
-"""Checks of models whose parts do not fit each other."""
+"""Checks that the parts of a model fit together.
+
+Each check raises InputError with the config keys to change. A constructor checks its own arguments; what concerns two
+parts is checked here, once, where both are known: `check_parts` by Seq2Seq, `check_shared_vocabulary` where the
+tokenizers are known too, the others by the constructor of the part that holds both.
+"""
 
 from __future__ import annotations
 
@@ -6,93 +11,157 @@ from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Decoder, Encoder
 
 SIDES_SHARE = ("source_target", "all")
-"""Values of tie_embeddings with which source and target have one table, and so must have one vocabulary."""
+"""Values of `model.tie_embeddings` with which source and target share one embedding table."""
+
+OUTPUT_SHARES = ("target_output", "all")
+"""Values of `model.tie_embeddings` with which the output layer shares the target's embedding table."""
 
 
-def check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
-    """Raises InputError where two parts that meet have different widths."""
-    parts = (
-        ("encoder", encoder.input_size, encoder.input_size_key),
-        ("decoder", decoder.input_size, decoder.input_size_key),
-    )
-    for side, size, key in parts:
-        if size != embedding_size:
-            raise InputError(
-                f"model.embedding_size is {embedding_size}, but model.{side}.{key} is {size}: they meet and must be "
-                "equal"
-            )
-    if decoder.memory_size is not None and encoder.output_size != decoder.memory_size:
-        key = f"model.decoder.{decoder.memory_size_key}"
-        # A decoder whose embeddings and source have one width cannot follow the encoder.
-        follow = "" if decoder.memory_size_key == decoder.input_size_key else f"use {key}={encoder.output_size}, or "
+def check_parts(encoder: Encoder, decoder: Decoder, embedding_size: int, tie_embeddings: str) -> None:
+    """Check everything that must agree between the embeddings, the encoder and the decoder of a Seq2Seq."""
+    _check_widths(encoder, decoder, embedding_size)
+    _check_bridge(encoder, decoder)
+    _check_states_are_read(encoder, decoder)
+    if tie_embeddings in OUTPUT_SHARES and decoder.output_size != embedding_size:
+        instead = "source_target" if tie_embeddings in SIDES_SHARE else "none"
         raise InputError(
-            f"the width of the encoder's states is {encoder.output_size}, but {key} is {decoder.memory_size}: they "
-            f"meet and must be equal; {follow}change model.encoder.hidden_size (a bidirectional top layer gives twice "
-            "that) or model.encoder.projection_size"
+            f"model.tie_embeddings={tie_embeddings} needs model.embedding_size ({embedding_size}) equal to the "
+            f"decoder's output size ({decoder.output_size}): make them equal, or use model.tie_embeddings={instead}"
         )
 
 
-def check_bridge(encoder: Encoder, decoder: Decoder) -> None:
-    """Raises InputError where the decoder starts from final states that the encoder does not hand over, or not so."""
+def _check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
+    """Check the width of the embeddings on both sides, and that of the encoder's states."""
+    for side, size, key in (
+        ("encoder", encoder.input_size, encoder.input_size_key),
+        ("decoder", decoder.input_size, decoder.input_size_key),
+    ):
+        if size != embedding_size:
+            raise InputError(
+                f"model.embedding_size is {embedding_size}, but model.{side}.{key} is {size}: make them equal"
+            )
+    if decoder.memory_size is not None and encoder.output_size != decoder.memory_size:
+        key = f"model.decoder.{decoder.memory_size_key}"
+        # A decoder with one width for its embeddings and the encoder's states cannot adapt to the encoder.
+        adapt = "" if decoder.memory_size_key == decoder.input_size_key else f"use {key}={encoder.output_size}, or "
+        raise InputError(
+            f"the width of the encoder's states is {encoder.output_size}, but {key} is {decoder.memory_size}; they "
+            f"must be equal: {adapt}change model.encoder.hidden_size (a bidirectional top layer doubles it) or "
+            "model.encoder.projection_size"
+        )
+
+
+def _check_bridge(encoder: Encoder, decoder: Decoder) -> None:
+    """Check that the encoder returns the final states from which the decoder starts."""
     given = encoder.by_sentence_sizes
     attends = decoder.memory_size is not None
     instead = "model.decoder.bridge=none" if attends else "a decoder with attention (model/decoder=attention)"
     if decoder.by_sentence_sizes and not given:
         raise InputError(
-            "the decoder starts from the encoder's final states, but this encoder hands none over: set "
+            "the decoder starts from the encoder's final states, but this encoder returns none: set "
             f"model.encoder.final_states=true (model/encoder=lstm has it), or use {instead}"
         )
     for name, size in decoder.by_sentence_sizes.items():
         if name not in given:
             raise InputError(
-                f"the decoder starts from {name}, but the encoder hands over {', '.join(given)}: make num_layers and "
+                f"the decoder starts from {name}, but the encoder returns {', '.join(given)}: make num_layers and "
                 f"cell of model.encoder and model.decoder equal, or use {instead}"
             )
         if given[name] != size:
             raise InputError(
-                f"the decoder starts from {name} of width {size}, but the encoder hands it over with width "
-                f"{given[name]} (a bidirectional layer's is twice its hidden_size): make model.encoder.hidden_size and "
-                "model.decoder.hidden_size fit layer by layer (with model.encoder.num_bidirectional_layers=0 all have "
-                f"one width), or use {instead}"
+                f"the decoder starts from {name} of width {size}, but the encoder returns it with width "
+                f"{given[name]} (a bidirectional layer's is twice its hidden_size): choose model.encoder.hidden_size "
+                "and model.decoder.hidden_size so that each layer's widths are equal (with "
+                f"model.encoder.num_bidirectional_layers=0 all layers have one width), or use {instead}"
             )
+    # Without attention nothing else reads these layers, so they would get no gradient.
     unread = [name for name in given if name.startswith("final_hidden_") and name not in decoder.by_sentence_sizes]
-    if decoder.memory_size is None and unread:
+    if not attends and unread:
         raise InputError(
-            f"the encoder hands over {', '.join(unread)}, which this decoder does not start from, and nothing else "
-            "reads these layers, so they would learn nothing: make num_layers of model.encoder and model.decoder "
-            "equal, or use a decoder with attention (model/decoder=attention)"
+            f"the encoder returns {', '.join(unread)}, which this decoder does not read, so these layers would not be "
+            "trained: make num_layers of model.encoder and model.decoder equal, or use a decoder with attention "
+            "(model/decoder=attention)"
         )
 
 
-def check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
-    """Raises InputError where the encoder does something to its states that no decoder without attention can see."""
-    if decoder.memory_size is None and encoder.only_for_states:
-        keys = ", ".join(f"model.encoder.{key}" for key in encoder.only_for_states)
+def _check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
+    """Check that no option of the encoder is without effect because the decoder does not read the states."""
+    if decoder.memory_size is None and encoder.state_options:
+        keys = ", ".join(f"model.encoder.{key}" for key in encoder.state_options)
         raise InputError(
-            f"{keys} changes the states that attention reads, and this decoder has no attention: it starts from the "
-            "final states of the layers and would never see it; leave it at its default, or use a decoder with "
-            "attention (model/decoder=attention)"
+            f"{keys} changes the encoder's states, but this decoder has no attention and reads only the layers' final "
+            "states: remove the option, or use a decoder with attention (model/decoder=attention)"
+        )
+
+
+def check_shared_vocabulary(tie_embeddings: str, joint: bool) -> None:
+    """Check that source and target have one tokenizer where they share one embedding table.
+
+    Args:
+        tie_embeddings: Value of `model.tie_embeddings`.
+        joint: Whether both sides have the same tokenizer.
+    """
+    if tie_embeddings in SIDES_SHARE and not joint:
+        raise InputError(
+            f"model.tie_embeddings={tie_embeddings} shares one embedding table between source and target, but their "
+            "tokenizers differ: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
         )
 
 
 def check_residual(widths: list[int], residual_from: int | None) -> None:
-    """Raises InputError where the first layer that is to have a residual connection cannot have one."""
+    """Check that the encoder layer where residual connections begin has equal input and output widths.
+
+    Args:
+        widths: Width of the first layer's input, then that of each layer's output.
+        residual_from: First layer with a residual connection, counted from 1; None for no residual connections.
+    """
     num_layers = len(widths) - 1
     if residual_from is None or residual_from > num_layers or widths[residual_from - 1] == widths[residual_from]:
         return
-    possible = [at for at in range(residual_from + 1, num_layers + 1) if widths[at - 1] == widths[at]]
-    allowed = f"{possible[0]} (the first layer from there that can have one) or null" if possible else "null"
+    possible = [layer for layer in range(residual_from + 1, num_layers + 1) if widths[layer - 1] == widths[layer]]
+    allowed = f"{possible[0]} (the next layer with equal widths) or null" if possible else "null"
     raise InputError(
         f"model.encoder.residual_from={residual_from} adds the input of layer {residual_from}, of width "
-        f"{widths[residual_from - 1]}, to its output, of width {widths[residual_from]}, which cannot be (a "
-        f"bidirectional layer gives twice its hidden_size): allowed is {allowed}"
+        f"{widths[residual_from - 1]}, to its output, of width {widths[residual_from]} (a bidirectional layer's output "
+        f"is twice its hidden_size), but they must be equal: allowed is {allowed}"
     )
 
 
 def check_query(attention: Attention, hidden_size: int) -> None:
-    """Raises InputError where the attention takes other queries than a decoder of that width asks."""
+    """Check that the attention takes queries of the decoder's width."""
     if attention.query_size != hidden_size:
         raise InputError(
             f"model.decoder.attention.query_size={attention.query_size}, but the decoder's layers have "
             f"model.decoder.hidden_size={hidden_size}: make them equal"
+        )
+
+
+def check_heads(key: str, num_heads: int, **sizes: int) -> None:
+    """Check that attention heads divide widths evenly.
+
+    Args:
+        key: Config key of the component, such as `model.encoder`.
+        num_heads: Number of heads.
+        sizes: Widths that are split among the heads, by keyword of the component.
+    """
+    for name, size in sizes.items():
+        if size % num_heads:
+            raise InputError(
+                f"{key}.num_heads={num_heads} does not divide {key}.{name}={size}: every head takes an equal part of "
+                f"it, so choose a divisor of {size}, or make {name} a multiple of {num_heads}"
+            )
+
+
+def check_alignment_layer(alignment_layer: int | None, num_layers: int, default: str) -> None:
+    """Check that a decoder's alignment layer exists.
+
+    Args:
+        alignment_layer: Layer whose attention is the alignment, counted from 1; None for the default.
+        num_layers: Number of layers of the decoder.
+        default: Meaning of None, for the error message.
+    """
+    if alignment_layer is not None and alignment_layer > num_layers:
+        raise InputError(
+            f"model.decoder.alignment_layer={alignment_layer}, but model.decoder.num_layers={num_layers}: choose a "
+            f"layer from 1 to {num_layers}, or null for {default}"
         )

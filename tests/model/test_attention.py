@@ -107,15 +107,18 @@ def test_the_formulas_of_products(kind):
 
 def test_attentions_that_cannot_be_are_refused():
     with pytest.raises(
-        InputError, match=r"query_size=4 with states, model.decoder.attention.memory_size=5.*model/attention=general"
+        InputError,
+        match=r"query_size=4 with states of width model.decoder.attention.memory_size=5.*model/attention=general",
     ):
         DotAttention(4, 5)
     with pytest.raises(
-        InputError, match=r"attention\.hidden_size=6 cannot be split among model.decoder.attention.num_heads=4"
+        InputError,
+        match=r"attention\.num_heads=4 does not divide model.decoder.attention.hidden_size=6: .* make hidden_size a multiple of 4",
     ):
         AdditiveAttention(4, 8, 6, num_heads=4)
     with pytest.raises(
-        InputError, match=r"attention\.memory_size=6 cannot be split among model.decoder.attention.num_heads=4"
+        InputError,
+        match=r"attention\.num_heads=4 does not divide model.decoder.attention.memory_size=6: .* make memory_size a multiple of 4",
     ):
         AdditiveAttention(4, 6, 8, num_heads=4)
 

@@ -166,6 +166,6 @@ def test_dropout_of_steps_is_drawn_as_variational():
 
 def test_a_normalized_gru_is_refused():
     with pytest.raises(
-        InputError, match=r"model.encoder.layer_norm=true goes with model.encoder.cell=lstm only, not with cell=gru"
+        InputError, match=r"model.encoder.layer_norm=true needs model.encoder.cell=lstm, found cell=gru: change one"
     ):
         layer_class("gru", True, "model.encoder")

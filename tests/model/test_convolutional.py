@@ -160,7 +160,7 @@ def test_dropout_is_on_embeddings_and_convolutions_in_training_only():
 
 def test_a_hypothesis_may_outgrow_the_learned_positions_and_a_sentence_may_not():
     model = convolutional(learned_positions=6).eval()
-    with pytest.raises(InputError, match="sentence of 7 tokens meets a model with learned_positions=6"):
+    with pytest.raises(InputError, match="sentence has 7 tokens, but the model has learned_positions=6"):
         model.encode(padded(SOURCE))
     memory = model.encode(padded([[5, 3]]))
     assert isinstance(memory, Memory)

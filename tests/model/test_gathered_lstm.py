@@ -98,20 +98,20 @@ def test_it_is_chosen_by_width_type_and_training(monkeypatch):
     layer, inputs = layer_and_inputs()
     monkeypatch.setattr(recurrence, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
     monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN)
-    assert not layer.gathering_pays(inputs)
+    assert not layer.gathers_gradients(inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer.gathering_pays(inputs)
-        assert not layer.gathering_pays(inputs.to("meta"))
+        assert layer.gathers_gradients(inputs)
+        assert not layer.gathers_gradients(inputs.to("meta"))
         with torch.no_grad():
-            assert not layer.gathering_pays(inputs)
+            assert not layer.gathers_gradients(inputs)
         monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN + 1)
-        assert not layer.gathering_pays(inputs)
+        assert not layer.gathers_gradients(inputs)
 
 
 def test_the_module_runs_it_where_it_pays(monkeypatch):
     layer, inputs = layer_and_inputs(torch.float64)
     expected = layer(inputs)
-    monkeypatch.setattr(LSTM, "gathering_pays", lambda *_: True)
+    monkeypatch.setattr(LSTM, "gathers_gradients", lambda *_: True)
     monkeypatch.setattr(nn.LSTM, "forward", None)
     torch.testing.assert_close(layer(inputs), expected)
 

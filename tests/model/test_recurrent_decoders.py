@@ -147,16 +147,16 @@ def encoder_of(**options) -> LSTMEncoder:
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ({"final_states": False}, "this encoder hands none over: set model.encoder.final_states=true"),
+        ({"final_states": False}, "this encoder returns none: set model.encoder.final_states=true"),
         (
             {"num_layers": 1},
-            "starts from final_hidden_2, but the encoder hands over final_hidden_1, final_cell_1: make",
+            "starts from final_hidden_2, but the encoder returns final_hidden_1, final_cell_1: make",
         ),
         (
             {"cell": "gru"},
-            "starts from final_cell_1, but the encoder hands over final_hidden_1, final_hidden_2: make nu",
+            "starts from final_cell_1, but the encoder returns final_hidden_1, final_hidden_2: make nu",
         ),
-        ({"num_bidirectional_layers": 1}, "final_hidden_1 of width 6, but the encoder hands it over with width 12"),
+        ({"num_bidirectional_layers": 1}, "final_hidden_1 of width 6, but the encoder returns it with width 12"),
     ],
 )
 def test_a_bridge_between_unlike_sides_is_refused(encoder, message):
@@ -168,7 +168,7 @@ def test_a_bridge_between_unlike_sides_is_refused(encoder, message):
 
 def test_encoder_layers_that_a_decoder_without_attention_does_not_start_from_are_refused():
     """They got no gradient, at which data parallel training fails; with attention all layers are read."""
-    with pytest.raises(InputError, match=r"hands over final_hidden_3, which .* make num_layers of model.encoder and"):
+    with pytest.raises(InputError, match=r"returns final_hidden_3, which .* make num_layers of model.encoder and"):
         seq2seq(encoder_of(num_layers=3), PlainDecoder(5, 6, 2))
     seq2seq(encoder_of(num_layers=3), GNMTDecoder(5, 6, 2, AdditiveAttention(6, 6, 4), bridge="final"))
     seq2seq(encoder_of(), PlainDecoder(5, 6, 2, cell="gru"))
@@ -177,7 +177,9 @@ def test_encoder_layers_that_a_decoder_without_attention_does_not_start_from_are
 @pytest.mark.parametrize("option", [{"projection_size": 6}, {"attend_to_embeddings": True}])
 def test_what_changes_states_that_nobody_reads_is_refused(option):
     """It was taken, and did nothing."""
-    with pytest.raises(InputError, match=rf"model\.encoder\.{next(iter(option))} changes the states .* no attention"):
+    with pytest.raises(
+        InputError, match=rf"model\.encoder\.{next(iter(option))} changes the encoder's states, .* no attention"
+    ):
         seq2seq(encoder_of(**option), PlainDecoder(5, 6, 2))
     seq2seq(encoder_of(**option), GNMTDecoder(5, 6, 2, AdditiveAttention(6, 6, 4)))
 
@@ -189,15 +191,15 @@ def test_states_of_another_width_than_the_decoder_reads_are_refused_with_the_key
         # Of one width with its embeddings: to use input_size=8 was the advice, and was refused too.
         (ConvolutionalDecoder(5, 6, 1), "input_size", False),
     ):
-        advice = rf"use model\.decoder\.{key}=8, or change" if follows else "must be equal; change"
-        message = rf"states is 8, but model\.decoder\.{key} is \d: .*{advice} model\.encoder\.hidden_size"
+        advice = rf"use model\.decoder\.{key}=8, or change" if follows else "must be equal: change"
+        message = rf"states is 8, but model\.decoder\.{key} is \d; .*{advice} model\.encoder\.hidden_size"
         with pytest.raises(InputError, match=message):
             seq2seq(LSTMEncoder(5, 4, 1), decoder)
 
 
 def test_one_layer_that_nobody_hears_is_refused():
     with pytest.raises(
-        InputError, match=r"decoder\.num_layers=1 nothing reads.*context_to_output=added or model.decoder.num_la"
+        InputError, match=r"decoder\.num_layers=1 and .* nothing reads.*context_to_output=added or model.decoder.num_la"
     ):
         GNMTDecoder(5, 6, 1, AdditiveAttention(6, 6, 4))
     decoder = GNMTDecoder(5, 6, 1, AdditiveAttention(6, 4, 4), context_to_output="concatenated")

@@ -86,10 +86,12 @@ def test_a_step_takes_the_vectors_that_the_whole_sequence_has():
 
 def test_more_tokens_than_learned_positions_are_refused_but_do_not_end_a_search():
     model = transformer(learned_positions=6).eval()
-    with pytest.raises(InputError, match=r"sentence of 7 tokens meets a model with learned_positions=6: .*max_source_"):
+    with pytest.raises(
+        InputError, match=r"sentence has 7 tokens, but the model has learned_positions=6: .*max_source_"
+    ):
         model.encode(padded(SOURCE))
     memory = model.encode(padded([[5, 3]]))
-    with pytest.raises(InputError, match="sentence of 8 tokens"):
+    with pytest.raises(InputError, match="sentence has 8 tokens"):
         model.decode(padded([[2] * 8]), memory)
     state = model.start(memory, 1)
     for _ in range(8):

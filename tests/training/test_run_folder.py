@@ -76,7 +76,7 @@ def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(run, tmp_path, 
 
 
 def test_a_model_that_cannot_be_is_refused_before_the_data_is_preprocessed(run, tmp_path):
-    with pytest.raises(InputError, match=r"model\.encoder\.layer_norm=true goes with model\.encoder\.cell=lstm only"):
+    with pytest.raises(InputError, match=r"model\.encoder\.layer_norm=true needs model\.encoder\.cell=lstm"):
         run(
             tmp_path / "new",
             "model.encoder.layer_norm=true",

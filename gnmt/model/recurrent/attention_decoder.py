@@ -1,4 +1,4 @@
-"""A decoder whose top layer queries attention, with or without input feeding."""
+"""A recurrent decoder whose top layer queries attention, with or without input feeding."""
 
 from __future__ import annotations
 
@@ -16,30 +16,49 @@ from gnmt.model.recurrent.layers import (
     Cell,
     ResidualStack,
     initial_states,
+    initial_states_or_none,
     layer_class,
     pack_states,
     shift_one_step,
     state_sizes,
-    states_over_time,
     unpack_states,
 )
 from gnmt.model.validate import check_query
 
 
 class AttentionDecoder(Decoder):
-    """A stack of layers, then attention, then h~ = tanh(W [context; h]), which goes to the output layer.
+    """A stack of recurrent layers, attention above it, and h~ = tanh(W [context; h]) as the output layer's input.
 
-    query "current" (Luong et al. 2015, section 3.1): the top layer's output h_t of this step asks. query "previous"
-    (Bahdanau et al. 2015): that of the step before asks, at the first step the top layer's starting state.
+    The hidden state h is the top layer's output, and h~ is the attentional hidden state of Luong et al. 2015, eq. 5.
 
-    input_feeding: the bottom layer also reads what attention found: with query=current the h~ of the step before (Luong
-    et al. 2015, section 3.3), with query=previous the context of this step, as the paper's recurrence does. Each step
-    then needs the one before it in full, so training runs a loop over time in Python, of one product a layer and
-    step, several times slower than the fused layers and the one attention over the whole target that
-    input_feeding=False keeps. Search takes step after step in any case, and pays little.
+    With input feeding, the bottom layer also reads an earlier result of attention, so each step needs the one before it
+    in full. Training then runs a loop over time in Python and is several times slower than without, where fused kernels
+    run over the whole target and attention is computed for all steps at once. Search takes one step at a time anyway
+    and hardly gets slower.
 
-    num_layers, residual_from, dropout, variational_dropout, cell, layer_norm: as in the encoder. bridge: see
-    gnmt.model.recurrent.gnmt_decoder.
+    The alignment is the attention.
+
+    Args:
+        input_size: Width of the embeddings.
+        hidden_size: Units of each layer.
+        num_layers: Number of layers.
+        attention: Attention whose `query_size` is `hidden_size`.
+        query: Output of the top layer that is the query at step t. "current": that of step t (Luong et al. 2015,
+            section 3.1). "previous": that of step t-1, and at the first step the top layer's initial state (Bahdanau et
+            al. 2015).
+        input_feeding: Whether the bottom layer's input is the embedding concatenated with, for query="current", the h~
+            of step t-1 (Luong et al. 2015, section 3.3), or for query="previous", the context of step t (Bahdanau et
+            al. 2015).
+        residual_from: First layer, counted from 1, whose input is added to its output; None for no residual
+            connections.
+        dropout: Dropout probability of each layer's input.
+        variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
+        cell: "lstm" or "gru".
+        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        bridge: Initial state of the layers; see gnmt.model.recurrent.gnmt_decoder.Bridge.
+
+    Raises:
+        InputError: If `attention` has another query width, or for a GRU with layer normalization.
     """
 
     memory_size_key = "attention.memory_size"
@@ -69,9 +88,9 @@ class AttentionDecoder(Decoder):
         self.input_feeding = input_feeding
         self.bridged = bridge == "final"
         self.attention = attention
-        fed_size = hidden_size if query == "current" else attention.output_size
+        feed_size = hidden_size if query == "current" else attention.output_size
         self.stack = ResidualStack(
-            input_size + fed_size * input_feeding,
+            input_size + feed_size * input_feeding,
             hidden_size,
             num_layers,
             layer_class(cell, layer_norm, "model.decoder"),
@@ -83,73 +102,88 @@ class AttentionDecoder(Decoder):
             self.by_sentence_sizes = state_sizes(self.stack.recurrent_layers(), "final_")
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """The attention's projected keys."""
+        """Return the attention's keys as "keys"."""
         return {"keys": self.attention.keys(encoded.states_BSH)}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Hidden [B, T, H] and attention [B, T, S]; step after step with input feeding."""
-        return (self.by_steps if self.input_feeding else self.at_once)(embedded_BTE, memory)
+        """Return hidden states [B, T, H] and attention [B, T, S] for a whole target."""
+        if self.input_feeding:
+            return self._forward_by_steps(embedded_BTE, memory)
+        return self._forward_at_once(embedded_BTE, memory)
 
-    def at_once(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """The whole stack over time first, then one attention for all steps."""
-        states = states_over_time(self.stack.recurrent_layers(), memory, self.bridged)
+    def _forward_at_once(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Run the stack over the whole target, then attention for all steps."""
+        states = initial_states_or_none(self.stack.recurrent_layers(), memory, self.bridged)
         outputs_TBH = self.stack(embedded_BTE.transpose(0, 1), states)
         query_TBH = outputs_TBH
         if self.query == "previous":
             top_state = states[-1]
             query_TBH = shift_one_step(outputs_TBH, None if top_state is None else top_state[0])
         context_BTH, weights_BTS = self.attention(query_TBH.transpose(0, 1), memory.extras["keys"], memory)
-        return self.combine(context_BTH, outputs_TBH.transpose(0, 1)), weights_BTS
+        return self._combine(context_BTH, outputs_TBH.transpose(0, 1)), weights_BTS
 
-    def by_steps(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """`step` after `step`, with the dropout of training."""
+    def _forward_by_steps(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Run a loop over time, with the dropout of training."""
         state = self.start(memory, 1)
         hidden, weights = [], []
         for step, masks in enumerate(self.stack.dropout_masks(embedded_BTE.shape[1], embedded_BTE[:, 0])):
-            hidden_B1H, weights_B1S, state = self.masked_step(embedded_BTE[:, step, None], state, memory, masks)
+            hidden_B1H, weights_B1S, state = self._step(embedded_BTE[:, step, None], state, memory, masks)
             hidden.append(hidden_B1H)
             weights.append(weights_B1S)
         return torch.cat(hidden, dim=1), torch.cat(weights, dim=1)
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """hidden_1, cell_1 and so on of the layers, `asked` or `fed` for the step to come; each [B, beam, H]."""
+        """Return the initial state, tensors [B, beam, H].
+
+        It holds hidden_1, cell_1 (the bottom layer) and so on. With query="previous", `query` is the first query;
+        otherwise, with input feeding, `attentional` is the h~ that the first step reads, which is zero.
+        """
         batch = len(memory.mask_BS)
         states = initial_states(self.stack.recurrent_layers(), memory, beam, self.bridged)
         top_BKH = states[-1][0].view(batch, beam, -1)
+        tensors = dict(pack_states(states, batch).tensors)
         if self.query == "previous":
-            return DecoderState({**pack_states(states, batch).tensors, "asked": top_BKH})
-        fed = {"fed": torch.zeros_like(top_BKH)} if self.input_feeding else {}
-        return DecoderState({**pack_states(states, batch).tensors, **fed})
+            tensors["query"] = top_BKH
+        elif self.input_feeding:
+            tensors["attentional"] = torch.zeros_like(top_BKH)
+        return DecoderState(tensors)
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
-        """One token for B sentences of K hypotheses; the memory stays at B rows."""
-        return self.masked_step(embedded_BKE, state, memory, None)
+        """Return hidden states [B, K, H], attention [B, K, S] and the new state."""
+        return self._step(embedded_BKE, state, memory, None)
 
-    def masked_step(
+    def _step(
         self, embedded_BKE: Tensor, state: DecoderState, memory: Memory, masks: list[Tensor] | None
     ) -> tuple[Tensor, Tensor, DecoderState]:
-        """The same with masks of dropout on the layers' inputs."""
+        """Take a step with dropout masks [B * K, I] of the layers' inputs, or with None for no dropout."""
+        keys_BSA = memory.extras["keys"]
         if self.query == "previous":
-            context_BKH, weights_BKS = self.attention(state.tensors["asked"], memory.extras["keys"], memory)
-            outputs_BKH, after = self.through_stack(embedded_BKE, context_BKH, state, masks)
-            new_state = DecoderState({**after.tensors, "asked": outputs_BKH})
-            return self.combine(context_BKH, outputs_BKH), weights_BKS, new_state
-        outputs_BKH, after = self.through_stack(embedded_BKE, state.tensors.get("fed"), state, masks)
-        context_BKH, weights_BKS = self.attention(outputs_BKH, memory.extras["keys"], memory)
-        hidden_BKH = self.combine(context_BKH, outputs_BKH)
-        fed = {"fed": hidden_BKH} if self.input_feeding else {}
-        return hidden_BKH, weights_BKS, DecoderState({**after.tensors, **fed})
+            context_BKH, weights_BKS = self.attention(state.tensors["query"], keys_BSA, memory)
+            outputs_BKH, tensors = self._step_stack(
+                embedded_BKE, context_BKH if self.input_feeding else None, state, masks
+            )
+            tensors["query"] = outputs_BKH
+            return self._combine(context_BKH, outputs_BKH), weights_BKS, DecoderState(tensors)
+        outputs_BKH, tensors = self._step_stack(embedded_BKE, state.tensors.get("attentional"), state, masks)
+        context_BKH, weights_BKS = self.attention(outputs_BKH, keys_BSA, memory)
+        hidden_BKH = self._combine(context_BKH, outputs_BKH)
+        if self.input_feeding:
+            tensors["attentional"] = hidden_BKH
+        return hidden_BKH, weights_BKS, DecoderState(tensors)
 
-    def through_stack(
-        self, embedded_BKE: Tensor, fed_BKH: Tensor | None, state: DecoderState, masks: list[Tensor] | None
-    ) -> tuple[Tensor, DecoderState]:
-        """The layers' step on the embedding and on what is fed where it is: the top output [B, K, H], new states."""
+    def _step_stack(
+        self, embedded_BKE: Tensor, feed_BKH: Tensor | None, state: DecoderState, masks: list[Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the top layer's output [B, K, H] and the layers' new states by name.
+
+        The bottom layer reads the embedding and, unless it is None, `feed_BKH`.
+        """
         inputs_BKI = embedded_BKE
-        if self.input_feeding and fed_BKH is not None:
-            inputs_BKI = torch.cat((embedded_BKE, fed_BKH.to(embedded_BKE.dtype)), dim=-1)
+        if feed_BKH is not None:
+            inputs_BKI = torch.cat((embedded_BKE, feed_BKH.to(embedded_BKE.dtype)), dim=-1)
         outputs_NH, states = self.stack.step(inputs_BKI.flatten(0, 1), unpack_states(state, self.num_layers), masks)
-        return outputs_NH.view(*embedded_BKE.shape[:2], -1), pack_states(states, len(embedded_BKE))
+        return outputs_NH.view(*embedded_BKE.shape[:2], -1), dict(pack_states(states, len(embedded_BKE)).tensors)
 
-    def combine(self, context_BTH: Tensor, outputs_BTH: Tensor) -> Tensor:
-        """h~ (Luong et al. 2015, eq. 5)."""
+    def _combine(self, context_BTH: Tensor, outputs_BTH: Tensor) -> Tensor:
+        """Return h~ (Luong et al. 2015, eq. 5)."""
         return torch.tanh(self.combination(torch.cat((context_BTH, outputs_BTH.to(context_BTH.dtype)), dim=-1)))

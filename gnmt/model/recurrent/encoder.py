@@ -1,4 +1,4 @@
-"""Recurrent encoders: bidirectional layers below, unidirectional layers above."""
+"""The recurrent encoder: bidirectional layers at the bottom, unidirectional layers above."""
 
 from __future__ import annotations
 
@@ -18,31 +18,44 @@ from gnmt.model.recurrent.layers import (
     is_residual,
     layer_class,
     reverse_by_length,
-    state_names,
+    states_to_dict,
 )
 from gnmt.model.validate import check_residual
 
 
 class LSTMEncoder(Encoder):
-    """GNMT's (Wu et al. 2016, section 3): the first layer bidirectional, residual connections from the third up.
+    """Recurrent encoder; the defaults are GNMT's (Wu et al. 2016, section 3).
 
-    Other settings make other encoders: no bidirectional layer and a bridge (Sutskever et al. 2014), all bidirectional
-    and a projection (RNMT+, Chen et al. 2018).
+    GNMT has one bidirectional layer, and residual connections from the third layer up. Other settings give the encoders
+    of other models: unidirectional layers with final states (Sutskever et al. 2014), bidirectional layers only
+    (Bahdanau et al. 2015), bidirectional layers with a projection (RNMT+, Chen et al. 2018).
 
-    num_layers counts a bidirectional layer once. residual_from: the first layer, counted from 1, whose input
-    is added to its output (eq. 6), which needs both of one width; None for no residual connections. A layer above the
-    first such one has none where the widths differ. dropout: on every layer's input; variational_dropout: fresh for each
-    step, or one mask for a sentence (gnmt.model.layers).
-    attend_to_embeddings: adds a projection of the embeddings to the states of the top layer. Attention then finds the
-    word itself beside its surroundings, and a translation of the word is learned before the layers have learned to
-    carry it upwards. Not in the paper, whose residual connections begin above; Gehring et al. 2017, section 3.4, let
-    attention read states and embeddings for the same reason.
-    cell: of all layers; layer_norm: of every gate, see gnmt.model.recurrent.layers for what it costs.
-    reverse_source: reads the source from its last token to its first, with EOS last all the same (Sutskever et al.
-    2014, section 3.3). States stay in the order of the source.
-    projection_size: width that a linear layer gives the top layer's states; None for none.
-    final_states: hand every layer's state at each sentence's true end to the decoder, as by_sentence
-    `final_hidden_1`, `final_cell_1` and so on, [B, H]; of a bidirectional layer both directions' concatenated, [B, 2H].
+    Args:
+        input_size: Width of the embeddings.
+        hidden_size: Units of each layer and direction; the output of a bidirectional layer is twice as wide.
+        num_layers: Number of layers; a bidirectional layer counts once.
+        num_bidirectional_layers: Number of bidirectional layers, from the bottom.
+        residual_from: First layer, counted from 1, whose input is added to its output (Wu et al. 2016, eq. 6). Its
+            input and output must have one width; layers above it with unequal widths get no residual connection. None
+            for no residual connections.
+        dropout: Dropout probability of each layer's input.
+        variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
+        attend_to_embeddings: Whether a projection of the embeddings is added to the top layer's states. Attention then
+            finds the word itself, and a model learns to translate it before its layers have learned to pass it on.
+            This is not in the paper; Gehring et al. 2017, section 3.4, let attention read embeddings for the same
+            reason.
+        cell: "lstm" or "gru", for all layers.
+        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        reverse_source: Whether the layers read the source from its last token to its first, with EOS still at the end
+            (Sutskever et al. 2014, section 3.3). The states stay in the order of the source.
+        projection_size: Width to which a linear layer projects the top layer's states; None for no such layer.
+        final_states: Whether `Encoded.by_sentence` holds each layer's state after a sentence's last token, under the
+            names `final_hidden_1`, `final_cell_1` and so on, [B, H]. Those of a bidirectional layer are both
+            directions' states, concatenated to [B, 2H].
+
+    Raises:
+        InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for a GRU
+            with layer normalization.
     """
 
     def __init__(
@@ -65,10 +78,10 @@ class LSTMEncoder(Encoder):
         if num_bidirectional_layers > num_layers:
             raise InputError(
                 f"model.encoder.num_bidirectional_layers={num_bidirectional_layers} is more than "
-                f"model.encoder.num_layers={num_layers}: "
-                "choose at most that many"
+                f"model.encoder.num_layers={num_layers}: choose at most {num_layers}, or more layers"
             )
-        widths = layer_widths(input_size, hidden_size, num_layers, num_bidirectional_layers)
+        widths = [input_size]  # of the first layer's input, then of each layer's output
+        widths += [(2 if layer < num_bidirectional_layers else 1) * hidden_size for layer in range(num_layers)]
         check_residual(widths, residual_from)
         self.input_size = input_size
         self.residual_from = residual_from
@@ -76,25 +89,25 @@ class LSTMEncoder(Encoder):
         self.final_states = final_states
         self.dropout = Dropout(dropout, variational_dropout)
         self.layers = nn.ModuleList()
-        kind = layer_class(cell, layer_norm, "model.encoder")
+        make_layer = layer_class(cell, layer_norm, "model.encoder")
         for layer, width in enumerate(widths[:-1]):
             if layer < num_bidirectional_layers:
-                self.layers.append(Bidirectional(width, hidden_size, kind))
+                self.layers.append(Bidirectional(width, hidden_size, make_layer))
             else:
-                self.layers.append(kind(width, hidden_size))
+                self.layers.append(make_layer(width, hidden_size))
         self.projection = None if projection_size is None else nn.Linear(widths[-1], projection_size)
         self.output_size = widths[-1] if projection_size is None else projection_size
         self.shortcut = nn.Linear(input_size, self.output_size, bias=False) if attend_to_embeddings else None
         given = {"projection_size": projection_size is not None, "attend_to_embeddings": attend_to_embeddings}
-        self.only_for_states = [key for key, is_given in given.items() if is_given]
+        self.state_options = [key for key, is_given in given.items() if is_given]
         if final_states:
-            parts = ("hidden",) if cell == "gru" else ("hidden", "cell")
+            names = ("hidden",) if cell == "gru" else ("hidden", "cell")
             self.by_sentence_sizes = {
-                f"final_{part}_{number}": width for number, width in enumerate(widths[1:], start=1) for part in parts
+                f"final_{name}_{number}": width for number, width in enumerate(widths[1:], start=1) for name in names
             }
 
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
-        """States [B, S, output_size]."""
+        """Return the states [B, S, output_size], and the final states if `final_states` is set."""
         states_SBH = embedded_BSE.transpose(0, 1)
         if self.reverse_source:
             states_SBH = reverse_by_length(states_SBH, lengths_B - 1)
@@ -102,7 +115,7 @@ class LSTMEncoder(Encoder):
         for number, layer in enumerate(self.layers, start=1):
             inputs_SBH = states_SBH
             assert isinstance(layer, Bidirectional | RecurrentLayer)
-            states_SBH, final = self.run(layer, self.dropout(inputs_SBH), lengths_B)
+            states_SBH, final = self._run_layer(layer, self.dropout(inputs_SBH), lengths_B)
             finals.append(final)
             if is_residual(number, self.residual_from) and inputs_SBH.shape == states_SBH.shape:
                 states_SBH = states_SBH + inputs_SBH
@@ -113,20 +126,14 @@ class LSTMEncoder(Encoder):
         states_BSH = states_SBH.transpose(0, 1)
         if self.shortcut is not None:
             states_BSH = states_BSH + self.shortcut(embedded_BSE)
-        return Encoded(states_BSH, by_sentence=state_names(finals, "final_"))
+        return Encoded(states_BSH, by_sentence=states_to_dict(finals, "final_"))
 
-    def run(
+    def _run_layer(
         self, layer: Bidirectional | RecurrentLayer, inputs_SBH: Tensor, lengths_B: Tensor
     ) -> tuple[Tensor, LayerState]:
-        """The layer's outputs, and its state at each sentence's end where the decoder is to have it."""
+        """Return a layer's outputs, and its final state, which is empty unless `final_states` is set."""
         if self.final_states:
             return layer.forward_with_final_state(inputs_SBH, lengths_B)
         if isinstance(layer, Bidirectional):
             return layer(inputs_SBH, lengths_B), ()
         return layer(inputs_SBH), ()
-
-
-def layer_widths(input_size: int, hidden_size: int, num_layers: int, num_bidirectional_layers: int) -> list[int]:
-    """The width below the first layer, and above each."""
-    above = [(2 if layer < num_bidirectional_layers else 1) * hidden_size for layer in range(num_layers)]
-    return [input_size, *above]

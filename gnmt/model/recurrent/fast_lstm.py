@@ -1,8 +1,16 @@
-"""One LSTM layer over whole sequences, whose weights get their gradients from one product each.
+"""An LSTM layer whose backward pass computes each weight's gradient in one product over all time steps.
 
-A fused kernel goes through time in backward as in forward, and adds to the weights' gradients at every step: products
-of as few rows as there are sentences. Here only what truly depends on the next step goes through time. The gradients
-of the gates of all steps are kept, and those of the inputs and of both weights come from them in one product each.
+The backward pass of a fused LSTM kernel adds to the weights' gradients at every time step, by products with as few rows
+as there are sentences in the batch. Here the backward loop over time computes only what depends on the next step: the
+gradients of the gates. They are stored for all steps, [T, B, 4H]. After the loop, one product over all T * B rows gives
+the gradient of each weight, and one that of the inputs. The forward pass is arranged alike: the inputs of all steps are
+multiplied in one product, and only the product with the hidden state is in the loop.
+
+`LSTM` in gnmt/model/recurrent/layers.py decides when this is faster than the fused kernel.
+
+G = 4H stands for the gates' units: input, forget, cell candidate and output gate, in torch's order. All tanh are
+computed as 2 sigmoid(2x) - 1, because torch's sigmoid takes a sixth of the time of its tanh on a CPU. Therefore the
+rows of the cell candidate are doubled in weights, biases and preactivations, and one sigmoid serves all four gates.
 """
 
 from __future__ import annotations
@@ -20,11 +28,18 @@ from gnmt.model.layers import affine
 def gathered_lstm(
     inputs_TBI: Tensor, weight_ih_GI: Tensor, weight_hh_GH: Tensor, bias_ih_G: Tensor, bias_hh_G: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and cells of every step, [T, B, H], from a zero state; both carry gradients.
+    """Run an LSTM layer from a zero state and return the outputs and cells of all steps, [T, B, H] each.
 
-    What torch.nn.LSTM computes, with its weights: G = 4H rows, of input, forget, cell and output gate in turn.
-    Products are of autocast's type where it is on, else of the inputs'; outputs are of that type, cells and the
-    arithmetic of the gates of fp32 or better. The results do not depend on what ran before.
+    It computes the same as torch.nn.LSTM, and both results propagate gradients. Products and outputs have the type of
+    autocast where it is enabled, otherwise that of the inputs; cells and gate arithmetic are fp32 or fp64. Repeated
+    calls give bitwise equal results.
+
+    Args:
+        inputs_TBI: Inputs, float [T, B, I].
+        weight_ih_GI: Weight of the inputs, as in torch.nn.LSTM.
+        weight_hh_GH: Weight of the hidden state.
+        bias_ih_G: Bias of the inputs' product.
+        bias_hh_G: Bias of the hidden state's product.
     """
     device = inputs_TBI.device.type
     autocast = torch.is_autocast_enabled(device)
@@ -35,10 +50,11 @@ def gathered_lstm(
 
 
 class _GatheredLSTM(torch.autograd.Function):
-    """With a = the four gates before their nonlinearity, the third (g) doubled, and s = sigmoid(a):
+    """Autograd function of `gathered_lstm`.
 
-    c = s_f c' + s_i (2 s_g - 1), h = s_o (2 sigmoid(2c) - 1), since tanh(x) = 2 sigmoid(2x) - 1 and torch's sigmoid
-    takes a sixth of the time of its tanh on a CPU. a and h are kept for backward in the type of the products.
+    With preactivations a, s = sigmoid(a), and the previous cell c', a step computes the cell
+    c = s_f c' + s_i (2 s_g - 1) and the output h = s_o (2 sigmoid(2c) - 1). Backward needs a and h, which are kept in
+    the type of the products, and c.
     """
 
     @staticmethod
@@ -64,11 +80,11 @@ class _GatheredLSTM(torch.autograd.Function):
             add_product = adder(doubled(weight_hh_GH, dtype), batch)
             for step in range(num_steps):
                 cell_BH, output_BH = cells_TBH[step], outputs_TBH[step]
-                # In memory of its own: a view, kept for backward, would keep the product of all steps with it.
-                before_BG = from_inputs_TBG[step]
-                before_BG = add_product(before_BG, outputs_TBH[step - 1]) if step else before_BG.clone()
-                preactivations.append(before_BG)
-                input_BH, forget_BH, doubled_BH, out_BH = activated(before_BG, cells_TBH.dtype).unbind(1)
+                # The first step needs a copy: a view, kept for backward, would keep the product of all steps alive.
+                gates_BG = from_inputs_TBG[step]
+                gates_BG = add_product(gates_BG, outputs_TBH[step - 1]) if step else gates_BG.clone()
+                preactivations.append(gates_BG)
+                input_BH, forget_BH, doubled_BH, out_BH = activated(gates_BG, cells_TBH.dtype).unbind(1)
                 if step:
                     torch.mul(forget_BH, cells_TBH[step - 1], out=cell_BH)
                     cell_BH.addcmul_(input_BH, doubled_BH, value=2).sub_(input_BH)
@@ -81,20 +97,20 @@ class _GatheredLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs_TBI, weight_ih_GI, weight_hh_GH, bias_ih_G, bias_hh_G, outputs_TBH, cells_TBH, *before = (
+        inputs_TBI, weight_ih_GI, weight_hh_GH, bias_ih_G, bias_hh_G, outputs_TBH, cells_TBH, *preactivations = (
             ctx.saved_tensors
         )
         dtype, batch = outputs_TBH.dtype, outputs_TBH.shape[1]
         with torch.autocast(inputs_TBI.device.type, enabled=False):
             grad_TBG = gradient_of_gates(
-                grads[0], grads[1], outputs_TBH, cells_TBH, before, doubled(weight_hh_GH, dtype)
+                grads[0], grads[1], outputs_TBH, cells_TBH, preactivations, doubled(weight_hh_GH, dtype)
             )
             grad_NG = grad_TBG.flatten(0, 1)
             grad_inputs_TBI = None
             if ctx.needs_input_grad[0]:
                 grad_inputs_TBI = (grad_TBG @ doubled(weight_ih_GI, dtype)).to(inputs_TBI.dtype)
             grad_ih_GI = doubled(grad_NG.T @ inputs_TBI.flatten(0, 1), weight_ih_GI.dtype)
-            # What the last step says concerns no further one.
+            # The gates of step t read the output of step t - 1; those of the first step read none.
             grad_hh_GH = doubled(grad_NG[batch:].T @ outputs_TBH[:-1].flatten(0, 1), weight_hh_GH.dtype)
             grad_bias_G = doubled(grad_NG.sum(0), bias_ih_G.dtype)
         return grad_inputs_TBI, grad_ih_GI, grad_hh_GH, grad_bias_G, grad_bias_G.to(bias_hh_G.dtype, copy=True), None
@@ -108,9 +124,17 @@ def gradient_of_gates(
     preactivations: list[Tensor],
     weight_GH: Tensor,
 ) -> Tensor:
-    """The gradient with respect to every step's preactivations (the third gate's doubled), [T, B, G].
+    """Return the gradient of every step's preactivations, [T, B, G]: the part of backward that loops over time.
 
-    The gates are computed again step by step, while they are in cache, and not for all steps at once.
+    The gates are recomputed step by step, so that they are used while they are in cache.
+
+    Args:
+        grad_outputs_TBH: Gradient of the outputs, or None.
+        grad_cells_TBH: Gradient of the cells, or None.
+        outputs_TBH: Outputs of the forward pass.
+        cells_TBH: Cells of the forward pass.
+        preactivations: Preactivations [B, G] of each step.
+        weight_GH: Weight of the hidden state, with doubled rows of the cell candidate.
     """
     num_steps, batch, hidden_size = outputs_TBH.shape
     grad_TBG = outputs_TBH.new_empty(num_steps, batch, 4 * hidden_size)
@@ -127,11 +151,11 @@ def gradient_of_gates(
         input_BH, forget_BH, doubled_BH, out_BH = gates_BGH.unbind(1)
         squashed_BH = tanh(cells_TBH[step])
         grad_squashed_BH = grad_output_BH * out_BH
-        # The slope of tanh is 1 - tanh^2.
+        # The derivative of tanh is 1 - tanh^2.
         grad_cell_BH.add_(grad_squashed_BH).sub_(grad_squashed_BH.mul_(squashed_BH).mul_(squashed_BH))
         if grad_cells_TBH is not None:
             grad_cell_BH.add_(grad_cells_TBH[step])
-        # With respect to the gates, then through their sigmoids, four at once.
+        # The gradients of the four gates pass through their sigmoids in one call.
         twice_BH = 2 * grad_cell_BH
         torch.mul(twice_BH, doubled_BH, out=grad_BGH[:, 0]).sub_(grad_cell_BH)
         if step:
@@ -146,9 +170,13 @@ def gradient_of_gates(
 
 
 def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (summand [N, O], states [N, I]) -> summand + states W^T, in new memory, of the weight's type.
+    """Return a function of summand [N, O] and states [N, I] that returns summand + states W^T in the weight's type.
 
-    On a CPU the weight is brought into oneDNN's order once, and not at every step. num_rows: N, for that order.
+    On a CPU the weight is reordered for oneDNN once instead of at every step.
+
+    Args:
+        weight_OI: W.
+        num_rows: Number N of rows, for which oneDNN chooses the order.
     """
     if weight_OI.device.type == "cpu" and weight_OI.dtype in onednn_dtypes():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), num_rows)
@@ -163,17 +191,18 @@ def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor
 
 
 def activated(preactivations_BG: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sigmoids of all gates in memory of their own, [B, 4, H]."""
+    """Return the sigmoid of all gates, [B, 4, H], in new memory."""
     gates_BG = preactivations_BG.to(dtype, copy=True).sigmoid_()
     return gates_BG.view(len(gates_BG), 4, -1)
 
 
 def tanh(values: Tensor) -> Tensor:
+    """Return tanh by way of the faster sigmoid."""
     return (2 * values).sigmoid_().mul_(2).sub_(1)
 
 
 def doubled(rows_G: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy [G, ...] of that type, the rows of the third gate (g) doubled."""
+    """Return a copy [G, ...] in the given type, with the rows of the third gate, the cell candidate, doubled."""
     copy_G = rows_G.to(dtype, copy=True)
     hidden_size = len(copy_G) // 4
     copy_G[2 * hidden_size : 3 * hidden_size].mul_(2)

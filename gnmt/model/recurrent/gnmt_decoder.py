@@ -1,4 +1,4 @@
-"""GNMT's decoder: a bottom layer that queries attention, residual layers above that all see the context."""
+"""GNMT's decoder: the bottom layer queries attention, and all layers above read the context."""
 
 from __future__ import annotations
 
@@ -17,37 +17,58 @@ from gnmt.model.recurrent.layers import (
     RecurrentLayer,
     forward_layers,
     initial_states,
+    initial_states_or_none,
     layer_class,
     pack_states,
     shift_one_step,
     state_sizes,
-    states_over_time,
     step_layers,
     unpack_states,
 )
 from gnmt.model.validate import check_query
 
 Bridge = Literal["none", "final"]
-"""none: the decoder starts from zeros; final: each layer from the state that the encoder's layer of its number ended
-with, as it is, so that layers, cells and widths must match (the encoder's final_states=true hands it over)."""
+"""Initial state of a decoder's layers.
+
+"none": zeros. "final": the final state of the encoder layer with the same number, unchanged. Layers, cells and widths
+of both sides must then be equal, and the encoder needs `final_states=True`.
+"""
 
 ContextToOutput = Literal["none", "concatenated", "added"]
 
 
 class GNMTDecoder(Decoder):
-    """Wu et al. 2016, figure 1 and eq. 4: only the bottom layer queries attention, and never reads the context.
+    """GNMT's decoder (Wu et al. 2016, figure 1 and eq. 4).
 
-    So the bottom layer runs over the whole target first, attention over all of it in one piece, and then
-    the upper layers, each on the layer below concatenated with the context.
+    Only the bottom layer queries attention, and it never reads the context. Training therefore needs no loop over time:
+    the bottom layer runs over the whole target, then attention over all its outputs, and then each upper layer over
+    the output of the layer below, concatenated with the context.
 
-    query: which output of the bottom layer asks at step t. "previous" is that of step t-1, zero at the first
-    (the paper; with a bridge, the state bridged); "current" is that of step t (the later GNMT v2).
-    num_layers, residual_from, dropout, variational_dropout, cell, layer_norm: as in the encoder. bridge: see Bridge.
-    context_to_output: how the context reaches the output layer beside the top layer's output. "concatenated" (RNMT+,
-    Chen et al. 2018), so that output_size is the sum of both widths; "added" through a projection, which keeps
-    output_size at hidden_size, as tied embeddings need it; "none" (the paper). It spares the layers the learning of
-    how to carry a word from the source to the output, and small models learn several times sooner. A single layer needs
-    it, since nothing else would read the context.
+    The alignment is the attention.
+
+    Args:
+        input_size: Width of the embeddings.
+        hidden_size: Units of each layer.
+        num_layers: Number of layers; a single one needs `context_to_output`.
+        attention: Attention whose `query_size` is `hidden_size`.
+        query: Output of the bottom layer that is the query at step t. "previous": that of step t-1 (the paper), and at
+            the first step zeros or, with a bridge, the initial state. "current": that of step t (GNMT v2).
+        residual_from: First layer, counted from 1, whose input is added to its output, without the context (eq. 6);
+            None for no residual connections.
+        dropout: Dropout probability of each layer's input.
+        variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
+        cell: "lstm" or "gru".
+        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        bridge: Initial state of the layers; see Bridge.
+        context_to_output: How the context reaches the output layer as well. "none": not at all (the paper).
+            "concatenated": with the top layer's output (RNMT+, Chen et al. 2018), so `output_size` is the sum of both
+            widths. "added": through a projection to `hidden_size`, so that embeddings can be tied. With the context
+            in the output, the layers need not learn to pass source words on, and small models learn several times
+            sooner.
+
+    Raises:
+        InputError: If `attention` has another query width, if nothing reads the context, or for a GRU with layer
+            normalization.
     """
 
     memory_size_key = "attention.memory_size"
@@ -71,7 +92,7 @@ class GNMTDecoder(Decoder):
         check_query(attention, hidden_size)
         if num_layers == 1 and context_to_output == "none":
             raise InputError(
-                "with model.decoder.num_layers=1 nothing reads what attention finds, since the bottom layer only asks: "
+                "with model.decoder.num_layers=1 and model.decoder.context_to_output=none nothing reads the context: "
                 "use model.decoder.context_to_output=added or model.decoder.num_layers=2"
             )
         self.input_size = input_size
@@ -86,21 +107,21 @@ class GNMTDecoder(Decoder):
         if context_to_output == "added":
             self.readout = nn.Linear(attention.output_size, hidden_size, bias=False)
         self.dropout = Dropout(dropout, variational_dropout)
-        kind = layer_class(cell, layer_norm, "model.decoder")
-        self.bottom = kind(input_size, hidden_size)
+        make_layer = layer_class(cell, layer_norm, "model.decoder")
+        self.bottom = make_layer(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
-        self.upper = nn.ModuleList(kind(upper_size, hidden_size) for _ in range(num_layers - 1))
+        self.upper = nn.ModuleList(make_layer(upper_size, hidden_size) for _ in range(num_layers - 1))
         if self.bridged:
             self.by_sentence_sizes = state_sizes(self.layers(), "final_")
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """The attention's projected keys."""
+        """Return the attention's keys as "keys"."""
         return {"keys": self.attention.keys(encoded.states_BSH)}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Hidden [B, T, output_size] and attention [B, T, S] for the whole target at once."""
+        """Return hidden states [B, T, output_size] and attention [B, T, S] for a whole target."""
         bottom, *upper = self.layers()
-        bottom_state, *upper_states = states_over_time(self.layers(), memory, self.bridged)
+        bottom_state, *upper_states = initial_states_or_none(self.layers(), memory, self.bridged)
         outputs_TBH = bottom(self.dropout(embedded_BTE.transpose(0, 1)), bottom_state)
         query_TBH = outputs_TBH
         if self.query == "previous":
@@ -113,11 +134,11 @@ class GNMTDecoder(Decoder):
         return self.hidden(outputs_TBH, context_TBH).transpose(0, 1), weights_BTS
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """Hidden and cell of every layer: hidden_1, cell_1 of the bottom one and so on, each [B, beam, H]."""
+        """Return each layer's initial state as hidden_1, cell_1 (the bottom layer) and so on, [B, beam, H] each."""
         return pack_states(initial_states(self.layers(), memory, beam, self.bridged), len(memory.mask_BS))
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
-        """One token for B sentences of K hypotheses; the memory stays at B rows."""
+        """Return hidden states [B, K, output_size], attention [B, K, S] and the new state."""
         batch, beam = embedded_BKE.shape[:2]
         bottom, *upper = self.layers()
         bottom_state, *upper_states = unpack_states(state, self.num_layers)
@@ -133,12 +154,12 @@ class GNMTDecoder(Decoder):
         return hidden_BKH, weights_BKS, pack_states([new_bottom_state, *new_upper_states], batch)
 
     def hidden(self, outputs: Tensor, context: Tensor) -> Tensor:
-        """What the output layer gets of the top layer's output and the context."""
+        """Return the output layer's input [..., output_size] from the top layer's output and the context."""
         if self.context_to_output == "added":
             summed: Tensor = outputs + self.readout(context)
             return summed
         return torch.cat((outputs, context), dim=-1) if self.context_to_output == "concatenated" else outputs
 
     def layers(self) -> list[RecurrentLayer]:
-        """All layers, the bottom one first."""
+        """Return all layers from the bottom up."""
         return [cast(RecurrentLayer, layer) for layer in (self.bottom, *self.upper)]

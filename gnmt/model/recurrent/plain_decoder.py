@@ -1,4 +1,4 @@
-"""A decoder without attention."""
+"""A recurrent decoder without attention."""
 
 from __future__ import annotations
 
@@ -14,22 +14,35 @@ from gnmt.model.recurrent.layers import (
     Cell,
     ResidualStack,
     initial_states,
+    initial_states_or_none,
     layer_class,
     pack_states,
     state_sizes,
-    states_over_time,
     unpack_states,
 )
 
 
 class PlainDecoder(Decoder):
-    """Sutskever et al. 2014: all that it knows of the source is the state that it starts from.
+    """Decoder of Sutskever et al. 2014, which reads the source only through its initial state.
 
-    Each layer starts from the state with which the encoder's layer of its number ended, so both sides have as many
-    layers, of one cell and one width (the encoder's final_states=true hands the states over). There is no attention:
-    decoding.coverage_beta must be 0, and nothing aligns target with source tokens.
-    num_layers, residual_from, dropout, variational_dropout, cell, layer_norm: as in the encoder; the paper has no
-    residual connections.
+    Each layer starts from the final state of the encoder layer with the same number. Layers, cells and widths of both
+    sides must be equal, and the encoder needs `final_states=True`.
+
+    There is no attention, so nothing aligns target with source tokens, and `decoding.coverage_beta` must be 0.
+
+    Args:
+        input_size: Width of the embeddings.
+        hidden_size: Units of each layer.
+        num_layers: Number of layers.
+        residual_from: First layer, counted from 1, whose input is added to its output; None for no residual
+            connections, as in the paper.
+        dropout: Dropout probability of each layer's input.
+        variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
+        cell: "lstm" or "gru".
+        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+
+    Raises:
+        InputError: For a GRU with layer normalization.
     """
 
     has_attention = False
@@ -50,28 +63,31 @@ class PlainDecoder(Decoder):
         self.input_size = input_size
         self.output_size = hidden_size
         self.num_layers = num_layers
-        kind = layer_class(cell, layer_norm, "model.decoder")
         self.stack = ResidualStack(
-            input_size, hidden_size, num_layers, kind, residual_from, Dropout(dropout, variational_dropout)
+            input_size,
+            hidden_size,
+            num_layers,
+            layer_class(cell, layer_norm, "model.decoder"),
+            residual_from,
+            Dropout(dropout, variational_dropout),
         )
         self.by_sentence_sizes = state_sizes(self.stack.recurrent_layers(), "final_")
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """Nothing: no step looks at the source."""
+        """Return no tensors, because no step reads the source."""
         return {}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, None]:
-        """Hidden [B, T, H] for the whole target at once."""
-        states = states_over_time(self.stack.recurrent_layers(), memory, bridged=True)
+        """Return hidden states [B, T, H] for a whole target."""
+        states = initial_states_or_none(self.stack.recurrent_layers(), memory, bridged=True)
         return self.stack(embedded_BTE.transpose(0, 1), states).transpose(0, 1), None
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """The encoder's final states as hidden_1, cell_1 and so on, each [B, beam, H]."""
-        return pack_states(
-            initial_states(self.stack.recurrent_layers(), memory, beam, bridged=True), len(memory.mask_BS)
-        )
+        """Return the encoder's final states as hidden_1, cell_1 (the bottom layer) and so on, [B, beam, H] each."""
+        states = initial_states(self.stack.recurrent_layers(), memory, beam, bridged=True)
+        return pack_states(states, len(memory.mask_BS))
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, None, DecoderState]:
-        """One token for B sentences of K hypotheses."""
+        """Return hidden states [B, K, H], no attention, and the new state."""
         outputs_NH, states = self.stack.step(embedded_BKE.flatten(0, 1), unpack_states(state, self.num_layers))
         return outputs_NH.view(*embedded_BKE.shape[:2], -1), None, pack_states(states, len(embedded_BKE))
