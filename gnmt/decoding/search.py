@@ -1,19 +1,18 @@
-"""Beam search (section 7 of Wu et al. 2016) and sampling, tensorized over sentences and hypotheses.
+"""Beam search (Wu et al. 2016, section 7) and sampling, tensorized over sentences and hypotheses.
 
-One step asks the model for the log-probabilities of the next token of every hypothesis and takes the best
-2K candidates of each sentence. That is enough: a hypothesis has one EOS candidate, so at most K of the 2K end,
-and the K best others are always among them. From these
+`search` is the loop: waiting sentences enter the active batch, all of its hypotheses are extended by a token
+(`gnmt.decoding.beam.advance`), and finished sentences leave it. Each step takes the best 2K candidates of a sentence.
+A hypothesis has one EOS candidate, so at most K of the 2K end, and the best K of the others are always among them.
 
-- a candidate that ends with EOS and is among the best K finishes, and goes to the sentence's results;
-- the K best candidates that do not end stay active, so finished hypotheses never narrow the beam.
+- A candidate that ends with EOS and is among the best K finishes and is added to the sentence's results.
+- The best K candidates without EOS stay active, so finished hypotheses never narrow the beam.
 
-Active hypotheses of a sentence all have the same length and compete by log P; finished ones compete by
-equation 14 (gnmt/decoding/scoring.py). Ties go to the better parent hypothesis, then to the lower token id, so the
-result is a function of the input alone.
+Active hypotheses of a sentence have the same length and compete by log P; finished ones compete by equation 14
+(gnmt/decoding/scoring.py). Ties are broken in favor of the better parent, then of the lower token id, so the result is
+a function of the input alone.
 
-Batching is continuous: a sentence that is done leaves, and waiting ones enter in groups, so the model always has a
-full batch whatever the lengths of the outputs. Nothing that belongs to one sentence (its limit, its results, its
-stopping, its random numbers) looks at another.
+Batching is continuous: waiting sentences enter in groups as others leave, so the model has a full batch whatever the
+lengths of the outputs. Limit, results, stopping and random numbers of a sentence do not depend on other sentences.
 """
 
 from __future__ import annotations
@@ -33,14 +32,31 @@ from gnmt.decoding.scoring import force_decode
 from gnmt.errors import InputError
 from gnmt.model.interfaces import SearchModel
 
+# The active batch holds at most this many padded source tokens for each sentence of batch_size.
+LONG_SOURCE_TOKENS = 100
+
+# Waiting sentences enter when they make up this fraction of the active batch, because joining copies the whole batch.
+SMALLEST_GROUP = 1 / 4
+
+# Steps between two checks for finished sentences, by device type. A check synchronizes with a CUDA device, which costs
+# more than a few steps of finished sentences. On a CPU a check is free.
+STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 2}
+
+# Finished sentences leave when they make up more than this fraction of the active batch, by device type. On CUDA a
+# change of shapes needs another graph, and steps with finished rows take no longer. On a CPU every row costs time.
+SMALLEST_DEPARTURE = {"cpu": 0.0, "cuda": 1 / 2}
+
 
 @dataclass(frozen=True)
 class Hypothesis:
     """One result of search.
 
-    tokens: without BOS, with EOS where finished; |Y| is their number. log_prob: log P(Y|X). score: equation 14.
-    attention_TS: fp32 on the CPU, a row for each token and a column for each source token with EOS, or None.
-    finished: False where the length limit cut it off.
+    Attributes:
+        tokens: target ids without BOS, with EOS if finished. |Y| is their number.
+        log_prob: log P(Y|X), natural logarithm.
+        score: equation 14 of Wu et al. 2016.
+        finished: False if the length limit cut it off.
+        attention_TS: fp32 on the CPU, one row per token and one column per source token with EOS; None if not recorded.
     """
 
     tokens: tuple[int, ...]
@@ -52,70 +68,18 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What search found for a sentence, and how long it took.
+    """The hypotheses of one sentence and the cost of its search.
 
-    hypotheses: 1 to options.n_best, the best first, or samples in the order drawn; none where no token may follow, as
-    decoding.min_length and decoding.no_repeat_ngram can have it together, or a prefix is impossible. steps: decoder
-    steps taken. best_found_at: the step in which the first of them was finished; steps - best_found_at were only needed
-    to know that nothing better comes.
+    Attributes:
+        hypotheses: 1 to options.n_best, the best first, or samples in the order drawn. Empty if no token was possible:
+            min_length and no_repeat_ngram together suppressed all, or the prefix has probability 0.
+        steps: decoder steps taken.
+        best_found_at: step in which the first hypothesis finished. The later steps only proved that it is the best.
     """
 
     hypotheses: list[Hypothesis]
     steps: int
     best_found_at: int
-
-
-def collect(flight: ActiveBatch, n_best: int) -> list[SearchResult]:
-    """The results of sentences whose search is over."""
-    some = flight.results
-    columns = (some.tokens_BKT[:, :n_best], some.length_BK, some.log_prob_BK, some.score_BK)
-    rows = zip(*(tensor[:, :n_best].tolist() for tensor in columns), strict=True)
-    steps, num_source_tokens = flight.sentences.length_B.tolist(), flight.memory.mask_BS.sum(1).tolist()
-    attention_BKTS = attention_of_results(flight, n_best)
-    results = []
-    for row, (tokens_KT, lengths_K, log_probs_K, scores_K) in enumerate(rows):
-        hypotheses = []
-        for entry, (length, log_prob) in enumerate(zip(lengths_K, log_probs_K, strict=True)):
-            if log_prob > -torch.inf:
-                tokens = tuple(tokens_KT[entry][1 : length + 1])
-                attention_TS = None
-                if attention_BKTS is not None:  # a copy, which does not hold that of all the others
-                    attention_TS = attention_BKTS[row, entry, :length, : num_source_tokens[row]].clone()
-                finished = tokens[-1] == EOS_ID
-                hypotheses.append(Hypothesis(tokens, log_prob, scores_K[entry], finished, attention_TS))
-        best_found_at = len(hypotheses[0].tokens) if hypotheses else steps[row]
-        results.append(SearchResult(hypotheses, steps[row], best_found_at))
-    return results
-
-
-def attention_of_results(flight: ActiveBatch, n_best: int) -> Tensor | None:
-    """What the best results looked at, fp32 [B, n_best, T, S] on the CPU, T the most steps that one has taken.
-
-    In each step it is what the entry of the beam that the result came from looked at. All in one copy, which a device
-    is waited for once. None where attention was not asked for.
-    """
-    if not flight.attention_BTKS.shape[3]:
-        return None
-    num_steps = int(flight.sentences.length_B.max())
-    beam_index_BKT = flight.results.beam_index_BKT[:, :n_best, 1 : num_steps + 1]
-    rows_B11 = torch.arange(len(beam_index_BKT), device=beam_index_BKT.device)[:, None, None]
-    steps_T = torch.arange(num_steps, device=beam_index_BKT.device)
-    return flight.attention_BTKS[rows_B11, steps_T, beam_index_BKT].cpu()
-
-
-# Sentences in flight hold at most so many padded source tokens for each of batch_size.
-LONG_SOURCE_TOKENS = 100
-
-# Newcomers enter where they make up this part of those then in flight: joining copies what is in flight.
-_SMALLEST_GROUP = 1 / 4
-
-# Steps until the next look at which sentences are done, by kind of device. Looking waits for a CUDA device, and a few
-# steps of sentences that are done cost less than that; a CPU has nothing to wait for.
-STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 2}
-
-# The part of the sentences in flight that must be done before they leave, by kind of device. On CUDA other shapes want
-# another graph, while steps with some rows that are done take as long; on a CPU every row costs.
-SMALLEST_DEPARTURE = {"cpu": 0.0, "cuda": 1 / 2}
 
 
 @torch.inference_mode()
@@ -132,28 +96,35 @@ def search(
     batch_size: int = 64,
     on_done: Callable[[int, SearchResult], None] | None = None,
 ) -> list[SearchResult]:
-    """The result of each source, in the order of `sources`.
+    """Search the translations of each source and return the results in the order of `sources`.
 
-    Hypotheses are finished ones, or, only where none finished within the length limit, the active ones, flagged.
-    Samples are flagged one by one.
+    Hypotheses are finished ones. Only if none finished within the length limit, the active ones are returned with
+    finished=False. Each sample has its own flag.
 
-    sources: ids of pieces and EOS. They enter in this order; sorted by length, least is padded. At most batch_size
-    of them, holding at most LONG_SOURCE_TOKENS * batch_size padded tokens, are in flight (one is, however long).
-    device: where the model is. The model must be in evaluation mode.
-    suppressed: ids that are never produced, masked after the log-softmax.
-    prefixes: target ids, without BOS and EOS, that the translation of each source starts with. They count in tokens,
-    log_prob and score; nothing forbids them.
-    keys: what tells apart sentences in sampling; equal ones draw the same numbers. By default the positions.
-    on_done: called with a source's position and its result as soon as its search is over.
-    Raises InputError for options.coverage_beta > 0 with a model without attention, and for a model whose
-    probabilities are not numbers.
+    Args:
+        model: a model in evaluation mode, or an ensemble.
+        sources: source ids with EOS. They enter the active batch in this order, so sorting them by length saves
+            padding.
+        options: the search options.
+        device: the model's device.
+        suppressed: ids that are never produced. They are masked after the log-softmax.
+        prefixes: for each source the target ids, without BOS and EOS, that its translation starts with. They count in
+            tokens, log_prob and score, and may hold suppressed ids.
+        keys: for each source the seed of its samples; equal keys draw equal numbers. By default the source's index.
+        with_attention: record attention in the hypotheses.
+        batch_size: largest number of sentences in the active batch, which also holds at most LONG_SOURCE_TOKENS *
+            batch_size padded source tokens. A single sentence may be longer.
+        on_done: called with a source's index and its result as soon as its search is over.
+
+    Raises:
+        InputError: options.coverage_beta > 0 and the model has no attention, or its probabilities are not numbers.
     """
     assert EOS_ID not in suppressed, "a search without EOS never finishes"
     assert batch_size >= 1
     prefixes = [()] * len(sources) if prefixes is None else prefixes
     keys = range(len(sources)) if keys is None else keys
     assert len(prefixes) == len(keys) == len(sources), "one prefix and one key for each source"
-    assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix ends nothing"
+    assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix holds no EOS"
     suppressed_N = torch.tensor(suppressed, dtype=torch.long, device=device)
     check_interval = STEPS_BETWEEN_CHECKS.get(device.type, max(STEPS_BETWEEN_CHECKS.values()))
     with replayed(partial(advance, model, suppressed_N=suppressed_N, options=options), device) as step:
@@ -169,11 +140,17 @@ def search(
 
 
 class _Search:
-    """The sentences that wait, that are in flight, and that are done, by position in `sources`.
+    """The state of one call of `search`. Sentences are named by their index in `sources`.
 
-    flight: None or one row for each of in_flight. entered: the number of the step before which each came.
-    last_forced, next_limit: the last step in which one of in_flight is within its prefix, and the first in which one
-    may reach its limit.
+    Attributes:
+        batch: the active batch, one row for each of active_indices; None when it is empty.
+        active_indices: the index of each row's sentence.
+        num_admitted: number of sentences that have entered. The next one to enter has this index.
+        num_steps: steps taken so far.
+        entered: for each sentence the number of steps taken before it entered.
+        results: results of the sentences that have left.
+        last_forced: last step in which a sentence of the active batch is within its prefix.
+        next_limit: first step in which a sentence of the active batch may reach its length limit.
     """
 
     def __init__(
@@ -192,53 +169,47 @@ class _Search:
         self.prefixes = prefixes
         self.keys = keys
         self.options = options
-        self.suppressed_N = suppressed_N
+        self.device = suppressed_N.device
         self.limits = [
             options.length_limit(len(source), len(prefix)) for source, prefix in zip(sources, prefixes, strict=True)
         ]
+        self.batch: ActiveBatch | None = None
+        self.active_indices: list[int] = []
         self.num_admitted = 0
         self.num_steps = 0
-        self.flight: ActiveBatch | None = None
-        self.in_flight: list[int] = []
         self.entered: dict[int, int] = {}
         self.results: dict[int, SearchResult] = {}
         self.last_forced = self.next_limit = 0
 
     def unfinished(self) -> bool:
-        return bool(self.in_flight) or self.num_admitted < len(self.sources)
+        """Return True while a sentence is active or waiting."""
+        return bool(self.active_indices) or self.num_admitted < len(self.sources)
 
     def admit(self, batch_size: int, with_attention: bool) -> None:
-        """Lets waiting sentences enter: as many as fit, once they are enough to be worth it, or are all that wait."""
-        group = self._group(batch_size)
-        few = len(group) < _SMALLEST_GROUP * (len(self.in_flight) + len(group))
-        if not group or (few and group.stop < len(self.sources)):
+        """Add waiting sentences to the active batch if the group that fits is large enough or contains all of them."""
+        group = self._waiting_group(batch_size)
+        is_small = len(group) < SMALLEST_GROUP * (len(self.active_indices) + len(group))
+        if not group or (is_small and group.stop < len(self.sources)):
             return
-        device, options = self.suppressed_N.device, self.options
         limits = [self.limits[index] for index in group]
         sentences = Sentences.start(
-            torch.tensor(limits, device=device),
-            torch.tensor([self.keys[index] for index in group], device=device),
-            padded([self.prefixes[index] for index in group], device),
-            options,
+            torch.tensor(limits, device=self.device),
+            torch.tensor([self.keys[index] for index in group], device=self.device),
+            padded([self.prefixes[index] for index in group], self.device),
+            self.options,
         )
-        source = padded([self.sources[index] for index in group], device)
-        newcomers = ActiveBatch.start(self.model, source, sentences, max(limits) + 1, options, with_attention)
-        self.flight = newcomers if self.flight is None else ActiveBatch.join(self.flight, newcomers)
-        self.in_flight += group
+        source = padded([self.sources[index] for index in group], self.device)
+        entering = ActiveBatch.start(self.model, source, sentences, max(limits) + 1, self.options, with_attention)
+        self.batch = entering if self.batch is None else ActiveBatch.join(self.batch, entering)
+        self.active_indices += group
         self.entered.update((index, self.num_steps) for index in group)
         self.num_admitted = group.stop
-        self._look_ahead()
+        self._update_flags()
 
-    def _look_ahead(self) -> None:
-        """Notes what steps need to know of those in flight, which only changes when sentences enter or leave."""
-        entered, in_flight = self.entered, self.in_flight
-        self.last_forced = max((entered[index] + len(self.prefixes[index]) for index in in_flight), default=0)
-        self.next_limit = min((entered[index] + self.limits[index] for index in in_flight), default=0)
-
-    def _group(self, batch_size: int) -> range:
-        """The waiting sentences that fit beside those in flight: by number and by padded tokens."""
-        num, end = len(self.in_flight), self.num_admitted
-        widest = max((len(self.sources[index]) for index in self.in_flight), default=0)
+    def _waiting_group(self, batch_size: int) -> range:
+        """Return the indices of the waiting sentences that fit into the batch, by number and by padded tokens."""
+        num, end = len(self.active_indices), self.num_admitted
+        widest = max((len(self.sources[index]) for index in self.active_indices), default=0)
         while end < len(self.sources) and num < batch_size:
             widest = max(widest, len(self.sources[end]))
             if num and (num + 1) * widest > batch_size * LONG_SOURCE_TOKENS:
@@ -246,53 +217,99 @@ class _Search:
             num, end = num + 1, end + 1
         return range(self.num_admitted, end)
 
+    def _update_flags(self) -> None:
+        """Compute last_forced and next_limit, which change only when sentences enter or leave."""
+        entered, active = self.entered, self.active_indices
+        self.last_forced = max((entered[index] + len(self.prefixes[index]) for index in active), default=0)
+        self.next_limit = min((entered[index] + self.limits[index] for index in active), default=0)
+
     def step(self) -> None:
-        """One step of all sentences in flight."""
-        assert self.flight is not None
+        """Extend all active hypotheses by one token."""
+        assert self.batch is not None
         self.num_steps += 1
-        self.flight = self.take_step(
-            self.flight,
+        self.batch = self.take_step(
+            self.batch,
             some_forced=self.num_steps <= self.last_forced,
             some_at_limit=self.num_steps >= self.next_limit,
         )
 
     def release(self) -> list[int]:
-        """Lets sentences that are done leave, notes their results, and says which they were."""
-        assert self.flight is not None
-        done = self.flight.sentences.done_B.tolist()
-        if sum(done) <= SMALLEST_DEPARTURE.get(self.suppressed_N.device.type, 0.0) * len(done) and not all(done):
+        """Remove finished sentences from the active batch, store their results, and return their indices."""
+        assert self.batch is not None
+        done = self.batch.sentences.done_B.tolist()
+        if sum(done) <= SMALLEST_DEPARTURE.get(self.device.type, 0.0) * len(done) and not all(done):
             return []
         leaving = [row for row, is_done in enumerate(done) if is_done]
         staying = compact_order([row for row, is_done in enumerate(done) if not is_done])
-        indices = [self.in_flight[row] for row in leaving]
-        left = self.flight.only(torch.tensor(leaving, device=self.suppressed_N.device))
-        found = collect(left, self.options.n_best)
+        indices = [self.active_indices[row] for row in leaving]
+        finished = self.batch.extract(torch.tensor(leaving, device=self.device))
+        found = search_results(finished, self.options.n_best)
         self.results.update(zip(indices, found, strict=True))
         for row, index in enumerate(indices):
             if not found[row].hypotheses:
-                self._check_numbers(index, left.active.tokens_BKT[row, 0, : found[row].steps + 1])
-        self.in_flight = [self.in_flight[row] for row in staying]
-        self._look_ahead()
+                self._check_numbers(index, finished.active.tokens_BKT[row, 0, : found[row].steps + 1])
+        self.active_indices = [self.active_indices[row] for row in staying]
+        self._update_flags()
         if not staying:
-            self.flight = None
+            self.batch = None
             return indices
-        target_width = max(self.limits[index] for index in self.in_flight) + 1
-        source_width = max(len(self.sources[index]) for index in self.in_flight)
-        num_steps = max(self.num_steps - self.entered[index] for index in self.in_flight)
-        self.flight = self.flight.stay(staying, target_width, source_width, num_steps)
+        target_width = max(self.limits[index] for index in self.active_indices) + 1
+        source_width = max(len(self.sources[index]) for index in self.active_indices)
+        num_steps = max(self.num_steps - self.entered[index] for index in self.active_indices)
+        self.batch = self.batch.compact(staying, target_width, source_width, num_steps)
         return indices
 
     def _check_numbers(self, index: int, tokens_T: Tensor) -> None:
-        """Raises InputError where a search without a result ran on probabilities that are none.
+        """Raise InputError if the model's probabilities are NaN for a sentence without a result.
 
-        tokens_T: what an active hypothesis held last, BOS first. Search takes what is not a number for impossible, so
-        the model is asked again.
+        Search treats NaN as impossible, so the model is run again to tell the two apart.
+        tokens_T: BOS and the last tokens of an active hypothesis of the sentence.
         """
-        device = self.suppressed_N.device
-        source, target = padded([self.sources[index]], device), padded([tokens_T.tolist()], device)
+        source, target = padded([self.sources[index]], self.device), padded([tokens_T.tolist()], self.device)
         found = force_decode(self.model, source, target, replace(self.options, coverage_beta=0.0))
         if found.token_log_probs_BT.isnan().any():
             raise InputError(
-                "the model's probabilities are not numbers, so its weights diverged in training: use an earlier "
+                "the model's probabilities are not numbers (NaN), so its weights diverged in training: use an earlier "
                 "checkpoint"
             )
+
+
+def search_results(batch: ActiveBatch, n_best: int) -> list[SearchResult]:
+    """Return the results of sentences whose search is over, as Python numbers and tensors on the CPU."""
+    best = batch.results
+    tokens_BKT = best.tokens_BKT[:, :n_best].tolist()
+    lengths_BK = best.length_BK[:, :n_best].tolist()
+    log_probs_BK = best.log_prob_BK[:, :n_best].tolist()
+    scores_BK = best.score_BK[:, :n_best].tolist()
+    steps_B, num_source_tokens_B = batch.sentences.length_B.tolist(), batch.memory.mask_BS.sum(1).tolist()
+    attention_BKTS = attention_of_results(batch, n_best)
+    results = []
+    for row, steps in enumerate(steps_B):
+        hypotheses = []
+        for rank, (length, log_prob) in enumerate(zip(lengths_BK[row], log_probs_BK[row], strict=True)):
+            if not log_prob > -torch.inf:  # empty; NaN counts as empty too
+                continue
+            tokens = tuple(tokens_BKT[row][rank][1 : length + 1])
+            attention_TS = None
+            if attention_BKTS is not None:  # cloned, so that it does not keep the whole batch's attention in memory
+                attention_TS = attention_BKTS[row, rank, :length, : num_source_tokens_B[row]].clone()
+            finished = tokens[-1] == EOS_ID
+            hypotheses.append(Hypothesis(tokens, log_prob, scores_BK[row][rank], finished, attention_TS))
+        best_found_at = len(hypotheses[0].tokens) if hypotheses else steps
+        results.append(SearchResult(hypotheses, steps, best_found_at))
+    return results
+
+
+def attention_of_results(batch: ActiveBatch, n_best: int) -> Tensor | None:
+    """Return the attention of the n_best results, fp32 [B, n_best, T, S] on the CPU, or None if it was not recorded.
+
+    T is the largest number of steps that a sentence has taken. Each step's attention is gathered from the beam index
+    that produced the token, in one transfer, since a transfer synchronizes with the device.
+    """
+    if not batch.attention_BTKS.shape[3]:
+        return None
+    num_steps = int(batch.sentences.length_B.max())
+    beam_index_BKT = batch.results.beam_index_BKT[:, :n_best, 1 : num_steps + 1]
+    rows_B11 = torch.arange(len(beam_index_BKT), device=beam_index_BKT.device)[:, None, None]
+    steps_T = torch.arange(num_steps, device=beam_index_BKT.device)
+    return batch.attention_BTKS[rows_B11, steps_T, beam_index_BKT].cpu()

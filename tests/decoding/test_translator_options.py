@@ -272,5 +272,5 @@ def test_a_line_that_cannot_be_translated_stays_empty_and_is_named(tokenizers, r
 
 def test_weights_that_diverged_are_no_line_that_cannot_be_translated(tokenizers, random_model):
     random_model.log_probs_RV[:] = torch.nan
-    with pytest.raises(InputError, match="not numbers, so its weights diverged"):
+    with pytest.raises(InputError, match=r"not numbers \(NaN\), so its weights diverged"):
         Translator(random_model, tokenizers, OPTIONS, FP32).translate(LINES)

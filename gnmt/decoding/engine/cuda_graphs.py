@@ -1,9 +1,9 @@
-"""Steps of search on CUDA as graphs: replaying one costs the host a single call instead of some two hundred.
+"""Search steps on CUDA, recorded as CUDA graphs and replayed.
 
-A step of search is about two hundred small kernels, and launching them takes the host longer than running them takes
-the device. Between two looks at what is done nobody enters or leaves, so all steps have the same shapes: the first is
-run as it is, the second is recorded, and it and those that follow are replayed. What a graph computes is what the steps
-would compute one by one.
+A search step launches about two hundred small kernels, and launching them takes the host longer than running them takes
+the device. A replayed graph is a single launch. Between two checks for finished sentences no sentence enters or leaves
+the active batch, so all steps have the same shapes: the first is run as it is, the second is recorded, and it and
+the following ones are replayed. A graph computes exactly what the single steps would compute.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from gnmt.model.interfaces import DecoderState
 log = logging.getLogger(__name__)
 
 Work = Callable[[], None]
-"""Work of fixed shapes in fixed memory, which gives no result but what it writes."""
+"""A function that computes with fixed shapes in fixed memory and returns nothing."""
 
 
 class Step(Protocol):
-    """One step of all sentences in flight; the flags are those of gnmt.decoding.beam.advance."""
+    """One search step of the active batch; see gnmt.decoding.beam.advance for the flags."""
 
-    def __call__(self, flight: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch: ...
+    def __call__(self, batch: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch: ...
 
 
 @contextmanager
 def replayed(step: Step, device: torch.device) -> Iterator[Step]:
-    """The same step; on CUDA recorded and replayed, in a stream of its own until the block ends."""
+    """Yield a step that computes the same. On CUDA it is recorded and replayed, on a stream of its own."""
     if device.type != "cuda":
         yield step
         return
@@ -49,19 +49,22 @@ def replayed(step: Step, device: torch.device) -> Iterator[Step]:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all searches, since cuBLAS keeps memory for each stream that it has seen."""
+    """Return the stream of all searches on a device. There is only one because cuBLAS allocates memory per stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class CudaRecorder:
-    """Makes graphs of work. They share their memory for intermediate results, so only the last one may be replayed."""
+    """Record work as CUDA graphs.
+
+    The graphs share one memory pool for intermediate results, so only the last one may be replayed.
+    """
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
-        self.last: torch.cuda.CUDAGraph | None = None  # without a graph that lives, the pool is gone
+        self.last: torch.cuda.CUDAGraph | None = None  # keeps the pool alive
 
     def __call__(self, work: Work) -> Work:
-        """A function that does the work once more; the work itself has not been done yet."""
+        """Return a function that runs the work. Recording itself does not run it."""
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
         try:
@@ -73,84 +76,85 @@ class CudaRecorder:
 
 
 class ReplayedStep:
-    """A Step that records and replays.
+    """A Step that records itself and replays the recording while the shapes stay the same.
 
-    record: makes work repeatable. flight, flags: the last step's result and flags. repeat: takes the next step in that
-    flight's memory, or None where none is recorded since sentences entered or left.
+    Args:
+        step: the step to run.
+        record: turns work into a function that repeats it, such as CudaRecorder.
     """
 
     def __init__(self, step: Step, record: Callable[[Work], Work]) -> None:
         self.step = step
         self.record = record
-        self.flight: ActiveBatch | None = None
-        self.flags: dict[str, bool] = {}
-        self.repeat: Work | None = None
+        self.batch: ActiveBatch | None = None  # result of the last step
+        self.flags: dict[str, bool] = {}  # flags of the last step
+        self.repeat: Work | None = None  # runs the next step in self.batch's memory; None until one is recorded
         self.can_record = True
 
-    def __call__(self, flight: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch:
+    def __call__(self, batch: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch:
         flags = {"some_forced": some_forced, "some_at_limit": some_at_limit}
-        goes_on = flight is self.flight and flags == self.flags
-        if goes_on and self.repeat is None and self._may_record(flight):
-            flight = self._recorded(flight, flags)
-        elif not goes_on:
+        is_same = batch is self.batch and flags == self.flags
+        # A state that grows with each step (by_step) changes its shapes, so it cannot be recorded.
+        if is_same and self.repeat is None and self.can_record and not batch.decoder.by_step:
+            batch = self._recorded(batch, flags)
+        elif not is_same:
             self.repeat = None
         if self.repeat is None:
-            flight = self.step(flight, **flags)
+            batch = self.step(batch, **flags)
         else:
             self.repeat()
-        self.flight, self.flags = flight, flags
-        return flight
+        self.batch, self.flags = batch, flags
+        return batch
 
-    def _may_record(self, flight: ActiveBatch) -> bool:
-        """Whether steps leave shapes as they are; those that remember one entry more after each do not."""
-        return self.can_record and not flight.decoder.by_step
+    def _recorded(self, batch: ActiveBatch, flags: dict[str, bool]) -> ActiveBatch:
+        """Record the next step and return the batch in the memory that the recording reads and writes.
 
-    def _recorded(self, flight: ActiveBatch, flags: dict[str, bool]) -> ActiveBatch:
-        """The flight in memory of its own, in which the recorded step goes on; as it was where nothing is recorded,
-        since the model does what no graph can hold, such as asking the device for a number.
+        If the model does something that no graph can hold, such as reading a number from the device, nothing is
+        recorded from now on and the batch is returned unchanged.
         """
-        own = with_own_memory(flight)
+        own = with_own_memory(batch)
         try:
-            self.repeat = self.record(lambda: self._take_in_place(own, flags))
+            self.repeat = self.record(lambda: self._step_in_place(own, flags))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            log.debug("steps of search are not replayed: %s", error)
+            log.debug("search steps are not replayed as CUDA graphs: %s", error)
             self.can_record = False
-            return flight
+            return batch
         return own
 
-    def _take_in_place(self, flight: ActiveBatch, flags: dict[str, bool]) -> None:
-        after = self.step(flight, **flags)
-        for old, new in zip(changing(flight), changing(after), strict=True):
+    def _step_in_place(self, batch: ActiveBatch, flags: dict[str, bool]) -> None:
+        """Run a step and copy its result into the batch's own memory."""
+        after = self.step(batch, **flags)
+        for old, new in zip(changing(batch), changing(after), strict=True):
             if new is not old:
                 old.copy_(new)
 
 
-def changing(flight: ActiveBatch) -> list[Tensor]:
-    """All tensors of a flight that a step may change."""
+def changing(batch: ActiveBatch) -> list[Tensor]:
+    """Return all tensors of an active batch that a step may change."""
     return [
-        *flight.sentences,
-        *flight.active,
-        *flight.results,
-        *flight.decoder.tensors.values(),
-        flight.attention_BTKS,
+        *batch.sentences,
+        *batch.active,
+        *batch.results,
+        *batch.decoder.tensors.values(),
+        batch.attention_BTKS,
     ]
 
 
-def with_own_memory(flight: ActiveBatch) -> ActiveBatch:
-    """The same, with tensors that share their memory with no other, so that a step can be written over them.
+def with_own_memory(batch: ActiveBatch) -> ActiveBatch:
+    """Return the batch with copies of its tensors, which share memory with no others and may be overwritten.
 
-    But for what a step does not change (memory) and what it writes to in place anyway (attention_BTKS).
+    Not copied are the memory, which no step changes, and attention_BTKS, which every step changes in place anyway.
     """
 
     def own(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         return (tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors)
 
-    decoder = flight.decoder.tensors
-    return flight._replace(
-        sentences=Sentences(*own(flight.sentences)),
-        active=Hypotheses(*own(flight.active)),
-        results=Hypotheses(*own(flight.results)),
+    decoder = batch.decoder.tensors
+    return batch._replace(
+        sentences=Sentences(*own(batch.sentences)),
+        active=Hypotheses(*own(batch.active)),
+        results=Hypotheses(*own(batch.results)),
         decoder=DecoderState(dict(zip(decoder, own(decoder.values()), strict=True))),
     )
