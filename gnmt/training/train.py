@@ -42,7 +42,7 @@ from gnmt.errors import InputError, counted, first_line
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.fileio import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
-from gnmt.model.validate import SIDES_SHARE
+from gnmt.model.validate import check_shared_vocabulary
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import explain_interrupts
 from gnmt.training.data_parallel import Group, ending_together
@@ -188,12 +188,8 @@ def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
 
 def check_model(config: Mapping[str, Any]) -> None:
     """Raise InputError where parts of the model do not fit each other, the tokenizers, or the search options."""
-    tied = config["model"].get("tie_embeddings", "none")
-    if tied in SIDES_SHARE and config["tokenizer"].get("joint") is False:
-        raise InputError(
-            f"model.tie_embeddings={tied} shares one table between source and target, but with tokenizer.joint=false "
-            "their vocabularies differ: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
-        )
+    joint = config["tokenizer"].get("joint") is not False
+    check_shared_vocabulary(config["model"].get("tie_embeddings", "none"), joint)
     model = build_on_meta_device(config["model"], TRIAL_VOCABULARY_SIZE, TRIAL_VOCABULARY_SIZE)
     if model is not None:
         check_coverage(build(config["decoding"]), model.decoder.has_attention)

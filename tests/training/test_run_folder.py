@@ -91,7 +91,7 @@ def test_a_model_that_cannot_be_is_refused_before_the_data_is_preprocessed(run, 
     [
         (
             ("tokenizer.joint=false", "model.tie_embeddings=all"),
-            r"^model\.tie_embeddings=all shares one table between source and target, but with tokenizer\.joint=false",
+            r"^model\.tie_embeddings=all shares one embedding table between .* tokenizers differ: use tokenizer\.joint=true",
         ),
         (
             ("model=seq2seq", "decoding.coverage_beta=0.1"),
