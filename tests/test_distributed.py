@@ -1,31 +1,52 @@
-"""Who is who among the processes of torchrun, and waiting for each other."""
+"""Ranks, barriers and the failure protocol, with threads in place of the processes of a job."""
 
 from __future__ import annotations
 
+import logging
+import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import DistNetworkError, HashStore
 
-from gnmt.distributed import Ranks, Watchdog, fresh_store
-from gnmt.errors import InputError
+from gnmt.distributed import Failures, Ranks, Watchdog, ending_together, fresh_store
+from gnmt.errors import InputError, Interrupted
+from gnmt.signals import EXIT_CODES, stop
 
 
-def test_without_torchrun_a_process_is_alone_and_never_waits(monkeypatch):
+def never_writing() -> bool:
+    return False
+
+
+@pytest.fixture
+def pair(monkeypatch) -> tuple[Ranks, Ranks]:
+    """Two ranks in one process, without watchdogs, which would end the test run."""
+    watchdog = SimpleNamespace(start=lambda: None, dismiss=lambda: None)
+    monkeypatch.setattr(Failures, "watchdog", lambda failures, is_writing: watchdog)
+    monkeypatch.setattr("gnmt.distributed.LEAVING_SECONDS", 0.1)
+    store = HashStore()
+    return Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
+
+
+# Ranks and barriers
+
+
+def test_without_torchrun_a_process_runs_alone_and_never_waits(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     ranks = Ranks.from_environment()
     assert (ranks.rank, ranks.world_size, ranks.is_rank_0) == (0, 1, True)
-    with ranks.together():
+    with ranks.failures.propagated():
         ranks.wait_for_rank_0()
         ranks.wait_for_all()
-        ranks.check()
+        ranks.failures.check()
 
 
-def test_what_torchrun_forgot_is_a_message(monkeypatch):
+def test_an_incomplete_environment_is_an_input_error(monkeypatch):
     for name, value in {
         "WORLD_SIZE": "2",
         "RANK": "1",
@@ -42,82 +63,43 @@ def test_what_torchrun_forgot_is_a_message(monkeypatch):
     ("name", "has_cuda", "expected"),
     [("auto", True, "cuda:3"), ("auto", False, "auto"), ("cuda", True, "cuda:3"), ("cpu", True, "cpu")],
 )
-def test_each_takes_its_own_device(monkeypatch, name, has_cuda, expected):
+def test_each_process_takes_its_local_gpu(monkeypatch, name, has_cuda, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     assert Ranks(7, 8, 3, HashStore()).device_name(name) == expected
     assert Ranks().device_name(name) == name
 
 
-def test_the_others_wait_for_the_first_and_the_first_for_all_others():
-    store, said = HashStore(), []
+def test_the_others_wait_for_rank_0_and_rank_0_for_all_others():
+    store, events = HashStore(), []
 
     def run(rank):
         ranks = Ranks(rank, 3, rank, store)
         if rank == 0:
             time.sleep(0.3)
-            said.append("first is ready")
+            events.append("rank 0 is ready")
         ranks.wait_for_rank_0()
         if rank != 0:
-            said.append("another goes on")
+            events.append("another continues")
         ranks.wait_for_all()
         if rank == 0:
-            said.append("all are through")
+            events.append("all are ready")
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert said == ["first is ready", "another goes on", "another goes on", "all are through"]
+    assert events == ["rank 0 is ready", "another continues", "another continues", "all are ready"]
 
 
-def test_a_failure_is_told_to_the_others_once():
-    store = HashStore()
-    first, second = Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
-    with pytest.raises(ZeroDivisionError), second.together():
-        raise ZeroDivisionError
-    message = "stopped, because rank 1 did: ZeroDivisionError"
-    with pytest.raises(InputError, match=message), first.together():
-        first.wait_for_all()
-    with pytest.raises(InputError, match=message):
-        second.check()
-
-
-def test_the_first_says_what_the_others_hear():
+def test_all_ranks_get_the_message_of_rank_0():
     store = HashStore()
     assert Ranks(0, 2, 0, store).wait_for_rank_0("step 7") == "step 7"
     assert Ranks(1, 2, 1, store).wait_for_rank_0() == "step 7"
     assert Ranks().wait_for_rank_0("alone") == "alone"
 
 
-def test_of_two_failures_the_first_counts():
-    store = HashStore()
-    first, second = Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
-    assert second.failure() is None
-    for ranks in (second, first):
-        with pytest.raises(ZeroDivisionError), ranks.together():
-            raise ZeroDivisionError("by zero")
-    assert (first.failed_first, second.failed_first) == (False, True)
-    assert first.failure() == second.failure() == "stopped, because rank 1 did: by zero"
-
-
-def part_and_stop(ranks: Ranks) -> None:
-    ranks.part()
-    raise KeyboardInterrupt
-
-
-def test_after_parting_an_error_is_nobody_elses():
-    store = HashStore()
-    first, second = Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
-    with pytest.raises(KeyboardInterrupt), second.together():
-        part_and_stop(second)
-    assert first.failure() is None
-    with pytest.raises(ZeroDivisionError), second.together():  # the next piece of work is common again
-        raise ZeroDivisionError
-    assert first.failure() is not None
-
-
-def test_the_first_leaves_when_all_have_come_and_the_others_after_it(monkeypatch):
+def test_rank_0_leaves_when_all_have_come_and_the_others_after_it(monkeypatch):
     store, left = HashStore(), []
 
     def leave(rank):
@@ -135,25 +117,156 @@ def test_the_first_leaves_when_all_have_come_and_the_others_after_it(monkeypatch
     assert left[0] == "last has come"
     assert sorted(left[1:]) == [0, 1, 2]
     monkeypatch.setattr("gnmt.distributed.LEAVING_SECONDS", 0.2)
-    Ranks(1, 2, 1, HashStore()).leave()  # one that never comes is not waited for
+    Ranks(1, 2, 1, HashStore()).leave()  # does not wait long for rank 0, which never comes
 
 
-def test_a_watchman_who_is_dismissed_lets_the_process_live(monkeypatch):
+def test_restarted_processes_do_not_read_the_keys_of_earlier_ones():
+    """torchrun keeps its store: the new processes read that rank 1 had failed, and ended at once."""
+    store, stores = HashStore(), {}
+
+    def connect(attempt, rank, delay):
+        time.sleep(delay)
+        stores[attempt, rank] = fresh_store(store, rank, 3)
+
+    for attempt, delays in enumerate([(0, 0.2, 0), (0.2, 0, 0.3)]):
+        threads = [threading.Thread(target=connect, args=(attempt, rank, delays[rank])) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        failures = [Ranks(rank, 3, rank, stores[attempt, rank]).failures for rank in range(3)]
+        assert [each.message() for each in failures] == [None] * 3
+        with pytest.raises(ZeroDivisionError), failures[1].propagated():
+            raise ZeroDivisionError("by zero")
+        assert {each.message() for each in failures} == {"stopped, because rank 1 did: by zero"}
+
+
+def test_a_process_that_never_starts_is_an_input_error(monkeypatch):
+    monkeypatch.setattr("gnmt.distributed.START_SECONDS", 0.1)
+    for rank in range(2):
+        with pytest.raises(InputError, match="not all of the 2 processes have started within 0 seconds"):
+            fresh_store(HashStore(), rank, 2)
+
+
+# Failures
+
+
+def test_a_failure_ends_the_other_processes_at_their_next_barrier_or_check(pair):
+    first, second = pair
+    with pytest.raises(ZeroDivisionError), second.failures.propagated():
+        raise ZeroDivisionError
+    message = "stopped, because rank 1 did: ZeroDivisionError"
+    with pytest.raises(InputError, match=message), first.failures.propagated():
+        first.wait_for_all()
+    with pytest.raises(InputError, match=message):
+        second.failures.check()
+
+
+def test_the_first_of_two_failures_counts(pair):
+    first, second = pair
+    assert second.failures.message() is None
+    for ranks in (second, first):
+        with pytest.raises(ZeroDivisionError), ranks.failures.propagated():
+            raise ZeroDivisionError("by zero")
+    assert (first.failures.own_is_first, second.failures.own_is_first) == (False, True)
+    assert first.failures.message() == second.failures.message() == "stopped, because rank 1 did: by zero"
+
+
+def conclude_and_raise(ranks: Ranks, error: BaseException) -> None:
+    ranks.failures.conclude()
+    raise error
+
+
+def test_after_the_conclusion_an_error_does_not_end_the_others(pair):
+    first, second = pair
+    with pytest.raises(KeyboardInterrupt), second.failures.propagated():
+        conclude_and_raise(second, KeyboardInterrupt())
+    assert first.failures.message() is None
+    with pytest.raises(ZeroDivisionError), second.failures.propagated():  # the next task is propagated again
+        raise ZeroDivisionError
+    assert first.failures.message() is not None
+
+
+def test_the_failed_process_names_its_rank_and_the_other_logs_one_line_and_exits(pair, caplog):
+    first, second = pair
+    with pytest.raises(InputError, match=r"^rank 1: no such file$"), ending_together(second, never_writing):
+        raise InputError("no such file")
+    with pytest.raises(SystemExit) as exit_, ending_together(first, never_writing):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    assert exit_.value.code == 1
+    assert caplog.messages == ["stopped, because rank 1 did: no such file"]
+
+
+def test_an_error_of_all_processes_is_reported_once(pair, caplog):
+    """All find the same wrong file name, for example; the slower process adds no message."""
+    first, second = pair
+    with pytest.raises(InputError, match=r"^no such file$"), ending_together(first, never_writing):
+        raise InputError("no such file")
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit), ending_together(second, never_writing):
+        raise InputError("no such file")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[gloo/pair.cc] Connection reset"), DistNetworkError("gone")])
+def test_a_killed_process_is_an_input_error_without_a_traceback(pair, error):
+    with (
+        pytest.raises(InputError, match=r"another process has ended without an error message .*memory"),
+        ending_together(pair[0], never_writing),
+    ):
+        raise error
+
+
+def test_a_bug_keeps_its_traceback_and_names_its_process(pair, caplog):
+    with pytest.raises(ZeroDivisionError), ending_together(pair[1], never_writing):
+        raise ZeroDivisionError("by zero")
+    assert caplog.messages == ["ZeroDivisionError: by zero"]
+
+
+def test_an_agreed_stop_is_no_failure_and_later_signals_change_nothing(pair):
+    """torchrun sends SIGTERM to the remaining processes as soon as one has ended."""
+    before = {number: signal.getsignal(number) for number in EXIT_CODES}
+    try:
+        with pytest.raises(Interrupted) as caught, ending_together(pair[0], never_writing):
+            conclude_and_raise(pair[0], stop(signal.SIGUSR1, "saved"))
+        assert caught.value.exit_code == 75
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert pair[1].failures.message() is None
+
+
+def test_a_second_signal_ends_the_others_too(pair):
+    with pytest.raises(Interrupted), ending_together(pair[0], never_writing):
+        raise Interrupted("SIGINT: stopped at once", 130)
+    assert pair[1].failures.message() == "stopped, because rank 0 did: SIGINT: stopped at once"
+
+
+def test_a_process_that_runs_alone_keeps_its_errors(caplog):
+    with pytest.raises(InputError, match=r"^as it is$"), ending_together(Ranks(), never_writing):
+        raise InputError("as it is")
+    assert caplog.messages == []
+
+
+# Watchdog
+
+
+def test_a_dismissed_watchdog_lets_the_process_live(monkeypatch):
     monkeypatch.setattr("gnmt.distributed.WATCH_SECONDS", 0.01)
-    watchdog = Watchdog(HashStore(), speaks=True)
+    watchdog = Watchdog(HashStore(), reports=True)
     watchdog.start()
     watchdog.dismiss()
     assert not watchdog.is_alive()
 
 
 @pytest.mark.slow
-def test_a_watchman_ends_a_process_that_hangs():
+def test_a_watchdog_ends_a_process_that_hangs():
     code = """
 import time
 import gnmt.distributed as distributed
 distributed.WATCH_SECONDS = distributed.GRACE_SECONDS = 0.05
 store = distributed.torch.distributed.HashStore()
-distributed.Watchdog(store, speaks=True).start()
+distributed.Watchdog(store, reports=True).start()
 store.set("failed", "stopped, because rank 1 did: no memory")
 time.sleep(300)
 """
@@ -163,8 +276,8 @@ time.sleep(300)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("writing_seconds", "is_whole"), [(60.0, True), (0.2, False)])
-def test_a_watchman_waits_for_what_is_being_written_but_not_for_ever(tmp_path, writing_seconds, is_whole):
+@pytest.mark.parametrize(("writing_seconds", "is_complete"), [(60.0, True), (0.2, False)])
+def test_a_watchdog_waits_for_a_write_but_not_for_ever(tmp_path, writing_seconds, is_complete):
     """A checkpoint that took more than ten seconds to write was lost when another process failed meanwhile."""
     code = f"""
 import pathlib, threading, time
@@ -174,39 +287,11 @@ distributed.WRITING_SECONDS = {writing_seconds}
 write = threading.Thread(target=lambda: (time.sleep(1), pathlib.Path("checkpoint").touch()), daemon=True)
 write.start()
 store = distributed.torch.distributed.HashStore()
-distributed.Watchdog(store, speaks=True, is_writing=write.is_alive).start()
+distributed.Watchdog(store, reports=True, is_writing=write.is_alive).start()
 store.set("failed", "stopped, because rank 1 did: no memory")
 time.sleep(300)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "stopped, because rank 1 did: no memory" in done.stderr
-    assert (tmp_path / "checkpoint").exists() == is_whole
-
-
-def test_processes_that_are_started_again_do_not_read_what_the_ones_before_left(monkeypatch):
-    """torchrun keeps its store: the new processes read that rank 1 had failed, and ended at once."""
-    store, stores = HashStore(), {}
-
-    def meet(attempt, rank, delay):
-        time.sleep(delay)
-        stores[attempt, rank] = fresh_store(store, rank, 3)
-
-    for attempt, delays in enumerate([(0, 0.2, 0), (0.2, 0, 0.3)]):
-        threads = [threading.Thread(target=meet, args=(attempt, rank, delays[rank])) for rank in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        ranks = [Ranks(rank, 3, rank, stores[attempt, rank]) for rank in range(3)]
-        assert [each.failure() for each in ranks] == [None] * 3
-        with pytest.raises(ZeroDivisionError), ranks[1].together():
-            raise ZeroDivisionError("by zero")
-        assert {each.failure() for each in ranks} == {"stopped, because rank 1 did: by zero"}
-
-
-def test_a_process_that_never_starts_is_a_message(monkeypatch):
-    monkeypatch.setattr("gnmt.distributed.MEETING_SECONDS", 0.1)
-    for rank in range(2):
-        with pytest.raises(InputError, match="the 2 processes did not all come"):
-            fresh_store(HashStore(), rank, 2)
+    assert (tmp_path / "checkpoint").exists() == is_complete

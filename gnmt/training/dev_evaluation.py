@@ -20,10 +20,10 @@ from gnmt.decoding.scoring import check_coverage
 from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import Precision
+from gnmt.distributed import Ranks
 from gnmt.evaluation.metrics import Scores, score_translations
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.signals import Abandoned
-from gnmt.training.data_parallel import Group
 from gnmt.training.objective import Objective
 
 LONGEST_PAIR = 1000
@@ -92,7 +92,7 @@ class DevEvaluator:
         bleu_tokenize: str,
         batch_size: int,
         unused_target_ids: Sequence[int] = (),
-        group: Group | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         # Now, not at the first evaluation, an hour after the start.
         check_coverage(options, objective.model.decoder.has_attention)
@@ -104,7 +104,7 @@ class DevEvaluator:
         self.bleu_tokenize = bleu_tokenize
         self.batch_size = batch_size
         self.unused_target_ids = unused_target_ids
-        self.group = group or Group.alone(precision.device)
+        self.ranks = ranks or Ranks()
 
     def __call__(self, breakable: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
         """breakable: the context of this process's share of the work, in which a signal may raise Abandoned.
@@ -117,7 +117,7 @@ class DevEvaluator:
                 measured = Measured(self.translations(), self.losses())
         except Abandoned:
             measured = None  # it may have come after the work
-        shares: list[Measured | None] = self.group.gather(measured)
+        shares: list[Measured | None] = self.ranks.gather(measured)
         translations: list[Translation] = []
         losses: dict[int, tuple[float, int]] = {}
         for share in shares:
@@ -134,10 +134,10 @@ class DevEvaluator:
         ends = np.cumsum([len(source) + 1 for source in self.sources])
         total = int(ends[-1])
         start, end = (
-            int(np.searchsorted(ends, total * rank / self.group.size, side="right"))
-            for rank in (self.group.rank, self.group.rank + 1)
+            int(np.searchsorted(ends, total * rank / self.ranks.world_size, side="right"))
+            for rank in (self.ranks.rank, self.ranks.rank + 1)
         )
-        return slice(start, end if self.group.rank + 1 < self.group.size else len(self.sources))
+        return slice(start, end if self.ranks.rank + 1 < self.ranks.world_size else len(self.sources))
 
     def translations(self) -> list[Translation]:
         """One for each source of this process; the very first with its attention, for the alignment picture."""
@@ -153,7 +153,7 @@ class DevEvaluator:
             unused_target_ids=self.unused_target_ids,
         )
         translations = translator.translate(
-            self.sources[own], attention=own.start == 0, first_line=own.start + 1, progress=self.group.is_rank_0
+            self.sources[own], attention=own.start == 0, first_line=own.start + 1, progress=self.ranks.is_rank_0
         )
         if own.start > 0:
             return translations
@@ -181,7 +181,7 @@ class DevEvaluator:
         self.objective.eval()
         losses: dict[int, tuple[float, int]] = {}
         for number, (start, end) in enumerate(pairwise(starts)):
-            if number % self.group.size != self.group.rank:
+            if number % self.ranks.world_size != self.ranks.rank:
                 continue
             rows = pairs[start:end]
             batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, end))

@@ -37,7 +37,7 @@ from gnmt.device import (
     return_freed_memory,
     set_onednn_cache_capacity,
 )
-from gnmt.distributed import Ranks, current_ranks
+from gnmt.distributed import Ranks, current_ranks, ending_together
 from gnmt.errors import InputError, counted, first_line
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.fileio import write_atomically
@@ -45,11 +45,11 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.validate import check_shared_vocabulary
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import explain_interrupts
-from gnmt.training.data_parallel import Group, ending_together
+from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import MakeOptimizer, build_stages
-from gnmt.training.run_checkpoints import RunCheckpoints
+from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
 from gnmt.training.train_metrics import TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
 
@@ -93,7 +93,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())):
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
         ranks = current_ranks()
-        with deterministic_kernels(cfg.deterministic), ending_together(ranks):
+        with deterministic_kernels(cfg.deterministic), ending_together(ranks, is_writing):
             # Resolve and check the config before a file is written.
             config = resolve(cfg)
             options: TrainerOptions = build(cfg.trainer)
@@ -127,7 +127,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                 return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
                 # A new run drops all curves too: one that was killed before its first checkpoint has left points.
                 purge_step = 0 if saved is None else saved["step"] + 1
-                with Group(ranks, precision.device, cfg.seed) as group, Reporter(folder, purge_step) as reporter:
+                with ranks.process_group(precision.device), Reporter(folder, purge_step) as reporter:
                     trainer = build_trainer(
                         config=config,
                         options=options,
@@ -138,7 +138,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                         checkpoints=checkpoints,
                         reporter=reporter,
                         unused_target_ids=choose_unused_target_ids(preprocessed, options, saved, initial),
-                        group=group,
+                        ranks=ranks,
                     )
                     if saved is not None:
                         trainer.restore(saved)
@@ -163,7 +163,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                         )
 
                     # Summarize.
-                    best, best_step = group.from_rank_0((trainer.state.best, trainer.state.best_step))
+                    best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
                     result = TrainingResult(folder, trainer.state.step, best, best_step)
                 # The trainer holds the last reference to the process group, which must end before the ranks part.
                 del trainer
@@ -410,7 +410,7 @@ def build_trainer(
     checkpoints: RunCheckpoints,
     reporter: Reporter,
     unused_target_ids: Sequence[int] = (),
-    group: Group | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """Build the loss, the optimizer stages, the batches and the dev evaluation around a model.
 
@@ -424,9 +424,9 @@ def build_trainer(
         checkpoints: where checkpoints are written.
         reporter: where TensorBoard data is written.
         unused_target_ids: see `choose_unused_target_ids`.
-        group: the processes that train together; None for one alone.
+        ranks: the processes that train together; None for one alone.
     """
-    group = group or Group.alone(precision.device)
+    ranks = ranks or Ranks()
     tokenizers = preprocessed.tokenizers
     loss = build(
         config["loss"],
@@ -444,8 +444,8 @@ def build_trainer(
         corpus_spans=preprocessed.corpus_spans,
         seed=config["seed"],
         loader_state=loader_state,
-        rank=group.rank,
-        world_size=group.size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     evaluator = DevEvaluator(
         objective,
@@ -456,7 +456,7 @@ def build_trainer(
         bleu_tokenize=config["data"]["bleu_tokenize"],
         batch_size=options.evaluation_batch_size,
         unused_target_ids=unused_target_ids,
-        group=group,
+        ranks=ranks,
     )
     extras = {
         "config": json.dumps(config),
@@ -479,7 +479,7 @@ def build_trainer(
         reporter,
         precision,
         checkpoint_extras=extras,
-        group=group,
+        parallel=DataParallel(ranks, precision.device, config["seed"]),
     )
 
 
@@ -504,7 +504,7 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
     if trainer.finished():
         log.info("%s has all its %d updates: only its final evaluation and checkpoint are left", folder, state.step)
         return
-    tokenizers, num_ranks = preprocessed.tokenizers, trainer.group.size
+    tokenizers, num_ranks = preprocessed.tokenizers, trainer.ranks.world_size
     num_updates = trainer.last_step - state.step
     num_parameters = sum(parameter.numel() for parameter in trainer.objective.model.parameters())
     log.info("run folder: %s", folder)

@@ -16,11 +16,12 @@ import torch
 from gnmt.config.validate import Range
 from gnmt.data.batching import LocalBatch, Prefetcher
 from gnmt.device import Precision
+from gnmt.distributed import Ranks
 from gnmt.errors import InputError
 from gnmt.logs import format_duration, progress_bar
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import Abandoned, StopRequest, describe_stop, stop
-from gnmt.training.data_parallel import Group
+from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import DevResult, report_evaluation
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import Stage, StagedOptimizer, StageOptions, WeightAverage, check_stages
@@ -94,7 +95,7 @@ class Trainer:
 
     checkpoint_extras: what a checkpoint holds beside the training state (config, tokenizers, …).
     evaluate: translates and scores dev with the model as it is; see `DevEvaluator`.
-    group: the processes that train this model together, of which the first writes all files; None for one alone.
+    parallel: the processes that train this model together, of which rank 0 writes all files; None for one alone.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Trainer:
         reporter: Reporter,
         precision: Precision,
         checkpoint_extras: dict[str, Any],
-        group: Group | None = None,
+        parallel: DataParallel | None = None,
     ) -> None:
         self.options = options
         self.objective = objective
@@ -119,10 +120,11 @@ class Trainer:
         self.precision = precision
         self.device = precision.device
         self.checkpoint_extras = checkpoint_extras
-        self.group = group or Group.alone(self.device)
-        self.replica = self.group.replicate(objective)  # what updates call in place of the objective
+        self.parallel = parallel or DataParallel(Ranks(), self.device, seed=0)
+        self.ranks = self.parallel.ranks
+        self.replica = self.parallel.replicate(objective)  # what updates call in place of the objective
         every_steps = (
-            options.gradient_norms_every_steps if self.group.is_rank_0 else None
+            options.gradient_norms_every_steps if self.ranks.is_rank_0 else None
         )  # all have the same gradients
         self.gradient_norms = GradientNorms(objective.model, every_steps, checkpoints.folder.parent, reporter)
         parameters = list(objective.parameters())
@@ -140,13 +142,13 @@ class Trainer:
         """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
         options, state = self.options, self.state
         first_estimate = FirstEstimate(options.log_every_steps)
-        if self.group.is_rank_0:
+        if self.ranks.is_rank_0:
             self.gradient_norms.begin(state.step)
         with (
             self.stop_request,
             self.writer,
             closing(self.stream),
-            progress_bar(unit="step", total=self.last_step, initial=state.step, shown=self.group.is_rank_0) as bar,
+            progress_bar(unit="step", total=self.last_step, initial=state.step, shown=self.ranks.is_rank_0) as bar,
         ):
             with self.metrics.paused():
                 if state.evaluation_due or self.finished():
@@ -170,16 +172,18 @@ class Trainer:
         options, state = self.options, self.state
         if state.evaluation_due or state.step % options.evaluate_every_steps == 0 or self.finished():
             self.run_evaluation()
-            signal = self.group.agree(self.stop_request.received)
+            signal = self.parallel.stop_between_updates(self.stop_request.received)
         else:
-            signal = self.group.voted(self.stop_request.received)
+            signal = self.parallel.stop_after_update(self.stop_request.received)
         # After the evaluation, which may end the run, and whose result is saved with the rest.
         if state.step % options.save_every_steps == 0 or self.finished() or signal is not None:
             self.save()
         self.writer.poll()
         if signal is not None:
             self.writer.wait()
-            raise stop(signal, describe_stop(state.step, self.group.part(self.last_saved_step)))
+            saved_step = self.ranks.from_rank_0(self.last_saved_step)
+            self.ranks.failures.conclude()  # all have stopped: a second signal to one concerns no other
+            raise stop(signal, describe_stop(state.step, saved_step))
 
     def finished(self) -> bool:
         """Whether a limit is reached: updates, epochs or patience."""
@@ -207,20 +211,20 @@ class Trainer:
         """One optimizer update on a global batch: the gradient of its summed loss over its number of target tokens."""
         self.objective.train()
         self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
-        self.group.begin_update(self.state.step)
+        self.parallel.begin_update(self.state.step)
         metrics.count(share)
         batches = share.to_compute
         update_loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
-            with self.group.accumulating(self.replica) if number < len(batches) else nullcontext():
+            with self.parallel.accumulating(self.replica) if number < len(batches) else nullcontext():
                 with self.precision.autocast():
                     loss_sum, _ = self.replica(batch.to(self.device))
                 if not share:
                     loss_sum = loss_sum * 0  # the dummy batch: its pair is counted by another process
                 # The gradients of the processes are averaged, and their sum is wanted.
-                self.staged_optimizer.scaler.scale(loss_sum / (share.target_tokens / self.group.size)).backward()
+                self.staged_optimizer.scaler.scale(loss_sum / (share.target_tokens / self.ranks.world_size)).backward()
             update_loss += loss_sum.detach()
-        update_loss = self.group.end_update(update_loss, self.stop_request.received)
+        update_loss = self.parallel.end_update(update_loss, self.stop_request.received)
         norm, made = self.staged_optimizer.apply(update_loss)
         self.state.step += 1
         if self.average is not None:
@@ -232,7 +236,7 @@ class Trainer:
 
         The first process does, whose figures are those of all but for the padding, which is that of its share.
         """
-        if not self.group.is_rank_0:
+        if not self.ranks.is_rank_0:
             return
         sums, seconds, step = metrics.sums(), metrics.seconds(), self.state.step
         self.gradient_norms.write()
@@ -278,7 +282,7 @@ class Trainer:
                 result = self.evaluate(self.stop_request.abandoning)
                 bleu, kept = result.scores.bleu, state.best.get("dev/bleu", -math.inf)
                 improved = state.take_evaluation(bleu)
-                if self.group.is_rank_0:
+                if self.ranks.is_rank_0:
                     report_evaluation(self.reporter, result, state.step, self.options.num_sample_translations)
                     if bleu > kept:
                         self.keep_best(result)
@@ -312,7 +316,7 @@ class Trainer:
 
         Raises InputError rather than save diverged weights.
         """
-        if not self.group.is_rank_0:
+        if not self.ranks.is_rank_0:
             return
         stopped = time.perf_counter()
         self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough

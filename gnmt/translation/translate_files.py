@@ -443,7 +443,7 @@ def translate_share(
     with closing(Progress(num_lines, num_done, shown=ranks.is_rank_0)) as progress:
 
         def translate(window: Window, sha256: str) -> None:
-            ranks.check()
+            ranks.failures.check()
             translated = work.translate(window, job.source, progress.advance)
             with disk_errors_explained(job, part):
                 part.keep(window.number, sha256, translated.data, translated.num_unfinished)
@@ -583,7 +583,7 @@ def translate_files(
     checkpoints = short_digests(made_from.checkpoints) if output_format.kind == "jsonl" else ()
     work = WindowTranslator(translator, output_format, Origin(translator.precision.name, checkpoints))
     parts = []
-    with ranks.together(), ExitStack() as locks:
+    with ranks.failures.propagated(), ExitStack() as locks:
         for job in jobs:
             if job.resumable:
                 parts.append(PartFolder(job.output_path))

@@ -1,4 +1,4 @@
-"""One of two processes that train together: python parallel_child.py FOLDER OVERRIDE...; see test_data_parallel.py.
+"""One of two processes that train together: python parallel_child.py FOLDER OVERRIDE...; see test_data_parallel_two_processes.py.
 
 RANK, WORLD_SIZE and so on say which, as torchrun would. Everything that needs two processes happens in this one pair.
 """
@@ -20,11 +20,11 @@ from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import LoaderState
 from gnmt.data.preprocess import preprocess
 from gnmt.device import choose_device, choose_precision
-from gnmt.distributed import current_ranks
+from gnmt.distributed import Ranks, current_ranks
 from gnmt.errors import Interrupted
 from gnmt.logs import configure_logging
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.training.data_parallel import Group
+from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.run_checkpoints import RunCheckpoints
 from gnmt.training.train import build_trainer, train
@@ -54,7 +54,7 @@ def composed(overrides: tuple[str, ...]) -> Any:
         return compose("train", list(overrides))
 
 
-def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None = None) -> Trainer:
+def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks | None = None) -> Trainer:
     """The trainer of a new run, as train() makes it."""
     cfg = composed(overrides)
     config = resolve(cfg)
@@ -71,7 +71,7 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, group: Group | None =
         precision=precision,
         checkpoints=RunCheckpoints(folder, 1),
         reporter=Reporter(folder),
-        group=group,
+        ranks=ranks,
     )
 
 
@@ -111,11 +111,11 @@ def evaluation(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def draws(group: Group) -> list[torch.Tensor]:
+def draws(parallel: DataParallel) -> list[torch.Tensor]:
     """The random numbers at the beginning of two updates, and of the first again."""
     numbers = []
     for step in (0, 1, 0):
-        group.begin_update(step)
+        parallel.begin_update(step)
         numbers.append(torch.rand(3))
     return numbers
 
@@ -149,7 +149,7 @@ def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str)
 
 
 def fail_in_the_second_update(trainer: Trainer, *arguments: Any) -> None:
-    if trainer.group.rank == 1 and trainer.state.step == 1:
+    if trainer.ranks.rank == 1 and trainer.state.step == 1:
         raise RuntimeError("this process has no memory left")
     original_update(trainer, *arguments)
 
@@ -161,13 +161,14 @@ if __name__ == "__main__":
     home, settings = Path(folder), tuple(rest)
     ranks = current_ranks()
     found: dict[str, Any] = {}
-    with Group(ranks, torch.device("cpu"), seed=1) as group:
+    cpu = torch.device("cpu")
+    with ranks.process_group(cpu):
         for name, (overrides, num_updates) in GRADIENTS.items():
-            trainer = make_trainer((*settings, *overrides), home / f"scratch-{ranks.rank}", group)
+            trainer = make_trainer((*settings, *overrides), home / f"scratch-{ranks.rank}", ranks)
             found[name] = gradients(trainer, num_updates)
-        trainer = make_trainer((*settings, *SPLIT_EVALUATION), home / f"scratch-{ranks.rank}", group)
+        trainer = make_trainer((*settings, *SPLIT_EVALUATION), home / f"scratch-{ranks.rank}", ranks)
         found["evaluation"] = evaluation(trainer)
-        found["draws"] = draws(group)
+        found["draws"] = draws(DataParallel(ranks, cpu, seed=1))
     original_update, fit = Trainer.update, Trainer.fit
     trainers: list[Trainer] = []
     Trainer.fit = lambda trainer: (trainers.append(trainer), fit(trainer))[1]  # type: ignore[method-assign,func-returns-value]

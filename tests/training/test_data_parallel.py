@@ -1,168 +1,44 @@
-"""Two processes over gloo do what one does: gradients, evaluation, runs, stops and ends. One pair for all tests."""
+"""Data-parallel training in one process: costs nothing alone, and stop requests on CUDA."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import signal
 
 import pytest
 import torch
-from parallel_child import EVERY_2, GRADIENTS, SPLIT_EVALUATION, evaluation, gradients, make_trainer
+from torch.distributed import HashStore
 
-from gnmt.checkpoint.file import read_checkpoint
-from gnmt.training.trainer import Trainer
+from gnmt.data.batching import LocalBatch
+from gnmt.distributed import Ranks
+from gnmt.training.data_parallel import DataParallel
 
-CHILD = Path(__file__).with_name("parallel_child.py")
-
-pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What the two processes found, said and ended with; by rank. home: where their runs lie."""
-
-    home: Path
-    found: list[dict[str, Any]]
-    err: list[str]
-    codes: list[int]
+CPU = torch.device("cpu")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def test_a_process_that_runs_alone_joins_no_group_and_calls_the_objective_itself(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined a group"))
+    objective = torch.nn.Linear(2, 2)
+    with Ranks().process_group(CPU):
+        parallel = DataParallel(Ranks(), CPU, seed=0)
+        assert parallel.replicate(objective) is objective
+        state = torch.get_rng_state()
+        parallel.begin_update(3)
+        assert torch.equal(torch.get_rng_state(), state)
+        loss = torch.tensor(2.0)
+        assert parallel.end_update(loss, None) is loss
 
 
-@pytest.fixture(scope="module")
-def pair(settings, tmp_path_factory) -> Pair:
-    home = tmp_path_factory.mktemp("pair")
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(CHILD), str(home), *settings],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        err = [process.communicate(timeout=400)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank in range(2):
-        assert (home / f"found-{rank}.pt").exists(), "\n".join(err)
-    found = [torch.load(home / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
-    return Pair(home, found, err, [process.returncode for process in processes])
+def test_a_local_batch_without_pairs_needs_a_dummy_batch():
+    with pytest.raises(AssertionError):
+        LocalBatch([], 3, 4)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_of_two_processes_are_those_of_one(pair, settings, tmp_path, name):
-    """DDP averages, and token counts differ: neither may show."""
-    overrides, num_updates = GRADIENTS[name]
-    expected = gradients(make_trainer((*settings, *overrides), tmp_path), num_updates)
-    tolerance = 2e-2 if name == "bf16" else 1e-5
-    for found in (pair.found[0][name], pair.found[1][name]):
-        for one, other in zip(found["gradients"], expected["gradients"], strict=True):
-            assert (one - other).norm() <= tolerance * other.norm()
-        assert found["losses"] == pytest.approx(expected["losses"], rel=tolerance)
-        assert found["tokens"] == expected["tokens"], "what a batch counts does not depend on who asks"
-
-
-@pytest.mark.parametrize("name", GRADIENTS)
-def test_both_take_part_of_the_batches_of_one(pair, settings, tmp_path, name):
-    overrides, num_updates = GRADIENTS[name]
-    expected = gradients(make_trainer((*settings, *overrides), tmp_path), num_updates)["own_pairs"]
-    own = [pair.found[rank][name]["own_pairs"] for rank in range(2)]
-    assert [sorted(first + second) for first, second in zip(*own, strict=True)] == [sorted(batch) for batch in expected]
-    without = sum(not batch for batch in own[1])
-    assert (without > 2) is (name == "fewer pairs than processes")
-
-
-def test_evaluation_is_shared_and_is_that_of_one_process(pair, settings, tmp_path):
-    expected = evaluation(make_trainer((*settings, *SPLIT_EVALUATION), tmp_path))
-    for rank in range(2):
-        found = pair.found[rank]["evaluation"]
-        assert found["scalars"] == expected["scalars"], "bit by bit: losses are added up in the same order"
-        assert found["texts"] == expected["texts"]
-        torch.testing.assert_close(found["attention"], expected["attention"], rtol=0, atol=1e-6)
-    own = [pair.found[rank]["evaluation"]["own_sentences"] for rank in range(2)]
-    assert min(own) >= 1
-    assert sum(own) == expected["own_sentences"]
-
-
-def test_a_whole_run_is_that_of_one_process(pair, run, tmp_path):
-    """With averaged weights, evaluations and checkpoints; all processes hold the same and agree on the best."""
-    result = run(tmp_path, *EVERY_2, "trainer.max_steps=4")
-    first, second = pair.found
-    assert first["result"] == second["result"]
-    assert first["result"][:2] == (4, result.best_step)
-    assert first["result"][2] == pytest.approx(result.best, rel=1e-4)
-    for part in ("weights", "average"):
-        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
-    alone, together = (read_checkpoint(folder / "last.pt") for folder in (tmp_path, pair.home / "run"))
-    assert together["loader_state"] == alone["loader_state"]
-    assert together["step"] == alone["step"] == 4
-    for name, weight in alone["model"].items():
-        torch.testing.assert_close(together["model"][name], weight, rtol=1e-3, atol=1e-5)
-
-
-def test_only_the_first_writes(pair):
-    files = sorted(path.name for path in (pair.home / "run").iterdir())
-    assert len([name for name in files if name.startswith("events.")]) == 1
-    log = (pair.home / "run" / "train.log").read_text(encoding="utf-8")
-    assert log.count("update 4/4") == 1
-    assert "by 2 processes of about 125 tokens each" in log
-    assert "update 4/4" in pair.err[0]
-    assert "tokens/s" not in pair.err[1]
-
-
-def test_one_process_goes_on_with_the_run_of_two_in_the_same_order(pair, run, tmp_path, monkeypatch):
-    """The same batches as a run that was alone from the start, whose dropout nobody compares."""
-    consumed: dict[str, list[list[int]]] = {"alone": [], "continued": []}
-    update = Trainer.update
-    now = "alone"
-
-    def watched(trainer, share, metrics):
-        consumed[now].append([pair for batch in share for pair in batch.pairs_B.tolist()])
-        update(trainer, share, metrics)
-
-    monkeypatch.setattr(Trainer, "update", watched)
-    run(tmp_path / "alone", *EVERY_2, "trainer.max_steps=7")
-    now = "continued"
-    run(pair.home / "run", *EVERY_2, "trainer.max_steps=7")
-    assert len(consumed["continued"]) == 3
-    assert consumed["continued"] == consumed["alone"][4:]
-
-
-def test_dropout_differs_between_processes_and_is_a_function_of_the_update(pair):
-    first, second = (pair.found[rank]["draws"] for rank in range(2))
-    for draws in (first, second):
-        assert torch.equal(draws[0], draws[2])
-        assert not torch.equal(draws[0], draws[1])
-    assert not torch.equal(first[0], second[0])
-
-
-@pytest.mark.parametrize(("place", "step"), [("update", 3), ("evaluation", 4)])
-def test_a_signal_to_one_stops_all_after_the_same_update(pair, place, step):
-    for found in pair.found:
-        message, code = found[f"stopped in {place}"]
-        assert message.startswith(f"SIGTERM: stopped after update {step}, saved up to {step}: the same command")
-        assert code == 143
-    saved = read_checkpoint(pair.home / place / "last.pt")
-    assert (saved["step"], saved["evaluation_due"]) == (step, place == "evaluation")
-
-
-def test_an_error_of_one_ends_all_and_names_it(pair):
-    """And the second process's error is printed once, with its traceback, by that process."""
-    assert pair.codes == [1, 1]
-    assert "error: stopped, because rank 1 did: this process has no memory left" in pair.err[0]
-    assert "Traceback" not in pair.err[0]
-    assert "error: rank 1: RuntimeError: this process has no memory left" in pair.err[1]
-    assert "Traceback" in pair.err[1]
+def test_on_cuda_a_stop_request_is_followed_one_update_later():
+    """The host does not wait for the present update."""
+    parallel = DataParallel(Ranks(0, 2, 0, HashStore()), torch.device("cuda"), seed=1)
+    parallel._stop_requests.append((torch.tensor([0.0, 0.0, 0.0]), None))
+    assert parallel.stop_after_update(None) is None, "the first update's requests are not read before the second"
+    parallel._stop_requests.append((torch.tensor([0.0, 2.0, 1.0]), None))
+    assert parallel.stop_after_update(None) is None
+    parallel._stop_requests.append((torch.tensor([0.0, 0.0, 0.0]), None))
+    assert parallel.stop_after_update(None) == signal.SIGTERM

@@ -82,7 +82,7 @@ def test_what_only_the_first_rank_finds_ends_all(home):
 )
 def test_only_the_process_that_failed_and_the_first_one_speak(rank, failed_first, expected):
     ranks = Ranks(rank, 2, rank, HashStore())
-    ranks.failed_first = failed_first
+    ranks.failures.own_is_first = failed_first
     with pytest.raises(expected), report_once(ranks):
         raise InputError("stopped, because rank 0 did: no more memory")
 
