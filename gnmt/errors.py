@@ -47,6 +47,28 @@ def shown(value: Any, quote: bool = True) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, keys joined by dots; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a line `key: old → new` for each value that differs between two nested mappings, sorted by key."""
+    before, after = flatten(old), flatten(new)
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if key not in before or key not in after or before[key] != after[key]:
+            values = [shown(side[key]) if key in side else "absent" for side in (before, after)]
+            lines.append(f"{key}: {values[0]} → {values[1]}")
+    return lines
+
+
 def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
     """ "; did you mean X?" for the most similar name, or nothing where none is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)

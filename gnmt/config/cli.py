@@ -31,10 +31,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gnmt.config.build import resolve
-from gnmt.config.run_folder import flatten
 from gnmt.config.schema import SCHEMAS
 from gnmt.config.validate import check_config, config_errors, describe
-from gnmt.errors import InputError, counted, nearest, shown
+from gnmt.errors import InputError, counted, flatten, nearest, shown
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
 from gnmt.signals import exit_code_of, restore_ctrl_c
 

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from gnmt.errors import InputError, shown
+from gnmt.errors import InputError, describe_changes, flatten, shown
 from gnmt.fileio import folder_lock
 from gnmt.logs import configure_logging
 
@@ -131,15 +131,11 @@ def short_hash(text: str) -> str:
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`key: old → new` for every setting of two resolved configs that must not change while a run goes on."""
-    before, after = flatten(old), flatten(new)
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        if may_change(key) or INPUT_FILES.fullmatch(key):
-            continue
-        values = [side.get(key, ABSENT) for side in (before, after)]
-        if values[0] != values[1]:
-            lines.append(f"{key}: " + " → ".join("absent" if value is ABSENT else shown(value) for value in values))
-    return lines
+    before, after = (
+        {key: value for key, value in flatten(config).items() if not (may_change(key) or INPUT_FILES.fullmatch(key))}
+        for config in (old, new)
+    )
+    return describe_changes(before, after)
 
 
 def compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,17 +146,6 @@ def compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value for key, value in flatten(config).items() if key != "seed" and (key in LIMITS or not may_change(key))
     }
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots; a list is one value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 _LOCK, _LOG, CONFIG = ".lock", "train.log", "config.json"

@@ -36,8 +36,8 @@ from gnmt.data.store import (
     Store,
     StoreWriter,
     WrittenPairs,
-    describe_changes,
     encoded_side,
+    manifest_changes,
     read_manifest,
     read_preprocessed,
     read_tokenizers,
@@ -292,7 +292,7 @@ def _resume_work(work: Path, wanted: Mapping[str, Any]) -> None:
     if description.is_file():
         old = json.loads(description.read_text(encoding="utf-8"))
         kept = {key: (old.get(key), new[key]) for key in ("versions", "shard_pairs")}
-        if all(before == after for before, after in kept.values()) and not describe_changes(old, new):
+        if all(before == after for before, after in kept.values()) and not manifest_changes(old, new):
             log.info("going on with what lies in %s", work)
             return
     shutil.rmtree(work, ignore_errors=True)
@@ -317,7 +317,7 @@ def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> boo
     old = read_manifest(folder)
     if old is None:
         return False
-    changes = describe_changes(old, wanted)
+    changes = manifest_changes(old, wanted)
     if not changes:
         return not overwrite or _opens(folder)  # overwrite mends a damaged folder too
     listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)

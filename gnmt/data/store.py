@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.data.cleaning import CleaningReport
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.errors import InputError
+from gnmt.errors import InputError, describe_changes
 
 
 @dataclass(frozen=True)
@@ -211,11 +211,11 @@ def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(count,)))
 
 
-def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def manifest_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line for each setting or input that differs between two manifests. Moved files of equal content do not."""
     if old["format"] != new["format"]:
         return [f"format: {old['format']} → {new['format']}"]
-    changes = _differences(_flat(old["settings"]), _flat(new["settings"]))
+    changes = describe_changes(old["settings"], new["settings"])
     old_texts, new_texts = texts_of(old["inputs"]), texts_of(new["inputs"])
     for name in [*old_texts, *(name for name in new_texts if name not in old_texts)]:
         if name not in old_texts or name not in new_texts:
@@ -223,20 +223,8 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
             continue
         changes += _file_changes(f"data.{name}", old_texts[name].get("files", []), new_texts[name].get("files", []))
         before, after = ({k: v for k, v in texts[name].items() if k != "files"} for texts in (old_texts, new_texts))
-        changes += _differences(_flat(before, f"data.{name}."), _flat(after, f"data.{name}."))
+        changes += describe_changes({f"data.{name}": before}, {f"data.{name}": after})
     return changes
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    keys = [*old, *(key for key in new if key not in old)]
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
 def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:

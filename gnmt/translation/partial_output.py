@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from gnmt.config.run_folder import flatten
-from gnmt.errors import InputError, counted, shown
+from gnmt.errors import InputError, counted, describe_changes
 from gnmt.fileio import folder_lock, replacing, write_atomically
 
 log = logging.getLogger(__name__)
@@ -183,12 +182,7 @@ class PartFolder:
             )
 
     def _refuse_other(self, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        before, after = flatten(old), flatten(new)
-        changed = [
-            f"{key}: {shown(before.get(key))} → {shown(after.get(key))}"
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key)
-        ]
+        changed = describe_changes(old, new)
         if changed:
             raise InputError(
                 f"{self.folder} {what} was begun otherwise:\n  " + "\n  ".join(changed) + "\n"

@@ -110,7 +110,7 @@ def test_demo_corpus(tmp_path: Path) -> None:
     assert preprocessed.manifest["inputs"]["train"]["grammar_version"] == CORPUS_VERSION
     with pytest.raises(InputError, match=r"data\.seed: 1 → 2"):
         preprocess(replace(corpus, seed=2), TokenizerOptions(vocab_size=500))
-    with pytest.raises(InputError, match=r"data\.source_language: en → de"):
+    with pytest.raises(InputError, match=r'data\.source_language: "en" → "de"'):
         preprocess(other_way, TokenizerOptions(vocab_size=500))
 
 

@@ -143,7 +143,7 @@ def test_changed_prefixes_are_told_from_a_resume(home):
     (home / "p.de").write_text("p\n" * NUM_LINES)
     with pytest.raises(Killed):
         translate(kill_at(10), Job("a.en", "a.de", "p.de"))
-    with pytest.raises(InputError, match=r"prefixes\.num_lines: 18 → null"):
+    with pytest.raises(InputError, match=r"prefixes\.num_lines: 18 → absent"):
         translate(StubTranslator())
 
 
