@@ -1,4 +1,4 @@
-"""Exceptions that carry a message for the user."""
+"""Exceptions whose message is for the user, and functions that format parts of such messages."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something that a user gave is wrong: a config, a file, a checkpoint, a line of text.
+    """A config, a file, a checkpoint or a line of text that the user gave is wrong.
 
-    The message is the product: it names the key or `path:line`, what was found, what is allowed
-    and how to mend it. Scripts print it alone; a traceback is for our own bugs.
+    The message names the key or `path:line`, the value found, the allowed values and the remedy. Scripts print the
+    message alone; a traceback means a bug in this package.
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop. The message says what was saved and how to go on; scripts end with exit_code.
+    """A signal stopped the command.
 
-    agreed: whether the work was stopped in good order, in all its processes; False where it was broken off.
+    Args:
+        message: What was saved and how to resume.
+        exit_code: Exit code of the command.
+        agreed: True if all processes of the job have stopped together, False if the work was broken off.
     """
 
     def __init__(self, message: str, exit_code: int, *, agreed: bool = False) -> None:
@@ -29,18 +32,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 def counted(number: int, noun: str, comma: bool = False) -> str:
-    """1 pair, 2 pairs: a number with its noun, for messages. comma: between thousands."""
+    """Return a number with its noun, as in "1 pair" or "2 pairs"; `comma` separates thousands."""
     return f"{number:{',' if comma else ''}} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's first line, or its kind where it has no text."""
+    """Return the first line of an exception's message, or the name of its class if the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def shown(value: Any, quote: bool = True) -> str:
-    """A value as YAML would hold it, shortened."""
+    """Return a config value as YAML would write it, in at most 80 characters; strings are quoted if `quote`."""
     if isinstance(value, Mapping) and "_target_" in value:
         return f"a component ({value['_target_']})"
     text = value if isinstance(value, str) and not quote else json.dumps(value, default=str, ensure_ascii=False)
@@ -70,6 +73,6 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 
 def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
-    """ "; did you mean X?" for the most similar name, or nothing where none is similar."""
+    """Return "; did you mean prefix.X?" for the most similar of `names`, or "" if none is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {prefix + '.' if prefix else ''}{matches[0]}?" if matches else ""

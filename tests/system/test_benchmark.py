@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.measuring import header, row
 
 from benchmarks.decoding import COLUMNS, Figure, Workload, peak_mib
+from benchmarks.measuring import header, row
 from gnmt.batch import EOS_ID
 from gnmt.checkpoint.load import load_model
 from gnmt.data.tokenizer import Tokenizers

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.measuring import header, row
 
-from benchmarks.measuring import in_own_process
+from benchmarks.measuring import header, in_own_process, row
 from benchmarks.profiling import group_table, grouped
 from benchmarks.training import (
     COLUMNS,

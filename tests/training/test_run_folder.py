@@ -12,7 +12,6 @@ import pytest
 
 from gnmt.config.run_folder import occupied
 from gnmt.errors import InputError
-from gnmt.fileio import file_lock
 
 CHILD = """
 import os, pathlib, signal, sys
@@ -50,14 +49,6 @@ def test_the_lock_of_a_killed_process_is_nobodys(tmp_path):
     with occupied(folder):
         pass
     assert not (folder / ".lock").exists()
-
-
-def test_a_lock_file_that_its_holder_has_removed_guards_nothing(tmp_path):
-    path = tmp_path / "lock"
-    with file_lock(path):
-        path.unlink()
-        with file_lock(path), pytest.raises(BlockingIOError), file_lock(path):
-            pass
 
 
 @pytest.mark.parametrize(

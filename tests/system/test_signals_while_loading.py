@@ -1,4 +1,4 @@
-"""Signals while a command loads its libraries."""
+"""Signals that reach a command while it imports its libraries."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-# Stands for a library that takes long to load: it says that it is being loaded, and waits.
+# Stands for a library that takes long to load: prints a line and sleeps.
 SLOW_LIBRARY = "import sys, time\nprint('loading', flush=True)\ntime.sleep(300)\n"
 
 
 @pytest.fixture
 def slow_libraries(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the first of these that a script imports is a slow one."""
+    """Return an environment in which hydra and torch are slow libraries; a script imports one of them first."""
     for name in ("hydra", "torch"):
         (tmp_path / f"{name}.py").write_text(SLOW_LIBRARY)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SCRIPTS.parent)])}
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
-def test_one_line_and_no_traceback(script: str, slow_libraries: dict[str, str]) -> None:
+def test_ctrl_c_prints_one_line_and_no_traceback(script: str, slow_libraries: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPTS / script)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=slow_libraries, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -35,39 +35,39 @@ def test_one_line_and_no_traceback(script: str, slow_libraries: dict[str, str]) 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
-def test_a_training_job_that_is_told_to_stop_while_it_loads_is_queued_again(
+def test_a_training_job_that_is_stopped_while_it_loads_is_queued_again(
     number: signal.Signals, code: int, slow_libraries: dict[str, str]
 ) -> None:
-    """It was killed without a word, and the batch script of docs/slurm.md, which asks for 75, gave the job up."""
+    """It was killed without a message, and the batch script of docs/slurm.md, which expects 75, gave the job up."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, str(SCRIPTS / "train.py")]
     with subprocess.Popen(command, env=slow_libraries, text=True, **pipes) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == "loading\n"
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    said = f"{number.name}: stopped while no training was running: the same command resumes\n"
-    assert (process.returncode, err) == (code, said)
+    message = f"{number.name}: stopped while no training was running: the same command resumes\n"
+    assert (process.returncode, err) == (code, message)
 
 
-def test_a_program_that_uses_the_library_keeps_its_own_handling() -> None:
+def test_a_program_that_uses_the_library_keeps_its_own_handlers() -> None:
     code = (
-        "import signal, gnmt.signals as early\n"
+        "import signal, gnmt.signals\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN); early.restore_ctrl_c()\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); gnmt.signals.restore_ctrl_c()\n"
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPTS.parent)
 
 
-def test_once_it_has_begun_an_interruption_can_be_caught(tmp_path: Path) -> None:
-    """The handler of the imports ends the process at once, which would lose what a command saves when it is stopped."""
+def test_after_loading_ctrl_c_can_be_caught(tmp_path: Path) -> None:
+    """The handler of the imports ends the process at once, which would lose what a stopped command saves."""
     (tmp_path / "scripts").mkdir()
     program = tmp_path / "scripts" / "program.py"
     program.write_text(
         "import os, signal\n"
-        "import gnmt.signals as early\n"
-        "assert signal.getsignal(signal.SIGINT) is early.exit_while_loading\n"
-        "early.restore_ctrl_c()\n"
+        "import gnmt.signals\n"
+        "assert signal.getsignal(signal.SIGINT) is gnmt.signals.exit_while_loading\n"
+        "gnmt.signals.restore_ctrl_c()\n"
         "try: os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt: print('caught')\n"
     )

@@ -1,0 +1,234 @@
+"""Locks, folders that appear complete or not at all, file stamps, and strict reading of lines."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gzip
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gnmt.errors import InputError
+from gnmt.fileio import building_lock, built_folder, file_lock, folder_lock, read_lines, stamp_file
+
+# Locks and folders
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_a_folder_appears_complete_and_is_replaced_at_once(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+            (temporary / "file").write_text(content)
+            assert not (tmp_path / "x").exists() or (tmp_path / "x" / "file").read_text() == "first"
+        assert (tmp_path / "x" / "file").read_text() == content
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_folder_unchanged(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail(content: str) -> None:
+        with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+            (temporary / "file").write_text(content)
+            raise error
+
+    with pytest.raises(error):
+        fail("never")
+    assert names(tmp_path) == []
+    with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+        (temporary / "file").write_text("kept")
+    with pytest.raises(error):
+        fail("never")
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "file").read_text() == "kept"
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from gnmt.fileio import *\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "with building_lock(folder), built_folder(folder) as temporary:\n"
+        "    (temporary / 'half').touch(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=False).returncode == -9
+    assert names(tmp_path) == [".x.lock", ".x.new"]
+    with building_lock(tmp_path / "x"):
+        assert names(tmp_path) == [".x.lock"]
+    assert names(tmp_path) == []
+
+
+def test_the_old_folder_is_restored_after_a_kill_between_the_two_renames(tmp_path: Path) -> None:
+    (tmp_path / ".x.old").mkdir()
+    (tmp_path / ".x.old" / "file").touch()
+    (tmp_path / ".x.new").mkdir()
+    with building_lock(tmp_path / "x"):
+        assert names(tmp_path) == [".x.lock", "x"]
+        assert names(tmp_path / "x") == ["file"]
+
+
+def test_only_one_thread_builds_at_a_time(tmp_path: Path) -> None:
+    inside = 0
+    most = 0
+    rounds: list[int] = []
+
+    def work(worker: int) -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with building_lock(tmp_path / "x"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.002)
+                inside -= 1
+                rounds.append(worker)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, len(rounds)) == (1, 20)
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_grants_every_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training worked there, and preprocessing failed."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with building_lock(tmp_path / "x"), built_folder(tmp_path / "x") as temporary:
+        (temporary / "file").touch()
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_lock_file_that_its_holder_has_removed_guards_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with file_lock(path):
+        path.unlink()
+        with file_lock(path), pytest.raises(BlockingIOError), file_lock(path):
+            pass
+
+
+def test_a_folder_in_use_is_refused_with_a_message(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with folder_lock(folder, ".lock", "in use"):
+        with pytest.raises(InputError, match=r"^in use$"), folder_lock(folder, ".lock", "in use"):
+            pass
+        assert names(folder) == [".lock"]
+    with folder_lock(folder, ".lock", "in use"):
+        pass
+    assert names(folder) == []
+
+
+def test_an_error_inside_a_folder_lock_is_not_taken_for_a_lock_that_is_held(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError), folder_lock(tmp_path / "run", ".lock", "in use"):
+        raise BlockingIOError
+
+
+# Lines
+
+
+def lines_of(path: Path, data: bytes) -> list[str]:
+    path.write_bytes(data)
+    return list(read_lines(str(path)))
+
+
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    # str.splitlines and the readers of codecs split at all of these, so line N of one side would face another line.
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj\x00k"
+    assert lines_of(tmp_path / "a", f"{text}\nnext\n".encode()) == [text, "next"]
+
+
+def test_one_carriage_return_is_removed_with_its_line_feed(tmp_path: Path) -> None:
+    assert lines_of(tmp_path / "a", b"one\r\ntwo\r\r\n\r\nthree\r") == ["one", "two\r", "", "three\r"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"", []), (b"\n", [""]), (b"a", ["a"]), (b"a\n", ["a"]), (b"a\n\n", ["a", ""]), (b" a \n", [" a "])],
+)
+def test_the_last_line_needs_no_line_feed(tmp_path: Path, data: bytes, expected: list[str]) -> None:
+    assert lines_of(tmp_path / "a", data) == expected
+
+
+def test_a_byte_order_mark_is_removed_at_the_start_only(tmp_path: Path) -> None:
+    assert lines_of(tmp_path / "a", "\ufeffa\n\ufeffb\n".encode()) == ["a", "\ufeffb"]
+
+
+@pytest.mark.parametrize(("data", "lines"), [(b"", []), (b"\n", [""]), (b"\r\n", [""]), (b" ", [" "])])
+def test_a_byte_order_mark_alone_is_no_line(tmp_path: Path, data: bytes, lines: list[str]) -> None:
+    assert lines_of(tmp_path / "a", data) == lines_of(tmp_path / "b", b"\xef\xbb\xbf" + data) == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Größe\n".encode("utf-16"), r"a: not UTF-8, but UTF-16 text: convert it with `iconv -f utf-16 -t utf-8`"),
+        (b"\xfe\xff" + "Größe\n".encode("utf-16-be"), r"a: not UTF-8, but UTF-16 text: convert it"),
+        ("Größe\n".encode("utf-32"), r"a: not UTF-8, but UTF-32 text: convert it with `iconv -f utf-32"),
+        (gzip.compress(b"text\n", mtime=0), r"a: not UTF-8, but a gzip file: give it a name that ends in \.gz"),
+        (b"Gr\xf6\xdfe\n", r"a:1: not UTF-8: byte 0xf6 at byte 3 .* Latin-1"),
+    ],
+    ids=["UTF-16", "UTF-16-BE", "UTF-32", "gzip", "Latin-1"],
+)
+def test_files_that_are_not_utf8_are_named_by_kind(tmp_path: Path, data: bytes, message: str) -> None:
+    """All were called Latin-1, and `iconv -f latin1` accepts them silently and writes other text."""
+    with pytest.raises(InputError, match=message):
+        lines_of(tmp_path / "a", data)
+
+
+@pytest.mark.parametrize("name", ["a.en", "a.en.gz"])
+def test_an_error_of_encoding_names_file_and_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    data = b"fine\nalso fine\ncaf\xe9 au lait\n"
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    lines = read_lines(str(path))
+    assert [next(lines), next(lines)] == ["fine", "also fine"]
+    with pytest.raises(InputError, match=rf"{name}:3: not UTF-8: byte 0xe9 at byte 4 of the line"):
+        next(lines)
+
+
+def test_a_damaged_gzip_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"line\n" * 10000)[:-20])
+    with pytest.raises(InputError, match=r"a\.gz: not a complete gzip file"):
+        list(read_lines(str(path)))
+    path.write_bytes(b"plain text under a wrong name\n")
+    with pytest.raises(InputError, match=r"a\.gz: not a complete gzip file"):
+        list(read_lines(str(path)))
+
+
+def test_a_missing_file_suggests_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "train.en").touch()
+    with pytest.raises(InputError, match=r"trian\.en: no such file; did you mean .*train\.en\?"):
+        list(read_lines(str(tmp_path / "trian.en")))
+    (tmp_path / "odd.en").touch()
+    for name in ("no.en", "dev.en", "trian.de.gz"):  # similar to the others in their ending only
+        with pytest.raises(InputError, match=r"no such file$"):
+            list(read_lines(str(tmp_path / name)))
+    with pytest.raises(InputError, match=r"its folder .*nowhere does not exist"):
+        list(read_lines(str(tmp_path / "nowhere" / "train.en")))
+    with pytest.raises(InputError, match="is a folder, expected a text file"):
+        list(read_lines(str(tmp_path)))
+
+
+def test_a_stamp_hashes_changed_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    stamp = stamp_file(str(path), {})
+    assert stamp.size == 3
+    known = {str(path): stamp.__class__(stamp.path, stamp.size, stamp.mtime_ns, "remembered")}
+    assert stamp_file(str(path), known).sha256 == "remembered"
+    path.write_text("three")
+    assert stamp_file(str(path), known).sha256 not in ("remembered", stamp.sha256)
+    with pytest.raises(InputError, match="no such file"):
+        stamp_file(str(tmp_path / "b"), known)

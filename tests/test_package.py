@@ -1,0 +1,26 @@
+"""The package's own attributes, and modules that must import in little time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+import gnmt
+from gnmt.decoding.translator import Translator
+
+
+def test_the_package_offers_the_translator_and_its_version():
+    assert gnmt.Translator is Translator
+    assert gnmt.__version__ == importlib.metadata.version("gnmt")
+    with pytest.raises(AttributeError, match="module 'gnmt' has no attribute 'Translater'"):
+        _ = gnmt.Translater
+
+
+@pytest.mark.parametrize("module", ["gnmt", "gnmt.errors", "gnmt.signals", "gnmt.logs", "gnmt.fileio"])
+def test_what_every_script_imports_first_imports_no_library(module):
+    """With torch, `--help` took seconds."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'hydra', 'tqdm'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
