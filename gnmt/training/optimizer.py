@@ -1,4 +1,9 @@
-"""Optimizers in stages, gradient clipping, skipped updates, and the moving average of the weights."""
+"""Training stages, optimizer updates, and the moving average of the weights.
+
+A run has one training stage or several in a row, each with its own optimizer and schedule: `StageOptions` describes one
+in the config, and `build_stages` makes a `Stage` of it. `StagedOptimizer` applies the updates: it clips the gradient,
+skips updates that are not finite, and changes the optimizer where a stage begins. `WeightAverage` is independent of it.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +29,13 @@ MakeOptimizer = Callable[..., Optimizer]
 
 @dataclass(frozen=True)
 class StageOptions:
-    """A stretch of training.
+    """One training stage. A field that is None takes the root key `optimizer` or `schedule`.
 
-    until_step: updates of the whole run after which the next stage begins; None for the last one, which lasts as
-    long as the run. optimizer: begins without any memory of the stage before. schedule: its updates count from the
-    stage's first. None stands for what the root key `optimizer` or `schedule` says.
+    Args:
+        until_step: number of updates of the whole run after which the next stage begins; None for the last stage, which
+            lasts as long as the run.
+        optimizer: it starts without the state of the previous stage's optimizer.
+        schedule: it counts updates from the beginning of the stage.
     """
 
     until_step: Annotated[int, Range(1)] | None
@@ -37,7 +44,13 @@ class StageOptions:
 
 
 class Stage(NamedTuple):
-    """A stage ready to be entered: its first update, counted from 0, what makes its optimizer, and its schedule."""
+    """A training stage ready to begin.
+
+    Args:
+        start: its first update, counted from 0 in the whole run.
+        make_optimizer: builds its optimizer from the keyword `params`.
+        schedule: its learning-rate schedule.
+    """
 
     start: int
     make_optimizer: MakeOptimizer
@@ -45,7 +58,7 @@ class Stage(NamedTuple):
 
 
 def check_stages(stages: Sequence[StageOptions]) -> None:
-    """Raises InputError for stages without order, and where a root key would be given and never used."""
+    """Raise InputError for stages that are out of order, or that leave a root key without effect."""
     ends = [stage.until_step for stage in stages]
     starts = [0, *(end for end in ends if end is not None)]
     rising = all(one < next_ for one, next_ in pairwise(starts))
@@ -57,15 +70,21 @@ def check_stages(stages: Sequence[StageOptions]) -> None:
     for key in ("optimizer", "schedule"):
         if all(getattr(stage, key) is not None for stage in stages):
             raise InputError(
-                f"trainer.stages: found no stage with {key}: null, so that the root key {key} would do nothing; "
-                f"move what one stage has there, and give that stage {key}: null"
+                f"trainer.stages: every stage has its own {key}, so the root key {key} would have no effect: move the "
+                f"settings of one stage to the root key, and set {key}: null in that stage"
             )
 
 
 def build_stages(
     stages: Sequence[StageOptions] | None, make_optimizer: MakeOptimizer, schedule: Schedule
 ) -> list[Stage]:
-    """The run's stages in order; without any, the root keys' optimizer and schedule from the start to the end."""
+    """Return the stages of a run in their order.
+
+    Args:
+        stages: from the config; None for one stage from start to end.
+        make_optimizer: the root key `optimizer`, for stages without their own.
+        schedule: the root key `schedule`, for stages without their own.
+    """
     if stages is None:
         return [Stage(0, make_optimizer, schedule)]
     starts = [0, *(stage.until_step or 0 for stage in stages[:-1])]
@@ -76,15 +95,19 @@ def build_stages(
 
 
 class StagedOptimizer:
-    """Applies updates, stage after stage.
+    """Apply updates with the optimizer and the schedule of the current training stage.
 
-    An update whose loss or gradient is not finite is skipped where it is computed: weights and optimizer stay as they
-    were, and the host does not wait to hear of it. Optimizers with a fused kernel (`fused: true`) can do this on the
-    device; for others, and until the first update of a stage, the host looks. (Fused SGD, told to skip its first
-    update, would leave its momentum uninitialized.)
+    An update whose loss or gradient is not finite is skipped: weights and optimizer state stay unchanged. Optimizers
+    with a fused kernel (`fused: true`) skip it on the device, so the host does not wait for the result. For other
+    optimizers, and until a stage has made its first update, the host reads whether the update is finite. (Fused SGD
+    would leave its momentum uninitialized if its first update were skipped on the device.)
 
-    stages: see `build_stages`. clip_norm: the largest global norm of the gradient; None for no clipping.
-    before_clipping: called in every update when the gradient is whole and has its true scale.
+    Args:
+        parameters: the parameters to optimize.
+        stages: see `build_stages`.
+        clip_norm: largest global norm of the gradient; None for no clipping.
+        precision: device and number format; fp16 scales the loss.
+        before_clipping: called in every update when the gradient is complete and unscaled.
     """
 
     def __init__(
@@ -101,17 +124,25 @@ class StagedOptimizer:
         self.before_clipping = before_clipping
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.name == "fp16")
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=precision.device)
-        """Updates skipped since the last one that was not; on the device."""
-        self._enter(0)
+        """Number of updates skipped since the last one that was applied; on the device."""
+        self._enter_stage(0)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the current update."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
 
     def begin_update(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
-        """Sets the learning rate for the update of that number, counted from 0, and enters its stage where that is new.
+        """Set the learning rate for an update, and enter its stage if it is the first one of it.
 
-        evaluations: the number of updates before each evaluation so far, and its dev BLEU.
+        Args:
+            step: number of the update, counted from 0.
+            evaluations: step and dev BLEU of each evaluation so far.
         """
-        index = self._stage_of(step)
-        if index != self.index:
-            self._enter(index)
+        index = self._stage_index(step)
+        if index != self.stage_index:
+            self._enter_stage(index)
         stage = self.stages[index]
         bleus = [bleu for evaluated_step, bleu in evaluations if evaluated_step > stage.start]
         factor = stage.schedule.factor(step - stage.start) * stage.schedule.plateau_factor(bleus)
@@ -119,22 +150,27 @@ class StagedOptimizer:
             group["lr"] = base_rate * factor
 
     def apply(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """One update from the gradients, which are gone afterwards; loss_sum: the loss that they are of.
+        """Clip the gradients, make one update of them, and clear them.
 
-        Returns the gradient's norm before clipping, and whether the update was made: scalars on the device.
+        Args:
+            loss_sum: the loss of these gradients. If it is not finite, the update is skipped.
+
+        Returns:
+            The norm of the gradient before clipping, and a bool that is False if the update was skipped; both are
+            scalars on the device.
         """
         self.scaler.unscale_(self.optimizer)
         self.before_clipping()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss_sum)
-        self._step_where(finite)
+        self._step_if(finite)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~finite
         return norm, finite
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; the stage follows from the step."""
+        """Return the entries of a checkpoint. The stage is not among them: it follows from the step."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -142,27 +178,30 @@ class StagedOptimizer:
         }
 
     def load_state_dict(self, contents: Mapping[str, Any], step: int) -> None:
-        """Takes up what was saved after that many updates, whose last one decides which stage's optimizer it is."""
-        self._enter(self._stage_of(max(0, step - 1)))
+        """Load what `state_dict` gave after `step` updates.
+
+        The saved optimizer is that of the stage of the last update; a stage that begins with the next update starts
+        fresh.
+        """
+        self._enter_stage(self._stage_index(max(0, step - 1)))
         self.optimizer.load_state_dict(contents["optimizer"])
         self.scaler.load_state_dict(contents["scaler"])
-        if "skipped_in_a_row" in contents:  # a checkpoint from before they were counted has none
-            self.skipped_in_a_row.copy_(contents["skipped_in_a_row"])
+        self.skipped_in_a_row.copy_(contents["skipped_in_a_row"])
         self._has_stepped = bool(self.optimizer.state)
 
-    def _stage_of(self, step: int) -> int:
+    def _stage_index(self, step: int) -> int:
         return max(index for index, stage in enumerate(self.stages) if stage.start <= step)
 
-    def _enter(self, index: int) -> None:
-        self.index = index
+    def _enter_stage(self, index: int) -> None:
+        self.stage_index = index
         self.optimizer = self.stages[index].make_optimizer(params=self.parameters)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._has_stepped = False
 
-    def _step_where(self, finite: Tensor) -> None:
+    def _step_if(self, finite: Tensor) -> None:
         optimizer: Any = self.optimizer
         if self._has_stepped and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # What torch.amp.GradScaler gives them too.
+            # torch.amp.GradScaler sets the same two attributes for fused optimizers.
             optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
             optimizer.step()
             del optimizer.grad_scale, optimizer.found_inf
@@ -172,9 +211,10 @@ class StagedOptimizer:
 
 
 class WeightAverage:
-    """average <- decay * average + (1 - decay) * weights, after every update.
+    """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights.
 
-    Early on the decay is min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+    The first updates use the smaller decay (1 + step) / (10 + step), so that the initial weights lose their influence
+    soon.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -184,13 +224,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after update `step`, counted from 1."""
+        """Add the weights after update `step`, counted from 1, to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.averages.values()), list(self.weights.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the averaged weights inside, its own again afterwards."""
+        """Replace the model's weights by their averages inside this context."""
         own = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self._copy(self.averages)
         try:
@@ -199,12 +239,12 @@ class WeightAverage:
             self._copy(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
+        """Return the averages by parameter name."""
         return dict(self.averages)
 
     @torch.no_grad()
     def load_state_dict(self, averages: Mapping[str, Tensor]) -> None:
-        """Takes up averages that were saved."""
+        """Load averages that `state_dict` gave."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
 

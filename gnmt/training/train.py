@@ -147,7 +147,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                     has_updates_left = not trainer.finished()
                     if ranks.is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
                         write_config(folder, config)  # a limit below the updates done is not written
-                    if has_updates_left or trainer.state.end_is_due():
+                    if has_updates_left or trainer.state.needs_final_evaluation():
                         if ranks.is_rank_0:
                             log_run_start(trainer, preprocessed, folder)
                         trainer.fit()
@@ -585,7 +585,7 @@ def check_final_writes(trainer: Trainer) -> None:
     lost = []
     if trainer.last_saved_step != state.step:
         lost.append(f"the checkpoint of update {state.step}")
-    if state.end_is_due():
+    if state.needs_final_evaluation():
         lost.append(f"best.pt of update {state.step}")
     if not lost:
         return

@@ -1,4 +1,8 @@
-"""The training loop."""
+"""The training loop.
+
+`Trainer.fit` is the loop: take a batch, `update`, log, evaluate, save. `TrainerOptions` holds its limits and intervals.
+The other methods stand in the order in which the loop calls them.
+"""
 
 from __future__ import annotations
 
@@ -38,28 +42,41 @@ from gnmt.training.train_metrics import (
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
 Steps = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How long and in what portions to train.
+    """Limits, batch sizes and intervals of training.
 
-    max_steps, max_epochs: whichever comes first; None for no limit on epochs.
-    stages: optimizers and schedules that follow each other; None for the root keys' from start to end.
-    batch_tokens: padded source and target tokens of one update, at most. microbatch_tokens: of one forward and
-    backward; None for the whole batch at once. pad_to_multiple_of: batches are padded to multiples of so many tokens a
-    side, so that fewer shapes occur: a CPU's kernels, each made for one shape, are made less often.
-    clip_norm: the largest global gradient norm; None for no clipping.
-    max_nonfinite_updates: so many updates in a row that were skipped, because loss or gradient were not finite, end
-    the run; it is looked at when the log is written.
-    subword_regularization: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out, and with a
-    unigram tokenizer the exponent on the probability of a cut, less being more random.
-    ema_decay: of the moving average of the weights, which then is what is evaluated and kept as best; None for none.
-    gradient_norms_every_steps: updates between records of the gradient's norm in each layer, see
-    gnmt.training.train_metrics; None for none.
-    prefetch_batches: made ahead by a thread; 0 for none.
-    patience_evaluations: stop after so many evaluations without a better dev BLEU; None for never.
+    Args:
+        max_steps: largest number of updates.
+        max_epochs: largest number of passes over the training data; None for no limit.
+        stages: training stages, each with its own optimizer and schedule; None for one stage with those of the root
+            keys `optimizer` and `schedule`.
+        batch_tokens: largest number of source and target tokens of one update, padding included.
+        microbatch_tokens: the same of one forward and backward pass; None for the whole batch at once.
+        pad_to_multiple_of: lengths of both sides are padded to a multiple of this number, so that fewer shapes occur:
+            a CPU compiles a kernel for each shape.
+        clip_norm: largest global norm of the gradient; None for no clipping.
+        max_nonfinite_updates: number of updates skipped in a row, because loss or gradient were not finite, that ends
+            the run. Checked when a log line is written.
+        subword_regularization: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out;
+            with a unigram tokenizer, the exponent on the probability of a segmentation (smaller is more random).
+        ema_decay: decay of the moving average of the weights. The average is evaluated and saved as best.pt. None for
+            no average.
+        prefetch_batches: number of batches that a thread prepares ahead; 0 for none.
+        log_every_steps: updates between two log lines.
+        gradient_norms_every_steps: updates between two records of `GradientNorms`; None for none.
+        evaluate_every_steps: updates between two evaluations on the dev set.
+        save_every_steps: updates between two full checkpoints.
+        keep_checkpoints: number of newest full checkpoints that are kept.
+        patience_evaluations: number of evaluations in a row without a better dev BLEU that ends the run; None for no
+            limit.
+        num_sample_translations: number of dev translations that are shown in TensorBoard.
+        evaluation_batch_size: number of dev sentences that are translated at the same time.
     """
 
     max_steps: Steps = 20_000
@@ -87,15 +104,20 @@ class TrainerOptions:
             check_stages(self.stages)
 
 
-log = logging.getLogger(__name__)
-
-
 class Trainer:
-    """Updates, logs, evaluates and saves until a limit is reached.
+    """Update, log, evaluate and save until a limit is reached.
 
-    checkpoint_extras: what a checkpoint holds beside the training state (config, tokenizers, …).
-    evaluate: translates and scores dev with the model as it is; see `DevEvaluator`.
-    parallel: the processes that train this model together, of which rank 0 writes all files; None for one alone.
+    Args:
+        options: limits, batch sizes and intervals.
+        objective: the model with its loss, on the device.
+        stages: optimizers and schedules in their order.
+        stream: yields the local batches of this process.
+        evaluate: translates and scores the dev set with the current weights; see `DevEvaluator`.
+        checkpoints: the checkpoint files of the run.
+        reporter: writes TensorBoard data.
+        precision: device and number format.
+        checkpoint_extras: entries of every checkpoint besides the training state, such as config and tokenizers.
+        parallel: the processes that train together, of which rank 0 writes all files; None for one process alone.
     """
 
     def __init__(
@@ -122,14 +144,12 @@ class Trainer:
         self.checkpoint_extras = checkpoint_extras
         self.parallel = parallel or DataParallel(Ranks(), self.device, seed=0)
         self.ranks = self.parallel.ranks
-        self.replica = self.parallel.replicate(objective)  # what updates call in place of the objective
-        every_steps = (
-            options.gradient_norms_every_steps if self.ranks.is_rank_0 else None
-        )  # all have the same gradients
-        self.gradient_norms = GradientNorms(objective.model, every_steps, checkpoints.folder.parent, reporter)
-        parameters = list(objective.parameters())
+        self.replica = self.parallel.replicate(objective)  # the objective, wrapped in DDP if there are several ranks
+        # After the all-reduce every rank has the same gradients, so rank 0 alone records their norms.
+        norms_every_steps = options.gradient_norms_every_steps if self.ranks.is_rank_0 else None
+        self.gradient_norms = GradientNorms(objective.model, norms_every_steps, checkpoints.folder.parent, reporter)
         self.staged_optimizer = StagedOptimizer(
-            parameters, stages, options.clip_norm, precision, self.gradient_norms.take
+            list(objective.parameters()), stages, options.clip_norm, precision, self.gradient_norms.record
         )
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
@@ -139,11 +159,16 @@ class Trainer:
         self.last_saved_step = 0
 
     def fit(self) -> TrainState:
-        """Trains to the end, which is evaluated and saved. A first signal saves and raises Interrupted."""
+        """Train until a limit is reached; the last weights are evaluated and saved.
+
+        Raises:
+            InputError: the training diverged.
+            Interrupted: a signal requested a stop; the state is saved.
+        """
         options, state = self.options, self.state
         first_estimate = FirstEstimate(options.log_every_steps)
         if self.ranks.is_rank_0:
-            self.gradient_norms.begin(state.step)
+            self.gradient_norms.start_after(state.step)
         with (
             self.stop_request,
             self.writer,
@@ -156,8 +181,8 @@ class Trainer:
             while not self.finished():
                 self.metrics.loader_states.append(self.stream.loader_state)
                 with self.metrics.waiting():
-                    share = next(self.stream)
-                self.update(share, self.metrics)
+                    local_batch = next(self.stream)
+                self.update(local_batch, self.metrics)
                 bar.update()
                 first_estimate.after_update(state.step, self.last_step)
                 if state.step % options.log_every_steps == 0 or self.finished():
@@ -167,15 +192,48 @@ class Trainer:
                     self.evaluate_and_save()
         return state
 
+    def update(self, local_batch: LocalBatch, metrics: IntervalMetrics) -> None:
+        """Make one optimizer update on a global batch.
+
+        The gradient is that of the loss summed over all target tokens of the global batch, divided by their number.
+
+        Args:
+            local_batch: the microbatches that this rank computes.
+            metrics: the update is added to them.
+        """
+        self.objective.train()
+        self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
+        self.parallel.begin_update(self.state.step)
+        metrics.count(local_batch)
+        batches = local_batch.to_compute
+        update_loss = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches, start=1):
+            with self.parallel.accumulating(self.replica) if number < len(batches) else nullcontext():
+                with self.precision.autocast():
+                    loss_sum, _ = self.replica(batch.to(self.device))
+                if not local_batch:
+                    loss_sum = loss_sum * 0  # the dummy batch: another rank counts its pair
+                # DDP averages the gradients of the ranks. Dividing by tokens / ranks makes this average their sum.
+                self.staged_optimizer.scaler.scale(
+                    loss_sum / (local_batch.target_tokens / self.ranks.world_size)
+                ).backward()
+            update_loss += loss_sum.detach()
+        update_loss = self.parallel.end_update(update_loss, self.stop_request.received)
+        norm, applied = self.staged_optimizer.apply(update_loss)
+        self.state.step += 1
+        if self.average is not None:
+            self.average.update(self.state.step)
+        metrics.add(update_loss, norm, local_batch.target_tokens, applied, self.staged_optimizer.skipped_in_a_row)
+
     def evaluate_and_save(self) -> None:
-        """After an update: what is due at its step, and the end where a signal asked any process for it."""
+        """Evaluate and save if this step is due for it, and stop if a rank has received a signal."""
         options, state = self.options, self.state
         if state.evaluation_due or state.step % options.evaluate_every_steps == 0 or self.finished():
             self.run_evaluation()
             signal = self.parallel.stop_between_updates(self.stop_request.received)
         else:
             signal = self.parallel.stop_after_update(self.stop_request.received)
-        # After the evaluation, which may end the run, and whose result is saved with the rest.
+        # The evaluation comes first: it may end the run by patience, and the checkpoint holds its result.
         if state.step % options.save_every_steps == 0 or self.finished() or signal is not None:
             self.save()
         self.writer.poll()
@@ -185,8 +243,10 @@ class Trainer:
             self.ranks.failures.conclude()  # all have stopped: a second signal to one concerns no other
             raise stop(signal, describe_stop(state.step, saved_step))
 
+    # Limits
+
     def finished(self) -> bool:
-        """Whether a limit is reached: updates, epochs or patience."""
+        """Return whether a limit is reached: updates, epochs or patience."""
         options, state = self.options, self.state
         out_of_epochs = options.max_epochs is not None and self.stream.loader_state.epoch >= options.max_epochs
         patience = options.patience_evaluations
@@ -195,46 +255,22 @@ class Trainer:
 
     @property
     def last_step(self) -> int:
-        """The update that max_steps or max_epochs ends the run with, epochs taken to be as long as the one at hand."""
+        """The update after which max_steps or max_epochs ends the run, if all epochs are as long as the current one."""
         options, last_step = self.options, self.options.max_steps
         if options.max_epochs is not None:
             updates_left = round((options.max_epochs - self.stream.epochs) * len(self.stream))
             last_step = min(last_step, self.state.step + updates_left)
-        return max(last_step, self.state.step)  # a limit may be lowered below what is done
+        return max(last_step, self.state.step)  # a resumed run may have a limit below the updates it has done
 
-    @property
-    def epochs(self) -> float:
-        """Passes over the data so far."""
-        return self.stream.epochs
-
-    def update(self, share: LocalBatch, metrics: IntervalMetrics) -> None:
-        """One optimizer update on a global batch: the gradient of its summed loss over its number of target tokens."""
-        self.objective.train()
-        self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
-        self.parallel.begin_update(self.state.step)
-        metrics.count(share)
-        batches = share.to_compute
-        update_loss = torch.zeros((), device=self.device)
-        for number, batch in enumerate(batches, start=1):
-            with self.parallel.accumulating(self.replica) if number < len(batches) else nullcontext():
-                with self.precision.autocast():
-                    loss_sum, _ = self.replica(batch.to(self.device))
-                if not share:
-                    loss_sum = loss_sum * 0  # the dummy batch: its pair is counted by another process
-                # The gradients of the processes are averaged, and their sum is wanted.
-                self.staged_optimizer.scaler.scale(loss_sum / (share.target_tokens / self.ranks.world_size)).backward()
-            update_loss += loss_sum.detach()
-        update_loss = self.parallel.end_update(update_loss, self.stop_request.received)
-        norm, made = self.staged_optimizer.apply(update_loss)
-        self.state.step += 1
-        if self.average is not None:
-            self.average.update(self.state.step)
-        metrics.add(update_loss, norm, share.target_tokens, made, self.staged_optimizer.skipped_in_a_row)
+    # Logging
 
     def log_interval(self, metrics: IntervalMetrics, bar: tqdm[Any]) -> None:
-        """Writes the interval's means to TensorBoard and one log line; ends a run that only skips updates.
+        """Write the metrics of the interval to TensorBoard and to one log line, on rank 0.
 
-        The first process does, whose figures are those of all but for the padding, which is that of its share.
+        All metrics are those of the global batches, but padding is measured on the local batches of rank 0.
+
+        Raises:
+            InputError: max_nonfinite_updates or more updates in a row were skipped.
         """
         if not self.ranks.is_rank_0:
             return
@@ -242,128 +278,145 @@ class Trainer:
         self.gradient_norms.write()
         num_updates = len(metrics.loader_states)
         scalars = metrics.scalars(sums, seconds)
-        scalars["train/learning_rate"] = self.staged_optimizer.optimizer.param_groups[0]["lr"]
+        scalars["train/learning_rate"] = self.staged_optimizer.learning_rate
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
         bar.set_postfix(loss=f"{scalars.get('train/loss', math.nan):.3f}", refresh=False)
         seconds_left = (self.last_step - step) * seconds / num_updates
-        so_far = f"update {step}/{self.last_step}, epoch {self.epochs:.2f}"
-        log.info("%s: %s, about %s left", so_far, format_metrics(scalars), format_duration(seconds_left))
+        log.info(
+            "update %d/%d, epoch %.2f: %s, about %s left",
+            step,
+            self.last_step,
+            self.stream.epochs,
+            format_metrics(scalars),
+            format_duration(seconds_left),
+        )
         if num_skipped := scalars["train/skipped_updates"]:
             log.warning("%d of these %d updates were skipped: loss or gradient not finite", num_skipped, num_updates)
         if sums.longest_skip >= self.options.max_nonfinite_updates:
-            place = round(sums.last_skipped)
-            loader_state = metrics.loader_states[place]
+            index = round(sums.last_skipped)
+            loader_state = metrics.loader_states[index]
             batch = describe_batch(self.stream.pairs_at(loader_state), loader_state, self.checkpoints.folder.parent)
-            raise self.divergence(
-                f"{sums.longest_skip:.0f} updates in a row were skipped, for loss or gradient were not finite,",
-                f"The last of them, update {step - num_updates + place + 1}, was {batch}",
+            raise self.divergence_error(
+                f"{sums.longest_skip:.0f} updates in a row were skipped because loss or gradient were not finite",
+                f"\nThe last of them, update {step - num_updates + index + 1}, was {batch}",
             )
 
-    def divergence(self, what: str, details: str = "") -> InputError:
-        """The error for a run that no further update can save."""
+    def divergence_error(self, reason: str, details: str = "") -> InputError:
+        """Return the error for a run whose weights further updates cannot repair."""
         self.writer.wait()
         return InputError(
-            f"training diverged: {what} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm, "
-            f"in a new run (name=...); this one is saved up to update {self.last_saved_step}" + f"\n{details}".rstrip()
+            f"training diverged: {reason} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm in a "
+            f"new run (name=...); this one is saved up to update {self.last_saved_step}{details}"
         )
 
-    def run_evaluation(self) -> None:
-        """Translates dev, reports, and keeps the weights where dev BLEU is the best so far.
+    # Evaluation
 
-        A signal breaks it off: it is done again, from the same weights, when the run goes on.
+    def run_evaluation(self) -> None:
+        """Evaluate on the dev set, report the result, and save best.pt if dev BLEU is the best so far.
+
+        After a signal the evaluation is abandoned, and the resumed run repeats it with the same weights.
         """
         state = self.state
         state.evaluation_due = True
-        self.writer.wait()  # for what is called the best so far
+        self.writer.wait()  # `state.best` describes best.pt only when that file is written
         self.objective.eval()
         try:
             with self.evaluated_weights():
                 result = self.evaluate(self.stop_request.abandoning)
-                bleu, kept = result.scores.bleu, state.best.get("dev/bleu", -math.inf)
-                improved = state.take_evaluation(bleu)
+                bleu, kept_bleu = result.scores.bleu, state.best.get("dev/bleu", -math.inf)
+                improved = state.record_evaluation(bleu)
                 if self.ranks.is_rank_0:
                     report_evaluation(self.reporter, result, state.step, self.options.num_sample_translations)
-                    if bleu > kept:
-                        self.keep_best(result)
+                    if bleu > kept_bleu:
+                        self.save_best(result)
         except Abandoned:
-            log.warning("the evaluation after update %d is left for when the run goes on", state.step)
+            log.warning("the evaluation after update %d was interrupted; the resumed run repeats it", state.step)
             return
-        said = " (best so far)" if improved else " (better than what best.pt holds)" if bleu > kept else ""
-        log.info("update %d, dev: %s%s", state.step, result.summary(), said)
+        rank = " (best so far)" if improved else " (better than best.pt)" if bleu > kept_bleu else ""
+        log.info("update %d, dev: %s%s", state.step, result.summary(), rank)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
-        """Inside it, the model holds the weights that are evaluated and kept: averaged ones where there are."""
+        """Return a context in which the model holds the weights to evaluate: averaged ones if there is an average."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def keep_best(self, result: DevResult) -> None:
-        """Has best.pt written from the weights that the model holds now; where that fails, the old best stays."""
-        best, step = result.scalars(), self.state.step
-        contents = self.describe() | {"best": best, "best_step": step, "model": self.objective.model.state_dict()}
+    # Checkpoints
 
-        def written() -> None:
+    def save_best(self, result: DevResult) -> None:
+        """Write best.pt in the background, from the weights that the model holds now.
+
+        If the write fails, the previous best.pt stays.
+        """
+        best, step = result.scalars(), self.state.step
+        contents = self.common_contents() | {
+            "best": best,
+            "best_step": step,
+            "model": self.objective.model.state_dict(),
+        }
+
+        def on_written() -> None:
             self.state.best, self.state.best_step = best, step
 
         self.writer.start(
             partial(self.checkpoints.save_best, snapshot(contents)),
             f"best.pt of update {step}",
-            on_written=written,
+            on_written,
             has_older=self.checkpoints.best.exists(),
         )
 
     def save(self) -> None:
-        """Has everything written that continuing exactly needs, by the first process.
+        """Write a full checkpoint in the background, on rank 0.
 
-        Raises InputError rather than save diverged weights.
+        Raises:
+            InputError: some weights are not finite. Such a checkpoint would displace sound ones.
         """
         if not self.ranks.is_rank_0:
             return
-        stopped = time.perf_counter()
-        self.writer.wait()  # the state holds what is in best.pt, and one copy of the state is enough
+        start = time.perf_counter()
+        self.writer.wait()  # `state.best` describes best.pt, and memory holds one copy of the state at a time
         self.gradient_norms.write()
-        self.reporter.flush()  # who goes on from this checkpoint reports nothing up to its update again
+        self.reporter.flush()  # a run resumed from this checkpoint reports nothing before its update again
         step = self.state.step
         if not torch.stack([torch.isfinite(weight).all() for weight in self.objective.parameters()]).all():
-            raise self.divergence("some weights are not finite")
-        contents = self.describe() | {
+            raise self.divergence_error("some weights are not finite")
+        contents = self.common_contents() | {
             "model": self.objective.model.state_dict(),
             **self.staged_optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **self.state.state_dict(),
-            "interval": self.metrics.state_dict(),
+            "interval_metrics": self.metrics.state_dict(),
             "loader_state": tuple(self.stream.loader_state),
             "rng": random_state(self.device),
         }
 
-        def written() -> None:
+        def on_written() -> None:
             self.last_saved_step = step
             log.info("the checkpoint of update %d is written; updates stood still for %.2f seconds", step, stall)
 
         copied = snapshot(contents)
-        stall = time.perf_counter() - stopped
+        stall = time.perf_counter() - start
         self.writer.start(
             partial(self.checkpoints.save, step, copied),
             f"the checkpoint of update {step}",
-            on_written=written,
+            on_written,
             has_older=bool(self.checkpoints.full()),
         )
 
-    def describe(self) -> dict[str, Any]:
-        """What every checkpoint of the run says of itself."""
+    def common_contents(self) -> dict[str, Any]:
+        """Return the entries that best.pt and full checkpoints have in common."""
         state = self.state
         return self.checkpoint_extras | {"step": state.step, "best": state.best, "best_step": state.best_step}
 
     def restore(self, contents: dict[str, Any]) -> None:
-        """Takes up the state that `save` wrote, but for the loader state, which the stream was made with.
+        """Restore the state that `save` wrote, except the loader state, with which the stream was built.
 
-        What follows is bitwise what an uninterrupted run does on a CPU.
+        On a CPU, the updates that follow are bitwise those of an uninterrupted run.
         """
         self.objective.model.load_state_dict(contents["model"])
         if self.average is not None:
             self.average.load_state_dict(contents["average"])
         self.state = TrainState.from_checkpoint(contents)
         self.staged_optimizer.load_state_dict(contents, self.state.step)
-        if "interval" in contents:  # a checkpoint from before it was saved begins a new one
-            self.metrics = IntervalMetrics.from_checkpoint(contents["interval"], self.device)
+        self.metrics = IntervalMetrics.from_checkpoint(contents["interval_metrics"], self.device)
         self.last_saved_step = self.state.step
         restore_random_state(contents["rng"], self.device)

@@ -179,9 +179,9 @@ def test_what_a_kill_cut_off_is_dropped(tmp_path):
     lines = [json.dumps({"update": update, "norms": {"output": 1.0}}) + "\n" for update in (1, 2, 3)]
     (tmp_path / GRADIENT_NORMS_FILE).write_text("".join(lines)[:-5], encoding="utf-8")
     with Reporter(tmp_path) as reporter:
-        GradientNorms(torch.nn.Linear(1, 1), 1, tmp_path, reporter).begin(5)
+        GradientNorms(torch.nn.Linear(1, 1), 1, tmp_path, reporter).start_after(5)
         assert [record["update"] for record in records(tmp_path)] == [1, 2]
-        GradientNorms(torch.nn.Linear(1, 1), None, tmp_path, reporter).begin(1)
+        GradientNorms(torch.nn.Linear(1, 1), None, tmp_path, reporter).start_after(1)
     assert [record["update"] for record in records(tmp_path)] == [1]
 
 
@@ -205,8 +205,8 @@ def test_going_on_with_a_full_disk_costs_the_record_and_not_the_run(tmp_path, mo
     (tmp_path / GRADIENT_NORMS_FILE).write_text(line, encoding="utf-8")
     with Reporter(tmp_path) as reporter:
         norms = GradientNorms(torch.nn.Linear(1, 1), 1, tmp_path, reporter)
-        norms.begin(2)
-        norms.take()
+        norms.start_after(2)
+        norms.record()
         norms.write()
     assert caplog.text.count("No space left on device): no more gradient norms are recorded") == 1
     assert (tmp_path / GRADIENT_NORMS_FILE).read_text(encoding="utf-8") == line

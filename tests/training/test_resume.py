@@ -129,7 +129,7 @@ def test_a_signal_breaks_off_an_evaluation_which_is_done_again(
     command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
     with caplog.at_level("INFO"), pytest.raises(Interrupted, match=rf"SIGTERM: .* update {step}, saved up to {step}:"):
         run(tmp_path, *command)
-    assert f"the evaluation after update {step} is left for when the run goes on" in caplog.text
+    assert f"the evaluation after update {step} was interrupted; the resumed run repeats it" in caplog.text
     assert read_checkpoint(tmp_path / "last.pt")["evaluation_due"] is True
     monkeypatch.undo()
     run(tmp_path, *command)

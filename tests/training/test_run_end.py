@@ -64,15 +64,16 @@ def test_a_lower_limit_changes_nothing_of_a_finished_run(run, tmp_path):
 
 def test_what_is_due_at_the_end():
     written = {"dev/bleu": 3.0}
-    assert TrainState(step=4).end_is_due(), "never evaluated"
-    assert TrainState(step=4, best=written, evaluations=[(2, 3.0)]).end_is_due(), "not at its end"
-    assert TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 3.5)]).end_is_due(), (
+    assert TrainState(step=4).needs_final_evaluation(), "never evaluated"
+    assert TrainState(step=4, best=written, evaluations=[(2, 3.0)]).needs_final_evaluation(), "not at its end"
+    assert TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 3.5)]).needs_final_evaluation(), (
         "its best.pt was not written"
     )
-    assert TrainState(step=4, evaluations=[(4, 0.0)]).end_is_due(), "no best.pt at all was written"
-    assert not TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 2.5)]).end_is_due()
-    assert not TrainState(step=4, best=written).end_is_due(), "older checkpoints hold no list"
-    assert TrainState(step=4, best=written, evaluations=[(4, 2.5)], evaluation_due=True).end_is_due(), "broken off"
+    assert TrainState(step=4, evaluations=[(4, 0.0)]).needs_final_evaluation(), "no best.pt at all was written"
+    assert not TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 2.5)]).needs_final_evaluation()
+    assert TrainState(step=4, best=written, evaluations=[(4, 2.5)], evaluation_due=True).needs_final_evaluation(), (
+        "interrupted"
+    )
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "") -> None:
@@ -140,7 +141,7 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
         for message in caplog.messages
         if ", dev: " in message
     }
-    assert endings == {1: "(best so far)", 2: "(best so far)", 3: "(better than what best.pt holds)", 4: ""}
+    assert endings == {1: "(best so far)", 2: "(best so far)", 3: "(better than best.pt)", 4: ""}
     assert "best.pt of update 2 was not written" in caplog.text
     assert (state.best_step, state.stale_evaluations) == (3, 2)
 

@@ -106,7 +106,7 @@ def test_the_schedule_scales_the_rate_of_the_config(make_trainer, preprocessed):
     rates = []
     for _ in range(5):
         trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
-        rates.append(trainer.staged_optimizer.optimizer.param_groups[0]["lr"])
+        rates.append(trainer.staged_optimizer.learning_rate)
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
 
 
