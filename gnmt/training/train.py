@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,84 +90,87 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         InputError: the config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
         Interrupted: a signal stopped the run. Its state is saved where an update had been made.
     """
-    with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())):
+    with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())), ExitStack() as stack:
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
         ranks = current_ranks()
-        with deterministic_kernels(cfg.deterministic), ending_together(ranks, is_writing):
-            # Resolve and check the config before a file is written.
-            config = resolve(cfg)
-            options: TrainerOptions = build(cfg.trainer)
-            check_tokenizer(config["data"]["bleu_tokenize"])
-            precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
-            check_optimizers(config, options)
-            check_model(config)
+        stack.enter_context(deterministic_kernels(cfg.deterministic))
+        stack.enter_context(ending_together(ranks, is_writing))
 
-            with occupied(folder) if ranks.is_rank_0 else nullcontext():
-                # Resume, or start from scratch, with the weights of another run where initialize_from names them.
-                checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
-                saved = find_saved_state(ranks, checkpoints, cfg.resume, config)
-                initial = None
-                if saved is not None:
-                    check_same_settings(folder, saved, config)
-                    if saved["precision"] != precision.name:
-                        log.warning("the run began in %s and resumes in %s", saved["precision"], precision.name)
-                elif cfg.initialize_from is not None:
-                    initial = read_initial_checkpoint(cfg.initialize_from, config)
+        # Resolve the config, and check it before a file is written.
+        config = resolve(cfg)
+        options: TrainerOptions = build(cfg.trainer)
+        check_tokenizer(config["data"]["bleu_tokenize"])
+        precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
+        check_optimizers(config, options)
+        check_model(config)
 
-                # Build the data, the model and the trainer.
-                preprocessed = preprocess_on_rank_0(ranks, cfg, checkpoints)
-                if saved is not None:
-                    check_same_data(folder, saved, preprocessed)
-                torch.manual_seed(cfg.seed)
-                model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
-                check_learned_positions(model, preprocessed)
-                if initial is not None:
-                    load_initial_weights(model, cfg.initialize_from, initial, preprocessed.tokenizers)
-                model.to(precision.device)
-                return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
-                # A new run drops all curves too: one that was killed before its first checkpoint has left points.
-                purge_step = 0 if saved is None else saved["step"] + 1
-                with ranks.process_group(precision.device), Reporter(folder, purge_step) as reporter:
-                    trainer = build_trainer(
-                        config=config,
-                        options=options,
-                        model=model,
-                        preprocessed=preprocessed,
-                        loader_state=LoaderState() if saved is None else LoaderState(*saved["loader_state"]),
-                        precision=precision,
-                        checkpoints=checkpoints,
-                        reporter=reporter,
-                        unused_target_ids=choose_unused_target_ids(preprocessed, options, saved, initial),
-                        ranks=ranks,
-                    )
-                    if saved is not None:
-                        trainer.restore(saved)
+        # Resume from the newest checkpoint, or start from scratch or from the weights in initialize_from.
+        if ranks.is_rank_0:
+            stack.enter_context(occupied(folder))
+        checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
+        saved = find_saved_state(ranks, checkpoints, cfg.resume, config)
+        initial = None
+        if saved is not None:
+            check_same_settings(folder, saved, config)
+            if saved["precision"] != precision.name:
+                log.warning("the run began in %s and resumes in %s", saved["precision"], precision.name)
+        elif cfg.initialize_from is not None:
+            initial = read_initial_checkpoint(cfg.initialize_from, config)
 
-                    # Fit.
-                    has_updates_left = not trainer.finished()
-                    if ranks.is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
-                        write_config(folder, config)  # a limit below the updates done is not written
-                    if has_updates_left or trainer.state.needs_final_evaluation():
-                        if ranks.is_rank_0:
-                            log_run_start(trainer, preprocessed, folder)
-                        trainer.fit()
-                        if ranks.is_rank_0:
-                            check_final_writes(trainer)
-                            report_hyperparameters(reporter, config, trainer.state)
-                    else:
-                        log.info(
-                            "%s is finished after %s; to train further, raise the limit that stopped it: "
-                            "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
-                            folder,
-                            counted(trainer.state.step, "update"),
-                        )
+        # Build the data, the model and the trainer.
+        preprocessed = preprocess_on_rank_0(ranks, cfg, checkpoints)
+        if saved is not None:
+            check_same_data(folder, saved, preprocessed)
+        torch.manual_seed(cfg.seed)
+        model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
+        check_learned_positions(model, preprocessed)
+        if initial is not None:
+            load_initial_weights(model, cfg.initialize_from, initial, preprocessed.tokenizers)
+        model.to(precision.device)
+        return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
+        # A run that starts from scratch deletes curves too: a run killed before its first checkpoint has left some.
+        purge_step = 0 if saved is None else saved["step"] + 1
+        with ranks.process_group(precision.device), Reporter(folder, purge_step) as reporter:
+            trainer = build_trainer(
+                config=config,
+                options=options,
+                model=model,
+                preprocessed=preprocessed,
+                loader_state=LoaderState() if saved is None else LoaderState(*saved["loader_state"]),
+                precision=precision,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                unused_target_ids=choose_unused_target_ids(preprocessed, options, saved, initial),
+                ranks=ranks,
+            )
+            if saved is not None:
+                trainer.restore(saved)
 
-                    # Summarize.
-                    best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
-                    result = TrainingResult(folder, trainer.state.step, best, best_step)
-                # The trainer holds the last reference to the process group, which must end before the ranks part.
-                del trainer
-                return result
+            # Fit.
+            has_updates_left = not trainer.finished()
+            # A limit below the updates that are done changes nothing of the run, so config.json keeps the old one.
+            if ranks.is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
+                write_config(folder, config)
+            if has_updates_left or trainer.state.needs_final_evaluation():
+                if ranks.is_rank_0:
+                    log_run_start(trainer, preprocessed, folder)
+                trainer.fit()
+                if ranks.is_rank_0:
+                    check_final_writes(trainer)
+                    report_hyperparameters(reporter, config, trainer.state)
+            else:
+                log.info(
+                    "%s is finished after %s; to train further, raise the limit that stopped it: "
+                    "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
+                    folder,
+                    counted(trainer.state.step, "update"),
+                )
+
+            # Summarize.
+            best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
+            result = TrainingResult(folder, trainer.state.step, best, best_step)
+        del trainer  # it holds the last reference to the process group, whose threads must end before the ranks part
+        return result
 
 
 # Checks of the config before data is preprocessed, which may take hours

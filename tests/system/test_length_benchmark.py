@@ -85,7 +85,10 @@ def test_the_command_gives_finite_figures(run_command: Callable[..., object], tm
         ("sizes=[]", "there is nothing to measure: give sizes= (names of experiments)"),
         ("sizes=[nothing]", '\n  experiment: found "nothing", allowed is one of'),
         ("sizes=[claims/seq2seq]", "sizes: cannot measure claims/seq2seq: "),
-        ("sentence_tokens=[20,400]", "sentence_tokens: found 400, but claims/convolutional has 336 learned positions: remove"),
+        (
+            "sentence_tokens=[20,400]",
+            "sentence_tokens: found 400, but claims/convolutional has 336 learned positions: remove",
+        ),
         ("sentence_tokens=[1]", "sentence_tokens: found 1, allowed are numbers of at least 2"),
         ("sentence_tokens=[]", "sentence_tokens is empty"),
         ("lengths=[mixed]", "lengths: found mixed, allowed are equal"),

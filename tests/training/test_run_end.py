@@ -149,10 +149,10 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
 @pytest.mark.parametrize(
     ("place", "number", "exit_code"),
     [
-        ("prepare", signal.SIGINT, 130),
+        ("preprocess", signal.SIGINT, 130),
         ("build_trainer", signal.SIGINT, 130),
         ("check_model", signal.SIGTERM, 143),
-        ("prepare", signal.SIGUSR1, 75),
+        ("preprocess", signal.SIGUSR1, 75),
     ],
 )
 def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monkeypatch, place, number, exit_code):
