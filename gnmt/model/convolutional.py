@@ -1,4 +1,8 @@
-"""Convolutional encoder and decoder (Gehring et al. 2017)."""
+"""Convolutional encoder and decoder (Gehring et al. 2017).
+
+The encoder and decoder come first, then their layers. Section and equation numbers are those of the paper. Layers see
+the inputs of a window of positions, concatenated, so that the same weights serve whole sequences and single steps.
+"""
 
 from __future__ import annotations
 
@@ -14,83 +18,28 @@ from gnmt.config.validate import Range
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, Positions
+from gnmt.model.validate import check_alignment_layer
 
 SUM_SCALE = math.sqrt(0.5)
-"""What a sum of two terms of equal variance is multiplied by to keep that variance (section 3.5)."""
-
-
-class NormalizedLinear(nn.Module):
-    """x W^T + b with W = g v/|v| for each output (Salimans and Kingma 2016).
-
-    Weights start normal with variance gain / input_size, after section 3.5 and appendix A: a layer behind dropout with
-    probability p has the gain 1 - p, one before a gated linear unit four times as much. Biases start at zero.
-    """
-
-    def __init__(self, input_size: int, output_size: int, gain: float = 1.0) -> None:
-        super().__init__()
-        self.direction = nn.Parameter(torch.empty(output_size, input_size).normal_(std=math.sqrt(gain / input_size)))
-        self.scale = nn.Parameter(torch.linalg.vector_norm(self.direction.detach(), dim=1))
-        self.bias = nn.Parameter(torch.zeros(output_size))
-
-    @property
-    def weight(self) -> Tensor:
-        """[O, I]."""
-        lengths_O1 = torch.linalg.vector_norm(self.direction, dim=1, keepdim=True)
-        weight_OI: Tensor = self.direction * (self.scale[:, None] / lengths_O1)
-        return weight_OI
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """[..., O] of [..., I]."""
-        return F.linear(inputs, self.weight, self.bias)
-
-
-class GatedConvolution(nn.Module):
-    """Dropout, a convolution over kernel_size positions, a gated linear unit, and the connection past them.
-
-    The convolution is a product with the positions of its window side by side, so the same weights serve a whole
-    sentence and one step of search. dropout: of what it reads; the connection past it is not touched.
-    """
-
-    def __init__(self, hidden_size: int, kernel_size: int, dropout: float) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.dropout = Dropout(dropout)
-        self.product = NormalizedLinear(kernel_size * hidden_size, 2 * hidden_size, gain=4 * (1 - dropout))
-
-    def forward(self, inputs_BTH: Tensor, num_before: int) -> Tensor:
-        """GLU of the convolution, [B, T, H]; a window has num_before earlier positions, the others are later ones."""
-        num_after = self.kernel_size - 1 - num_before
-        padded_BPH = F.pad(self.dropout(inputs_BTH), (0, 0, num_before, num_after))
-        num_steps = inputs_BTH.shape[1]
-        windows_BTW = torch.cat([padded_BPH[:, place : place + num_steps] for place in range(self.kernel_size)], dim=2)
-        return self.gated(windows_BTW)
-
-    def step(self, inputs_BKH: Tensor, earlier_BKPH: Tensor) -> tuple[Tensor, Tensor]:
-        """GLU [B, K, H] of the window that ends here, and the kernel_size - 1 inputs [B, K, P, H] for the next step."""
-        window_BKPH = torch.cat((earlier_BKPH.to(inputs_BKH.dtype), inputs_BKH[:, :, None]), dim=2)
-        return self.gated(window_BKPH.flatten(2)), window_BKPH[:, :, 1:]
-
-    def gated(self, windows: Tensor) -> Tensor:
-        """a * sigmoid(b), where a and b are the halves of the product."""
-        outputs: Tensor = F.glu(self.product(windows), dim=-1)
-        return outputs
-
-
-def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """The tensor itself, to the last bit; its gradient is multiplied by the factor."""
-    fixed = tensor.detach()
-    return fixed + (tensor - fixed) * factor
+"""Factor that keeps the variance of a sum of two terms with equal variance (section 3.5)."""
 
 
 class ConvolutionalEncoder(Encoder):
-    """Gehring et al. 2017, section 3.2. States have the embeddings' width, whatever the layers have.
+    """Convolutional encoder (section 3.2).
 
-    Beside the states it gives, by token, `embedded` [B, S, input_size]: the embeddings with their positions, which the
-    convolutional decoder adds to the states.
-    input_size: of embeddings and states. hidden_size: of every layer. kernel_size: positions that a convolution sees,
-    odd, so that it is the same in both directions. learned_positions: so many learned positions, or None for
-    sinusoids. dropout: of the embeddings, and of every convolution's input.
-    Raises InputError for an even kernel_size.
+    `Encoded.by_token` holds `embedded`, the embeddings with their positions [B, S, input_size], which
+    ConvolutionalDecoder adds to the states.
+
+    Args:
+        input_size: Width of the embeddings and of the states.
+        hidden_size: Units of each layer.
+        num_layers: Number of layers.
+        kernel_size: Number of positions that a convolution sees, its own in the middle; odd.
+        learned_positions: Number of learned position vectors, which limits the length of sentences; None for sinusoids.
+        dropout: Dropout probability of the embeddings and of every convolution's input.
+
+    Raises:
+        InputError: If `kernel_size` is even.
     """
 
     def __init__(
@@ -105,8 +54,8 @@ class ConvolutionalEncoder(Encoder):
         super().__init__()
         if kernel_size % 2 == 0:
             raise InputError(
-                f"model.encoder.kernel_size={kernel_size} is even: a window must reach as far back as ahead, so "
-                f"choose {kernel_size - 1} or {kernel_size + 1}"
+                f"model.encoder.kernel_size={kernel_size} is even: a window must reach equally far in both directions, "
+                f"so choose {kernel_size - 1} or {kernel_size + 1}"
             )
         self.input_size = self.output_size = input_size
         self.max_tokens = learned_positions
@@ -117,7 +66,10 @@ class ConvolutionalEncoder(Encoder):
         self.leave = NormalizedLinear(hidden_size, input_size)
 
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
-        """States [B, S, input_size] and `embedded`. Padding is zero before every convolution, as what is outside."""
+        """Return the states [B, S, input_size] and `embedded`.
+
+        Padding is zeroed before every convolution, like the positions outside of the batch.
+        """
         padding_BS1 = (torch.arange(embedded_BSE.shape[1], device=lengths_B.device) >= lengths_B[:, None])[..., None]
         positioned_BSE = self.dropout(embedded_BSE + self.positions(embedded_BSE))
         states_BSH = self.enter(positioned_BSE)
@@ -129,16 +81,24 @@ class ConvolutionalEncoder(Encoder):
 
 
 class ConvolutionalDecoder(Decoder):
-    """Gehring et al. 2017, sections 3.2 and 3.3: multi-step attention, whose steps are the layers.
+    """Convolutional decoder with an attention in every layer (sections 3.2 and 3.3).
 
-    Of what an encoder says it reads the states, which have the embeddings' width, and, where it is there, `embedded` by
-    token: the attention's keys are the states, its values the sums of both (eq. 2). Of an encoder without `embedded`
-    the values are the states.
-    Its hidden states have the embeddings' width, whatever the layers have. kernel_size: a convolution sees so many
-    positions, its own the last. learned_positions and dropout: as in the encoder.
-    alignment_layer: the layer, counted from 1, whose attention the decoder gives as its own; None for the mean of all,
-    since it is not known beforehand which layers look at words and which at where to look next.
-    Raises InputError where alignment_layer is above num_layers.
+    The keys of attention are the encoder's states. The values are the sums of states and `embedded` (eq. 2), or the
+    states alone if the encoder returns no `embedded` in `Encoded.by_token`.
+
+    Args:
+        input_size: Width of the embeddings, of the encoder's states and of the hidden states for the output layer.
+        hidden_size: Units of each layer.
+        num_layers: Number of layers.
+        kernel_size: Number of positions that a convolution sees, its own the last.
+        learned_positions: Number of learned position vectors, which limits the length of training sentences; None for
+            sinusoids.
+        alignment_layer: Layer, counted from 1, whose attention is the alignment. None for the mean of all layers,
+            because it is unknown which layers attend to words and which only find the next position.
+        dropout: Dropout probability of the embeddings and of every convolution's input.
+
+    Raises:
+        InputError: If `alignment_layer` exceeds `num_layers`.
     """
 
     memory_size_key = "input_size"
@@ -154,11 +114,7 @@ class ConvolutionalDecoder(Decoder):
         dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
     ) -> None:
         super().__init__()
-        if alignment_layer is not None and alignment_layer > num_layers:
-            raise InputError(
-                f"model.decoder.alignment_layer={alignment_layer}, but model.decoder.num_layers={num_layers}: choose "
-                "one of them, or null for the mean of all"
-            )
+        check_alignment_layer(alignment_layer, num_layers, "the mean of all layers")
         self.input_size = self.memory_size = self.output_size = input_size
         self.hidden_size = hidden_size
         self.alignment_layer = alignment_layer
@@ -171,63 +127,74 @@ class ConvolutionalDecoder(Decoder):
         self.leave = NormalizedLinear(hidden_size, input_size)
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """Keys and values [B, S, E], the same for all layers.
+        """Return "keys" and "values" [B, S, E], which all layers share.
 
-        The gradient of the states is divided by the number of attentions (section 3.5); the embeddings' is not.
+        The gradient of the states is divided by the number of attentions; that of the embeddings is not (section 3.5).
         """
         keys_BSE = scale_gradient(encoded.states_BSH, 1 / len(self.layers))
         embedded_BSE = encoded.by_token.get("embedded")
         return {"keys": keys_BSE, "values": keys_BSE if embedded_BSE is None else (keys_BSE + embedded_BSE) * SUM_SCALE}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Hidden [B, T, E] and attention [B, T, S] for the whole target at once."""
+        """Return hidden states [B, T, E] and the alignment [B, T, S] for a whole target."""
         positioned_BTE = self.dropout(embedded_BTE + self.positions(embedded_BTE))
         hidden_BTH = self.enter(positioned_BTE)
         weights = []
-        for convolution, attention in self.numbered_layers():
+        for convolution, attention in self._layer_pairs():
             outputs_BTH = convolution(hidden_BTH, convolution.kernel_size - 1)
             outputs_BTH, weights_BTS = attention(outputs_BTH, positioned_BTE, memory)
             hidden_BTH = (outputs_BTH + hidden_BTH) * SUM_SCALE
             weights.append(weights_BTS)
-        return self.leave(hidden_BTH), self.alignment(weights)
+        return self.leave(hidden_BTH), self._alignment(weights)
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """No step taken: `length` [B, K], and each layer's earlier inputs, all zero, [B, K, kernel_size - 1, H]."""
+        """Return the initial state.
+
+        It holds the number of tokens so far as `length`, int64 [B, K], and the last inputs of each layer's convolution
+        as inputs_1 (the bottom layer) and so on, [B, K, kernel_size - 1, H], all zero.
+        """
         batch, states_BSH = memory.mask_BS.shape[0], memory.states_BSH
         tensors = {"length": torch.zeros(batch, beam, dtype=torch.long, device=states_BSH.device)}
-        for number, (convolution, _) in enumerate(self.numbered_layers(), start=1):
+        for number, (convolution, _) in enumerate(self._layer_pairs(), start=1):
             shape = batch, beam, convolution.kernel_size - 1, self.hidden_size
             tensors[f"inputs_{number}"] = states_BSH.new_zeros(shape)
         return DecoderState(tensors)
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
-        """One token for B sentences of K hypotheses, each at its own position."""
+        """Return hidden states [B, K, E], the alignment [B, K, S] and the new state."""
         length_BK = state.tensors["length"]
         positioned_BKE = embedded_BKE + self.positions.at(length_BK, embedded_BKE)
         hidden_BKH = self.enter(positioned_BKE)
         tensors, weights = {"length": length_BK + 1}, []
-        for number, (convolution, attention) in enumerate(self.numbered_layers(), start=1):
-            earlier = f"inputs_{number}"
-            outputs_BKH, tensors[earlier] = convolution.step(hidden_BKH, state.tensors[earlier])
+        for number, (convolution, attention) in enumerate(self._layer_pairs(), start=1):
+            name = f"inputs_{number}"
+            outputs_BKH, tensors[name] = convolution.step(hidden_BKH, state.tensors[name])
             outputs_BKH, weights_BKS = attention(outputs_BKH, positioned_BKE, memory)
             hidden_BKH = (outputs_BKH + hidden_BKH) * SUM_SCALE
             weights.append(weights_BKS)
-        return self.leave(hidden_BKH), self.alignment(weights), DecoderState(tensors)
+        return self.leave(hidden_BKH), self._alignment(weights), DecoderState(tensors)
 
-    def numbered_layers(self) -> list[tuple[GatedConvolution, StepAttention]]:
-        """Each layer's convolution and attention, the lowest first."""
+    def _layer_pairs(self) -> list[tuple[GatedConvolution, StepAttention]]:
+        """Return each layer's convolution and attention, from the bottom up."""
         pairs = zip(self.layers, self.attentions, strict=True)
-        return [(cast(GatedConvolution, one), cast(StepAttention, other)) for one, other in pairs]
+        return [(cast(GatedConvolution, layer), cast(StepAttention, attention)) for layer, attention in pairs]
 
-    def alignment(self, weights: list[Tensor]) -> Tensor:
-        """The attention that stands for that of all layers."""
+    def _alignment(self, weights: list[Tensor]) -> Tensor:
+        """Return the alignment from the attention weights of all layers."""
         if self.alignment_layer is not None:
             return weights[self.alignment_layer - 1]
         return torch.stack(weights).mean(0)
 
 
 class StepAttention(nn.Module):
-    """A layer's attention (eq. 1 and 2): asked by its state and the embedding of the target token, by dot product."""
+    """Dot-product attention of one decoder layer (eq. 1 and 2), which the paper calls multi-step attention.
+
+    The query is the sum of the layer's projected state and the target embedding.
+
+    Args:
+        hidden_size: Width H of the layer.
+        memory_size: Width E of keys, values and target embeddings.
+    """
 
     def __init__(self, hidden_size: int, memory_size: int) -> None:
         super().__init__()
@@ -235,10 +202,18 @@ class StepAttention(nn.Module):
         self.output = NormalizedLinear(memory_size, hidden_size)
 
     def forward(self, inputs_BTH: Tensor, positioned_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Inputs with the context [B, T, H], and weights [B, T, S] in fp32 or better, 0 on padding.
+        """Add the context to a layer's state.
 
-        A context is a mean of m source positions, so it is multiplied by m sqrt(1/m) (section 3.5): each row's m is its
-        own length.
+        A context is a mean of m source positions. It is multiplied by m sqrt(1/m) to keep the variance (section 3.5),
+        where m is the row's own length.
+
+        Args:
+            inputs_BTH: Output of the layer's convolution; T may be time or the beam.
+            positioned_BTE: Target embeddings with positions.
+            memory: Memory of the B source sentences.
+
+        Returns:
+            State with context [B, T, H], and weights [B, T, S] in fp32 or fp64, which are 0 on padding.
         """
         query_BTE = (self.query(inputs_BTH) + positioned_BTE) * SUM_SCALE
         scores_BTS = query_BTE @ memory.extras["keys"].transpose(1, 2).to(query_BTE.dtype)
@@ -248,3 +223,82 @@ class StepAttention(nn.Module):
         lengths_B11 = memory.mask_BS.sum(1)[:, None, None].to(values_BSE.dtype)
         context_BTE = (weights_BTS.to(values_BSE.dtype) @ values_BSE) * lengths_B11.sqrt()
         return (inputs_BTH + self.output(context_BTE)) * SUM_SCALE, weights_BTS
+
+
+class GatedConvolution(nn.Module):
+    """Dropout, a convolution, and a gated linear unit; the residual connection is added by the caller.
+
+    Args:
+        hidden_size: Width H of inputs and outputs.
+        kernel_size: Number of positions in a window.
+        dropout: Dropout probability of the inputs.
+    """
+
+    def __init__(self, hidden_size: int, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.dropout = Dropout(dropout)
+        self.product = NormalizedLinear(kernel_size * hidden_size, 2 * hidden_size, gain=4 * (1 - dropout))
+
+    def forward(self, inputs_BTH: Tensor, num_before: int) -> Tensor:
+        """Return the outputs [B, T, H] of whole sequences.
+
+        Args:
+            inputs_BTH: Inputs.
+            num_before: Number of positions in a window that are earlier than its own; the rest are later ones.
+        """
+        num_after = self.kernel_size - 1 - num_before
+        padded_BPH = F.pad(self.dropout(inputs_BTH), (0, 0, num_before, num_after))
+        num_steps = inputs_BTH.shape[1]
+        shifted = [padded_BPH[:, offset : offset + num_steps] for offset in range(self.kernel_size)]
+        return self._gate(torch.cat(shifted, dim=2))
+
+    def step(self, inputs_BKH: Tensor, earlier_BKPH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs [B, K, H] of one more position, and the `earlier_BKPH` of the next step.
+
+        Args:
+            inputs_BKH: Inputs at the position, which is the last of its window.
+            earlier_BKPH: The kernel_size - 1 inputs before it.
+        """
+        window_BKPH = torch.cat((earlier_BKPH.to(inputs_BKH.dtype), inputs_BKH[:, :, None]), dim=2)
+        return self._gate(window_BKPH.flatten(2)), window_BKPH[:, :, 1:]
+
+    def _gate(self, windows: Tensor) -> Tensor:
+        """Return a * sigmoid(b), where a and b are the halves of the product with the windows."""
+        outputs: Tensor = F.glu(self.product(windows), dim=-1)
+        return outputs
+
+
+class NormalizedLinear(nn.Module):
+    """Linear map with weight normalization: W = g v/|v| for each output (Salimans and Kingma 2016).
+
+    Weights start normal with variance gain / input_size, and biases zero (section 3.5 and appendix A).
+
+    Args:
+        input_size: Width I of the inputs.
+        output_size: Width O of the outputs.
+        gain: 1 - p behind dropout with probability p, and four times as much before a gated linear unit.
+    """
+
+    def __init__(self, input_size: int, output_size: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(output_size, input_size).normal_(std=math.sqrt(gain / input_size)))
+        self.scale = nn.Parameter(torch.linalg.vector_norm(self.direction.detach(), dim=1))
+        self.bias = nn.Parameter(torch.zeros(output_size))
+
+    @property
+    def weight(self) -> Tensor:
+        """The normalized weight [O, I]."""
+        lengths_O1 = torch.linalg.vector_norm(self.direction, dim=1, keepdim=True)
+        weight_OI: Tensor = self.direction * (self.scale[:, None] / lengths_O1)
+        return weight_OI
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return x W^T + b, [..., O], of inputs [..., I]."""
+        return F.linear(inputs, self.weight, self.bias)
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """Return the tensor, bitwise equal, with its gradient multiplied by the factor."""
+    fixed = tensor.detach()
+    return fixed + (tensor - fixed) * factor

@@ -105,22 +105,17 @@ def test_the_formulas_of_products(kind):
     assert (weights_BTS[~memory.mask_BS[:, None].expand_as(weights_BTS)] == 0).all()
 
 
-def test_attentions_that_cannot_be_are_refused():
-    with pytest.raises(
-        InputError,
-        match=r"query_size=4 with states of width model.decoder.attention.memory_size=5.*model/attention=general",
-    ):
+def test_dot_attention_of_unequal_widths_is_refused():
+    message = r"query_size=4 with states of width model\.decoder\.attention\.memory_size=5.*model/attention=general"
+    with pytest.raises(InputError, match=message):
         DotAttention(4, 5)
-    with pytest.raises(
-        InputError,
-        match=r"attention\.num_heads=4 does not divide model.decoder.attention.hidden_size=6: .* make hidden_size a multiple of 4",
-    ):
-        AdditiveAttention(4, 8, 6, num_heads=4)
-    with pytest.raises(
-        InputError,
-        match=r"attention\.num_heads=4 does not divide model.decoder.attention.memory_size=6: .* make memory_size a multiple of 4",
-    ):
-        AdditiveAttention(4, 6, 8, num_heads=4)
+
+
+@pytest.mark.parametrize(("memory_size", "hidden_size", "key"), [(8, 6, "hidden_size"), (6, 8, "memory_size")])
+def test_heads_that_do_not_divide_the_widths_are_refused(memory_size, hidden_size, key):
+    message = rf"attention\.num_heads=4 does not divide model\.decoder\.attention\.{key}=6: .* {key} a multiple of 4"
+    with pytest.raises(InputError, match=message):
+        AdditiveAttention(4, memory_size, hidden_size, num_heads=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnmt.model.interfaces import Encoded, Memory
-from gnmt.model.transformer import SourceAttention, TransformerDecoder, TransformerEncoder, attend
+from gnmt.model.transformer import SourceAttention, TransformerDecoder, TransformerEncoder, dot_product_attention
 
 SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
 
@@ -126,7 +126,7 @@ def test_the_alignment_is_the_mean_over_heads_and_the_fused_kernel_agrees():
         theirs.out_proj.load_state_dict(ours.output.state_dict())
     query_BTH, states_BSH = (torch.randn(2, width, SIZE, dtype=torch.float64) for width in (3, 6))
     mask_BS = torch.arange(6) < torch.tensor([4, 6])[:, None]
-    outputs_BTH, weights_BTS = ours.with_weights(query_BTH, *ours.prepare(states_BSH), mask_BS)
+    outputs_BTH, weights_BTS = ours.forward_with_weights(query_BTH, *ours.prepare(states_BSH), mask_BS)
     expected_BTH, expected_BTS = theirs(query_BTH, states_BSH, states_BSH, key_padding_mask=~mask_BS)
     torch.testing.assert_close(outputs_BTH, expected_BTH)
     torch.testing.assert_close(weights_BTS, expected_BTS)
@@ -145,10 +145,10 @@ def test_gradients_in_bf16_do_not_come_from_the_fused_kernel_on_a_cpu(causal, mo
         with monkeypatch.context() as patch:
             if dtype == torch.bfloat16:
                 patch.delattr(F, "scaled_dot_product_attention")
-            found = attend(*inputs, mask)
+            found = dot_product_attention(*inputs, mask)
         found.square().sum().backward()
         results[dtype] = [found.detach(), *(tensor.grad for tensor in inputs)]
         with torch.no_grad():
-            torch.testing.assert_close(attend(*inputs, mask), found, rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(dot_product_attention(*inputs, mask), found, rtol=2e-2, atol=2e-2)
     for exact, rounded in zip(*results.values(), strict=True):
         assert (exact - rounded.float()).norm() < 2e-2 * exact.norm()
