@@ -1,4 +1,4 @@
-"""Device and precision."""
+"""Device, precision, deterministic kernels, and settings of oneDNN and glibc."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gnmt.errors import InputError
 CPU = torch.device("cpu")
 
 
-def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+def test_auto_is_cuda_if_it_is_available(monkeypatch):
     for available, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert choose_device("auto") == torch.device(expected)
@@ -48,12 +48,12 @@ def test_other_devices_are_refused(name):
     ("capabilities", "expected"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True, "avx512_bf16": False}, "fp32")],
 )
-def test_auto_takes_bf16_only_where_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
+def test_auto_is_bf16_only_if_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert choose_precision("auto", CPU).name == expected
 
 
-def test_products_run_in_the_named_type():
+def test_autocast_multiplies_in_the_chosen_precision():
     matrix = torch.ones(2, 2)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with choose_precision(name, CPU).autocast():
@@ -71,13 +71,13 @@ def test_an_unknown_precision_is_refused():
         choose_precision("fb16", CPU)
 
 
-def test_a_run_does_not_inherit_the_precision_of_the_one_before():
+def test_a_run_does_not_inherit_the_precision_of_an_earlier_one():
     torch.set_float32_matmul_precision("medium")
     choose_precision("fp32", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_the_environments_own_number_of_cpu_kernels_counts_for_more(monkeypatch):
+def test_a_cache_capacity_in_the_environment_takes_precedence(monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.delenv(name, raising=False)
     set_onednn_cache_capacity(None)
@@ -99,18 +99,18 @@ def resident_mib():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
 print(return_freed_memory(int(sys.argv[1]), torch.device("cpu")))
-torch.ones(6_000_000)  # glibc notes the size of what is freed, and takes smaller ones from its heap from then on
+torch.ones(6_000_000)  # glibc raises its mmap threshold to the size of a freed block
 before = resident_mib()
 activations = [torch.ones(1_000_000) for _ in range(100)]
-last = torch.ones(200_000)  # on top of them
+last = torch.ones(200_000)  # above them on the heap
 del activations
 print(resident_mib() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_a_large_model_gives_freed_memory_back_and_a_small_one_keeps_it(monkeypatch):
-    """Of 4+4 layers of 1024, updates held half as much memory again as the aim, all of it free, at the same speed."""
+def test_a_large_model_returns_freed_memory_and_a_small_one_keeps_it(monkeypatch):
+    """With 4+4 layers of 1024 units, updates held half as much memory again as the target, all of it freed memory."""
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
 
     def kept(num_parameters: int) -> tuple[str, float]:
@@ -128,11 +128,11 @@ def test_a_large_model_gives_freed_memory_back_and_a_small_one_keeps_it(monkeypa
     assert kept(LARGE_MODEL_PARAMETERS)[0] == "False"
 
 
-def test_on_cuda_freed_memory_is_no_matter_of_glibc():
+def test_on_cuda_glibc_is_left_alone():
     assert not return_freed_memory(LARGE_MODEL_PARAMETERS, torch.device("cuda"))
 
 
-def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):
+def test_deterministic_kernels_are_set_inside_the_context_only(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with deterministic_kernels(False):
         assert not torch.are_deterministic_algorithms_enabled()
@@ -145,13 +145,13 @@ def test_deterministic_kernels_are_set_for_the_block_alone(monkeypatch):
     assert not torch.backends.cudnn.deterministic
 
 
-def test_what_cannot_be_deterministic_is_named(monkeypatch):
+def test_an_operation_without_a_deterministic_kernel_is_named(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     message = r"^deterministic=true: torch has no deterministic kernel here for \S*put.*: set deterministic=false"
     with pytest.raises(InputError, match=message), deterministic_kernels(True):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
-    with pytest.raises(RuntimeError, match="another thing"), deterministic_kernels(True):
-        raise RuntimeError("another thing")
+    with pytest.raises(RuntimeError, match="another error"), deterministic_kernels(True):
+        raise RuntimeError("another error")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     message = r"found CUBLAS_WORKSPACE_CONFIG=:4096:8 .*, allowed is :16:8 or :4096:2"
     with pytest.raises(InputError, match=message), deterministic_kernels(True):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from gnmt.logs import progress_bar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "decoding"))
 from oracle_search import oracle_search
@@ -84,7 +85,7 @@ def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
     few = BestTokens(model, 2 * options.beam_size, suppressed)
     for name, asked, number in (("best tokens", few, count), ("the whole vocabulary", model, count_whole)):
         start, compared = time.monotonic(), []
-        for source, hypothesis in zip(tqdm(sources[:number], disable=None), reference, strict=False):
+        for source, hypothesis in zip(progress_bar(sources[:number], unit=" lines"), reference, strict=False):
             with torch.inference_mode():
                 paths, _ = oracle_search(asked, source[:-1], options, suppressed)  # it adds EOS itself
             compared.append((hypothesis.tokens, hypothesis.score, tuple(paths[0].tokens), paths[0].score(options)))

@@ -1,6 +1,9 @@
-"""One of two processes that train together: python parallel_child.py FOLDER OVERRIDE...; see test_data_parallel_two_processes.py.
+"""One of two processes that train together, for test_data_parallel_two_processes.py.
 
-RANK, WORLD_SIZE and so on say which, as torchrun would. Everything that needs two processes happens in this one pair.
+Usage: python parallel_child.py FOLDER OVERRIDE...
+
+RANK, WORLD_SIZE and so on are set as torchrun sets them. All work that needs two processes is done by this one pair,
+because their start takes seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from gnmt.training.train_metrics import IntervalMetrics
 from gnmt.training.trainer import Trainer
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
-# name: overrides and how many updates. Of 50 tokens are few pairs or one long one: a process is often without.
+# name: overrides and number of updates. A batch of 50 tokens holds few pairs: a process often has none.
 GRADIENTS: dict[str, tuple[tuple[str, ...], int]] = {
     "whole batches": (NO_DROPOUT, 5),
     "microbatches": ((*NO_DROPOUT, "trainer.microbatch_tokens=60"), 4),
@@ -55,7 +58,7 @@ def composed(overrides: tuple[str, ...]) -> Any:
 
 
 def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks | None = None) -> Trainer:
-    """The trainer of a new run, as train() makes it."""
+    """Return the trainer of a new run, as train() builds it."""
     cfg = composed(overrides)
     config = resolve(cfg)
     preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer))
@@ -76,7 +79,7 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks | None =
 
 
 def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
-    """What the optimizer is given, update after update; the weights stay as they are."""
+    """Return the gradients, losses, local pairs and token counts of updates that leave the weights unchanged."""
     found: dict[str, Any] = {"gradients": [], "losses": [], "own_pairs": [], "tokens": []}
     parameters = list(trainer.objective.parameters())
 
@@ -91,16 +94,16 @@ def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
     for _ in range(num_updates):
         metrics = IntervalMetrics.begin(trainer.device)
         metrics.loader_states.append(trainer.stream.loader_state)
-        share = next(trainer.stream)
-        found["own_pairs"].append([pair for batch in share for pair in batch.pairs_B.tolist()])
-        found["tokens"].append((share.source_tokens, share.target_tokens, metrics.real_tokens))
-        trainer.update(share, metrics)
+        local_batch = next(trainer.stream)
+        found["own_pairs"].append([pair for batch in local_batch for pair in batch.pairs_B.tolist()])
+        found["tokens"].append((local_batch.source_tokens, local_batch.target_tokens, metrics.real_tokens))
+        trainer.update(local_batch, metrics)
     trainer.stream.close()
     return found
 
 
 def evaluation(trainer: Trainer) -> dict[str, Any]:
-    """Dev figures and texts of the weights as they are, and how many sentences and batches were this process's."""
+    """Return the dev scores and texts, and the number of sentences that this process translated."""
     result = trainer.evaluate()
     own = trainer.evaluate.own_sentences()  # type: ignore[attr-defined]
     return {
@@ -112,7 +115,7 @@ def evaluation(trainer: Trainer) -> dict[str, Any]:
 
 
 def draws(parallel: DataParallel) -> list[torch.Tensor]:
-    """The random numbers at the beginning of two updates, and of the first again."""
+    """Return random numbers of two updates, and of the first one again."""
     numbers = []
     for step in (0, 1, 0):
         parallel.begin_update(step)
@@ -120,8 +123,8 @@ def draws(parallel: DataParallel) -> list[torch.Tensor]:
     return numbers
 
 
-def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str) -> tuple[str, int]:
-    """A run in which the second process gets a SIGTERM; the message and the exit code with which this one ends."""
+def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, stage: str) -> tuple[str, int]:
+    """Train with a SIGTERM to rank 1 in an update or an evaluation; return this process's message and exit code."""
     update, translations = Trainer.update, DevEvaluator.translations
 
     def send() -> None:
@@ -129,12 +132,12 @@ def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def signalled_update(trainer: Trainer, *arguments: Any) -> None:
-        if place == "update" and trainer.state.step == 2:
+        if stage == "update" and trainer.state.step == 2:
             send()
         update(trainer, *arguments)
 
     def signalled_translations(evaluator: DevEvaluator) -> Any:
-        if place == "evaluation":
+        if stage == "evaluation":
             send()
         return translations(evaluator)
 
@@ -145,7 +148,7 @@ def interrupted(overrides: tuple[str, ...], folder: Path, rank: int, place: str)
         return str(stop), stop.exit_code
     finally:
         Trainer.update, DevEvaluator.translations = update, translations  # type: ignore[method-assign]
-    return "went on", 0
+    return "not stopped", 0
 
 
 def fail_in_the_second_update(trainer: Trainer, *arguments: Any) -> None:
@@ -176,12 +179,12 @@ if __name__ == "__main__":
     found["result"] = (result.steps, result.best_step, result.best)
     found["weights"] = trainers[-1].objective.state_dict()
     found["average"] = trainers[-1].average.state_dict()  # type: ignore[union-attr]
-    for place in ("update", "evaluation"):
-        found[f"stopped in {place}"] = interrupted(
+    for stage in ("update", "evaluation"):
+        found[f"stopped in {stage}"] = interrupted(
             (*settings, *EVERY_2, "trainer.evaluate_every_steps=4", "trainer.max_steps=8"),
-            home / place,
+            home / stage,
             ranks.rank,
-            place,
+            stage,
         )
     torch.save(found, home / f"found-{ranks.rank}.pt")
     Trainer.update = fail_in_the_second_update  # type: ignore[method-assign]

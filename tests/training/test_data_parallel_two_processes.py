@@ -1,4 +1,7 @@
-"""Two processes over gloo do what one does: gradients, evaluation, runs, stops and ends. One pair for all tests."""
+"""Two gloo processes compute what one does: gradients, evaluation, whole runs; and they stop and fail together.
+
+One pair of processes serves all tests; see parallel_child.py.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Pair:
-    """What the two processes found, said and ended with; by rank. home: where their runs lie."""
+    """Results, stderr and exit codes of the two processes, by rank. home: the folder of their runs."""
 
     home: Path
     found: list[dict[str, Any]]
@@ -64,7 +67,7 @@ def pair(settings, tmp_path_factory) -> Pair:
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_of_two_processes_are_those_of_one(pair, settings, tmp_path, name):
-    """DDP averages, and token counts differ: neither may show."""
+    """DDP averages gradients, and the processes have different numbers of tokens; neither may change the result."""
     overrides, num_updates = GRADIENTS[name]
     expected = gradients(make_trainer((*settings, *overrides), tmp_path), num_updates)
     tolerance = 2e-2 if name == "bf16" else 1e-5
@@ -72,24 +75,24 @@ def test_gradients_of_two_processes_are_those_of_one(pair, settings, tmp_path, n
         for one, other in zip(found["gradients"], expected["gradients"], strict=True):
             assert (one - other).norm() <= tolerance * other.norm()
         assert found["losses"] == pytest.approx(expected["losses"], rel=tolerance)
-        assert found["tokens"] == expected["tokens"], "what a batch counts does not depend on who asks"
+        assert found["tokens"] == expected["tokens"], "token counts of a global batch are equal on every rank"
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_both_take_part_of_the_batches_of_one(pair, settings, tmp_path, name):
+def test_the_local_batches_of_both_make_up_the_batches_of_one(pair, settings, tmp_path, name):
     overrides, num_updates = GRADIENTS[name]
     expected = gradients(make_trainer((*settings, *overrides), tmp_path), num_updates)["own_pairs"]
     own = [pair.found[rank][name]["own_pairs"] for rank in range(2)]
     assert [sorted(first + second) for first, second in zip(*own, strict=True)] == [sorted(batch) for batch in expected]
-    without = sum(not batch for batch in own[1])
-    assert (without > 2) is (name == "fewer pairs than processes")
+    num_empty = sum(not batch for batch in own[1])
+    assert (num_empty > 2) is (name == "fewer pairs than processes")
 
 
-def test_evaluation_is_shared_and_is_that_of_one_process(pair, settings, tmp_path):
+def test_evaluation_is_split_and_equals_that_of_one_process(pair, settings, tmp_path):
     expected = evaluation(make_trainer((*settings, *SPLIT_EVALUATION), tmp_path))
     for rank in range(2):
         found = pair.found[rank]["evaluation"]
-        assert found["scalars"] == expected["scalars"], "bit by bit: losses are added up in the same order"
+        assert found["scalars"] == expected["scalars"], "bitwise: losses are summed in the same order"
         assert found["texts"] == expected["texts"]
         torch.testing.assert_close(found["attention"], expected["attention"], rtol=0, atol=1e-6)
     own = [pair.found[rank]["evaluation"]["own_sentences"] for rank in range(2)]
@@ -97,8 +100,8 @@ def test_evaluation_is_shared_and_is_that_of_one_process(pair, settings, tmp_pat
     assert sum(own) == expected["own_sentences"]
 
 
-def test_a_whole_run_is_that_of_one_process(pair, run, tmp_path):
-    """With averaged weights, evaluations and checkpoints; all processes hold the same and agree on the best."""
+def test_a_whole_run_equals_that_of_one_process(pair, run, tmp_path):
+    """With averaged weights, evaluations and checkpoints. Both processes hold equal weights and the same best step."""
     result = run(tmp_path, *EVERY_2, "trainer.max_steps=4")
     first, second = pair.found
     assert first["result"] == second["result"]
@@ -113,7 +116,7 @@ def test_a_whole_run_is_that_of_one_process(pair, run, tmp_path):
         torch.testing.assert_close(together["model"][name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_only_the_first_writes(pair):
+def test_only_rank_0_writes(pair):
     files = sorted(path.name for path in (pair.home / "run").iterdir())
     assert len([name for name in files if name.startswith("events.")]) == 1
     log = (pair.home / "run" / "train.log").read_text(encoding="utf-8")
@@ -123,22 +126,22 @@ def test_only_the_first_writes(pair):
     assert "tokens/s" not in pair.err[1]
 
 
-def test_one_process_goes_on_with_the_run_of_two_in_the_same_order(pair, run, tmp_path, monkeypatch):
-    """The same batches as a run that was alone from the start, whose dropout nobody compares."""
-    consumed: dict[str, list[list[int]]] = {"alone": [], "continued": []}
+def test_one_process_resumes_the_run_of_two_in_the_same_data_order(pair, run, tmp_path, monkeypatch):
+    """The batches are those of a run in one process from the start; dropout may differ."""
+    consumed: dict[str, list[list[int]]] = {"alone": [], "resumed": []}
     update = Trainer.update
     now = "alone"
 
-    def watched(trainer, share, metrics):
-        consumed[now].append([pair for batch in share for pair in batch.pairs_B.tolist()])
-        update(trainer, share, metrics)
+    def watched(trainer, local_batch, metrics):
+        consumed[now].append([pair for batch in local_batch for pair in batch.pairs_B.tolist()])
+        update(trainer, local_batch, metrics)
 
     monkeypatch.setattr(Trainer, "update", watched)
     run(tmp_path / "alone", *EVERY_2, "trainer.max_steps=7")
-    now = "continued"
+    now = "resumed"
     run(pair.home / "run", *EVERY_2, "trainer.max_steps=7")
-    assert len(consumed["continued"]) == 3
-    assert consumed["continued"] == consumed["alone"][4:]
+    assert len(consumed["resumed"]) == 3
+    assert consumed["resumed"] == consumed["alone"][4:]
 
 
 def test_dropout_differs_between_processes_and_is_a_function_of_the_update(pair):
@@ -149,18 +152,18 @@ def test_dropout_differs_between_processes_and_is_a_function_of_the_update(pair)
     assert not torch.equal(first[0], second[0])
 
 
-@pytest.mark.parametrize(("place", "step"), [("update", 3), ("evaluation", 4)])
-def test_a_signal_to_one_stops_all_after_the_same_update(pair, place, step):
+@pytest.mark.parametrize(("stage", "step"), [("update", 3), ("evaluation", 4)])
+def test_a_signal_to_one_process_stops_both_after_the_same_update(pair, stage, step):
     for found in pair.found:
-        message, code = found[f"stopped in {place}"]
+        message, code = found[f"stopped in {stage}"]
         assert message.startswith(f"SIGTERM: stopped after update {step}, saved up to {step}: the same command")
         assert code == 143
-    saved = read_checkpoint(pair.home / place / "last.pt")
-    assert (saved["step"], saved["evaluation_due"]) == (step, place == "evaluation")
+    saved = read_checkpoint(pair.home / stage / "last.pt")
+    assert (saved["step"], saved["evaluation_due"]) == (step, stage == "evaluation")
 
 
-def test_an_error_of_one_ends_all_and_names_it(pair):
-    """And the second process's error is printed once, with its traceback, by that process."""
+def test_an_error_of_one_process_ends_both_and_names_its_rank(pair):
+    """Rank 1 prints its error once, with the traceback."""
     assert pair.codes == [1, 1]
     assert "error: stopped, because rank 1 did: this process has no memory left" in pair.err[0]
     assert "Traceback" not in pair.err[0]
