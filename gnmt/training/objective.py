@@ -1,4 +1,9 @@
-"""Label-smoothed cross-entropy, computed in chunks, and the objective that joins it with a model."""
+"""The training objective: a model and its label-smoothed cross-entropy.
+
+`Objective` runs the model and selects the real target tokens. `LabelSmoothedCrossEntropy` computes the loss of their
+hidden states chunk by chunk, so that the logits of the whole batch are never in memory. `chunked_cross_entropy` holds
+the mathematics.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +21,89 @@ from gnmt.model.layers import affine
 from gnmt.model.seq2seq import Seq2Seq
 
 CHUNK_TOKENS = 1024
-"""Tokens whose logits are held at a time: enough for full matrix products."""
+"""Largest number of tokens whose logits are in memory at a time; enough for full matrix products."""
 
 ROW_MULTIPLE = {"cpu": 64}
-"""Of tokens in a chunk, the last ones of which may be nobody's: a CPU's products have a kernel for each number of rows,
-and batches differ in how many real tokens they hold."""
+"""By device type: the rows of a chunk are padded to a multiple of this number. oneDNN compiles a kernel for each number
+of rows, and batches differ in their numbers of real tokens."""
 
 BLOCK_ELEMENTS = {"cpu": 2**20}
-"""Of the output weight's gradient, held in the type of the products at a time; all of it where no cache is shared."""
+"""By device type: elements of the output weight's gradient that are computed at a time, so that they stay in the cache
+until they are added. Without an entry, all of them."""
+
+
+class Objective(nn.Module):
+    """The summed loss of a batch. Padding positions do not enter the output layer."""
+
+    def __init__(self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss summed over the target tokens with EOS (fp32 scalar), and their number (int64 scalar)."""
+        memory = self.model.encode(batch.source)
+        hidden_BTH, _ = self.model.decode(batch.target_input, memory)
+        labels = batch.labels
+        rows_N, steps_N = real_token_indices(labels.lengths_B, batch.num_labels)
+        hidden_NH: Tensor = _SelectTokens.apply(hidden_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
+        hidden_NH = self.model.output_dropout(hidden_NH)
+        loss_sum = self.loss(hidden_NH, self.model.output_layer, labels.ids_BT[rows_N, steps_N])
+        return loss_sum, labels.lengths_B.sum()
+
+
+def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the row and the time step of every real token, row by row.
+
+    Indexing with a bool mask would give the same tokens. Its output size is data-dependent, however, so reading it
+    would synchronize with the GPU in every update.
+
+    Args:
+        lengths_B: number of real tokens of each row, int64.
+        num_tokens: the sum of lengths_B, known on the host.
+
+    Returns:
+        Two int64 tensors of shape [num_tokens].
+    """
+    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+    rows_N = torch.repeat_interleave(rows_B, lengths_B, output_size=num_tokens)
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    return rows_N, torch.arange(num_tokens, device=lengths_B.device) - starts_B[rows_N]
+
+
+class _SelectTokens(torch.autograd.Function):
+    """Compute states_BTH[rows_N, steps_N] for pairs of indices that are all different.
+
+    The backward pass of plain indexing allows for repeated indices: it adds one by one on a CPU and sorts on CUDA.
+    This one copies. Its result has the memory layout of the states, so the layer below does not transpose it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states_BTH: Tensor, rows_N: Tensor, steps_N: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_N, steps_N)
+        ctx.layout = states_BTH.shape, states_BTH.stride()
+        return states_BTH[rows_N, steps_N]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        [grad_NH] = grads
+        grad_BTH = grad_NH.new_empty_strided(*ctx.layout).zero_()
+        grad_BTH[ctx.saved_tensors] = grad_NH
+        return grad_BTH, None, None
 
 
 class LabelSmoothedCrossEntropy(nn.Module):
-    """Cross-entropy against a target that gives `smoothing` of its mass to all ids that can occur.
+    """Cross-entropy with label smoothing over all ids that can occur.
 
-    loss = (1 - smoothing) * -log p(y) + smoothing * mean over the allowed ids of -log p; natural logs.
-    The logits are of the type of the products (bf16 under autocast), sums over tokens fp32.
-    never_produced: ids that no sentence ever holds (PAD, BOS, and UNK where byte fallback makes it impossible);
-    they get no mass, or they would sometimes be produced. Smoothed in training mode only: in eval mode this is
-    the plain cross-entropy, whose exponential is the perplexity.
+    loss = -(1 - smoothing) * log p(y) - smoothing * mean of log p over the allowed ids, in nats.
+
+    In eval mode there is no smoothing, so that the exponential of the mean loss is the perplexity.
+
+    Args:
+        vocabulary_size: size of the target vocabulary.
+        never_produced: ids that no sentence holds (PAD, BOS, and UNK where byte fallback makes it impossible). They
+            are not allowed ids: smoothing over them would make the model produce them now and then.
+        smoothing: share of the probability mass that is spread over the allowed ids.
     """
 
     uniform_V: Tensor
@@ -51,7 +121,15 @@ class LabelSmoothedCrossEntropy(nn.Module):
         self.register_buffer("uniform_V", allowed_V / allowed_V.sum(), persistent=False)
 
     def forward(self, hidden_NH: Tensor, output_layer: nn.Linear, labels_N: Tensor) -> Tensor:
-        """The sum over N tokens of their losses, fp32 scalar. labels_N: int64."""
+        """Return the loss summed over N tokens (fp32 scalar).
+
+        Under autocast the logits have autocast's dtype; sums over tokens are fp32.
+
+        Args:
+            hidden_NH: hidden states of the real tokens.
+            output_layer: projects them to the vocabulary.
+            labels_N: the tokens to predict, int64.
+        """
         smoothing = self.smoothing if self.training else 0.0
         loss_sum: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_NH,
@@ -60,23 +138,17 @@ class LabelSmoothedCrossEntropy(nn.Module):
             labels_N,
             self.uniform_V,
             smoothing,
-            torch.is_grad_enabled(),  # inside, it is always off
+            torch.is_grad_enabled(),  # inside an autograd function gradients are always disabled
         )
         return loss_sum
 
 
-class Gradients(NamedTuple):
-    """Of the summed loss, each of the type and shape of its tensor."""
-
-    hidden_NH: Tensor
-    weight_VH: Tensor
-    bias_V: Tensor
-
-
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradient of a sum of losses does not depend on what follows but for a factor, so it is computed together
-    with the loss, while a chunk's logits are at hand. Backward multiplies it where it lies and hands it over; another
-    backward through the same graph (retain_graph) computes it again.
+    """Compute the loss and its gradient in one pass over the chunks.
+
+    The gradient of a sum of losses depends on later operations only by a factor. The forward pass therefore computes it
+    while the logits of a chunk are in memory, and the backward pass multiplies it in place and returns it. A second
+    backward pass through the same graph (retain_graph) computes it again.
     """
 
     @staticmethod
@@ -93,8 +165,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V
         ctx.save_for_backward(*inputs)
         ctx.smoothing, ctx.product_dtype = smoothing, product_dtype(hidden_NH)
-        wanted = with_gradient and any(ctx.needs_input_grad)
-        loss_sum, ctx.gradients = chunked_cross_entropy(*inputs, smoothing, ctx.product_dtype, wanted)
+        with_gradient = with_gradient and any(ctx.needs_input_grad)
+        loss_sum, ctx.gradients = chunked_cross_entropy(*inputs, smoothing, ctx.product_dtype, with_gradient)
         return loss_sum
 
     @staticmethod
@@ -106,7 +178,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_NH, weight_VH, bias_V, labels_N, uniform_V, ctx.smoothing, ctx.product_dtype, True
             )
         assert gradients is not None
-        return (*(scaled(gradient, grads[0]) for gradient in gradients), None, None, None, None)
+        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None)
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which a matrix product of these hidden states runs: autocast's if that is enabled."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+class Gradients(NamedTuple):
+    """Gradients of the summed loss; each has the dtype and shape of its tensor."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor
 
 
 def chunked_cross_entropy(
@@ -119,15 +205,28 @@ def chunked_cross_entropy(
     dtype: torch.dtype,
     with_gradient: bool,
 ) -> tuple[Tensor, Gradients | None]:
-    """The summed loss (fp32 or better) and, where wanted, its gradients, by products of that dtype, chunk by chunk.
+    """Compute the summed loss, and its gradients if wanted, chunk by chunk.
 
-    With z the logits of a token, u the distribution of the smoothed mass and s its share,
-    loss = log sum exp z - (1 - s) z_y - s u.z. The part with u is linear in the hidden states: over all tokens
-    its value and its gradients are products with one row, W'u, and need no pass over the logits.
+    With z the logits of a token, y its label, u the uniform distribution over the allowed ids, and s the smoothing,
+    loss = log sum exp z - (1 - s) z_y - s u.z. The term with u is linear in the hidden states: over all tokens, its
+    value and its gradients are products with the single row u W, which need no pass over the logits.
+
+    Args:
+        hidden_NH: hidden states of the N tokens.
+        weight_VH: weight of the output layer.
+        bias_V: its bias.
+        labels_N: int64 labels.
+        uniform_V: uniform distribution over the allowed ids, 0 for the others.
+        smoothing: s.
+        dtype: that of the matrix products.
+        with_gradient: whether to compute the gradients.
+
+    Returns:
+        The summed loss, a scalar in fp32 or the wider dtype of the hidden states, and the gradients or None.
     """
     sum_dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
     loss_sum = hidden_NH.new_zeros((), dtype=sum_dtype)
-    # One cast for all chunks, where autocast would cast the weight again in each.
+    # One cast for all chunks. Autocast would cast the weight again in each.
     weight, bias, hidden_states = weight_VH.to(dtype), bias_V.to(dtype), hidden_NH.to(dtype)
     num_tokens = hidden_NH.shape[0]
     multiple = ROW_MULTIPLE.get(hidden_NH.device.type, 1)
@@ -139,24 +238,24 @@ def chunked_cross_entropy(
             hidden, labels = hidden_states[chunk], labels_N[chunk]
             real = slice(len(labels))
             logits = affine(hidden, weight, bias)
-            places = torch.arange(len(labels), device=labels.device), labels  # plain indices: torch's scatter is slow
-            label_logits, largest = logits[places].to(sum_dtype), logits[real].amax(1).to(sum_dtype)
+            label_indices = torch.arange(len(labels), device=labels.device), labels  # torch's scatter is slower
+            label_logits, largest = logits[label_indices].to(sum_dtype), logits[real].amax(1).to(sum_dtype)
             if gradients is None:
                 probabilities = torch.softmax(logits.to(sum_dtype), dim=-1)
             else:
-                # In the type of the products, which is what the gradient needs, and in the logits' place.
+                # The gradient needs no wider dtype than that of the products, so the memory of the logits is reused.
                 probabilities = torch.softmax(logits, dim=-1, out=logits)
-            # The largest probability is exp(largest logit - normalizer), and never too small for its logarithm.
+            # The largest probability is exp(largest logit - normalizer), and it is never too small for its logarithm.
             normalizer = largest - probabilities[real].amax(1).to(sum_dtype).log()
             loss_sum += (normalizer - (1 - smoothing) * label_logits).sum()
             if gradients is None:
                 continue
             grad = probabilities
-            grad[places] += smoothing - 1
+            grad[label_indices] += smoothing - 1
             grad[len(labels) :] = 0
             gradients.hidden_NH[chunk] = (grad @ weight)[real]
             first = chunk.start == 0
-            accumulate(gradients.bias_V, grad.sum(0), first)  # added up in fp32, whatever the type
+            accumulate(gradients.bias_V, grad.sum(0), first)  # torch sums bf16 in fp32
             accumulate_product(gradients.weight_VH, grad, hidden, first)
         if smoothing:
             uniform_V = uniform_V.to(weight_VH.dtype)
@@ -171,9 +270,10 @@ def chunked_cross_entropy(
 
 
 def chunks(num_tokens: int, multiple: int) -> Iterator[slice]:
-    """As few pieces of at most CHUNK_TOKENS as possible, about equal: each costs a pass over the weight's gradient.
+    """Yield the fewest chunks of at most CHUNK_TOKENS tokens, about equal in size.
 
-    The size of all is a multiple of that, and the last may reach beyond the tokens; it is empty where there are none.
+    Every chunk costs a pass over the gradient of the output weight. The size is a multiple of `multiple`, so the last
+    chunk may reach beyond the tokens. Without tokens there is one empty chunk.
     """
     size = max(1, math.ceil(num_tokens / max(1, math.ceil(num_tokens / CHUNK_TOKENS))))
     size = -(-size // multiple) * multiple
@@ -182,10 +282,10 @@ def chunks(num_tokens: int, multiple: int) -> Iterator[slice]:
 
 
 def accumulate_product(sum_VH: Tensor, grad_NV: Tensor, hidden_NH: Tensor, first: bool) -> None:
-    """Adds grad' hidden to the sum, or for the first chunk puts it there.
+    """Add grad' hidden to the sum, or overwrite the sum with it for the first chunk.
 
-    Where the sum has a wider type than the product, the product is made in blocks of rows that stay in cache until
-    they are added.
+    If the sum has a wider dtype than the product, the product is computed in blocks of rows that stay in the cache
+    until they are added.
     """
     if sum_VH.dtype == grad_NV.dtype:
         torch.addmm(sum_VH, grad_NV.T, hidden_NH, beta=0 if first else 1, out=sum_VH)
@@ -196,78 +296,20 @@ def accumulate_product(sum_VH: Tensor, grad_NV: Tensor, hidden_NH: Tensor, first
         accumulate(sum_VH[rows], grad_NV[:, rows].T @ hidden_NH, first)
 
 
-def accumulate(total: Tensor, part: Tensor, first: bool) -> None:
+def accumulate(total: Tensor, summand: Tensor, first: bool) -> None:
+    """Add the summand to the total, or overwrite the total with it for the first chunk."""
     if first:
-        total.copy_(part)
+        total.copy_(summand)
     else:
-        total += part
+        total += summand
 
 
-def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The product, in the gradient's memory where their types agree.
+def scale(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Multiply a gradient by a factor, in place if their dtypes agree.
 
-    Otherwise in the factor's type: rounded to bf16, it would scale the whole gradient by up to 0.4% too much or too
-    little.
+    Otherwise the product is computed in the dtype of the factor: a factor rounded to bf16 would change the whole
+    gradient by up to 0.4%.
     """
     if gradient.dtype == factor.dtype:
         return gradient.mul_(factor)
     return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
-
-
-def product_dtype(hidden: Tensor) -> torch.dtype:
-    """The type in which a matrix product of these hidden states runs: autocast's where that is on."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-class Objective(nn.Module):
-    """The summed loss of a batch. Padding positions never enter the output layer."""
-
-    def __init__(self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss summed over the target tokens with EOS (fp32 scalar), and their number (int64 scalar)."""
-        memory = self.model.encode(batch.source)
-        hidden_BTH, _ = self.model.decode(batch.target_input, memory)
-        labels = batch.labels
-        rows_N, steps_N = real_token_indices(labels.lengths_B, batch.num_labels)
-        hidden_NH: Tensor = _SelectTokens.apply(hidden_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
-        hidden_NH = self.model.output_dropout(hidden_NH)
-        loss_sum = self.loss(hidden_NH, self.model.output_layer, labels.ids_BT[rows_N, steps_N])
-        return loss_sum, labels.lengths_B.sum()
-
-
-def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Row and step of every real token, row by row, int64 [num_tokens], which is the sum of lengths_B.
-
-    A bool mask as index says the same, but its result's size is then the device's secret, and on CUDA the host stops
-    in every step to ask for it.
-    """
-    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
-    rows_N = torch.repeat_interleave(rows_B, lengths_B, output_size=num_tokens)
-    starts_B = lengths_B.cumsum(0) - lengths_B
-    return rows_N, torch.arange(num_tokens, device=lengths_B.device) - starts_B[rows_N]
-
-
-class _SelectTokens(torch.autograd.Function):
-    """states_BTH[rows_N, steps_N] for places that all differ.
-
-    The gradient of plain indexing must reckon with places that repeat: it adds, one by one on a CPU and after a sort
-    on CUDA. This one copies. It lies in memory as the states do, so the layer below need not turn it round.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states_BTH: Tensor, rows_N: Tensor, steps_N: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_N, steps_N)
-        ctx.layout = states_BTH.shape, states_BTH.stride()
-        return states_BTH[rows_N, steps_N]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        [grad_NH] = grads
-        grad_BTH = grad_NH.new_empty_strided(*ctx.layout).zero_()
-        grad_BTH[ctx.saved_tensors] = grad_NH
-        return grad_BTH, None, None
