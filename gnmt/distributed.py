@@ -33,19 +33,19 @@ from gnmt.signals import ignore_signals
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
-"""Until all processes of a job must have started."""
+"""All processes of a job must have started within this time."""
 COLLECTIVE_MINUTES = 30
-"""Until a collective fails that some process has not joined; only a process that hangs takes this long."""
+"""A collective fails when a process has not joined it for this long, which means that it hangs."""
 WATCH_SECONDS = 1.0
-"""Between two checks of a `Watchdog`."""
+"""A `Watchdog` checks for failures at this interval."""
 GRACE_SECONDS = 10.0
-"""For a process to end by itself after another has failed; counted from the end of its last write to the disk."""
+"""When another process has failed, a process may take this long to end, counted from the end of its last write."""
 WRITING_SECONDS = 600.0
-"""For a process to end by itself after another has failed, including all writes."""
+"""When another process has failed, a process may take this long to end, including all writes to the disk."""
 LEAVING_SECONDS = 60.0
-"""Until `Ranks.leave` returns although other processes have not called it."""
+"""`Ranks.leave` waits at most this long for the other processes."""
 THREADS_SECONDS = 0.5
-"""For the threads of a process group to release what they have sent."""
+"""The threads of a destroyed process group release what they have sent within this time."""
 _POLL_SECONDS = 0.1
 
 
@@ -362,7 +362,7 @@ class Watchdog(threading.Thread):
         self.join()
 
     def _dismissed_in_time(self) -> bool:
-        """Wait for GRACE_SECONDS after the last write, at most WRITING_SECONDS; return whether the process ended well."""
+        """Wait for GRACE_SECONDS after the last write, at most WRITING_SECONDS; return whether `dismiss` was called."""
         noticed = idle_since = time.monotonic()
         while time.monotonic() < min(idle_since + GRACE_SECONDS, noticed + WRITING_SECONDS):
             if self._dismissed.wait(min(WATCH_SECONDS, GRACE_SECONDS)):

@@ -1,0 +1,40 @@
+"""Log lines on stderr, and progress bars."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from gnmt.logs import StderrHandler, format_duration, progress_bar
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "00:00"), (59.9, "00:59"), (60, "01:00"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")],
+)
+def test_a_duration_is_written_in_hours_minutes_and_seconds(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_a_bar_counts_but_is_not_drawn_without_a_terminal(capsys):
+    assert list(progress_bar(range(3), unit="line")) == [0, 1, 2]
+    with progress_bar(description="translating", unit="line", total=3) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_line_goes_to_the_current_stderr(capsys):
+    StderrHandler().emit(logging.LogRecord("gnmt", logging.INFO, __file__, 0, "update %d", (7,), None))
+    assert capsys.readouterr().err == "update 7\n"
+
+
+def test_a_log_line_needs_no_tqdm():
+    code = (
+        "import logging, sys; from gnmt.logs import configure_logging\n"
+        "configure_logging(); logging.info('update 7'); assert 'tqdm' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "update 7\n"
