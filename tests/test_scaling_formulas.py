@@ -13,7 +13,7 @@ from torch import nn
 from gnmt.config.build import build
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import batch_of
-from gnmt.data.store import Store, StoreWriter
+from gnmt.data.store import Store, StoreWriter, encoded_side
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.objective import Objective
 
@@ -111,7 +111,7 @@ def test_what_is_kept_for_backward(layers: int, width: int) -> None:
 
 def test_bytes_of_a_pair_in_the_store(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, 32_000, 32_000) as writer:
-        writer.add([[5, 6, 7]] * 100, [[8]] * 100, ["abc"] * 100, ["ä"] * 100)
+        writer.append(encoded_side([[5, 6, 7]] * 100, ["abc"] * 100), encoded_side([[8]] * 100, ["ä"] * 100))
     size = sum(path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".json")
-    assert len(Store.open(tmp_path)) == 100
+    assert len(Store(tmp_path)) == 100
     assert size == 100 * (40 + 2 * 4 + 5) + 4 * 8  # and the end of the last pair in each table of offsets

@@ -158,9 +158,9 @@ def block_pairs(corpus_spans: Sequence[CorpusSpan], seed: int, epoch: int, block
     """Return the pairs of a block, int64 [N], ascending.
 
     With one corpus, the blocks of an epoch contain every pair once. With several, an epoch has as many pairs as all
-    corpora together, and each corpus fills a share of every block in proportion to its weight. A corpus uses each of its
-    pairs once before it repeats one, so one corpus may be in its third epoch while another is in its first. The pairs of
-    a block depend only on the number of pairs before it.
+    corpora together, and each corpus fills a share of every block in proportion to its weight. A corpus uses each of
+    its pairs once before it repeats one, so one corpus may be in its third epoch while another is in its first. The
+    pairs of a block depend only on the number of pairs before it.
     """
     total = sum(span.num_pairs for span in corpus_spans)
     weights = [Fraction(span.weight) for span in corpus_spans]  # exact, so that equal weights give equal shares
@@ -323,8 +323,8 @@ class LocalBatch(list[Batch]):
     Args:
         microbatches: the microbatches; none if the global batch has fewer pairs than there are ranks.
         source_tokens, target_tokens: tokens of the global batch, with EOS, without BOS and padding.
-        dummy_batch: one pair of the global batch for a rank without microbatches. The rank computes it with weight 0, so
-            that it takes part in the collective operations.
+        dummy_batch: one pair of the global batch for a rank without microbatches. The rank computes it with weight 0,
+            so that it takes part in the collective operations.
     """
 
     def __init__(
@@ -357,13 +357,13 @@ class BatchStream:
     """Iterate endlessly over global batches, each as the `LocalBatch` of this rank.
 
     A stream made with the `loader_state` of another one yields exactly what that one would yield next; making it costs
-    the planning of one block, less than a second. Rank r of n takes every n-th pair of a global batch from pair r on, so
-    all ranks have about the same amount of work, and global batches do not depend on the number of ranks.
+    the planning of one block, less than a second. Rank r of n takes every n-th pair of a global batch from pair r on,
+    so all ranks have about the same amount of work, and global batches do not depend on the number of ranks.
 
     Sampled subwords (subword regularization) make sentences longer, by about a third at alpha 0.1. The plan uses the
-    sampled lengths, so that the budgets hold; each block is therefore encoded once more when it begins, which takes tens
-    of microseconds per pair. Nothing is truncated: a pair that exceeds a budget only by its sampled subwords forms a
-    batch of its own.
+    sampled lengths, so that the budgets hold; each block is therefore encoded once more when it begins, which takes
+    tens of microseconds per pair. Nothing is truncated: a pair that exceeds a budget only by its sampled subwords forms
+    a batch of its own.
 
     Args:
         store: the preprocessed pairs.

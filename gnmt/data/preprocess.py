@@ -1,4 +1,16 @@
-"""Preprocessing: raw text to a folder of token ids, in shards, by several processes."""
+"""Preprocessing: turn raw text into a preprocessed folder of token ids, in shards, with several processes.
+
+`preprocess` returns the folder of a corpus. If it exists and was made from the same inputs and settings, it is only
+opened. Otherwise it is built:
+
+1. Dev and test text is copied, and the tokenizers are learned from a sample of the training text or read from files.
+2. `encode_training_text` reads the training text in shards of `SHARD_PAIRS` pairs. The main process cleans each shard
+   by its text, worker processes encode it and clean it by its ids, and the main process appends it to the store.
+3. The folder is built under a temporary name and renamed when it is complete.
+
+Tokenizers and finished shards are kept in a work folder beside the result, so that the same command resumes after an
+interruption.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +26,14 @@ import shutil
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +43,7 @@ from gnmt.data.corpora import Corpus
 from gnmt.data.parallel_text import Cleaning, ParallelText, TrainingPart, naming_columns
 from gnmt.data.store import (
     FORMAT,
+    SIDES,
     EncodedSide,
     PreprocessedData,
     Store,
@@ -61,77 +74,382 @@ from gnmt.fileio import (
 from gnmt.logs import progress_bar
 from gnmt.signals import block_signals_in_children
 
-SHARD_PAIRS = 1 << 15  # pairs that are read, encoded and written together
+log = logging.getLogger(__name__)
 
-Wait = Callable[[], None]
-Submit = Callable[[list[NumberedPair], Cleaning, Path], Wait]
+SHARD_PAIRS = 1 << 15
+"""Number of pairs that are read, encoded and written together."""
+
+_TOKENIZERS, _SHARDS, _RECIPE = "tokenizers", "shards", "recipe.json"  # in the work folder
+
+T = TypeVar("T")
 
 
-class _Waiting(NamedTuple):
-    """A shard that was handed out: what its text said, and how to wait for its file."""
+# The preprocessed folder of a corpus
 
-    part: int
-    report: CleaningReport
-    wait: Wait
+
+def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> PreprocessedData:
+    """Return the preprocessed folder of a corpus, and make it first if necessary.
+
+    A folder that was made from the same inputs and settings is only opened. If several processes call this at once, one
+    builds and the others wait. After an interruption or an error the folder is unchanged, and the next call resumes
+    with the finished shards.
+
+    Args:
+        corpus: the texts, and the path of the folder.
+        options: settings to learn the tokenizers, or the files to read them from.
+        overwrite: whether to replace a folder that was made from other inputs or settings, or that is damaged.
+
+    Raises:
+        InputError: text cannot be read or nothing remains of it; the folder has other inputs or settings (the message
+            lists the differences) or cannot be written; a worker was killed.
+    """
+    folder = preprocessed_folder(corpus, options)
+    recipe = {
+        "format": FORMAT,
+        "settings": {"data": corpus.settings(), "tokenizer": options.settings()},
+        "inputs": _fingerprint_inputs(corpus, _known_stamps(read_manifest(folder))),
+    }
+    if _is_up_to_date(folder, recipe, overwrite):
+        log.info("%s is up to date", folder)
+        return _with_weights(read_preprocessed(folder), corpus)
+    try:
+        with building_lock(folder):
+            # Checked again, because another process may have built the folder while this one waited.
+            if not _is_up_to_date(folder, recipe, overwrite):
+                log.info("preprocessing into %s", folder)
+                _build(folder, corpus, options, recipe)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be preprocessed: {error.strerror or error}") from error
+    preprocessed = _with_weights(read_preprocessed(folder), corpus)
+    log.info("%s: %s", folder, preprocessed.report.counts())
+    return preprocessed
+
+
+def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
+    """Return data.preprocessed, by default preprocessed/<name>-<hash of the settings and the paths of the text>."""
+    if corpus.preprocessed is not None:
+        return Path(corpus.preprocessed)
+    settings = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
+    return Path("preprocessed") / f"{name}-{digest[:8]}"
+
+
+def _with_weights(preprocessed: PreprocessedData, corpus: Corpus) -> PreprocessedData:
+    """Return the data with the weights of the corpus's config, which the folder does not record."""
+    weights = [part.weight for part in corpus.training_parts().values()]
+    spans = [replace(span, weight=weight) for span, weight in zip(preprocessed.corpus_spans, weights, strict=True)]
+    return replace(preprocessed, corpus_spans=spans)
+
+
+def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> bool:
+    """Return whether the folder was made from this recipe; raise InputError if it was not and must be kept."""
+    old = read_manifest(folder)
+    if old is None:
+        return False
+    changes = manifest_changes(old, recipe)
+    if not changes:
+        return not overwrite or _opens(folder)  # so that overwrite repairs a damaged folder
+    listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
+    if not overwrite:
+        raise InputError(
+            f"{listed}\nReplace it by scripts/prepare.py with the same settings and overwrite=true, "
+            "or keep both with another data.preprocessed=FOLDER"
+        )
+    log.info("%s", listed)
+    return False
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        read_preprocessed(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _fingerprint_inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    """Return the fingerprints of all texts, or raise one UnreadableFileError for all unreadable files."""
+    problems: list[str] = []
+
+    def fingerprint(text: ParallelText) -> dict[str, Any]:
+        try:
+            return text.fingerprint(known)
+        except UnreadableFileError as error:
+            problems.extend(error.problems)
+            return {}
+
+    tests = {name: fingerprint(text) for name, text in corpus.test_texts().items()}
+    dev, train = fingerprint(corpus.dev_text()), fingerprint(corpus.training_text())
+    if problems:
+        raise UnreadableFileError(*problems)
+    return {"train": train, "dev": dev, "test": tests}
+
+
+def _known_stamps(manifest: Mapping[str, Any] | None) -> dict[str, FileStamp]:
+    """Return the file stamps in a manifest by path, so that unchanged files are not hashed again."""
+    if manifest is None or manifest["format"] != FORMAT:
+        return {}
+    files = [file for text in texts_of(manifest["inputs"]).values() for file in text.get("files", [])]
+    return {file["path"]: FileStamp(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files}
+
+
+# Building the folder
+
+
+def _build(folder: Path, corpus: Corpus, options: TokenizerSource, recipe: dict[str, Any]) -> None:
+    """Build the folder; after an interruption the work folder remains if it contains anything to resume from."""
+    work = work_folder(folder)
+    _open_work_folder(work, recipe)
+    try:
+        with built_folder(folder) as temporary:
+            _fill_folder(temporary, work, corpus, options, recipe)
+    except (KeyboardInterrupt, OSError, UnreadableFileError) as error:
+        if not isinstance(error, KeyboardInterrupt) and not _has_results(work):
+            shutil.rmtree(work)
+            raise
+        log.info("stopped; the same command resumes from %s", work)
+        raise
+    except InputError:
+        shutil.rmtree(work)  # the user will change the input, and the results will not fit it
+        raise
+    shutil.rmtree(work)
+
+
+def _open_work_folder(work: Path, recipe: Mapping[str, Any]) -> None:
+    """Make an empty work folder, or keep an existing one that was made from the same recipe."""
+    new = {**recipe, "versions": _versions(), "shard_pairs": SHARD_PAIRS}
+    if (work / _RECIPE).is_file():
+        old = json.loads((work / _RECIPE).read_text(encoding="utf-8"))
+        same_program = all(old.get(key) == new[key] for key in ("versions", "shard_pairs"))
+        if same_program and not manifest_changes(old, new):
+            log.info("resuming from %s", work)
+            return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        write_atomically(work / _RECIPE, json.dumps(new).encode())
+    except OSError:
+        shutil.rmtree(work)
+        raise
+
+
+def _has_results(work: Path) -> bool:
+    return (work / _TOKENIZERS).is_dir() or any((work / _SHARDS).glob("*.npz"))
+
+
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
+
+
+def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, recipe: dict[str, Any]) -> None:
+    # Dev and test first: they are short, so errors in them appear before the long work.
+    inputs = recipe["inputs"]
+    dev = _write_raw_text(folder / "dev", corpus.dev_text(), "data.dev", inputs["dev"])
+    counts = {"dev": dev.num_pairs}
+    for name, text in corpus.test_texts().items():
+        written = _write_raw_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])
+        counts[f"test.{name}"] = written.num_pairs
+
+    with naming_columns("data.train"):
+        tokenizers = _tokenizers(work / _TOKENIZERS, corpus.training_text(), options, inputs["train"])
+        write_tokenizers(folder, tokenizers)
+        report, pairs_per_corpus = encode_training_text(
+            folder / "train", work / _SHARDS, corpus.training_parts(), tokenizers, corpus.num_workers
+        )
+    write_report(folder, report)
+    store = Store(folder / "train")
+    counts["train"] = report.num_kept
+    counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
+    counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
+    fingerprint = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
+    results = {
+        "counts": counts,
+        "versions": _versions(),
+        "fingerprint": fingerprint,
+        "unused_target_ids": store.unused_target_ids(tokenizers.target.vocabulary_size),
+        "pairs_per_corpus": pairs_per_corpus,
+    }
+    write_manifest(folder, {**recipe, **results})
+
+
+def _write_raw_text(folder: Path, text: ParallelText, key: str, fingerprint: Mapping[str, Any]) -> WrittenPairs:
+    with naming_columns(key):
+        written = write_pairs(folder, text.iterate())
+    if written.num_with_text == 0:  # neither loss nor BLEU could be measured on it
+        raise _empty_text_error(key, written.num_pairs, fingerprint)
+    return written
+
+
+def _empty_text_error(key: str, num_pairs: int, fingerprint: Mapping[str, Any]) -> InputError:
+    files = ", ".join(file["path"] for file in fingerprint.get("files", []))
+    return InputError(
+        f"{key} holds no sentence pair with text on both sides ({counted(num_pairs, 'pair')} read)"
+        + (f": {files}" if files else "")
+    )
+
+
+# Tokenizers
+
+
+def _tokenizers(
+    folder: Path, text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]
+) -> Tokenizers:
+    """Return the tokenizers in `folder`; if an earlier attempt did not write it, make them first."""
+    if not folder.is_dir():
+        new = folder.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        write_tokenizers(new, _make_tokenizers(text, options, fingerprint))
+        new.rename(folder)
+    return read_tokenizers(folder)
+
+
+def _make_tokenizers(text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]) -> Tokenizers:
+    """Read the tokenizers from files, or learn them from a sample of the text."""
+    if isinstance(options, TokenizerFiles):
+        return options.read()
+    assert isinstance(options, TokenizerOptions)
+    source, target = _sample(text, options.sample_lines, options.seed)
+    if not source:
+        raise _empty_text_error("data.train", sum(1 for _ in text.iterate()), fingerprint)
+    log.info("learning a vocabulary of %d subwords from %s", options.vocab_size, counted(len(source), "pair"))
+    return train_tokenizers(source, target, options)
+
+
+def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[str]]:
+    """Draw at most `size` pairs without blank sides, all with equal probability, and return them in corpus order.
+
+    The text is read once, and only the sample is held in memory: algorithm R of Vitter (1985).
+    """
+    rng = random.Random(seed)
+    sample: list[NumberedPair] = []
+    count = 0
+    for number, (source, target) in enumerate(_iterate_with_bar(text, "reading"), start=1):
+        if not (source.strip() and target.strip()):
+            continue
+        count += 1
+        index = len(sample) if count <= size else rng.randrange(count)
+        if index < size:
+            sample[index : index + 1] = [NumberedPair(number, source, target)]
+    sample.sort(key=lambda pair: pair.number)
+    return [pair.source for pair in sample], [pair.target for pair in sample]
+
+
+def _iterate_with_bar(text: ParallelText, description: str) -> Iterator[tuple[str, str]]:
+    yield from progress_bar(text.iterate(), description=description, unit=" pairs", unit_scale=True, leave=False)
+
+
+# Encoding the training text
+
+
+SubmitShard = Callable[[list[NumberedPair], Cleaning, Path], "Future[None]"]
+
+
+class _Shard(NamedTuple):
+    """A shard that was submitted.
+
+    Args:
+        corpus_index: index of its corpus.
+        text_report: pairs that cleaning dropped by their text.
+        encoded: resolves when the file at `path` is written.
+    """
+
+    corpus_index: int
+    text_report: CleaningReport
+    encoded: Future[None]
     path: Path
 
 
 def encode_training_text(
-    folder: Path, shards: Path, parts: Mapping[str, TrainingPart], tokenizers: Tokenizers, num_workers: int
+    folder: Path, shard_folder: Path, corpora: Mapping[str, TrainingPart], tokenizers: Tokenizers, num_workers: int
 ) -> tuple[CleaningReport, list[int]]:
-    """Makes the store in `folder`, and files in `shards`, where those of an earlier attempt are used as they are.
+    """Clean and encode the training text into a store.
 
-    Returns what was left out and why, pairs numbered within their part, and how many pairs of each part were kept.
-    Raises InputError where a part has none and for text that cannot be read, ChildProcessError for a killed worker.
+    Args:
+        folder: the folder of the store, which must not exist.
+        shard_folder: the folder of the shards' files; files of an earlier attempt are used again.
+        corpora: the corpora by name.
+        tokenizers: the tokenizers of both sides.
+        num_workers: number of processes that encode; 1 encodes in this process.
+
+    Returns:
+        The report of cleaning, with pairs numbered within their corpus, and the number of kept pairs of each corpus.
+
+    Raises:
+        InputError: nothing remains of a corpus, or text cannot be read.
+        ChildProcessError: a worker was killed.
     """
     folder.mkdir()
-    shards.mkdir(parents=True, exist_ok=True)
-    reports = [CleaningReport() for _ in parts]
-    waiting: deque[_Waiting] = deque()
+    shard_folder.mkdir(parents=True, exist_ok=True)
+    reports = [CleaningReport() for _ in corpora]
     sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
-    with StoreWriter(folder, *sizes) as writer, _encoders(tokenizers, num_workers) as submit:
-
-        def append_first() -> None:
-            part, text_report, wait, path = waiting.popleft()
-            wait()
-            source, target, ids_report = _read_shard(path)
+    with StoreWriter(folder, *sizes) as writer, _shard_encoder(tokenizers, num_workers) as submit:
+        for shard in _submit_shards(list(corpora.values()), shard_folder, submit, max_pending=num_workers + 1):
+            shard.encoded.result()
+            source, target, ids_report = _read_shard(shard.path)
             writer.append(source, target)
-            reports[part].add(text_report)
-            reports[part].add(ids_report)
-
-        for number, part in enumerate(parts.values()):
-            cleaner = Cleaner(part.cleaning)
-            pairs = (NumberedPair(place, *pair) for place, pair in enumerate(with_progress(part.text, "encoding"), 1))
-            for shard, block in enumerate(iter(lambda pairs=pairs: list(islice(pairs, SHARD_PAIRS)), [])):  # type: ignore[misc]
-                path = shards / f"{number:02d}-{shard:06d}.npz"
-                text_report, chosen = cleaner.by_text(block)
-                wait = _done if _is_whole(path) else submit(chosen, part.cleaning, path)
-                waiting.append(_Waiting(number, text_report, wait, path))
-                if len(waiting) > num_workers + 1:
-                    append_first()
-        while waiting:
-            append_first()
-    report = CleaningReport()
-    for (name, part), own in zip(parts.items(), reports, strict=True):
-        if own.num_kept == 0:
-            text, key = ("data.train", "data") if len(parts) == 1 else (f"data.corpora.{name}",) * 2
-            rules = own.rules(part.cleaning, f"{key}.cleaning")
-            raise InputError(f"{text}: no pair is left after cleaning: {own.counts()}\n{rules}")
-        report.add(own)
-    return report, [own.num_kept for own in reports]
+            reports[shard.corpus_index].add(shard.text_report)
+            reports[shard.corpus_index].add(ids_report)
+    total = CleaningReport()
+    for (name, corpus), report in zip(corpora.items(), reports, strict=True):
+        if report.num_kept == 0:
+            is_mixture = len(corpora) > 1
+            text_key = f"data.corpora.{name}" if is_mixture else "data.train"
+            cleaning_key = f"data.corpora.{name}.cleaning" if is_mixture else "data.cleaning"
+            rules = report.rules(corpus.cleaning, cleaning_key)
+            raise InputError(f"{text_key}: no pair is left after cleaning: {report.counts()}\n{rules}")
+        total.add(report)
+    return total, [report.num_kept for report in reports]
 
 
-def with_progress(text: ParallelText, what: str) -> Iterator[tuple[str, str]]:
-    """The pairs, with a bar on a terminal."""
-    yield from progress_bar(text.iterate(), description=what, unit=" pairs", unit_scale=True, leave=False)
+def _submit_shards(
+    corpora: Sequence[TrainingPart], shard_folder: Path, submit: SubmitShard, max_pending: int
+) -> Iterator[_Shard]:
+    """Submit all shards and yield them in order, with at most `max_pending` shards submitted ahead."""
+    pending: deque[_Shard] = deque()
+    for corpus_index, corpus in enumerate(corpora):
+        cleaner = Cleaner(corpus.cleaning)
+        text = enumerate(_iterate_with_bar(corpus.text, "encoding"), start=1)
+        pairs = (NumberedPair(number, source, target) for number, (source, target) in text)
+        for shard_index, shard_pairs in enumerate(batched(pairs, SHARD_PAIRS)):
+            path = shard_folder / f"{corpus_index:02d}-{shard_index:06d}.npz"
+            text_report, kept_pairs = cleaner.by_text(shard_pairs)
+            encoded = _finished() if _is_intact(path) else submit(kept_pairs, corpus.cleaning, path)
+            pending.append(_Shard(corpus_index, text_report, encoded, path))
+            if len(pending) > max_pending:
+                yield pending.popleft()
+    yield from pending
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split the items into lists of `size`, the last one shorter (itertools.batched of Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _finished() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
+def _is_intact(path: Path) -> bool:
+    """Return whether an earlier attempt wrote this shard completely."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def encode_shard(
     pairs: Sequence[NumberedPair], tokenizers: Tokenizers, cleaning: Cleaning, path: Path, num_threads: int = -1
 ) -> None:
-    """Encodes the pairs, leaves out what its ids speak against, and writes the rest with a report.
+    """Encode pairs, drop those that cleaning drops by their ids, and write the rest with a report to `path`.
 
-    num_threads: that encode, -1 for one each core.
+    num_threads: threads that encode, -1 for one per core.
     """
     cleaner = Cleaner(cleaning)
     sides = [
@@ -144,7 +462,7 @@ def encode_shard(
         for pair, source, target in zip(pairs, *sides, strict=True)
     ]
     arrays: dict[str, NDArray[Any]] = {}
-    for side, ids in zip(("source", "target"), sides, strict=True):
+    for side, ids in zip(SIDES, sides, strict=True):
         kept_ids = [row for row, kept in zip(ids, keep, strict=True) if kept]
         texts = [getattr(pair, side) for pair, kept in zip(pairs, keep, strict=True) if kept]
         arrays |= {f"{side}.{name}": array for name, array in encoded_side(kept_ids, texts)._asdict().items()}
@@ -154,61 +472,46 @@ def encode_shard(
 
 
 def _read_shard(path: Path) -> tuple[EncodedSide, EncodedSide, CleaningReport]:
+    """Read the file that `encode_shard` wrote."""
     with np.load(path) as arrays:
-        source, target = (
-            EncodedSide(*(arrays[f"{side}.{name}"] for name in EncodedSide._fields)) for side in ("source", "target")
-        )
+        source, target = (EncodedSide(*(arrays[f"{side}.{name}"] for name in EncodedSide._fields)) for side in SIDES)
         return source, target, CleaningReport(**json.loads(arrays["report"].tobytes()))
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether an earlier attempt left this shard, undamaged."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _done() -> None:
-    """Nothing to wait for."""
+# Worker processes
 
 
 @contextmanager
-def _encoders(tokenizers: Tokenizers, num_workers: int) -> Iterator[Submit]:
-    """Hands shards to processes, or encodes them at once where there is to be no other process."""
+def _shard_encoder(tokenizers: Tokenizers, num_workers: int) -> Iterator[SubmitShard]:
+    """Yield a function that submits `encode_shard` to worker processes; with one worker it encodes at once."""
     if num_workers == 1:
 
-        def encode_now(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Wait:
+        def encode_now(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
             encode_shard(pairs, tokenizers, cleaning, path)
-            return _done
+            return _finished()
 
         yield encode_now
         return
-    # Not forked: this process has threads, and a forked child may inherit a lock that nobody will open.
+    # Spawned, not forked: this process has threads, and a forked child may inherit a lock that is never released.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenizers,))
 
-    def encode_elsewhere(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Wait:
-        with block_signals_in_children():
-            return _waiting_for(executor.submit(_encode_in_worker, pairs, cleaning, path))
+    def submit(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
+        with block_signals_in_children():  # submitting may start a worker
+            return executor.submit(_encode_in_worker, pairs, cleaning, path)
 
     try:
-        yield encode_elsewhere
+        yield submit
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a process that encodes the text was killed, perhaps for want of memory; the same command goes on with the "
-            f"shards that are done, and fewer processes need less: data.num_workers={num_workers - 1}"
+            "a process that encodes the text was killed, probably because memory ran out; the same command resumes "
+            f"with the finished shards, and fewer processes need less memory: data.num_workers={num_workers - 1}"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _waiting_for(future: Future[None]) -> Wait:
-    return future.result
-
-
-_worker_tokenizers: Tokenizers  # of a worker process
+_worker_tokenizers: Tokenizers  # set in each worker process
 
 
 def _start_worker(tokenizers: Tokenizers) -> None:
@@ -216,246 +519,14 @@ def _start_worker(tokenizers: Tokenizers) -> None:
     _worker_tokenizers = tokenizers
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """Exit when the parent exits; otherwise a worker whose parent was killed would wait forever."""
     parent.join()
     os._exit(1)
 
 
 def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> None:
-    encode_shard(pairs, _worker_tokenizers, cleaning, path, num_threads=1)  # the cores are for the other workers
-
-
-log = logging.getLogger(__name__)
-
-
-def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> PreprocessedData:
-    """The corpus' preprocessed folder, made if it is not there yet.
-
-    Done before with the same inputs and settings, it is only opened. With other inputs or settings InputError
-    lists every change, or with overwrite the folder is replaced. Interrupted or failing, it leaves the folder as
-    it was, and the next call goes on with the shards that are done; of several processes one builds, the others wait.
-    """
-    folder = preprocessed_folder(corpus, options)
-    wanted = {
-        "format": FORMAT,
-        "settings": {"data": corpus.settings(), "tokenizer": options.settings()},
-        "inputs": _inputs(corpus, _known_stamps(read_manifest(folder))),
-    }
-    if _up_to_date(folder, wanted, overwrite):
-        log.info("%s is up to date", folder)
-        return _weighed(read_preprocessed(folder), corpus)
-    try:
-        with building_lock(folder):
-            # Asked again: another process may have made it while we waited.
-            if not _up_to_date(folder, wanted, overwrite):
-                log.info("preparing %s", folder)
-                _prepare(folder, corpus, options, wanted)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be preprocessed: {error.strerror or error}") from error
-    preprocessed = _weighed(read_preprocessed(folder), corpus)
-    log.info("%s: %s", folder, preprocessed.report.counts())
-    return preprocessed
-
-
-def _weighed(preprocessed: PreprocessedData, corpus: Corpus) -> PreprocessedData:
-    weights = [part.weight for part in corpus.training_parts().values()]
-    pairs = zip(preprocessed.corpus_spans, weights, strict=True)
-    return replace(preprocessed, corpus_spans=[replace(span, weight=weight) for span, weight in pairs])
-
-
-def _prepare(folder: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
-    work = work_folder(folder)
-    _resume_work(work, wanted)
-    try:
-        with built_folder(folder) as temporary:
-            _build(temporary, work, corpus, options, wanted)
-    except (KeyboardInterrupt, OSError, UnreadableFileError) as error:
-        if not isinstance(error, KeyboardInterrupt) and not _holds_work(work):
-            shutil.rmtree(work)
-            raise
-        log.info("stopped; what is done lies in %s, and the same command goes on with it", work)
-        raise
-    except InputError:
-        shutil.rmtree(work)  # what was refused will be changed, and then nothing of this fits
-        raise
-    shutil.rmtree(work)
-
-
-def _resume_work(work: Path, wanted: Mapping[str, Any]) -> None:
-    """Makes the folder of what is done, or keeps it where it was done for the same inputs and settings."""
-    description = work / "wanted.json"
-    new = {**wanted, "versions": _versions(), "shard_pairs": SHARD_PAIRS}
-    if description.is_file():
-        old = json.loads(description.read_text(encoding="utf-8"))
-        kept = {key: (old.get(key), new[key]) for key in ("versions", "shard_pairs")}
-        if all(before == after for before, after in kept.values()) and not manifest_changes(old, new):
-            log.info("going on with what lies in %s", work)
-            return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        write_atomically(description, json.dumps(new).encode())
-    except OSError:
-        shutil.rmtree(work)
-        raise
-
-
-def _holds_work(work: Path) -> bool:
-    """Whether anything is done that another attempt can use: tokenizers, or a shard."""
-    return (work / "learned").is_dir() or any((work / "shards").glob("*.npz"))
-
-
-def _versions() -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
-
-
-def _up_to_date(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> bool:
-    old = read_manifest(folder)
-    if old is None:
-        return False
-    changes = manifest_changes(old, wanted)
-    if not changes:
-        return not overwrite or _opens(folder)  # overwrite mends a damaged folder too
-    listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
-    if not overwrite:
-        raise InputError(
-            f"{listed}\nReplace it by scripts/prepare.py with the same settings and overwrite=true, "
-            "or keep both with another data.preprocessed=FOLDER"
-        )
-    log.info("%s", listed)
-    return False
-
-
-def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
-    """data.preprocessed, or preprocessed/<name>-<digest of everything that the config says of the text>."""
-    if corpus.preprocessed is not None:
-        return Path(corpus.preprocessed)
-    said = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
-    return Path("preprocessed") / f"{name}-{digest[:8]}"
-
-
-def _opens(folder: Path) -> bool:
-    try:
-        read_preprocessed(folder)
-    except InputError:
-        return False
-    return True
-
-
-def _inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-    problems: list[str] = []
-
-    def fingerprint(text: ParallelText) -> dict[str, Any]:
-        try:
-            return text.fingerprint(known)
-        except UnreadableFileError as error:  # all that are missing are named at once
-            problems.extend(error.problems)
-            return {}
-
-    tests = {name: fingerprint(text) for name, text in corpus.test_texts().items()}
-    dev, train = fingerprint(corpus.dev_text()), fingerprint(corpus.training_text())  # the long one last
-    if problems:
-        raise UnreadableFileError(*problems)
-    return {"train": train, "dev": dev, "test": tests}
-
-
-def _known_stamps(manifest: Mapping[str, Any] | None) -> dict[str, FileStamp]:
-    if manifest is None or manifest["format"] != FORMAT:
-        return {}
-    files = [file for text in texts_of(manifest["inputs"]).values() for file in text.get("files", [])]
-    return {file["path"]: FileStamp(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files}
-
-
-def _build(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, wanted: dict[str, Any]) -> None:
-    # Dev and test first: they are short, and an error in them shows before the long work.
-    inputs = wanted["inputs"]
-    dev = _write_text(folder / "dev", corpus.dev_text(), "data.dev", inputs["dev"])
-    counts = {"dev": dev.num_pairs}
-    for name, text in corpus.test_texts().items():
-        written = _write_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])
-        counts[f"test.{name}"] = written.num_pairs
-
-    with naming_columns("data.train"):
-        tokenizers = _tokenizers(work / "learned", corpus.training_text(), options, inputs["train"])
-        write_tokenizers(folder, tokenizers)
-        report, corpus_spans = encode_training_text(
-            folder / "train", work / "shards", corpus.training_parts(), tokenizers, corpus.num_workers
-        )
-    write_report(folder, report)
-    counts["train"] = report.num_kept
-    store = Store.open(folder / "train")
-    counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
-    counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
-    fingerprint = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
-    unused = store.unused_target_ids(tokenizers.target.vocabulary_size)
-    found = {"counts": counts, "versions": _versions(), "fingerprint": fingerprint, "unused_target_ids": unused}
-    write_manifest(folder, {**wanted, **found, "pairs_per_corpus": corpus_spans})
-
-
-def _write_text(folder: Path, text: ParallelText, key: str, fingerprint: Mapping[str, Any]) -> WrittenPairs:
-    with naming_columns(key):
-        written = write_pairs(folder, text.iterate())
-    if written.num_with_text == 0:  # nothing could be measured on it
-        raise _without_text(key, written.num_pairs, fingerprint)
-    return written
-
-
-def _without_text(key: str, num_pairs: int, fingerprint: Mapping[str, Any]) -> InputError:
-    files = ", ".join(file["path"] for file in fingerprint.get("files", []))
-    return InputError(
-        f"{key} holds no sentence pair with text on both sides ({counted(num_pairs, 'pair')} read)"
-        + (f": {files}" if files else "")
-    )
-
-
-def _tokenizers(
-    folder: Path, text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]
-) -> Tokenizers:
-    """Those that lie in the folder from an earlier attempt, or new ones, which are put there."""
-    if not folder.is_dir():
-        new = folder.with_suffix(".new")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        write_tokenizers(new, _make_tokenizers(text, options, fingerprint))
-        new.rename(folder)
-    return read_tokenizers(folder)
-
-
-def _make_tokenizers(text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]) -> Tokenizers:
-    if isinstance(options, TokenizerFiles):
-        return options.read()
-    assert isinstance(options, TokenizerOptions)
-    source, target = _sample(text, options.sample_lines, options.seed)
-    if not source:
-        raise _without_text("data.train", _num_pairs(text), fingerprint)
-    log.info("learning a vocabulary of %d pieces from %s", options.vocab_size, counted(len(source), "pair"))
-    return train_tokenizers(source, target, options)
-
-
-def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[str]]:
-    """At most `size` pairs without blank sides, each as likely as any other, in corpus order.
-
-    One pass and memory for the sample only: Vitter's algorithm R (1985).
-    """
-    rng = random.Random(seed)
-    sample: list[NumberedPair] = []
-    count = 0
-    for number, (source, target) in enumerate(with_progress(text, "reading"), start=1):
-        if not (source.strip() and target.strip()):
-            continue
-        count += 1
-        place = len(sample) if count <= size else rng.randrange(count)
-        if place < size:
-            sample[place : place + 1] = [NumberedPair(number, source, target)]
-    sample.sort(key=lambda pair: pair.number)
-    return [pair.source for pair in sample], [pair.target for pair in sample]
-
-
-def _num_pairs(text: ParallelText) -> int:
-    return sum(1 for _ in text.iterate())
+    encode_shard(pairs, _worker_tokenizers, cleaning, path, num_threads=1)  # one thread, as every worker has a core

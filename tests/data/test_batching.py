@@ -12,7 +12,7 @@ import torch
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch
 from gnmt.data import batching as planning
 from gnmt.data.batching import BatchStream, LoaderState, SubwordSampling, collate
-from gnmt.data.store import CorpusSpan, Store, StoreWriter
+from gnmt.data.store import CorpusSpan, Store, StoreWriter, encoded_side
 from gnmt.data.tokenizer import Tokenizer, Tokenizers
 from gnmt.errors import InputError
 
@@ -29,14 +29,16 @@ def store(tokenizer: Tokenizer, toy_pairs: Pairs, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("store")
     with StoreWriter(folder, 400, 400) as writer:
         for source, target in toy_pairs(400, seed=3):
-            writer.add([tokenizer.encode(source)], [tokenizer.encode(target)], [source], [target])
-    return Store.open(folder)
+            writer.append(
+                encoded_side([tokenizer.encode(source)], [source]), encoded_side([tokenizer.encode(target)], [target])
+            )
+    return Store(folder)
 
 
 def small_store(folder: Path, source: list[list[int]], target: list[list[int]]) -> Store:
     with StoreWriter(folder, 400, 400) as writer:
-        writer.add(source, target, [""] * len(source), [""] * len(target))
-    return Store.open(folder)
+        writer.append(encoded_side(source, [""] * len(source)), encoded_side(target, [""] * len(target)))
+    return Store(folder)
 
 
 def padded_tokens(batch: Batch) -> int:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,13 +115,16 @@ def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
     """Slurm's warning SIGUSR1 killed the workers, also while they were starting."""
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
 
-    def signalled(future: Any) -> Any:
+    submit = ProcessPoolExecutor.submit
+
+    def submit_and_signal(*arguments: Any) -> Any:
+        future = submit(*arguments)
         for process in multiprocessing.active_children():
             os.kill(process.pid, signal.SIGUSR1)
             os.kill(process.pid, signal.SIGINT)
-        return future.result
+        return future
 
-    monkeypatch.setattr(encoding, "_waiting_for", signalled)
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_signal)
     preprocessed = preprocess(replace(make_corpus(dirty, STRICT), num_workers=2), options)
     assert len(preprocessed.store) == len(oracle(dirty, preprocessed)[0])
 
@@ -133,13 +137,16 @@ def test_a_killed_worker_is_told_and_costs_no_whole_shard(
     monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
     corpus = replace(make_corpus(dirty, STRICT), num_workers=2)
 
-    def killed(future: Any) -> Any:
+    submit = ProcessPoolExecutor.submit
+
+    def submit_and_kill(*arguments: Any) -> Any:
+        future = submit(*arguments)
         for process in multiprocessing.active_children():
             process.kill()
-        return future.result
+        return future
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "_waiting_for", killed)
+        patch.setattr(ProcessPoolExecutor, "submit", submit_and_kill)
         with pytest.raises(InputError, match=r"cannot be preprocessed: a process .* was killed.*data\.num_workers=1"):
             preprocess(corpus, options)
     assert (tmp_path / ".preprocessed.work").is_dir()
@@ -203,8 +210,8 @@ def test_a_worker_encodes_in_one_thread_and_a_process_alone_in_all(
     monkeypatch.setattr(encoding, "_worker_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False)
     encoding._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
     assert threads == [1, 1]
-    with encoding._encoders(encoding._worker_tokenizers, 1) as submit:
-        submit(pairs, Cleaning(), tmp_path / "b.npz")()
+    with encoding._shard_encoder(encoding._worker_tokenizers, 1) as submit:
+        submit(pairs, Cleaning(), tmp_path / "b.npz").result()
     assert threads == [1, 1, -1, -1]
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 

@@ -72,7 +72,7 @@ def test_second_time_does_nothing(
 ) -> None:
     first = preprocess(make_corpus(), options)
     before = contents(first.folder)
-    monkeypatch.setattr(module, "_build", None)  # would fail if it were called
+    monkeypatch.setattr(module, "_fill_folder", None)  # would fail if it were called
     with caplog.at_level(logging.INFO):
         again = preprocess(make_corpus(), options)
         assert preprocess(make_corpus(), options, overwrite=True).fingerprint == first.fingerprint
@@ -246,13 +246,13 @@ def test_two_at_once_build_once(
 ) -> None:
     corpus = make_corpus()
     builds = []
-    build = module._build
+    build = module._fill_folder
 
     def counted(*arguments: Any) -> None:
         builds.append(1)
         build(*arguments)
 
-    monkeypatch.setattr(module, "_build", counted)
+    monkeypatch.setattr(module, "_fill_folder", counted)
     found: list[PreprocessedData] = []
     threads = [threading.Thread(target=lambda: found.append(preprocess(corpus, options))) for _ in range(4)]
     for thread in threads:

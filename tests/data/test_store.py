@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnmt.data.store import Store, StoreWriter
+from gnmt.data.store import Store, StoreWriter, encoded_side
 from gnmt.errors import InputError
 
 SOURCE = [[4, 5, 6], [], [7], [65_535]]
@@ -22,13 +22,13 @@ def write(folder: Path, block: int = 4) -> Path:
     with StoreWriter(folder, source_vocabulary_size=1 << 16, target_vocabulary_size=100_000) as writer:
         for start in range(0, 4, block):
             part = slice(start, start + block)
-            writer.add(SOURCE[part], TARGET[part], SOURCE_TEXT[part], TARGET_TEXT[part])
+            writer.append(encoded_side(SOURCE[part], SOURCE_TEXT[part]), encoded_side(TARGET[part], TARGET_TEXT[part]))
     return folder
 
 
 @pytest.mark.parametrize("block", [1, 3, 4])
 def test_round_trip(tmp_path: Path, block: int) -> None:
-    store = Store.open(write(tmp_path / "store", block))
+    store = Store(write(tmp_path / "store", block))
     assert len(store) == 4
     for pair in range(4):
         assert store.source_ids(pair).tolist() == SOURCE[pair]
@@ -42,29 +42,29 @@ def test_round_trip(tmp_path: Path, block: int) -> None:
 
 
 def test_digest_follows_content_not_blocks(tmp_path: Path) -> None:
-    digests = {Store.open(write(tmp_path / str(block), block)).digest for block in (1, 4)}
+    digests = {Store(write(tmp_path / str(block), block)).digest for block in (1, 4)}
     assert len(digests) == 1
     (tmp_path / "other").mkdir()
     with StoreWriter(tmp_path / "other", 1 << 16, 100_000) as writer:
-        writer.add(SOURCE, TARGET, [*SOURCE_TEXT[:3], "漢字😁"], TARGET_TEXT)
-    assert Store.open(tmp_path / "other").digest not in digests
+        writer.append(encoded_side(SOURCE, [*SOURCE_TEXT[:3], "漢字😁"]), encoded_side(TARGET, TARGET_TEXT))
+    assert Store(tmp_path / "other").digest not in digests
 
 
 def test_pairs_of_nothing(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, 300, 300) as writer:
-        writer.add([[], []], [[], []], ["", ""], ["", ""])
-    store = Store.open(tmp_path)
+        writer.append(encoded_side([[], []], ["", ""]), encoded_side([[], []], ["", ""]))
+    store = Store(tmp_path)
     assert [store.source_ids(1).tolist(), store.target_text(1)] == [[], ""]
 
 
 def test_views_cannot_be_written(tmp_path: Path) -> None:
-    ids = Store.open(write(tmp_path / "store")).source_ids(0)
+    ids = Store(write(tmp_path / "store")).source_ids(0)
     with pytest.raises(ValueError, match="read-only"):
         ids[0] = 1
 
 
 def test_pickles_as_its_folder(tmp_path: Path) -> None:
-    store = Store.open(write(tmp_path / "store"))
+    store = Store(write(tmp_path / "store"))
     data = pickle.dumps(store)
     assert len(data) < 500
     assert pickle.loads(data).target_ids(1).tolist() == TARGET[1]
@@ -74,21 +74,21 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     (folder / "target.ids").write_bytes((folder / "target.ids").read_bytes()[:-1])
     with pytest.raises(InputError, match=r"target\.ids: damaged: 19 bytes where 20 were written"):
-        Store.open(folder)
+        Store(folder)
     (folder / "target.ids").unlink()
     with pytest.raises(InputError, match=r"target\.ids: missing"):
-        Store.open(folder)
+        Store(folder)
     with pytest.raises(InputError, match="no readable store"):
-        Store.open(tmp_path)
+        Store(tmp_path)
 
 
 def test_failed_writing_leaves_no_store(tmp_path: Path) -> None:
     def write_and_fail() -> None:
         with StoreWriter(tmp_path, 300, 300) as writer:
-            writer.add(SOURCE[:1], TARGET[:1], SOURCE_TEXT[:1], TARGET_TEXT[:1])
+            writer.append(encoded_side(SOURCE[:1], SOURCE_TEXT[:1]), encoded_side(TARGET[:1], TARGET_TEXT[:1]))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         write_and_fail()
     with pytest.raises(InputError, match="no readable store"):
-        Store.open(tmp_path)
+        Store(tmp_path)
