@@ -9,7 +9,6 @@ from torch import nn
 
 from gnmt.batch import PAD_ID
 from gnmt.device import choose_precision
-from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
@@ -82,45 +81,6 @@ def test_tied_weights_stay_tied_when_loaded(tie):
     assert torch.equal(model.source_embedding.weight, saved.source_embedding.weight)
     other = model.output_layer if tie == "target_output" else model.source_embedding
     assert model.target_embedding.weight.data_ptr() == other.weight.data_ptr()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"hidden_size": 8, "tie_embeddings": "all"},
-            r"model\.embedding_size \(6\) equal to the decoder's output size \(8\): .* or use .*=source_target",
-        ),
-        ({"hidden_size": 8, "tie_embeddings": "target_output"}, r"model\.tie_embeddings=target_output .* use .*=none"),
-    ],
-)
-def test_tying_what_does_not_fit_is_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        model_of(**options)
-
-
-def test_more_bidirectional_layers_than_layers_are_refused():
-    with pytest.raises(InputError, match=r"num_bidirectional_layers=3 is more than model.encoder.num_layers=2"):
-        LSTMEncoder(6, 6, 2, num_bidirectional_layers=3)
-
-
-@pytest.mark.parametrize(
-    ("layers", "bidirectional", "residual_from", "message"),
-    [
-        (2, 1, 2, "residual_from=2 adds the input of layer 2, of width 12, to its output, of width 6 .* is null"),
-        (4, 1, 2, r"allowed is 3 \(the next layer with equal widths\) or null"),
-        (4, 2, 3, "adds the input of layer 3, of width 12, .* allowed is 4 "),
-    ],
-)
-def test_a_residual_connection_between_unequal_widths_is_refused(layers, bidirectional, residual_from, message):
-    """It was left out without a word."""
-    with pytest.raises(InputError, match=message):
-        LSTMEncoder(5, 6, layers, bidirectional, residual_from)
-
-
-def test_what_has_residual_connections_where_they_begin_is_taken():
-    for layers, bidirectional, residual_from in ((2, 1, 3), (4, 1, 3), (4, 0, 2), (3, 3, 2), (4, 3, 2), (2, 1, None)):
-        assert LSTMEncoder(5, 6, layers, bidirectional, residual_from).residual_from == residual_from
 
 
 def test_dropout_is_on_every_layers_input_and_on_the_output_in_training_only():

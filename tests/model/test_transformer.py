@@ -12,7 +12,6 @@ from torch import nn
 from gnmt.device import choose_precision
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.layers import Positions, sinusoids
 from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
@@ -65,23 +64,6 @@ def test_which_layer_aligns():
     assert torch.equal(found[None][1], found[2][1])
     assert (found[3][1] - found[2][1]).abs().max() > 0.01
     torch.testing.assert_close(found[3][0], found[2][0])
-
-
-def test_positions_far_away_stay_apart_in_bf16():
-    """Angles in bf16 would be the same for hundreds of neighboring positions."""
-    far = torch.arange(1000, 1010)
-    vectors = sinusoids(far, 64, torch.bfloat16)
-    assert vectors.dtype == torch.bfloat16
-    torch.testing.assert_close(vectors.double(), sinusoids(far, 64, torch.float64), atol=0.005, rtol=0)
-
-
-def test_a_step_takes_the_vectors_that_the_whole_sequence_has():
-    torch.manual_seed(1)
-    like = torch.zeros(2, 7, 5)  # an odd width too
-    for learned in (None, 7):
-        positions = Positions(5, learned)
-        places_BK = torch.tensor([[6, 0], [3, 3]])
-        assert torch.equal(positions.at(places_BK, like), positions(like)[places_BK])
 
 
 def test_more_tokens_than_learned_positions_are_refused_but_do_not_end_a_search():

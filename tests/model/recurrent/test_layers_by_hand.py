@@ -1,4 +1,4 @@
-"""Our bidirectional layer against one that is written out by hand: outputs and all gradients."""
+"""The bidirectional layer equals one written out in NumPy, in outputs and all gradients."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def layer_and_oracle() -> tuple[Bidirectional, TimeBiLSTM]:
     return layer, TimeBiLSTM(*weights)
 
 
-def compare(found: RecurrentLayer, expected: Weights) -> None:
+def assert_gradients_equal(found: RecurrentLayer, expected: Weights) -> None:
     for name, gradient in zip(NAMES, expected, strict=True):
         assert np.abs(gradient).max() > 1e-3
         np.testing.assert_allclose(found.get_parameter(name).grad.numpy(), gradient, rtol=1e-10, atol=1e-13)
 
 
-def test_it_agrees_in_outputs_input_gradients_and_weight_gradients():
+def test_outputs_input_gradients_and_weight_gradients_are_equal():
     layer, oracle = layer_and_oracle()
     xs = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
     dhs = torch.randn(6, 4, 14, dtype=torch.float64)
@@ -34,12 +34,12 @@ def test_it_agrees_in_outputs_input_gradients_and_weight_gradients():
     outputs.backward(dhs)
     dxs, ahead, back = oracle.backward(dhs.numpy())
     np.testing.assert_allclose(xs.grad.numpy(), dxs, rtol=1e-10, atol=1e-13)
-    compare(layer.ahead, ahead)
-    compare(layer.back, back)
+    assert_gradients_equal(layer.ahead, ahead)
+    assert_gradients_equal(layer.back, back)
 
 
-def test_with_padding_it_agrees_with_each_sentence_alone():
-    """Weights get the sum of the sentences' gradients, and the padding gets none."""
+def test_a_padded_batch_equals_its_sentences_one_by_one():
+    """The weights' gradients are the sums over sentences, and the padding has none."""
     layer, oracle = layer_and_oracle()
     xs = torch.randn(6, 4, 5, dtype=torch.float64)
     dhs = torch.randn(6, 4, 14, dtype=torch.float64)
@@ -60,28 +60,28 @@ def test_with_padding_it_agrees_with_each_sentence_alone():
         for summed, of_direction in zip(sums, gradients, strict=True):
             for total, gradient in zip(summed, of_direction, strict=True):
                 total += gradient
-    compare(layer.ahead, Weights(*sums[0]))
-    compare(layer.back, Weights(*sums[1]))
+    assert_gradients_equal(layer.ahead, Weights(*sums[0]))
+    assert_gradients_equal(layer.back, Weights(*sums[1]))
 
 
-def test_the_oracle_itself_has_the_right_gradients():
-    """By finite differences, of some inputs and some weights."""
+def test_the_oracles_gradients_equal_finite_differences():
+    """Some inputs and some weights are checked."""
     _, oracle = layer_and_oracle()
     generator = np.random.default_rng(2)
     xs, dhs = generator.normal(size=(4, 2, 5)), generator.normal(size=(4, 2, 14))
     oracle.forward(xs)
     dxs, ahead, back = oracle.backward(dhs)
 
-    def slope(array: np.ndarray, place: tuple[int, ...]) -> float:
+    def slope(array: np.ndarray, index: tuple[int, ...]) -> float:
         values = []
-        kept = array[place]
+        value = array[index]
         for shift in (1e-6, -1e-6):
-            array[place] = kept + shift
+            array[index] = value + shift
             values.append((oracle.forward(xs) * dhs).sum())
-        array[place] = kept
+        array[index] = value
         return (values[0] - values[1]) / 2e-6
 
     for array, gradient in ((xs, dxs), (oracle.ahead.weights[0], ahead[0]), (oracle.back.weights[1], back[1])):
-        for place in ((0, 0), (2, 1)):
-            index = (*place, 3) if array.ndim == 3 else place
+        for row_and_column in ((0, 0), (2, 1)):
+            index = (*row_and_column, 3) if array.ndim == 3 else row_and_column
             np.testing.assert_allclose(gradient[index], slope(array, index), rtol=1e-6, atol=1e-8)

@@ -1,4 +1,4 @@
-"""The LSTM with gathered gradients against torch's own."""
+"""`gathered_lstm` equals torch's LSTM in values and gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.device import onednn_dtypes
-from gnmt.model.layers import affine
-from gnmt.model.recurrent import layers as recurrence
+from gnmt.model.recurrent import layers as recurrent_layers
 from gnmt.model.recurrent.fast_lstm import gathered_lstm
 from gnmt.model.recurrent.layers import LSTM
 
@@ -22,18 +21,19 @@ def layer_and_inputs(dtype: torch.dtype = torch.float32) -> tuple[LSTM, Tensor]:
 
 
 def gathered(layer: LSTM, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and cells of every step, with the layer's weights."""
+    """Return outputs and cells of every step, computed with the layer's weights."""
     return gathered_lstm(inputs, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
 
 
 def gradients(outputs: Tensor, layer: LSTM, inputs: Tensor) -> list[Tensor]:
+    """Return the gradients of inputs and weights for a random gradient of the outputs."""
     direction = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(6)).to(outputs.dtype)
     return list(torch.autograd.grad((outputs * direction).sum(), [inputs, *layer.parameters()]))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, STEPS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_values_and_gradients_are_those_of_torch(dtype, num_steps):
+def test_values_and_gradients_equal_torchs(dtype, num_steps):
     layer, inputs = layer_and_inputs(dtype)
     expected = nn.LSTM.forward(layer, inputs[:num_steps])[0]
     found = gathered(layer, inputs[:num_steps])[0]
@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_torch(dtype, num_steps):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_the_cells_are_those_of_single_steps():
+def test_cells_equal_those_of_single_steps():
     layer, inputs = layer_and_inputs(torch.float64)
     outputs, cells = gathered(layer, inputs)
     state = layer.start(BATCH, inputs)
@@ -54,7 +54,7 @@ def test_the_cells_are_those_of_single_steps():
 
 @pytest.mark.parametrize("of", ["outputs", "cells", "both"])
 def test_gradcheck(of):
-    """A bridge takes cells as well as outputs, or cells alone."""
+    """A bridge uses the cells, with or without the outputs."""
     torch.manual_seed(7)
     sizes = [(3, 2, 2), (12, 2), (12, 3), (12,), (12,)]
     tensors = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
@@ -71,7 +71,7 @@ def test_extreme_gates_stay_finite():
 
 
 @pytest.mark.skipif(torch.bfloat16 not in onednn_dtypes(), reason="no bf16 products in oneDNN here")
-def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
+def test_bf16_under_autocast_is_as_close_to_fp32_as_torchs_lstm():
     layer, inputs = layer_and_inputs()
     exact = nn.LSTM.forward(layer, inputs)[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -86,29 +86,29 @@ def test_bf16_by_autocast_is_as_near_to_fp32_as_torch_is():
         assert (ours - right).norm() <= 1.5 * (torchs - right).norm() + 1e-3 * right.norm()
 
 
-def test_a_layer_without_a_product_of_its_own_type_falls_back(monkeypatch):
+def test_types_without_onednn_products_give_the_same_results(monkeypatch):
     layer, inputs = layer_and_inputs()
     expected = gathered(layer, inputs)
-    for module in ("recurrent.fast_lstm", "layers"):
-        monkeypatch.setattr(f"gnmt.model.{module}.onednn_dtypes", lambda: ())
+    monkeypatch.setattr("gnmt.model.recurrent.fast_lstm.onednn_dtypes", lambda: ())
+    monkeypatch.setattr("gnmt.model.layers.onednn_dtypes", lambda: ())
     torch.testing.assert_close(gathered(layer, inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_chosen_by_width_type_and_training(monkeypatch):
+def test_a_layer_uses_it_for_wide_layers_in_bf16_training_on_a_cpu(monkeypatch):
     layer, inputs = layer_and_inputs()
-    monkeypatch.setattr(recurrence, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
-    monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN)
+    monkeypatch.setattr(recurrent_layers, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(recurrent_layers, "GATHERED_FROM_WIDTH", INPUT + HIDDEN)
     assert not layer.gathers_gradients(inputs)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer.gathers_gradients(inputs)
         assert not layer.gathers_gradients(inputs.to("meta"))
         with torch.no_grad():
             assert not layer.gathers_gradients(inputs)
-        monkeypatch.setattr(recurrence, "GATHERED_FROM_WIDTH", INPUT + HIDDEN + 1)
+        monkeypatch.setattr(recurrent_layers, "GATHERED_FROM_WIDTH", INPUT + HIDDEN + 1)
         assert not layer.gathers_gradients(inputs)
 
 
-def test_the_module_runs_it_where_it_pays(monkeypatch):
+def test_a_layer_that_uses_it_gives_the_same_outputs(monkeypatch):
     layer, inputs = layer_and_inputs(torch.float64)
     expected = layer(inputs)
     monkeypatch.setattr(LSTM, "gathers_gradients", lambda *_: True)
@@ -116,24 +116,15 @@ def test_the_module_runs_it_where_it_pays(monkeypatch):
     torch.testing.assert_close(layer(inputs), expected)
 
 
-def test_two_backward_passes_give_the_same_bits():
+def test_two_backward_passes_are_bitwise_equal():
     layer, inputs = layer_and_inputs()
     outputs = gathered(layer, inputs)[0]
     first, second = (torch.autograd.grad(outputs.sum(), layer.parameters(), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, *onednn_dtypes()])
-@pytest.mark.parametrize("rows", [0, 1, 9])
-def test_the_affine_product_is_that_of_torch(rows, dtype):
-    torch.manual_seed(8)
-    inputs, weight, bias = (torch.randn(size).to(dtype) for size in ((2 * rows, 5), (7, 5), (7,)))
-    expected = nn.functional.linear(inputs[::2], weight, bias)
-    torch.testing.assert_close(affine(inputs[::2], weight, bias), expected)
-
-
-def test_nothing_is_kept_for_backward_beside_what_it_reads():
-    """The first step's preactivations were a view of the inputs' product of all steps, which so stayed in memory."""
+def test_only_the_tensors_that_backward_reads_are_kept():
+    """The first step's preactivations used to be a view, which kept the product of all steps in memory."""
     layer, inputs = layer_and_inputs()
     storages = {}
 
