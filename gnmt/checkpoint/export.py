@@ -25,7 +25,7 @@ from gnmt.fileio import encodable
 
 FORMAT, FORMAT_VERSION = "gnmt-safetensors", 1
 WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
-_SUFFIX = {"sentencepiece": ".model", "pieces": ".vocabulary.json"}
+_SUFFIX = {"sentencepiece": ".model", "pretokenized": ".vocabulary.json"}
 # What a checkpoint may say of itself beside its weights and tokenizers.
 _KEPT = (
     *(part for part in REQUIRED_ENTRIES if part not in ("config", "tokenizers", "model")),

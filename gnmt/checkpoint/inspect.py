@@ -69,9 +69,9 @@ def describe_tokenizers(tokenizers: Tokenizers) -> dict[str, Any]:
     described = {
         name: {
             "kind": side.kind,
-            "pieces": side.vocabulary_size,
+            "subwords": side.vocabulary_size,
             "digest": side.digest[:16],
-            "never_produced": [side.piece(piece) for piece in side.never_produced],
+            "never_produced": [side.subword(piece) for piece in side.never_produced],
         }
         for name, side in sides.items()
     }

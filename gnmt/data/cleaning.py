@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnmt.data.parallel_text import Cleaning
-from gnmt.errors import counted
+from gnmt.config.validate import Range
+from gnmt.errors import InputError, counted
 
 # In the order in which they are asked: a pair is counted under the first that applies.
 REASONS = ("blank", "identical", "duplicate", "too_long", "length_ratio")
@@ -20,6 +20,31 @@ REASONS = ("blank", "identical", "duplicate", "too_long", "length_ratio")
 _RULES = ("drop_blank", "drop_identical", "drop_duplicates", "max_length_tokens", "max_length_ratio")
 _NUM_EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Which training pairs to leave out. A pair is kept whole or dropped whole; nothing is ever truncated.
+
+    max_length_tokens: most tokens on either side, EOS counted; null for no limit. max_length_ratio: most
+    tokens of the longer side per token of the shorter, EOS counted on both; null for no limit.
+    drop_duplicates: of equal pairs (both sides equal) only the first stays. drop_identical: pairs whose
+    two sides are the same text. drop_blank: pairs with a side that has no text, or no piece after
+    normalization. With drop_blank=false such a side is trained on as EOS alone: the framing always
+    leaves at least one token, so it is harmless to the arithmetic, if seldom wise.
+    """
+
+    max_length_tokens: Annotated[int, Range(1)] | None = 256
+    max_length_ratio: Annotated[float, Range(1)] | None = 4.0
+    drop_duplicates: bool = False
+    drop_identical: bool = False
+    drop_blank: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_length_tokens is not None and self.max_length_tokens < 1:
+            raise InputError(f"cleaning.max_length_tokens must be 1 or more, or null, found {self.max_length_tokens}")
+        if self.max_length_ratio is not None and not self.max_length_ratio >= 1:
+            raise InputError(f"cleaning.max_length_ratio must be 1 or more, or null, found {self.max_length_ratio}")
 
 
 class NumberedPair(NamedTuple):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from gnmt.config.validate import Range
+from gnmt.data.cleaning import Cleaning
 from gnmt.data.download import download
-from gnmt.data.parallel_text import Cleaning, ParallelFiles, ParallelText, TrainingPart, naming_columns
+from gnmt.data.parallel_text import ParallelFiles, ParallelText, naming_columns
 from gnmt.errors import InputError
 from gnmt.fileio import FileStamp
 
@@ -49,9 +50,9 @@ class Corpus(ABC):
     @abstractmethod
     def training_text(self) -> ParallelText: ...
 
-    def training_parts(self) -> dict[str, TrainingPart]:
+    def training_texts(self) -> dict[str, WeightedText]:
         """The training text in the parts that are cleaned and weighed for themselves, by name, in the text's order."""
-        return {self.name: TrainingPart(self.training_text(), self.cleaning, 1.0)}
+        return {self.name: WeightedText(self.training_text(), self.cleaning)}
 
     @abstractmethod
     def dev_text(self) -> ParallelText: ...
@@ -405,8 +406,8 @@ class Mixture(Corpus):
     def training_text(self) -> ParallelText:
         return JoinedText({name: corpus.text for name, corpus in self._given.items()})
 
-    def training_parts(self) -> dict[str, TrainingPart]:
-        return {name: TrainingPart(JoinedText({name: c.text}), c.cleaning, c.weight) for name, c in self._given.items()}
+    def training_texts(self) -> dict[str, WeightedText]:
+        return {name: replace(corpus, text=JoinedText({name: corpus.text})) for name, corpus in self._given.items()}
 
     def dev_text(self) -> ParallelText:
         return self.dev

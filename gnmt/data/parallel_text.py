@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from gnmt.config.validate import Range
 from gnmt.errors import InputError, counted
 from gnmt.fileio import FileStamp, check_files, read_text_lines, stamp_file
 
@@ -168,36 +167,3 @@ def _json_text(record: dict[str, Any], column: str, place: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise InputError(f"{place}: the value of {column!r} holds half a surrogate pair (\\ud800 to \\udfff)")
     return value.replace("\r\n", " ").replace("\n", " ")
-
-
-@dataclass(frozen=True)
-class Cleaning:
-    """Which training pairs to leave out. A pair is kept whole or dropped whole; nothing is ever truncated.
-
-    max_length_tokens: most tokens on either side, EOS counted; null for no limit. max_length_ratio: most
-    tokens of the longer side per token of the shorter, EOS counted on both; null for no limit.
-    drop_duplicates: of equal pairs (both sides equal) only the first stays. drop_identical: pairs whose
-    two sides are the same text. drop_blank: pairs with a side that has no text, or no piece after
-    normalization. With drop_blank=false such a side is trained on as EOS alone: the framing always
-    leaves at least one token, so it is harmless to the arithmetic, if seldom wise.
-    """
-
-    max_length_tokens: Annotated[int, Range(1)] | None = 256
-    max_length_ratio: Annotated[float, Range(1)] | None = 4.0
-    drop_duplicates: bool = False
-    drop_identical: bool = False
-    drop_blank: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_length_tokens is not None and self.max_length_tokens < 1:
-            raise InputError(f"cleaning.max_length_tokens must be 1 or more, or null, found {self.max_length_tokens}")
-        if self.max_length_ratio is not None and not self.max_length_ratio >= 1:
-            raise InputError(f"cleaning.max_length_ratio must be 1 or more, or null, found {self.max_length_ratio}")
-
-
-class TrainingPart(NamedTuple):
-    """One corpus to train on. weight: what share of the training pairs comes from it, relative to the others'."""
-
-    text: ParallelText
-    cleaning: Cleaning
-    weight: float

@@ -38,9 +38,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnmt.data.cleaning import Cleaner, CleaningReport, NumberedPair
-from gnmt.data.corpora import Corpus
-from gnmt.data.parallel_text import Cleaning, ParallelText, TrainingPart, naming_columns
+from gnmt.data.cleaning import Cleaner, Cleaning, CleaningReport, NumberedPair
+from gnmt.data.corpora import Corpus, WeightedText
+from gnmt.data.parallel_text import ParallelText, naming_columns
 from gnmt.data.store import (
     FORMAT,
     SIDES,
@@ -137,7 +137,7 @@ def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
 
 def _with_weights(preprocessed: PreprocessedData, corpus: Corpus) -> PreprocessedData:
     """Return the data with the weights of the corpus's config, which the folder does not record."""
-    weights = [part.weight for part in corpus.training_parts().values()]
+    weights = [text.weight for text in corpus.training_texts().values()]
     spans = [replace(span, weight=weight) for span, weight in zip(preprocessed.corpus_spans, weights, strict=True)]
     return replace(preprocessed, corpus_spans=spans)
 
@@ -255,7 +255,7 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
         tokenizers = _tokenizers(work / _TOKENIZERS, corpus.training_text(), options, inputs["train"])
         write_tokenizers(folder, tokenizers)
         report, pairs_per_corpus = encode_training_text(
-            folder / "train", work / _SHARDS, corpus.training_parts(), tokenizers, corpus.num_workers
+            folder / "train", work / _SHARDS, corpus.training_texts(), tokenizers, corpus.num_workers
         )
     write_report(folder, report)
     store = Store(folder / "train")
@@ -362,7 +362,7 @@ class _Shard(NamedTuple):
 
 
 def encode_training_text(
-    folder: Path, shard_folder: Path, corpora: Mapping[str, TrainingPart], tokenizers: Tokenizers, num_workers: int
+    folder: Path, shard_folder: Path, corpora: Mapping[str, WeightedText], tokenizers: Tokenizers, num_workers: int
 ) -> tuple[CleaningReport, list[int]]:
     """Clean and encode the training text into a store.
 
@@ -404,7 +404,7 @@ def encode_training_text(
 
 
 def _submit_shards(
-    corpora: Sequence[TrainingPart], shard_folder: Path, submit: SubmitShard, max_pending: int
+    corpora: Sequence[WeightedText], shard_folder: Path, submit: SubmitShard, max_pending: int
 ) -> Iterator[_Shard]:
     """Submit all shards and yield them in order, with at most `max_pending` shards submitted ahead."""
     pending: deque[_Shard] = deque()

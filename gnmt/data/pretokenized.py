@@ -31,7 +31,7 @@ class PretokenizedTokenizer:
     by_id: tuple[str | None, ...]
     separator: str = "@@"
 
-    kind: ClassVar[str] = "pieces"
+    kind: ClassVar[str] = "pretokenized"
 
     def __post_init__(self) -> None:
         if len(self.by_id) < _NUM_SPECIAL:
@@ -53,7 +53,7 @@ class PretokenizedTokenizer:
         """What `to_bytes` wrote. Raises InputError for anything else."""
         try:
             described = json.loads(content)
-            by_id, separator = described["pieces"], described["separator"]
+            by_id, separator = described["subwords"], described["separator"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"tokenizer: not a list of pieces: {error!r}") from error
         if not isinstance(by_id, list) or not all(piece is None or isinstance(piece, str) for piece in by_id):
@@ -63,8 +63,8 @@ class PretokenizedTokenizer:
         return cls(tuple(by_id), separator)
 
     def to_bytes(self) -> bytes:
-        """JSON: {"separator": "@@", "pieces": [...]}."""
-        return json.dumps({"separator": self.separator, "pieces": self.by_id}).encode()
+        """JSON: {"separator": "@@", "subwords": [...]}."""
+        return json.dumps({"separator": self.separator, "subwords": self.by_id}).encode()
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces, without BOS and EOS; UNK for what is none."""
@@ -107,13 +107,13 @@ class PretokenizedTokenizer:
         """Number of ids, special ones and those without a piece included."""
         return len(self.by_id)
 
-    def piece(self, id: int) -> str:
+    def subword(self, id: int) -> str:
         """The piece as it stands in text that is split."""
         piece = self.by_id[id]
         return f"<no piece {id}>" if piece is None else piece
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        return [self.piece(int(id)) for id in ids]
+    def subwords(self, ids: Iterable[int]) -> list[str]:
+        return [self.subword(int(id)) for id in ids]
 
     @cached_property
     def never_produced(self) -> tuple[int, ...]:

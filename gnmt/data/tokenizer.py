@@ -22,7 +22,7 @@ from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
 from gnmt.errors import InputError
 from gnmt.fileio import LINE_BREAKS, encodable, missing_file
 
-FILE_OF_KIND = {"sentencepiece": "model", "pieces": "vocabulary"}
+FILE_OF_KIND = {"sentencepiece": "model", "pretokenized": "vocabulary"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class TokenizerEntry:
             raise InputError(f"checkpoint: tokenizers.{side} must hold kind, files and framing")
         kind, framing, files = entry["kind"], entry["framing"], entry["files"]
         if kind not in FILE_OF_KIND:
-            raise InputError(f"checkpoint: tokenizers.{side}.kind must be sentencepiece or pieces, found {kind!r}")
+            raise InputError(
+                f"checkpoint: tokenizers.{side}.kind must be sentencepiece or pretokenized, found {kind!r}"
+            )
         # Training puts BOS before every target; what an encoder reads may have one.
         allowed = [{"bos": bos, "eos": True} for bos in ((False, True) if side == "source" else (True,))]
         if framing not in allowed:
@@ -199,13 +201,13 @@ class Tokenizer:
         size: int = self._processor.get_piece_size()
         return size
 
-    def piece(self, id: int) -> str:
+    def subword(self, id: int) -> str:
         """The piece as SentencePiece writes it, with ▁ for a space."""
         text: str = self._processor.id_to_piece(id)
         return text
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        return [self.piece(int(id)) for id in ids]
+    def subwords(self, ids: Iterable[int]) -> list[str]:
+        return [self.subword(int(id)) for id in ids]
 
     @cached_property
     def never_produced(self) -> tuple[int, ...]:
@@ -224,7 +226,7 @@ class Tokenizer:
         digest = hashlib.sha256()
         for id in range(self.vocabulary_size):
             types = "".join(str(int(is_of_type(id))) for is_of_type in is_type)
-            piece = self.piece(id).encode("utf-8")
+            piece = self.subword(id).encode("utf-8")
             digest.update(b"%d:%b %b\n" % (len(piece), piece, types.encode()))
         normalizer = sentencepiece.SentencePieceNormalizer(model_proto=self._model)
         digest.update(normalizer.serialized_normalizer_spec())

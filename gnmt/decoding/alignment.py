@@ -192,6 +192,6 @@ def draw_alignment(tokenizers: Tokenizers, translation: Translation) -> Figure |
     """
     if len(translation.attentions) != 1:
         return None
-    source_pieces = tokenizers.source.pieces(translation.source_tokens)
-    target_pieces = tokenizers.target.pieces(translation.tokens)
+    source_pieces = tokenizers.source.subwords(translation.source_tokens)
+    target_pieces = tokenizers.target.subwords(translation.tokens)
     return alignment_figure(source_pieces, target_pieces, translation.attentions[0])

@@ -38,7 +38,11 @@ def test_an_imported_model_translates_scores_and_is_evaluated(home, run_command)
     done = run_command("inspect_checkpoint", "checkpoint=a.pt", "format=json", cwd=home)
     assert done.code == 0, done.err
     described = json.loads(done.out)["tokenizers"]
-    assert (described["source"]["kind"], described["source"]["pieces"], described["source_bos"]) == ("pieces", 13, True)
+    assert (described["source"]["kind"], described["source"]["subwords"], described["source_bos"]) == (
+        "pretokenized",
+        13,
+        True,
+    )
 
 
 def test_it_has_no_test_set_and_does_not_train_on(home, run_command, tiny):

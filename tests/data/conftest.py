@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import FilesCorpus
-from gnmt.data.parallel_text import Cleaning, ParallelFiles
+from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, train_tokenizer
 
 _WORDS = {

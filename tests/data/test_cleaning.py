@@ -7,8 +7,7 @@ import random
 
 import numpy as np
 
-from gnmt.data.cleaning import Cleaner, CleaningReport, DuplicateFilter, NumberedPair
-from gnmt.data.parallel_text import Cleaning
+from gnmt.data.cleaning import Cleaner, Cleaning, CleaningReport, DuplicateFilter, NumberedPair
 
 NOTHING = Cleaning(None, None, drop_duplicates=False, drop_identical=False, drop_blank=False)
 PAIRS = [("a", "x"), ("", "x"), ("same", " same "), ("a", "x"), ("  \u3000", ""), ("a", "y"), ("a", "x")]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import JoinedText
-from gnmt.data.parallel_text import Cleaning, ParallelFiles, naming_columns
+from gnmt.data.parallel_text import ParallelFiles, naming_columns
 from gnmt.errors import InputError
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from gnmt.data import preprocess as encoding
-from gnmt.data.cleaning import NumberedPair
+from gnmt.data.cleaning import Cleaning, NumberedPair
 from gnmt.data.corpora import FilesCorpus
-from gnmt.data.parallel_text import Cleaning
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
 from gnmt.data.tokenizer import TokenizerOptions

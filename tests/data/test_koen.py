@@ -105,7 +105,7 @@ def test_spans_of_decomposed_hangul_cover_the_text_as_given() -> None:
 def test_rare_syllables_become_bytes_and_come_back() -> None:
     tokenizer = train_tokenizer(KOREAN, SUBWORDS)
     assert tokenizer.decode(tokenizer.encode("뷁 힣")) == "뷁 힣"
-    assert "<0xED>" in tokenizer.pieces(tokenizer.encode("힣"))
+    assert "<0xED>" in tokenizer.subwords(tokenizer.encode("힣"))
 
 
 def test_single_letters_of_hangul_change_under_nfkc() -> None:

@@ -13,8 +13,9 @@ import torch
 
 from gnmt.data import batching as planning
 from gnmt.data.batching import BatchStream, LoaderState
+from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import Mixture, WeightedText
-from gnmt.data.parallel_text import Cleaning, ParallelFiles
+from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.preprocess import preprocess, preprocessed_folder
 from gnmt.data.store import read_preprocessed
 from gnmt.data.tokenizer import TokenizerOptions

@@ -23,7 +23,7 @@ def test_pieces_become_ids_and_words():
     assert ids == [4, 5, 6, 7, UNK_ID]
     assert TOKENIZER.encode_all(["the", ""]) == [[4], []]
     assert TOKENIZER.decode(ids) == "the dog barks ⁇"
-    assert TOKENIZER.pieces(ids) == ["the", "dog", "bar@@", "ks", "<unk>"]
+    assert TOKENIZER.subwords(ids) == ["the", "dog", "bar@@", "ks", "<unk>"]
     assert TOKENIZER.vocabulary_size == len(BY_ID)
 
 
@@ -87,9 +87,9 @@ def test_wrong_lists(by_id, separator, message):
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\xff", b"[]", b"3", b'{"pieces": []}', b'{"pieces": {}, "separator": "@@"}'),
-        b'{"pieces": [1, 2, 3, 4], "separator": "@@"}',
-        json.dumps({"pieces": BY_ID, "separator": 3}).encode(),
+        *(b"", b"\xff", b"[]", b"3", b'{"subwords": []}', b'{"subwords": {}, "separator": "@@"}'),
+        b'{"subwords": [1, 2, 3, 4], "separator": "@@"}',
+        json.dumps({"subwords": BY_ID, "separator": 3}).encode(),
     ],
 )
 def test_wrong_files(content):

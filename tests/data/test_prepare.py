@@ -17,8 +17,9 @@ import pytest
 
 from gnmt.data import preprocess as encoding
 from gnmt.data import preprocess as module
+from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import FilesCorpus
-from gnmt.data.parallel_text import Cleaning, ParallelFiles
+from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.preprocess import preprocess, preprocessed_folder
 from gnmt.data.store import PreprocessedData, StoreWriter, read_preprocessed
 from gnmt.data.tokenizer import TokenizerOptions

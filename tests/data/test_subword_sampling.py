@@ -82,7 +82,7 @@ def test_every_cut_reads_the_same(tokenizers: Any, text: str, kind: str, name: s
     # What is whole in the usual cut stays so: symbols, and bytes or UNK for characters without a piece.
     table = PieceTable.read(tokenizer.to_bytes())
     whole = [id for id, piece in enumerate(table.pieces) if piece.type in (UNKNOWN, BYTE)]
-    whole += [tokenizer.pieces(range(tokenizer.vocabulary_size)).index("<2de>")] if name == "symbols" else []
+    whole += [tokenizer.subwords(range(tokenizer.vocabulary_size)).index("<2de>")] if name == "symbols" else []
     assert [id for id in ids if id in whole] == [id for id in tokenizer.encode(text) if id in whole]
 
 
@@ -118,7 +118,7 @@ def test_cuts_of_today_are_those_of_tomorrow(kind: str, seed: int, pieces: str) 
 
 
 def _pieces(tokenizer: Tokenizer, text: str, alpha: float, seed: int) -> str:
-    return " ".join(tokenizer.pieces(tokenizer.encode_sampled(text, alpha, seed)))
+    return " ".join(tokenizer.subwords(tokenizer.encode_sampled(text, alpha, seed)))
 
 
 @pytest.mark.parametrize("word", ["mountains", "Brücke", "antwortet"])
@@ -173,7 +173,7 @@ def test_unigram_cuts_have_their_probability(tokenizers: Any, alpha: float) -> N
 def compare(tokenizer: Tokenizer, word: str, alpha: float, expected: Counter[tuple[str, ...]]) -> None:
     """Half the difference of the two distributions, summed: some sqrt(outcomes / 2 pi draws) where they agree."""
     draws = 4000
-    found = Counter(tuple(tokenizer.pieces(tokenizer.encode_sampled(word, alpha, seed))) for seed in range(draws))
+    found = Counter(tuple(tokenizer.subwords(tokenizer.encode_sampled(word, alpha, seed))) for seed in range(draws))
     assert found.keys() <= expected.keys()
     assert sum(expected.values()) == pytest.approx(1)
     difference = sum(abs(found[cut] / draws - chance) for cut, chance in expected.items()) / 2
@@ -215,7 +215,7 @@ def test_the_pieces_of_a_model_file(tokenizers: Any, kind: str) -> None:
     tokenizer = tokenizers[kind, "symbols"]
     table, processor = PieceTable.read(tokenizer.to_bytes()), tokenizer._processor
     assert table.kind == kind
-    assert [piece.text for piece in table.pieces] == tokenizer.pieces(range(tokenizer.vocabulary_size))
+    assert [piece.text for piece in table.pieces] == tokenizer.subwords(range(tokenizer.vocabulary_size))
     assert [piece.score for piece in table.pieces] == [processor.get_score(id) for id in range(len(table.pieces))]
     assert [piece.type == BYTE for piece in table.pieces] == [processor.is_byte(id) for id in range(len(table.pieces))]
     assert table.ids(UNKNOWN) == {"<unk>": UNK_ID}
@@ -264,10 +264,10 @@ def test_models_made_elsewhere(tokenizers: Any) -> None:
         for text in texts:
             check_bpe(tokenizer, text)
             ids = tokenizer.encode_sampled(text, 0.4, 3)
-            assert "".join(tokenizer.pieces(ids)) == "".join(tokenizer.pieces(tokenizer.encode(text)))
+            assert "".join(tokenizer.subwords(ids)) == "".join(tokenizer.subwords(tokenizer.encode(text)))
             assert not set(ids) & set(PieceTable.read(model).ids(UNUSED).values())
     assert any(
-        len(tokenizer.piece(id)) > 2 and "▁" in tokenizer.piece(id)[1:] for id in tokenizer.encode("the small x")
+        len(tokenizer.subword(id)) > 2 and "▁" in tokenizer.subword(id)[1:] for id in tokenizer.encode("the small x")
     )
 
 

@@ -113,7 +113,7 @@ def test_decode_never_fails_and_never_breaks_the_line(tokenizer: Tokenizer) -> N
 
 def test_decode_of_bytes(tokenizer: Tokenizer) -> None:
     # Byte fallback can produce the byte of a line break: one translation would become two lines.
-    byte = {int(tokenizer.piece(id)[3:5], 16): id for id in range(4, 260)}
+    byte = {int(tokenizer.subword(id)[3:5], 16): id for id in range(4, 260)}
     for broken in ("\n", "\r", "\x0b", "\x85", "\u2028", "\u2029", "\x1e"):
         ids = [byte[value] for value in f"a{broken}b".encode()]
         assert tokenizer.decode(ids) == "a b"
@@ -140,8 +140,8 @@ def test_byte_fallback_leaves_nothing_unknown(
 
 def test_user_symbols_stay_whole(lines: list[str], options: TokenizerOptions) -> None:
     tokenizer = train_tokenizer(lines, replace(options, user_symbols=["<2de>", "a,b"]))
-    assert "<2de>" in tokenizer.pieces(tokenizer.encode("<2de> house"))
-    assert tokenizer.pieces([4, 5]) == ["<2de>", "a,b"]
+    assert "<2de>" in tokenizer.subwords(tokenizer.encode("<2de> house"))
+    assert tokenizer.subwords([4, 5]) == ["<2de>", "a,b"]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -231,7 +231,7 @@ def test_foreign_checkpoint_entries(tokenizer: Tokenizer) -> None:
     source = good["source"]
     for entry, message in (
         (None, "must hold kind, files and framing"),
-        (source | {"kind": "words"}, "kind must be sentencepiece or pieces, found 'words'"),
+        (source | {"kind": "words"}, "kind must be sentencepiece or pretokenized, found 'words'"),
         (source | {"framing": {"bos": False, "eos": False}}, "framing must be"),
         (source | {"files": {}}, "must be a tensor of bytes"),
         (source | {"files": {"model": torch.zeros(9, dtype=torch.uint8)}}, "tokenizer: "),

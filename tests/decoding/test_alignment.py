@@ -87,7 +87,7 @@ def translated(tokenizers, source, target, attention):
 def test_sums_over_pieces_ends_and_ties_by_hand(tokenizers):
     """Source: 3 pieces of one word, 1 of another, EOS. The larger sum wins, the first of equal ones, EOS never."""
     source, target = "Ω dog", "the dog"
-    pieces = tokenizers.source.pieces(tokenizers.source.encode(source))
+    pieces = tokenizers.source.subwords(tokenizers.source.encode(source))
     assert pieces == ["▁", "<0xCE>", "<0xA9>", "▁dog"]
     assert len(tokenizers.target.encode(target)) == 2
     one = translated(

@@ -103,7 +103,7 @@ def test_hostile_lines_neither_crash_nor_shift_others(model, tokenizers):
 
 def test_a_line_break_that_the_model_says_becomes_a_space(model, tokenizers):
     """Byte fallback can say the byte 0x0A, and one translation would become two lines."""
-    line_break = next(i for i in range(tokenizers.target.vocabulary_size) if tokenizers.target.piece(i) == "<0x0A>")
+    line_break = next(i for i in range(tokenizers.target.vocabulary_size) if tokenizers.target.subword(i) == "<0x0A>")
     dog = tokenizers.source.encode("dog")
     translator = Translator(model, tokenizers, OPTIONS, FP32)
     translator.tokenizers = Tokenizers(FixedEncoding([*dog, line_break, *dog]), tokenizers.target)

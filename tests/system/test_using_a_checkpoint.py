@@ -285,7 +285,7 @@ def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
     assert described["step"] == contents["step"]
     assert described["best"] == contents["best"]
     assert described["config"]["model"]["embedding_size"] == 16
-    assert described["tokenizers"]["source"]["pieces"] == 420
+    assert described["tokenizers"]["source"]["subwords"] == 420
     parameters = described["parameters"]
     in_all = parameters.pop("in all")
     assert in_all == sum(parameters.values())
