@@ -1,176 +1,50 @@
-"""Measures speed against a straightforward implementation, in the same run and in turns.
+"""Measure speed against a plain implementation, in the same process and by turns.
 
   python scripts/benchmark.py                                              translation: hours on two cores
   python scripts/benchmark.py beams=[5] batch_sizes=[32] lengths=[equal] precisions=[int8]   one cell
   python scripts/benchmark.py sizes=[multi30k] output=decoding.json
-  python scripts/benchmark.py sizes=[] checkpoint=runs/demo/best.pt        that model's weights
+  python scripts/benchmark.py sizes=[] checkpoint=runs/demo/best.pt        the model of a checkpoint
   python scripts/benchmark.py device=cuda precisions=[bf16]
-  python scripts/benchmark.py beams=[5] batch_sizes=[32] profile=traces    where the time goes as well
-  python scripts/benchmark.py task=training                                updates of training, minutes on two cores
+  python scripts/benchmark.py beams=[5] batch_sizes=[32] profile=traces    profiles besides the times
+  python scripts/benchmark.py task=training                                training updates: minutes on two cores
   python scripts/benchmark.py task=training sizes=[middle] precisions=[bf16] profile=traces
-  python scripts/benchmark.py task=length                                  updates over the length of sentences
+  python scripts/benchmark.py task=length                                  training updates over sentence length
   python scripts/benchmark.py task=length sizes=[claims/gnmt,claims/transformer] sentence_tokens=[20,200]
 
-The baselines (benchmarks/baseline.py, benchmarks/training_baseline.py) run in fp32; `ratio` is their time divided by a
-system's. Translations have lengths set beforehand, so that all take the same steps. Of training, `utilization` is the
-arithmetic that the model needs, over time and over the speed of the best matrix product of that precision in the same
-run; memory is that above weights, gradients and optimizer state. That both compute the same is checked first.
-Over the length of sentences systems are measured beside each other, without a baseline.
-The table goes to stdout, all figures as JSON to output=.
+The baselines (benchmarks/baseline.py, benchmarks/training_baseline.py) run in fp32, and `ratio` is their time divided
+by that of this project. Each translation has a fixed length, so that both take the same number of steps. That both
+compute the same is checked first. For training, `utilization` is the model's arithmetic per second, divided by that of
+the fastest matrix product in the same precision and run; memory does not count weights, gradients and optimizer state.
+Over sentence length, the systems are compared with each other and not with a baseline.
+The table is printed to stdout; output= writes all figures as JSON.
 
 Main keys:
   task                      decoding, training, length
-  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 pieces), multi30k (2+2 of 256, 10,000), tiny
+  sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 subwords), multi30k (2+2 of 256, 10,000), tiny
                             training: gnmt, middle (4+4 of 512, 8,000), small (2+2 of 256, 10,000), tiny
-                            length: names of experiments, whose models are trained from random weights
-  precisions, lengths       lists; every combination is measured, and for decoding with every one of
+                            length: names of experiments, whose models start from random weights
+  precisions, lengths       lists; every combination is measured, for decoding also with every one of
   beams, batch_sizes
-  sentence_tokens           length: tokens of a sentence, a list; batch_tokens of an update stay as many
-  repetitions               measurements of each, of which the median counts
+  sentence_tokens           length: a list of tokens per sentence; batch_tokens of an update stays the same
+  repetitions               number of measurements; the median is reported
 """
 
-import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
-
-from benchmarks import decoding, length, training
-from benchmarks.measuring import header, row
-from benchmarks.profiling import profile_workload
-from gnmt.config.cli import entry
+from gnmt.config.cli import run_command
 from gnmt.config.schema import BenchmarkConfig
-from gnmt.device import choose_device, choose_precision, device_name
-from gnmt.errors import InputError
-from gnmt.fileio import write_atomically
-
-TASKS = {"decoding": decoding, "training": training, "length": length}
-ALLOWED = {
-    "decoding": {"sizes": tuple(decoding.SIZES), "lengths": decoding.LENGTHS, "precisions": decoding.PRECISIONS},
-    "training": {"sizes": tuple(training.SIZES), "lengths": training.LENGTHS, "precisions": training.PRECISIONS},
-    "length": {"lengths": length.LENGTHS, "precisions": training.PRECISIONS},
-}
-
-# What else the figures of a task depend on.
-SETTINGS = {"decoding": ["source_tokens"], "training": ["dropout"], "length": ["batch_tokens"]}
 
 
-@entry("benchmark")
 def main(cfg: BenchmarkConfig) -> None:
-    check_lists(cfg)
-    device = choose_device(cfg.device)
-    precisions = list(dict.fromkeys(choose_precision(name, device).name for name in cfg.precisions))
-    task: Any = TASKS[cfg.task]
-    makers = {"decoding": decoding_workloads, "training": training_workloads, "length": length_workloads}
-    workloads: Sequence[Any] = makers[cfg.task](cfg)
-    print(header(task.COLUMNS))
-    figures, profiles = [], []
-    for workload in workloads:
-        for figure in task.measure(workload, precisions, cfg.repetitions, cfg.memory):
-            print(row(task.COLUMNS, figure), flush=True)
-            figures.append(asdict(figure))
-        for name in precisions if cfg.profile is not None else []:
-            profiles.append(profile_workload(workload, name, Path(cfg.profile)))
-            print(profiles[-1], flush=True)
-    if cfg.output is not None:
-        write(Path(cfg.output), {"setting": setting(cfg), "figures": figures}, profiles)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not part of the package
+    from benchmarks.tasks import run_benchmark
 
-
-def decoding_workloads(cfg: BenchmarkConfig) -> list[decoding.Workload]:
-    return decoding.workloads(
-        [*cfg.sizes, *([] if cfg.checkpoint is None else [cfg.checkpoint])],
-        list(cfg.lengths),
-        list(cfg.beams),
-        list(cfg.batch_sizes),
-        num_batches=cfg.num_batches,
-        source_tokens=cfg.source_tokens,
-        seed=cfg.seed,
-        device=str(choose_device(cfg.device)),
-        trusted_packages=tuple(cfg.trusted_packages),
-    )
-
-
-def training_workloads(cfg: BenchmarkConfig) -> list[training.TrainingWorkload]:
-    """Each size is compared with the baseline first, and the result printed."""
-    device = str(choose_device(cfg.device))
-    workloads = [
-        training.TrainingWorkload(size, lengths, cfg.dropout, cfg.num_batches, cfg.seed, device)
-        for size in cfg.sizes
-        for lengths in cfg.lengths
-    ]
-    for workload in {workload.size: workload for workload in workloads}.values():
-        print(training.check_equality(workload), flush=True)
-    return workloads
-
-
-def length_workloads(cfg: BenchmarkConfig) -> list[length.LengthWorkload]:
-    return length.workloads(
-        list(cfg.sizes),
-        list(cfg.sentence_tokens),
-        batch_tokens=cfg.batch_tokens,
-        num_batches=cfg.num_batches,
-        seed=cfg.seed,
-        device=str(choose_device(cfg.device)),
-    )
-
-
-def check_lists(cfg: BenchmarkConfig) -> None:
-    """What the schema cannot say of lists."""
-    for key, choices in ALLOWED[cfg.task].items():
-        for value in getattr(cfg, key):
-            if value not in choices:
-                raise InputError(f"{key}: found {value}, allowed are {', '.join(choices)}, as in {key}=[{choices[0]}]")
-    for key, least in (("beams", 1), ("batch_sizes", 1), ("sentence_tokens", 2)):
-        for value in getattr(cfg, key):
-            if value < least:
-                raise InputError(f"{key}: found {value}, allowed are numbers of at least {least}")
-    if not cfg.sizes and (cfg.checkpoint is None or cfg.task != "decoding"):
-        place = " or checkpoint=" if cfg.task == "decoding" else ""
-        known = ALLOWED[cfg.task].get("sizes")
-        names = "names of experiments" if known is None else f"of {', '.join(known)}"
-        raise InputError(f"there is nothing to measure: give sizes= ({names}){place}")
-    if cfg.checkpoint is not None and cfg.task != "decoding":
-        raise InputError(f"checkpoint={cfg.checkpoint} is for task=decoding; training is measured from random weights")
-    for key in ("lengths", "precisions", "beams", "batch_sizes", "sentence_tokens"):
-        if not getattr(cfg, key):
-            raise InputError(f"{key} is empty: name at least one")
-
-
-def setting(cfg: BenchmarkConfig) -> dict[str, object]:
-    """What the figures depend on besides the workload."""
-    device = choose_device(cfg.device)
-    return {
-        "task": cfg.task,
-        "device": str(device),
-        "hardware": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "repetitions": cfg.repetitions,
-        "num_batches": cfg.num_batches,
-        **{key: getattr(cfg, key) for key in SETTINGS[cfg.task]},
-        "seed": cfg.seed,
-    }
-
-
-def write(output: Path, contents: dict[str, object], profiles: list[str]) -> None:
-    """The figures as JSON, and the profiles beside them."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, (json.dumps(contents, indent=2) + "\n").encode())
-        if profiles:
-            write_atomically(output.with_suffix(".profile.txt"), "\n".join(profiles).encode())
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    print(f"figures: {output}")
+    run_benchmark(cfg)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "benchmark")

@@ -1,39 +1,40 @@
-"""A table of any set of runs: settings that differ, dev and test figures, mean and spread over seeds.
+"""Compare training runs in a table: the settings that differ, dev and test scores, mean and spread over seeds.
 
   python scripts/compare.py runs=runs
   python scripts/compare.py 'runs=[runs/a,runs/b]' format=tsv
   python scripts/compare.py runs=runs by_length=true figure=runs/by_length.png
-  python scripts/compare.py runs=runs plots=plots                          pictures beside the table
+  python scripts/compare.py runs=runs plots=plots                          plots besides the table
 
-Runs that differ in their seed alone share a row. Figures come from each run's TensorBoard events and best.pt, and from
-what evaluate.py wrote into the run's translations/ folder. Damaged and unfinished runs are named below the table.
+Runs that differ only in their seed share a row. The scores come from the TensorBoard events and the best.pt of each
+run, and from the files that evaluate.py wrote into the run's translations/ folder. Damaged and unfinished runs are
+listed below the table.
 
 Main keys:
-  runs        folders of runs, or folders that hold them at any depth
-  by_length   instead, BLEU for each range of source lengths, of what evaluate.py wrote
-  figure      with by_length, a picture of it to write: .png, .svg or .pdf
-  plots       folder for BLEU over length, dev loss and BLEU over updates, gradient norm by layer, as PNG
+  runs        folders of runs, or folders that contain runs at any depth
+  by_length   true: BLEU for each range of source lengths instead, from the files of evaluate.py
+  figure      with by_length=true: the figure to write, .png, .svg or .pdf
+  plots       folder for plots as PNG: BLEU over length, dev loss and BLEU over updates, gradient norm by layer
   format      markdown or tsv
 """
 
-import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
 import logging
 from pathlib import Path
 
-from gnmt.config.cli import entry
+from gnmt.config.cli import run_command
 from gnmt.config.schema import CompareConfig
 from gnmt.errors import InputError
-from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, draw_plots, write_figure
-from gnmt.evaluation.run_records import find_runs, read_runs
-from gnmt.fileio import encodable
 
 log = logging.getLogger(__name__)
 
 
-@entry("compare")
 def main(cfg: CompareConfig) -> None:
+    from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, draw_plots, write_figure
+    from gnmt.evaluation.run_records import find_runs, read_runs
+    from gnmt.fileio import encodable
+
     if cfg.figure is not None and not (cfg.by_length and cfg.figure.endswith((".png", ".svg", ".pdf"))):
         raise InputError(f"figure={cfg.figure} needs by_length=true and a name that ends in .png, .svg or .pdf")
     folders = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
@@ -49,4 +50,4 @@ def main(cfg: CompareConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "compare")

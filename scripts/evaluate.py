@@ -1,44 +1,44 @@
-"""BLEU, chrF and TER of a checkpoint on a test set, with sacreBLEU's signatures.
+"""Evaluate a checkpoint on a test set: BLEU, chrF and TER with sacreBLEU's signatures.
 
-  python scripts/evaluate.py checkpoint=runs/demo/best.pt                 the data's only test set
+  python scripts/evaluate.py checkpoint=runs/demo/best.pt                 the only test set of the data
   python scripts/evaluate.py checkpoint=runs/demo/best.pt test_set=dev
   python scripts/evaluate.py checkpoint=runs/demo/best.pt source=a.en target=a.de
   python scripts/evaluate.py checkpoint=runs/demo/best.pt decoding.beam_size=1 output=greedy
   python scripts/evaluate.py checkpoint=runs/x/last.pt weights=raw test_set=dev
 
-Writes <test set>.<checkpoint>.json and .txt (the translations) to the run's translations/ folder and the figures to its
-TensorBoard, or only the files to output=. Of a checkpoint outside of any run they go to <its name>.translations/ beside
-it, as of average.pt to average.translations/. Decoding other than the recorded one is part of the names. Nothing takes
-the place of figures of other text or of other checkpoints: those that would get 8 digits in their name. On dev, with
-the recorded decoding, it gives the BLEU of training.
+The scores (.json) and the translations (.txt) are written to the translations/ folder of the checkpoint's run, and the
+scores to its TensorBoard events; with output=, to that folder only. For a checkpoint outside of any run, such as
+average.pt, the folder is average.translations/ beside it. File names tell the test set, the checkpoint, and decoding
+options that differ from the recorded ones. No file of other text or of another checkpoint is overwritten. On dev, with
+the recorded decoding, BLEU equals that of training.
 
 Main keys:
-  checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
+  checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]
   test_set           a named test set of the training's data, or dev
-  source, target     any other pair of files instead
-  decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
-  weights            of a run with trainer.ema_decay: averaged (default), or raw, those that training goes on with
-  max_source_tokens  longer lines are translated in pieces
+  source, target     instead of test_set: a pair of files
+  decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
+  weights            of a run with trainer.ema_decay: averaged (default) or raw
+  max_source_tokens  longer lines are translated in segments
   num_alignments     draws the attention of the first sentences, beside the translations
-  bleu_tokenize, lowercase   how BLEU is counted; by default as the training's data config says, with case
+  bleu_tokenize, lowercase   BLEU's tokenization and case; by default as in the training's data config, with case
 """
 
-import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
 from dataclasses import asdict
 from pathlib import Path
 
-from gnmt.config.cli import entry
+from gnmt.config.cli import run_command
 from gnmt.config.schema import EvaluateConfig
-from gnmt.decoding.translator import load_translator
 from gnmt.errors import InputError, counted
-from gnmt.evaluation.evaluate import TrainedData, evaluate, file_pairs, variant_of
-from gnmt.evaluation.metrics import check_tokenizer
 
 
-@entry("evaluate")
 def main(cfg: EvaluateConfig) -> None:
+    from gnmt.decoding.translator import load_translator
+    from gnmt.evaluation.evaluate import TrainedData, evaluate, file_pairs, variant_of
+    from gnmt.evaluation.metrics import check_tokenizer
+
     if (cfg.source is None) != (cfg.target is None):
         raise InputError("source= and target= belong together: give both files, or a test_set=")
     if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
@@ -95,4 +95,4 @@ def main(cfg: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "evaluate")

@@ -1,40 +1,40 @@
-"""Turn raw parallel text into a preprocessed folder; train.py does the same by itself when needed.
+"""Preprocess raw parallel text. train.py does the same when it finds no preprocessed folder.
 
   python scripts/prepare.py                                            the embedded demo corpus
   python scripts/prepare.py data=multi30k data.folder=FOLDER tokenizer.vocab_size=6000
   python scripts/prepare.py data=files data.train.source=a.en data.train.target=a.de \\
       data.dev.source=b.en data.dev.target=b.de data.preprocessed=preprocessed/mine
 
-The folder holds the tokenizer, the training pairs as memory-mapped ids and text, dev and test text, a report of
-what cleaning left out, and a manifest. With the same inputs and settings again, nothing is done.
+The preprocessed folder holds the tokenizer, the training pairs as memory-mapped ids and as text, dev and test text, a
+report of the pairs that cleaning removed, and a manifest. A second run with the same inputs and settings does nothing.
 
 Main keys:
-  data, tokenizer    what to prepare and how to cut it into pieces
-  data.cleaning.*    limits of length and ratio, duplicates, identical and blank sides
-  data.preprocessed      the folder; by default preprocessed/<name>-<digest of the settings>
-  overwrite          true replaces a folder that was made from other inputs or settings
+  data, tokenizer    the corpus, and how its text is split into subwords
+  data.cleaning.*    limits of length and length ratio, duplicates, pairs with identical or blank sides
+  data.preprocessed  the folder; by default preprocessed/<name>-<digest of the settings>
+  overwrite          true: replace a folder that was made from other inputs or settings
 """
 
-import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
-from gnmt.config.build import build
-from gnmt.config.cli import entry
+from gnmt.config.cli import run_command
 from gnmt.config.schema import PrepareConfig
-from gnmt.data.preprocess import preprocess
-from gnmt.errors import counted
 
 
-@entry("prepare")
 def main(cfg: PrepareConfig) -> None:
+    from gnmt.config.build import build
+    from gnmt.data.preprocess import preprocess
+    from gnmt.errors import counted
+
     preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
-    print(
-        f"{preprocessed.folder}: {counted(len(preprocessed.store), 'training pair')}, {counted(len(preprocessed.dev), 'dev pair')}"
-    )
+    training_pairs = counted(len(preprocessed.store), "training pair")
+    dev_pairs = counted(len(preprocessed.dev), "dev pair")
+    print(f"{preprocessed.folder}: {training_pairs}, {dev_pairs}")
     for name, pairs in preprocessed.tests.items():
         print(f"test set {name}: {counted(len(pairs), 'pair')}")
     print(preprocessed.report.text(), end="")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "prepare")

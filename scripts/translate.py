@@ -6,43 +6,44 @@
   python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.jsonl format=jsonl decoding.n_best=3
   torchrun --nproc-per-node=2 scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de
 
-Line N of the output translates line N of the input; a blank line stays blank. The output file appears when it is
-complete. Until then what is done lies in <output>.part, and after any interruption the same command goes on from there;
-with other settings or another input it stops and says what differs. At a terminal, without input=, each line is
-answered as it is typed. Started by torchrun, several processes share the file; the output is that of one.
+Line N of the output is the translation of line N of the input; a blank line stays blank. The output file appears when
+it is complete. Until then the finished lines are kept in <output>.part, and the same command resumes after an
+interruption. With other settings or another input it stops and lists the differences. At a terminal, without input=,
+each line is translated as soon as it is typed. Several processes, started by torchrun, share the work on a file and
+write the same output as one.
 
 Main keys:
-  checkpoint         best.pt of a run, or any other of its checkpoints; several are an ensemble: [a.pt,b.pt]
+  checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]
   input, output      UTF-8 text files, plain or .gz; - is standard input or output
-  output_folder      where several inputs go, each under its own name
+  output_folder      for several inputs: the folder of the outputs, each with the name of its input
   format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true)
-  prefixes           a file that says how each translation begins
-  resume             auto goes on with <output>.part; never begins anew
-  decoding.*         beam_size, length_penalty_alpha, …: replaces what the training recorded
-  max_source_tokens  longer lines are translated in pieces, cut at sentence ends where there are any
-  device, precision  auto takes CUDA and bf16 where the hardware has them
+  prefixes           a file with the beginning of each translation
+  resume             auto: resume from <output>.part; never: restart from scratch
+  decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
+  max_source_tokens  longer lines are translated in segments, which end at sentence ends where possible
+  device, precision  auto selects CUDA and bf16 if the hardware has them
 """
 
-import gnmt.signals  # noqa: F401 (before all else: Ctrl-C while the others load)
+import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
-from gnmt.config.build import resolve
-from gnmt.config.cli import entry
+from gnmt.config.cli import run_command
 from gnmt.config.schema import TranslateConfig
-from gnmt.decoding.translator import load_translator
-from gnmt.device import set_onednn_cache_capacity
-from gnmt.distributed import current_ranks, report_once
-from gnmt.translation.formats import OutputFormat
-from gnmt.translation.translate_files import MadeFrom, plan_jobs, translate_files
 
-# Of oneDNN, which keeps 1,024 for batches of all sizes that a long file brings: as fast, and memory that grows less.
-CPU_KERNELS = 512
+# oneDNN's default is 1,024. With the many batch shapes of a long file, 512 is as fast and uses less memory.
+ONEDNN_CACHE_CAPACITY = 512
 
 
-@entry("translate")
 def main(cfg: TranslateConfig) -> None:
-    set_onednn_cache_capacity(CPU_KERNELS)
-    values = resolve(cfg)  # plain lists and dictionaries
+    from gnmt.config.build import resolve
+    from gnmt.decoding.translator import load_translator
+    from gnmt.device import set_onednn_cache_capacity
+    from gnmt.distributed import current_ranks, report_once
+    from gnmt.translation.formats import OutputFormat
+    from gnmt.translation.translate_files import MadeFrom, plan_jobs, translate_files
+
+    set_onednn_cache_capacity(ONEDNN_CACHE_CAPACITY)
+    values = resolve(cfg)
     checkpoints = [values["checkpoint"]] if isinstance(values["checkpoint"], str) else values["checkpoint"]
     jobs = plan_jobs(values["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
@@ -57,4 +58,4 @@ def main(cfg: TranslateConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "translate")

@@ -31,6 +31,8 @@ from types import ModuleType
 import pytest
 from filelock import FileLock
 
+from gnmt.config.cli import run_command as run_main
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 # A corpus and a model as small as the grammar allows: a run lasts two seconds.
@@ -111,10 +113,10 @@ def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> F
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [f"scripts/{script}.py", *overrides])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # entry sets it
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # run_command sets it
         handlers, level = list(root.handlers), root.level
         try:
-            load_script(script).main()
+            run_main(load_script(script).main, script)
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         finally:

@@ -1,4 +1,4 @@
-"""Building the objects that a checked config describes."""
+"""Building of the objects that a checked config describes: `_target_` names a class, the other keys its keywords."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnmt.errors import InputError, nearest, shown
 
+OWN_PACKAGES = ("gnmt", "torch.optim")
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Deferred:
-    """A component that is checked with the config and built later: `Annotated[Callable[..., X], Deferred(X, "name")]`.
+    """The annotation of a keyword whose component is checked with the config and built later.
 
-    Of its node the constructor gets a function, which takes the keywords `supplied`, known only at run time, and builds
-    the `kind`.
+    It is written `Annotated[Callable[..., X], Deferred(X, ("name",))]`. The constructor gets a function that builds the
+    component from the keywords which are known only at run time.
+
+    Args:
+        kind: the class that the component must be or derive from.
+        supplied: the keywords that the function takes.
     """
 
     kind: type
@@ -29,30 +36,82 @@ class Deferred:
 
 
 def deferred_component(hint: Any) -> Deferred | None:
-    """What a keyword is annotated with that takes a component to be built later; None for any other."""
+    """Return the `Deferred` of an annotation; None if it has none."""
     arguments = get_args(hint) if get_origin(hint) is Annotated else ()
     return next((item for item in arguments[1:] if isinstance(item, Deferred)), None)
 
 
-OWN_PACKAGES = ("gnmt", "torch.optim")
-DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+def resolve(cfg: Any) -> dict[str, Any]:
+    """Return the config as plain dictionaries, lists and scalars, with interpolations filled in.
+
+    Checkpoints hold it in this form. Raises InputError for an interpolation of a key that does not exist. Missing
+    values stay "???".
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def build(node: Any, **supplied: Any) -> Any:
+    """Return the object that a checked node describes.
+
+    Inner nodes are built first; a node under a `Deferred` keyword becomes a function that builds it.
+    `hydra.utils.instantiate` is not used: it copies the supplied objects, so that an optimizer would update copies of
+    the parameters, and it fills in interpolations in the text of foreign checkpoints.
+
+    Args:
+        node: a plain dictionary, taken as it is (text stays text), or a DictConfig, which is resolved.
+        supplied: keywords that the program gives itself.
+    """
+    if isinstance(node, DictConfig):
+        node = resolve(node)
+    # The check has decided which packages are trusted, so here the package of the target is.
+    component = find_class(node["_target_"], trusted_packages=(node["_target_"].split(".")[0],))
+    hints = constructor_hints(component)
+    values = {name: _build_value(value, hints.get(name)) for name, value in node.items() if name != "_target_"}
+    return component(**values, **supplied)
+
+
+def _build_value(value: Any, hint: Any = None) -> Any:
+    """Return a keyword's value with the components in it built; hint: the keyword's annotation."""
+    if deferred_component(hint) is not None:
+        return None if value is None else functools.partial(build, value)
+    if isinstance(value, Mapping):
+        return build(value) if "_target_" in value else {key: _build_value(item) for key, item in value.items()}
+    return [_build_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def decoding_node(recorded: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """Return the decoding options of a command: the given ones, completed by those that the checkpoint recorded.
+
+    A given node with `_target_` (`decoding=paper`) is complete. Otherwise each value that is not null replaces the
+    recorded one.
+    """
+    options = resolve(given)
+    if "_target_" in options:
+        return options
+    return {**recorded, **{name: value for name, value in options.items() if value is not None}}
 
 
 def find_class(target: object, trusted_packages: Collection[str] = ()) -> type:
-    """The class of that dotted name. Raises InputError for anything but a class defined in a trusted package.
+    """Return the class with a dotted name.
 
-    Only modules of these packages are imported, and the walk from a module to the class goes through classes
-    alone: `torch.optim.optimizer.torch.load` would otherwise lead out again.
+    Only modules of gnmt, torch.optim and the trusted packages are imported. The names after the module may pass only
+    through classes, because modules would lead out of the packages again: `torch.optim.optimizer.torch.load`.
+    Raises InputError for anything but a class that is defined in one of the packages.
     """
     packages = (*OWN_PACKAGES, *trusted_packages)
     if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
         raise InputError(f"found {shown(target)}, allowed is the dotted name of a class, such as torch.optim.Adam")
-    if not lies_in(target, packages):
+    if not _lies_in(target, packages):
         raise InputError(
             f"found {target}, which lies outside the trusted packages ({', '.join(packages)}) and was not imported; "
             f"if you trust it, add trusted_packages=[{target.split('.')[0]}] to the command line"
         )
-    found, names = import_module_of(target, packages)
+    found, names = _import_module_of(target, packages)
     for name in names:
         parent, found = found, inspect.getattr_static(found, name, None)
         if not isinstance(found, type):
@@ -60,22 +119,22 @@ def find_class(target: object, trusted_packages: Collection[str] = ()) -> type:
             classes = [key for key, value in vars(parent).items() if isinstance(value, type)]
             raise InputError(f"found {target}, but {name} {what}{nearest(name, classes)}")
     assert isinstance(found, type)
-    if not lies_in(dotted_name(found), packages):
+    if not _lies_in(dotted_name(found), packages):
         raise InputError(f"found {target}, which is {dotted_name(found)}, outside {', '.join(packages)}")
     return found
 
 
-def import_module_of(target: str, packages: Collection[str]) -> tuple[object, list[str]]:
-    """The innermost module on the way to target, imported, and the names that lead on from it."""
+def _import_module_of(target: str, packages: Collection[str]) -> tuple[object, list[str]]:
+    """Import the innermost module of a dotted name; return it and the names that follow it."""
     parts = target.split(".")
     for length in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:length])
-        if not lies_in(name, packages):
+        if not _lies_in(name, packages):
             break
         try:
             return importlib.import_module(name), parts[length:]
         except ModuleNotFoundError as error:
-            if error.name is None or not lies_in(name, (error.name,)):
+            if error.name is None or not _lies_in(name, (error.name,)):
                 raise InputError(f"found {target}, whose module needs {error.name}, which is not installed") from error
     raise InputError(
         f"found {target}, but there is no module {'.'.join(parts[:-1])}; is the name right, and is the package "
@@ -84,75 +143,18 @@ def import_module_of(target: str, packages: Collection[str]) -> tuple[object, li
 
 
 def constructor_hints(component: type) -> dict[str, Any]:
-    """The types that the constructor's keywords are annotated with; none where they cannot be read."""
+    """Return the annotations of the constructor's keywords; none if they cannot be evaluated."""
     try:
         return get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
     except NameError:  # a foreign class that imports its types for the type checker only
         return {}
 
 
-def lies_in(name: str, packages: Collection[str]) -> bool:
-    """Whether a dotted name is one of the packages or inside one."""
+def _lies_in(name: str, packages: Collection[str]) -> bool:
+    """Return whether a dotted name is one of the packages or inside one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def dotted_name(kind: type) -> str:
-    """A class as it would be named in a config."""
+    """Return the dotted name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def resolve(cfg: Any) -> dict[str, Any]:
-    """The config as plain dictionaries, lists and scalars, interpolations filled in: what a checkpoint keeps.
-
-    Raises InputError for an interpolation that leads nowhere. Missing values stay "???".
-    """
-    try:
-        plain = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(interpolation_message(error)) from None
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def build(node: Any, **supplied: Any) -> Any:
-    """The object that a checked node describes; `supplied` are the keywords that the program gives itself.
-
-    Inner nodes are built first; those of `Deferred` keywords become functions that build them. Plain dictionaries are
-    taken as they are (text stays text), DictConfigs are resolved. Done here and not by `hydra.utils.instantiate`, which
-    copies what is supplied (an optimizer would step on copies of the parameters), interpolates text of foreign
-    checkpoints and changes with Hydra 1.4.
-    """
-    if isinstance(node, DictConfig):
-        node = resolve(node)
-    # Which packages are trusted was decided by the check; here the target's own package is as good as any.
-    component = find_class(node["_target_"], trusted_packages=(node["_target_"].split(".")[0],))
-    hints = constructor_hints(component)
-    values = {name: build_value(value, hints.get(name)) for name, value in node.items() if name != "_target_"}
-    return component(**values, **supplied)
-
-
-def build_value(value: Any, hint: Any = None) -> Any:
-    """A keyword's value with the components in it built; hint: the keyword's annotation."""
-    if deferred_component(hint) is not None:
-        return None if value is None else functools.partial(build, value)
-    if isinstance(value, Mapping):
-        return build(value) if "_target_" in value else {key: build_value(item) for key, item in value.items()}
-    return [build_value(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def decoding_node(recorded: Mapping[str, Any], asked: Any) -> dict[str, Any]:
-    """The decoding that a command asked for over the one that its checkpoint recorded.
-
-    A node with `_target_` (`decoding=paper`) is complete and replaces all; otherwise every value that is not
-    null replaces that one option.
-    """
-    options = resolve(asked)
-    if "_target_" in options:
-        return options
-    return {**recorded, **{name: value for name, value in options.items() if value is not None}}
-
-
-def interpolation_message(error: OmegaConfBaseException) -> str:
-    """OmegaConf's complaint about a `${...}`, on one line with the key that holds it."""
-    key = error.full_key or "the config"
-    return f"{key}: {str(error).splitlines()[0]}"

@@ -1,4 +1,8 @@
-"""Root keys of every command's config, with their types."""
+"""The root keys of every command's config, with their types.
+
+The metadata of a key says what a type cannot: a range, choices, a pattern, or that the value is a component. The groups
+below it have no schema of their own: their ranges and choices are annotations of the constructors.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,47 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from gnmt.config.validate import Range
-from gnmt.device import PRECISIONS, SEARCH_PRECISIONS
 
 
 def choice(*choices: str) -> dict[str, Any]:
-    """A text that must be one of these."""
-    return {"choices": choices}
+    """Return the metadata of a text that must be one of the choices."""
+    return {"choices": lambda: choices}
 
 
 def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any]:
-    """A node with `_target_` and the constructor's keywords.
+    """Return the metadata of a component, a node with `_target_` and the keywords of its class.
 
-    kind: the dotted name of the class that the target must be or derive from. supplied: keywords that the
-    program gives itself. partial: a node without `_target_` is allowed too, it replaces single options of kind.
+    Args:
+        kind: the dotted name of the class that the target must be or derive from.
+        supplied: keywords that the program gives itself.
+        partial: also allow a node without `_target_`, which replaces single options of `kind`.
     """
     return {"component": kind, "supplied": supplied, "partial": partial}
 
 
+# gnmt.device imports torch, which takes a second: too long for --help and --cfg job.
+
+
+def _precisions() -> tuple[str, ...]:
+    from gnmt.device import PRECISIONS
+
+    return PRECISIONS
+
+
+def _search_precisions() -> tuple[str, ...]:
+    from gnmt.device import SEARCH_PRECISIONS
+
+    return SEARCH_PRECISIONS
+
+
+PRECISION = {"choices": _precisions}
+SEARCH_PRECISION = {"choices": _search_precisions}
+RECORDED_OR_SEARCH_PRECISION = {"choices": lambda: ("recorded", *_search_precisions())}
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
 SEED = {"range": Range(0)}
-AT_LEAST_ZERO = {"range": Range(0)}
-AT_LEAST_ONE = {"range": Range(1)}
+AT_LEAST_0 = {"range": Range(0)}
+AT_LEAST_1 = {"range": Range(1)}
 PATHS = {"paths": True}
-ENSEMBLE = choice("log_probs", "probabilities")
-MAX_SOURCE_TOKENS = {"range": Range(2)}
 CORPUS = component("gnmt.data.corpora.Corpus")
 TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
 SEARCH = "gnmt.decoding.options.SearchOptions"
@@ -40,17 +61,17 @@ SEARCH = "gnmt.decoding.options.SearchOptions"
 
 @dataclass
 class TrainConfig:
-    """scripts/train.py"""
+    """Root keys of scripts/train.py."""
 
     name: str | None = MISSING
     runs: str = MISSING
     seed: int = field(default=MISSING, metadata=SEED)
     device: str = field(default=MISSING, metadata=DEVICE)
-    precision: str = field(default=MISSING, metadata=choice(*PRECISIONS))
+    precision: str = field(default=MISSING, metadata=PRECISION)
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     initialize_from: str | None = MISSING
     deterministic: bool = MISSING
-    onednn_cache_capacity: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
+    onednn_cache_capacity: int | None = field(default=MISSING, metadata=AT_LEAST_1)
     trusted_packages: list[str] = MISSING
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
@@ -70,7 +91,7 @@ class TrainConfig:
 
 @dataclass
 class PrepareConfig:
-    """scripts/prepare.py"""
+    """Root keys of scripts/prepare.py."""
 
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
@@ -80,20 +101,20 @@ class PrepareConfig:
 
 @dataclass
 class TranslatorConfig:
-    """The keys that every command with a translator has (gnmt.decoding.translator)."""
+    """Keys of every command that loads a translator, see gnmt.decoding.translator."""
 
     checkpoint: Any = field(default=MISSING, metadata=PATHS)
-    ensemble: str = field(default=MISSING, metadata=ENSEMBLE)
-    max_source_tokens: int = field(default=MISSING, metadata=MAX_SOURCE_TOKENS)
+    ensemble: str = field(default=MISSING, metadata=choice("log_probs", "probabilities"))
+    max_source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
     device: str = field(default=MISSING, metadata=DEVICE)
-    precision: str = field(default=MISSING, metadata=choice(*SEARCH_PRECISIONS))
+    precision: str = field(default=MISSING, metadata=SEARCH_PRECISION)
     trusted_packages: list[str] = MISSING
     decoding: Any = field(default=MISSING, metadata=component(SEARCH, partial=True))
 
 
 @dataclass
 class EvaluateConfig(TranslatorConfig):
-    """scripts/evaluate.py"""
+    """Root keys of scripts/evaluate.py."""
 
     test_set: str | None = MISSING
     source: str | None = MISSING
@@ -102,16 +123,16 @@ class EvaluateConfig(TranslatorConfig):
     output: str | None = MISSING
     bleu_tokenize: str | None = MISSING
     lowercase: bool = MISSING
-    num_alignments: int = field(default=MISSING, metadata=AT_LEAST_ZERO)
+    num_alignments: int = field(default=MISSING, metadata=AT_LEAST_0)
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     weights: str = field(default=MISSING, metadata=choice("averaged", "raw"))
-    batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_ONE)
-    precision: str = field(default=MISSING, metadata=choice("recorded", *SEARCH_PRECISIONS))
+    batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_1)
+    precision: str = field(default=MISSING, metadata=RECORDED_OR_SEARCH_PRECISION)
 
 
 @dataclass
 class TranslateConfig(TranslatorConfig):
-    """scripts/translate.py"""
+    """Root keys of scripts/translate.py."""
 
     input: Any = field(default=MISSING, metadata=PATHS)
     output: str = MISSING
@@ -122,24 +143,24 @@ class TranslateConfig(TranslatorConfig):
     word_attention: bool = MISSING
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
-    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_1)
 
 
 @dataclass
 class ScoreConfig(TranslatorConfig):
-    """scripts/score.py"""
+    """Root keys of scripts/score.py."""
 
     source: str | None = MISSING
     target: str | None = MISSING
     input: str | None = MISSING
     output: str = MISSING
     format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))
-    batch_size: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    batch_size: int = field(default=MISSING, metadata=AT_LEAST_1)
 
 
 @dataclass
 class InspectConfig:
-    """scripts/inspect_checkpoint.py"""
+    """Root keys of scripts/inspect_checkpoint.py."""
 
     checkpoint: str = MISSING
     format: str = field(default=MISSING, metadata=choice("text", "json"))
@@ -148,18 +169,18 @@ class InspectConfig:
 
 @dataclass
 class AverageConfig:
-    """scripts/average_checkpoints.py"""
+    """Root keys of scripts/average_checkpoints.py."""
 
     checkpoints: list[str] = MISSING
     run: str | None = MISSING
-    last: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    last: int = field(default=MISSING, metadata=AT_LEAST_1)
     output: str = MISSING
     trusted_packages: list[str] = MISSING
 
 
 @dataclass
 class ImportConfig:
-    """scripts/import_checkpoint.py"""
+    """Root keys of scripts/import_checkpoint.py."""
 
     source: str = field(default=MISSING, metadata=choice("nvidia_gnmt", "safetensors"))
     checkpoint: str = MISSING
@@ -169,7 +190,7 @@ class ImportConfig:
 
 @dataclass
 class ExportConfig:
-    """scripts/export_checkpoint.py"""
+    """Root keys of scripts/export_checkpoint.py."""
 
     checkpoint: str = MISSING
     output: str = MISSING
@@ -178,26 +199,26 @@ class ExportConfig:
 
 @dataclass
 class CompareConfig:
-    """scripts/compare.py"""
+    """Root keys of scripts/compare.py."""
 
     runs: Any = field(default=MISSING, metadata=PATHS)
     by_length: bool = MISSING
     figure: str | None = MISSING
     plots: str | None = MISSING
-    gradient_updates: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    gradient_updates: int = field(default=MISSING, metadata=AT_LEAST_1)
     format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
     trusted_packages: list[str] = MISSING
 
 
 @dataclass
 class BenchmarkConfig:
-    """scripts/benchmark.py"""
+    """Root keys of scripts/benchmark.py."""
 
     task: str = field(default=MISSING, metadata=choice("decoding", "training", "length"))
     sizes: list[str] = MISSING
     lengths: list[str] = MISSING
     precisions: list[str] = MISSING
-    num_batches: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    num_batches: int = field(default=MISSING, metadata=AT_LEAST_1)
     checkpoint: str | None = MISSING
     beams: list[int] = MISSING
     batch_sizes: list[int] = MISSING
@@ -205,7 +226,7 @@ class BenchmarkConfig:
     dropout: float = field(default=MISSING, metadata={"range": Range(0, 1, open_high=True)})
     sentence_tokens: list[int] = MISSING
     batch_tokens: int = field(default=MISSING, metadata={"range": Range(4)})
-    repetitions: int = field(default=MISSING, metadata=AT_LEAST_ONE)
+    repetitions: int = field(default=MISSING, metadata=AT_LEAST_1)
     memory: bool = MISSING
     profile: str | None = MISSING
     output: str | None = MISSING

@@ -71,10 +71,10 @@ def test_infinite_pruning_and_more_samples_than_the_beam_is_wide_are_allowed():
 def test_single_options_are_judged_together_only_with_the_recorded_ones():
     """Whether n_best=7 is too many depends on the beam that the checkpoint recorded."""
     node = {"_target_": "gnmt.decoding.options.SearchOptions", "n_best": 7}
-    assert check_component(node, "decoding", whole=False) == []
+    assert check_component(node, "decoding", complete=False) == []
     [error] = check_component(node, "decoding")
     assert error.startswith("decoding.n_best is 7, but a beam of 5")
-    [error] = check_component({**node, "n_best": 0}, "decoding", whole=False)
+    [error] = check_component({**node, "n_best": 0}, "decoding", complete=False)
     assert error.startswith("decoding.n_best: found 0")
 
 

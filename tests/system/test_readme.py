@@ -64,7 +64,7 @@ def test_a_command_is_right(script: str, arguments: list[str], tmp_path, monkeyp
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     try:
-        cli.entry(Path(script).stem)(configs.append)()
+        cli.run_command(configs.append, Path(script).stem)
     except SystemExit as exit_:
         pytest.fail(f"{script} ended with {exit_.code}: {capsys.readouterr().err}")
     shown = capsys.readouterr().out

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from gnmt.config.build import build, decoding_node, find_class, resolve
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.schema import SCHEMAS
-from gnmt.config.validate import RANGES, check_component, check_config, check_optimizer
+from gnmt.config.validate import OPTIMIZER_RANGES, check_component, check_config, check_optimizer
 from gnmt.errors import InputError
 
 COMMANDS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
@@ -255,9 +255,10 @@ def test_other_optimizers_pass_through() -> None:
 
 
 def test_the_ranges_are_keywords_of_their_optimizers_and_hold_their_defaults() -> None:
-    for optimizer, ranges in RANGES.items():
+    for name, ranges in OPTIMIZER_RANGES.items():
+        optimizer = getattr(torch.optim, name)
         parameters = inspect.signature(optimizer).parameters
-        defaults = {name: parameters[name].default for name in ranges}
+        defaults = {keyword: parameters[keyword].default for keyword in ranges}
         assert check_optimizer(defaults, optimizer, "optimizer") == []
 
 
