@@ -89,7 +89,7 @@ class Ranks:
 
     @property
     def is_rank_0(self) -> bool:
-        """Whether this is the one process that writes and logs."""
+        """True for the one process that writes and logs."""
         return self.rank == 0
 
     def device_name(self, name: str) -> str:
@@ -271,12 +271,12 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
 class Failures:
     """The failure protocol of a job: the message of the first process that failed, in the store of all.
 
-    store: None for a process that runs alone, which has nobody to tell.
+    store: None for a process that runs alone, which has no others to end.
     """
 
     def __init__(self, rank: int, store: Store | None) -> None:
         self.own_is_first = False
-        """Whether the failure that ends all processes is this process's own."""
+        """True if the failure that ends all processes is this process's own."""
         self._rank = rank
         self._store = store
         self._concluded = False
