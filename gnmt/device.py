@@ -191,7 +191,7 @@ DETERMINISTIC_WORKSPACES = (":16:8", ":4096:2")
 
 @contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Inside this context, if `wanted`, operations return the same bits each time, on CUDA too.
+    """Make operations inside this context return the same bits each time, on CUDA too; do nothing unless `wanted`.
 
     Raises InputError for an operation without a deterministic kernel, and for a contradicting
     CUBLAS_WORKSPACE_CONFIG in the environment.

@@ -293,7 +293,7 @@ class Failures:
 
     @contextmanager
     def propagated(self) -> Iterator[None]:
-        """Inside this context, an exception that ends this process ends the others at their next check or barrier."""
+        """End the other processes, at their next check or barrier, if an exception leaves this context."""
         self._concluded = False
         try:
             yield

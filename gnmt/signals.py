@@ -48,7 +48,7 @@ def exit_code_of(interruption: KeyboardInterrupt) -> int:
 
 
 class StopRequest:
-    """Inside this context, a first SIGINT, SIGTERM or SIGUSR1 only requests a stop; a second one interrupts at once.
+    """Record a first SIGINT, SIGTERM or SIGUSR1 inside this context as a request to stop; interrupt at the second.
 
     The training loop reads `received` after every update, saves, and raises `stop(...)`.
     """
@@ -60,7 +60,7 @@ class StopRequest:
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Inside this context, a first signal, or one received earlier, raises Abandoned at once."""
+        """Raise Abandoned at a first signal inside this context, or at once if one was received earlier."""
         try:
             self._abandoning = True
             if self.received is not None:
@@ -106,9 +106,9 @@ def describe_stop(step: int, saved_step: int) -> str:
 
 @contextmanager
 def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
-    """Inside this context, a signal raises Interrupted with a message about what the same command would do next.
+    """Raise Interrupted at a signal inside this context; the message says what the same command will do next.
 
-    The training loop handles signals itself, by a `StopRequest`.
+    The training loop replaces this handler by a `StopRequest`.
     has_checkpoint: returns whether the run has a checkpoint to resume from.
     """
 
@@ -145,10 +145,10 @@ def ignore_signals() -> None:
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """Inside this context, SIGTERM raises Interrupted.
+    """Raise Interrupted at a SIGTERM inside this context.
 
-    A handler that the surrounding program has installed stays, and threads other than the main one, which cannot
-    install handlers, change nothing.
+    This does nothing if the surrounding program has a handler of its own, and nothing in threads other than the main
+    one, which cannot install handlers.
     """
     is_main_thread = threading.current_thread() is threading.main_thread()
     if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
