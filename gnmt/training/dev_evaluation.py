@@ -1,4 +1,8 @@
-"""What training asks of the dev set: loss, and BLEU of real translations."""
+"""Compute dev loss and BLEU during training.
+
+`DevEvaluator` translates the dev set with the same Translator that `evaluate.py` and `translate.py` use, and measures
+the loss of its references. `report_evaluation` writes the result to TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +30,24 @@ from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.signals import Abandoned
 from gnmt.training.objective import Objective
 
-LONGEST_PAIR = 1000
-"""Tokens on either side of a pair whose loss is measured."""
+MAX_PAIR_TOKENS = 1000
+"""Largest number of tokens on either side of a pair whose loss is measured."""
 TOKENS_PER_PAIR = 64
-"""Source and target tokens of a batch for the loss, padding counted, times the evaluation's batch size."""
+"""Source and target tokens, with padding, of a batch for the loss: at most this number times the batch size."""
 
 
 @dataclass(frozen=True)
 class DevResult:
-    """One evaluation. loss: unsmoothed nats per target token with EOS."""
+    """The result of one evaluation.
+
+    Args:
+        loss: unsmoothed nats per target token with EOS.
+        scores: of the translations.
+        sources: the dev sentences.
+        references: their reference translations.
+        translations: those of the model.
+        tokenizers: those of the model.
+    """
 
     loss: float
     scores: Scores
@@ -45,11 +58,11 @@ class DevResult:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss; infinite where that overflows."""
+        """The exponential of the loss; infinite if that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def scalars(self) -> dict[str, float]:
-        """The figures by their TensorBoard tags."""
+        """Return the metrics by their TensorBoard tags."""
         return {
             "dev/loss": self.loss,
             "dev/perplexity": self.perplexity,
@@ -58,28 +71,44 @@ class DevResult:
         }
 
     def summary(self) -> str:
-        """The figures in a line."""
+        """Return the metrics as text for a log line."""
         return (
             f"loss {self.loss:.3f}, perplexity {self.perplexity:.2f}, "
             f"BLEU {self.scores.bleu:.2f}, chrF {self.scores.chrf:.2f}"
         )
 
 
-class Measured(NamedTuple):
-    """What one process has found out: its translations in order, and sums and tokens of its losses by their batch."""
+class RankResult(NamedTuple):
+    """The results of one rank.
+
+    Args:
+        translations: of its sentences, in their order.
+        losses: for each of its batches, by index: summed nats and number of target tokens.
+    """
 
     translations: list[Translation]
     losses: dict[int, tuple[float, int]]
 
 
 class DevEvaluator:
-    """Measures the model as it is, through the same Translator that `evaluate.py` and `translate.py` use.
+    """Evaluate the current weights on the dev set.
 
-    Of several processes each translates a stretch of the sentences and takes every R-th batch for the loss; all get the
-    whole result, which is that of one process.
+    With R ranks, each rank translates one contiguous part of the sentences and measures the loss of every R-th batch.
+    All ranks return the whole result, which equals that of one process.
 
-    options, precision, batch_size, unused_target_ids: of the translator, which is made anew for each evaluation, since
-    it copies the weights.
+    Args:
+        objective: the model and its loss.
+        tokenizers: those of the model.
+        options: search options.
+        precision: device and number format.
+        pairs: source and reference texts of the dev set.
+        bleu_tokenize: sacreBLEU's tokenization.
+        batch_size: number of sentences that are translated at the same time.
+        unused_target_ids: ids that search suppresses.
+        ranks: the processes that evaluate together; None for one process alone.
+
+    Raises:
+        InputError: the options need attention and the model has none.
     """
 
     def __init__(
@@ -94,8 +123,7 @@ class DevEvaluator:
         unused_target_ids: Sequence[int] = (),
         ranks: Ranks | None = None,
     ) -> None:
-        # Now, not at the first evaluation, an hour after the start.
-        check_coverage(options, objective.model.decoder.has_attention)
+        check_coverage(options, objective.model.decoder.has_attention)  # before the first update, not at the evaluation
         self.objective = objective
         self.tokenizers = tokenizers
         self.options = options
@@ -106,44 +134,47 @@ class DevEvaluator:
         self.unused_target_ids = unused_target_ids
         self.ranks = ranks or Ranks()
 
-    def __call__(self, breakable: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
-        """breakable: the context of this process's share of the work, in which a signal may raise Abandoned.
+    def __call__(self, abandoning: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
+        """Evaluate, and return the result.
 
-        It is raised in all processes then, when each has come to the end of its share.
+        Args:
+            abandoning: returns the context of the work, in which a signal may raise Abandoned.
+
+        Raises:
+            Abandoned: on all ranks, if one of them was interrupted; each finishes its own work first.
         """
-        measured = None
+        own = None
         try:
-            with breakable():
-                measured = Measured(self.translations(), self.losses())
+            with abandoning():
+                own = RankResult(self.translations(), self.losses())
         except Abandoned:
-            measured = None  # it may have come after the work
-        shares: list[Measured | None] = self.ranks.gather(measured)
+            own = None  # the signal may have come after the assignment
+        results: list[RankResult | None] = self.ranks.gather(own)
         translations: list[Translation] = []
         losses: dict[int, tuple[float, int]] = {}
-        for share in shares:
-            if share is None:
+        for result in results:
+            if result is None:
                 raise Abandoned
-            translations += share.translations
-            losses |= share.losses
+            translations += result.translations
+            losses |= result.losses
         texts = [translation.text for translation in translations]
         scores = score_translations(texts, self.references, tokenize=self.bleu_tokenize)
         return DevResult(mean_loss(losses), scores, self.sources, self.references, translations, self.tokenizers)
 
     def own_sentences(self) -> slice:
-        """The stretch that this process translates; by length, all have about as much to do."""
+        """Return the sentences that this rank translates. All ranks have about the same number of characters."""
+        rank, num_ranks = self.ranks.rank, self.ranks.world_size
         ends = np.cumsum([len(source) + 1 for source in self.sources])
         total = int(ends[-1])
-        start, end = (
-            int(np.searchsorted(ends, total * rank / self.ranks.world_size, side="right"))
-            for rank in (self.ranks.rank, self.ranks.rank + 1)
-        )
-        return slice(start, end if self.ranks.rank + 1 < self.ranks.world_size else len(self.sources))
+        start, end = (int(np.searchsorted(ends, total * r / num_ranks, side="right")) for r in (rank, rank + 1))
+        return slice(start, end if rank + 1 < num_ranks else len(self.sources))
 
     def translations(self) -> list[Translation]:
-        """One for each source of this process; the very first with its attention, for the alignment picture."""
+        """Translate the sentences of this rank. The first sentence of all keeps its attention, for the figure."""
         own = self.own_sentences()
         if own.start == own.stop:
             return []
+        # A translator copies the weights, so each evaluation needs a new one.
         translator = Translator(
             self.objective.model,
             self.tokenizers,
@@ -161,15 +192,18 @@ class DevEvaluator:
 
     @torch.no_grad()
     def losses(self) -> dict[int, tuple[float, int]]:
-        """Unsmoothed nats and target tokens with EOS of this process's batches of pairs with text on both sides.
+        """Measure the unsmoothed loss of the batches of this rank.
 
-        Pairs of more than LONGEST_PAIR tokens on a side are left out, as attention over them would not fit in memory,
-        and those for which the model has learned too few positions.
+        Left out are pairs with an empty side, and pairs with a side of more than MAX_PAIR_TOKENS tokens or more tokens
+        than the model has learned positions.
+
+        Returns:
+            For each batch, by index: summed nats and number of target tokens with EOS.
         """
         source = self.tokenizers.source.encode_all(self.sources)
         target = self.tokenizers.target.encode_all(self.references)
         model = self.objective.model
-        limits = longest_scored(model.encoder.max_tokens), longest_scored(model.decoder.max_tokens)
+        limits = max_measured_subwords(model.encoder.max_tokens), max_measured_subwords(model.decoder.max_tokens)
         pairs = [
             pair
             for pair in zip(source, target, strict=True)
@@ -177,34 +211,47 @@ class DevEvaluator:
         ]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
-        starts = batch_boundaries(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
+        boundaries = batch_boundaries(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
         self.objective.eval()
         losses: dict[int, tuple[float, int]] = {}
-        for number, (start, end) in enumerate(pairwise(starts)):
-            if number % self.ranks.world_size != self.ranks.rank:
+        for index, (start, end) in enumerate(pairwise(boundaries)):
+            if index % self.ranks.world_size != self.ranks.rank:
                 continue
             rows = pairs[start:end]
             batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, end))
             with self.precision.autocast():
                 loss_sum, num_tokens = self.objective(batch.to(self.precision.device))
-            losses[number] = float(loss_sum), int(num_tokens)
+            losses[index] = float(loss_sum), int(num_tokens)
         return losses
 
 
 def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:
-    """Nats per token of all batches, added up in their order, whoever measured them; not a number where none is."""
-    in_order = [losses[number] for number in sorted(losses)]
+    """Return the nats per token of all batches, or NaN without any.
+
+    The sum runs in the order of the batches, so that it does not depend on the number of ranks.
+    """
+    in_order = [losses[index] for index in sorted(losses)]
     num_tokens = sum(tokens for _, tokens in in_order)
     return sum(loss_sum for loss_sum, _ in in_order) / num_tokens if num_tokens else math.nan
 
 
-def longest_scored(max_tokens: int | None) -> int:
-    """Pieces of the longest sentence whose loss is measured, with room for EOS or BOS where positions were learned."""
-    return LONGEST_PAIR if max_tokens is None else min(LONGEST_PAIR, max_tokens - 1)
+def max_measured_subwords(max_tokens: int | None) -> int:
+    """Return the largest number of subwords of a side whose loss is measured.
+
+    max_tokens: number of learned positions, one of which is for EOS or BOS; None for a model without them.
+    """
+    return MAX_PAIR_TOKENS if max_tokens is None else min(MAX_PAIR_TOKENS, max_tokens - 1)
 
 
 def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samples: int) -> None:
-    """Scalars, sample translations and one alignment to TensorBoard."""
+    """Write the metrics, sample translations and one alignment to TensorBoard.
+
+    Args:
+        reporter: writes TensorBoard data.
+        result: of the evaluation.
+        step: update after which it was made.
+        num_samples: number of translations to write.
+    """
     for tag, value in result.scalars().items():
         reporter.scalar(tag, value, step)
     for metric, signature in result.scores.signatures.items():

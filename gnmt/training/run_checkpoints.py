@@ -1,4 +1,9 @@
-"""One set of weights out of several checkpoints of a training, or of trainings from the same start."""
+"""The checkpoints of a run: which files exist, which ones are kept, and how they are written in the background.
+
+`RunCheckpoints` names, writes, finds and deletes the files. `BackgroundWriter` runs one write at a time in a thread, of
+contents that `snapshot` has copied to the CPU, so that training does not wait for the disk. The format of a file is in
+`gnmt.checkpoint.file`.
+"""
 
 from __future__ import annotations
 
@@ -19,69 +24,174 @@ from gnmt.errors import InputError, Interrupted, counted
 
 log = logging.getLogger(__name__)
 
+_FULL_CHECKPOINT = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 _THREAD_NAME = "checkpoint writer"
 
 
-def snapshot(contents: Any) -> Any:
-    """The same nested values with tensors copied to the CPU, so that updates may go on while they are written.
+class RunCheckpoints:
+    """The checkpoint files of a run folder.
 
-    Tensors that are the same memory (tied weights) stay one.
+    checkpoints/step_00001000.pt, ... are full checkpoints, from which training resumes. last.pt is a link to the newest
+    of them. best.pt holds weights only.
+
+    Args:
+        run_folder: the run folder; it need not exist yet.
+        keep: number of newest full checkpoints that `save` keeps.
     """
-    return _copied(contents, {})
+
+    def __init__(self, run_folder: Path, keep: int) -> None:
+        self.folder = run_folder / "checkpoints"
+        self.last = run_folder / "last.pt"
+        self.best = run_folder / "best.pt"
+        self.keep = keep
+        self._has_warned_of_last = False
+
+    def path_of(self, step: int) -> Path:
+        """Return the path of the full checkpoint of update `step`."""
+        return self.folder / f"step_{step:08d}.pt"
+
+    def full(self) -> list[Path]:
+        """Return the full checkpoints, oldest first. Files of other names, such as a user's copies, are left out."""
+        return sorted(
+            (file for file in self.folder.glob("step_*.pt") if _FULL_CHECKPOINT.fullmatch(file.name)), key=_step_of
+        )
+
+    def newest(self) -> dict[str, Any] | None:
+        """Return the contents of the newest full checkpoint, or None if there is none.
+
+        A damaged file is skipped with a warning, and the previous one is read.
+
+        Raises:
+            UnreadableCheckpointError: the newest file may be intact but cannot be read now. Falling back would repeat
+                updates without need.
+            InputError: all files are damaged.
+        """
+        paths = self.full()
+        failures = []
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path)
+            except UnreadableCheckpointError as error:
+                raise UnreadableCheckpointError(
+                    f"{error}; it is the newest checkpoint of this run and may be intact: once it can be read, the "
+                    "same command resumes from it"
+                ) from None
+            except InputError as error:
+                failures.append(str(error))
+                log.warning("%s; falling back to the previous checkpoint", error)
+        if failures:
+            raise InputError(
+                f"none of the {len(paths)} checkpoints in {self.folder} can be read; move the folder away to start "
+                "from scratch:\n  " + "\n  ".join(failures)
+            )
+        return None
+
+    def save(self, step: int, contents: dict[str, Any]) -> Path:
+        """Write a full checkpoint of update `step`, and delete the oldest ones beyond `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path_of(step)
+        write_checkpoint(path, contents)
+        # Newer files are damaged ones from which the run fell back. They must not displace intact ones.
+        for old in [file for file in self.full() if _step_of(file) <= step][: -self.keep]:
+            old.unlink()
+        self._link_last_to(path)
+        return path
+
+    def save_best(self, contents: dict[str, Any]) -> None:
+        """Write best.pt."""
+        write_checkpoint(self.best, contents)
+
+    def remove_leftovers(self) -> None:
+        """Delete temporary files of a process that was killed while it wrote; call this under the run folder's lock."""
+        for written in (self.folder / "step_*", self.best, self.last.with_suffix("")):
+            for path in written.parent.glob(f".{written.name}.*tmp"):
+                path.unlink(missing_ok=True)
+
+    def _link_last_to(self, path: Path) -> None:
+        """Make last.pt a link to the path. Resuming does not need the link, so a failure is only logged."""
+        temporary = self.last.with_name(f".last.{os.getpid()}.tmp")
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(path.relative_to(self.last.parent))
+            temporary.replace(self.last)
+        except OSError as error:
+            if not self._has_warned_of_last:
+                reason = error.strerror or error
+                log.warning("%s cannot be made a link to %s (%s); use that file itself", self.last, path, reason)
+            self._has_warned_of_last = True
 
 
-def _copied(value: Any, copies: dict[tuple[Any, ...], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        key = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
-        if not value.numel() or key not in copies:
-            copies[key] = value.detach().to("cpu", copy=True)
-        return copies[key]
-    if isinstance(value, Mapping):
-        return {key: _copied(item, copies) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_copied(item, copies) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return value
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
-def is_writing() -> bool:
-    """Whether any `BackgroundWriter` of this process has a write under way."""
-    return any(thread.name == _THREAD_NAME for thread in threading.enumerate())
+def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -> list[Path]:
+    """Return the checkpoints that a command names, by their paths or as the newest ones of a run.
+
+    Args:
+        checkpoints: paths.
+        run: a run folder.
+        last: number of its newest full checkpoints.
+
+    Raises:
+        InputError: both or neither of `checkpoints` and `run` are given, or the run has fewer checkpoints.
+    """
+    if bool(checkpoints) == (run is not None):
+        found = f"found checkpoints=[{','.join(checkpoints)}] and run={'null' if run is None else run}"
+        raise InputError(f"{found}: give one of them, checkpoints=[a.pt,b.pt] or run=FOLDER last=N")
+    if run is None:
+        return [Path(path) for path in checkpoints]
+    if not Path(run).is_dir():
+        raise InputError(f"run={run}: there is no such folder; give the folder of a run, such as runs/demo")
+    full = RunCheckpoints(Path(run), keep=last).full()
+    if len(full) < last:
+        raise InputError(
+            f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {counted(len(full), 'checkpoint')}; choose "
+            "a smaller number, and in training keep more of them with trainer.keep_checkpoints"
+        )
+    return full[-last:]
+
+
+# Writing in the background
 
 
 class BackgroundWriter:
-    """One write at a time in a thread; the next one, and the end of the block, wait for it.
+    """Run one write at a time in a thread. The next write, and the end of the `with` block, wait for it.
 
-    What became of a write is said in the thread of the caller, by `poll` or `wait`: where it went well on_written is
-    called; an OSError, such as a full disk, is logged, and costs a save and not the run; any other error is raised.
+    The caller's thread handles the outcome in `poll` or `wait`. After a success it calls `on_written`. An OSError, such
+    as a full disk, is logged: it costs one checkpoint and not the run. Any other error is raised.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._what = ""
+        self._name = ""
         self._remains = ""
         self._on_written: Callable[[], None] = lambda: None
 
-    def start(self, write: Callable[[], object], what: str, on_written: Callable[[], None], *, has_older: bool) -> None:
-        """Waits for the write before, then starts this one.
+    def start(self, write: Callable[[], object], name: str, on_written: Callable[[], None], *, has_older: bool) -> None:
+        """Wait for the current write, then start another one.
 
-        what: its name, for the message of a failure. has_older: whether an older one of its kind stays after a failure.
+        Args:
+            write: called in the thread.
+            name: what is written, for the message after a failure.
+            on_written: called by `poll` or `wait` after a success.
+            has_older: whether a failure leaves an older file of this kind, for the message.
         """
         self.wait()
-        self._what, self._on_written, self._error = what, on_written, None
-        self._remains = "the one before stays" if has_older else "there is none from before"
-        # A daemon: where the process is told to end at once, nobody waits for the disk.
+        self._name, self._on_written, self._error = name, on_written, None
+        self._remains = "the previous one stays" if has_older else "there is no previous one"
+        # A daemon thread: a process that must exit at once does not wait for the disk.
         self._thread = threading.Thread(target=self._run, args=(write,), name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
     def poll(self) -> None:
-        """Says what became of the write, if it has ended."""
+        """Handle the outcome of the current write if it has ended."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the write, if there is one, and says what became of it."""
+        """Wait for the current write, if there is one, and handle its outcome."""
         if self._thread is None:
             return
         self._thread.join()
@@ -89,7 +199,7 @@ class BackgroundWriter:
         if error is None:
             self._on_written()
         elif isinstance(error, OSError):
-            log.error("%s was not written (%s); %s", self._what, error, self._remains)
+            log.error("%s was not written (%s); %s", self._name, error, self._remains)
         else:
             raise error
 
@@ -105,102 +215,43 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second signal wants the end now; after a first one all was waited for before.
+        # A second signal ends the run at once. After a first one, the trainer has already waited.
         if not isinstance(error, Interrupted):
             self.wait()
 
 
-_NAME = re.compile(r"step_\d{8,}\.pt", re.ASCII)
+def is_writing() -> bool:
+    """Return whether a `BackgroundWriter` of this process is writing now."""
+    return any(thread.name == _THREAD_NAME for thread in threading.enumerate())
 
 
-class RunCheckpoints:
-    """runs/<name>/checkpoints/step_00001000.pt … whole, `last.pt` naming the newest, `best.pt` weights only.
+def snapshot(contents: Any) -> Any:
+    """Return the same nested values with all tensors copied to the CPU, so that they can be written during updates.
 
-    keep: how many of the whole ones stay.
+    Tensors that share memory (tied weights) share one copy.
     """
-
-    def __init__(self, run_folder: Path, keep: int) -> None:
-        self.folder = run_folder / "checkpoints"
-        self.last = run_folder / "last.pt"
-        self.best = run_folder / "best.pt"
-        self.keep = keep
-        self._told_of_last = False
-
-    def save(self, step: int, contents: dict[str, Any]) -> Path:
-        """Writes the whole state at that step and drops the oldest files beyond `keep`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path_of(step)
-        write_checkpoint(path, contents)
-        # A newer file is a damaged one that the run went back from: it must not push the sound ones out.
-        for old in [file for file in self.full() if _step_of(file) <= step][: -self.keep]:
-            old.unlink()
-        self._point_last_to(path)
-        return path
-
-    def path_of(self, step: int) -> Path:
-        """Where the whole state at that step lies."""
-        return self.folder / f"step_{step:08d}.pt"
-
-    def save_best(self, contents: dict[str, Any]) -> None:
-        """Writes what evaluation and translation need."""
-        write_checkpoint(self.best, contents)
-
-    def remove_leftovers(self) -> None:
-        """Files that a process which was killed had half written; a run has one writer, so they are nobody's now."""
-        for written in (self.folder / "step_*", self.best, self.last.with_suffix("")):
-            for path in written.parent.glob(f".{written.name}.*tmp"):
-                path.unlink(missing_ok=True)
-
-    def full(self) -> list[Path]:
-        """The whole checkpoints, oldest first; files of other names are their owner's."""
-        return sorted((file for file in self.folder.glob("step_*.pt") if _NAME.fullmatch(file.name)), key=_step_of)
-
-    def newest(self) -> dict[str, Any] | None:
-        """The newest readable state, or None in a new run; a damaged file falls back to the one before.
-
-        Raises InputError where there are files and all are damaged, and for one that only cannot be read now: what was
-        trained since the one before it would be done again for nothing.
-        """
-        paths = self.full()
-        failures = []
-        for path in reversed(paths):
-            try:
-                return read_checkpoint(path)
-            except UnreadableCheckpointError as error:
-                raise UnreadableCheckpointError(
-                    f"{error}; it is the newest of this run and may be sound: when it can be read, the same command "
-                    "goes on from it"
-                ) from None
-            except InputError as error:
-                failures.append(str(error))
-                log.warning("%s; going back to the checkpoint before it", error)
-        if failures:
-            raise InputError(
-                f"none of the {len(paths)} checkpoints in {self.folder} can be read; move the folder away to train "
-                "from the start:\n  " + "\n  ".join(failures)
-            )
-        return None
-
-    def _point_last_to(self, path: Path) -> None:
-        """A convenience, which going on does not need: where links are not allowed, that costs no checkpoint."""
-        temporary = self.last.with_name(f".last.{os.getpid()}.tmp")
-        try:
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(path.relative_to(self.last.parent))
-            temporary.replace(self.last)
-        except OSError as error:
-            if not self._told_of_last:
-                reason = error.strerror or error
-                log.warning("%s cannot be made a link to %s (%s); use that file itself", self.last, path, reason)
-            self._told_of_last = True
+    return _copy(contents, {})
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
+def _copy(value: Any, copies: dict[tuple[Any, ...], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
+        if not value.numel() or key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, Mapping):
+        return {key: _copy(item, copies) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_copy(item, copies) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value
+
+
+# Random state
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of torch's global generators, as a checkpoint holds it."""
+    """Return the states of torch's global generators, as a checkpoint holds them."""
     return {
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
@@ -208,25 +259,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Takes up what `random_state` gave; that of CUDA where there are as many devices as then."""
+    """Restore what `random_state` gave; the CUDA states only if the number of CUDA devices is the same."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -> list[Path]:
-    """The files that `checkpoints`, or else `run` and `last`, name. Raises InputError where it is both or neither."""
-    if bool(checkpoints) == (run is not None):
-        found = f"found checkpoints=[{','.join(checkpoints)}] and run={'null' if run is None else run}"
-        raise InputError(f"{found}: give one of them, checkpoints=[a.pt,b.pt] or run=FOLDER last=N")
-    if run is None:
-        return [Path(path) for path in checkpoints]
-    if not Path(run).is_dir():
-        raise InputError(f"run={run}: there is no such folder; give the folder of a run, such as runs/demo")
-    whole = RunCheckpoints(Path(run), keep=last).full()
-    if len(whole) < last:
-        raise InputError(
-            f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {counted(len(whole), 'checkpoint')}; choose "
-            "another number, and in training keep more of them with trainer.keep_checkpoints"
-        )
-    return whole[-last:]

@@ -1,6 +1,7 @@
-"""Learning-rate schedules: pure functions of the update's number, counted from 0, and of what dev said so far.
+"""Learning-rate schedules: pure functions of the update's number and of the dev BLEU scores so far.
 
-Each gives the factor by which `optimizer.lr` is multiplied for that update, so schedules have no state to be saved.
+For each update a schedule gives the factor by which `optimizer.lr` is multiplied. Schedules have no state, so
+checkpoints hold none. Updates are counted from 0.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 class Schedule(ABC):
-    """The factor of the learning rate at every update."""
+    """Base class of schedules."""
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """For the update of that number, from 0."""
+        """Return the factor of the learning rate for update `step`."""
 
     def plateau_factor(self, bleus: Sequence[float]) -> float:
-        """What multiplies it besides, after evaluations with these dev BLEU scores, the first one first."""
+        """Return a second factor, which depends on the dev BLEU scores so far, in their order."""
         return 1.0
 
 
 def linear_warmup(step: int, warmup_steps: int) -> float:
-    """Rises linearly and reaches 1 at the last update of the warm-up; the first update is not wasted on 0."""
+    """Return a factor that rises linearly from 1/warmup_steps and is 1 from the last update of the warm-up on."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """1, after a linear warm-up."""
+    """Linear warm-up, then 1."""
 
     warmup_steps: Steps = 0
 
@@ -46,7 +47,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine from 1 down to final_fraction at total_steps, and flat behind it."""
+    """Linear warm-up, then half a cosine from 1 down to final_fraction at total_steps, then constant."""
 
     total_steps: Annotated[int, Range(1)]
     warmup_steps: Steps = 0
@@ -61,7 +62,10 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseSquareRoot(Schedule):
-    """Linear warm-up to 1, then sqrt(warmup_steps / step) (Vaswani et al. 2017, eq. 3, without the model's width)."""
+    """Linear warm-up to 1, then sqrt(warmup_steps / step).
+
+    This is the schedule of Vaswani et al. 2017, eq. 3, without the factor of the model's width.
+    """
 
     warmup_steps: Annotated[int, Range(1)]
 
@@ -71,10 +75,17 @@ class InverseSquareRoot(Schedule):
 
 @dataclass(frozen=True)
 class WarmupStepDecay(Schedule):
-    """Exponential warm-up from 1/100, then 1, then a cut by decay_factor at every decay_interval_steps.
+    """Exponential warm-up from 0.01, then 1, then a multiplication by decay_factor every decay_interval_steps.
 
-    The recipe of tensorflow/nmt and NVIDIA's GNMT. The first cut is at decay_start_step, and there are
-    at most num_decays; Wu et al. 2016, section 8, halve from 1.2 million updates every 200,000.
+    This is the recipe of tensorflow/nmt and of NVIDIA's GNMT. Wu et al. 2016, section 8, halve the rate every 200,000
+    updates from update 1.2 million on.
+
+    Args:
+        decay_start_step: update of the first decay.
+        decay_interval_steps: updates between two decays.
+        warmup_steps: updates until the factor reaches 1.
+        decay_factor: factor of each decay.
+        num_decays: largest number of decays.
     """
 
     decay_start_step: Steps
@@ -93,10 +104,14 @@ class WarmupStepDecay(Schedule):
 
 @dataclass(frozen=True)
 class Plateau(Schedule):
-    """Linear warm-up, then 1, and a cut by decay_factor whenever dev BLEU stops rising.
+    """Linear warm-up, then 1, and a multiplication by decay_factor whenever dev BLEU stops rising.
 
-    A cut comes after patience_evaluations evaluations in a row none of which was better than all before them; the next
-    ones are counted from there. At most num_decays cuts.
+    Args:
+        patience_evaluations: number of evaluations in a row without a BLEU above all before them that causes a decay.
+            After a decay, counting begins again.
+        warmup_steps: updates of the warm-up.
+        decay_factor: factor of each decay.
+        num_decays: largest number of decays.
     """
 
     patience_evaluations: Annotated[int, Range(1)]

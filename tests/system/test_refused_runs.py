@@ -37,7 +37,7 @@ def test_a_run_is_not_continued_on_other_text_and_tokenizers(run_command, shelf,
 def test_a_folder_with_a_run_is_refused_with_resume_never(run_command, tiny, tmp_path) -> None:
     done = run_command("train", *tiny.copied_to(tmp_path).overrides, "resume=never", cwd=tmp_path)
     assert done.code == 2
-    assert "runs/tiny holds a run already and resume=never" in done.err
+    assert "runs/tiny already holds a run and resume=never" in done.err
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_command, tiny, tmp_path) -> None:
@@ -47,5 +47,5 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_command, t
     done = run_command("train", *run.overrides, cwd=tmp_path)
     assert done.code == 0, done.err
     assert "warning: checkpoint runs/tiny/checkpoints/step_00000004.pt" in done.err
-    assert "going back to the checkpoint before it" in done.err
+    assert "falling back to the previous checkpoint" in done.err
     assert "from update 2" in done.err

@@ -29,7 +29,7 @@ def test_training_goes_on_without_the_checkpoints_that_do_not_fit(
     with disk_for_files_of((run.folder / "best.pt").stat().st_size // 2):
         done = run_command("train", *run.overrides, "trainer.max_steps=6", cwd=tmp_path)
     assert done.code == 2, done.err
-    assert re.search(r"error: the checkpoint of update 6 was not written \(.*\); the one before stays", done.err)
+    assert re.search(r"error: the checkpoint of update 6 was not written \(.*\); the previous one stays", done.err)
     assert re.search(
         r"error: runs/tiny: the checkpoint of update 6.* could not be written \(see above\); best\.pt is of update \d, "
         r"and the newest checkpoint is of update 4: make room on the disk, and the same command resumes from there",

@@ -69,8 +69,8 @@ def test_a_full_disk_is_reported_and_the_next_write_tried(caplog):
         writer.start(lambda: None, "the checkpoint of update 7", lambda: heard.append(7), has_older=True)
     assert heard == [7]
     assert [record.getMessage() for record in caplog.records] == [
-        "the checkpoint of update 5 was not written ([Errno 28] No space left on device); there is none from before",
-        "the checkpoint of update 6 was not written ([Errno 28] No space left on device); the one before stays",
+        "the checkpoint of update 5 was not written ([Errno 28] No space left on device); there is no previous one",
+        "the checkpoint of update 6 was not written ([Errno 28] No space left on device); the previous one stays",
     ]
 
 

@@ -14,7 +14,7 @@ from gnmt.data.batching import batch_of
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError
 from gnmt.evaluation.metrics import Scores
-from gnmt.training.dev_evaluation import LONGEST_PAIR, DevEvaluator, DevResult, longest_scored, mean_loss
+from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator, DevResult, max_measured_subwords, mean_loss
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_pairs_with_more_tokens_than_learned_positions_have_no_loss(evaluator):
     evaluator.objective.model.decoder.max_tokens = lengths[-1]
     left = [length for length in lengths if length < lengths[-1]]
     assert sum(tokens for _, tokens in evaluator.losses().values()) == sum(length + 1 for length in left)
-    assert longest_scored(None) == LONGEST_PAIR  # of so many it was one fewer for a while
+    assert max_measured_subwords(None) == MAX_PAIR_TOKENS  # of so many it was one fewer for a while
 
 
 def test_the_first_translation_has_its_attention_for_the_picture(evaluator):

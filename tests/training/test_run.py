@@ -74,7 +74,7 @@ def test_a_damaged_newest_checkpoint_costs_some_updates_only(run, tmp_path, capl
     with caplog.at_level(logging.WARNING):
         run(tmp_path, "trainer.max_steps=2", "trainer.save_every_steps=1")
     assert "step_00000002.pt" in caplog.text
-    assert "going back to the checkpoint before it" in caplog.text
+    assert "falling back to the previous checkpoint" in caplog.text
     assert read_checkpoint(newest)["checksum"] == expected
 
 

@@ -69,7 +69,7 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(tmp_path, caplog):
         assert checkpoints.newest()["step"] == 2
     [message] = [record.getMessage() for record in caplog.records]
     assert "step_00000003.pt is damaged" in message
-    assert "going back to the checkpoint before it" in message
+    assert "falling back to the previous checkpoint" in message
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_newest_one_that_only_cannot_be_read_now_is_not_gone_back_from(tmp_pat
         raise error
 
     monkeypatch.setattr("gnmt.checkpoint.load.torch.load", fail)
-    with pytest.raises(InputError, match=rf"step_00000002\.pt cannot be read: {reason}; it is the newest .* goes on"):
+    with pytest.raises(InputError, match=rf"step_00000002\.pt cannot be read: {reason}; it is the newest .* resumes"):
         checkpoints.newest()
 
 

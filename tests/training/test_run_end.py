@@ -97,8 +97,11 @@ def test_a_run_of_which_nothing_could_be_written_fails(run, tmp_path, monkeypatc
     monkeypatch.undo()
     assert "no checkpoint could be written, so nothing of this training is kept" in str(caught.value)
     assert "the same command starts from scratch" in str(caught.value)
-    assert "the one before stays" not in caplog.text
-    assert "best.pt of update 2 was not written ([Errno 28] No space left on device); there is none" in caplog.text
+    assert "the previous one stays" not in caplog.text
+    assert (
+        "best.pt of update 2 was not written ([Errno 28] No space left on device); there is no previous one"
+        in caplog.text
+    )
     assert run(tmp_path, "trainer.max_steps=2").steps == 2
 
 

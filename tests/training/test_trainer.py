@@ -190,7 +190,7 @@ def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, mo
     fsync = os.fsync
 
     def full_at_the_second_update(descriptor):
-        if trainer.writer._what.endswith("of update 2"):
+        if trainer.writer._name.endswith("of update 2"):
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
@@ -204,7 +204,7 @@ def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, mo
         "best.pt of update 2",
         "the checkpoint of update 2",
     ]
-    assert all("No space left on device" in message and "the one before stays" in message for message in messages)
+    assert all("No space left on device" in message and "the previous one stays" in message for message in messages)
     # What is called the best is what lies in best.pt, and a later one may still replace it.
     best = read_checkpoint(trainer.checkpoints.best)
     assert best["step"] == best["best_step"] == state.best_step == 3
