@@ -84,11 +84,11 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
     Args:
         cfg: the composed and checked config.
-        folder: the run folder; created where it is missing.
+        folder: the run folder; created if it is missing.
 
     Raises:
         InputError: the config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
-        Interrupted: a signal stopped the run. Its state is saved where an update had been made.
+        Interrupted: a signal stopped the run. The state is saved if an update was made.
     """
     with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())), ExitStack() as stack:
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
@@ -498,7 +498,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 
 
-# What the log says before the first update
+# The log before the first update
 
 
 def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path) -> None:

@@ -333,8 +333,8 @@ class Trainer:
         except Abandoned:
             log.warning("the evaluation after update %d was interrupted; the resumed run repeats it", state.step)
             return
-        rank = " (best so far)" if improved else " (better than best.pt)" if bleu > kept_bleu else ""
-        log.info("update %d, dev: %s%s", state.step, result.summary(), rank)
+        note = " (best so far)" if improved else " (better than best.pt)" if bleu > kept_bleu else ""
+        log.info("update %d, dev: %s%s", state.step, result.summary(), note)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the model holds the weights to evaluate: averaged ones if there is an average."""

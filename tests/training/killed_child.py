@@ -1,4 +1,4 @@
-"""A training process that kills itself: python killed_child.py MARK FOLDER OVERRIDE...; see test_killed.py."""
+"""A training process that kills itself: python killed_child.py MARK FOLDER OVERRIDE...; see test_train_killed.py."""
 
 from __future__ import annotations
 
