@@ -1,4 +1,4 @@
-"""The formulas of docs/scaling.md that are called exact."""
+"""The formulas that docs/scaling.md calls exact are exact."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TEXT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="u
 TABLES = {"none": 3, "source_target": 2, "target_output": 2, "all": 1}
 
 
-def parameters(layers: int, width: int, pieces: int, tied: str) -> int:
-    """P of docs/scaling.md."""
+def parameters(layers: int, width: int, vocabulary_size: int, tied: str) -> int:
+    """Return the number of parameters, P of docs/scaling.md."""
     inside = (20 * layers + 10) * width**2 + (16 * layers + 10) * width + 1
-    return inside + TABLES[tied] * pieces * width + pieces
+    return inside + TABLES[tied] * vocabulary_size * width + vocabulary_size
 
 
 def config(*overrides: str) -> Any:
@@ -32,20 +32,20 @@ def config(*overrides: str) -> Any:
         return compose("train", list(overrides))
 
 
-def model(layers: int, width: int, pieces: int, tied: str = "none") -> Seq2Seq:
+def model(layers: int, width: int, vocabulary_size: int, tied: str = "none") -> Seq2Seq:
     cfg = config(
         "model=gnmt",
         f"model.encoder.num_layers={layers}",
         f"model.embedding_size={width}",
         f"model.tie_embeddings={tied}",
     )
-    built: Seq2Seq = build(cfg.model, source_vocabulary_size=pieces, target_vocabulary_size=pieces)
+    built: Seq2Seq = build(cfg.model, source_vocabulary_size=vocabulary_size, target_vocabulary_size=vocabulary_size)
     return built
 
 
 @pytest.mark.parametrize("tied", TABLES)
 @pytest.mark.parametrize(("layers", "width"), [(2, 8), (3, 16), (5, 8)])
-def test_parameters_and_the_optimizers_memory(layers: int, width: int, tied: str) -> None:
+def test_numbers_of_parameters_and_optimizer_moments(layers: int, width: int, tied: str) -> None:
     made = model(layers, width, 50, tied)
     count = parameters(layers, width, 50, tied)
     assert sum(parameter.numel() for parameter in made.parameters()) == count
@@ -60,26 +60,26 @@ def test_parameters_and_the_optimizers_memory(layers: int, width: int, tied: str
 
 
 @pytest.mark.parametrize("experiment", ["wmt16_en_de", "wmt14_en_fr_paper"])
-def test_the_recipes_sizes_are_as_written(experiment: str) -> None:
+def test_the_documented_sizes_of_recipes_are_right(experiment: str) -> None:
     cfg = config(f"experiment={experiment}")
-    pieces = cfg.tokenizer.vocab_size
+    vocabulary_size = cfg.tokenizer.vocab_size
     with torch.device("meta"):
-        made = build(cfg.model, source_vocabulary_size=pieces, target_vocabulary_size=pieces)
+        made = build(cfg.model, source_vocabulary_size=vocabulary_size, target_vocabulary_size=vocabulary_size)
     count = sum(parameter.numel() for parameter in made.parameters())
     assert count == parameters(cfg.model.encoder.num_layers, 1024, 32_000, cfg.model.tie_embeddings)
     [row] = [line for line in TEXT.splitlines() if line.startswith(f"| `experiment={experiment}`")]
     assert f"{count:,}" in row
 
 
-def test_products_for_a_token() -> None:
-    """Every weight of a matrix meets every token of its side once."""
-    layers, width, pieces = 3, 16, 50
-    made = model(layers, width, pieces)
+def test_number_of_multiplications_for_a_token() -> None:
+    """Every element of a matrix is multiplied once for each token of its side."""
+    layers, width, vocabulary_size = 3, 16, 50
+    made = model(layers, width, vocabulary_size)
     encoder = matrix_elements(made.encoder) + made.decoder.attention.key_projection.weight.numel()
     decoder = matrix_elements(made.decoder) - made.decoder.attention.key_projection.weight.numel()
     assert encoder == (8 * layers + 13) * width**2
     assert decoder == (12 * layers - 3) * width**2
-    assert matrix_elements(made.output_layer) == pieces * width
+    assert matrix_elements(made.output_layer) == vocabulary_size * width
 
 
 def matrix_elements(module: nn.Module) -> int:
@@ -87,13 +87,14 @@ def matrix_elements(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("layers", "width"), [(2, 64), (4, 64), (2, 128)])
-def test_what_is_kept_for_backward(layers: int, width: int) -> None:
-    """Measured, so roughly: a new kernel may keep a little more or less."""
-    pieces, rows, tokens = 60, 8, 20
+def test_memory_kept_for_backward(layers: int, width: int) -> None:
+    """The formula was measured, so it is approximate: another kernel may keep a little more or less."""
+    vocabulary_size, rows, tokens = 60, 8, 20
     objective = Objective(
-        model(layers, width, pieces), build(config().loss, vocabulary_size=pieces, never_produced=(0, 1, 2))
+        model(layers, width, vocabulary_size),
+        build(config().loss, vocabulary_size=vocabulary_size, never_produced=(0, 1, 2)),
     )
-    ids = torch.randint(4, pieces, (rows, tokens - 1)).tolist()
+    ids = torch.randint(4, vocabulary_size, (rows, tokens - 1)).tolist()
     batch = batch_of(ids, ids, torch.arange(rows).numpy())
     sizes: dict[int, int] = {}
 
@@ -103,8 +104,8 @@ def test_what_is_kept_for_backward(layers: int, width: int) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         objective(batch)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
-    kept = sum(size for pointer, size in sizes.items() if pointer not in weights)
+    weight_pointers = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    kept = sum(size for pointer, size in sizes.items() if pointer not in weight_pointers)
     expected = rows * tokens * 4 * width * (22 + 47.3 * layers)
     assert kept == pytest.approx(expected, rel=0.15)
 
@@ -114,4 +115,4 @@ def test_bytes_of_a_pair_in_the_store(tmp_path: Path) -> None:
         writer.append(encoded_side([[5, 6, 7]] * 100, ["abc"] * 100), encoded_side([[8]] * 100, ["ä"] * 100))
     size = sum(path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".json")
     assert len(Store(tmp_path)) == 100
-    assert size == 100 * (40 + 2 * 4 + 5) + 4 * 8  # and the end of the last pair in each table of offsets
+    assert size == 100 * (40 + 2 * 4 + 5) + 4 * 8  # each of four tables has one more offset, the end

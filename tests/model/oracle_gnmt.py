@@ -1,6 +1,6 @@
-"""GNMT as the paper writes it (Wu et al. 2016, section 3): one sentence, one step, one unit of the graph at a time.
+"""GNMT as in the paper (Wu et al. 2016, section 3), for one sentence, step by step.
 
-Slow and obvious. It has no code of its own model's forward pass, and takes only the weights from it.
+It is slow and obvious. It takes only the weights from the model and shares no code with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gnmt.model.seq2seq import Seq2Seq
 
 
 class OracleGNMT:
-    """query, residual_from: as the model was made; they are not read from the model."""
+    """Oracle with a model's weights. `query` and `residual_from` are given again and not read from the model."""
 
     def __init__(self, model: Seq2Seq, query: str, residual_from: int = 3) -> None:
         self.weights = dict(model.named_parameters(remove_duplicate=False))
@@ -22,7 +22,7 @@ class OracleGNMT:
         self.residual_from = residual_from
 
     def encode(self, source: list[int]) -> list[Tensor]:
-        """The top layer's states, one vector for each source token."""
+        """Return the top layer's states, one vector for each source token."""
         embeddings = states = [self.weights["source_embedding.weight"][token] for token in source]
         ahead = self.run_lstm("encoder.layers.0.ahead", states)
         back = self.run_lstm("encoder.layers.0.back", states[::-1])[::-1]
@@ -38,7 +38,7 @@ class OracleGNMT:
         return states
 
     def decode(self, target: list[int], states: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden [T, H] and attention [T, S] where the target input is read step by step."""
+        """Return hidden [T, H] and attention [T, S] for a target input."""
         width = self.weights["decoder.bottom.weight_hh_l0"].shape[1]
         zero = torch.zeros(width, dtype=states[0].dtype)
         hidden = [zero] * self.num_decoder_layers
@@ -53,22 +53,22 @@ class OracleGNMT:
             output = hidden[0]
             for layer in range(2, self.num_decoder_layers + 1):
                 below = output
-                at = layer - 1
-                hidden[at], cell[at] = self.lstm_step(
-                    f"decoder.upper.{layer - 2}", torch.cat((below, context)), hidden[at], cell[at]
+                index = layer - 1
+                hidden[index], cell[index] = self.lstm_step(
+                    f"decoder.upper.{layer - 2}", torch.cat((below, context)), hidden[index], cell[index]
                 )
-                output = hidden[at] + below if layer >= self.residual_from else hidden[at]
+                output = hidden[index] + below if layer >= self.residual_from else hidden[index]
             tops.append(output)
             alignments.append(torch.stack(weights))
         return torch.stack(tops), torch.stack(alignments)
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
-        """[T, V]"""
+        """Return logits [T, V]."""
         weight, bias = self.weights["output_layer.weight"], self.weights["output_layer.bias"]
         return torch.stack([weight @ hidden + bias for hidden in hidden_TH])
 
     def attend(self, query: Tensor, states: list[Tensor]) -> list[Tensor]:
-        """One weight for each source token: softmax of g v/|v| . tanh(W_q q + W_k k + b)."""
+        """Return one weight for each source token: the softmax of g v/|v| . tanh(W_q q + W_k k + b)."""
         w_query = self.weights["decoder.attention.query_projection.weight"]
         w_key = self.weights["decoder.attention.key_projection.weight"]
         bias = self.weights["decoder.attention.key_projection.bias"]
@@ -80,7 +80,7 @@ class OracleGNMT:
         return [exponential / sum(exponentials) for exponential in exponentials]
 
     def run_lstm(self, name: str, inputs: list[Tensor]) -> list[Tensor]:
-        """Outputs of one layer over a sequence, from a zero state."""
+        """Return the outputs of one layer over a sequence, from a zero state."""
         hidden = cell = torch.zeros(self.weights[f"{name}.weight_hh_l0"].shape[1], dtype=inputs[0].dtype)
         outputs = []
         for vector in inputs:
@@ -89,20 +89,20 @@ class OracleGNMT:
         return outputs
 
     def lstm_step(self, name: str, vector: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """Equations of Hochreiter and Schmidhuber's cell with a forget gate; rows of the weights: i, f, g, o."""
+        """Return hidden state and cell of an LSTM with forget gate; rows of the weights are i, f, g, o."""
         w_input, w_hidden = self.weights[f"{name}.weight_ih_l0"], self.weights[f"{name}.weight_hh_l0"]
         b_input, b_hidden = self.weights[f"{name}.bias_ih_l0"], self.weights[f"{name}.bias_hh_l0"]
         gates = w_input @ vector + b_input + w_hidden @ hidden + b_hidden
         size = len(hidden)
-        remember = torch.sigmoid(gates[size : 2 * size])
-        write = torch.sigmoid(gates[:size])
-        show = torch.sigmoid(gates[3 * size :])
-        cell = remember * cell + write * torch.tanh(gates[2 * size : 3 * size])
-        return show * torch.tanh(cell), cell
+        forget_gate = torch.sigmoid(gates[size : 2 * size])
+        input_gate = torch.sigmoid(gates[:size])
+        output_gate = torch.sigmoid(gates[3 * size :])
+        cell = forget_gate * cell + input_gate * torch.tanh(gates[2 * size : 3 * size])
+        return output_gate * torch.tanh(cell), cell
 
 
 def gradients(value: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    """Of every parameter, zeros where it has no part in the value."""
+    """Return the gradient of every parameter, zeros where it does not influence the value."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(value, parameters, allow_unused=True)
     return {

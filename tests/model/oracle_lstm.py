@@ -1,6 +1,7 @@
-"""A bidirectional LSTM written out by hand in NumPy, forward and backward, one time step after another.
+"""A bidirectional LSTM written out in NumPy, forward and backward, step by step.
 
-Slow and obvious; it shares no code with gnmt. Rows of the weights: input, forget, cell, output gate, as torch has them.
+It is slow and obvious and shares no code with gnmt. The rows of weights are those of input, forget, cell and output
+gate, in torch's order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 class Weights(NamedTuple):
-    """Of one direction: [4H, I], [4H, H] and two biases [4H]; also their gradients."""
+    """Weights of one direction, [4H, I], [4H, H] and two biases [4H], or their gradients."""
 
     from_inputs: Array
     from_hidden: Array
@@ -23,7 +24,7 @@ class Weights(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the backward pass needs of one time step, each [N, H] but the inputs [N, I]."""
+    """Values of one time step that the backward pass needs, inputs [N, I] and others [N, H]."""
 
     inputs: Array
     hidden_before: Array
@@ -40,14 +41,14 @@ def sigmoid(x: Array) -> Array:
 
 
 class TimeLSTM:
-    """One direction over all of a sequence."""
+    """An LSTM in one direction."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.steps: list[Step] = []
 
     def forward(self, xs: Array) -> Array:
-        """hs [T, N, H] of xs [T, N, I], from a zero state."""
+        """Return hs [T, N, H] of xs [T, N, I], from a zero state."""
         width = self.weights.from_hidden.shape[1]
         hidden, cell = np.zeros((xs.shape[1], width)), np.zeros((xs.shape[1], width))
         self.steps, hs = [], []
@@ -64,7 +65,7 @@ class TimeLSTM:
         return np.stack(hs)
 
     def backward(self, dhs: Array) -> tuple[Array, Weights]:
-        """The gradients of xs and of the weights, where dhs [T, N, H] are those of hs."""
+        """Return the gradients of xs and of the weights from those of hs, dhs [T, N, H]."""
         gradients = Weights(*(np.zeros_like(weight) for weight in self.weights))
         dxs = np.zeros((len(self.steps), *self.steps[0].inputs.shape))
         dhidden, dcell = np.zeros_like(dhs[0]), np.zeros_like(dhs[0])
@@ -93,17 +94,17 @@ class TimeLSTM:
 
 
 class TimeBiLSTM:
-    """Two of them, the second on the sequence reversed in time; their outputs side by side."""
+    """Two LSTMs, the second on the sequence reversed in time, with concatenated outputs."""
 
     def __init__(self, ahead: Weights, back: Weights) -> None:
         self.ahead, self.back = TimeLSTM(ahead), TimeLSTM(back)
 
     def forward(self, xs: Array) -> Array:
-        """[T, N, 2H]"""
+        """Return hs [T, N, 2H] of xs [T, N, I]."""
         return np.concatenate((self.ahead.forward(xs), self.back.forward(xs[::-1])[::-1]), axis=2)
 
     def backward(self, dhs: Array) -> tuple[Array, Weights, Weights]:
-        """The gradients of xs, and of both directions' weights: halves, the second reversed, sent back and summed."""
+        """Return the gradients of xs and of both directions' weights from those of hs, dhs [T, N, 2H]."""
         dahead, dback = np.split(dhs, 2, axis=2)
         dxs_ahead, ahead = self.ahead.backward(dahead)
         dxs_back, back = self.back.backward(dback[::-1])

@@ -1,6 +1,6 @@
-"""Every model of configs/model/ keeps the promises that training and search rely on; no model is left out.
+"""Every model of configs/model/ has the properties that training and search rely on.
 
-A new model needs a line in TINY: what makes it small.
+A new model needs an entry in TINY, the overrides that make it small.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gnmt.model import convolutional
 from gnmt.model.seq2seq import Seq2Seq
 
 CPU = torch.device("cpu")
-PIECES = 12
+VOCABULARY_SIZE = 12
 
 SMALL = ("model.embedding_size=16",)
 SMALL_TRANSFORMER = (
@@ -41,7 +41,7 @@ SMALL_TRANSFORMER = (
     "model.encoder.num_heads=2",
     "model.encoder.feed_forward_size=24",
 )
-# As many layers as the longest target needs: each sees two positions further back.
+# The longest target needs three layers: each layer sees two more earlier positions.
 SMALL_CONVOLUTIONAL = (*SMALL, "model.encoder.num_layers=3", "model.decoder.num_layers=3")
 TINY: dict[str, tuple[str, ...]] = {
     "attention": (*SMALL, "model.encoder.hidden_size=8"),
@@ -134,15 +134,15 @@ def node(name: str) -> dict[str, Any]:
 
 
 def make(name: str, **options: Any) -> Seq2Seq:
-    """The tiny model in fp64 and evaluation mode, its weights large, so that nothing in it is nearly linear."""
+    """Return the tiny model in fp64 and evaluation mode, with weights so large that no part is nearly linear."""
     torch.manual_seed(4)
     given = {**node(name), "init_range": 0.6, "embedding_init_range": None, **options}
-    model = build(given, source_vocabulary_size=PIECES, target_vocabulary_size=PIECES)
+    model = build(given, source_vocabulary_size=VOCABULARY_SIZE, target_vocabulary_size=VOCABULARY_SIZE)
     assert isinstance(model, Seq2Seq)
     return model.double().eval()
 
 
-def test_no_model_is_left_out() -> None:
+def test_every_config_of_a_model_is_tested() -> None:
     assert sorted(TINY) == sorted(path.stem for path in CONFIG_FOLDER.glob("model/*.yaml"))
 
 
@@ -152,31 +152,30 @@ def test_padding_and_neighbors_change_nothing(name: str) -> None:
 
 
 @every_model
-def test_the_model_sees_all_of_its_source_and_all_tokens_before(name: str) -> None:
-    """And none of the tokens to come."""
+def test_hidden_states_depend_on_the_whole_source_and_on_earlier_tokens_only(name: str) -> None:
     model = make(name)
     first_BTH, _ = model.decode(padded([TARGET[1]]), model.encode(padded([SOURCE[2]])))
-    for place in range(len(SOURCE[2]) - 1):
-        other = [*SOURCE[2][:place], 10, *SOURCE[2][place + 1 :]]
+    for index in range(len(SOURCE[2]) - 1):
+        other = [*SOURCE[2][:index], 10, *SOURCE[2][index + 1 :]]
         hidden_BTH, _ = model.decode(padded([TARGET[1]]), model.encode(padded([other])))
         assert (hidden_BTH - first_BTH)[0].abs().amax(1).min() > 1e-9
-    for place in range(len(TARGET[1])):
-        other = [*TARGET[1][:place], 9, *TARGET[1][place + 1 :]]
+    for index in range(len(TARGET[1])):
+        other = [*TARGET[1][:index], 9, *TARGET[1][index + 1 :]]
         hidden_BTH, _ = model.decode(padded([other]), model.encode(padded([SOURCE[2]])))
         difference_T = (hidden_BTH - first_BTH)[0].abs().amax(1)
-        assert (difference_T[:place] == 0).all()
+        assert (difference_T[:index] == 0).all()
         assert difference_T[-1] > 1e-9
 
 
 @every_model
 @pytest.mark.parametrize("beam", [1, 3])
-def test_steps_equal_decode_for_sentences_of_different_ages(name: str, beam: int) -> None:
+def test_steps_equal_decode_while_sentences_enter_and_leave(name: str, beam: int) -> None:
     check_steps_equal_decode(make(name), beam)
 
 
 @every_model
-def test_memory_has_a_row_and_state_an_entry_for_each(name: str) -> None:
-    """The beam is an axis of the state and no copy of the memory; state is passed and never kept."""
+def test_memory_has_one_row_for_each_sentence_and_the_state_one_for_each_hypothesis(name: str) -> None:
+    """The beam is an axis of the state, and a step with an old state gives the old result."""
     model = make(name)
     memory = model.encode(padded(SOURCE))
     start = model.start(memory, 3)
@@ -191,7 +190,7 @@ def test_memory_has_a_row_and_state_an_entry_for_each(name: str) -> None:
 
 
 @every_model
-def test_every_parameter_has_a_part_in_the_result(name: str) -> None:
+def test_every_parameter_influences_the_result(name: str) -> None:
     model = make(name)
     hidden_BTH, _ = model.decode(padded(TARGET), model.encode(padded(SOURCE)))
     generator = torch.Generator().manual_seed(6)
@@ -203,17 +202,16 @@ def test_every_parameter_has_a_part_in_the_result(name: str) -> None:
 
 
 @every_model
-def test_the_gradient_is_that_of_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Along a random direction of all weights, against a difference of two losses.
+def test_the_gradient_equals_a_finite_difference_of_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The derivative along a random direction of all weights is compared.
 
-    Every weight had some gradient, and the values were those of the formulas, in models whose fed context or whose
-    query had been cut off from it. That a convolutional decoder scales the encoder's gradients down, on purpose
-    (Gehring et al. 2017, section 3.5), is left out.
+    Other tests passed when the fed context or the query was detached: every weight still had some gradient. The
+    convolutional decoder's scaling of the encoder's gradients (Gehring et al. 2017, section 3.5) is disabled.
     """
     monkeypatch.setattr(convolutional, "scale_gradient", lambda tensor, factor: tensor)
     model = make(name, init_range=0.3)
     generator = torch.Generator().manual_seed(8)
-    weights_BTV = torch.rand(*padded(TARGET).ids_BT.shape, PIECES, dtype=torch.float64, generator=generator)
+    weights_BTV = torch.rand(*padded(TARGET).ids_BT.shape, VOCABULARY_SIZE, dtype=torch.float64, generator=generator)
 
     def loss() -> torch.Tensor:
         logits_BTV = model.output(model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0])
@@ -235,14 +233,14 @@ def test_the_gradient_is_that_of_the_loss(name: str, monkeypatch: pytest.MonkeyP
 
 
 def log_probs(model: Any, source: Tokens) -> torch.Tensor:
-    """[steps, B, K, V] of given tokens, with beams that change places."""
+    """Return log-probabilities [steps, B, K, V] of random tokens, with reordered beams."""
     generator = torch.Generator().manual_seed(3)
     memory = model.encode(source)
     state = model.start(memory, 3)
     size = (len(source.lengths_B), 3)
     found = []
     for _ in range(5):
-        tokens_BK = torch.randint(2, PIECES, size, generator=generator)
+        tokens_BK = torch.randint(2, VOCABULARY_SIZE, size, generator=generator)
         log_probs_BKV, _, state = model.step(tokens_BK, state, memory)
         found.append(log_probs_BKV)
         state = state.reorder(torch.randint(0, 3, size, generator=generator))
@@ -252,7 +250,7 @@ def log_probs(model: Any, source: Tokens) -> torch.Tensor:
 @pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)
 @every_model
 @torch.inference_mode()
-def test_the_engine_computes_what_the_model_does(name: str, precision: str, tolerance: float) -> None:
+def test_the_inference_copy_computes_the_same(name: str, precision: str, tolerance: float) -> None:
     model = make(name).float()
     fast = inference_copy(model, Precision(precision, CPU))
     expected = log_probs(model, padded(SOURCE))
@@ -260,13 +258,13 @@ def test_the_engine_computes_what_the_model_does(name: str, precision: str, tole
 
 
 @every_model
-def test_bf16_is_near(name: str) -> None:
+def test_bf16_is_close_to_fp32(name: str) -> None:
     check_bf16_is_near(make(name), 0.15)
 
 
 @every_model
 def test_training_in_bf16_stays_close_to_fp32(name: str) -> None:
-    """Forward and backward under autocast, as the trainer runs them."""
+    """Forward and backward run under autocast, as in the trainer."""
     model = make(name, init_range=0.2).float()
     gradients = []
     for narrow in (False, True):
@@ -281,8 +279,8 @@ def test_training_in_bf16_stays_close_to_fp32(name: str) -> None:
 
 @every_model
 @torch.inference_mode()
-def test_search_scores_as_forced_and_does_not_depend_on_the_batch(name: str) -> None:
-    """With a batch of 2 the sentences of 4 enter and leave; an ensemble of one model twice is that model."""
+def test_search_scores_equal_force_decoding_and_do_not_depend_on_the_batch(name: str) -> None:
+    """With a batch size of 2, the four sentences enter and leave. An ensemble of one model twice equals the model."""
     model = make(name).float()
     beta = 0.1 if model.decoder.has_attention else 0.0
     options = SearchOptions(beam_size=3, n_best=2, coverage_beta=beta, max_length_offset=3, max_length_factor=1.0)
@@ -305,19 +303,19 @@ def test_search_scores_as_forced_and_does_not_depend_on_the_batch(name: str) -> 
 def test_a_tiny_copy_task_is_learned(name: str) -> None:
     torch.manual_seed(1)
     given = {**node(name), "init_range": 0.4, "embedding_init_range": 1.0}
-    model = build(given, source_vocabulary_size=PIECES, target_vocabulary_size=PIECES)
+    model = build(given, source_vocabulary_size=VOCABULARY_SIZE, target_vocabulary_size=VOCABULARY_SIZE)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(2)
 
     def sentences(number: int) -> list[list[int]]:
         lengths = torch.randint(1, 4, (number,), generator=generator).tolist()
-        return [torch.randint(4, PIECES, (length,), generator=generator).tolist() for length in lengths]
+        return [torch.randint(4, VOCABULARY_SIZE, (length,), generator=generator).tolist() for length in lengths]
 
     for _ in range(400):
         rows = sentences(48)
         source, target = padded([[*row, EOS_ID] for row in rows]), padded([[BOS_ID, *row] for row in rows])
         hidden_BTH, _ = model.decode(target, model.encode(source))
-        # The target says EOS where the source does.
+        # The target has EOS at the same position as the source.
         loss = F.cross_entropy(model.output(hidden_BTH[target.mask_BT]), source.ids_BT[source.mask_BT])
         optimizer.zero_grad()
         loss.backward()

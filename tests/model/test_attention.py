@@ -1,4 +1,4 @@
-"""Every attention against its formula in NumPy."""
+"""Every attention equals its formula in NumPy, and additive scores are computed in chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def memory_of(lengths: list[int], width: int, generator: torch.Generator, dtype:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_the_formula(normalize):
+def test_additive_attention_equals_its_formula(normalize):
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
     attention = AdditiveAttention(4, 5, 3, normalize=normalize, initial_scale=0.75).double()
@@ -49,8 +49,8 @@ def test_the_formula(normalize):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_heads_have_parts_of_the_units_and_look_up_parts_of_the_states(normalize):
-    """Each head is an additive attention of its own; the weights returned are their mean."""
+def test_each_head_attends_with_its_part_of_the_units_to_its_part_of_the_states(normalize):
+    """The returned weights are the mean over the heads."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
     attention = AdditiveAttention(4, 6, 8, normalize=normalize, initial_scale=0.5, num_heads=2).double()
@@ -83,7 +83,7 @@ def test_heads_have_parts_of_the_units_and_look_up_parts_of_the_states(normalize
 
 
 @pytest.mark.parametrize("kind", ["dot", "scaled", "general"])
-def test_the_formulas_of_products(kind):
+def test_dot_and_general_attention_equal_their_formulas(kind):
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
     query_size = 4 if kind == "general" else 5
@@ -142,7 +142,7 @@ def test_numbers_in_the_padding_change_nothing():
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_the_length_of_the_score_vector_is_the_scale_whatever_its_direction():
+def test_the_norm_of_the_score_vector_is_the_scale():
     attention = AdditiveAttention(4, 5, 3, initial_scale=2.5)
     with torch.no_grad():
         attention.direction *= 17
@@ -150,12 +150,12 @@ def test_the_length_of_the_score_vector_is_the_scale_whatever_its_direction():
     assert "scale" not in dict(AdditiveAttention(4, 5, 3, normalize=False).named_parameters())
 
 
-CHUNKS = [1, 7 * 5, 2 * 3 * 7 * 5, 10**6]  # a step at a time, whole rows, everything
+CHUNKS = [1, 7 * 5, 2 * 3 * 7 * 5, 10**6]  # one step, some rows, the whole batch
 
 
 @pytest.mark.parametrize("elements", CHUNKS)
 def test_the_chunked_scores_equal_the_plain_formula_in_values_and_gradients(monkeypatch, elements):
-    """[B, T, S, A] held for all of a batch took most of the memory of a training step."""
+    """Holding [B, T, S, A] for a whole batch took most of the memory of a training step."""
     monkeypatch.setitem(attention_module.CHUNK_ELEMENTS, "cpu", elements)
     torch.manual_seed(1)
     parts = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3, 5), (4, 7, 5), (5,))]
@@ -189,12 +189,12 @@ def test_in_bf16_scores_and_softmax_stay_in_fp32():
     torch.testing.assert_close(found_BTS, exact_BTS)
 
 
-def test_no_queries_no_scores():
+def test_no_queries_give_no_scores():
     assert additive_scores(torch.randn(2, 0, 5), torch.randn(2, 7, 5), torch.randn(5)).shape == (2, 0, 7)
 
 
 class LargestResult(TorchDispatchMode):
-    """The most elements of any result."""
+    """Record the largest number of elements of any result."""
 
     largest = 0
 

@@ -1,4 +1,4 @@
-"""The convolutional model: the paper's formulas written out, cached decoding, weight normalization, wrong settings."""
+"""The convolutional model equals the paper's formulas, in decoding, initialization and weight normalization."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def convolutional(kernels=(3, 3), learned_positions=10, dropout=0.0, **options) 
 
 
 @pytest.mark.parametrize("options", [{"kernels": (1, 1)}, {"learned_positions": None}])
-def test_settings_of_no_model_in_configs(options):
-    """With kernels of 1 nothing of the past is kept."""
+def test_steps_and_padding_with_settings_that_no_config_has(options):
+    """With kernel_size 1 the state holds no earlier inputs."""
     model = convolutional(**options).double().eval()
     check_padding_and_neighbors_change_nothing(model)
     check_steps_equal_decode(model, 2)
 
 
 def linear(layer: NormalizedLinear, inputs: Tensor) -> Tensor:
-    """With g v/|v| row by row."""
+    """Return x W^T + b with W = g v/|v|, row by row."""
     rows = [g * v / v.square().sum().sqrt() for g, v in zip(layer.scale, layer.direction, strict=True)]
     return inputs @ torch.stack(rows).T + layer.bias
 
 
 def convolved(layer: GatedConvolution, inputs_TH: Tensor, before: int) -> Tensor:
-    """conv1d with the same weights, and the gate."""
+    """Return the gated result of conv1d with the same weights."""
     width = inputs_TH.shape[1]
     kernel = layer.product.weight.view(2 * width, layer.kernel_size, width).transpose(1, 2)
     padded_HP = F.pad(inputs_TH.T, (before, layer.kernel_size - 1 - before))
@@ -57,7 +57,7 @@ def convolved(layer: GatedConvolution, inputs_TH: Tensor, before: int) -> Tensor
 
 
 def by_the_paper(model: Seq2Seq, source_ids: list[int], target_ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Hidden [T, E] and the mean attention [T, S] of one sentence pair, after sections 3.1 to 3.5 of Gehring et al."""
+    """Return hidden [T, E] and mean attention [T, S] of a sentence pair (Gehring et al. 2017, sections 3.1 to 3.5)."""
     encoder, decoder = model.encoder, model.decoder
     embedded_SE = model.source_embedding.weight[source_ids] + encoder.positions.table[: len(source_ids)]
     states_SH = linear(encoder.enter, embedded_SE)
@@ -81,7 +81,7 @@ def by_the_paper(model: Seq2Seq, source_ids: list[int], target_ids: list[int]) -
 
 
 @pytest.mark.parametrize("kernels", [(3, 3), (5, 2)])
-def test_it_is_the_model_of_the_paper(kernels):
+def test_hidden_states_and_attention_equal_the_papers_formulas(kernels):
     model = convolutional(kernels).double().eval()
     hidden_BTE, attention_BTS = model.decode(padded(TARGET), model.encode(padded(SOURCE)), attention=True)
     for row, (source_ids, target_ids) in enumerate(zip(SOURCE, TARGET, strict=True)):
@@ -93,19 +93,19 @@ def test_it_is_the_model_of_the_paper(kernels):
 def test_the_states_gradient_is_divided_by_the_number_of_attentions_and_the_embeddings_is_not():
     decoder = convolutional().decoder.double()
     states_BSE, embedded_BSE = (torch.randn(1, 4, 5, dtype=torch.float64).requires_grad_() for _ in range(2))
-    preprocessed = decoder.prepare(Encoded(states_BSE, {"embedded": embedded_BSE}))
-    assert torch.equal(preprocessed["keys"], states_BSE)
-    preprocessed["keys"].sum().backward(retain_graph=True)
+    extras = decoder.prepare(Encoded(states_BSE, {"embedded": embedded_BSE}))
+    assert torch.equal(extras["keys"], states_BSE)
+    extras["keys"].sum().backward(retain_graph=True)
     torch.testing.assert_close(states_BSE.grad, torch.full_like(states_BSE, 1 / 2))
     states_BSE.grad = None
-    preprocessed["values"].sum().backward()
+    extras["values"].sum().backward()
     torch.testing.assert_close(states_BSE.grad, torch.full_like(states_BSE, ROOT_HALF / 2))
     torch.testing.assert_close(embedded_BSE.grad, torch.full_like(embedded_BSE, ROOT_HALF))
     assert torch.equal(scale_gradient(states_BSE, 0.3), states_BSE)
 
 
-def test_weight_normalization_is_that_of_torch():
-    """Outputs, and the gradients of direction and length."""
+def test_weight_normalization_equals_torchs():
+    """Outputs and the gradients of direction and scale are compared."""
     torch.manual_seed(2)
     ours = NormalizedLinear(5, 7).double()
     theirs = weight_norm(nn.Linear(5, 7).double(), dim=0)
@@ -124,8 +124,8 @@ def test_weight_normalization_is_that_of_torch():
     torch.testing.assert_close(ours.direction.grad, parts.original1.grad)
 
 
-def test_weights_start_so_that_a_layer_keeps_the_variance():
-    """Section 3.5: behind 1 - p of its inputs, and before a gate that takes three quarters."""
+def test_initial_weights_keep_the_variance():
+    """The gain is 1 - p behind dropout, and four times as much before a gate (section 3.5)."""
     torch.manual_seed(2)
     layer = NormalizedLinear(400, 300, gain=0.8)
     torch.testing.assert_close(layer.weight, layer.direction)
@@ -134,11 +134,11 @@ def test_weights_start_so_that_a_layer_keeps_the_variance():
     convolution = GatedConvolution(100, 3, 0.2).eval()
     assert convolution.product.weight.std().item() == pytest.approx((4 * 0.8 / 300) ** 0.5, rel=0.02)
     model = convolutional()
-    assert model.encoder.positions.table.abs().max() < 0.6  # deviates by 0.1, and init_range leaves it alone
+    assert model.encoder.positions.table.abs().max() < 0.6  # standard deviation 0.1, not init_range
     assert not model.decoder.leave.bias.any()
 
 
-def test_which_layer_aligns():
+def test_alignment_layer_selects_the_attention_and_null_is_the_mean():
     found = {}
     for layer in (None, 1, 2):
         model = convolutional(alignment_layer=layer).double().eval()
@@ -147,7 +147,7 @@ def test_which_layer_aligns():
     assert (found[1] - found[2]).abs().max() > 0.01
 
 
-def test_dropout_is_on_embeddings_and_convolutions_in_training_only():
+def test_dropout_applies_in_training_only():
     model = convolutional(dropout=0.5)
 
     def hidden():
@@ -158,7 +158,7 @@ def test_dropout_is_on_embeddings_and_convolutions_in_training_only():
     assert torch.equal(hidden(), hidden())
 
 
-def test_a_hypothesis_may_outgrow_the_learned_positions_and_a_sentence_may_not():
+def test_sentences_longer_than_the_learned_positions_are_refused_but_hypotheses_are_not():
     model = convolutional(learned_positions=6).eval()
     with pytest.raises(InputError, match="sentence has 7 tokens, but the model has learned_positions=6"):
         model.encode(padded(SOURCE))
@@ -177,6 +177,6 @@ def test_a_hypothesis_may_outgrow_the_learned_positions_and_a_sentence_may_not()
         (lambda: convolutional(alignment_layer=3), "alignment_layer=3, but model.decoder.num_layers=2: choose"),
     ],
 )
-def test_what_does_not_fit_is_refused(build, message):
+def test_even_kernels_and_missing_alignment_layers_are_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()

@@ -1,4 +1,4 @@
-"""Initialization, tying, dropout, wrong sizes, and the device."""
+"""Initialization, tied embeddings, dropout and steps of Seq2Seq, and its agreement across devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model_of(source_size: int = 11, target_size: int = 11, hidden_size: int = 6,
 
 @pytest.mark.parametrize("tie", ["none", "source_target", "target_output", "all"])
 def test_weights_start_uniform_and_padding_rows_zero(tie):
-    """The padding row stays zero whatever is initialized after the tables were made."""
+    """With a tied output layer, the table is initialized more than once."""
     torch.manual_seed(1)
     model = model_of(tie_embeddings=tie, init_range=0.25)
     for table in (model.source_embedding, model.target_embedding):
@@ -42,7 +42,7 @@ def test_weights_start_uniform_and_padding_rows_zero(tie):
 
 @pytest.mark.parametrize("tie", ["none", "all"])
 def test_embeddings_may_start_larger_than_the_weights(tie):
-    """At one small range for all, 256 units took ten times as many updates before attention aligned anything."""
+    """With one small range for all weights, a model of 256 units aligned after ten times as many updates."""
     torch.manual_seed(1)
     model = model_of(tie_embeddings=tie, init_range=0.1, embedding_init_range=2.0)
     for table in (model.source_embedding, model.target_embedding):
@@ -52,7 +52,7 @@ def test_embeddings_may_start_larger_than_the_weights(tie):
     assert (model.output_layer.weight.abs().max() > 1.8) == (tie == "all")
 
 
-def test_the_attention_keeps_its_own_start():
+def test_the_attention_keeps_its_own_initial_values():
     model = model_of(init_range=1e-3)
     assert model.decoder.attention.direction.abs().max() > 0.1
     assert model.decoder.attention.scale == 1
@@ -83,7 +83,7 @@ def test_tied_weights_stay_tied_when_loaded(tie):
     assert model.target_embedding.weight.data_ptr() == other.weight.data_ptr()
 
 
-def test_dropout_is_on_every_layers_input_and_on_the_output_in_training_only():
+def test_dropout_applies_to_every_layers_input_and_to_the_output_in_training_only():
     model = tiny_gnmt(dropout=0.5, layers=(3, 4))
     widths: dict[str, list[int]] = {"encoder": [], "decoder": [], "output": []}
     for name, dropout in (
@@ -103,7 +103,7 @@ def test_dropout_is_on_every_layers_input_and_on_the_output_in_training_only():
     assert not torch.equal(logits(), logits())
 
 
-def test_attention_is_given_only_where_asked_for():
+def test_attention_is_returned_on_request_only():
     model = tiny_gnmt()
     memory = model.encode(padded(SOURCE))
     assert model.decode(padded(TARGET), memory)[1] is None
@@ -114,12 +114,12 @@ def test_attention_is_given_only_where_asked_for():
     "device",
     ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])],
 )
-@pytest.mark.parametrize("pieces", [5, 1000, 1027, 32_000])
+@pytest.mark.parametrize("vocabulary_size", [5, 1000, 1027, 32_000])
 @pytest.mark.parametrize("sentences", [1, 7])
-def test_a_step_overwrites_its_logits_with_what_log_softmax_gives_elsewhere(device, pieces, sentences):
-    """torch does not say that log_softmax may write where it reads: to the last bit, narrow and wide."""
+def test_a_step_overwrites_its_logits_with_their_log_softmax(device, vocabulary_size, sentences):
+    """torch does not document that log_softmax may overwrite its input; narrow and wide rows are bitwise equal."""
     torch.manual_seed(1)
-    model = model_of(target_size=pieces, init_range=3.0).to(device).eval()
+    model = model_of(target_size=vocabulary_size, init_range=3.0).to(device).eval()
     with torch.inference_mode():
         memory = model.encode(padded(SOURCE[:1] * sentences).to(torch.device(device)))
         logits = []
@@ -144,13 +144,13 @@ def test_a_step_can_be_differentiated():
 @NEEDS_CUDA
 @pytest.mark.parametrize("query", ["current", "previous"])
 def test_cuda_agrees_with_the_cpu(query):
-    """Forward, backward and step; cuDNN sums in another order, so not to the last digit."""
+    """Forward, backward and step agree within rounding, because cuDNN sums in another order."""
     choose_precision("fp32", torch.device("cuda"))
     results = {}
     for device in ("cpu", "cuda"):
         model = tiny_gnmt(query=query).float().to(device)
         source, target = padded(SOURCE).to(torch.device(device)), padded(TARGET).to(torch.device(device))
-        model.train()  # cuDNN keeps what backward needs in training mode only; dropout is 0
+        model.train()  # cuDNN supports backward in training mode only; dropout is 0
         memory = model.encode(source)
         hidden_BTH, attention_BTS = model.decode(target, memory, attention=True)
         real = hidden_BTH[target.mask_BT], attention_BTS[target.mask_BT]

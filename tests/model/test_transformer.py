@@ -1,4 +1,4 @@
-"""The Transformer: cached decoding, positions, initialization, wrong settings."""
+"""Alignment, positions, initialization and dropout of the Transformer, and its agreement across devices."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def transformer(norm="pre", learned_positions=None, dropout=0.0, num_layers=LAYE
 
 
 def hybrid() -> Seq2Seq:
-    """A Transformer's encoder under GNMT's decoder."""
+    """Return a model of a Transformer encoder and a GNMT decoder."""
     torch.manual_seed(3)
     decoder = GNMTDecoder(SIZE, 6, 3, AdditiveAttention(6, SIZE, 3))
     return Seq2Seq(TransformerEncoder(SIZE, 2, HEADS, FEED_FORWARD), decoder, 9, 11, SIZE, init_range=0.8)
 
 
 def hybrid_reverse() -> Seq2Seq:
-    """GNMT's encoder, with states wider than the decoder, under a Transformer's decoder."""
+    """Return a model of a GNMT encoder, whose states are wider than the decoder, and a Transformer decoder."""
     torch.manual_seed(3)
     encoder = LSTMEncoder(SIZE, 5, 2, num_bidirectional_layers=2)
     return Seq2Seq(encoder, TransformerDecoder(SIZE, 10, 3, HEADS, FEED_FORWARD), 9, 11, SIZE, init_range=0.8)
@@ -53,8 +53,8 @@ MODELS = {
 }
 
 
-def test_which_layer_aligns():
-    """The last but one by default; another gives other weights and the same hidden states."""
+def test_alignment_layer_selects_the_attention_that_is_returned():
+    """The default is the last but one. Another layer has other weights and the same hidden states."""
     assert transformer(num_layers=1).decoder.alignment_layer == 1
     models = {layer: transformer(num_layers=3, alignment_layer=layer).double().eval() for layer in (None, 2, 3)}
     found = {
@@ -66,7 +66,7 @@ def test_which_layer_aligns():
     torch.testing.assert_close(found[3][0], found[2][0])
 
 
-def test_more_tokens_than_learned_positions_are_refused_but_do_not_end_a_search():
+def test_sentences_longer_than_the_learned_positions_are_refused_but_hypotheses_are_not():
     model = transformer(learned_positions=6).eval()
     with pytest.raises(
         InputError, match=r"sentence has 7 tokens, but the model has learned_positions=6: .*max_source_"
@@ -81,8 +81,8 @@ def test_more_tokens_than_learned_positions_are_refused_but_do_not_end_a_search(
     assert log_probs_BKV.isfinite().all()
 
 
-def test_it_starts_with_xavier_weights_and_leaves_others_their_uniform_start():
-    """One range for all would leave the scale of attention to chance."""
+def test_weights_start_xavier_uniform_and_another_decoders_stay_uniform_in_init_range():
+    """With init_range for all weights, the scale of attention would be arbitrary."""
     model = hybrid()
     for name, parameter in model.encoder.named_parameters():
         if ".norm." in name or name.startswith("norm."):
@@ -96,7 +96,7 @@ def test_it_starts_with_xavier_weights_and_leaves_others_their_uniform_start():
         assert 0.6 < parameter.abs().max() <= 0.8
 
 
-def test_dropout_falls_on_embeddings_sublayers_attention_and_feed_forward_in_training_only():
+def test_each_kind_of_dropout_applies_in_training_only():
     def logits(model):
         return model.output(model.decode(padded(TARGET), model.encode(padded(SOURCE)))[0])
 
@@ -124,7 +124,7 @@ def test_dropout_falls_on_embeddings_sublayers_attention_and_feed_forward_in_tra
         (lambda: transformer(alignment_layer=3), "alignment_layer=3, but model.decoder.num_layers=2: choose"),
     ],
 )
-def test_what_does_not_fit_is_refused(build, message):
+def test_heads_and_alignment_layers_that_do_not_fit_are_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()
 
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused(build, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", MODELS)
 def test_cuda_agrees_with_the_cpu(name):
-    """Forward, backward and two steps, whose kernels are others."""
+    """Forward, backward and two steps use other kernels on each device."""
     choose_precision("fp32", torch.device("cuda"))
     results = {}
     for device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""Parity of the Transformer with torch.nn's layers: the same weights give the same outputs and gradients."""
+"""The Transformer equals torch.nn's layers in outputs and gradients, with the same weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE, HEADS, FEED_FORWARD, LAYERS = 8, 2, 12, 2
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter, slice]]:
-    """Gives their layers our weights; the pairs of parameters, with the rows of theirs that belong to ours."""
+    """Copy our weights to torch's layers and return the pairs of parameters, with the rows of torch's that are ours."""
     whole = slice(None)
     pairs: list[tuple[nn.Parameter, nn.Parameter, slice]] = []
 
@@ -46,7 +46,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module) -> list[tuple[nn.Parameter,
         same(ours.norm, theirs.norm)
     with torch.no_grad():
         for one, other, rows in pairs:
-            one += 0.1 * torch.randn_like(one)  # biases and norms too are to count
+            one += 0.1 * torch.randn_like(one)  # so that biases and norms matter too
             other[rows] = one
     return pairs
 
@@ -59,7 +59,7 @@ def assert_same_gradients(pairs: list[tuple[nn.Parameter, nn.Parameter, slice]])
 
 
 def scaled_with_positions(embedded_BTE: Tensor) -> Tensor:
-    """Section 3.4 and 3.5 of Vaswani et al. 2017, number by number."""
+    """Return scaled embeddings plus sinusoids, number by number (Vaswani et al. 2017, sections 3.4 and 3.5)."""
     added = torch.zeros(embedded_BTE.shape[1:], dtype=torch.float64)
     for position in range(added.shape[0]):
         for i in range(SIZE // 2):
@@ -69,8 +69,8 @@ def scaled_with_positions(embedded_BTE: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_the_encoder_is_that_of_torch(norm):
-    """Outputs, gradients of the input and of every weight, with padding; nn.TransformerEncoder."""
+def test_the_encoder_equals_torchs(norm):
+    """Outputs and gradients of the input and every weight are compared, with padding."""
     torch.manual_seed(4)
     ours = TransformerEncoder(SIZE, LAYERS, HEADS, FEED_FORWARD, norm=norm, dropout=0.0).double()
     layer = nn.TransformerEncoderLayer(SIZE, HEADS, FEED_FORWARD, 0.0, batch_first=True, norm_first=norm == "pre")
@@ -92,8 +92,8 @@ def test_the_encoder_is_that_of_torch(norm):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_the_decoder_is_that_of_torch(norm):
-    """Outputs and gradients, with causal self-attention and a padded source; nn.TransformerDecoder."""
+def test_the_decoder_equals_torchs(norm):
+    """Outputs and gradients are compared, with causal self-attention and a padded source."""
     torch.manual_seed(4)
     ours = TransformerDecoder(SIZE, SIZE, LAYERS, HEADS, FEED_FORWARD, norm=norm, dropout=0.0).double()
     layer = nn.TransformerDecoderLayer(SIZE, HEADS, FEED_FORWARD, 0.0, batch_first=True, norm_first=norm == "pre")
@@ -115,8 +115,8 @@ def test_the_decoder_is_that_of_torch(norm):
     assert_same_gradients(pairs)
 
 
-def test_the_alignment_is_the_mean_over_heads_and_the_fused_kernel_agrees():
-    """nn.MultiheadAttention gives the mean of its heads' weights; both ways to the context are one."""
+def test_source_attention_equals_torchs_with_and_without_weights():
+    """nn.MultiheadAttention returns the mean of its heads' weights too."""
     torch.manual_seed(5)
     ours = SourceAttention(SIZE, SIZE, HEADS, 0.0).double()
     theirs = nn.MultiheadAttention(SIZE, HEADS, batch_first=True).double()
@@ -134,8 +134,8 @@ def test_the_alignment_is_the_mean_over_heads_and_the_fused_kernel_agrees():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_gradients_in_bf16_do_not_come_from_the_fused_kernel_on_a_cpu(causal, monkeypatch):
-    """Its backward took half of a training step (torch 2.13). The plain products agree with it, and with fp32."""
+def test_gradients_in_bf16_on_a_cpu_come_from_plain_products(causal, monkeypatch):
+    """The fused kernel's backward took half of a training step (torch 2.13). Both agree, and with fp32."""
     torch.manual_seed(6)
     mask = None if causal else (torch.arange(5) < torch.tensor([4, 5])[:, None])[:, None, None]
     tensors = [torch.randn(2, HEADS, 5, SIZE) for _ in range(3)]

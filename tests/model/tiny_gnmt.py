@@ -1,4 +1,4 @@
-"""Small GNMTs and small batches for them, in fp64 and evaluation mode unless a test says otherwise."""
+"""Small GNMT models and batches, in fp64 and evaluation mode unless a test changes that."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny_gnmt(
     shortcut: bool = False,
     seed: int = 3,
 ) -> Seq2Seq:
-    """Every width differs where tying allows it, so that none can stand in for another."""
+    """Return a GNMT whose widths all differ where tying allows it, so that a wrong width causes an error."""
     torch.manual_seed(seed)
     embedding, source_size, target_size = (5, 9, 11) if tie == "none" else (6, 11, 11)
     encoder = LSTMEncoder(
@@ -47,15 +47,15 @@ def tiny_gnmt(
         target_size,
         embedding,
         tie_embeddings=tie,  # type: ignore[arg-type]
-        init_range=0.8,  # large, so that the gates are far from linear
+        init_range=0.8,  # large, so that gates are not nearly linear
         output_dropout=dropout,
     )
     return model.double().eval()
 
 
-def padded(rows: Sequence[Sequence[int]], extra: int = 0, filler: int = PAD_ID) -> Tokens:
-    """The rows as a batch, `extra` columns wider than the longest, with `filler` behind each row's end."""
-    ids_BT = torch.full((len(rows), max(map(len, rows)) + extra), filler)
+def padded(rows: Sequence[Sequence[int]], extra: int = 0, padding: int = PAD_ID) -> Tokens:
+    """Return the rows as a batch, `extra` columns wider than the longest row, with `padding` behind each row's end."""
+    ids_BT = torch.full((len(rows), max(map(len, rows)) + extra), padding)
     for ids_T, row in zip(ids_BT, rows, strict=True):
         ids_T[: len(row)] = torch.tensor(row)
     return Tokens(ids_BT, torch.tensor([len(row) for row in rows]))
