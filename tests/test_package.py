@@ -24,3 +24,10 @@ def test_what_every_script_imports_first_imports_no_library(module):
     """With torch, `--help` took seconds."""
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'hydra', 'tqdm'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_importing_the_package_takes_no_time():
+    """CPU time is measured in a fresh process, around the import alone."""
+    code = "import time; started = time.process_time(); import gnmt; print(time.process_time() - started)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.2

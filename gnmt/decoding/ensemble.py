@@ -1,4 +1,4 @@
-"""Several models that translate together: to search they are one model."""
+"""Ensemble: several models that search sees as one."""
 
 from __future__ import annotations
 
@@ -20,79 +20,84 @@ Mean = Literal["log_probs", "probabilities"]
 
 
 class Ensemble:
-    """Members that read and write the same pieces; each keeps its own memory and state, whatever its architecture.
+    """A SearchModel whose probabilities are the mean of its members' probabilities.
 
-    mean: `log_probs`, the mean of the members' log-probabilities, normalized so that a step's probabilities sum to 1
-    (a product of experts: a token that one member rules out is ruled out); `probabilities`, the mean of their
-    probabilities (a mixture). Equal members give what one of them gives, in both.
-    Attention is the mean of those members' that have one. The merged memory holds the first member's encoder states,
-    everything else under names that begin with the member's number, so that select, join and reorder serve it too.
+    The members may differ in architecture and size, but must share their tokenizers. The merged memory has the
+    encoder states of the first member. Every other tensor of memory and state is named `<member index>.<name>`, so that
+    select, join and reorder apply to all members.
+
+    Attention is the mean over the members that have attention.
+
+    Args:
+        members: the models.
+        mean: `log_probs` for the mean of the log-probabilities, renormalized to sum to 1 (a product of experts: a token
+            impossible for one member is impossible), or `probabilities` for the mean of the probabilities (a mixture).
+            Equal members give the same distribution as one of them, in both.
     """
 
     def __init__(self, members: Sequence[SearchModel], mean: Mean = "log_probs") -> None:
         if mean not in get_args(Mean):
             raise InputError(f"ensemble is {mean!r}; it must be one of {', '.join(get_args(Mean))}")
-        assert members, "an ensemble of nobody"
+        assert members, "an ensemble has at least one member"
         self.members = tuple(members)
         self.mean = mean
 
     def encode(self, source: Tokens) -> Memory:
-        """Every member's memory, as one."""
+        """Return the members' memories as one."""
         memories = [member.encode(source) for member in self.members]
         tensors = [{**memory.extras, "states": memory.states_BSH} for memory in memories]
-        del tensors[0]["states"]  # the merged memory's own
+        del tensors[0]["states"]  # these are the states of the merged memory
         by_sentence = _merged([memory.by_sentence for memory in memories])
         return Memory(memories[0].states_BSH, memories[0].mask_BS, _merged(tensors), by_sentence)
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """Every member's state before the first token."""
-        states = [member.start(of_member, beam) for member, of_member in self._with_memories(memory)]
-        return _merged_states(states)
+        """Return the members' states before the first token as one."""
+        return _merged_states([member.start(own_memory, beam) for member, own_memory in self._with_memories(memory)])
 
     def step(
         self, tokens_BK: Tensor, state: DecoderState, memory: Memory
     ) -> tuple[Tensor, Tensor | None, DecoderState]:
-        """One token further: log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state."""
+        """Run one decoder step: log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state."""
         log_probs, attentions, states = [], [], []
-        for number, (member, of_member) in enumerate(self._with_memories(memory)):
-            member_state = DecoderState(_of_member(state.tensors, number), _of_member(state.by_step, number))
-            log_probs_BKV, attention_BKS, member_state = member.step(tokens_BK, member_state, of_member)
+        for index, (member, own_memory) in enumerate(self._with_memories(memory)):
+            own_state = DecoderState(_of_member(state.tensors, index), _of_member(state.by_step, index))
+            log_probs_BKV, attention_BKS, own_state = member.step(tokens_BK, own_state, own_memory)
             log_probs.append(log_probs_BKV.float())
-            states.append(member_state)
+            states.append(own_state)
             if attention_BKS is not None:
                 attentions.append(attention_BKS.float())
+        log_probs_MBKV = torch.stack(log_probs)
         attention = torch.stack(attentions).mean(0) if attentions else None
-        return self._mean(torch.stack(log_probs)), attention, _merged_states(states)
-
-    def _mean(self, log_probs_MBKV: Tensor) -> Tensor:
-        """The members' log-probabilities as one distribution, [B, K, V]."""
         if self.mean == "probabilities":
-            return log_probs_MBKV.logsumexp(0) - math.log(len(self.members))
-        return log_probs_MBKV.mean(0).log_softmax(-1)
+            mean_BKV = log_probs_MBKV.logsumexp(0) - math.log(len(self.members))
+        else:
+            mean_BKV = log_probs_MBKV.mean(0).log_softmax(-1)
+        return mean_BKV, attention, _merged_states(states)
 
     def _with_memories(self, memory: Memory) -> list[tuple[SearchModel, Memory]]:
+        """Return each member with its part of the merged memory."""
         pairs = []
-        for number, member in enumerate(self.members):
-            extras = _of_member(memory.extras, number)
+        for index, member in enumerate(self.members):
+            extras = _of_member(memory.extras, index)
             states_BSH = extras.pop("states", memory.states_BSH)
-            by_sentence = _of_member(memory.by_sentence, number)
+            by_sentence = _of_member(memory.by_sentence, index)
             pairs.append((member, Memory(states_BSH, memory.mask_BS, extras, by_sentence)))
         return pairs
 
 
 def _merged(of_members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The members' tensors in one mapping, `<number>.<name>`."""
-    return {f"{number}.{name}": tensor for number, named in enumerate(of_members) for name, tensor in named.items()}
+    """Return the members' tensors in one mapping, named `<member index>.<name>`."""
+    return {f"{index}.{name}": tensor for index, named in enumerate(of_members) for name, tensor in named.items()}
 
 
 def _merged_states(states: Sequence[DecoderState]) -> DecoderState:
-    """The members' states as one."""
+    """Return the members' states as one."""
     return DecoderState(_merged([state.tensors for state in states]), _merged([state.by_step for state in states]))
 
 
-def _of_member(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """One member's tensors under their own names."""
-    prefix = f"{number}."
+def _of_member(tensors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Return the tensors of one member under their own names."""
+    prefix = f"{index}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -102,10 +107,16 @@ def load_members(
     trusted_packages: tuple[str, ...] = (),
     weights: Weights = "averaged",
 ) -> tuple[LoadedModel, ...]:
-    """The model of one checkpoint, or those of several that can translate together. weights: see load_model.
+    """Load one checkpoint, or several whose models can form an ensemble.
 
-    Raises InputError where one cannot be loaded, and where two have other tokenizers, so that one id would mean
-    two pieces.
+    Args:
+        checkpoints: a path, or several.
+        device: where the models are placed.
+        trusted_packages: packages besides gnmt whose classes a checkpoint may name.
+        weights: which weights to take; see gnmt.checkpoint.load.load_model.
+
+    Raises:
+        InputError: a checkpoint cannot be loaded, or two differ in their tokenizers.
     """
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     if not paths:
@@ -114,7 +125,7 @@ def load_members(
     for path, member in zip(paths, members, strict=True):
         if member.tokenizers.digest != members[0].tokenizers.digest:
             raise InputError(
-                f"checkpoint {path} has other tokenizers than {paths[0]}: the models of an ensemble must read and "
-                "write the same pieces; train them on one preprocessed folder, or with tokenizer=existing"
+                f"checkpoint {path} has other tokenizers than {paths[0]}, but the models of an ensemble must share "
+                "their subwords: train them on one preprocessed folder, or with tokenizer=existing"
             )
     return members

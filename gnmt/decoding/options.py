@@ -1,48 +1,63 @@
-"""The settings of search and scoring."""
+"""Options of search and scoring, and their validation."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-from gnmt.config.validate import Range, check_value
-from gnmt.errors import InputError
+from gnmt.config.build import build
+from gnmt.config.validate import Range, check_component, check_value
+from gnmt.errors import InputError, nearest
 
-# Bounds far from what anybody wants, within which every score is a finite fp32 number: lp below 1e38 for sentences of
-# thousands of tokens, cp above -1e38 for sources of any length.
+# Bounds far beyond useful values. Within them every score is a finite fp32 number: lp stays below 1e38 for sentences of
+# thousands of tokens, and cp stays above -1e38 for sources of any length.
 LARGEST_ALPHA, LARGEST_CONSTANT, LARGEST_BETA = 10, 1_000_000, 1000
 LARGEST_LENGTH, LARGEST_FACTOR = 1_000_000, 1000
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
 
 SCORING_OPTIONS = ("length_penalty_alpha", "length_penalty_constant", "coverage_beta")
-"""The options of equation 14."""
+"""Names of the options of equation 14."""
+
+SAMPLING_OPTIONS = ("top_k", "top_p", "temperature")
+"""Names of the options that only sampling uses."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search. Raises InputError for a value out of its range and for values that exclude each other.
+    """Options of beam search, greedy search and sampling.
 
-    beam_size: active hypotheses of a sentence (K); 1 is greedy search and ends at the first EOS.
-    n_best: hypotheses that are returned, at most beam_size; with sampling, the samples that are drawn.
-    length_penalty_alpha, length_penalty_constant, coverage_beta: equation 14 of Wu et al. 2016.
-    pruning: None, or nats (beamsize in section 7): a token more than this below the hypothesis's best token is not
-        tried, and an active hypothesis whose log P / lp is more than this below that of the best finished one is
-        dropped (the paper compares finished ones only).
-    stop: `bound`, when no active hypothesis can beat the last of the n_best finished ones (which are then those that
-        `exhausted` returns); `first`, when K have finished; `exhausted`, at the length limit.
-    max_length_factor, max_length_offset: the limit, see `length_limit`.
-    min_length: smallest |Y| (with EOS) that may finish; the limit goes before it.
-    no_repeat_ngram: None, or n: a token that would complete n target ids in a row which the hypothesis already holds
-        is not tried. EOS always may be.
-    sampling: draw n_best independent samples instead of searching for the best; beam_size, pruning and stop play no
-        part then. A sample's score and log P are the model's own, whatever it was drawn from.
-    temperature: log-probabilities are divided by it before a token is drawn; 1 draws from the model itself.
-    top_k: None, or draw only from so many of the most probable tokens (Fan et al. 2018).
-    top_p: None, or draw only from the fewest tokens that together hold this probability (Holtzman et al. 2020), after
-        temperature and top_k.
-    seed: the random numbers are a function of it, the sentence's key, the number of the sample and the step.
+    Args:
+        beam_size: Active hypotheses of a sentence (K). With 1, search is greedy and ends at the first EOS.
+        length_penalty_alpha: alpha of equation 14 of Wu et al. 2016; 0 for no length normalization.
+        length_penalty_constant: The 5 of lp(Y) in equation 14.
+        coverage_beta: beta of equation 14; 0 for no coverage penalty.
+        pruning: None, or a distance in nats (beamsize in section 7 of the paper). A token this far below the best token
+            of its hypothesis is left out. An active hypothesis whose log P / lp is this far below that of the
+            best finished one is dropped; the paper compares finished hypotheses only.
+        stop: `bound` stops when no active hypothesis can score better than the last of the n_best finished ones, and
+            returns the same hypotheses as `exhausted`; `first` stops when K have finished; `exhausted` stops at the
+            length limit.
+        max_length_factor: See `length_limit`.
+        max_length_offset: See `length_limit`, in tokens.
+        min_length: Smallest |Y| (with EOS) of a finished hypothesis. The length limit takes precedence.
+        n_best: Hypotheses returned, at most beam_size. With sampling, the number of samples.
+        no_repeat_ngram: None, or n: a token that would complete an n-gram of target ids that the hypothesis already
+            holds is suppressed. EOS is never suppressed.
+        sampling: Draw n_best independent samples instead of searching for the best hypothesis. beam_size, pruning and
+            stop have no effect then. Score and log P of a sample are those of the model, without temperature, top_k
+            and top_p.
+        temperature: Divides the log-probabilities before a token is drawn; 1 draws from the model.
+        top_k: None, or the number of most probable tokens to draw from (Fan et al. 2018).
+        top_p: None, or draw from the smallest set of most probable tokens that holds this probability (Holtzman et al.
+            2020), after temperature and top_k.
+        seed: Seed of sampling. The random numbers are a function of the seed, the sentence's key, the index of the
+            sample and the step.
+
+    Raises:
+        InputError: A value is out of range, or two options contradict each other.
     """
 
     beam_size: Annotated[int, Range(1)] = 5
@@ -74,38 +89,67 @@ class SearchOptions:
             return
         if self.n_best > self.beam_size:
             raise InputError(
-                f"decoding.n_best is {self.n_best}, but a beam of {self.beam_size} keeps no more than "
-                f"{self.beam_size}: raise decoding.beam_size, or set decoding.sampling=true for independent samples"
+                f"decoding.n_best is {self.n_best}, but a beam of {self.beam_size} keeps at most {self.beam_size} "
+                "hypotheses: raise decoding.beam_size, or set decoding.sampling=true for independent samples"
             )
-        asked = [name for name in ("top_k", "top_p") if getattr(self, name) is not None]
-        asked += ["temperature"] if self.temperature != 1 else []
-        if asked:
-            raise InputError(
-                f"decoding.{asked[0]} is {getattr(self, asked[0])}, but only sampling draws tokens: "
-                f"set decoding.sampling=true, or leave {asked[0]} out"
-            )
+        for name in SAMPLING_OPTIONS:
+            value = getattr(self, name)
+            if value != getattr(SearchOptions, name):
+                raise InputError(
+                    f"decoding.{name} is {value}, but only sampling draws tokens: set decoding.sampling=true, or leave "
+                    f"{name} out"
+                )
 
     @property
     def scoring(self) -> dict[str, float]:
-        """The fields that a score depends on, beside the translation."""
+        """The options of equation 14 by name."""
         return {name: getattr(self, name) for name in SCORING_OPTIONS}
 
     @property
     def num_hypotheses(self) -> int:
-        """Hypotheses of a sentence that the decoder carries on side by side (K)."""
+        """The number of active hypotheses of a sentence (K)."""
         return self.n_best if self.sampling else self.beam_size
 
     def length_limit(self, num_source_tokens: int, num_prefix_tokens: int = 0) -> int:
-        """The largest |Y| of a sentence: int(factor * its own source tokens with EOS + offset), and at least 1.
+        """Return the largest |Y| of a sentence: int(factor * source tokens with EOS + offset), and at least 1.
 
-        A forced prefix that reaches the limit raises it by its own length.
+        A prefix as long as the limit or longer raises it by its own length.
         """
         limit = max(1, int(self.max_length_factor * num_source_tokens + self.max_length_offset))
         return limit + num_prefix_tokens if num_prefix_tokens >= limit else limit
 
+    def with_changes(self, changes: Mapping[str, Any]) -> SearchOptions:
+        """Return the options with some of them replaced. Raises InputError for an unknown name or a wrong value."""
+        names = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in names:
+                advice = nearest(name, names, prefix="decoding")
+                raise InputError(f"decoding.{name} is no search option{advice}; the options are {', '.join(names)}")
+        return replace(self, **changes)
+
 
 @cache
 def _annotations() -> dict[str, Any]:
-    """The annotation of each option, where its type and range stand."""
+    """Return the annotation of each option, which holds its type and range."""
     hints = get_type_hints(SearchOptions, include_extras=True)
     return {field.name: hints[field.name] for field in fields(SearchOptions)}
+
+
+def build_search_options(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchOptions:
+    """Return the options of a config node with some values replaced.
+
+    The node may come from a foreign checkpoint, so its `_target_` and keywords are checked before anything is built.
+
+    Args:
+        recorded: a node with `_target_`, such as `decoding` of a checkpoint's config.
+        overrides: values that replace recorded ones.
+
+    Raises:
+        InputError: names every wrong key.
+    """
+    node = {**recorded, **overrides}
+    errors = check_component(node, "decoding", expected=(SearchOptions,))
+    if errors:
+        raise InputError("the search options are wrong:\n  " + "\n  ".join(errors))
+    options: SearchOptions = build(node)
+    return options

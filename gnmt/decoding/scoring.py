@@ -1,8 +1,13 @@
-"""Forced scoring: what the model thinks of translations that somebody gives it."""
+"""Scores of translations: equation 14 of Wu et al. 2016, and force-decoding scores of given translations.
+
+The first half defines the score that search maximizes. The second half computes it for translations that are given:
+`force_decode` for a batch of ids, `score_pairs` for many pairs, and `pairs_of_line`, which turns a line and its
+translation into pairs of ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -17,43 +22,43 @@ from gnmt.decoding.translation import Translation, cut_line
 from gnmt.errors import InputError, counted
 from gnmt.model.interfaces import SearchModel
 
-# A source token that received less attention than this counts as having received this much, so that
-# the penalty of one token is at most beta * 13.8 and never infinite.
+# The coverage of a source token is at least this much, so that the penalty of one token is at most beta * 13.8 and
+# never infinite.
 COVERAGE_FLOOR = 1e-6
 
-
-class ForceDecodingScores(NamedTuple):
-    """Scores of given translations, fp32.
-
-    log_prob_B: log P(Y|X), natural logarithm. score_B: equation 14.
-    token_log_probs_BT: one for each of the |Y| tokens (EOS included), 0 behind each row's end.
-    """
-
-    log_prob_B: Tensor
-    score_B: Tensor
-    token_log_probs_BT: Tensor
+# A batch of pairs holds at most this many padded source and target tokens for each pair of batch_size.
+LONG_PAIR_TOKENS = 200
 
 
 def length_penalty(lengths: Tensor, alpha: float, constant: float) -> Tensor:
-    """lp(Y) for |Y| = lengths, any shape; fp32. alpha 0 gives 1: no normalization."""
+    """Return lp(Y) for |Y| = lengths, fp32, of the same shape. With alpha 0 it is 1."""
     return ((constant + lengths.float()) / (constant + 1.0)) ** alpha
 
 
 def coverage_penalty(coverage: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """cp(X; Y), never positive and never infinite; fp32, the shape of `coverage` without its last axis.
+    """Return cp(X; Y), fp32, of the shape of `coverage` without its last axis. It is never positive.
 
-    coverage: [..., S], attention summed over the target tokens. mask: bool, broadcasts to it, True for
-    real source tokens. Each sum is clamped to [COVERAGE_FLOOR, 1] before the logarithm.
+    Args:
+        coverage: [..., S], attention summed over the target tokens. Each sum is clamped to [COVERAGE_FLOOR, 1].
+        mask: bool, broadcasts to `coverage`, True for real source tokens.
+        beta: the weight of the penalty.
     """
     logs = coverage.float().clamp(COVERAGE_FLOOR, 1.0).log()
     return beta * logs.masked_fill(~mask, 0.0).sum(-1)
 
 
 def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tensor, options: SearchOptions) -> Tensor:
-    """Equation 14, fp32, the shape of log_prob.
+    """Return equation 14, log P(Y|X) / lp(Y) + cp(X; Y), fp32, of the shape of log_prob.
 
-    lengths: |Y|, of that shape. coverage: [..., S] or None for a model without attention, for which
-    options.coverage_beta must be 0 (InputError otherwise). mask: broadcasts to coverage.
+    Args:
+        log_prob: log P(Y|X), natural logarithm.
+        lengths: |Y|, of the shape of log_prob.
+        coverage: [..., S], attention summed over the target tokens, or None for a model without attention.
+        mask: bool, broadcasts to coverage, True for real source tokens.
+        options: alpha, constant and beta of the equation.
+
+    Raises:
+        InputError: options.coverage_beta > 0 without coverage.
     """
     normalized = log_prob.float() / length_penalty(
         lengths, options.length_penalty_alpha, options.length_penalty_constant
@@ -66,21 +71,39 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
 
 
 def check_coverage(options: SearchOptions, has_attention: bool) -> None:
-    """Raises InputError for a coverage penalty with a model that has no attention."""
+    """Raise InputError if the options ask for a coverage penalty and the model has no attention."""
     if options.coverage_beta and not has_attention:
         raise InputError(
             f"decoding.coverage_beta is {options.coverage_beta}, but this model has no attention that aligns target "
-            "with source tokens, so nothing can be covered; set decoding.coverage_beta=0"
+            "with source tokens, so there is no coverage: set decoding.coverage_beta=0"
         )
+
+
+class ForceDecodingScores(NamedTuple):
+    """Scores of given translations, fp32.
+
+    Attributes:
+        log_prob_B: log P(Y|X), natural logarithm.
+        score_B: Equation 14.
+        token_log_probs_BT: One for each of the |Y| tokens (EOS included), 0 behind each row's end.
+    """
+
+    log_prob_B: Tensor
+    score_B: Tensor
+    token_log_probs_BT: Tensor
 
 
 @torch.inference_mode()
 def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForceDecodingScores:
-    """The scores of given token ids: the steps of search, with every token known beforehand.
+    """Score given token ids with the decoder steps that search takes.
 
-    So an ensemble, or a model whose weights are rounded for search, is scored as it searches. source: pieces and EOS.
-    target: BOS, pieces and, where the translation is finished, EOS (the framing of gnmt.batch.Batch). The model must
-    be in evaluation mode.
+    An ensemble, or a model with quantized weights, is therefore scored exactly as it searches.
+
+    Args:
+        model: a model in evaluation mode, or an ensemble.
+        source: source ids with EOS.
+        target: BOS, target ids and, for finished translations, EOS.
+        options: the options of equation 14.
     """
     num_rows = len(source.lengths_B)
     batch = Batch(source, target, torch.arange(num_rows), int(target.lengths_B.sum()) - num_rows)
@@ -103,16 +126,22 @@ def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: Se
     return ForceDecodingScores(log_prob_B, score_B, token_log_probs_BT)
 
 
-# A batch holds `batch_size` pairs of up to so many source and target tokens, and fewer longer ones.
-_LONG_PAIR_TOKENS = 200
+class Pair(NamedTuple):
+    """Ids to score: `source` with EOS; `target` without BOS, with EOS if it is finished."""
+
+    source: Sequence[int]
+    target: Sequence[int]
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """How probable a translation is.
+    """The force-decoding score of one translation.
 
-    log_prob: log P(Y|X), natural logarithm. score: eq. 14 of Wu et al. 2016. tokens: what was scored, EOS included.
-    token_log_probs: one for each token; log_prob is their sum.
+    Attributes:
+        log_prob: log P(Y|X), natural logarithm.
+        score: Equation 14 of Wu et al. 2016.
+        tokens: The scored target ids, EOS included.
+        token_log_probs: One for each token. Their sum is log_prob.
     """
 
     log_prob: float
@@ -121,119 +150,127 @@ class PairScore:
     token_log_probs: tuple[float, ...]
 
 
-class Pair(NamedTuple):
-    """Ids to be scored: `source` with EOS; `target` without BOS, with EOS where it is finished."""
-
-    source: Sequence[int]
-    target: Sequence[int]
+def scoring_order(pairs: Sequence[Pair]) -> list[int]:
+    """Return the indices of the pairs, the longest target first, then the longest source."""
+    return sorted(range(len(pairs)), key=lambda index: (-len(pairs[index].target), -len(pairs[index].source)))
 
 
 def score_pairs(
-    model: SearchModel,
-    pairs: Sequence[Pair],
-    options: SearchOptions,
-    device: torch.device,
-    batch_size: int,
-    found: dict[int, PairScore],
-) -> None:
-    """Adds to `found` the score of each pair whose place it does not hold yet.
+    model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device, batch_size: int
+) -> Iterator[list[PairScore]]:
+    """Score pairs in batches and yield the scores of each batch.
 
-    Those of similar lengths are scored together, the longest first.
+    Args:
+        model: a model in evaluation mode, or an ensemble.
+        pairs: in the order of `scoring_order`, so that pairs of similar lengths share a batch.
+        options: the options of equation 14.
+        device: the model's device.
+        batch_size: largest number of pairs in a batch; see also LONG_PAIR_TOKENS.
     """
-    order = [place for place in scoring_order(pairs) if place not in found]
     start = 0
-    while start < len(order):
-        # The first of a batch has the most target tokens, but any may have the most source tokens.
-        end, longest = start + 1, [len(side) for side in pairs[order[start]]]
-        while end < len(order) and end - start < batch_size:
-            longest = [max(length, len(side)) for length, side in zip(longest, pairs[order[end]], strict=True)]
-            if (end + 1 - start) * sum(longest) > batch_size * _LONG_PAIR_TOKENS:
+    while start < len(pairs):
+        # The first pair of a batch has the most target tokens, but any pair may have the most source tokens.
+        end, num_source, num_target = start + 1, len(pairs[start].source), len(pairs[start].target)
+        while end < len(pairs) and end - start < batch_size:
+            num_source = max(num_source, len(pairs[end].source))
+            if (end + 1 - start) * (num_source + num_target) > batch_size * LONG_PAIR_TOKENS:
                 break
             end += 1
-        places = order[start:end]
-        found.update(zip(places, _score_batch(model, [pairs[n] for n in places], options, device), strict=True))
+        yield _score_batch(model, pairs[start:end], options, device)
         start = end
-
-
-def scoring_order(pairs: Sequence[Pair]) -> list[int]:
-    """The places of the pairs in the order in which they are scored."""
-    return sorted(range(len(pairs)), key=lambda place: (-len(pairs[place].target), -len(pairs[place].source)))
 
 
 def _score_batch(
     model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device
 ) -> list[PairScore]:
-    found = force_decode(
+    scores = force_decode(
         model,
         padded([pair.source for pair in pairs], device),
         padded([(BOS_ID, *pair.target) for pair in pairs], device),
         options,
     )
-    columns = (found.log_prob_B.tolist(), found.score_B.tolist(), found.token_log_probs_BT.tolist())
+    columns = zip(
+        pairs, scores.log_prob_B.tolist(), scores.score_B.tolist(), scores.token_log_probs_BT.tolist(), strict=True
+    )
     return [
-        PairScore(log_prob, score, tuple(pair.target), tuple(token_log_probs[: len(pair.target)]))
-        for pair, log_prob, score, token_log_probs in zip(pairs, *columns, strict=True)
+        PairScore(log_prob, pair_score, tuple(pair.target), tuple(token_log_probs[: len(pair.target)]))
+        for pair, log_prob, pair_score, token_log_probs in columns
     ]
 
 
-def pairs_of(
-    tokenizers: Tokenizers, source: str, target: str | Sequence[int] | Translation, max_source_tokens: int, place: str
+def pairs_of_line(
+    tokenizers: Tokenizers,
+    source: str,
+    target: str | Sequence[int] | Translation,
+    max_source_tokens: int,
+    location: str,
 ) -> list[Pair]:
-    """What of a line is scored at once; see Translator.score.
+    """Return the pairs of ids whose scores add up to the score of a line: none, one, or one for each segment.
 
-    Raises InputError, which begins with `place`, for ids that no search writes, and for parts of a cut line that do not
-    match the pieces that its source is read in.
+    Args:
+        tokenizers: of both sides.
+        source: the source line.
+        target: text, ids, or a Translation; see Translator.score.
+        max_source_tokens: the limit that the line of a Translation was cut with.
+        location: of the line, for messages.
+
+    Raises:
+        InputError: the ids are ones that no search produces, or the segments of a Translation do not match those of
+            its source.
     """
     source_ids = tokenizers.framed(tokenizers.source.encode(source) if source.strip() else [])
     if isinstance(target, str):
         return [Pair(source_ids, [*(tokenizers.target.encode(target) if target.strip() else []), EOS_ID])]
-    tokens, segment_lengths = (
-        (target.tokens, target.segment_lengths) if isinstance(target, Translation) else (target, ())
-    )
+    tokens = target.tokens if isinstance(target, Translation) else target
+    segment_lengths = target.segment_lengths if isinstance(target, Translation) else ()
     size = tokenizers.target.vocabulary_size
     if wrong := [token for token in tokens if not 0 <= token < size]:
-        raise InputError(f"{place}: {wrong[0]} is no token: this model has the ids 0 to {size - 1}")
+        raise InputError(
+            f"{location}: token {wrong[0]} is not in the target vocabulary, whose ids are 0 to {size - 1}: score with "
+            "the model that produced it"
+        )
     if segment_lengths:
-        pairs = pairs_of_cut_line(cut_line(tokenizers, source, max_source_tokens), tokens, segment_lengths, place)
+        segments = cut_line(tokenizers, source, max_source_tokens)
+        pairs = pairs_of_segments(segments, tokens, segment_lengths, location)
     else:
         pairs = [Pair(source_ids, tokens)] if tokens else []
     for pair in pairs:
-        check_possible(pair.target, place)
+        check_possible(pair.target, location)
     return pairs
 
 
-def pairs_of_cut_line(
-    sources: Sequence[Sequence[int]], tokens: Sequence[int], segment_lengths: Sequence[int], place: str
+def pairs_of_segments(
+    sources: Sequence[Sequence[int]], tokens: Sequence[int], segment_lengths: Sequence[int], location: str
 ) -> list[Pair]:
-    """The pairs of a translation whose line was cut: each piece of the source with its part of the tokens.
+    """Pair each segment of a source line with its target tokens.
 
-    Raises InputError where there are not as many parts as pieces, or not as many tokens as the parts hold.
+    Raises InputError if the numbers of segments or of tokens differ.
     """
     if len(segment_lengths) != len(sources) or sum(segment_lengths) != len(tokens) or min(segment_lengths) < 1:
         raise InputError(
-            f"{place}: its {len(tokens)} tokens are parts of {', '.join(map(str, segment_lengths))} and its source is "
-            f"read in {counted(len(sources), 'piece')}, so they cannot be matched: score with the tokenizers and the "
-            "max_source_tokens that it was translated with"
+            f"{location}: segment_lengths is {', '.join(map(str, segment_lengths))} for "
+            f"{counted(len(tokens), 'token')} and a source of {counted(len(sources), 'segment')}, which do not match: "
+            "score with the tokenizers and the max_source_tokens of the translation"
         )
     ends = list(accumulate(segment_lengths))
     starts = [0, *ends[:-1]]
     return [Pair(source, tokens[start:end]) for source, start, end in zip(sources, starts, ends, strict=True)]
 
 
-def check_possible(target: Sequence[int], place: str) -> None:
-    """Raises InputError for ids that no search writes, of which a model says something, but nothing that means much."""
-    for token, name in ((PAD_ID, "padding"), (BOS_ID, "the begin of a sentence")):
+def check_possible(target: Sequence[int], location: str) -> None:
+    """Raise InputError for ids that no search produces, because their probabilities mean little."""
+    for token, name in ((PAD_ID, "padding"), (BOS_ID, "begin of sentence")):
         if token in target:
-            raise InputError(f"{place}: its tokens hold {token}, {name}, which no search writes: leave it out")
+            raise InputError(f"{location}: tokens holds {token} ({name}), which no search produces: leave it out")
     if EOS_ID in target[:-1]:
         raise InputError(
-            f"{place}: its tokens go on behind {EOS_ID}, the end of a sentence, which no search does: end them there "
-            "(a line that was translated in pieces says where each ends in segment_lengths)"
+            f"{location}: tokens continues after {EOS_ID} (end of sentence), which no search produces: end it there, "
+            "or give segment_lengths for a line that was translated in segments"
         )
 
 
-def joined_scores(scores: Sequence[PairScore]) -> PairScore:
-    """The score of a line from those of its pieces, as translations of cut lines are scored: all are summed."""
+def joined_score(scores: Sequence[PairScore]) -> PairScore:
+    """Return the score of a line as the sum over its segments, as Translation does."""
     return PairScore(
         sum((score.log_prob for score in scores), 0.0),
         sum((score.score for score in scores), 0.0),

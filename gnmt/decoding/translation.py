@@ -1,4 +1,4 @@
-"""Long lines cut into segments, and the translation that is joined from them."""
+"""The translation of one line, and the segments that a long line is cut into."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from torch import Tensor
 
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 
+# Ends of sentences: in scripts with spaces, marks before a space; in other scripts, the marks alone. The quantifiers
+# are possessive (`++`, `*+`), so each run of marks is matched once from its beginning. With backtracking, a run without
+# a space behind it would take time that grows with the square of its length.
+_SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？]++[」』”’）]*+""")
+
 
 @dataclass(frozen=True)
 class Translation:
-    """One translation of a line.
+    """One translation of a line. A line that was cut has the tokens of its segments one after another.
 
-    text: detokenized. score: eq. 14 of Wu et al. 2016. tokens: the pieces' ids, with EOS where finished.
-    attentions: fp32, one row a target token, one column a source token with EOS; one matrix, and of a line that was
-    translated in pieces one for each; empty where not asked for.
-    finished: False where the length limit cut it off. log_prob: log P(Y|X), natural logarithm.
-    source_tokens: the ids that were read, with EOS of each piece: the columns of the attentions.
-    segment_lengths: of a line that was translated in pieces, how many of the tokens come from each; else empty.
-    alternatives: the other hypotheses of an n-best list, or the other samples, in their order.
-    steps: decoder steps of its search. steps_after_best: those after the best was found, which is what the stopping
-    rule costs.
+    Attributes:
+        text: The detokenized translation.
+        score: Equation 14 of Wu et al. 2016, summed over segments.
+        tokens: Target ids, with EOS if finished.
+        attentions: For each segment fp32 [T, S], one row per target token and one column per source token with EOS.
+            Empty if attention was not requested.
+        finished: False if the length limit cut it off.
+        log_prob: log P(Y|X), natural logarithm, summed over segments.
+        source_tokens: Source ids with the framing of each segment. They are the columns of the attentions.
+        segment_lengths: Target tokens of each segment. Empty for a line that was not cut.
+        alternatives: The other hypotheses of an n-best list, or the other samples, in their order.
+        steps: Decoder steps of its search.
+        steps_after_best: Steps after the best hypothesis was found, which is the cost of the stopping rule.
     """
 
     text: str
@@ -42,38 +51,39 @@ class Translation:
 
     @property
     def attention_TS(self) -> Tensor | None:
-        """All tokens' attention [T, S], or None; of a line in pieces a copy with theirs along the diagonal."""
+        """The attention of all tokens, [T, S], block-diagonal for a line that was cut; None if not requested."""
         if len(self.attentions) <= 1:
             return self.attentions[0] if self.attentions else None
         along_diagonal: Tensor = torch.block_diag(*self.attentions)  # type: ignore[no-untyped-call]
         return along_diagonal
 
 
-# Ends of sentences: in scripts with spaces, marks before a space; in those without, the marks alone. Each run of marks
-# is read once: from its beginning, and nothing of it is given back, which would never help, since what may follow a run
-# is none of it. Otherwise a run without a space behind it is tried from each of its marks to each of its ends.
-_SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？]++[」』”’）]*+""")
-
-
 def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[int]]:
-    """The ids of what is read at once, each framed: none for a line without a token, one whole line, or pieces.
+    """Cut a line into segments and return their source ids, each with its framing.
 
-    max_tokens: of a piece, its framing counted, and more than that. Sentences that fit together stay together.
+    A line that fits is one segment, and a line without a token has none. A long line is cut at sentence ends, a
+    sentence that does not fit between words, and a word that does not fit between any two tokens. Neighbors that fit
+    into one segment together share it.
+
+    Args:
+        tokenizers: of the source and its framing (BOS, EOS).
+        line: the text.
+        max_tokens: largest number of ids of a segment, with framing.
     """
     ids = tokenizers.source.encode(line) if line.strip() else []
     limit = max_tokens - tokenizers.num_framing_ids
     if len(ids) <= limit:
         return [tokenizers.framed(ids)] if ids else []
-    pieces: list[list[int]] = [[]]
+    segments: list[list[int]] = [[]]
     for unit in _units(tokenizers.source, line, limit):
-        if pieces[-1] and len(pieces[-1]) + len(unit) > limit:
-            pieces.append([])
-        pieces[-1] += unit
-    return [tokenizers.framed(piece) for piece in pieces]
+        if segments[-1] and len(segments[-1]) + len(unit) > limit:
+            segments.append([])
+        segments[-1] += unit
+    return [tokenizers.framed(segment) for segment in segments]
 
 
 def _units(tokenizer: AnyTokenizer, line: str, limit: int) -> Iterator[list[int]]:
-    """Token ids of sentences; of words where a sentence is over the limit; of parts where a word is."""
+    """Yield the ids of each sentence; of each word of a longer sentence; of slices of a longer word."""
     for sentence in split_sentences(line):
         ids = tokenizer.encode(sentence)
         if len(ids) <= limit:
@@ -85,7 +95,7 @@ def _units(tokenizer: AnyTokenizer, line: str, limit: int) -> Iterator[list[int]
 
 
 def split_sentences(line: str) -> list[str]:
-    """The line cut behind each sentence end; joined, they are the line again."""
+    """Split a line behind each sentence end. The parts joined are the line."""
     ends = [match.end() for match in _SENTENCE_END.finditer(line)]
-    cuts = [0, *ends, len(line)]
-    return [line[start:end] for start, end in pairwise(cuts) if end > start]
+    boundaries = [0, *ends, len(line)]
+    return [line[start:end] for start, end in pairwise(boundaries) if end > start]

@@ -19,9 +19,9 @@ from gnmt.data.corpora import Corpus
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.store import read_preprocessed
 from gnmt.decoding.alignment import draw_alignment
-from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.translation import Translation
-from gnmt.decoding.translator import Translator, search_options_of
+from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, counted
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
 from gnmt.fileio import write_atomically
@@ -290,7 +290,7 @@ def variant_of(options: SearchOptions, recorded: Mapping[str, Any], further: Map
 
     recorded: the node of a checkpoint, in which options that are younger than it are missing and mean their defaults.
     """
-    before = asdict(search_options_of(recorded, {}))
+    before = asdict(build_search_options(recorded, {}))
     differing = {key: value for key, value in asdict(options).items() if before[key] != value}
     return "".join(f".{key}-{str(value).lower()}" for key, value in {**differing, **further}.items())
 

@@ -59,7 +59,7 @@ class BestTokens:
 def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
     loaded = load_model(checkpoint, torch.device("cpu"))
     model, translator = loaded.model.eval(), Translator.from_loaded([loaded], "fp32", batch_size=8)
-    translator_module._WINDOW_BATCHES, translator_module._FEWEST_WINDOW_LINES = 3, 1
+    translator_module.CHUNK_BATCHES, translator_module.SMALLEST_CHUNK = 3, 1
     options, suppressed = translator.options, translator.suppressed
     encode = translator.tokenizers.source.encode
     lines = [line for line in islice(read_lines(text), count) if line.strip()]

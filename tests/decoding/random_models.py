@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention
 from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from gnmt.model.recurrent.attention_decoder import AttentionDecoder
-from gnmt.model.recurrent.encoder import LSTMEncoder, layer_widths
+from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.plain_decoder import PlainDecoder
 from gnmt.model.seq2seq import Seq2Seq
@@ -68,7 +68,7 @@ def draw_encoder(draw, projection_sizes):
     if kind == "convolutional":
         return ConvolutionalEncoder(WIDTH, 4, num_layers, draw(st.sampled_from([1, 3])), draw(positions))
     num_bidirectional = draw(st.integers(0, num_layers))
-    widths = layer_widths(WIDTH, 4, num_layers, num_bidirectional)
+    widths = [WIDTH, *((2 if layer < num_bidirectional else 1) * 4 for layer in range(num_layers))]
     residuals = [None, *(at for at in (2, 3) if at > num_layers or widths[at - 1] == widths[at])]
     options = lstm_options(draw, projection_sizes, residuals=residuals)
     return LSTMEncoder(WIDTH, 4, num_layers, num_bidirectional, **options, **draw(cells))

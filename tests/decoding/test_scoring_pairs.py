@@ -96,26 +96,30 @@ def test_a_cut_line_is_scored_piece_by_piece_as_it_was_translated(translator, to
         assert found.score == pytest.approx(one.score, abs=1e-5 * len(one.tokens))
         assert found.log_prob == pytest.approx(one.log_prob, abs=1e-5 * len(one.tokens))
     translator.max_source_tokens = 40
-    with pytest.raises(InputError, match=r"line 9: its \d+ tokens are parts of .* max_source_tokens"):
+    with pytest.raises(
+        InputError, match=r"line 9: segment_lengths is .* for \d+ tokens and a source of .* max_source_tokens"
+    ):
         translator.score([(line, translated)], line_numbers=[9])
 
 
 def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
     size = tokenizers.target.vocabulary_size
     for wrong in (size, -1):
-        with pytest.raises(InputError, match=rf"line 1: {wrong} is no token: this model has the ids 0 to {size - 1}"):
+        with pytest.raises(
+            InputError, match=rf"line 1: token {wrong} is not in the target vocabulary, whose ids are 0 to {size - 1}"
+        ):
             translator.score([("the dog.", [5, wrong, EOS_ID])])
 
 
 @pytest.mark.parametrize(
     ("tokens", "segment_lengths", "message"),
     [
-        ([5, PAD_ID, EOS_ID], (), f"a:1: its tokens hold {PAD_ID}, padding, which no search writes"),
-        ([BOS_ID, 5, EOS_ID], (), f"a:1: its tokens hold {BOS_ID}, the begin of a sentence"),
-        ([5, EOS_ID, 6, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}, the end of a sentence"),
-        ([5, EOS_ID, EOS_ID], (), f"a:1: its tokens go on behind {EOS_ID}"),
-        ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: its tokens go on behind {EOS_ID}.*segment_lengths"),
-        ([5, EOS_ID, 6, BOS_ID], (2, 2), f"a:1: its tokens hold {BOS_ID}"),
+        ([5, PAD_ID, EOS_ID], (), rf"a:1: tokens holds {PAD_ID} \(padding\), which no search produces"),
+        ([BOS_ID, 5, EOS_ID], (), rf"a:1: tokens holds {BOS_ID} \(begin of sentence\)"),
+        ([5, EOS_ID, 6, EOS_ID], (), rf"a:1: tokens continues after {EOS_ID} \(end of sentence\)"),
+        ([5, EOS_ID, EOS_ID], (), f"a:1: tokens continues after {EOS_ID}"),
+        ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: tokens continues after {EOS_ID}.*segment_lengths"),
+        ([5, EOS_ID, 6, BOS_ID], (2, 2), f"a:1: tokens holds {BOS_ID}"),
     ],
 )
 def test_ids_that_no_search_writes_are_refused(translator, tokens, segment_lengths, message):
@@ -218,9 +222,12 @@ def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("translation", "message"),
     [
-        ({"tokens": [99999, 3]}, r"a\.jsonl:2: 99999 is no token"),
-        ({"tokens": [5, 3, 6]}, r"a\.jsonl:2: its tokens go on behind 3"),
-        ({"tokens": [5, 6, 3], "segment_lengths": [1, 2]}, r"a\.jsonl:2: its 3 tokens are parts of 1, 2"),
+        ({"tokens": [99999, 3]}, r"a\.jsonl:2: token 99999 is not in the target vocabulary"),
+        ({"tokens": [5, 3, 6]}, r"a\.jsonl:2: tokens continues after 3"),
+        (
+            {"tokens": [5, 6, 3], "segment_lengths": [1, 2]},
+            r"a\.jsonl:2: segment_lengths is 1, 2 for 3 tokens and a source of 1 segment",
+        ),
     ],
 )
 def test_tokens_that_cannot_be_scored_are_named_with_their_file(translator, tmp_path, translation, message):

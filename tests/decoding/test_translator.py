@@ -137,8 +137,8 @@ def test_a_line_of_5000_words_is_translated_whole_in_pieces(model, tokenizers, c
     assert max(width for _, width in model.batch_shapes) <= 80
     num_tokens = len(tokenizers.source.encode(line))
     [message] = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"line 2 has {num_tokens} tokens, at most 79 are translated at once")
-    assert f"in {list(long.tokens).count(EOS_ID)} pieces" in message
+    assert message.startswith(f"line 2 has {num_tokens} tokens, more than the 79 that are translated at once")
+    assert f"in {list(long.tokens).count(EOS_ID)} segments" in message
 
 
 def test_pieces_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, tokenizers):
@@ -159,8 +159,8 @@ def test_pieces_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, 
 
 
 def test_the_line_number_counts_over_windows(model, tokenizers, caplog, monkeypatch):
-    monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
-    monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
+    monkeypatch.setattr(translator_module, "CHUNK_BATCHES", 2)
+    monkeypatch.setattr(translator_module, "SMALLEST_CHUNK", 1)
     translator = Translator(model, tokenizers, OPTIONS, FP32, batch_size=2, max_source_tokens=20)
     with caplog.at_level(logging.WARNING):
         translator.translate(["the dog.", ""] * 5 + ["the dog sees. " * 20])
@@ -215,8 +215,8 @@ def test_attention_columns_are_the_source_tokens_with_eos(model, tokenizers):
 
 
 def test_a_stream_reads_and_yields_window_by_window(model, tokenizers, monkeypatch):
-    monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
-    monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
+    monkeypatch.setattr(translator_module, "CHUNK_BATCHES", 2)
+    monkeypatch.setattr(translator_module, "SMALLEST_CHUNK", 1)
     read = []
 
     def endless():

@@ -165,8 +165,8 @@ def test_prefixes_must_be_as_many_as_lines(model, tokenizers, number, as_stream)
 
 def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, tokenizers, monkeypatch):
     """translate.py restarts at any window: window by window must be the same, bit by bit, as all in a stream."""
-    monkeypatch.setattr(translator_module, "_WINDOW_BATCHES", 2)
-    monkeypatch.setattr(translator_module, "_FEWEST_WINDOW_LINES", 1)
+    monkeypatch.setattr(translator_module, "CHUNK_BATCHES", 2)
+    monkeypatch.setattr(translator_module, "SMALLEST_CHUNK", 1)
     translator = Translator(random_model, tokenizers, SearchOptions(beam_size=2), FP32, batch_size=3)
     assert translator.chunk_lines == 6
     lines = list(itertools.islice(itertools.cycle(LINES), 17))
