@@ -1,4 +1,4 @@
-"""One set of weights out of several checkpoints of a training, or of trainings from the same start."""
+"""Averaging: one checkpoint with the mean weights of several, from one training or from trainings with one start."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
-    """Writes the mean of the weights that each checkpoint has for use, as a checkpoint of weights alone.
+    """Write the mean of the checkpoints' weights for inference as a weights-only checkpoint.
 
-    For use are averaged weights (`trainer.ema_decay`) where a checkpoint has them. Sums are fp64. All else is that of
-    the checkpoint with the most updates; its dev figures, which are not those of the mean, are left out. Raises
-    InputError for checkpoints of different models or subwords, of which no mean makes sense, and for an output that
-    exists already.
+    A checkpoint with averaged weights (trainer.ema_decay) contributes these. Sums are computed in fp64. The other
+    entries are copied from the checkpoint with the most updates, except its dev scores, which are not the mean's.
+
+    Raises InputError if the checkpoints have different models or tokenizers, or if `output` exists.
     """
     if output.exists():
         raise InputError(f"output={output} exists already: choose another name, or remove it")
@@ -36,25 +36,23 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     for path in paths:
         contents = read_checkpoint(path, REQUIRED_ENTRIES)
         if newest:
-            refuse_other_model(paths[0], newest, path, contents)
+            _check_same_model(paths[0], newest, path, contents)
         for name, weight in inference_weights(contents).items():
             sums[name] = weight.double() if name not in sums else sums[name] + weight
-        own_unused = set(contents.get("unused_target_ids", []))
+        own_unused = set(contents["unused_target_ids"])
         unused = own_unused if unused is None else unused & own_unused
         if not newest or contents["step"] > newest["step"]:
             newest = contents
         log.info("%s: update %d", path, contents["step"])
-    made_of = [{"file": str(path), "sha256": sha256_of(path)} for path in paths]
-    kept = (*REQUIRED_ENTRIES, "git_revision", "torch_version", "versions")
-    means: dict[int, Tensor] = {}  # by memory, so that tied weights stay tied, and are written once
+    means: dict[int, Tensor] = {}  # by memory, so that tied weights stay tied and are written once
     for name, weight in newest["model"].items():
         means.setdefault(weight.data_ptr(), (sums[name] / len(paths)).to(weight.dtype))
-    result = {key: newest[key] for key in kept if key in newest} | {
+    result = {entry: newest[entry] for entry in REQUIRED_ENTRIES} | {
         "model": {name: means[weight.data_ptr()] for name, weight in newest["model"].items()},
         "best": {},
         "best_step": newest["step"],
         "unused_target_ids": sorted(unused or ()),
-        "average_of": made_of,
+        "average_of": [{"file": str(path), "sha256": sha256_of(path)} for path in paths],
     }
     try:
         write_checkpoint(output, result)
@@ -62,14 +60,14 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         raise InputError(f"output={output} cannot be written ({error.strerror})") from None
 
 
-def refuse_other_model(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:
-    """Raises InputError where the rows and columns of two checkpoints' weights mean different things."""
+def _check_same_model(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:
+    """Raise InputError if the rows or columns of two checkpoints' weights have different meanings."""
     digests = [Tokenizers.from_checkpoint(contents["tokenizers"]).digest for contents in (expected, found)]
     if digests[0] != digests[1]:
-        raise InputError(f"{path} has other subwords than {first}: their weights belong to other pieces")
+        raise InputError(f"{path} has other tokenizers than {first}: average checkpoints with the same subwords")
     nodes = [{"model": json.loads(contents["config"])["model"]} for contents in (expected, found)]
-    if changes := changed_settings(*nodes):
-        raise InputError(f"{path} is of another model than {first}:\n  " + "\n  ".join(changes))
+    if changes := changed_settings(nodes[0], nodes[1]):
+        raise InputError(f"{path} has another model than {first}:\n  " + "\n  ".join(changes))
     shapes = [{name: weight.shape for name, weight in contents["model"].items()} for contents in (expected, found)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{path} has weights of other names or shapes than {first}")

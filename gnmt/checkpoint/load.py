@@ -1,4 +1,8 @@
-"""Models built from checkpoints."""
+"""Loading: build the model that a checkpoint describes, and load its weights.
+
+The config inside a checkpoint passes the validation of any config before anything is built, so that a checkpoint from
+somebody else runs no code.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,14 @@ from gnmt.model.validate import check_shared_vocabulary
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a checkpoint holds for use: the model in eval mode on the device, and what belongs to it.
+    """A checkpoint that is ready for inference.
 
-    config: the resolved training config. contents: the whole file's dictionary.
+    Args:
+        model: the model on `device`, in eval mode.
+        tokenizers: the tokenizers of both sides.
+        config: the resolved config of the training.
+        contents: all entries of the file.
+        device: the device of the model.
     """
 
     model: Seq2Seq
@@ -41,85 +50,56 @@ def load_model(
     trusted_packages: tuple[str, ...] = (),
     weights: Weights = "averaged",
 ) -> LoadedModel:
-    """Builds the model that a checkpoint describes, after its description passed the check of any config.
+    """Validate the config of a checkpoint, build its model and load its weights.
 
-    weights: `averaged` takes the averaged ones where the checkpoint has them, `raw` the training's own beside them, and
-    raises InputError where only averaged ones were kept.
+    Args:
+        path: the checkpoint.
+        device: the device of the model.
+        trusted_packages: packages whose classes the config may name, besides gnmt and torch.optim.
+        weights: "averaged" loads the averaged weights if the checkpoint has them, "raw" never does.
+
+    Raises:
+        InputError: the checkpoint is not usable, or "raw" is given and the checkpoint has only averaged weights.
     """
     contents = read_checkpoint(path, REQUIRED_ENTRIES)
-    try:
-        config = json.loads(contents["config"])
-        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
-        model_node = config["model"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"checkpoint {path} has a malformed config or tokenizer entry: {first_line(error)}") from None
-    model = build_model(model_node, tokenizers, trusted_packages, str(path))
+    config, tokenizers = read_description(contents, f"checkpoint {path}")
+    model = build_model(config["model"], tokenizers, trusted_packages, str(path))
     if weights == "averaged":
         load_weights(model, contents, str(path))
     elif "average" not in contents and config["trainer"].get("ema_decay") is not None:
         raise InputError(
-            f"weights=raw: checkpoint {path} holds nothing but averaged weights, as best.pt of a run with "
-            "trainer.ema_decay does: give a whole one, such as last.pt of its run"
+            f"weights=raw: checkpoint {path} has only averaged weights, as best.pt of a run with trainer.ema_decay: "
+            "use a full checkpoint, such as last.pt of its run"
         )
     else:
         load_weights(model, {**contents, "average": None}, str(path))
     return LoadedModel(model.to(device).eval(), tokenizers, config, contents, device)
 
 
-@torch.no_grad()
-def load_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
-    """Gives the model the weights of a checkpoint that are meant for use: the averaged ones where it has them.
+def read_description(contents: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], Tokenizers]:
+    """Return the config, which has a model node, and the tokenizers of a checkpoint.
 
-    best.pt holds just these; a whole checkpoint holds the training's own weights, and the average beside them.
+    origin: the name of the checkpoint in errors. Raises InputError if an entry is malformed.
     """
-    wrong = describe_weight_mismatch(model, contents["model"])
-    if wrong is not None:
-        raise InputError(f"{origin}: its weights do not fit the model: {wrong}")
     try:
-        model.load_state_dict(contents["model"])
-        for name, average in (contents.get("average") or {}).items():
-            model.get_parameter(name).copy_(average)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{origin}: its weights do not fit the model: {first_line(error)}") from None
-
-
-def describe_weight_mismatch(model: Seq2Seq, weights: object) -> str | None:
-    """In a line, the first tensor in which a model and a checkpoint's weights differ; None where they fit."""
-    if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        return "they are no tensors by name"
-    ours = model.state_dict()
-    other_shapes = [name for name in ours if name in weights and weights[name].shape != ours[name].shape]
-    missing, unknown = [name for name in ours if name not in weights], [name for name in weights if name not in ours]
-    for names, says in (
-        (other_shapes, "{} is {} in the checkpoint and {} in the model"),
-        (missing, "the checkpoint lacks {}"),
-        (unknown, "the checkpoint holds {}, which the model has not"),
-    ):
-        if names:
-            name = names[0]
-            shapes = [list(tensors[name].shape) for tensors in (weights, ours) if name in tensors]
-            more = f" (and so with {len(names) - 1} more)" if len(names) > 1 else ""
-            return says.format(name, *shapes) + more
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        one = first.setdefault(id(parameter), name)
-        if weights[one].data_ptr() != weights[name].data_ptr() and not torch.equal(weights[one], weights[name]):
-            return f"{one} and {name} are one tensor in the model and differ in the checkpoint"
-    return None
-
-
-def inference_weights(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A checkpoint's weights by name, tied ones under each of their names, averaged where it has averages."""
-    model: Mapping[str, Tensor] = contents["model"]
-    averages: Mapping[str, Tensor] = contents.get("average") or {}
-    by_memory = {model[name].data_ptr(): average for name, average in averages.items()}
-    return {name: by_memory.get(weight.data_ptr(), weight) for name, weight in model.items()}
+        config = json.loads(contents["config"])
+        config["model"]
+        return config, Tokenizers.from_checkpoint(contents["tokenizers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{origin} has a malformed config or tokenizer entry: {first_line(error)}") from None
 
 
 def build_model(
     node: Mapping[str, Any], tokenizers: Tokenizers, trusted_packages: tuple[str, ...], origin: str
 ) -> Seq2Seq:
-    """A Seq2Seq from its config node, with the vocabulary sizes of the tokenizers."""
+    """Validate a model's config node and build the model with the vocabulary sizes of the tokenizers.
+
+    Args:
+        node: the config node.
+        tokenizers: the tokenizers of both sides.
+        trusted_packages: see `load_model`.
+        origin: the name of the config in errors.
+    """
     sizes = {
         "source_vocabulary_size": tokenizers.source.vocabulary_size,
         "target_vocabulary_size": tokenizers.target.vocabulary_size,
@@ -140,3 +120,59 @@ def build_model(
             raise
         raise InputError(f"{origin}: a model of these widths does not fit into memory: {first_line(error)}") from None
     return model
+
+
+@torch.no_grad()
+def load_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
+    """Load the weights for inference: the averaged ones if the checkpoint has them.
+
+    A full checkpoint has the raw weights as `model` and the averaged ones as `average`. In best.pt, `model` is averaged.
+    """
+    mismatch = describe_weight_mismatch(model, contents["model"])
+    if mismatch is not None:
+        raise InputError(f"{origin}: its weights do not fit the model: {mismatch}")
+    try:
+        model.load_state_dict(contents["model"])
+        for name, average in (contents.get("average") or {}).items():
+            model.get_parameter(name).copy_(average)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{origin}: its weights do not fit the model: {first_line(error)}") from None
+
+
+def describe_weight_mismatch(model: Seq2Seq, weights: object) -> str | None:
+    """Return one line about the first tensor that differs between a model and a checkpoint's weights, or None."""
+    if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        return "they are not tensors by name"
+    expected = model.state_dict()
+    other_shape = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected]
+    if other_shape:
+        name = other_shape[0]
+        shapes = f"{list(weights[name].shape)} in the checkpoint and {list(expected[name].shape)} in the model"
+        return f"{name} is {shapes}{_and_more(other_shape)}"
+    if missing:
+        return f"the checkpoint lacks {missing[0]}{_and_more(missing)}"
+    if unknown:
+        return f"the checkpoint has {unknown[0]}, which the model does not have{_and_more(unknown)}"
+    first_names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = first_names.setdefault(id(parameter), name)
+        if weights[first].data_ptr() != weights[name].data_ptr() and not torch.equal(weights[first], weights[name]):
+            return f"{first} and {name} are one tensor in the model and differ in the checkpoint"
+    return None
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def inference_weights(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a checkpoint's weights for inference by name, averaged ones if it has them.
+
+    A tied weight appears under each of its names.
+    """
+    model: Mapping[str, Tensor] = contents["model"]
+    averages: Mapping[str, Tensor] = contents.get("average") or {}
+    by_memory = {model[name].data_ptr(): average for name, average in averages.items()}
+    return {name: by_memory.get(weight.data_ptr(), weight) for name, weight in model.items()}

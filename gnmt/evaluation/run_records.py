@@ -238,7 +238,7 @@ def read_run(folder: Path) -> RunRecord:
     parameters, dev, best_step = None, {}, None
     try:
         best = read_checkpoint(folder / "best.pt", REQUIRED_ENTRIES)
-        parameters, dev, best_step = count_parameters(best["model"])["in all"], dict(best["best"]), best["step"]
+        parameters, dev, best_step = count_parameters(best["model"])["total"], dict(best["best"]), best["step"]
     except InputError as error:
         missing = not (folder / "best.pt").exists()
         problems.append("no best.pt: nothing was evaluated yet" if missing else str(error))

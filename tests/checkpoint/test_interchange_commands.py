@@ -38,7 +38,7 @@ def test_an_imported_model_translates_scores_and_is_evaluated(home, run_command)
     done = run_command("inspect_checkpoint", "checkpoint=a.pt", "format=json", cwd=home)
     assert done.code == 0, done.err
     described = json.loads(done.out)["tokenizers"]
-    assert (described["source"]["kind"], described["source"]["subwords"], described["source_bos"]) == (
+    assert (described["source"]["kind"], described["source"]["vocabulary_size"], described["source_bos"]) == (
         "pretokenized",
         13,
         True,
@@ -56,7 +56,7 @@ def test_it_has_no_test_set_and_does_not_train_on(home, run_command, tiny):
         "train", *overrides, f"data.preprocessed={preprocessed}", f"initialize_from={home}/a.pt", "name=on", cwd=home
     )
     assert done.code == 2
-    assert "an imported checkpoint, which reads pieces that training does not prepare" in done.err
+    assert "an imported checkpoint, whose subwords preprocessing cannot produce" in done.err
 
 
 def test_out_and_back_by_command(tiny, run_command, tmp_path):

@@ -224,7 +224,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "weights without a checkpoint",
         ["inspect_checkpoint", "checkpoint={shelf}/weights.pt"],
-        ["{shelf}/weights.pt is a torch file, but no checkpoint of this project"],
+        ["{shelf}/weights.pt is a torch file, but not a checkpoint of gnmt"],
     ),
     *[
         (
