@@ -32,12 +32,12 @@ def main(cfg: ScoreConfig) -> None:
     from gnmt.config.build import resolve
     from gnmt.decoding.translator import load_translator
     from gnmt.translation.formats import short_digests
-    from gnmt.translation.score_files import Scorable, check_places_of, score_files
+    from gnmt.translation.score_files import Scorable, score_files
 
     scorable = Scorable(cfg.source, cfg.target, cfg.input)
     checkpoint = resolve(cfg)["checkpoint"]
     checkpoints = [checkpoint] if isinstance(checkpoint, str) else checkpoint
-    check_places_of(scorable, cfg.output, checkpoints)
+    scorable.check_output(cfg.output, checkpoints)
     translator, _ = load_translator(cfg)
     given = [name for name, value in resolve(cfg.decoding).items() if value is not None]
     kind = "tsv" if cfg.format == "tsv" else "jsonl"

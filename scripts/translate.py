@@ -7,7 +7,7 @@
   torchrun --nproc-per-node=2 scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de
 
 Line N of the output is the translation of line N of the input; a blank line stays blank. The output file appears when
-it is complete. Until then the finished lines are kept in <output>.part, and the same command resumes after an
+it is complete. Until then the finished lines are kept in <output>.partial, and the same command resumes after an
 interruption. With other settings or another input it stops and lists the differences. At a terminal, without input=,
 each line is translated as soon as it is typed. Several processes, started by torchrun, share the work on a file and
 write the same output as one.
@@ -18,7 +18,7 @@ Main keys:
   output_folder      for several inputs: the folder of the outputs, each with the name of its input
   format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true)
   prefixes           a file with the beginning of each translation
-  resume             auto: resume from <output>.part; never: restart from scratch
+  resume             auto: resume from <output>.partial; never: restart from scratch
   decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
   max_source_tokens  longer lines are translated in segments, which end at sentence ends where possible
   device, precision  auto selects CUDA and bf16 if the hardware has them
@@ -40,7 +40,8 @@ def main(cfg: TranslateConfig) -> None:
     from gnmt.device import set_onednn_cache_capacity
     from gnmt.distributed import current_ranks, report_once
     from gnmt.translation.formats import OutputFormat
-    from gnmt.translation.translate_files import MadeFrom, plan_jobs, translate_files
+    from gnmt.translation.jobs import plan_jobs
+    from gnmt.translation.translate_files import MadeFrom, translate_files
 
     set_onednn_cache_capacity(ONEDNN_CACHE_CAPACITY)
     values = resolve(cfg)

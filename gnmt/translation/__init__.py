@@ -1,1 +1,1 @@
-"""Translating and scoring files."""
+"""Translation and scoring of files: what the commands translate.py and score.py do."""

@@ -1,4 +1,4 @@
-"""How translations are written: text, TSV or JSON lines."""
+"""Output formats of translate.py: plain text, TSV and JSON lines."""
 
 from __future__ import annotations
 
@@ -18,44 +18,42 @@ from gnmt.fileio import LINE_BREAKS, sha256_of
 _DIGITS = 12  # of a sha256
 _COLUMNS = ("line", "rank", "score", "log_prob", "finished", "text")
 _NOT_IN_TSV = LINE_BREAKS | {ord("\t"): " "}
-# JSON writes the control characters of ASCII as escapes; these three end a line for some readers as well.
+# JSON escapes the control characters of ASCII; some readers end a line at these three as well.
 _JSON_ESCAPES = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class Origin(NamedTuple):
-    """What scores come from, beside the search. checkpoints: the first digits of their sha256, in the order given."""
+    """The precision and the checkpoints that scores depend on.
+
+    Args:
+        precision: Name such as "bf16".
+        checkpoints: The first digits of each checkpoint's sha256, in the order given.
+    """
 
     precision: str
     checkpoints: tuple[str, ...]
-
-
-def short_digests(checkpoints: Iterable[str | Path]) -> tuple[str, ...]:
-    """Enough of the sha256 of each file to tell checkpoints apart; raises InputError for one that cannot be read."""
-    return tuple(digest[:_DIGITS] for digest in sha256_of_checkpoints(checkpoints))
-
-
-def sha256_of_checkpoints(checkpoints: Iterable[str | Path]) -> list[str]:
-    try:
-        return [sha256_of(path) for path in checkpoints]
-    except OSError as error:  # gone since it was loaded
-        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
 
 
 @dataclass(frozen=True)
 class OutputFormat:
     """One of three formats, in UTF-8.
 
-    text: the best translation, one line for each line of input.
-    tsv: a heading, then a line for each hypothesis: line (of the input, from 1), rank (from 1, the best), score
-        (equation 14), log_prob (natural), finished (true or false), text, with tabs and line breaks as spaces, and
-        with `alignments` alignment.
-    jsonl: an object for each line of input: {"line", "source", "scoring" (the options that scores depend on: equation
-        14), "precision", "checkpoints" (see Origin), "translations": [{"text", "score", "log_prob", "tokens"
-        (ids, with EOS where finished), "finished", "segment_lengths" (tokens of each piece, for a line that was
-        cut), with `alignments` "alignment", with `word_attention` "word_attention"}, …]}, the best first.
+    text: The best translation, one line for each line of input.
 
-    alignments: word alignments as `0-0 1-2`, source word and target word counted from 0, which takes attention.
-    word_attention: the matrix that they come from, a row for each target word, a column for each source word.
+    tsv: A heading, then one line for each hypothesis with the columns line (of the input, from 1), rank (from 1, the
+    best), score (Wu et al. 2016, eq. 14), log_prob (natural), finished (true or false), text (tabs and line breaks
+    replaced by spaces) and, with `alignments`, alignment.
+
+    jsonl: One object for each line of input, with the keys line, source, scoring (the options of eq. 14), precision,
+    checkpoints (see `Origin`) and translations, the best first. Each translation has text, score, log_prob, tokens
+    (ids, with EOS if finished), finished, segment_lengths (tokens of each segment, for a line that was cut), and on
+    request alignment and word_attention.
+
+    Args:
+        kind: The format.
+        alignments: Add word alignments such as `0-0 1-2`: indices of source word and target word, from 0.
+        word_attention: Add the matrix behind the alignments, with a row for each target word and a column for each
+            source word.
     """
 
     kind: Literal["text", "tsv", "jsonl"] = "text"
@@ -64,13 +62,13 @@ class OutputFormat:
 
     @property
     def attention(self) -> bool:
-        """Whether translations must hold their attention."""
+        """True if translations must hold their attention."""
         return self.alignments or self.word_attention
 
     def check(self, options: SearchOptions) -> None:
-        """Raises InputError where it has no place for what is asked for."""
+        """Raise InputError if the format cannot hold what was requested."""
         if self.word_attention and self.kind != "jsonl":
-            raise InputError(f"format={self.kind} has no place for word_attention=true: use format=jsonl")
+            raise InputError(f"format={self.kind} cannot hold word_attention=true: use format=jsonl")
         if self.kind != "text":
             return
         if options.n_best > 1:
@@ -79,14 +77,15 @@ class OutputFormat:
                 "use format=tsv or format=jsonl"
             )
         if self.alignments:
-            raise InputError("format=text has no place for alignments=true: use format=tsv or format=jsonl")
+            raise InputError("format=text cannot hold alignments=true: use format=tsv or format=jsonl")
 
     @property
     def heading(self) -> bytes:
-        """What stands before the first line."""
+        """The bytes before the first line."""
         if self.kind != "tsv":
             return b""
-        return ("\t".join([*_COLUMNS, *(["alignment"] if self.alignments else [])]) + "\n").encode()
+        columns = [*_COLUMNS, "alignment"] if self.alignments else _COLUMNS
+        return ("\t".join(columns) + "\n").encode()
 
     def write(
         self,
@@ -97,55 +96,72 @@ class OutputFormat:
         options: SearchOptions,
         origin: Origin,
     ) -> bytes:
-        """What is written of these translations; first_line: the place of the first source in its input, from 1.
+        """Return the bytes for these translations.
 
-        options: what they were searched with. origin: what their scores come from.
+        Args:
+            first_line: Line number of the first source in its input, from 1.
+            sources: The lines of input.
+            translations: One for each source.
+            tokenizers: Both sides' tokenizers, for words of alignments.
+            options: The options of the search.
+            origin: Precision and checkpoints, for jsonl.
         """
         made_with = {"scoring": options.scoring, "precision": origin.precision, "checkpoints": origin.checkpoints}
         rows = enumerate(zip(sources, translations, strict=True), start=first_line)
-        lines = (self._lines(number, source, best, tokenizers, made_with) for number, (source, best) in rows)
-        return "".join(lines).encode()
+        return "".join(self._lines(line, source, best, tokenizers, made_with) for line, (source, best) in rows).encode()
 
     def _lines(
-        self, number: int, source: str, best: Translation, tokenizers: Tokenizers, made_with: Mapping[str, object]
+        self, line: int, source: str, best: Translation, tokenizers: Tokenizers, made_with: Mapping[str, object]
     ) -> str:
         if self.kind == "text":
             return best.text.translate(LINE_BREAKS) + "\n"
         hypotheses = (best, *best.alternatives)
-        extras = [self._extras(tokenizers, source, one) for one in hypotheses]
+        extras = [self._extras(tokenizers, source, hypothesis) for hypothesis in hypotheses]
         if self.kind == "jsonl":
-            entries = [json_entry(one) | extra for one, extra in zip(hypotheses, extras, strict=True)]
-            entry = {"line": number, "source": source, **made_with, "translations": entries}
+            entries = [_json_entry(hypothesis) | extra for hypothesis, extra in zip(hypotheses, extras, strict=True)]
+            entry = {"line": line, "source": source, **made_with, "translations": entries}
             return json.dumps(entry, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
         rows = enumerate(zip(hypotheses, extras, strict=True), start=1)
-        return "".join(tsv_row(number, rank, one, extra.values()) for rank, (one, extra) in rows)
+        return "".join(_tsv_row(line, rank, hypothesis, extra.values()) for rank, (hypothesis, extra) in rows)
 
-    def _extras(self, tokenizers: Tokenizers, source: str, one: Translation) -> dict[str, object]:
-        """What is written on request."""
+    def _extras(self, tokenizers: Tokenizers, source: str, hypothesis: Translation) -> dict[str, object]:
         extras: dict[str, object] = {}
         if self.alignments:
-            extras["alignment"] = pharaoh(word_alignment(tokenizers, source, one))
+            extras["alignment"] = pharaoh(word_alignment(tokenizers, source, hypothesis))
         if self.word_attention:
-            matrix = word_attention(tokenizers, source, one)
+            matrix = word_attention(tokenizers, source, hypothesis)
             extras["word_attention"] = [[round(weight, 4) for weight in row] for row in matrix.tolist()]
         return extras
 
 
-def tsv_row(number: int, rank: int, one: Translation, extras: Iterable[object]) -> str:
-    finished = "true" if one.finished else "false"
-    text = one.text.translate(_NOT_IN_TSV)
-    cells = [str(number), str(rank), f"{one.score:.6f}", f"{one.log_prob:.6f}", finished, text]
+def _tsv_row(line: int, rank: int, hypothesis: Translation, extras: Iterable[object]) -> str:
+    finished = "true" if hypothesis.finished else "false"
+    scores = (f"{hypothesis.score:.6f}", f"{hypothesis.log_prob:.6f}")
+    cells = [str(line), str(rank), *scores, finished, hypothesis.text.translate(_NOT_IN_TSV)]
     return "\t".join([*cells, *map(str, extras)]) + "\n"
 
 
-def json_entry(one: Translation) -> dict[str, object]:
+def _json_entry(hypothesis: Translation) -> dict[str, object]:
     entry: dict[str, object] = {
-        "text": one.text,
-        "score": one.score,
-        "log_prob": one.log_prob,
-        "tokens": list(one.tokens),
-        "finished": one.finished,
+        "text": hypothesis.text,
+        "score": hypothesis.score,
+        "log_prob": hypothesis.log_prob,
+        "tokens": list(hypothesis.tokens),
+        "finished": hypothesis.finished,
     }
-    if one.segment_lengths:
-        entry["segment_lengths"] = list(one.segment_lengths)
+    if hypothesis.segment_lengths:
+        entry["segment_lengths"] = list(hypothesis.segment_lengths)
     return entry
+
+
+def short_digests(checkpoints: Iterable[str | Path]) -> tuple[str, ...]:
+    """Return the first digits of each file's sha256; raises InputError if a file cannot be read."""
+    return tuple(digest[:_DIGITS] for digest in sha256_of_checkpoints(checkpoints))
+
+
+def sha256_of_checkpoints(checkpoints: Iterable[str | Path]) -> list[str]:
+    """Return the sha256 of each file; raises InputError if one cannot be read."""
+    try:
+        return [sha256_of(path) for path in checkpoints]
+    except OSError as error:  # deleted since the model was loaded
+        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error

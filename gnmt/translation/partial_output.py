@@ -1,9 +1,9 @@
-"""The part of a translation that is done: a folder beside the output that outlives the process.
+"""The partial output: a folder beside an output file, from which an interrupted translation resumes.
 
-`<output>.part/` holds `manifest.json`, which says what the translation depends on, and a file for each window that is
-done, `window-000000` and so on: a line of JSON, which holds the sha256 of the lines that were translated, then what
-goes to the output. A window's file appears whole or not at all, and windows depend on nothing but the manifest's
-settings and these lines: where both are the asked ones, what lies there is right, whichever process wrote it.
+`<output>.partial/` holds `manifest.json`, with everything that the output depends on, and one file for each finished
+chunk: `chunk-000000` and so on. A chunk file is a line of JSON with the sha256 of the lines that were translated,
+followed by the bytes for the output. It is written atomically. A chunk depends on the manifest's settings and on its
+lines alone, so if both are equal, it can be used whichever process wrote it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,177 +23,219 @@ from gnmt.fileio import folder_lock, replacing, write_atomically
 
 log = logging.getLogger(__name__)
 
-_MANIFEST, _LOCK, _MERGED, _WINDOW = "manifest.json", "lock", "merged", "window-"
-# All that a part holds; what is being written has a name of its own until it is whole.
-_OURS = re.compile(r"lock|manifest\.json|merged|window-\d{6,}|\.(manifest\.json|window-\d{6,})\.\d+\.tmp")
-# zlib's usual compromise; Python's own default, 9, takes twice the time for a hundredth of the size.
+_SUFFIX = ".partial"
+_MANIFEST, _LOCK, _MERGED, _CHUNK = "manifest.json", "lock", "merged", "chunk-"
+# All names of our own in the folder; the last form is that of files that are being written.
+_OWN_NAMES = re.compile(r"lock|manifest\.json|merged|chunk-\d{6,}|\.(manifest\.json|chunk-\d{6,})\.\d+\.tmp")
+# zlib's default; Python's own, 9, takes twice the time for output that is 1 % smaller.
 _COMPRESSION_LEVEL = 6
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a part.
+    """The contents of `manifest.json`.
 
-    settings: nested values that the output depends on. finished: size and time of the output, once it is written.
-    made_on: the name of the processor or GPU that began it.
+    Args:
+        settings: Nested values that the output depends on.
+        finished: Size in bytes and modification time in ns of the output; None until it is written.
+        device_name: Name of the processor or GPU on which the translation began.
     """
 
     settings: Mapping[str, Any]
     finished: list[int] | None
-    made_on: str
+    device_name: str
 
 
-class PartFolder:
-    """The part of one output, at `<output>.part`; see the module. Errors of the disk come as OSError."""
+class PartialOutput:
+    """The finished chunks of one output file, in the folder `<output>.partial`.
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.folder = output.with_name(f"{output.name}.part")
+    Methods that write raise InputError if the disk is full or not writable.
+
+    Args:
+        output: Path of the output file. A link is followed and stays a link.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self._name = output
+        self.output = Path(output).resolve()
+        self.folder = self.output.with_name(f"{self.output.name}{_SUFFIX}")
 
     @staticmethod
-    def is_part(folder: Path) -> bool:
-        """Whether a folder is the part of some output."""
-        return folder.suffix == ".part" and (folder / _MANIFEST).exists()
+    def is_at(folder: Path) -> bool:
+        """Return whether the folder is the partial output of some file."""
+        return folder.suffix == _SUFFIX and (folder / _MANIFEST).exists()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder; inside, no other command may write to it. Raises InputError where one does already.
+        """Make the folder and hold its lock; at the end, remove the folder if it is empty.
 
-        An empty folder is removed at the end. On a file system without locks two commands do the same work twice.
+        Raises InputError if another process holds the lock. On a file system without locks, two processes may do the
+        same work.
         """
-        in_use = f"{self.folder} is in use: another process translates to {self.output}"
+        in_use = (
+            f"{self.folder} is in use: another process translates to {self.output}; wait for it, or write to another "
+            "file"
+        )
         try:
-            with folder_lock(self.folder, _LOCK, in_use):
+            with ExitStack() as stack:
+                with self._disk_errors():
+                    stack.enter_context(folder_lock(self.folder, _LOCK, in_use))
                 yield
         finally:
-            with suppress(OSError):  # a command that has just made the folder makes it again
+            with suppress(OSError):  # not empty; a process that needs the folder at this moment makes it again
                 self.folder.rmdir()
 
-    def begin(self, settings: Mapping[str, Any], resume: str, made_on: str) -> None:
-        """Makes the folder ready for these settings, keeping what was done with the same ones.
+    def prepare(self, settings: Mapping[str, Any], resume: str, device_name: str) -> None:
+        """Keep the chunks that were made with these settings, and write the manifest.
 
-        Raises InputError where other settings made it, or where it is no folder of ours; with resume="never" what was
-        done is dropped instead. A part in which nothing is done yet keeps nobody from other settings.
-        made_on: the device's name; where another one began, a warning says that last digits may differ.
+        Until the first chunk is finished, settings may change. A warning says that last digits may differ if the
+        translation began on another device.
+
+        Args:
+            settings: Nested JSON values that the output depends on.
+            resume: "never" deletes all finished chunks; otherwise chunks with other settings raise InputError.
+            device_name: Name of this process's processor or GPU.
+
+        Raises:
+            InputError: If the chunks have other settings, or if the folder is no partial output.
         """
-        self._refuse_foreign()
-        if resume == "never" or not self._goes_on(settings):
-            self.clear()
-            self._write_manifest(Manifest(settings, None, made_on))
-        elif (began_on := self.manifest().made_on) != made_on:
-            log.warning(
-                "%s was begun on %s and goes on on %s: scores may differ in their last digits, and so, seldom, may a "
-                "text, from what one of them alone would write",
-                *(self.folder, began_on, made_on),
-            )
-        for path in self.folder.glob(".*.tmp"):  # of processes that were killed
-            path.unlink()
-
-    def _goes_on(self, settings: Mapping[str, Any]) -> bool:
-        """Whether what is done counts for these settings; InputError where it counts for others."""
-        num_windows = len(self.windows())
-        windows = counted(num_windows, "window")
-        if not (self.folder / _MANIFEST).exists():
-            if num_windows:
-                raise InputError(
-                    f"{self.folder} holds {windows} and no {_MANIFEST} that says what they are of: "
-                    "give resume=never to drop them and begin this translation anew"
+        with self._disk_errors():
+            self._refuse_foreign_folder()
+            if resume == "never" or not self._can_resume(settings):
+                self.clear()
+                self._write_manifest(Manifest(settings, None, device_name))
+            elif (first_device := self.manifest().device_name) != device_name:
+                log.warning(
+                    "%s was begun on %s and is resumed on %s: scores may differ in their last digits from those of "
+                    "one device, and in rare cases a translation may",
+                    self.folder,
+                    first_device,
+                    device_name,
                 )
-            return False
-        manifest = self.manifest()
-        if manifest.finished is not None:
-            self._refuse_other(f"says that {self.output.name} is complete, and", manifest.settings, settings)
-            return manifest.finished == self._stamp_output()  # else its windows are gone, and so is its output
-        if num_windows:
-            self._refuse_other(f"holds {windows} of a translation that", manifest.settings, settings)
-        return num_windows > 0
+            for path in self.folder.glob(".*.tmp"):  # of processes that were killed
+                path.unlink()
 
     def manifest(self) -> Manifest:
-        """What was written by `begin` or `finish`; raises InputError where it is damaged."""
+        """Read the manifest; raises InputError if it is damaged."""
         path = self.folder / _MANIFEST
         try:
             values = json.loads(path.read_bytes())
-            return Manifest(dict(values["settings"]), values["finished"], values["made_on"])
+            return Manifest(dict(values["settings"]), values["finished"], values["device_name"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is damaged: give resume=never to begin this translation anew") from None
+            raise InputError(f"{path} is damaged: give resume=never to restart from scratch") from None
 
-    def windows(self) -> set[int]:
-        """The numbers of the windows that are done."""
-        names = (path.name for path in self.folder.glob(f"{_WINDOW}*"))
-        return {int(name.removeprefix(_WINDOW)) for name in names if _OURS.fullmatch(name)}
+    def finished_chunks(self) -> set[int]:
+        """Return the numbers of the finished chunks."""
+        names = (path.name for path in self.folder.glob(f"{_CHUNK}*"))
+        return {int(name.removeprefix(_CHUNK)) for name in names if _OWN_NAMES.fullmatch(name)}
 
-    def keep(self, number: int, sha256: str, data: bytes, num_unfinished: int) -> None:
-        """Keeps a window: what it is of, its output, and how many of its translations the length limit cut off."""
-        head = json.dumps({"unfinished": num_unfinished, "sha256": sha256}).encode()
-        write_atomically(self._window(number), head + b"\n" + data)
-
-    def holds(self, number: int, sha256: str) -> bool:
-        """Whether a window is done and of these lines. One of others, or of which nothing says it, is as good as none.
-
-        So are those that another version kept without saying what they are of.
-        """
+    def has_chunk(self, number: int, sha256: str) -> bool:
+        """Return whether the chunk is finished and was made from lines with this sha256."""
         try:
-            with self._window(number).open("rb") as file:
+            with self._chunk_path(number).open("rb") as file:
                 head = json.loads(file.readline())
         except (FileNotFoundError, ValueError):
             return False
         return isinstance(head, dict) and head.get("sha256") == sha256
 
-    def finish(self, heading: bytes, num_windows: int) -> int:
-        """Writes the output of all windows in order, drops them, and returns how many translations were cut off."""
+    def write_chunk(self, number: int, sha256: str, data: bytes, num_unfinished: int) -> None:
+        """Write a finished chunk.
+
+        Args:
+            number: Index of the chunk in the input.
+            sha256: Hash of the lines (and prefixes) that were translated.
+            data: The chunk's bytes of the output, not compressed.
+            num_unfinished: Number of translations that the length limit cut off.
+        """
+        head = json.dumps({"unfinished": num_unfinished, "sha256": sha256}).encode()
+        with self._disk_errors():
+            write_atomically(self._chunk_path(number), head + b"\n" + data)
+
+    def merge(self, heading: bytes, num_chunks: int) -> int:
+        """Write the heading and all chunks to the output file, delete the chunks, and return `num_unfinished` of all.
+
+        The output file is replaced atomically.
+        """
         num_unfinished = 0
-        with (
-            replacing(self.output, temporary=self.folder / _MERGED) as file,
-            compressed(file, self.output.name) as merged,
-        ):
-            merged.write(heading)
-            for number in range(num_windows):
-                head, _, data = self._window(number).read_bytes().partition(b"\n")
-                num_unfinished += json.loads(head)["unfinished"]
-                merged.write(data)
-        self._write_manifest(replace(self.manifest(), finished=self._stamp_output()))
-        for number in range(num_windows):
-            self._window(number).unlink()
+        with self._disk_errors():
+            with (
+                replacing(self.output, temporary=self.folder / _MERGED) as file,
+                compressed(file, self.output.name) as merged,
+            ):
+                merged.write(heading)
+                for number in range(num_chunks):
+                    head, _, data = self._chunk_path(number).read_bytes().partition(b"\n")
+                    num_unfinished += json.loads(head)["unfinished"]
+                    merged.write(data)
+            self._write_manifest(replace(self.manifest(), finished=self._output_stamp()))
+            for number in range(num_chunks):
+                self._chunk_path(number).unlink()
         return num_unfinished
 
     def clear(self) -> None:
-        """Drops all that was done; the lock stays.
+        """Delete all chunks and the manifest; the lock stays.
 
-        The windows go first and the manifest last, so that a process which is killed in between leaves a smaller part
-        and never windows of which nothing says what they are.
+        The manifest is deleted last: if the process is killed in between, no chunk is left without its settings.
         """
-        ours = {path.name: path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)}
-        for name in sorted(ours.keys() - {_LOCK, _MANIFEST}):
-            ours[name].unlink()
+        own = {path.name: path for path in self.folder.iterdir() if _OWN_NAMES.fullmatch(path.name)}
+        for name in sorted(own.keys() - {_LOCK, _MANIFEST}):
+            own[name].unlink()
         (self.folder / _MANIFEST).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Drops all that is ours, inside `locked`, whose end removes the lock and, where nothing stays, the folder."""
+        """Delete all files of our own inside `locked`, whose end deletes the lock and the empty folder."""
         with suppress(OSError):
             self.clear()
 
-    def _refuse_foreign(self) -> None:
+    def resume_hint(self) -> str:
+        """Return the end of an error message that says how to resume; empty if no chunk is finished."""
+        num_chunks = len(self.finished_chunks())
+        if not num_chunks:
+            return ""
+        return f"; {self.folder} keeps {counted(num_chunks, 'chunk')}, and the same command resumes from there"
+
+    def _can_resume(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the folder's contents are of use; raises InputError if they have other settings."""
+        num_chunks = len(self.finished_chunks())
+        chunks = counted(num_chunks, "chunk")
+        if not (self.folder / _MANIFEST).exists():
+            if num_chunks:
+                raise InputError(
+                    f"{self.folder} holds {chunks} and no {_MANIFEST} with their settings: give resume=never to "
+                    "delete them and restart from scratch"
+                )
+            return False
+        manifest = self.manifest()
+        if manifest.finished is not None:
+            self._refuse_other_settings(f"marks {self.output.name} as complete", manifest.settings, settings)
+            # If the output has changed since, it must be made again, and its chunks are deleted.
+            return manifest.finished == self._output_stamp()
+        if num_chunks:
+            self._refuse_other_settings(f"holds {chunks}", manifest.settings, settings)
+        return num_chunks > 0
+
+    def _refuse_foreign_folder(self) -> None:
         names = sorted(path.name for path in self.folder.iterdir())
-        foreign = [name for name in names if not _OURS.fullmatch(name)]
+        foreign = [name for name in names if not _OWN_NAMES.fullmatch(name)]
         if foreign and _MANIFEST not in names:
             raise InputError(
-                f"{self.folder} is in the way, and is no part of a translation: it holds {foreign[0]}, but no "
-                f"{_MANIFEST}; move it, or write to another output"
+                f"{self.folder} is in the way and is no partial output: it holds {foreign[0]}, but no {_MANIFEST}; "
+                "move it, or write to another output"
             )
 
-    def _refuse_other(self, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        changed = describe_changes(old, new)
-        if changed:
+    def _refuse_other_settings(self, state: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        changes = describe_changes(old, new)
+        if changes:
             raise InputError(
-                f"{self.folder} {what} was begun otherwise:\n  " + "\n  ".join(changed) + "\n"
-                "Give the same again to continue it, or resume=never to drop it and begin anew"
+                f"{self.folder} {state}, made with other settings or input:\n  " + "\n  ".join(changes) + "\n"
+                "Give the old ones to resume, or resume=never to delete it and restart from scratch"
             )
 
-    def _window(self, number: int) -> Path:
-        return self.folder / f"{_WINDOW}{number:06d}"
+    def _chunk_path(self, number: int) -> Path:
+        return self.folder / f"{_CHUNK}{number:06d}"
 
-    def _stamp_output(self) -> list[int] | None:
-        """Size and time of the output as it is now; None without one."""
+    def _output_stamp(self) -> list[int] | None:
+        """Return size and modification time of the output file; None if there is none."""
         if not self.output.exists():
             return None
         status = self.output.stat()
@@ -203,10 +245,24 @@ class PartFolder:
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.folder / _MANIFEST, text.encode())
 
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Raise InputError with the reason and the state of the output if the disk is full or not writable."""
+        try:
+            yield
+        except OSError as error:
+            unchanged = "; the existing file is unchanged" if self.output.exists() else ""
+            raise InputError(
+                f"output={self._name} cannot be written ({error.strerror}){unchanged}{self.resume_hint()}"
+            ) from error
+
 
 @contextmanager
 def compressed(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """What is written goes to the file, through gzip where the name ends in .gz; without a time, so always the same."""
+    """Yield a file that compresses into `file` if the name ends in .gz, otherwise `file` itself.
+
+    The gzip header holds no time and no name, so equal contents give equal bytes.
+    """
     if not name.endswith(".gz"):
         yield file
         return

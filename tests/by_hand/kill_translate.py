@@ -3,7 +3,7 @@
   python tests/by_hand/kill_translate.py runs/demo/best.pt a.en 10
 
 Run by hand: a start of the program takes seconds. SIGKILL comes after a random share of the time that the undisturbed
-command takes, so at the start, between windows, in the middle of a write, or not at all when the rest was short.
+command takes, so at the start, between chunks, in the middle of a write, or not at all when the rest was short.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main(checkpoint: str, text: str, num_kills: int) -> None:
                 process.kill()
                 process.wait()
                 killed += 1
-                windows = len(list(Path(f"{found}.part").glob("*")))
-                print(f"killed after {wait:.1f} s: {windows} files in the part folder")
+                num_files = len(list(Path(f"{found}.partial").glob("*")))
+                print(f"killed after {wait:.1f} s: {num_files} files in the partial output")
                 continue
             assert process.returncode == 0, process.returncode
             check(found, expected)
@@ -49,7 +49,7 @@ def main(checkpoint: str, text: str, num_kills: int) -> None:
 
 
 def run(checkpoint: str, text: str, output: Path) -> subprocess.Popen[bytes]:
-    """Small windows, so that many of them are written."""
+    """Start a translation in small chunks, so that many of them are written."""
     settings = [f"checkpoint={checkpoint}", f"input={text}", f"output={output}", "batch_size=2", "format=jsonl"]
     command = [sys.executable, str(ROOT / "scripts" / "translate.py"), *settings]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT)

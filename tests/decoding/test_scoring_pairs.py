@@ -193,7 +193,7 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
             {"precision": ["fp32"], "checkpoints": 5},
             'precision is ["fp32"] there and "fp32" here; checkpoints is 5 there',
         ),
-        ({}, "a.jsonl:2: the line does not say its precision; the line does not say its checkpoints: scores may"),
+        ({}, "a.jsonl:2: the line does not name its precision; the line does not name its checkpoints: scores may"),
     ],
 )
 def test_scores_of_another_precision_or_other_models_are_a_warning(translator, tmp_path, caplog, made_with, warning):

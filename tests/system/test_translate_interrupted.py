@@ -1,4 +1,4 @@
-"""translate.py killed and continued, by one process and by two of torchrun."""
+"""translate.py is killed and resumed, by one process and by two under torchrun."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(command: tuple[str, ...], settings: list[str], cwd: Path) -> subproces
 
 
 def run(command: tuple[str, ...], settings: list[str], cwd: Path) -> str:
-    """What it writes to stderr."""
+    """Run the command and return its stderr."""
     process = start(command, settings, cwd)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err.decode()
@@ -38,10 +38,10 @@ def run(command: tuple[str, ...], settings: list[str], cwd: Path) -> str:
     return err.decode()
 
 
-def kill_after(windows: int, part: Path, process: subprocess.Popen[bytes]) -> None:
-    """kill -9 as soon as so many windows are done."""
+def kill_after(num_chunks: int, partial: Path, process: subprocess.Popen[bytes]) -> None:
+    """Send SIGKILL as soon as this number of chunks is finished."""
     deadline = time.monotonic() + 240
-    while len(list(part.glob("window-*"))) < windows:
+    while len(list(partial.glob("chunk-*"))) < num_chunks:
         assert process.poll() is None, process.communicate()[1].decode()
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -49,8 +49,8 @@ def kill_after(windows: int, part: Path, process: subprocess.Popen[bytes]) -> No
     process.communicate()
 
 
-def test_killed_by_kill_9_and_continued_by_two_processes(tiny, tmp_path) -> None:
-    """One process is killed, two of torchrun do the rest: the output is that of one process without a stop."""
+def test_killed_and_resumed_by_two_processes(tiny, tmp_path) -> None:
+    """One process is killed, and two under torchrun do the rest: the output equals that of an uninterrupted process."""
     lines = [f"{SENTENCES[n % 4]} {n}".strip() if n % 4 != 2 else "" for n in range(1280)]
     (tmp_path / "a.en").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     settings = [
@@ -61,14 +61,14 @@ def test_killed_by_kill_9_and_continued_by_two_processes(tiny, tmp_path) -> None
         "decoding.beam_size=1",
     ]
     alone = (sys.executable,)
-    part = tmp_path / "a.jsonl.part"
-    kill_after(2, part, start(alone, [*settings, "output=a.jsonl"], tmp_path))
+    partial = tmp_path / "a.jsonl.partial"
+    kill_after(2, partial, start(alone, [*settings, "output=a.jsonl"], tmp_path))
     assert not (tmp_path / "a.jsonl").exists()
-    done = len(list(part.glob("window-*")))
+    done = len(list(partial.glob("chunk-*")))
     assert 2 <= done < 5
     said = run(TORCHRUN, [*settings, "output=a.jsonl"], tmp_path)
-    assert f"a.jsonl: {256 * done} of 1280 lines are done, going on from" in said
-    assert not part.exists()
+    assert f"a.jsonl: {256 * done} of 1280 lines are done, resuming from" in said
+    assert not partial.exists()
     run(alone, [*settings, "output=whole.jsonl"], tmp_path)
     output = (tmp_path / "a.jsonl").read_bytes()
     assert output == (tmp_path / "whole.jsonl").read_bytes()
@@ -83,5 +83,5 @@ def test_an_error_ends_all_processes_with_its_message(tiny, tmp_path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert b"error: a.en:2: not UTF-8: byte 0xff" in err
-    assert err.count(b"not UTF-8") == 1, "the other process had said once more that it stops, and why"
+    assert err.count(b"not UTF-8") == 1, "the other process repeated the message"
     assert not (tmp_path / "a.de").exists()

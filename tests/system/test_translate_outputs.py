@@ -87,7 +87,7 @@ def test_translations_begin_with_their_prefixes(run_command, tiny, text, tmp_pat
     ("settings", "message"),
     [
         (["output=a.de", "decoding.n_best=2"], "format=text holds one translation for each line"),
-        (["output=a.de", "alignments=true"], "format=text has no place for alignments=true"),
+        (["output=a.de", "alignments=true"], "format=text cannot hold alignments=true"),
         (["output=a.de", "format=xml"], 'format: found "xml", allowed is one of text, tsv, jsonl'),
         (["input=[a.en,a.en]", "output_folder=out"], "two files a.en"),
         (["output=a.de", "resume=no"], "resume: found"),

@@ -1,4 +1,4 @@
-"""Makes this folder's stub translator importable by name; the folder of the tests of whole files."""
+"""Make this folder's stub translator importable by name, and provide a folder with an input file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stub_translator import NUM_LINES
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a.en of NUM_LINES lines and a checkpoint."""
+    """Return the working folder, with a.en of NUM_LINES lines and a checkpoint."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.en").write_text("".join(f"line {n}\n" for n in range(1, NUM_LINES + 1)), encoding="utf-8")
     (tmp_path / "best.pt").write_bytes(b"weights")

@@ -1,4 +1,4 @@
-"""A translator that turns lines around at once, and can be told to stop at a line."""
+"""A stub of Translator that reverses lines and can fail at a given line, and helpers of these tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translation import Translation
 from gnmt.device import Precision
 from gnmt.translation.formats import OutputFormat
-from gnmt.translation.translate_files import Job, MadeFrom, translate_files
+from gnmt.translation.jobs import Job
+from gnmt.translation.translate_files import MadeFrom, translate_files
 
 
 class StubTranslator:
-    """What translate_files sees of a Translator. The translation holds the line's number and its prefix.
+    """The part of Translator's interface that translate_files uses. A translation holds the line's number and prefix.
 
-    calls: (first line, number of lines) of each call of translate. paths: what it was told that the lines are of.
-    before: called with each line's number first.
+    Args:
+        chunk_lines: Number of lines of a chunk.
+        before: Called with each line's number before the line is translated.
+
+    Attributes:
+        calls: (first line, number of lines) of each call of `translate`.
+        paths: The paths that `translate` was given.
     """
 
     tokenizers = None
@@ -46,10 +52,10 @@ class StubTranslator:
         self.calls.append((first_line, len(lines)))
         self.paths.add(path)
         translations = []
-        for place, line in enumerate(lines):
-            number = first_line + place
+        for index, line in enumerate(lines):
+            number = first_line + index
             self.before(number)
-            prefix = prefixes[place] if prefixes is not None else ""
+            prefix = prefixes[index] if prefixes is not None else ""
             progress(1)
             translations.append(self.translation(f"{prefix}{number}:{line[::-1]}", number))
         return translations
@@ -63,26 +69,26 @@ class StubTranslator:
         return Translation(text, -0.25, (7, 3), log_prob=-1.0, finished=finished, alternatives=others)
 
 
-NUM_LINES = 18  # five windows of the stub's four lines, the last one of two
+NUM_LINES = 18  # five chunks of the stub's four lines, the last one of two
 
 
 class Killed(BaseException):
-    """The end of the process, as far as a test within one can play it."""
+    """Stands for SIGKILL in tests that run in one process."""
 
 
 def translate(translator, *jobs, kind="text", **options):
-    """a.en to a.de, unless other jobs are given."""
+    """Translate a.en to a.de, unless other jobs are given."""
     made_from = MadeFrom(["best.pt"], {"ensemble": "log_probs"})
     translate_files(translator, jobs or [Job("a.en", "a.de")], OutputFormat(kind), made_from=made_from, **options)
 
 
 def expected(num_lines=NUM_LINES):
-    """What the stub makes of the lines of `home`."""
+    """Return the stub's translation of the lines in `home`."""
     return "".join(f"{n}:{f'line {n}'[::-1]}\n" for n in range(1, num_lines + 1))
 
 
 def kill_at(line, error=Killed):
-    """A translator that does not get past that line."""
+    """Return a translator that raises the error at that line."""
 
     def before(number):
         if number == line:

@@ -1,4 +1,4 @@
-"""Several processes that share the windows of a file."""
+"""Several processes translate the chunks of one file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch.distributed import HashStore
 
 from gnmt.distributed import Ranks, report_once
 from gnmt.errors import InputError
-from gnmt.translation.partial_output import PartFolder
-from gnmt.translation.translate_files import Job, Progress
+from gnmt.translation.jobs import Job
+from gnmt.translation.partial_output import PartialOutput
+from gnmt.translation.translate_files import Progress
 
 
 def run_ranks(translators, **options):
-    """What each rank's translate_files raised, or None; the ranks are threads."""
+    """Run translate_files in a thread for each rank, and return what each raised, or None."""
     store = HashStore()
     raised = [None] * len(translators)
 
@@ -34,7 +35,7 @@ def run_ranks(translators, **options):
     return raised
 
 
-def test_ranks_share_the_windows_and_write_what_one_process_does(home):
+def test_several_ranks_write_what_one_process_writes(home):
     translators = [StubTranslator(), StubTranslator(), StubTranslator()]
     assert run_ranks(translators, kind="tsv") == [None] * 3
     shared = (home / "a.de").read_bytes()
@@ -44,7 +45,7 @@ def test_ranks_share_the_windows_and_write_what_one_process_does(home):
     assert names(home) == ["a.de", "a.en", "best.pt"]
 
 
-def test_another_number_of_ranks_goes_on(home):
+def test_another_number_of_ranks_can_resume(home):
     with pytest.raises(Killed):
         translate(kill_at(10))
     translators = [StubTranslator(), StubTranslator()]
@@ -55,7 +56,7 @@ def test_another_number_of_ranks_goes_on(home):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_error_of_one_rank_ends_all(home, failing):
-    """One left the loop alone, and the others waited for ever."""
+    """One rank left the loop alone, and the others waited forever."""
 
     def before(number):
         raise InputError("no more memory")
@@ -69,7 +70,7 @@ def test_the_error_of_one_rank_ends_all(home, failing):
     assert (home / "a.de").read_text() == expected()
 
 
-def test_what_only_the_first_rank_finds_ends_all(home):
+def test_an_error_that_only_rank_0_finds_ends_all(home):
     with pytest.raises(Killed):
         translate(kill_at(10), kind="tsv")
     raised = run_ranks([StubTranslator(), StubTranslator()])
@@ -80,23 +81,23 @@ def test_what_only_the_first_rank_finds_ends_all(home):
     ("rank", "failed_first", "expected"),
     [(0, True, InputError), (0, False, InputError), (1, True, InputError), (1, False, SystemExit)],
 )
-def test_only_the_process_that_failed_and_the_first_one_speak(rank, failed_first, expected):
+def test_only_rank_0_and_the_failed_process_report_an_error(rank, failed_first, expected):
     ranks = Ranks(rank, 2, rank, HashStore())
     ranks.failures.own_is_first = failed_first
     with pytest.raises(expected), report_once(ranks):
         raise InputError("stopped, because rank 0 did: no more memory")
 
 
-def test_progress_counts_the_lines_of_all_ranks_without_looking_into_the_part(home, monkeypatch):
-    """Every process listed all windows after each of its own: for millions of lines that took the time."""
+def test_progress_counts_the_lines_of_all_ranks_without_listing_the_partial_output(home, monkeypatch):
+    """Every process listed all chunks after each of its own, which took most of the time for millions of lines."""
     with pytest.raises(Killed):
         translate(kill_at(6))
-    looks, reached = [], []
-    windows, reach = PartFolder.windows, Progress.reach
-    monkeypatch.setattr(PartFolder, "windows", lambda self: looks.append(1) or windows(self))
+    listings, reached = [], []
+    chunks, reach = PartialOutput.finished_chunks, Progress.reach
+    monkeypatch.setattr(PartialOutput, "finished_chunks", lambda self: listings.append(1) or chunks(self))
     monkeypatch.setattr(Progress, "reach", lambda self, done: reached.append(done) or reach(self, done))
     assert run_ranks([StubTranslator(), StubTranslator()]) == [None, None]
-    assert len(looks) == 2, "both by the first process, before it begins"
+    assert len(listings) == 2, "both by rank 0, before it begins"
     assert max(reached) == NUM_LINES
 
 

@@ -1,4 +1,4 @@
-"""Many inputs, packed ones, prefixes: what is translated to where."""
+"""Jobs: several inputs, compressed files, prefixes, and paths that are refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
 
 from gnmt.errors import InputError
-from gnmt.translation.partial_output import PartFolder
-from gnmt.translation.translate_files import Job, plan_jobs
+from gnmt.translation.jobs import Job, plan_jobs
+from gnmt.translation.partial_output import PartialOutput
 
-# Many inputs, compression
+# Several inputs, compression
 
 
-def test_finished_files_are_not_done_again(home):
+def test_finished_files_are_not_translated_again(home):
     (home / "b.en").write_text("line 1\nline 2\n")
     jobs = plan_jobs(["b.en", "a.en"], "-", "out")
     with pytest.raises(Killed):
@@ -29,7 +29,7 @@ def test_finished_files_are_not_done_again(home):
     assert len(again.calls) == 3 + 6
 
 
-def test_a_finished_file_that_was_changed_since_is_done_again(home):
+def test_a_finished_file_that_was_changed_since_is_translated_again(home):
     (home / "b.en").write_text("line 1\nline 2\n")
     jobs = plan_jobs(["b.en", "a.en"], "-", "out")
     with pytest.raises(Killed):
@@ -39,7 +39,7 @@ def test_a_finished_file_that_was_changed_since_is_done_again(home):
     assert (home / "out" / "b.en").read_text() == expected(2)
 
 
-def test_packed_output_is_always_the_same(home):
+def test_compressed_output_is_reproducible(home):
     outputs = []
     for name in ("a.de.gz", "b.de.gz"):
         translate(StubTranslator(), Job("a.en", name))
@@ -53,14 +53,14 @@ def test_packed_output_is_always_the_same(home):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["a.en", "b.en"], "-", None), "say with output_folder="),
+        ((["a.en", "b.en"], "-", None), "give output_folder=FOLDER"),
         ((["a.en", "b.en"], "a.de", "out"), "exclude each other"),
         ((["a.en", "-"], "-", "out"), "input=- has no name"),
         ((["a.en", "sub/a.en"], "-", "out"), "two files a.en"),
         ((["a.en", "b.en"], "-", "out", "a.en"), "belongs to one input"),
         (("a.eng", "a.de", None), "did you mean a.en"),
         (("a.en", "sub", None), "output=sub is a folder"),
-        (("a.en", "new/", None), "output=new/ is a folder by its last letter: give a file, or output_folder="),
+        (("a.en", "new/", None), "output=new/ ends in / as a folder does: give a file, or output_folder="),
         (("a.en", "", None), "output= names no file"),
         (("", "a.de", None), "input= names no file"),
         (([], "a.de", None), r"input=\[\] names no file"),
@@ -73,7 +73,7 @@ def test_packed_output_is_always_the_same(home):
         (("a.en", "-", "a.en/out"), "output_folder=a.en/out cannot be made"),
     ],
 )
-def test_places_that_cannot_work_are_refused(home, arguments, message):
+def test_impossible_paths_are_refused(home, arguments, message):
     (home / "sub").mkdir()
     for name in ("b.en", "sub/a.en"):
         (home / name).write_text("a line\n")
@@ -88,40 +88,49 @@ def test_places_that_cannot_work_are_refused(home, arguments, message):
         (("a.en", "best.pt", None, None, ["other.pt", "best.pt"]), "output=best.pt is the checkpoint itself"),
         (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt is the checkpoint itself"),
         (
-            (["a.en", "a.en.part"], "-", "out"),
-            r"output=out/a\.en\.part lies in .*where what is done of output=out/a\.en",
+            (["a.en", "a.en.partial"], "-", "out"),
+            r"output=out/a\.en\.partial lies in .*which holds the partial output of output=out/a\.en",
         ),
-        ((["a.en.part", "a.en"], "-", "out"), r"output=out/a\.en\.part lies in .*rename one of the two"),
-        (("b.de.part/window-000000", "b.de", None), r"input=b\.de\.part/window-000000 lies in .*output=b\.de is kept"),
-        (("a.en", "b.de", None, "b.de.part/window-000000"), r"prefixes=b\.de\.part/window-000000 lies in"),
-        (("a.en", "b.de", None, None, ["b.de.part/window-000000"]), r"checkpoint=b\.de\.part/window-000000 lies in"),
-        (("a.en", "b.de.part/manifest.json", None), r"output=b\.de\.part/manifest\.json lies in the part of another"),
+        ((["a.en.partial", "a.en"], "-", "out"), r"output=out/a\.en\.partial lies in .*rename one of the two"),
+        (
+            ("b.de.partial/chunk-000000", "b.de", None),
+            r"input=b\.de\.partial/chunk-000000 lies in .*of output=b\.de",
+        ),
+        (("a.en", "b.de", None, "b.de.partial/chunk-000000"), r"prefixes=b\.de\.partial/chunk-000000 lies in"),
+        (
+            ("a.en", "b.de", None, None, ["b.de.partial/chunk-000000"]),
+            r"checkpoint=b\.de\.partial/chunk-000000 lies",
+        ),
+        (
+            ("a.en", "b.de.partial/manifest.json", None),
+            r"output=b\.de\.partial/manifest\.json lies in the partial output of an",
+        ),
     ],
 )
-def test_an_output_that_is_something_else_already_is_refused(home, arguments, message):
-    """The checkpoint was overwritten with its translation, and a part removed the output that stood in its place."""
+def test_an_output_that_would_destroy_another_file_is_refused(home, arguments, message):
+    """The checkpoint was overwritten with its translation, and a partial output removed the output at its path."""
     (home / "link.pt").symlink_to("best.pt")
-    (home / "a.en.part").write_text("a line\n")
-    (home / "b.de.part").mkdir()
-    for name in ("manifest.json", "window-000000"):
-        (home / "b.de.part" / name).write_text("{}\n")
+    (home / "a.en.partial").write_text("a line\n")
+    (home / "b.de.partial").mkdir()
+    for name in ("manifest.json", "chunk-000000"):
+        (home / "b.de.partial" / name).write_text("{}\n")
     with pytest.raises(InputError, match=message):
         plan_jobs(*arguments)
     assert (home / "best.pt").read_bytes() == b"weights"
     assert not (home / "out").exists()
 
 
-def test_a_folder_whose_name_ends_in_part_is_no_part(home):
-    (home / "first.part").mkdir()
-    [job] = plan_jobs("a.en", "first.part/a.de", None, None, ["best.pt"])
+def test_a_folder_whose_name_ends_in_partial_may_hold_outputs(home):
+    (home / "first.partial").mkdir()
+    [job] = plan_jobs("a.en", "first.partial/a.de", None, None, ["best.pt"])
     translate(StubTranslator(), job)
-    assert names(home / "first.part") == ["a.de"]
+    assert names(home / "first.partial") == ["a.de"]
 
 
 # Prefixes
 
 
-def test_prefixes_go_with_their_lines(home):
+def test_each_line_is_translated_with_its_prefix(home):
     (home / "p.de").write_text("".join(f"p{n} \n" if n % 2 else "\n" for n in range(1, NUM_LINES + 1)))
     job = Job("a.en", "a.de", "p.de")
     with pytest.raises(Killed):
@@ -139,7 +148,7 @@ def test_unequal_prefixes_give_both_counts(home, output):
         translate(StubTranslator(), Job("a.en", output, "p.de"))
 
 
-def test_changed_prefixes_are_told_from_a_resume(home):
+def test_other_prefixes_are_refused_on_resume(home):
     (home / "p.de").write_text("p\n" * NUM_LINES)
     with pytest.raises(Killed):
         translate(kill_at(10), Job("a.en", "a.de", "p.de"))
@@ -147,15 +156,15 @@ def test_changed_prefixes_are_told_from_a_resume(home):
         translate(StubTranslator())
 
 
-def test_prefixes_that_change_on_the_way_are_found(home, monkeypatch):
+def test_prefixes_that_change_while_they_are_translated_are_refused(home, monkeypatch):
     (home / "p.de").write_text("p\n" * NUM_LINES)
-    read = PartFolder.manifest
+    read = PartialOutput.manifest
 
     def change(self):
         (home / "p.de").write_text("q\n" * NUM_LINES)
         return read(self)
 
-    monkeypatch.setattr(PartFolder, "manifest", change)
+    monkeypatch.setattr(PartialOutput, "manifest", change)
     with pytest.raises(InputError, match=r"p\.de was changed while it was"):
         translate(StubTranslator(), Job("a.en", "a.de", "p.de"))
     assert not (home / "a.de").exists()
