@@ -1,8 +1,11 @@
-"""Parallel text out of public archives (tar), downloaded once and checked ever after.
+"""Parallel text from public archives (tar), which are downloaded once and checked afterwards.
 
-An archive is public but not ours, so nobody can say beforehand what its sha256 should be. It is recorded when the
-archive is first unpacked, in `checksums.json` beside it, and what comes later under that name must be the same bytes.
-Files take their names only when that is done, so what lies unpacked is of an archive that is known.
+The SHA-256 of a public archive is not known in advance. It is recorded in `checksums.json`, beside the archive, when
+the archive is unpacked for the first time; an archive of the same name must have the same SHA-256 from then on.
+Unpacked files get their final names only after the record is written, so every unpacked file belongs to a recorded
+archive.
+
+`ArchivedCorpus` is the corpus that a config names, `ArchivedText` one of its texts, and `fetch` downloads and unpacks.
 """
 
 from __future__ import annotations
@@ -30,15 +33,18 @@ log = logging.getLogger(__name__)
 
 _CHECKSUMS = "checksums.json"
 _BLOCK_BYTES = 1 << 20
-_SEGMENT = re.compile(r"<seg\b[^>]*>(.*)</seg>", re.IGNORECASE)
+_SGM_SEGMENT = re.compile(r"<seg\b[^>]*>(.*)</seg>", re.IGNORECASE)
+_NUM_NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class ArchivedPair:
-    """Two files of one archive that translate each other line by line.
+    """Two files of one archive; line N of one translates line N of the other.
 
-    url: of the tar archive, packed or not. source, target: the files' names in the archive; plain text, .gz, or .sgm,
-    of which the text of each <seg> is a line, its white space folded, as sacreBLEU reads such files.
+    Args:
+        url: Address of the tar archive, compressed or not.
+        source, target: Names of the files in the archive: plain text, .gz, or .sgm. The text of each <seg> of an .sgm
+            file is a line, with white space folded, as sacreBLEU reads such files.
     """
 
     url: str
@@ -54,12 +60,75 @@ class ArchivedPair:
         return self.source, self.target
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArchivedCorpus(Corpus):
+    """A public corpus in archives, such as those of the WMT shared tasks.
+
+    Args:
+        train, dev: Pairs of files, read one after another.
+        test: The same for each test set, by name.
+        download_folder, mirror: See ArchivedText.
+    """
+
+    train: list[ArchivedPair]
+    dev: list[ArchivedPair]
+    test: dict[str, list[ArchivedPair]] = field(default_factory=dict)
+    download_folder: str = "downloads"
+    mirror: str | None = None
+
+    _not_content: ClassVar[tuple[str, ...]] = (
+        *Corpus._not_content,
+        "train",
+        "dev",
+        "test",
+        "download_folder",
+        "mirror",
+    )
+
+    def __post_init__(self) -> None:
+        for key, pairs in (("train", self.train), ("dev", self.dev)):
+            if not pairs:
+                raise InputError(f"data.{key} names no files of an archive: give at least one pair of files")
+        check_test_names(self.test)
+        urls: dict[str, str] = {}
+        for pair in self._all_pairs():
+            other = urls.setdefault(archive_name(pair.url), pair.url)
+            if other != pair.url:
+                raise InputError(
+                    f"data: {other} and {pair.url} would be the same file in data.download_folder: "
+                    "use archives with different names"
+                )
+
+    def location(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key in ("train", "dev", "test")}
+
+    def training_text(self) -> ParallelText:
+        # Unpack dev and test files now too, so that each archive is read once.
+        fetch(self._all_pairs(), Path(self.download_folder), self.mirror)
+        return self._text(self.train)
+
+    def dev_text(self) -> ParallelText:
+        return self._text(self.dev)
+
+    def test_texts(self) -> dict[str, ParallelText]:
+        return {name: self._text(pairs) for name, pairs in self.test.items() if pairs}
+
+    def _all_pairs(self) -> list[ArchivedPair]:
+        return [*self.train, *self.dev, *chain.from_iterable(self.test.values())]
+
+    def _text(self, pairs: list[ArchivedPair]) -> ParallelText:
+        return ArchivedText(pairs, self.download_folder, self.mirror)
+
+
 @dataclass(frozen=True)
 class ArchivedText:
-    """Parallel text from archives, one pair of files after another.
+    """Parallel text from archives.
 
-    download_folder: where archives and what is taken out of them stay. mirror: the address of a folder that holds the
-    archives under their own names, instead of where each `url` says; null for those.
+    Args:
+        pairs: Pairs of files, read one after another.
+        download_folder: Folder for the archives and the files unpacked from them.
+        mirror: Address of a folder that holds the archives under their own names, used in place of the folders in
+            `url`; None downloads from each `url`.
     """
 
     pairs: list[ArchivedPair]
@@ -67,39 +136,42 @@ class ArchivedText:
     mirror: str | None = None
 
     def iterate(self) -> Iterator[tuple[str, str]]:
-        """Downloads what is missing. Raises InputError like ParallelFiles, and for an archive that is not right."""
+        """Yield the pairs, after downloading missing archives.
+
+        Raises InputError like ParallelFiles, and for an archive that is damaged, changed or incomplete.
+        """
         yield from self.files().iterate()
 
     def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
         return self.files().fingerprint(known)
 
     def files(self) -> ParallelFiles:
-        """The unpacked files, which are fetched where they are missing."""
-        fetch(self.pairs, Path(self.download_folder), self.mirror)
+        """Return the unpacked files; missing ones are downloaded and unpacked."""
+        folder = Path(self.download_folder)
+        fetch(self.pairs, folder, self.mirror)
         source, target = (
-            [str(unpacked(Path(self.download_folder), pair.url, pair.members[side])) for pair in self.pairs]
-            for side in (0, 1)
+            [str(unpacked(folder, pair.url, pair.members[side])) for pair in self.pairs] for side in (0, 1)
         )
         return ParallelFiles(source, target)
 
 
 def archive_name(url: str) -> str:
-    """The archive's file name, without the folders of its address."""
+    """Return the file name at the end of an address."""
     return urlsplit(url).path.rpartition("/")[2]
 
 
 def unpacked(folder: Path, url: str, member: str) -> Path:
-    """Where a file of an archive lies when it is unpacked; what was SGML is plain text there."""
-    inside = folder / archive_name(url).split(".")[0] / member
-    return inside.with_name(f"{inside.name}.txt") if inside.suffix == ".sgm" else inside
+    """Return the path of an unpacked file; an .sgm file is unpacked as plain text with the ending .txt."""
+    path = folder / archive_name(url).split(".")[0] / member
+    return path.with_name(f"{path.name}.txt") if path.suffix == ".sgm" else path
 
 
 def fetch(pairs: Iterable[ArchivedPair], folder: Path, mirror: str | None = None) -> None:
-    """Downloads and unpacks what is not there yet; several processes may ask at once."""
-    wanted: dict[str, list[str]] = {}
+    """Download and unpack the files that are missing in `folder`. Several processes may do so at once."""
+    members_of: dict[str, list[str]] = {}
     for pair in pairs:
-        wanted.setdefault(pair.url, []).extend(pair.members)
-    for url, members in wanted.items():
+        members_of.setdefault(pair.url, []).extend(pair.members)
+    for url, members in members_of.items():
         archive = folder / archive_name(url)
         try:
             if not _missing(folder, url, members):
@@ -114,9 +186,11 @@ def fetch(pairs: Iterable[ArchivedPair], folder: Path, mirror: str | None = None
 
 
 def _missing(folder: Path, url: str, members: Sequence[str]) -> list[str]:
-    """Those that are to be taken out; all where nobody knows which archive the files are of."""
-    is_known = archive_name(url) in _read_checksums(folder)
-    return [member for member in dict.fromkeys(members) if not (is_known and unpacked(folder, url, member).is_file())]
+    """Return the members to unpack; all of them if no checksum of the archive is recorded."""
+    is_recorded = archive_name(url) in _read_checksums(folder)
+    return [
+        member for member in dict.fromkeys(members) if not (is_recorded and unpacked(folder, url, member).is_file())
+    ]
 
 
 def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
@@ -125,13 +199,14 @@ def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
     if recorded is not None and recorded["sha256"] != found["sha256"]:
         raise InputError(
             f"{archive}: its sha256 is {found['sha256']} ({found['bytes']} bytes), but {recorded['sha256']} "
-            f"({recorded['bytes']} bytes) was recorded when it first came. Remove it, and the same command fetches it "
-            f"again; if the publisher has replaced the file, take its entry out of {archive.parent / _CHECKSUMS} too"
+            f"({recorded['bytes']} bytes) was recorded when it was first unpacked. Remove the archive, and the same "
+            f"command downloads it again; if the publisher has replaced it, remove its entry from "
+            f"{archive.parent / _CHECKSUMS} too"
         )
     log.info("unpacking %s of %s", counted(len(members), "file"), archive)
-    with _taken_out(archive, url, members):
+    with _extracted(archive, url, members):
         if recorded is None:
-            _record(archive, found)  # only now: an archive that could be read is what later ones must equal
+            _record(archive, found)  # only now, so that the checksum of an unreadable archive is never recorded
 
 
 def _record(archive: Path, found: Mapping[str, Any]) -> None:
@@ -151,47 +226,50 @@ def _read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a list of checksums: {error}; mend or remove it") from error
+        raise InputError(f"{path}: not a list of checksums: {error}; correct or remove it") from error
     return cast(dict[str, dict[str, Any]], checksums)
 
 
 @contextmanager
-def _taken_out(archive: Path, url: str, members: Sequence[str]) -> Iterator[None]:
-    """The members lie there under hidden names, which become their own where the block ends well.
+def _extracted(archive: Path, url: str, members: Sequence[str]) -> Iterator[None]:
+    """Extract the members under temporary names, and rename them to their final names if the block succeeds.
 
-    No other name of the archive is ever used.
+    No other name in the archive is used, so an archive cannot write outside its folder.
     """
-    names: dict[Path, Path] = {}  # own by hidden
+    final_names: dict[Path, Path] = {}  # final path by temporary path
     try:
         try:
-            _take_out(names, archive, url, set(members))
+            _extract(final_names, archive, url, set(members))
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise InputError(f"{archive}: not a whole tar archive: {error}; remove it, and fetch it again") from error
+            raise InputError(
+                f"{archive}: not a complete tar archive: {error}; remove it, and the same command downloads it again"
+            ) from error
         yield
-        for hidden, own in names.items():
-            hidden.replace(own)
+        for temporary, final in final_names.items():
+            temporary.replace(final)
     finally:
-        for hidden in names:
-            hidden.unlink(missing_ok=True)
+        for temporary in final_names:
+            temporary.unlink(missing_ok=True)
 
 
-def _take_out(names: dict[Path, Path], archive: Path, url: str, waiting: set[str]) -> None:
+def _extract(final_names: dict[Path, Path], archive: Path, url: str, missing: set[str]) -> None:
     seen = []
     with tarfile.open(archive, "r|*") as tar:
         for entry in tar:
             name = entry.name.removeprefix("./")
             seen.append(name)
-            if name in waiting and (file := tar.extractfile(entry)) is not None:
-                own = unpacked(archive.parent, url, name)
-                hidden = own.with_name(f".{own.name}.new")
-                _write(cast(BinaryIO, file), hidden, is_sgm=name.endswith(".sgm"))
-                names[hidden] = own
-                waiting.remove(name)
-            if not waiting:
+            if name in missing and (file := tar.extractfile(entry)) is not None:
+                final = unpacked(archive.parent, url, name)
+                temporary = final.with_name(f".{final.name}.new")
+                _write(cast(BinaryIO, file), temporary, is_sgm=name.endswith(".sgm"))
+                final_names[temporary] = final
+                missing.remove(name)
+            if not missing:
                 return
     raise InputError(
-        f"{archive}: holds no {', '.join(sorted(waiting))}; it holds {', '.join(seen[:20]) or 'nothing'}"
-        + (f" and {len(seen) - 20} more" if len(seen) > 20 else "")
+        f"{archive}: does not contain {', '.join(sorted(missing))}; it contains "
+        + (", ".join(seen[:_NUM_NAMES_SHOWN]) or "nothing")
+        + (f" and {len(seen) - _NUM_NAMES_SHOWN} more" if len(seen) > _NUM_NAMES_SHOWN else "")
     )
 
 
@@ -203,56 +281,5 @@ def _write(file: BinaryIO, path: Path, is_sgm: bool) -> None:
                 out.write(data)
             return
         for line in lines_of(file, path.name):
-            if segment := _SEGMENT.search(line):
+            if segment := _SGM_SEGMENT.search(line):
                 out.write(" ".join(segment[1].split()).encode("utf-8") + b"\n")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchivedCorpus(Corpus):
-    """A public corpus whose files lie in archives, such as those of the WMT shared tasks.
-
-    train, dev: pairs of files, read one after another. test: the same for each named test set. download_folder,
-    mirror: see ArchivedText.
-    """
-
-    train: list[ArchivedPair]
-    dev: list[ArchivedPair]
-    test: dict[str, list[ArchivedPair]] = field(default_factory=dict)
-    download_folder: str = "downloads"
-    mirror: str | None = None
-
-    _not_content: ClassVar[tuple[str, ...]] = (
-        *Corpus._not_content,
-        *("train", "dev", "test", "download_folder", "mirror"),
-    )
-
-    def __post_init__(self) -> None:
-        for key, pairs in (("train", self.train), ("dev", self.dev)):
-            if not pairs:
-                raise InputError(f"data.{key} names no files of an archive")
-        check_test_names(self.test)
-        urls: dict[str, str] = {}
-        for pair in self._all_pairs():
-            other = urls.setdefault(archive_name(pair.url), pair.url)
-            if other != pair.url:
-                raise InputError(f"data: {other} and {pair.url} would be the same file in data.download_folder")
-
-    def location(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key in ("train", "dev", "test")}
-
-    def training_text(self) -> ParallelText:
-        # All files of an archive together, so that it is read once.
-        fetch(self._all_pairs(), Path(self.download_folder), self.mirror)
-        return self._text(self.train)
-
-    def dev_text(self) -> ParallelText:
-        return self._text(self.dev)
-
-    def test_texts(self) -> dict[str, ParallelText]:
-        return {name: self._text(pairs) for name, pairs in self.test.items() if pairs}
-
-    def _all_pairs(self) -> list[ArchivedPair]:
-        return [*self.train, *self.dev, *chain.from_iterable(self.test.values())]
-
-    def _text(self, pairs: list[ArchivedPair]) -> ParallelText:
-        return ArchivedText(pairs, self.download_folder, self.mirror)

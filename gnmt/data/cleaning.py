@@ -1,4 +1,8 @@
-"""Leaving bad training pairs out, and telling which went and why."""
+"""Cleaning of training text: drop pairs by rules, and report how many were dropped and why.
+
+`Cleaning` holds the rules, `Cleaner` applies them, and `CleaningReport` counts the dropped pairs. Rules about text
+(blank, identical, duplicate) are applied before encoding; rules about length, in tokens, after it.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnmt.config.validate import Range
-from gnmt.errors import InputError, counted
+from gnmt.errors import counted
 
-# In the order in which they are asked: a pair is counted under the first that applies.
-REASONS = ("blank", "identical", "duplicate", "too_long", "length_ratio")
-# The keyword of Cleaning behind each.
-_RULES = ("drop_blank", "drop_identical", "drop_duplicates", "max_length_tokens", "max_length_ratio")
+# The reasons for dropping a pair, each with the field of Cleaning that causes it, in the order in which they are
+# tested: a pair counts under the first reason that applies.
+REASONS = {
+    "blank": "drop_blank",
+    "identical": "drop_identical",
+    "duplicate": "drop_duplicates",
+    "too_long": "max_length_tokens",
+    "length_ratio": "max_length_ratio",
+}
 _NUM_EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Which training pairs to leave out. A pair is kept whole or dropped whole; nothing is ever truncated.
+    """Rules for dropping training pairs. A pair is kept or dropped entirely; no text is ever truncated.
 
-    max_length_tokens: most tokens on either side, EOS counted; null for no limit. max_length_ratio: most
-    tokens of the longer side per token of the shorter, EOS counted on both; null for no limit.
-    drop_duplicates: of equal pairs (both sides equal) only the first stays. drop_identical: pairs whose
-    two sides are the same text. drop_blank: pairs with a side that has no text, or no piece after
-    normalization. With drop_blank=false such a side is trained on as EOS alone: the framing always
-    leaves at least one token, so it is harmless to the arithmetic, if seldom wise.
+    Args:
+        max_length_tokens: Maximum tokens of either side, including EOS; None for no limit.
+        max_length_ratio: Maximum tokens of the longer side per token of the shorter, including EOS; None for no limit.
+        drop_duplicates: Keep only the first of equal pairs (both sides equal).
+        drop_identical: Drop pairs whose two sides are the same text.
+        drop_blank: Drop pairs with a side that has no text, or no subword after normalization. If False, such a side
+            is trained on as EOS alone, which is valid but rarely useful.
     """
 
     max_length_tokens: Annotated[int, Range(1)] | None = 256
@@ -40,100 +50,38 @@ class Cleaning:
     drop_identical: bool = False
     drop_blank: bool = True
 
-    def __post_init__(self) -> None:
-        if self.max_length_tokens is not None and self.max_length_tokens < 1:
-            raise InputError(f"cleaning.max_length_tokens must be 1 or more, or null, found {self.max_length_tokens}")
-        if self.max_length_ratio is not None and not self.max_length_ratio >= 1:
-            raise InputError(f"cleaning.max_length_ratio must be 1 or more, or null, found {self.max_length_ratio}")
-
 
 class NumberedPair(NamedTuple):
-    """A pair and its place in the corpus, counted from 1."""
+    """A sentence pair and its number in the corpus, from 1."""
 
     number: int
     source: str
     target: str
 
 
-@dataclass
-class CleaningReport:
-    """How many training pairs were read and kept, and for each reason how many went, with examples."""
-
-    num_pairs: int = 0
-    num_kept: int = 0
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
-
-    def drop(self, reason: str, pair: NumberedPair) -> None:
-        self.dropped[reason] += 1
-        if len(self.examples[reason]) < _NUM_EXAMPLES:
-            source, target = _shown(pair.source), _shown(pair.target)
-            self.examples[reason].append({"pair": pair.number, "source": source, "target": target})
-
-    def add(self, other: CleaningReport) -> None:
-        """Takes in the report on the pairs that follow."""
-        self.num_pairs += other.num_pairs
-        self.num_kept += other.num_kept
-        for reason in REASONS:
-            self.dropped[reason] += other.dropped[reason]
-            self.examples[reason] += other.examples[reason][: _NUM_EXAMPLES - len(self.examples[reason])]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def counts(self) -> str:
-        """One line: pairs read, kept, and dropped for each reason that occurred."""
-        dropped = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
-        return f"{counted(self.num_pairs, 'pair')} read, {self.num_kept} kept" + (
-            f", dropped: {dropped}" if dropped else ""
-        )
-
-    def rules(self, options: Cleaning, key: str) -> str:
-        """Lines with the settings that dropped pairs, under the config's key, each with a pair that it dropped."""
-        lines = []
-        for reason, rule in zip(REASONS, _RULES, strict=True):
-            for example in self.examples[reason][:1]:
-                value = json.dumps(getattr(options, rule))
-                sides = f"{example['source']!r} and {example['target']!r}"
-                lines.append(
-                    f"  {key}.{rule}={value} dropped {self.dropped[reason]}, such as pair {example['pair']}: {sides}"
-                )
-        return "\n".join(lines)
-
-    def text(self) -> str:
-        """The whole report for reading."""
-        lines = [self.counts()]
-        for reason, examples in self.examples.items():
-            for example in examples:
-                lines.append(f"\n{reason}: pair {example['pair']}")
-                lines.extend((f"  source: {example['source']}", f"  target: {example['target']}"))
-        return "\n".join(lines) + "\n"
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + "…"
-
-
 class Cleaner:
-    """Decides about pairs, first by their text and then by their ids, and reports."""
+    """Apply the rules of `Cleaning` to the pairs of one corpus, first by their text and then by their ids."""
 
     def __init__(self, options: Cleaning) -> None:
         self._options = options
         self._duplicates = DuplicateFilter()
 
     def by_text(self, pairs: Sequence[NumberedPair]) -> tuple[CleaningReport, list[NumberedPair]]:
-        """Drops blank, identical and repeated pairs. Every pair of the corpus passes here once, in order."""
+        """Return a report on these pairs and those that are not blank, identical or duplicate.
+
+        Every pair of the corpus must pass through this method once, in order.
+        """
         report = CleaningReport(num_pairs=len(pairs))
-        kept = [pair for pair in pairs if not self._dropped_by_text(pair, report)]
+        kept = [pair for pair in pairs if not self._drop_by_text(pair, report)]
         if not self._options.drop_duplicates:
             return report, kept
-        first = self._duplicates.first_seen([(pair.source, pair.target) for pair in kept])
-        for pair, new in zip(kept, first, strict=True):
+        is_new = self._duplicates.first_seen([(pair.source, pair.target) for pair in kept])
+        for pair, new in zip(kept, is_new, strict=True):
             if not new:
                 report.drop("duplicate", pair)
-        return report, [pair for pair, new in zip(kept, first, strict=True) if new]
+        return report, [pair for pair, new in zip(kept, is_new, strict=True) if new]
 
-    def _dropped_by_text(self, pair: NumberedPair, report: CleaningReport) -> bool:
+    def _drop_by_text(self, pair: NumberedPair, report: CleaningReport) -> bool:
         source, target = pair.source.strip(), pair.target.strip()
         if self._options.drop_blank and not (source and target):
             report.drop("blank", pair)
@@ -144,11 +92,17 @@ class Cleaner:
         return True
 
     def keeps(self, pair: NumberedPair, num_source: int, num_target: int, report: CleaningReport) -> bool:
-        """Whether a pair with that many pieces (without EOS) stays; the report counts it either way."""
+        """Return True if a pair is kept by the rules of length, and count it in the report as kept or dropped.
+
+        Args:
+            pair: The pair.
+            num_source, num_target: Number of its subwords, without EOS.
+            report: The report to update.
+        """
         longer, shorter = max(num_source, num_target) + 1, min(num_source, num_target) + 1
         limit, ratio = self._options.max_length_tokens, self._options.max_length_ratio
         if self._options.drop_blank and shorter == 1:
-            report.drop("blank", pair)  # text that normalization removes, such as a zero-width space
+            report.drop("blank", pair)  # normalization removed all text, such as a zero-width space
         elif limit is not None and longer > limit:
             report.drop("too_long", pair)
         elif ratio is not None and longer > ratio * shorter:
@@ -159,31 +113,91 @@ class Cleaner:
         return False
 
 
-class DuplicateFilter:
-    """Remembers 8 bytes a pair: a 64-bit hash of both sides.
+@dataclass
+class CleaningReport:
+    """The number of training pairs read, kept, and dropped for each reason, with examples of dropped pairs."""
 
-    The hashes lie in sorted runs; a new run is merged with its neighbor as soon as it is at least as
-    long, so there are never more than about log2(n) runs and a look-up is a few binary searches (the
-    runs briefly exist twice while they merge). A Python set would take some 60 bytes a pair. Two
-    different pairs share a hash with probability 2^-64: among n pairs one is lost wrongly with
-    probability n^2 / 2^65, which is 3e-8 for a million pairs and 3e-4 for a hundred million.
+    num_pairs: int = 0
+    num_kept: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
+
+    def drop(self, reason: str, pair: NumberedPair) -> None:
+        """Count a dropped pair."""
+        self.dropped[reason] += 1
+        if len(self.examples[reason]) < _NUM_EXAMPLES:
+            source, target = _shortened(pair.source), _shortened(pair.target)
+            self.examples[reason].append({"pair": pair.number, "source": source, "target": target})
+
+    def add(self, other: CleaningReport) -> None:
+        """Add the report on later pairs."""
+        self.num_pairs += other.num_pairs
+        self.num_kept += other.num_kept
+        for reason in REASONS:
+            self.dropped[reason] += other.dropped[reason]
+            self.examples[reason] += other.examples[reason][: _NUM_EXAMPLES - len(self.examples[reason])]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def counts(self) -> str:
+        """Return one line with the numbers of pairs read, kept, and dropped for each reason that occurred."""
+        dropped = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
+        line = f"{counted(self.num_pairs, 'pair')} read, {self.num_kept} kept"
+        return f"{line}, dropped: {dropped}" if dropped else line
+
+    def rules(self, options: Cleaning, key: str) -> str:
+        """Return a line for each setting that dropped pairs, with an example; `key` is the config key of `options`."""
+        lines = []
+        for reason, rule in REASONS.items():
+            for example in self.examples[reason][:1]:
+                value = json.dumps(getattr(options, rule))
+                sides = f"{example['source']!r} and {example['target']!r}"
+                lines.append(
+                    f"  {key}.{rule}={value} dropped {self.dropped[reason]}, such as pair {example['pair']}: {sides}"
+                )
+        return "\n".join(lines)
+
+    def text(self) -> str:
+        """Return the complete report for reading."""
+        lines = [self.counts()]
+        for reason, examples in self.examples.items():
+            for example in examples:
+                lines.append(f"\n{reason}: pair {example['pair']}")
+                lines.extend((f"  source: {example['source']}", f"  target: {example['target']}"))
+        return "\n".join(lines) + "\n"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + "…"
+
+
+class DuplicateFilter:
+    """A set of pairs that stores 8 bytes per pair: a 64-bit hash of both sides.
+
+    The hashes are stored in sorted runs. A new run is merged with the last one if it is at least as long, so there are
+    at most about log2(n) runs, and a look-up takes a few binary searches. While two runs are merged, they exist twice
+    in memory. A Python set would need about 60 bytes per pair.
+
+    Two different pairs have equal hashes with probability 2^-64. Among n pairs, the probability of dropping one wrongly
+    is n^2 / 2^65: 3e-8 for a million pairs, 3e-4 for a hundred million.
     """
 
     def __init__(self) -> None:
         self._runs: list[NDArray[np.uint64]] = []
 
     def first_seen(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.bool_]:
-        """bool [N]: True where neither an earlier call nor an earlier pair of this one held the same pair."""
+        """Return bool [N]: False for a pair that occurred in an earlier call or earlier in `pairs`."""
         hashes = np.fromiter((_hash(source, target) for source, target in pairs), np.uint64, len(pairs))
-        run, first_places = np.unique(hashes, return_index=True)
+        run, first_indices = np.unique(hashes, return_index=True)
         known = np.zeros(len(run), dtype=np.bool_)
         for old in self._runs:
-            places = np.minimum(np.searchsorted(old, run), len(old) - 1)
-            known |= old[places] == run
-        is_rank_0 = np.zeros(len(pairs), dtype=np.bool_)
-        is_rank_0[first_places[~known]] = True
+            indices = np.minimum(np.searchsorted(old, run), len(old) - 1)
+            known |= old[indices] == run
+        is_new = np.zeros(len(pairs), dtype=np.bool_)
+        is_new[first_indices[~known]] = True
         self._remember(run[~known])
-        return is_rank_0
+        return is_new
 
     def _remember(self, run: NDArray[np.uint64]) -> None:
         if len(run) == 0:
@@ -196,6 +210,6 @@ class DuplicateFilter:
 
 def _hash(source: str, target: str) -> int:
     left = source.encode("utf-8")
-    # The length in front keeps ("ab", "c") apart from ("a", "bc").
+    # The length distinguishes ("ab", "c") from ("a", "bc").
     digest = hashlib.blake2b(b"%d:%b%b" % (len(left), left, target.encode("utf-8")), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -1,4 +1,8 @@
-"""Corpora: files, the demo grammar, Multi30k, Korean-English, and mixtures."""
+"""Corpora that a config can name: own files, the demo grammar, Multi30k, Korean-English, and mixtures.
+
+A corpus provides parallel text for training, development and testing. `Corpus` is the interface, and the other classes
+implement it; corpora in archives are in `gnmt.data.archives`. Their text is read by `gnmt.data.parallel_text`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from gnmt.config.validate import Range
 from gnmt.data.cleaning import Cleaning
@@ -16,15 +20,41 @@ from gnmt.data.parallel_text import ParallelFiles, ParallelText, naming_columns
 from gnmt.errors import InputError
 from gnmt.fileio import FileStamp
 
+MULTI30K_TEST_SET = "test_2016_flickr"
+# SHA-256 of the files at the commit that Multi30k.url names.
+MULTI30K_SHA256 = {
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "train.fr.gz": "622e75069e9f4c577425c4f277116ce66e63a2401c0a2312d90073cb12379a3c",
+    "train.cs.gz": "a65adb8b32e3bc664f21ecba7a6e7f6950fd1f405e135f7c312faabdb6255077",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "val.fr.gz": "ca3106f1a72390591d25f6c45cb4cd39dec4cd3f123e099748a3ce5256c160e9",
+    "val.cs.gz": "b63226e05c4bd5dd6a42897d74b86a1b9d2c31498252c572b1ea7f7996927fcc",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+    "test_2016_flickr.fr.gz": "6d326e188d259fb1d04ac19eae3af956559b3a0b93d7635e56c90987c40c8b90",
+    "test_2016_flickr.cs.gz": "200a4a74cc9560f051924abb9803be008d1908d77f747e9141aeb86dfd2797f1",
+}
+KOREAN_ENGLISH_TEST_SET = "test_pydocs"
+# sacreBLEU's default tokenization of each target language.
+KOREAN_ENGLISH_BLEU = {"en": "13a", "ko": "ko-mecab"}
+
+Multi30kLanguage = Literal["en", "de", "fr", "cs"]
+KoreanEnglishLanguage = Literal["ko", "en"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(ABC):
-    """What every corpus says of itself.
+    """The interface of all corpora.
 
-    name: names the preprocessed folder. bleu_tokenize: sacreBLEU's tokenization of the target language.
-    cleaning: of the training text only; dev and test text stay as they are. preprocessed: the preprocessed folder,
-    null for one named after the settings. num_workers: processes that encode the training text; what is preprocessed is the
-    same for any number.
+    Args:
+        name: Name of the corpus; the name of its preprocessed folder begins with it.
+        source_language, target_language: Names of the languages.
+        bleu_tokenize: sacreBLEU's tokenization of the target language.
+        cleaning: Which training pairs to drop. Dev and test text is never cleaned.
+        preprocessed: Preprocessed folder; None for a folder that is named after the settings.
+        num_workers: Processes that encode the training text. Their number does not change the result.
     """
 
     name: str
@@ -35,36 +65,63 @@ class Corpus(ABC):
     preprocessed: str | None = None
     num_workers: Annotated[int, Range(1)] = 1
 
-    # Fields that say where things lie or what they are called, not what the preprocessed text will be.
+    # Fields that do not change the preprocessed text: names, locations, and files, which count by their content.
     _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "preprocessed", "num_workers")
 
     def settings(self) -> dict[str, Any]:
-        """The fields that decide what the preprocessed text will be, as JSON values; files count by content, not here."""
+        """Return the fields that determine the preprocessed text, beside the content of files, as JSON values."""
         kept = {name: value for name, value in asdict(self).items() if name not in self._not_content}
         return {"kind": type(self).__name__, **kept}
 
     def location(self) -> dict[str, Any]:
-        """Files that the config names, as JSON values: they tell default preprocessed folders apart."""
+        """Return the files that the config names, as JSON values; they distinguish default preprocessed folders."""
         return {}
 
     @abstractmethod
-    def training_text(self) -> ParallelText: ...
+    def training_text(self) -> ParallelText:
+        """Return all training pairs, before cleaning."""
 
     def training_texts(self) -> dict[str, WeightedText]:
-        """The training text in the parts that are cleaned and weighed for themselves, by name, in the text's order."""
+        """Return the texts that are cleaned and weighted separately, by name, in the order of `training_text`."""
         return {self.name: WeightedText(self.training_text(), self.cleaning)}
 
     @abstractmethod
-    def dev_text(self) -> ParallelText: ...
+    def dev_text(self) -> ParallelText:
+        """Return the pairs for evaluation during training."""
 
     @abstractmethod
     def test_texts(self) -> dict[str, ParallelText]:
-        """Test sets by name, possibly none."""
+        """Return the test sets by name; there may be none."""
+
+
+@dataclass(frozen=True)
+class WeightedText:
+    """The training text of one corpus, with its own cleaning and weight.
+
+    Args:
+        text: The pairs. A mixture leaves out a text of ParallelFiles that names no files.
+        cleaning: Which pairs to drop. Duplicates are searched within this text alone.
+        weight: Share of the training pairs that come from this text, relative to the other weights.
+    """
+
+    text: ParallelText
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    weight: Annotated[float, Range(0, open_low=True)] = 1.0
+
+    @property
+    def given(self) -> bool:
+        """True unless the text is of ParallelFiles that name no files."""
+        return not isinstance(self.text, ParallelFiles) or self.text.given
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilesCorpus(Corpus):
-    """A user's own files. test: any number of named test sets; one that names no files is not there."""
+    """A corpus of the user's own files.
+
+    Args:
+        train, dev: Training and dev text.
+        test: Test sets by name, any number. A test set that names no files is left out.
+    """
 
     name: str = "files"
     source_language: str = "source"
@@ -101,42 +158,21 @@ class FilesCorpus(Corpus):
 
 
 def check_test_names(names: Iterable[str]) -> None:
-    """Raises InputError for a name that cannot be a test set's folder."""
+    """Raise InputError for a name that cannot be the folder of a test set."""
     for name in names:
         if name.startswith(".") or "/" in name or not name:
-            raise InputError(f"data.test: {name!r} cannot name a test set; it becomes the name of a folder")
-
-
-@dataclass(frozen=True)
-class GeneratedText:
-    """One split of the demo corpus."""
-
-    split: Literal["train", "dev", "test"]
-    num_train: int
-    num_dev: int
-    num_test: int
-    seed: int
-
-    def iterate(self) -> Iterator[tuple[str, str]]:
-        splits = _generate(self.num_train, self.num_dev, self.num_test, self.seed)
-        yield from splits[self.split]
-
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        from gnmt.data.demo_grammar.corpus import CORPUS_VERSION  # sizes and seed stand in the corpus' settings
-
-        return {"grammar_version": CORPUS_VERSION, "split": self.split}
-
-
-@lru_cache(maxsize=1)
-def _generate(num_train: int, num_dev: int, num_test: int, seed: int) -> dict[str, list[tuple[str, str]]]:
-    from gnmt.data.demo_grammar.corpus import generate
-
-    return dict(generate(num_train, num_dev, num_test, seed)._asdict())
+            raise InputError(
+                f"data.test: {name!r} cannot name a test set, because it becomes the name of a folder: "
+                "give a name without / that does not begin with a dot"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCorpus(Corpus):
-    """The embedded English-German grammar: needs no files, and is the same everywhere for a seed."""
+    """The embedded English-German corpus, generated by a grammar.
+
+    It needs no files. Equal arguments give equal pairs on every machine.
+    """
 
     name: str = "demo"
     source_language: str = "en"
@@ -147,12 +183,9 @@ class DemoCorpus(Corpus):
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for key in ("num_train", "num_dev", "num_test"):
-            if getattr(self, key) < 1:
-                raise InputError(f"data.{key} must be 1 or more, found {getattr(self, key)}")
         if (self.source_language, self.target_language) not in (("en", "de"), ("de", "en")):
             raise InputError(
-                "the demo corpus goes from en to de or from de to en, found "
+                "the demo corpus translates from en to de or from de to en, found "
                 f"data.source_language={self.source_language} data.target_language={self.target_language}"
             )
 
@@ -166,13 +199,40 @@ class DemoCorpus(Corpus):
         return {"test": self._text("test")}
 
     def _text(self, split: Literal["train", "dev", "test"]) -> ParallelText:
-        text = GeneratedText(split, self.num_train, self.num_dev, self.num_test, self.seed)
-        return text if self.source_language == "en" else Reversed(text)
+        text = DemoText(split, self.num_train, self.num_dev, self.num_test, self.seed)
+        return text if self.source_language == "en" else ReversedText(text)
 
 
 @dataclass(frozen=True)
-class Reversed:
-    """Parallel text read from target to source."""
+class DemoText:
+    """One split of the demo corpus, English to German."""
+
+    split: Literal["train", "dev", "test"]
+    num_train: int
+    num_dev: int
+    num_test: int
+    seed: int
+
+    def iterate(self) -> Iterator[tuple[str, str]]:
+        yield from _generate_demo(self.num_train, self.num_dev, self.num_test, self.seed)[self.split]
+
+    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+        """Return the version of the grammar and the split; sizes and seed are part of `DemoCorpus.settings`."""
+        from gnmt.data.demo_grammar.corpus import CORPUS_VERSION
+
+        return {"grammar_version": CORPUS_VERSION, "split": self.split}
+
+
+@lru_cache(maxsize=1)
+def _generate_demo(num_train: int, num_dev: int, num_test: int, seed: int) -> dict[str, list[tuple[str, str]]]:
+    from gnmt.data.demo_grammar.corpus import generate
+
+    return dict(generate(num_train, num_dev, num_test, seed)._asdict())
+
+
+@dataclass(frozen=True)
+class ReversedText:
+    """Parallel text with source and target exchanged."""
 
     text: ParallelText
 
@@ -186,16 +246,19 @@ class Reversed:
 
 @dataclass(frozen=True, kw_only=True)
 class Multi30k(Corpus):
-    """Multi30k, task 1: 29,000 image captions with translations (Elliott et al. 2016), en, de, fr, cs.
+    """Multi30k, task 1 (Elliott et al. 2016): 29,000 image captions in English, German, French and Czech.
 
-    folder: a local copy, with train.en, dev.en (or val.en) and test_2016_flickr.en and so on, plain or .gz; the
-    test set may be absent. With null the files are downloaded from `url` into `download_folder` and
-    checked against their sha256.
+    Args:
+        folder: A local copy with train.en, dev.en (or val.en), test_2016_flickr.en and the same files of the other
+            language, plain or .gz. The test set may be absent. None downloads the files from `url` to
+            `download_folder` and checks their SHA-256.
+        download_folder: Folder for downloaded files.
+        url: Address of a folder with the files.
     """
 
     name: str = "multi30k"
-    source_language: str = "en"
-    target_language: str = "de"
+    source_language: Multi30kLanguage = "en"
+    target_language: Multi30kLanguage = "de"
     folder: str | None = None
     download_folder: str = "downloads/multi30k"
     url: str = (
@@ -205,13 +268,11 @@ class Multi30k(Corpus):
     _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "folder", "download_folder", "url")
 
     def __post_init__(self) -> None:
-        for key in ("source_language", "target_language"):
-            if getattr(self, key) not in MULTI30K_LANGUAGES:
-                raise InputError(
-                    f"data.{key} must be one of {', '.join(MULTI30K_LANGUAGES)}, found {getattr(self, key)}"
-                )
         if self.source_language == self.target_language:
-            raise InputError(f"data.source_language and data.target_language are both {self.source_language}")
+            raise InputError(
+                f"data.source_language and data.target_language are both {self.source_language}: "
+                "give two different languages"
+            )
 
     def training_text(self) -> ParallelText:
         return self._files("train")
@@ -220,107 +281,64 @@ class Multi30k(Corpus):
         return self._files("dev", "val")
 
     def test_texts(self) -> dict[str, ParallelText]:
-        name = "test_2016_flickr"
-        if self.folder is not None and not any(Path(self.folder).glob(f"{name}.{self.source_language}*")):
+        if self.folder is not None and not _has_test_set(self.folder, MULTI30K_TEST_SET, self.source_language):
             return {}
-        return {name: self._files(name)}
+        return {MULTI30K_TEST_SET: self._files(MULTI30K_TEST_SET)}
 
     def _files(self, *splits: str) -> ParallelFiles:
+        """Return the files of a split; the last name is the published one, all are looked for in a local copy."""
         return ParallelFiles(self._file(splits, self.source_language), self._file(splits, self.target_language))
 
     def _file(self, splits: tuple[str, ...], language: str) -> str:
         if self.folder is None:
             name = f"{splits[-1]}.{language}.gz"
             path = Path(self.download_folder) / name
-            advice = "Check the network, or put the corpus into a folder yourself and name it with data.folder=PATH"
+            advice = "Check the network, or copy the corpus into a folder yourself and name it with data.folder=PATH"
             download(f"{self.url.rstrip('/')}/{name}", path, MULTI30K_SHA256[name], advice=advice)
             return str(path)
-        return find_in_folder(
-            self.folder,
-            [f"{split}.{language}" for split in splits],
-            advice="; leave it out to download Multi30k",
-        )
-
-
-def find_in_folder(folder: str, names: Iterable[str], advice: str = "") -> str:
-    """Path of the first of the files that data.folder holds, each looked for as .gz and then plain.
-
-    advice: ends the message where there is no such folder. Raises InputError for that, and where there is none of them.
-    """
-    if not Path(folder).is_dir():
-        raise InputError(f"data.folder={folder}: no such folder{advice}")
-    names = [f"{name}{ending}" for name in names for ending in (".gz", "")]
-    for name in names:
-        if (Path(folder) / name).is_file():
-            return str(Path(folder) / name)
-    raise InputError(f"data.folder={folder}: holds none of {', '.join(names)}")
-
-
-MULTI30K_LANGUAGES = ("en", "de", "fr", "cs")
-# Of the files at the commit that `url` names.
-MULTI30K_SHA256 = {
-    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
-    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
-    "train.fr.gz": "622e75069e9f4c577425c4f277116ce66e63a2401c0a2312d90073cb12379a3c",
-    "train.cs.gz": "a65adb8b32e3bc664f21ecba7a6e7f6950fd1f405e135f7c312faabdb6255077",
-    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
-    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
-    "val.fr.gz": "ca3106f1a72390591d25f6c45cb4cd39dec4cd3f123e099748a3ce5256c160e9",
-    "val.cs.gz": "b63226e05c4bd5dd6a42897d74b86a1b9d2c31498252c572b1ea7f7996927fcc",
-    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
-    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
-    "test_2016_flickr.fr.gz": "6d326e188d259fb1d04ac19eae3af956559b3a0b93d7635e56c90987c40c8b90",
-    "test_2016_flickr.cs.gz": "200a4a74cc9560f051924abb9803be008d1908d77f747e9141aeb86dfd2797f1",
-}
-
-
-Language = Literal["ko", "en"]
-TEST_SET = "test_pydocs"
-# What sacreBLEU itself takes for these target languages.
-BLEU_TOKENIZERS = {"en": "13a", "ko": "ko-mecab"}
+        names = [f"{split}.{language}" for split in splits]
+        return find_in_folder(self.folder, names, advice="; omit data.folder to download Multi30k")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KoreanEnglish(Corpus):
-    """Documentation, help texts and everyday sentences, in either direction.
+    """A Korean-English corpus of documentation, help texts and everyday sentences, in either direction.
 
-    folder: holds train.ko, train.en, dev.ko, dev.en, test_pydocs.ko, test_pydocs.en, plain or .gz; the test set may be
-    absent. There is no public place to download them from. bleu_tokenizers: sacreBLEU's tokenization by target
-    language. bleu_tokenize: empty for the target language's of those.
+    It cannot be downloaded. Raises InputError for two equal languages and for a missing `folder`.
 
-    Raises InputError for another language, for twice the same one, and where no folder is named.
+    Args:
+        folder: Folder with train.ko, train.en, dev.ko, dev.en, test_pydocs.ko and test_pydocs.en, plain or .gz. The
+            test set may be absent.
+        bleu_tokenizers: sacreBLEU's tokenization for each target language.
+        bleu_tokenize: sacreBLEU's tokenization; an empty string takes it from `bleu_tokenizers`.
     """
 
     name: str = "koen"
-    source_language: Language = "ko"
-    target_language: Language = "en"
+    source_language: KoreanEnglishLanguage = "ko"
+    target_language: KoreanEnglishLanguage = "en"
     bleu_tokenize: str = ""
-    bleu_tokenizers: Mapping[str, str] = field(default_factory=lambda: dict(BLEU_TOKENIZERS))
+    bleu_tokenizers: Mapping[str, str] = field(default_factory=lambda: dict(KOREAN_ENGLISH_BLEU))
     folder: str | None = None
 
     _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "bleu_tokenizers", "folder")
 
     def __post_init__(self) -> None:
-        for key in ("source_language", "target_language"):
-            if getattr(self, key) not in get_args(Language):
-                raise InputError(
-                    f"data.{key} must be one of {', '.join(get_args(Language))}, found {getattr(self, key)}"
-                )
         if self.source_language == self.target_language:
             raise InputError(
                 f"data.source_language and data.target_language are both {self.source_language}: for the other "
                 "direction give both, data.source_language=en data.target_language=ko"
             )
         if self.folder is None:
+            test = KOREAN_ENGLISH_TEST_SET
             raise InputError(
-                "data.folder is not given: this corpus is not downloaded; name a folder that holds train.ko, train.en, "
-                f"dev.ko and dev.en (and {TEST_SET}.ko, {TEST_SET}.en), plain or .gz, with data.folder=FOLDER"
+                "data.folder is not given: this corpus cannot be downloaded; name a folder with train.ko, train.en, "
+                f"dev.ko and dev.en (and {test}.ko, {test}.en), plain or .gz, with data.folder=FOLDER"
             )
         if not self.bleu_tokenize:
             if self.target_language not in self.bleu_tokenizers:
                 raise InputError(
-                    f"data.bleu_tokenizers has none for {self.target_language}, found {dict(self.bleu_tokenizers)}; "
-                    "give it, or data.bleu_tokenize"
+                    f"data.bleu_tokenizers has no entry for {self.target_language}, found "
+                    f"{dict(self.bleu_tokenizers)}: add it, or give data.bleu_tokenize"
                 )
             object.__setattr__(self, "bleu_tokenize", self.bleu_tokenizers[self.target_language])
 
@@ -332,9 +350,9 @@ class KoreanEnglish(Corpus):
 
     def test_texts(self) -> dict[str, ParallelText]:
         assert self.folder is not None
-        if not any(Path(self.folder).glob(f"{TEST_SET}.{self.source_language}*")):
+        if not _has_test_set(self.folder, KOREAN_ENGLISH_TEST_SET, self.source_language):
             return {}
-        return {TEST_SET: self._files(TEST_SET)}
+        return {KOREAN_ENGLISH_TEST_SET: self._files(KOREAN_ENGLISH_TEST_SET)}
 
     def _files(self, split: str) -> ParallelFiles:
         assert self.folder is not None
@@ -344,40 +362,43 @@ class KoreanEnglish(Corpus):
         )
 
 
-@dataclass(frozen=True)
-class WeightedText:
-    """One corpus of a mixture.
+def _has_test_set(folder: str, name: str, language: str) -> bool:
+    return any(Path(folder).glob(f"{name}.{language}*"))
 
-    text: where it comes from; ParallelFiles that name no files leave it out. cleaning: of this text alone; what two
-    texts both have is no duplicate. weight: what share of the training pairs is its own, relative to other weights.
+
+def find_in_folder(folder: str, names: Iterable[str], advice: str = "") -> str:
+    """Return the path of the first of the files that exists in `folder`, which data.folder names.
+
+    For each name, the name with .gz comes before the plain one. Raises InputError if there is no such folder (the
+    message ends with `advice`) or none of the files.
     """
-
-    text: ParallelText
-    cleaning: Cleaning = field(default_factory=Cleaning)
-    weight: Annotated[float, Range(0, open_low=True)] = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise InputError(f"data.corpora: a weight must be above 0, found {self.weight}")
-
-    @property
-    def given(self) -> bool:
-        return not isinstance(self.text, ParallelFiles) or self.text.given
+    if not Path(folder).is_dir():
+        raise InputError(f"data.folder={folder}: no such folder{advice}")
+    names = [f"{name}{ending}" for name in names for ending in (".gz", "")]
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return str(Path(folder) / name)
+    raise InputError(f"data.folder={folder}: contains none of {', '.join(names)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Corpus):
-    """Texts by name, in shares by weight. Each goes through its own pairs once before it begins anew.
+    """Several training texts, mixed in proportion to their weights.
 
-    Vocabularies are learned from all of them, every pair as likely as any other, whatever the weights, which are no
-    part of what is preprocessed: the same folder serves others.
+    Every text uses each of its pairs once before it repeats one. Vocabularies are learned from all texts, with every
+    pair equally probable. The weights are not part of the preprocessed data, so one folder serves any weights.
+
+    Args:
+        corpora: The texts by name.
+        dev: Dev text.
+        test: Test sets by name. A test set that names no files is left out.
     """
 
     name: str = "mixture"
     corpora: dict[str, WeightedText] = field(default_factory=dict)
     dev: ParallelFiles = field(default_factory=ParallelFiles)
     test: dict[str, ParallelFiles] = field(default_factory=dict)
-    cleaning: Cleaning = field(init=False, default_factory=Cleaning)  # each text has its own
+    cleaning: Cleaning = field(init=False, default_factory=Cleaning)  # unused: each text has its own
 
     _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "corpora", "dev", "test", "cleaning")
 
@@ -407,6 +428,7 @@ class Mixture(Corpus):
         return JoinedText({name: corpus.text for name, corpus in self._given.items()})
 
     def training_texts(self) -> dict[str, WeightedText]:
+        # JoinedText adds the key of the text to error messages.
         return {name: replace(corpus, text=JoinedText({name: corpus.text})) for name, corpus in self._given.items()}
 
     def dev_text(self) -> ParallelText:
@@ -418,7 +440,7 @@ class Mixture(Corpus):
 
 @dataclass(frozen=True)
 class JoinedText:
-    """Texts one after another."""
+    """The texts of a mixture, one after another, by their names in data.corpora."""
 
     texts: Mapping[str, ParallelText]
 
@@ -428,7 +450,7 @@ class JoinedText:
                 yield from text.iterate()
 
     def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        """Files of all texts in one list, as prepare compares them, and apart from it what else the texts say."""
+        """Return the files of all texts as one list, and the rest of each text's fingerprint under its name."""
         fingerprint: dict[str, Any] = {"files": []}
         for name, text in self.texts.items():
             own = text.fingerprint(known)

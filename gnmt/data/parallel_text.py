@@ -1,4 +1,8 @@
-"""Parallel text from files: two text files, TSV or JSONL."""
+"""Parallel text from files: two text files, TSV or JSONL.
+
+`ParallelText` is the interface of everything that yields sentence pairs; `ParallelFiles` reads them from files. The
+functions below it read one file, or one pair of files, of each format.
+"""
 
 from __future__ import annotations
 
@@ -14,45 +18,33 @@ from gnmt.fileio import FileStamp, check_files, read_text_lines, stamp_file
 
 
 class ParallelText(Protocol):
-    """Sentence pairs that can be read again and again, always the same."""
+    """Sentence pairs that can be read any number of times, always in the same order."""
 
     def iterate(self) -> Iterator[tuple[str, str]]:
-        """Source and target of each pair, in order."""
+        """Yield source and target of each pair."""
         ...
 
     def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        """What the pairs were made of, as JSON values: of equal settings and equal fingerprint come equal pairs.
+        """Return JSON values that identify the pairs: equal settings and equal fingerprints mean equal pairs.
 
-        known: stamps of files by path; a file whose size and time agree with its stamp is not hashed again.
+        Args:
+            known: Stamps of files by path. A file whose size and time match its stamp is not hashed again.
         """
         ...
 
 
-class MissingColumnError(InputError):
-    """A line of JSONL lacks a key that `columns` names; what: the message without that advice."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        super().__init__(f"{what}; columns names the two to read")
-
-
-@contextmanager
-def naming_columns(key: str) -> Iterator[None]:
-    """Around the reading of the text at that key of the config: what is said of its columns gives the whole key."""
-    try:
-        yield
-    except MissingColumnError as error:
-        raise InputError(f"{error.what}; {key}.columns names the two to read") from error
-
-
 @dataclass(frozen=True)
 class ParallelFiles:
-    """Parallel text in files: either `source` and `target`, or `pairs`; nothing at all means no text.
+    """Parallel text in files: either `source` and `target`, or `pairs`; no file at all means no text.
 
-    source, target: plain text, one sentence a line, line N translates line N; lists are read one after
-    another, file N of one beside file N of the other. pairs: .tsv (source and target are the first two
-    columns, further ones are ignored) or .jsonl (one object a line, whose keys `columns` names; a line
-    break inside a value becomes a space). Each name may end in .gz as well.
+    The name of every file may end in .gz.
+
+    Args:
+        source, target: Plain text with one sentence per line; line N of `target` translates line N of `source`. Lists
+            are read file after file, the N-th file of one beside the N-th file of the other.
+        pairs: Files that contain both sides. A .tsv file has source and target in the first two columns; further
+            columns are ignored. A .jsonl file has one object per line; a line break in a value becomes a space.
+        columns: The keys of source and target in .jsonl files.
     """
 
     source: str | list[str] | None = None
@@ -63,7 +55,9 @@ class ParallelFiles:
     def __post_init__(self) -> None:
         sources, targets, pairs = _listed(self.source), _listed(self.target), _listed(self.pairs)
         if pairs and (sources or targets):
-            raise InputError("give either source and target, or pairs, not both")
+            raise InputError(
+                "source or target is given beside pairs: give either source and target, or pairs, not both"
+            )
         if len(sources) != len(targets):
             raise InputError(
                 f"source names {_files(sources)} and target names {_files(targets)}; "
@@ -76,29 +70,54 @@ class ParallelFiles:
 
     @property
     def given(self) -> bool:
-        """Whether any file is named."""
+        """True if any file is named."""
         return bool(_listed(self.source) or _listed(self.pairs))
 
-    @property
-    def _paths(self) -> list[str]:
-        return [*_listed(self.source), *_listed(self.target), *_listed(self.pairs)]
-
     def iterate(self) -> Iterator[tuple[str, str]]:
-        """Raises InputError for missing files, unequal numbers of lines (at the end), and a bad line."""
-        check_files(self._paths)
+        """Yield the pairs.
+
+        Raises InputError for missing files, for a malformed line, and, at the end of the files, for unequal numbers of
+        lines.
+        """
+        self._check()
         for source, target in zip(_listed(self.source), _listed(self.target), strict=True):
-            yield from _two_files(source, target)
+            yield from _read_two_files(source, target)
         for path in _listed(self.pairs):
-            yield from _tsv(path) if _format(path) == "tsv" else _jsonl(path, self.columns)
+            yield from _read_tsv(path) if _format(path) == "tsv" else _read_jsonl(path, self.columns)
 
     def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        check_files(self._paths)
+        """Return {"files": [...]} with role, columns and stamp of each file."""
+        self._check()
         files: list[dict[str, Any]] = []
         for role in ("source", "target", "pairs"):
             for path in _listed(getattr(self, role)):
                 columns = list(self.columns) if role == "pairs" and _format(path) == "jsonl" else None
                 files.append({"role": role, "columns": columns, **asdict(stamp_file(path, known))})
         return {"files": files}
+
+    def _check(self) -> None:
+        check_files([*_listed(self.source), *_listed(self.target), *_listed(self.pairs)])
+
+
+class MissingColumnError(InputError):
+    """A line of JSONL lacks a key that `columns` names.
+
+    Args:
+        problem: The message without the advice about `columns`.
+    """
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"{problem}; columns names the two to read")
+
+
+@contextmanager
+def naming_columns(key: str) -> Iterator[None]:
+    """Catch a missing column in the text at the config's `key`, and raise an InputError with the full key."""
+    try:
+        yield
+    except MissingColumnError as error:
+        raise InputError(f"{error.problem}; {key}.columns names the two to read") from error
 
 
 def _listed(paths: str | list[str] | None) -> list[str]:
@@ -116,22 +135,22 @@ def _format(path: str) -> str:
     raise InputError(f"pairs must end in .tsv, .jsonl, .tsv.gz or .jsonl.gz, found {path}")
 
 
-def _two_files(source: str, target: str) -> Iterator[tuple[str, str]]:
+def _read_two_files(source_path: str, target_path: str) -> Iterator[tuple[str, str]]:
     num_source = num_target = 0
-    for left, right in zip_longest(read_text_lines(source), read_text_lines(target)):
-        # Counting goes on to the end of the longer file, so that the message can show both counts.
-        num_source += left is not None
-        num_target += right is not None
-        if left is not None and right is not None:
-            yield left, right
+    for source, target in zip_longest(read_text_lines(source_path), read_text_lines(target_path)):
+        # Read the longer file to its end, so that the message can show both counts.
+        num_source += source is not None
+        num_target += target is not None
+        if source is not None and target is not None:
+            yield source, target
     if num_source != num_target:
         raise InputError(
-            f"{source} has {counted(num_source, 'line')} and {target} has {num_target}: "
+            f"{source_path} has {counted(num_source, 'line')} and {target_path} has {num_target}: "
             "line N of one must be the translation of line N of the other"
         )
 
 
-def _tsv(path: str) -> Iterator[tuple[str, str]]:
+def _read_tsv(path: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_text_lines(path), start=1):
         columns = line.split("\t")
         if len(columns) < 2:
@@ -141,13 +160,13 @@ def _tsv(path: str) -> Iterator[tuple[str, str]]:
         yield columns[0], columns[1]
 
 
-def _jsonl(path: str, columns: list[str]) -> Iterator[tuple[str, str]]:
+def _read_jsonl(path: str, columns: list[str]) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_text_lines(path), start=1):
         if not line.strip():
             raise InputError(f"{path}:{number}: a blank line, where a JSON object is needed; remove it")
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:  # whose own words count lines within the line
+        except json.JSONDecodeError as error:  # its full message has a misleading line number
             raise InputError(f"{path}:{number}: not a JSON object: {error.msg}, at character {error.colno}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not a JSON object: {error}") from error
@@ -157,13 +176,13 @@ def _jsonl(path: str, columns: list[str]) -> Iterator[tuple[str, str]]:
         yield source, target
 
 
-def _json_text(record: dict[str, Any], column: str, place: str) -> str:
+def _json_text(record: dict[str, Any], column: str, location: str) -> str:
     if column not in record:
         keys = ", ".join(map(repr, record)) or "none"
-        raise MissingColumnError(f"{place}: no key {column!r}; the keys are {keys}")
+        raise MissingColumnError(f"{location}: no key {column!r}; the keys are {keys}")
     value = record[column]
     if not isinstance(value, str):
-        raise InputError(f"{place}: the value of {column!r} must be a string, found {type(value).__name__}")
+        raise InputError(f"{location}: the value of {column!r} must be a string, found {type(value).__name__}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{place}: the value of {column!r} holds half a surrogate pair (\\ud800 to \\udfff)")
+        raise InputError(f"{location}: the value of {column!r} contains half a surrogate pair (\\ud800 to \\udfff)")
     return value.replace("\r\n", " ").replace("\n", " ")

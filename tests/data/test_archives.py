@@ -1,4 +1,4 @@
-"""Public corpora in archives: fetched in pieces, recorded, checked, and unpacked only as far as they are needed."""
+"""Public corpora in archives: checksums are recorded and checked, and only needed files are unpacked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DEV = [ArchivedPair(URL, "dev/n.en.sgm", "dev/n.de.sgm")]
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Callable[..., ArchivedCorpus]:
-    """corpus(archive's bytes): a corpus whose archive lies in its download folder already."""
+    """Return a function of an archive's bytes that makes a corpus whose archive is downloaded already."""
 
     def make(data: bytes = packed(FILES)) -> ArchivedCorpus:
         folder = tmp_path / "downloads"
@@ -66,7 +66,9 @@ def corpus(tmp_path: Path) -> Callable[..., ArchivedCorpus]:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2"])
-def test_text_of_an_archive(corpus: Callable[..., ArchivedCorpus], tmp_path: Path, mode: str) -> None:
+def test_only_the_named_files_of_an_archive_are_unpacked(
+    corpus: Callable[..., ArchivedCorpus], tmp_path: Path, mode: str
+) -> None:
     made = corpus(packed(FILES, mode))
     assert list(made.training_text().iterate()) == [("one", "eins"), ("two", "zwei"), ("three", "drei")]
     assert list(made.dev_text().iterate()) == [("One &amp; two.", "Eins &amp; two."), ("Three.", "Three.")]
@@ -78,7 +80,7 @@ def test_text_of_an_archive(corpus: Callable[..., ArchivedCorpus], tmp_path: Pat
     assert not (tmp_path / "evil").exists()
 
 
-def test_an_archive_is_needed_only_until_it_is_unpacked(
+def test_an_archive_may_be_removed_after_unpacking(
     corpus: Callable[..., ArchivedCorpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = corpus()
@@ -89,7 +91,7 @@ def test_an_archive_is_needed_only_until_it_is_unpacked(
     assert len(list(made.dev_text().iterate())) == 2
 
 
-def test_the_checksum_of_the_first_time_holds_ever_after(corpus: Callable[..., ArchivedCorpus], tmp_path: Path) -> None:
+def test_an_archive_must_keep_its_recorded_checksum(corpus: Callable[..., ArchivedCorpus], tmp_path: Path) -> None:
     data = packed(FILES)
     list(corpus(data).training_text().iterate())
     recorded = json.loads((tmp_path / "downloads" / "checksums.json").read_text())
@@ -103,17 +105,17 @@ def test_the_checksum_of_the_first_time_holds_ever_after(corpus: Callable[..., A
         made.training_text()
     message = str(caught.value)
     assert f"but {sha256}" in message
-    assert "was recorded when it first came" in message
+    assert "was recorded when it was first unpacked" in message
     assert "checksums.json" in message
     assert not (tmp_path / "downloads/parallel/train/a.de").exists()
     corpus(data).training_text()
     assert (tmp_path / "downloads/parallel/train/a.de").read_bytes() == b"eins\nzwei\n"
 
 
-def test_an_archive_that_was_never_recorded_counts_for_nothing(
+def test_files_of_an_unrecorded_archive_are_not_used(
     corpus: Callable[..., ArchivedCorpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between unpacking and recording, its files were taken ever after, and other bytes for their archive."""
+    """A stop between unpacking and recording once left files in use whose archive had no recorded checksum."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -130,34 +132,34 @@ def test_an_archive_that_was_never_recorded_counts_for_nothing(
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"<html>not found</html>"])
-def test_a_damaged_archive_is_named_and_never_recorded(
+def test_a_damaged_archive_is_refused_and_not_recorded(
     corpus: Callable[..., ArchivedCorpus], tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
-    # Noise behind the text does not shrink: half of the packed bytes ends inside it, behind some of the files.
+    # Noise cannot be compressed, so half of the archive's bytes end within it, after some of the files.
     noise = random.Random(1).randbytes(50_000)
     early, late = list(FILES.items())[:4], list(FILES.items())[4:]
     made = corpus(damage(packed({**dict(early), "noise": noise, **dict(late)})))
-    with pytest.raises(InputError, match=r"parallel\.tgz: (not a whole tar archive|holds no)"):
+    with pytest.raises(InputError, match=r"parallel\.tgz: (not a complete tar archive|does not contain)"):
         made.training_text()
     assert not [path for path in (tmp_path / "downloads").glob("parallel/**/*") if path.is_file()]
     assert not (tmp_path / "downloads" / "checksums.json").exists()
     assert len(list(corpus().training_text().iterate())) == 3
 
 
-def test_files_that_the_archive_lacks(tmp_path: Path) -> None:
+def test_files_that_the_archive_does_not_contain_are_named(tmp_path: Path) -> None:
     (tmp_path / "parallel.tgz").write_bytes(packed({"a.en": b"x\n", "b.de": b"y\n"}))
     text = ArchivedText([ArchivedPair(URL, "a.en", "a.de")], str(tmp_path))
-    with pytest.raises(InputError, match=r"parallel\.tgz: holds no a\.de; it holds a\.en, b\.de"):
+    with pytest.raises(InputError, match=r"parallel\.tgz: does not contain a\.de; it contains a\.en, b\.de"):
         list(text.iterate())
 
 
-def test_what_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_invalid_utf8_in_an_archive_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "parallel.tgz").write_bytes(packed({"a.sgm": b"<seg>\n<seg>\xff</seg>\n", "b.sgm": b""}))
     with pytest.raises(InputError, match=r"a\.sgm.*:2: not UTF-8"):
         list(ArchivedText([ArchivedPair(URL, "a.sgm", "b.sgm")], str(tmp_path)).iterate())
 
 
-def test_wrong_corpora() -> None:
+def test_contradictory_settings_are_refused() -> None:
     def make(**changes: object) -> ArchivedCorpus:
         given = {"train": TRAIN, "dev": DEV, **changes}
         return ArchivedCorpus(name="x", source_language="en", target_language="de", **given)  # type: ignore[arg-type]
@@ -172,7 +174,7 @@ def test_wrong_corpora() -> None:
         ArchivedPair("https://example.org/", "a", "b")
 
 
-def test_a_damaged_list_of_checksums(corpus: Callable[..., ArchivedCorpus], tmp_path: Path) -> None:
+def test_a_damaged_list_of_checksums_is_refused(corpus: Callable[..., ArchivedCorpus], tmp_path: Path) -> None:
     made = corpus()
     for text in ("{", "[]", '{"parallel.tgz": 3}', '{"parallel.tgz": {}}'):
         (tmp_path / "downloads" / "checksums.json").write_text(text)

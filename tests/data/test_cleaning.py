@@ -1,4 +1,4 @@
-"""Which pairs go, under which reason, and what the report says."""
+"""Cleaning: dropped pairs, their reasons, and the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def numbered(pairs: list[tuple[str, str]]) -> list[NumberedPair]:
     return [NumberedPair(number, *pair) for number, pair in enumerate(pairs, start=1)]
 
 
-def test_every_rule_can_be_off() -> None:
+def test_every_rule_can_be_switched_off() -> None:
     cleaner = Cleaner(NOTHING)
     pairs = numbered(PAIRS)
     report, kept = cleaner.by_text(pairs)
@@ -26,7 +26,7 @@ def test_every_rule_can_be_off() -> None:
     assert sum(report.dropped.values()) == 0
 
 
-def test_rules_of_text() -> None:
+def test_blank_identical_and_duplicate_pairs_are_dropped() -> None:
     cleaner = Cleaner(Cleaning(None, None, drop_duplicates=True, drop_identical=True, drop_blank=True))
     report, kept = cleaner.by_text(numbered(PAIRS))
     assert [pair.number for pair in kept] == [1, 6]
@@ -34,7 +34,7 @@ def test_rules_of_text() -> None:
     assert [example["pair"] for example in report.examples["duplicate"]] == [4, 7]
 
 
-def test_rules_of_length_count_eos() -> None:
+def test_rules_of_length_include_eos() -> None:
     cleaner = Cleaner(Cleaning(max_length_tokens=10, max_length_ratio=3.0))
     pair, report = NumberedPair(1, "source", "target"), CleaningReport()
     assert cleaner.keeps(pair, 9, 9, report)
@@ -42,13 +42,13 @@ def test_rules_of_length_count_eos() -> None:
     assert not cleaner.keeps(pair, 9, 10, report)
     assert cleaner.keeps(pair, 8, 2, report)  # 9 tokens to 3
     assert not cleaner.keeps(pair, 9, 2, report)
-    assert not cleaner.keeps(pair, 1, 0, report)  # no piece is left after normalization
+    assert not cleaner.keeps(pair, 1, 0, report)  # no subword is left after normalization
     assert report.dropped | {"identical": 0} == report.dropped
     assert [report.dropped[reason] for reason in ("blank", "too_long", "length_ratio")] == [1, 2, 1]
     assert report.num_kept == 2
 
 
-def test_report_has_three_examples_and_reads_back() -> None:
+def test_report_has_three_examples_and_survives_json() -> None:
     cleaner = Cleaner(Cleaning())
     report, _ = cleaner.by_text(numbered([("", "long " * 200)] * 5))
     assert report.dropped["blank"] == 5
@@ -59,7 +59,7 @@ def test_report_has_three_examples_and_reads_back() -> None:
     assert report.text().count("blank: pair") == 3
 
 
-def test_duplicates_like_a_set_over_many_blocks() -> None:
+def test_duplicate_filter_equals_a_set_over_many_blocks() -> None:
     rng = random.Random(0)
     pairs = [(str(rng.randrange(60)), str(rng.randrange(60))) for _ in range(5000)]
     seen: set[tuple[str, str]] = set()
@@ -77,14 +77,14 @@ def test_duplicates_like_a_set_over_many_blocks() -> None:
     assert duplicates.first_seen([]).shape == (0,)
 
 
-def test_duplicates_tell_sides_apart() -> None:
+def test_duplicate_filter_distinguishes_the_sides() -> None:
     duplicates = DuplicateFilter()
     pairs = [("ab", "c"), ("a", "bc"), ("", "abc"), ("c", "ab"), ("1:a", "b"), ("", "1:ab")]
     assert duplicates.first_seen(pairs).all()
     assert not duplicates.first_seen(pairs).any()
 
 
-def test_duplicate_runs_stay_few() -> None:
+def test_duplicate_filter_keeps_few_runs() -> None:
     duplicates = DuplicateFilter()
     for block in range(200):
         duplicates.first_seen([(str(block), str(row)) for row in range(10)])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import JoinedText
 from gnmt.data.parallel_text import ParallelFiles, naming_columns
 from gnmt.errors import InputError
@@ -20,24 +19,24 @@ def write(path: Path, data: str) -> str:
     return str(path)
 
 
-def test_two_files_line_by_line(tmp_path: Path) -> None:
+def test_two_files_are_read_line_by_line(tmp_path: Path) -> None:
     source = write(tmp_path / "a.en", "\ufeffone\u2028still one\r\n\ntwo\n")
     target = write(tmp_path / "a.de.gz", "eins\n\nzwei\n")
     assert list(ParallelFiles(source, target).iterate()) == [("one\u2028still one", "eins"), ("", ""), ("two", "zwei")]
 
 
-def test_several_files_follow_each_other(tmp_path: Path) -> None:
+def test_several_files_are_read_one_after_another(tmp_path: Path) -> None:
     sources = [write(tmp_path / "a.en", "1\n2\n"), write(tmp_path / "b.en", "3\n")]
     targets = [write(tmp_path / "a.de", "x\ny\n"), write(tmp_path / "b.de", "z\n")]
     text = ParallelFiles(sources, targets)
     assert list(text.iterate()) == list(text.iterate()) == [("1", "x"), ("2", "y"), ("3", "z")]
-    # Three lines on either side, but not file by file.
+    # Both sides have three lines in all, but the files of each pair differ.
     with pytest.raises(InputError, match=r"a\.en has 2 lines and .*b\.de has 1"):
         list(ParallelFiles(sources, targets[::-1]).iterate())
 
 
 @pytest.mark.parametrize(("num_source", "num_target"), [(3, 10), (10, 3), (0, 1)])
-def test_unequal_files_show_both_counts(tmp_path: Path, num_source: int, num_target: int) -> None:
+def test_files_of_unequal_length_are_refused_with_both_counts(tmp_path: Path, num_source: int, num_target: int) -> None:
     files = ParallelFiles(write(tmp_path / "a", "s\n" * num_source), write(tmp_path / "b", "t\n" * num_target))
     pairs = files.iterate()
     assert [next(pairs) for _ in range(min(num_source, num_target))] == [("s", "t")] * min(num_source, num_target)
@@ -46,12 +45,12 @@ def test_unequal_files_show_both_counts(tmp_path: Path, num_source: int, num_tar
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".tsv.gz"])
-def test_tsv(tmp_path: Path, ending: str) -> None:
+def test_tsv_has_source_and_target_in_its_first_columns(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"a{ending}", "one\teins\r\ntwo\tzwei\tCC-BY\n\t\n")
     assert list(ParallelFiles(pairs=path).iterate()) == [("one", "eins"), ("two", "zwei"), ("", "")]
 
 
-def test_tsv_line_without_tab(tmp_path: Path) -> None:
+def test_a_tsv_line_without_tab_is_refused_by_its_number(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "one\teins\ntwo zwei\n")
     with pytest.raises(InputError, match=r"a\.tsv:2: no tab"):
         list(ParallelFiles(pairs=path).iterate())
@@ -60,7 +59,7 @@ def test_tsv_line_without_tab(tmp_path: Path) -> None:
         list(ParallelFiles(pairs=path).iterate())
 
 
-def test_jsonl(tmp_path: Path) -> None:
+def test_jsonl_is_read_by_the_given_columns(tmp_path: Path) -> None:
     records = [{"en": "two\nlines", "de": "zwei"}, {"de": "\u2028", "en": "😀", "id": 3}]
     path = write(tmp_path / "a.jsonl.gz", "".join(json.dumps(record) + "\n" for record in records))
     assert list(ParallelFiles(pairs=path, columns=["en", "de"]).iterate()) == [("two lines", "zwei"), ("😀", "\u2028")]
@@ -83,15 +82,15 @@ def test_jsonl(tmp_path: Path) -> None:
         ("[" * 100_000, "not a JSON object"),
     ],
 )
-def test_bad_jsonl_line(tmp_path: Path, line: str, message: str) -> None:
+def test_a_malformed_jsonl_line_is_refused_by_its_number(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path / "a.jsonl", '{"source": "a", "target": "b"}\n' + line + "\n")
     with pytest.raises(InputError, match=r"a\.jsonl:2: .*" + message):
         list(ParallelFiles(pairs=path).iterate())
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_a_mark_is_no_corpus(tmp_path: Path, encoding: str) -> None:
-    """NUL is a character of UTF-8, so such files were taken for text and trained on."""
+def test_utf16_without_a_byte_order_mark_is_refused(tmp_path: Path, encoding: str) -> None:
+    """NUL is valid UTF-8, so such files were once accepted and trained on."""
     (tmp_path / "a").write_bytes("The dog sleeps.\nThe cat sleeps.\n".encode(encoding))
     target = write(tmp_path / "b", "Der Hund schläft.\nDie Katze schläft.\n\n")
     with pytest.raises(InputError, match=rf"a: not UTF-8 text: .* are NUL; .*`iconv -f {encoding[:6]}{encoding[7:]} "):
@@ -100,7 +99,7 @@ def test_utf16_without_a_mark_is_no_corpus(tmp_path: Path, encoding: str) -> Non
     assert len(list(ParallelFiles(source, target).iterate())) == 3
 
 
-def test_contradictory_files() -> None:
+def test_contradictory_settings_are_refused() -> None:
     with pytest.raises(InputError, match=r"^source names 1 file \(a\.en\) and target names none; each"):
         ParallelFiles(source="a.en")
     with pytest.raises(InputError, match="not both"):
@@ -124,7 +123,7 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
         assert len(str(error.value).splitlines()) == 4
 
 
-def test_the_whole_key_of_columns(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_with_the_full_config_key(tmp_path: Path) -> None:
     text = ParallelFiles(pairs=write(tmp_path / "a.jsonl", '{"en": "a", "target": "b"}\n'))
     with pytest.raises(InputError, match=r"'target'; data\.dev\.columns names the two"), naming_columns("data.dev"):
         list(text.iterate())
@@ -133,7 +132,7 @@ def test_the_whole_key_of_columns(tmp_path: Path) -> None:
         list(mixture.iterate())
 
 
-def test_identity_follows_content_and_columns(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_and_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write(path, '{"a": "x", "b": "y", "c": "z"}\n')
 
@@ -146,11 +145,3 @@ def test_identity_follows_content_and_columns(tmp_path: Path) -> None:
     write(path, '{"a": "x", "b": "y", "c": "w"}\n')
     assert fingerprint(["a", "b"]) != before
     assert json.loads(json.dumps(before)) == before
-
-
-@pytest.mark.parametrize(
-    "bad", [{"max_length_tokens": 0}, {"max_length_ratio": 0.5}, {"max_length_ratio": float("nan")}]
-)
-def test_cleaning_ranges(bad: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=next(iter(bad))):
-        Cleaning(**bad)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Several corpora in shares by weight: preprocessed once, mixed exactly, resumed exactly."""
+"""Mixtures: several corpora are preprocessed once, mixed exactly by weight, and resumed exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnmt.data import batching as planning
+from gnmt.data import batching
 from gnmt.data.batching import BatchStream, LoaderState
 from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import Mixture, WeightedText
@@ -26,7 +26,7 @@ Pairs = Callable[..., list[tuple[str, str]]]
 
 @pytest.fixture
 def mixture(toy_pairs: Pairs, tmp_path: Path) -> Mixture:
-    """200 clean pairs of weight 1, and 90 of weight 2 of which 10 are too long for it."""
+    """A mixture of 200 pairs with weight 1 and 90 pairs with weight 2, of which cleaning drops 10 as too long."""
     files = {}
     long = [(" ".join(["river"] * 40), " ".join(["Fluss"] * 40))] * 10
     for name, pairs in {
@@ -48,7 +48,7 @@ def mixture(toy_pairs: Pairs, tmp_path: Path) -> Mixture:
     )
 
 
-def test_each_text_is_cleaned_for_itself_and_lies_behind_the_one_before(
+def test_each_text_is_cleaned_by_its_own_rules_and_stored_after_the_previous_one(
     mixture: Mixture, options: TokenizerOptions, toy_pairs: Pairs
 ) -> None:
     preprocessed = preprocess(mixture, options)
@@ -62,7 +62,7 @@ def test_each_text_is_cleaned_for_itself_and_lies_behind_the_one_before(
     assert [span.num_pairs for span in read_preprocessed(preprocessed.folder).corpus_spans] == [200, 80]
 
 
-def test_other_weights_need_no_other_folder_and_other_text_does(
+def test_weights_may_change_without_preprocessing_and_text_may_not(
     mixture: Mixture, options: TokenizerOptions, tmp_path: Path
 ) -> None:
     first = preprocess(mixture, options)
@@ -87,16 +87,16 @@ def test_other_weights_need_no_other_folder_and_other_text_does(
 
 
 def replace_corpus(mixture: Mixture, name: str, corpus: WeightedText) -> Mixture:
-    # `replace` cannot pass by `cleaning`, which no mixture is given.
+    # dataclasses.replace refuses the field `cleaning`, which the constructor does not accept.
     given = {key: getattr(mixture, key) for key in ("source_language", "target_language", "dev", "preprocessed")}
     return Mixture(**given, corpora={**mixture.corpora, name: corpus})
 
 
-def test_a_stream_mixes_by_weight_and_goes_on_exactly(
+def test_a_stream_mixes_by_weight_and_resumes_exactly(
     mixture: Mixture, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "BLOCK_PAIRS", 40)
-    monkeypatch.setattr(planning, "RUN_PAIRS", 4)
+    monkeypatch.setattr(batching, "BLOCK_PAIRS", 40)
+    monkeypatch.setattr(batching, "RUN_PAIRS", 4)
     preprocessed = preprocess(mixture, options)
 
     def stream(loader_state: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
@@ -108,30 +108,28 @@ def test_a_stream_mixes_by_weight_and_goes_on_exactly(
             loader_state=loader_state,
         )
 
-    whole = stream()
+    uninterrupted = stream()
     counts = np.zeros(280, dtype=int)
-    positions, updates = [], []
-    while whole.loader_state.epoch < 3:
-        positions.append(whole.loader_state)
-        updates.append(torch.cat([batch.pairs_B for batch in next(whole)]))
+    loader_states, updates = [], []
+    while uninterrupted.loader_state.epoch < 3:
+        loader_states.append(uninterrupted.loader_state)
+        updates.append(torch.cat([batch.pairs_B for batch in next(uninterrupted)]))
         counts += np.bincount(updates[-1].numpy(), minlength=280)
-        if whole.loader_state.batches == 0:  # a block ends
+        if uninterrupted.loader_state.batches == 0:  # a block ends
             for own in (counts[:200], counts[200:]):
                 assert own.max() - own.min() <= 1
     assert counts[:200].sum() == 280
     assert counts[200:].sum() == 560
-    for start in range(0, len(positions), 5):
-        resumed = stream(positions[start])
+    for start in range(0, len(loader_states), 5):
+        resumed = stream(loader_states[start])
         for update in updates[start : start + 3]:
             assert torch.equal(torch.cat([batch.pairs_B for batch in next(resumed)]), update)
     both = sum(bool((update < 200).any() and (update >= 200).any()) for update in updates)
     assert both > 0.5 * len(updates)  # the longest pairs come from one of them alone
 
 
-def test_wrong_mixtures(mixture: Mixture) -> None:
+def test_a_mixture_without_training_or_dev_files_is_refused(mixture: Mixture) -> None:
     with pytest.raises(InputError, match=r"data\.corpora names no files"):
         Mixture(source_language="a", target_language="b", dev=mixture.dev)
     with pytest.raises(InputError, match=r"data\.dev names no files"):
         Mixture(source_language="a", target_language="b", corpora=mixture.corpora)
-    with pytest.raises(InputError, match="a weight must be above 0, found 0"):
-        replace(mixture.corpora["large"], weight=0)
