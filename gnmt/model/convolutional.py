@@ -1,7 +1,8 @@
 """Convolutional encoder and decoder (Gehring et al. 2017).
 
-The encoder and decoder come first, then their layers. Section and equation numbers are those of the paper. Layers see
-the inputs of a window of positions, concatenated, so that the same weights serve whole sequences and single steps.
+The encoder and decoder come first, then their layers. Section and equation numbers are those of the paper. A layer
+multiplies its weights with the concatenated inputs of a window of positions, so that whole sequences and single steps
+use the same weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ConvolutionalEncoder(Encoder):
         input_size: Width of the embeddings and of the states.
         hidden_size: Units of each layer.
         num_layers: Number of layers.
-        kernel_size: Number of positions that a convolution sees, its own in the middle; odd.
+        kernel_size: Number of positions in a convolution's window, with its own in the middle; odd.
         learned_positions: Number of learned position vectors, which limits the length of sentences; None for sinusoids.
         dropout: Dropout probability of the embeddings and of every convolution's input.
 
@@ -90,7 +91,7 @@ class ConvolutionalDecoder(Decoder):
         input_size: Width of the embeddings, of the encoder's states and of the hidden states for the output layer.
         hidden_size: Units of each layer.
         num_layers: Number of layers.
-        kernel_size: Number of positions that a convolution sees, its own the last.
+        kernel_size: Number of positions in a convolution's window, with its own at the end.
         learned_positions: Number of learned position vectors, which limits the length of training sentences; None for
             sinusoids.
         alignment_layer: Layer, counted from 1, whose attention is the alignment. None for the mean of all layers,
@@ -205,7 +206,7 @@ class StepAttention(nn.Module):
         """Add the context to a layer's state.
 
         A context is a mean of m source positions. It is multiplied by m sqrt(1/m) to keep the variance (section 3.5),
-        where m is the row's own length.
+        where m is the length of the row.
 
         Args:
             inputs_BTH: Output of the layer's convolution; T may be time or the beam.
@@ -245,7 +246,7 @@ class GatedConvolution(nn.Module):
 
         Args:
             inputs_BTH: Inputs.
-            num_before: Number of positions in a window that are earlier than its own; the rest are later ones.
+            num_before: Number of earlier positions in a window; the others are its own position and later ones.
         """
         num_after = self.kernel_size - 1 - num_before
         padded_BPH = F.pad(self.dropout(inputs_BTH), (0, 0, num_before, num_after))
@@ -277,7 +278,7 @@ class NormalizedLinear(nn.Module):
     Args:
         input_size: Width I of the inputs.
         output_size: Width O of the outputs.
-        gain: 1 - p behind dropout with probability p, and four times as much before a gated linear unit.
+        gain: 1 - p after dropout with probability p, and four times as much before a gated linear unit.
     """
 
     def __init__(self, input_size: int, output_size: int, gain: float = 1.0) -> None:

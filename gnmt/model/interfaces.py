@@ -43,10 +43,7 @@ class Encoder(nn.Module):
     max_tokens: int | None = None
 
     def initialize(self) -> None:
-        """Redraw the weights that must not keep the uniform values that `Seq2Seq` gives to Linear and LSTM modules.
-
-        The base class redraws none.
-        """
+        """Draw the weights that should not have the uniform values of `Seq2Seq.initialize`; here none."""
 
     @abstractmethod
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
@@ -118,7 +115,7 @@ class Memory(NamedTuple):
         return self._map(compact)
 
     def trim(self, width: int) -> Memory:
-        """Return the first `width` source positions as views; no row may have real tokens behind them."""
+        """Return the first `width` source positions as views; no row may have real tokens after them."""
         return Memory(
             self.states_BSH[:, :width],
             self.mask_BS[:, :width],
@@ -128,7 +125,7 @@ class Memory(NamedTuple):
 
     @staticmethod
     def join(memories: Sequence[Memory]) -> Memory:
-        """Concatenate the rows of several memories; shorter ones are padded along S, where their mask is False."""
+        """Concatenate the rows of several memories; shorter ones are padded along S, with False in the mask."""
         return Memory(
             join_rows([memory.states_BSH for memory in memories]),
             join_rows([memory.mask_BS for memory in memories]),
@@ -172,10 +169,7 @@ class Decoder(nn.Module):
     max_tokens: int | None = None
 
     def initialize(self) -> None:
-        """Redraw the weights that must not keep the uniform values that `Seq2Seq` gives to Linear and LSTM modules.
-
-        The base class redraws none.
-        """
+        """Draw the weights that should not have the uniform values of `Seq2Seq.initialize`; here none."""
 
     @abstractmethod
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
@@ -226,7 +220,8 @@ class DecoderState:
     Attributes:
         tensors: Tensors of fixed size by name.
         by_step: Tensors [B, K, T, ...] by name that grow by one entry along T at each step, such as the keys of
-            self-attention. A row's entries are its first ones; `join` pads T with zeros, and `trim` cuts it.
+            self-attention. A row that has taken fewer than T steps has its entries first; `join` pads T with
+            zeros, and `trim` shortens it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -260,7 +255,7 @@ class DecoderState:
 
     @staticmethod
     def join(states: Sequence[DecoderState]) -> DecoderState:
-        """Concatenate the sentences of several states; axes behind [B, K] are padded with zeros to the longest."""
+        """Concatenate the sentences of several states; axes after [B, K] are padded with zeros to the longest."""
         return DecoderState(
             _join_mappings([state.tensors for state in states]),
             _join_mappings([state.by_step for state in states]),

@@ -98,8 +98,8 @@ class Positions(nn.Module):
     def at(self, positions: Tensor, like: Tensor) -> Tensor:
         """Return the vectors [..., E] of int64 positions [...]; sinusoids in the type of `like`.
 
-        Positions behind the last learned one get its vector, so that one hypothesis that grows longer than any
-        training sentence does not end the search of the whole batch.
+        Positions after the last learned one get its vector. Otherwise one hypothesis that is longer than any training
+        sentence would end the search of the whole batch.
         """
         if self.table is None:
             return sinusoids(positions, self.size, like.dtype)

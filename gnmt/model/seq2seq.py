@@ -29,9 +29,9 @@ class Seq2Seq(nn.Module):
         source_vocabulary_size: Number of source ids, the four special ones included.
         target_vocabulary_size: Number of target ids, the four special ones included.
         embedding_size: Width of the embeddings.
-        tie_embeddings: Which tables are one. "source_target": the embeddings of both sides, which then need one joint
+        tie_embeddings: Tables that are shared. "source_target": the embeddings of both sides, which then need one joint
             vocabulary. "target_output": the target embeddings and the output layer's weight (Press and Wolf 2017),
-            which needs `decoder.output_size == embedding_size`. "all": all three. "none": no two.
+            which needs `decoder.output_size == embedding_size`. "all": all three. "none": no tables.
         init_range: Weights and biases of Linear and recurrent layers start uniform in [-init_range, init_range].
         embedding_init_range: The range of the embeddings; None for `init_range`. Embeddings much larger than the other
             weights distinguish words from the first update on, and attention learns to align several times sooner.

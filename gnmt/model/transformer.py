@@ -348,8 +348,8 @@ class SelfAttention(nn.Module):
 class SourceAttention(nn.Module):
     """Multi-head attention to the encoder's states (section 3.2.3).
 
-    Every target position may attend to every real source position. In search the hypotheses of a sentence therefore
-    take the axis of time, and keys and values are not copied for the beam.
+    Every target position may attend to every real source position. In search the beam therefore takes the place of T,
+    and keys and values are not copied for the beam.
 
     Args:
         hidden_size: Width H of inputs and outputs.
@@ -494,12 +494,12 @@ def join_heads(tensor_BhTD: Tensor) -> Tensor:
 
 
 def append_entry(entries_BKTH: Tensor, entry_BKH: Tensor, length_BK: Tensor) -> Tensor:
-    """Return a copy [B, K, T + 1, H] with one more entry behind each hypothesis' own.
+    """Return a copy [B, K, T + 1, H] with one more entry after those of each hypothesis.
 
     Args:
         entries_BKTH: Entries of earlier steps.
         entry_BKH: New entry of each hypothesis.
-        length_BK: Index at which it is written, the number of the hypothesis' own entries. The entries behind that
+        length_BK: Number of entries that each hypothesis has, and the index of the new one, int64. Entries after that
             index are undefined.
     """
     grown_BKTH = torch.cat((entries_BKTH.to(entry_BKH.dtype), entry_BKH[:, :, None]), dim=2)

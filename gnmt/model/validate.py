@@ -1,8 +1,7 @@
 """Checks that the parts of a model fit together.
 
-Each check raises InputError with the config keys to change. A constructor checks its own arguments; what concerns two
-parts is checked here, once, where both are known: `check_parts` by Seq2Seq, `check_shared_vocabulary` where the
-tokenizers are known too, the others by the constructor of the part that holds both.
+Each check raises InputError with the config keys to change. Seq2Seq calls `check_parts`. `check_shared_vocabulary` is
+called with the tokenizers, which Seq2Seq does not know. Encoders, decoders and attentions call the other checks.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def check_parts(encoder: Encoder, decoder: Decoder, embedding_size: int, tie_emb
 
 
 def _check_widths(encoder: Encoder, decoder: Decoder, embedding_size: int) -> None:
-    """Check the width of the embeddings on both sides, and that of the encoder's states."""
+    """Check the widths of the embeddings and of the encoder's states."""
     for side, size, key in (
         ("encoder", encoder.input_size, encoder.input_size_key),
         ("decoder", decoder.input_size, decoder.input_size_key),

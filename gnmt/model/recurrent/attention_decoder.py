@@ -31,10 +31,9 @@ class AttentionDecoder(Decoder):
 
     The hidden state h is the top layer's output, and h~ is the attentional hidden state of Luong et al. 2015, eq. 5.
 
-    With input feeding, the bottom layer also reads an earlier result of attention, so each step needs the one before it
-    in full. Training then runs a loop over time in Python and is several times slower than without, where fused kernels
-    run over the whole target and attention is computed for all steps at once. Search takes one step at a time anyway
-    and hardly gets slower.
+    With input feeding, the bottom layer also reads a result of attention, so each step depends on the whole step before
+    it, and training runs a loop over time in Python. Without input feeding, fused kernels run over the whole target and
+    attention is computed for all steps at once, which is several times faster. In search the difference is small.
 
     The alignment is the attention.
 

@@ -40,8 +40,8 @@ class LSTMEncoder(Encoder):
             for no residual connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
-        attend_to_embeddings: Whether a projection of the embeddings is added to the top layer's states. Attention then
-            finds the word itself, and a model learns to translate it before its layers have learned to pass it on.
+        attend_to_embeddings: Whether a projection of the embeddings is added to the top layer's states. Attention can
+            then read the word itself, so a model learns to translate it before its layers have learned to pass it on.
             This is not in the paper; Gehring et al. 2017, section 3.4, let attention read embeddings for the same
             reason.
         cell: "lstm" or "gru", for all layers.
@@ -50,8 +50,8 @@ class LSTMEncoder(Encoder):
             (Sutskever et al. 2014, section 3.3). The states stay in the order of the source.
         projection_size: Width to which a linear layer projects the top layer's states; None for no such layer.
         final_states: Whether `Encoded.by_sentence` holds each layer's state after a sentence's last token, under the
-            names `final_hidden_1`, `final_cell_1` and so on, [B, H]. Those of a bidirectional layer are both
-            directions' states, concatenated to [B, 2H].
+            names `final_hidden_1`, `final_cell_1` and so on, [B, H]. For a bidirectional layer,
+            the states of both directions are concatenated to [B, 2H].
 
     Raises:
         InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for a GRU

@@ -55,7 +55,7 @@ class RecurrentLayer(nn.Module):
     def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
         """Return the outputs [T, B, H] of whole sequences.
 
-        Padding at the end of a row changes only the outputs behind that row's end.
+        Padding at the end of a row changes only the outputs after that row's end.
 
         Args:
             inputs_TBI: Inputs, float [T, B, I].
@@ -103,7 +103,7 @@ class LSTM(nn.LSTM, RecurrentLayer):
             return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
         # The fused kernel returns only the cell after step T, and packing would copy the lengths to the host, which
         # synchronizes with the GPU. So the inputs get one more column, which is 1 in the padding. Its weights close the
-        # input gate and open the forget gate there, so the cell stays what it was at the row's end.
+        # input gate and open the forget gate there, so the cell keeps its value from the row's end.
         padding_TB = torch.arange(inputs_TBI.shape[0], device=inputs_TBI.device)[:, None] >= lengths_B
         widened_TBI = torch.cat((inputs_TBI, padding_TB[..., None].to(inputs_TBI.dtype)), dim=2)
         from_inputs_GI, *others = self._weights()
@@ -409,7 +409,7 @@ def forward_layers(
         dropout: Dropout of each layer's input, context included.
         residual_from: First layer, counted from 1, whose input (without the context) is added to its output.
         context_TBC: Further input of every layer, concatenated to its own.
-        first_number: Number of the first of these layers in the whole stack.
+        first_number: Number of the first of these layers in the decoder.
     """
     outputs = inputs_TBI
     for number, (layer, state) in enumerate(zip(layers, states, strict=True), start=first_number):
