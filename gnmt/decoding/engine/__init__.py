@@ -1,1 +1,1 @@
-"""Faster copies of models for search."""
+"""Inference copies of models, their linear layers, and CUDA graphs of search steps."""

@@ -1,17 +1,19 @@
-"""A frozen copy of a model whose modules are made for search.
+"""Copies of models for search, with faster modules.
 
-Search multiplies few rows by large matrices, thousands of times, and never trains. So in the copy
+Search multiplies few rows by large matrices, thousands of times, and never trains. `inference_copy` returns a copy of a
+model in which
 
-- every Linear keeps its weights in the order and the type that the product wants (engine/linear.py); weights that are
-  normalized are so once and for all;
-- a decoder's LSTM multiplies input and hidden state by one merged matrix; an encoder's multiplies the inputs of all
-  times at once (engine/recurrence.py);
-- what the context adds to GNMT's upper layers is multiplied once for each source position (engine/decoder.py);
-- additive attention needs a sigmoid in place of a tanh (engine/attention.py).
+- every Linear has its weights in the memory layout and data type that the product wants (engine/linear.py), and
+  weight normalization is applied once;
+- a decoder's LSTM layer multiplies input and hidden state by one merged matrix (StepLSTM), and an encoder's layer
+  multiplies the inputs of all time steps at once (SequenceLSTM);
+- additive attention uses a sigmoid in place of the tanh (InferenceAttention);
+- the product of the attention context with the weights of GNMT's upper layers is computed once for each source
+  position (SharedContextDecoder).
 
-Only modules are exchanged. The architecture, what it computes and the calls of search are those of the model, so
-anything that is built of Linear and LSTM gains from it, and a module of unknown kind works as it is. Between all of
-them flow fp32, bf16 or fp16 tensors as `precision` says; for int8 they are fp32, quantized inside the products.
+Only modules are replaced. Architecture, results and the methods encode, start and step are those of the model, so
+everything that is built of Linear and LSTM modules becomes faster, and a module of another class is copied unchanged.
+Tensors between modules have the data type of the precision; with int8 they are fp32 and quantized inside the products.
 """
 
 from __future__ import annotations
@@ -42,15 +44,98 @@ from gnmt.model.recurrent.layers import (
 from gnmt.model.seq2seq import Seq2Seq
 
 
-class FastLSTM(StepwiseLayer):
-    """What both kinds share: a subclass has `project`, what the inputs add to the gates, and `gates`."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Replacement = Callable[[Any], nn.Module]
+"""A function that makes the module to use in place of a given one."""
+
+
+@torch.no_grad()
+def inference_copy(model: Seq2Seq, precision: Precision) -> Seq2Seq:
+    """Return a copy of the model for search, in evaluation mode, which needs no autocast.
+
+    The copy implements SearchModel (encode, start, step) but not teacher forcing (decode). The model itself is not
+    changed and may be trained further without effect on the copy.
+
+    In fp32, log-probabilities of tokens are within 1e-5 of the model's. In int8, the products of Linear and LSTM
+    modules are quantized, weights by output and activations by row, and embeddings are not. A row's result does not
+    depend on the other rows in any precision.
+
+    Args:
+        model: the model, on the device of `precision`.
+        precision: data type of weights and products.
+    """
+    dtype = _DTYPES.get(precision.name, torch.float32)
+    make = linear_maker(precision.name, precision.device, dtype)
+    copies: dict[int, Any] = {}  # by id, the memo in which copy.deepcopy looks up objects that are copied already
+    on_cuda = precision.device.type == "cuda"
+    _add_replacements(model.encoder, _replacements(make, SequenceLSTM, keep_lstm=on_cuda), copies)
+    _add_replacements(model, _replacements(make, StepLSTM, keep_lstm=False), copies, without=model.encoder)
+    copied = copy.deepcopy(model, copies)
+    copied.decoder = with_shared_context(model.decoder, copied.decoder, make)
+    copied.eval().requires_grad_(False).to(dtype=dtype)
+    for module in copied.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return copied
+
+
+def _replacements(
+    make: LinearMaker, lstm: type[SequenceLSTM] | type[StepLSTM], keep_lstm: bool
+) -> dict[type[nn.Module], Replacement]:
+    """Return the replacement of each module class.
+
+    Args:
+        make: makes a product with a fixed matrix.
+        lstm: replaces LSTM.
+        keep_lstm: True copies LSTM layers unchanged, because cuDNN runs whole sequences faster than a loop.
+    """
+    replacements: dict[type[nn.Module], Replacement] = {
+        nn.Linear: lambda module: make(module.weight, module.bias),
+        NormalizedLinear: lambda module: make(module.weight, module.bias),
+        AdditiveAttention: lambda module: InferenceAttention(module, make),
+    }
+    if not keep_lstm:
+        replacements[LSTM] = lambda module: lstm(module, make)
+    return replacements
+
+
+def _add_replacements(
+    module: nn.Module,
+    replacements: dict[type[nn.Module], Replacement],
+    copies: dict[int, Any],
+    without: nn.Module | None = None,
+) -> None:
+    """Add the replacements of all submodules to `copies`, except those of `without`. Subclasses are not replaced."""
+    for child in module.children():
+        if id(child) in copies or child is without:
+            continue
+        if type(child) in replacements:
+            copies[id(child)] = replacements[type(child)](child)
+        elif not _reads_weights_of_submodules(child):
+            _add_replacements(child, replacements, copies)
+
+
+def _reads_weights_of_submodules(module: nn.Module) -> bool:
+    """Return True for composite modules of torch, such as nn.TransformerEncoderLayer, which read weights directly."""
+    return type(module).__module__.startswith("torch.nn.") and not isinstance(
+        module, nn.ModuleList | nn.ModuleDict | nn.Sequential
+    )
+
+
+class InferenceLSTM(StepwiseLayer):
+    """Base class of LSTM layers for search, with an fp32 cell in every precision.
+
+    The rows of the cell gate are doubled in the weights, so that tanh(g) = 2 sigmoid(2 g) - 1 and one sigmoid serves
+    all four gates. A subclass implements `project` (the inputs' part of the gates) and `gates`.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
 
     def gates(self, projected_NP: Tensor, hidden_NH: Tensor) -> Tensor:
-        """Input, forget, doubled cell and output gate before their sigmoid, [N, 4H], in memory of their own."""
+        """Return input, forget, doubled cell and output gate before the sigmoid, [N, 4H], in new memory."""
         raise NotImplementedError
 
     def start(self, num_sequences: int, like: Tensor) -> LayerState:
@@ -58,10 +143,10 @@ class FastLSTM(StepwiseLayer):
         return hidden_NH, torch.zeros_like(hidden_NH, dtype=torch.float32)
 
     def next_state(self, projected_NP: Tensor, state: LayerState) -> LayerState:
-        return self.opened(self.gates(projected_NP, state[0]), state)
+        return self.apply_gates(self.gates(projected_NP, state[0]), state)
 
-    def opened(self, gates_NG: Tensor, state: LayerState) -> LayerState:
-        """c' = f c + i tanh(g), h' = o tanh(c'), with both tanh as sigmoids; the gates' memory is written over."""
+    def apply_gates(self, gates_NG: Tensor, state: LayerState) -> LayerState:
+        """Return c' = f c + i tanh(g) and h' = o tanh(c'), each tanh as a sigmoid. Overwrites the gates."""
         hidden_NH, cell_NH = state
         gates_NG = gates_NG.float().sigmoid_()
         input_NH, forget_NH, doubled_NH, output_NH = gates_NG.chunk(4, dim=1)
@@ -71,42 +156,8 @@ class FastLSTM(StepwiseLayer):
         return new_hidden_NH.to(hidden_NH.dtype), cell_NH
 
 
-class StepLSTM(FastLSTM):
-    """A decoder's layer, whose inputs come step by step: [input, hidden] times one merged matrix."""
-
-    def __init__(self, lstm: LSTM, make: LinearMaker) -> None:
-        super().__init__(lstm.hidden_size)
-        from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
-        self.merged = make(torch.cat((from_inputs_GI, from_hidden_GH), dim=1), bias_G)
-
-    def project(self, inputs: Tensor) -> Tensor:
-        return inputs
-
-    def gates(self, projected_NP: Tensor, hidden_NH: Tensor) -> Tensor:
-        gates_NG: Tensor = self.merged(torch.cat((projected_NP, hidden_NH), dim=1))
-        return gates_NG
-
-
-class FedLSTM(StepLSTM):
-    """The same for a layer whose last inputs were multiplied elsewhere; `step_fed` adds what came of them."""
-
-    def __init__(self, lstm: LSTM, num_own_inputs: int, make: LinearMaker) -> None:
-        FastLSTM.__init__(self, lstm.hidden_size)
-        from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
-        self.merged = make(torch.cat((from_inputs_GI[:, :num_own_inputs], from_hidden_GH), dim=1), bias_G)
-
-    @staticmethod
-    def from_fed(lstm: LSTM, num_own_inputs: int) -> Tensor:
-        """The weights of the inputs behind the layer's own, [4H, others]."""
-        return _with_doubled_cell_gate(lstm)[0][:, num_own_inputs:]
-
-    def step_fed(self, inputs_NI: Tensor, added_NG: Tensor, state: LayerState) -> LayerState:
-        """One step, with [N, 4H] more for the gates."""
-        return self.opened(self.gates(inputs_NI, state[0]).add_(added_NG), state)
-
-
-class SequenceLSTM(FastLSTM):
-    """An encoder's layer, whose inputs are all there: one product for all of them, and one for each hidden state."""
+class SequenceLSTM(InferenceLSTM):
+    """An encoder's layer: one product for the inputs of all time steps, and one for each step's hidden state."""
 
     def __init__(self, lstm: LSTM, make: LinearMaker) -> None:
         super().__init__(lstm.hidden_size)
@@ -123,8 +174,48 @@ class SequenceLSTM(FastLSTM):
         return gates_NG.add_(projected_NP)
 
 
+class StepLSTM(InferenceLSTM):
+    """A decoder's layer, whose inputs are known step by step: [input, hidden] times one merged matrix."""
+
+    def __init__(self, lstm: LSTM, make: LinearMaker) -> None:
+        super().__init__(lstm.hidden_size)
+        from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
+        self.merged = make(torch.cat((from_inputs_GI, from_hidden_GH), dim=1), bias_G)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def gates(self, projected_NP: Tensor, hidden_NH: Tensor) -> Tensor:
+        gates_NG: Tensor = self.merged(torch.cat((projected_NP, hidden_NH), dim=1))
+        return gates_NG
+
+
+class ContextLSTM(StepLSTM):
+    """A StepLSTM without the weights of the attention context, whose product is computed elsewhere and added.
+
+    Args:
+        lstm: the layer, whose inputs are [own inputs, context].
+        num_own_inputs: number of inputs before the context.
+        make: makes a product with a fixed matrix.
+    """
+
+    def __init__(self, lstm: LSTM, num_own_inputs: int, make: LinearMaker) -> None:
+        InferenceLSTM.__init__(self, lstm.hidden_size)
+        from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
+        self.merged = make(torch.cat((from_inputs_GI[:, :num_own_inputs], from_hidden_GH), dim=1), bias_G)
+
+    @staticmethod
+    def context_weights(lstm: LSTM, num_own_inputs: int) -> Tensor:
+        """Return the weights of the context, [4H, context size]."""
+        return _with_doubled_cell_gate(lstm)[0][:, num_own_inputs:]
+
+    def step_with_context(self, inputs_NI: Tensor, from_context_NG: Tensor, state: LayerState) -> LayerState:
+        """Run one step. from_context_NG: the context times `context_weights`, [N, 4H]."""
+        return self.apply_gates(self.gates(inputs_NI, state[0]).add_(from_context_NG), state)
+
+
 def _with_doubled_cell_gate(lstm: LSTM) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights [4H, I] and [4H, H] and the sum of the biases [4H], with twice the rows of the third gate (g)."""
+    """Return the weights [4H, I] and [4H, H] and the sum of the biases [4H], with the rows of the cell gate doubled."""
     named = {name: parameter.detach() for name, parameter in lstm.named_parameters()}
     factor_G = torch.ones_like(named["bias_ih_l0"])
     factor_G[2 * lstm.hidden_size : 3 * lstm.hidden_size] = 2
@@ -132,11 +223,11 @@ def _with_doubled_cell_gate(lstm: LSTM) -> tuple[Tensor, Tensor, Tensor]:
     return named["weight_ih_l0"] * factor_G[:, None], named["weight_hh_l0"] * factor_G[:, None], bias_G
 
 
-class FastAdditiveAttention(Attention):
-    """The weights of AdditiveAttention by a sigmoid, in fp32.
+class InferenceAttention(Attention):
+    """AdditiveAttention with a sigmoid in place of the tanh, in fp32.
 
-    v . tanh(z) = 2v . sigmoid(2z) - sum(v); the sum is the same for all source positions, and softmax does not see it.
-    The 2 of 2z lies in both projections. On a CPU the tanh of [B, K, S, A] would be the most expensive thing in it.
+    v . tanh(z) = 2v . sigmoid(2z) - sum(v). The sum is equal for all source positions, so softmax cancels it. The
+    factor of 2z is part of both projections. On a CPU the tanh of [B, K, S, A] would take longer than anything else.
     """
 
     vector_A: Tensor
@@ -162,140 +253,84 @@ class FastAdditiveAttention(Attention):
         return attend([hidden @ vector for hidden, vector in heads], memory)
 
 
-def with_shared_context(decoder: Decoder, fast: Decoder, make: LinearMaker) -> Decoder:
-    """SharedContextDecoder where it can stand in for `fast`, a copy of `decoder` made for search; otherwise `fast`.
+def with_shared_context(decoder: Decoder, copied: Decoder, make: LinearMaker) -> Decoder:
+    """Return a SharedContextDecoder if it computes the same as the decoder, otherwise `copied`.
 
-    It takes LSTM layers under an attention of ours, since one of somebody's own may do more than average the states,
-    and of one head, since several look up different parts of a state.
+    It does for a GNMTDecoder with LSTM layers and one of gnmt's own attentions with a single head. Another attention
+    may compute more than a mean of the encoder's states, and several heads attend to different parts of a state.
+
+    Args:
+        decoder: the model's decoder.
+        copied: its copy, in which the other modules are replaced already.
+        make: makes a product with a fixed matrix.
     """
-    if not isinstance(fast, GNMTDecoder) or type(decoder) is not GNMTDecoder or len(decoder.upper) == 0:
-        return fast
+    if not isinstance(copied, GNMTDecoder) or type(decoder) is not GNMTDecoder or len(decoder.upper) == 0:
+        return copied
     averages = type(decoder.attention) in (AdditiveAttention, DotAttention, GeneralAttention)
     one_head = getattr(decoder.attention, "num_heads", 1) == 1
     if averages and one_head and all(type(layer) is LSTM for layer in decoder.upper):
-        return SharedContextDecoder(decoder, fast, make)
-    return fast
+        return SharedContextDecoder(decoder, copied, make)
+    return copied
 
 
 class SharedContextDecoder(Decoder):
-    """GNMTDecoder (Wu et al. 2016, figure 1), whose upper layers all read the context.
+    """GNMTDecoder (Wu et al. 2016, figure 1) whose upper layers share the products with encoder states.
 
-    The context is a mean of the encoder's states, c = sum_s a_s h_s, so W c = sum_s a_s (W h_s). On the right W meets
-    the S states of a sentence once; on the left it meets K hypotheses at every step. With 4+4 layers and a beam of 5
-    that spares an eighth of all products of a translation. `memory.extras` holds W h_s of all upper layers,
-    [B, S, (layers - 1) * 4H].
+    The context is a mean of the encoder's states, c = sum_s a_s h_s, so W c = sum_s a_s (W h_s). The right side
+    multiplies W by the S states of a sentence once; the left side multiplies W by K contexts in every step. With 4+4
+    layers and a beam of 5 this saves an eighth of all products of a translation. `memory.extras["gates"]` holds W h_s
+    of all upper layers, [B, S, (layers - 1) * 4H].
+
+    Args:
+        decoder: the model's decoder.
+        copied: its copy, in which the other modules are replaced already. Its upper layers are removed.
+        make: makes a product with a fixed matrix.
     """
 
-    def __init__(self, decoder: GNMTDecoder, fast: GNMTDecoder, make: LinearMaker) -> None:
-        """From the model's decoder, and a copy whose other modules are made for search already."""
+    def __init__(self, decoder: GNMTDecoder, copied: GNMTDecoder, make: LinearMaker) -> None:
         super().__init__()
-        self.input_size, self.memory_size, self.output_size = fast.input_size, fast.memory_size, fast.output_size
-        self.by_sentence_sizes = fast.by_sentence_sizes
+        self.input_size, self.memory_size, self.output_size = copied.input_size, copied.memory_size, copied.output_size
+        self.by_sentence_sizes = copied.by_sentence_sizes
         width = decoder.bottom.hidden_size
         layers = [cast(LSTM, layer) for layer in decoder.upper]
-        self.upper = nn.ModuleList(FedLSTM(layer, width, make) for layer in layers)
-        self.from_context = make(torch.cat([FedLSTM.from_fed(layer, width) for layer in layers]), None)
-        fast.upper = nn.ModuleList()
-        self.fast = fast
+        self.upper = nn.ModuleList(ContextLSTM(layer, width, make) for layer in layers)
+        self.from_context = make(torch.cat([ContextLSTM.context_weights(layer, width) for layer in layers]), None)
+        copied.upper = nn.ModuleList()
+        self.copied = copied
 
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """The attention's projected keys, and what each position's state would add to the upper layers' gates."""
-        return {**self.fast.prepare(encoded), "gates": self.from_context(encoded.states_BSH)}
+        """Return the attention's projected keys and each source position's part of the upper layers' gates."""
+        return {**self.copied.prepare(encoded), "gates": self.from_context(encoded.states_BSH)}
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Search takes steps; teacher forcing is the model's own matter."""
-        raise NotImplementedError("the decoder of the engine only steps: call the model it was made from")
+        """Raise NotImplementedError: an inference copy has no teacher forcing."""
+        raise NotImplementedError("an inference copy only steps: call decode of the model that it was made from")
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """As that of GNMTDecoder."""
-        return pack_states(initial_states(self.layers(), memory, beam, self.fast.bridged), len(memory.mask_BS))
+        """Return the state before the first token; see GNMTDecoder."""
+        return pack_states(initial_states(self.layers(), memory, beam, self.copied.bridged), len(memory.mask_BS))
 
     def step(self, embedded_BKE: Tensor, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor, DecoderState]:
-        """As that of GNMTDecoder."""
+        """Run one step; see GNMTDecoder."""
         batch, beam = embedded_BKE.shape[:2]
         bottom_state, *upper_states = unpack_states(state, len(self.upper) + 1)
-        new_states = [self.fast.bottom.step(embedded_BKE.flatten(0, 1), bottom_state)]
+        new_states = [self.copied.bottom.step(embedded_BKE.flatten(0, 1), bottom_state)]
         outputs_NH = new_states[0][0]
-        query_NH = outputs_NH if self.fast.query == "current" else bottom_state[0]
-        context_BKH, weights_BKS = self.fast.attention(query_NH.view(batch, beam, -1), memory.extras["keys"], memory)
+        query_NH = outputs_NH if self.copied.query == "current" else bottom_state[0]
+        context_BKH, weights_BKS = self.copied.attention(query_NH.view(batch, beam, -1), memory.extras["keys"], memory)
         gates_BSG = memory.extras["gates"]
         from_context_NG = (weights_BKS.to(gates_BSG.dtype) @ gates_BSG).flatten(0, 1).chunk(len(self.upper), dim=1)
         for number, (layer, layer_state) in enumerate(zip(self.upper, upper_states, strict=True), start=2):
             inputs_NH = outputs_NH
-            new_states.append(cast(FedLSTM, layer).step_fed(inputs_NH, from_context_NG[number - 2], layer_state))
+            new_states.append(
+                cast(ContextLSTM, layer).step_with_context(inputs_NH, from_context_NG[number - 2], layer_state)
+            )
             outputs_NH = new_states[-1][0]
-            if is_residual(number, self.fast.residual_from):
+            if is_residual(number, self.copied.residual_from):
                 outputs_NH = outputs_NH + inputs_NH
-        hidden_BKH = self.fast.hidden(outputs_NH, context_BKH.flatten(0, 1)).view(batch, beam, -1)
+        hidden_BKH = self.copied.hidden(outputs_NH, context_BKH.flatten(0, 1)).view(batch, beam, -1)
         return hidden_BKH, weights_BKS, pack_states(new_states, batch)
 
     def layers(self) -> list[RecurrentLayer]:
-        """All layers, the bottom one first."""
-        return [cast(RecurrentLayer, layer) for layer in (self.fast.bottom, *self.upper)]
-
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-Replacement = Callable[[Any], nn.Module]
-
-
-@torch.no_grad()
-def inference_copy(model: Seq2Seq, precision: Precision) -> Seq2Seq:
-    """A copy of the model for search (it is a SearchModel), in evaluation mode, with weights of that precision.
-
-    The model is not touched and may train on; the copy does not follow it. The copy needs no autocast. It encodes,
-    starts and steps; `decode` (teacher forcing) is the model's own matter.
-    Scores in fp32 are those of the model within 1e-5 of a token's log-probability. In int8, quantized are
-    the products of Linear and LSTM modules (the weights by output, the activations by row), not the embeddings: a row
-    does not depend on its neighbors, as in the other precisions.
-    """
-    dtype = _DTYPES.get(precision.name, torch.float32)
-    make = linear_maker(precision.name, precision.device, dtype)
-    copies: dict[int, Any] = {}  # by identity, as copy.deepcopy looks for what it has copied already
-    on_cuda = precision.device.type == "cuda"
-    _replace(model.encoder, _replacements(make, SequenceLSTM, keep_lstm=on_cuda), copies)
-    _replace(model, _replacements(make, StepLSTM, keep_lstm=False), copies, without=model.encoder)
-    fast = copy.deepcopy(model, copies)
-    fast.decoder = with_shared_context(model.decoder, fast.decoder, make)
-    fast.eval().requires_grad_(False).to(dtype=dtype)
-    for module in fast.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()
-    return fast
-
-
-def _replacements(
-    make: LinearMaker, lstm: type[SequenceLSTM] | type[StepLSTM], keep_lstm: bool
-) -> dict[type[nn.Module], Replacement]:
-    """What becomes of a module of each class; keep_lstm: cuDNN runs whole sequences better than any loop."""
-    replacements: dict[type[nn.Module], Replacement] = {
-        nn.Linear: lambda module: make(module.weight, module.bias),
-        NormalizedLinear: lambda module: make(module.weight, module.bias),
-        AdditiveAttention: lambda module: FastAdditiveAttention(module, make),
-    }
-    if not keep_lstm:
-        replacements[LSTM] = lambda module: lstm(module, make)
-    return replacements
-
-
-def _replace(
-    module: nn.Module,
-    replacements: dict[type[nn.Module], Replacement],
-    copies: dict[int, Any],
-    without: nn.Module | None = None,
-) -> None:
-    """Notes for each module under this one, of exactly such a class, what stands in for it; nothing under `without`."""
-    for child in module.children():
-        if id(child) in copies or child is without:
-            continue
-        if type(child) in replacements:
-            copies[id(child)] = replacements[type(child)](child)
-        elif not _reads_weights_itself(child):
-            _replace(child, replacements, copies)
-
-
-def _reads_weights_itself(module: nn.Module) -> bool:
-    """torch's composite modules, such as nn.TransformerEncoderLayer, use the weights of their parts directly."""
-    return type(module).__module__.startswith("torch.nn.") and not isinstance(
-        module, nn.ModuleList | nn.ModuleDict | nn.Sequential
-    )
+        """Return all layers, the bottom one first."""
+        return [cast(RecurrentLayer, layer) for layer in (self.copied.bottom, *self.upper)]

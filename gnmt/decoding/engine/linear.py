@@ -1,4 +1,8 @@
-"""Products with a fixed matrix, for the few rows that search has."""
+"""Linear layers for search: products of few rows with a fixed matrix.
+
+`linear_maker` chooses between PackedLinear (oneDNN on a CPU, fp32 and bf16), Int8Linear (oneDNN, int8) and PlainLinear
+(CUDA, and CPUs without oneDNN).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,16 @@ from torch import Tensor, nn
 from gnmt.device import onednn_dtypes
 
 LinearMaker = Callable[[Tensor, Tensor | None], nn.Module]
-"""Makes x -> x W^T + b, of inputs [..., I] and outputs [..., O], from W [O, I] and b [O] or None (both copied)."""
+"""A function of W [O, I] and b [O] or None that makes the module x -> x W^T + b. W and b are copied."""
 
-# Rows for which oneDNN chooses the order of the packed weights; other numbers use the same order.
+# Number of rows for which oneDNN chooses the memory layout of packed weights. Other numbers of rows work too.
 _TYPICAL_ROWS = 160
 _INT8_LARGEST = 127
-_INT8_ZERO = 128
+_INT8_ZERO = 128  # zero point of the activations, whose integers are unsigned
 
 
 def linear_maker(precision: str, device: torch.device, dtype: torch.dtype) -> LinearMaker:
-    """The fastest product of that precision on that device."""
+    """Return the maker of the fastest linear layer in a precision on a device. dtype: of its inputs and outputs."""
     if precision == "int8":
         return Int8Linear
     if device.type == "cpu" and dtype in onednn_dtypes():
@@ -29,7 +33,7 @@ def linear_maker(precision: str, device: torch.device, dtype: torch.dtype) -> Li
 
 
 class PlainLinear(nn.Module):
-    """The product of torch, with weights of the wanted type: on CUDA, and where oneDNN is not."""
+    """torch's own product with weights of type `dtype`, for CUDA and for CPUs without oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -41,9 +45,9 @@ class PlainLinear(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """oneDNN's product with weights that lie in its own order, fp32 or bf16; exact.
+    """oneDNN's product with weights in oneDNN's own memory layout, fp32 or bf16, without loss of precision.
 
-    torch gives weights to oneDNN (bf16) or MKL (fp32) in their plain order, and these re-order them at every call.
+    torch's own product passes plain weights to oneDNN (bf16) or MKL (fp32), which reorder them in every call.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -57,12 +61,12 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """fp32 in and out; the product itself is of 8-bit integers, added up in 32 bits, by oneDNN.
+    """oneDNN's product of 8-bit integers, summed in 32 bits, with fp32 inputs and outputs.
 
-    Weights are quantized by output: w = q * scale_O, q in [-127, 127]. Activations are quantized by row: each is
-    divided by its own largest absolute value, so that one fixed scale suits all of them, and the product is
-    multiplied by that value again. torch's dynamic quantization takes one scale for the whole tensor, which makes
-    a sentence depend on its neighbors in the batch; here a row's result is a function of that row, to the last bit.
+    Weights are quantized by output: w = q * scale_O, q in [-127, 127]. Activations are quantized by row: each row is
+    divided by its own largest absolute value, so that one fixed scale serves all rows, and its product is multiplied by
+    that value again. torch's dynamic quantization has one scale for the whole tensor, which makes a sentence depend on
+    the others in its batch. Here a row's result is a function of that row alone, to the last bit.
     """
 
     scale_O: Tensor
@@ -81,7 +85,7 @@ class Int8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         inputs_NI = inputs.reshape(-1, inputs.shape[-1])
         largest_N1 = inputs_NI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-        # The activations' integers are unsigned, with 0 at 128: [-1, 1] becomes 1 to 255. The half rounds.
+        # [-1, 1] becomes 1 to 255. Truncation after adding the half rounds to the nearest integer.
         levels_NI = torch.addcmul(self.levels_middle, inputs_NI, _INT8_LARGEST / largest_N1).to(torch.uint8)
         outputs_NO: Tensor = torch.ops.onednn.qlinear_pointwise(
             levels_NI,
@@ -90,7 +94,7 @@ class Int8Linear(nn.Module):
             self.packed,
             self.scale_O,
             self.zero_O,
-            None,  # the bias comes after the row's scale
+            None,  # the bias is added after the row's scale
             1.0,
             0,
             torch.float32,
@@ -101,10 +105,10 @@ class Int8Linear(nn.Module):
         if self.bias is None:
             outputs_NO.mul_(largest_N1)
         else:
-            torch.addcmul(self.bias, outputs_NO, largest_N1, out=outputs_NO)  # one pass for both
+            torch.addcmul(self.bias, outputs_NO, largest_N1, out=outputs_NO)  # scale and bias in one pass
         return outputs_NO.view(*inputs.shape[:-1], -1)
 
 
 def _constant(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of its own, contiguous, that no gradient reaches."""
+    """Return a contiguous, detached copy."""
     return parameter.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
