@@ -1,4 +1,4 @@
-"""The batch script of docs/slurm.md, with stand-ins for Slurm's commands: warned, saved, queued again, continued."""
+"""The batch script of docs/slurm.md, with stubs of Slurm's commands: a warned job saves, is requeued and resumes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def batch_script() -> str:
     return str(script)
 
 
-def stand_in(path: Path, text: str) -> None:
+def stub(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
     path.chmod(0o755)
 
 
-def test_it_is_one_command_and_asks_for_a_warning() -> None:
+def test_the_script_has_one_command_and_requests_a_warning() -> None:
     script = batch_script()
     assert len(COMMAND.findall(script)) == 1
     assert "#SBATCH --signal=USR1@" in script
@@ -37,15 +37,15 @@ def test_it_is_one_command_and_asks_for_a_warning() -> None:
 
 
 @pytest.mark.slow
-def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, wait_for, tmp_path) -> None:
+def test_a_warned_job_saves_is_requeued_and_resumes(run_command, tiny, wait_for, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     overrides = (*run.overrides, "trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
     train = f"srun {sys.executable} {ROOT / 'scripts' / 'train.py'} {' '.join(overrides)} trainer.max_steps=1000000"
     (tmp_path / "job.sh").write_text(COMMAND.sub(lambda _: train, batch_script()), encoding="utf-8")
     commands = tmp_path / "bin"
     commands.mkdir()
-    stand_in(commands / "srun", f'echo $$ > {tmp_path}/pid\nexec "$@"')
-    stand_in(commands / "scontrol", f'echo "$@" >> {tmp_path}/scontrol')
+    stub(commands / "srun", f'echo $$ > {tmp_path}/pid\nexec "$@"')
+    stub(commands / "scontrol", f'echo "$@" >> {tmp_path}/scontrol')
     environment = {"OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "77", "PATH": f"{commands}:{os.environ['PATH']}"}
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen(
@@ -57,9 +57,9 @@ def test_a_warned_job_saves_is_queued_again_and_goes_on(run_command, tiny, wait_
             assert job.wait(60) == 75
         finally:
             job.kill()
-    said = (tmp_path / "log").read_text(encoding="utf-8")
-    stopped = re.search(r"SIGUSR1: stopped after update (\d+), saved up to (\d+): the same command continues", said)
-    assert stopped is not None, said
+    output = (tmp_path / "log").read_text(encoding="utf-8")
+    stopped = re.search(r"SIGUSR1: stopped after update (\d+), saved up to (\d+): the same command continues", output)
+    assert stopped is not None, output
     assert stopped[1] == stopped[2]
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
     step = int(stopped[1])

@@ -1,4 +1,4 @@
-"""Ctrl-C and full disks: what was whole stays whole, and the message says how to go on."""
+"""Ctrl-C and full disks: complete files stay complete, and the message tells how to resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 # A full disk
 
 
-def test_training_goes_on_without_the_checkpoints_that_do_not_fit(
+def test_training_continues_when_checkpoints_do_not_fit_on_the_disk(
     run_command, tiny, tmp_path, disk_for_files_of
 ) -> None:
     run = tiny.copied_to(tmp_path)
@@ -43,8 +43,8 @@ def test_training_goes_on_without_the_checkpoints_that_do_not_fit(
 
 
 @pytest.mark.slow
-def test_training_goes_on_without_its_curves_and_ends(tiny, tmp_path) -> None:
-    """In a process of its own: what its threads print, and whether it ends, nothing else can tell."""
+def test_training_continues_and_ends_when_curves_do_not_fit_on_the_disk(tiny, tmp_path) -> None:
+    """A process of its own shows the output of its threads, and whether it ends."""
     run = tiny.copied_to(tmp_path)
     limit = (run.folder / "config.json").stat().st_size + 100
     done = subprocess.run(
@@ -91,7 +91,7 @@ def test_preprocessed_text_that_does_not_fit_leaves_no_half_made_folder(
         done = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
     assert done.code == 2
     assert re.search(r"error: preprocessed/demo-\w+: cannot be preprocessed: ", done.err)
-    # What was done waits under a hidden name for the same command, which goes on with it.
+    # The same command resumes from the finished work, which has a hidden name.
     assert [path for path in (tmp_path / "preprocessed").iterdir() if not path.name.startswith(".")] == []
     assert run_command("prepare", *tiny.overrides[:4], cwd=tmp_path).code == 0
 
@@ -113,7 +113,7 @@ def test_standard_output_that_is_full_is_a_message(tiny, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_ends_the_translation_in_one_line(tiny, tmp_path) -> None:
+def test_a_closed_pipe_ends_the_translation_with_one_line(tiny, tmp_path) -> None:
     """As `translate.py | head -1` does."""
     process = subprocess.Popen(
         [sys.executable, SCRIPTS / "translate.py", f"checkpoint={tiny.folder}/best.pt", "batch_size=1"],
@@ -134,7 +134,7 @@ def test_a_reader_that_leaves_ends_the_translation_in_one_line(tiny, tmp_path) -
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command, tiny, wait_for, tmp_path) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes(run_command, tiny, wait_for, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     overrides = (*run.overrides, "trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
     command = [sys.executable, str(SCRIPTS / "train.py"), *overrides, "trainer.max_steps=1000000"]
@@ -148,9 +148,9 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command
             assert process.wait(60) == 130
         finally:
             process.kill()
-    said = (tmp_path / "err").read_text(encoding="utf-8")
-    assert "Traceback" not in said
-    stopped = re.search(r"stopped after update (\d+), saved.*: the same command continues from there", said)
+    output = (tmp_path / "err").read_text(encoding="utf-8")
+    assert "Traceback" not in output
+    stopped = re.search(r"stopped after update (\d+), saved.*: the same command continues from there", output)
     assert stopped is not None
     step = int(stopped[1])
     assert step >= 6
@@ -158,7 +158,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_goes_on(run_command
     again = run_command("train", *overrides, f"trainer.max_steps={step + 1}", cwd=tmp_path)
     assert again.code == 0, again.err
     assert f"1 update from update {step}" in again.err
-    # What an interruption saves is what an uninterrupted run has there.
+    # The weights equal those of an uninterrupted run.
     straight = run_command(
         "train", *overrides[:-3], "name=straight", *overrides[-3:], f"trainer.max_steps={step + 1}", cwd=tmp_path
     )

@@ -1,4 +1,4 @@
-"""scripts/train.py under torchrun: one of two processes is killed, and the run goes on from its last checkpoint."""
+"""scripts/train.py under torchrun: one of two processes is killed, and the run resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def start(flags: tuple[str, ...], overrides: tuple[str, ...], cwd: Path, log: Pa
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
-    """The processes that torchrun started, in the order of their ranks."""
+    """Return the process ids that torchrun started, in the order of their ranks."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return sorted(int(number) for number in found)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
 def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait_for, tmp_path) -> None:
-    """torchrun starts both again; then all are told to stop, and at last the run is finished without a stop."""
+    """torchrun restarts both processes; then a signal stops the run, and a last command finishes it."""
     run, log = tiny.copied_to(tmp_path), tmp_path / "log"
-    # Checkpoints after every tenth update and a goal that is out of reach, so that there is time for a kill.
+    # Checkpoints after every tenth update and an unreachable limit give time for a kill.
     often = ("trainer.save_every_steps=10", "trainer.evaluate_every_steps=1000000", "trainer.keep_checkpoints=1000000")
     process = start(("--max-restarts=1",), (*run.overrides, *often, "trainer.max_steps=1000000"), tmp_path, log)
     try:
         wait_for("update 25/", log, process)
         assert len(children(process)) == 2
         os.kill(children(process)[1], signal.SIGKILL)
-        wait_for(" updates from update ", log, process)  # the first beginning, from update 4
+        wait_for(" updates from update ", log, process)  # the first start, from update 4
         wait_for(" updates from update ", log, process, times=2)
         again = int(re.findall(r" updates from update (\d+)", log.read_text(encoding="utf-8"))[1])
         assert again >= 20
@@ -57,15 +57,15 @@ def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait
         assert process.wait(60) == 1, "torchrun's own exit code, whatever those of its processes"
     finally:
         process.kill()
-    said = log.read_text(encoding="utf-8")
-    stopped = re.search(r"SIGTERM: stopped after update (\d+), saved up to (\d+): the same command continues", said)
-    assert stopped is not None, said
+    output = log.read_text(encoding="utf-8")
+    stopped = re.search(r"SIGTERM: stopped after update (\d+), saved up to (\d+): the same command continues", output)
+    assert stopped is not None, output
     assert stopped[1] == stopped[2]
     step = int(stopped[1])
     assert read_checkpoint(run.folder / "last.pt")["step"] == step
     process = start((), (*run.overrides, *often, f"trainer.max_steps={step + 1}"), tmp_path, log)
     assert process.wait(240) == 0, log.read_text(encoding="utf-8")
-    said = log.read_text(encoding="utf-8")
-    assert f"1 update from update {step}" in said
-    assert said.count("best on dev, at update") == 1
-    assert "by 2 processes of about 300 tokens each" in said
+    output = log.read_text(encoding="utf-8")
+    assert f"1 update from update {step}" in output
+    assert output.count("best on dev, at update") == 1
+    assert "by 2 processes of about 300 tokens each" in output

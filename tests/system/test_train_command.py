@@ -1,4 +1,4 @@
-"""scripts/prepare.py and scripts/train.py as their users meet them: what they say, what they leave, how they go on."""
+"""scripts/prepare.py and scripts/train.py as commands: output, files, resuming, and other ways to start."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ SCALARS = {
 
 GROUPS = ("decoding", "loss", "model", "optimizer", "schedule", "tokenizer")
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
-# Parts that a checkpoint or a file supplies.
+# These need a checkpoint or a file.
 CHOICES = [choice for choice in CHOICES if choice not in ("decoding=recorded", "tokenizer=existing")]
 
 
 def events_of(folder: Path) -> Any:
-    """A run's events, all of them."""
+    """Return all TensorBoard events of a run."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
     events.Reload()
     return events
@@ -55,7 +55,7 @@ def checkpoint_names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-# What a run leaves and says
+# Files and messages of a run
 
 
 def test_a_run_leaves_its_folder_and_the_preprocessed_text_and_nothing_else(tiny) -> None:
@@ -67,24 +67,24 @@ def test_a_run_leaves_its_folder_and_the_preprocessed_text_and_nothing_else(tiny
     assert (tiny.folder / "last.pt").resolve().name == "step_00000004.pt"
 
 
-def test_stdout_says_what_came_of_it_and_where_it_lies(tiny) -> None:
+def test_stdout_names_the_result_and_its_files(tiny) -> None:
     best, checkpoint, board = tiny.printed.out.splitlines()
     assert re.fullmatch(r"best on dev, at update [24] of 4: .*dev/bleu \d+\.\d\d.*", best)
     assert checkpoint == "checkpoint: runs/tiny/best.pt"
     assert board == "TensorBoard: tensorboard --logdir runs"
 
 
-def test_before_the_first_update_the_run_says_what_it_is_about_to_do(tiny) -> None:
-    announcement, _, _ = tiny.printed.err.partition("update 1/4")
+def test_the_size_of_the_run_is_logged_before_the_first_update(tiny) -> None:
+    log, _, _ = tiny.printed.err.partition("update 1/4")
     weights = read_checkpoint(tiny.folder / "best.pt")["model"]
     parameters = {tensor.data_ptr(): tensor.numel() for tensor in weights.values()}
-    assert f"{sum(parameters.values()):,} parameters" in announcement
-    assert re.search(r"memory: .* MB for weights, gradients and optimizer, \d+ MB more", announcement)
-    assert "120 pairs" in announcement
-    assert "4 updates (0.3 epochs) on cpu in " in announcement
+    assert f"{sum(parameters.values()):,} parameters" in log
+    assert re.search(r"memory: .* MB for weights, gradients and optimizer, \d+ MB more", log)
+    assert "120 pairs" in log
+    assert "4 updates (0.3 epochs) on cpu in " in log
 
 
-def test_log_lines_tell_speed_padding_and_time_left_and_go_to_the_runs_file(tiny) -> None:
+def test_log_lines_tell_speed_padding_and_time_left_and_are_in_train_log(tiny) -> None:
     line = next(line for line in tiny.printed.err.splitlines() if line.startswith("update 1/4"))
     assert re.search(r"loss [\d.]+, .* tokens/s, [\d.]+% padding, about \d\d:\d\d left", line)
     assert line in (tiny.folder / "train.log").read_text(encoding="utf-8")
@@ -140,7 +140,7 @@ def test_preprocessed_text_is_used_by_train(run_command, tiny, tmp_path) -> None
     assert len(list((tmp_path / "preprocessed").glob("demo-*"))) == 1
 
 
-def test_a_run_that_is_done_says_so_and_stays_as_it_is(run_command, tiny, tmp_path) -> None:
+def test_a_finished_run_is_reported_as_finished_and_stays_unchanged(run_command, tiny, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     before = {path: path.read_bytes() for path in run.folder.rglob("*.pt")}
     again = run_command("train", *run.overrides, cwd=tmp_path)
@@ -152,7 +152,7 @@ def test_a_run_that_is_done_says_so_and_stays_as_it_is(run_command, tiny, tmp_pa
     assert scalar_steps(run.folder, "train/loss") == [1, 2, 3, 4]
 
 
-def test_with_more_updates_the_same_command_continues(run_command, tiny, tmp_path) -> None:
+def test_with_more_updates_the_same_command_resumes(run_command, tiny, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     more = run_command("train", *run.overrides, "trainer.max_steps=7", cwd=tmp_path)
     assert more.code == 0
@@ -179,12 +179,12 @@ def test_after_a_crash_curves_hold_each_step_once(run_command, tiny, tmp_path) -
     torch.testing.assert_close(new, old, rtol=0, atol=0)
 
 
-# Other ways to begin
+# Other ways to start
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_the_demo_takes_every_part_in_place_of_its_own(choice: str) -> None:
-    """Its recipe sets no key that another choice of a group lacks: the user never wrote that key."""
+def test_the_demo_works_with_every_choice_of_every_group(choice: str) -> None:
+    """Its recipe sets no key that another choice of a group lacks: an error would name a key the user never wrote."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         check_config(compose("train", [choice]))
 
@@ -248,8 +248,8 @@ SMALL = (
 )
 
 
-def test_a_moved_home_goes_on(run_command, tiny, tmp_path) -> None:
-    """Runs and preprocessed text moved together: nothing in them says where they lay."""
+def test_a_moved_folder_resumes(run_command, tiny, tmp_path) -> None:
+    """Runs and preprocessed data can be moved together: they do not record their location."""
     home = tmp_path / "elsewhere"
     shutil.copytree(tiny.home, home, symlinks=True)
     done = run_command("train", *tiny.overrides, "trainer.max_steps=5", cwd=home)

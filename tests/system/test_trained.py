@@ -1,4 +1,4 @@
-"""A model that has learned to translate: the whole road, from raw text to BLEU."""
+"""A trained model: the whole path from raw text to BLEU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnmt.evaluation.metrics import score_translations
 
 pytestmark = pytest.mark.slow
 
-# A floor that a model without attention, or with a search that goes astray, stays far below; this one reaches 54.
+# A model without attention, or a broken search, stays far below this floor; this model reaches 54.
 LOWEST_BLEU = 35.0
 
 
@@ -75,15 +75,15 @@ def test_a_wider_beam_finds_better_scores_and_greedy_still_translates(trained) -
     assert scores.bleu >= LOWEST_BLEU / 2
 
 
-def test_the_attention_looks_at_the_source(trained) -> None:
-    """Not at one place for all words: over a sentence it wanders over most of it, and mostly forwards."""
+def test_attention_follows_the_source(trained) -> None:
+    """Over a sentence, attention visits most source tokens, and mostly moves forwards."""
     sources = [source for source, _ in generate(20000, 100, 100).dev[:20]]
     translator = Translator.load(trained.folder / "best.pt", device="cpu", precision="fp32")
     variety, forwards = [], []
     for translation in translator.translate(sources, attention=True):
         assert translation.attention_TS is not None
-        places = translation.attention_TS.argmax(dim=1)
-        variety.append(len(set(places.tolist())) / len(places))
-        forwards.append(float((places[1:] >= places[:-1]).float().mean()))
+        positions = translation.attention_TS.argmax(dim=1)
+        variety.append(len(set(positions.tolist())) / len(positions))
+        forwards.append(float((positions[1:] >= positions[:-1]).float().mean()))
     assert sum(variety) / len(variety) > 0.5
     assert sum(forwards) / len(forwards) > 0.6

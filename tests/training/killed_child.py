@@ -24,7 +24,7 @@ def kill() -> None:
 
 
 def after_calls(owner: Any, name: str, calls: int, when: Callable[..., bool] = lambda *_: True) -> None:
-    """Kills this process in the call of that number for which `when` holds, after its work is done."""
+    """Kill this process at the end of call number `calls` of a method, counting calls for which `when` is true."""
     original, made = getattr(owner, name), []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
@@ -39,7 +39,7 @@ def after_calls(owner: Any, name: str, calls: int, when: Callable[..., bool] = l
 
 
 def being_written(name: str) -> Callable[..., bool]:
-    """Whether a half-written file of that name is there."""
+    """Return a condition for `after_calls`: the file being written has `name` in its name."""
     return lambda output, *_: name in str(output._file.name)
 
 

@@ -1,4 +1,4 @@
-"""All that a run leaves behind, to be compared with what another run leaves."""
+"""Read the checkpoints and curves of a run, to compare them with those of another run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gnmt.checkpoint.file import read_checkpoint
 
 CLOCK = ("train/seconds", "train/tokens_per_second", "train/data_wait_fraction")
-# The run's name, the state of the source tree, and what a clock says.
+# They depend on the run's name, the source tree or the clock.
 LEFT_OUT = ("config", "checksum", "git_revision", "seconds_before", "seconds_waited")
 
 
 def values(contents: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor and plain value of a checkpoint by its path, but for those that may differ."""
+    """Yield every tensor and plain value of a checkpoint with its path, except those in LEFT_OUT."""
     if isinstance(contents, Mapping | list | tuple):
         items = contents.items() if isinstance(contents, Mapping) else enumerate(contents)
         for key, item in items:
@@ -28,13 +28,13 @@ def values(contents: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """The last and the best checkpoint and what TensorBoard shows, but for what a clock says."""
+    """Return the contents of last.pt and best.pt and the TensorBoard curves, except values of a clock."""
     files = {name: read_checkpoint(folder / f"{name}.pt") for name in ("last", "best")}
     return {f"{name}{path}": value for name in files for path, value in values(files[name])} | scalars(folder)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's curves, but for what a clock says, and for the best figures, which each end of a run adds."""
+    """Return the TensorBoard curves, except values of a clock and best/*, which every end of a run writes."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {
@@ -45,7 +45,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names of what is not the same, bit by bit."""
+    """Return the names of values that are not bitwise equal."""
     return [
         name
         for name in sorted(one.keys() | other.keys())
@@ -54,5 +54,5 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality of two values, tensors included."""
+    """Return whether two values or tensors are equal."""
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

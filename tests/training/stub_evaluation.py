@@ -1,4 +1,4 @@
-"""Evaluations of dev whose scores are known beforehand."""
+"""Stand-ins for `DevEvaluator` with given scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gnmt.training.dev_evaluation import DevResult
 
 
 def results(bleus: Iterable[float], preprocessed: PreprocessedData) -> Callable[..., DevResult]:
-    """Evaluations with these BLEU scores, one after another."""
+    """Return a function that gives dev results with these BLEU scores, one per call."""
     scores = iter(bleus)
 
     def evaluate(*_) -> DevResult:

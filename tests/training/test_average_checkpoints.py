@@ -1,4 +1,4 @@
-"""The mean of several checkpoints, as a checkpoint that everything takes."""
+"""The mean of several checkpoints is a checkpoint that all commands read."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tied(folder) -> tuple[str, ...]:
-    """Tied weights, for which both sides must have the same pieces."""
+    """Overrides for tied weights, for which both sides must have one vocabulary."""
     return ("model.tie_embeddings=all", "tokenizer.joint=true", f"data.preprocessed={folder}/joint")
 
 
 @pytest.fixture
 def trained_run(run, folder, tied) -> Path:
-    """A run with three checkpoints of tied weights."""
+    """The folder of a run with three checkpoints of tied weights."""
     if not (folder / "plain").exists():
         run(folder / "plain", *SAVED, *tied)
     return folder / "plain"
 
 
-def test_it_is_the_mean_of_the_weights(trained_run, tmp_path):
+def test_the_average_is_the_mean_of_the_weights(trained_run, tmp_path):
     paths = choose_checkpoints([], str(trained_run), 2)
     assert [path.name for path in paths] == ["step_00000002.pt", "step_00000003.pt"]
     average_checkpoints([paths[1], paths[0]], tmp_path / "average.pt")
@@ -49,7 +49,7 @@ def test_it_is_the_mean_of_the_weights(trained_run, tmp_path):
     assert found["unused_target_ids"] == third["unused_target_ids"]
 
 
-def test_it_translates_and_tied_weights_stay_tied(trained_run, tmp_path):
+def test_the_average_translates_and_tied_weights_stay_tied(trained_run, tmp_path):
     average_checkpoints(choose_checkpoints([], str(trained_run), 3), tmp_path / "average.pt")
     translator = Translator.load(tmp_path / "average.pt", device="cpu", precision="fp32")
     assert len(translator.translate(["a red house."])) == 1
@@ -73,14 +73,14 @@ def test_one_checkpoint_is_its_own_mean_with_its_averaged_weights(run, folder, t
         load_model(tmp_path / "average.pt", cpu, weights="raw")
 
 
-def test_without_a_moving_average_raw_weights_are_the_weights(trained_run):
+def test_without_a_moving_average_raw_weights_are_the_usual_weights(trained_run):
     cpu = torch.device("cpu")
     for name in ("best.pt", "last.pt"):
         usual, raw = (load_model(trained_run / name, cpu, weights=which).model for which in ("averaged", "raw"))
         assert all(torch.equal(weight, raw.state_dict()[name]) for name, weight in usual.state_dict().items())
 
 
-def test_what_has_no_mean_is_refused(run, trained_run, tied, other_corpus, folder, tmp_path):
+def test_checkpoints_of_different_models_are_refused(run, trained_run, tied, other_corpus, folder, tmp_path):
     run(folder / "wide", *SAVED, *tied, "model.embedding_size=12")
     run(folder / "pieces", *SAVED, *tied, *other_corpus, f"data.preprocessed={folder}/other")
     first, output = trained_run / "best.pt", tmp_path / "average.pt"
@@ -97,7 +97,7 @@ def test_what_has_no_mean_is_refused(run, trained_run, tied, other_corpus, folde
     assert first.read_bytes() == before
 
 
-def test_what_is_asked_for_must_be_clear_and_there(trained_run):
+def test_missing_and_contradicting_choices_of_checkpoints_are_refused(trained_run):
     assert choose_checkpoints(["a.pt"], None, 3) == [Path("a.pt")]
     for checkpoints, folder_name in (([], None), (["a.pt"], "runs/x")):
         with pytest.raises(InputError, match=r"give one of them, checkpoints=\[a\.pt,b\.pt\] or run=FOLDER last=N"):

@@ -1,4 +1,4 @@
-"""What training asks of the dev set."""
+"""Evaluation on the dev set: loss, translations, and refused options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluator(make_trainer) -> DevEvaluator:
 
 @torch.no_grad()
 def plain_loss(evaluator: DevEvaluator) -> float:
-    """Unsmoothed nats for each target token with EOS, one sentence at a time, without dropout."""
+    """Return the unsmoothed nats per target token with EOS, computed one sentence at a time without dropout."""
     model, tokenizers = evaluator.objective.model.eval(), evaluator.tokenizers
     total, count = 0.0, 0
     for source, target in zip(evaluator.sources, evaluator.references, strict=True):
@@ -38,8 +38,8 @@ def plain_loss(evaluator: DevEvaluator) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_loss_is_unsmoothed_and_weighs_every_token_alike(evaluator, batch_size):
-    """No mean over batches, which would depend on their size."""
+def test_the_loss_is_the_unsmoothed_mean_over_tokens(evaluator, batch_size):
+    """A mean over batches would depend on their size."""
     evaluator.batch_size = batch_size
     assert mean_loss(evaluator.losses()) == pytest.approx(plain_loss(evaluator), rel=1e-5)
 
@@ -52,7 +52,7 @@ def test_pairs_with_a_blank_side_have_no_loss_but_their_translations_count(evalu
 
 
 def test_pairs_with_more_tokens_than_learned_positions_have_no_loss(evaluator):
-    """One such sentence of dev used to end the run at its first evaluation."""
+    """Once, one such dev sentence ended the run at its first evaluation."""
     lengths = sorted(len(evaluator.tokenizers.target.encode(text)) for text in evaluator.references)
     assert lengths[0] < lengths[-1]
     num_tokens = sum(length + 1 for length in lengths)
@@ -62,10 +62,10 @@ def test_pairs_with_more_tokens_than_learned_positions_have_no_loss(evaluator):
     evaluator.objective.model.decoder.max_tokens = lengths[-1]
     left = [length for length in lengths if length < lengths[-1]]
     assert sum(tokens for _, tokens in evaluator.losses().values()) == sum(length + 1 for length in left)
-    assert max_measured_subwords(None) == MAX_PAIR_TOKENS  # of so many it was one fewer for a while
+    assert max_measured_subwords(None) == MAX_PAIR_TOKENS  # once, it was one fewer
 
 
-def test_the_first_translation_has_its_attention_for_the_picture(evaluator):
+def test_the_first_translation_has_its_attention_for_the_figure(evaluator):
     result = evaluator()
     first, *others = result.translations
     width = len(evaluator.tokenizers.source.encode(result.sources[0])) + 1
@@ -76,7 +76,7 @@ def test_the_first_translation_has_its_attention_for_the_picture(evaluator):
 
 
 def test_every_sentence_is_translated_once(evaluator, monkeypatch):
-    """The first one was translated again for its attention, and without the others might have come out otherwise."""
+    """Once, the first sentence was translated again alone for its attention, which could change its translation."""
     read, stream = [], Translator.stream
     monkeypatch.setattr(
         Translator, "stream", lambda self, lines, **how: stream(self, read.extend(lines) or lines, **how)
@@ -85,8 +85,8 @@ def test_every_sentence_is_translated_once(evaluator, monkeypatch):
     assert read == evaluator.sources
 
 
-def test_each_evaluation_is_of_the_weights_of_now(evaluator):
-    """The translator copies the weights, so one that was kept would go on translating with those of the start."""
+def test_each_evaluation_uses_the_current_weights(evaluator):
+    """A translator copies the weights, so one kept between evaluations would translate with old weights."""
     before = [translation.score for translation in evaluator().translations]
     with torch.no_grad():
         evaluator.objective.model.output_layer.bias[EOS_ID] += 5.0
@@ -94,10 +94,10 @@ def test_each_evaluation_is_of_the_weights_of_now(evaluator):
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
-def test_evaluation_leaves_out_the_unused_ids_as_translating_with_the_checkpoint_does(evaluator):
-    said = {token for translation in evaluator().translations for token in translation.tokens} - {EOS_ID}
-    evaluator.unused_target_ids = sorted(said)
-    assert not said & {token for translation in evaluator().translations for token in translation.tokens}
+def test_evaluation_suppresses_the_unused_ids(evaluator):
+    produced = {token for translation in evaluator().translations for token in translation.tokens} - {EOS_ID}
+    evaluator.unused_target_ids = sorted(produced)
+    assert not produced & {token for translation in evaluator().translations for token in translation.tokens}
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
@@ -113,12 +113,12 @@ def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
 
 
 def test_coverage_without_attention_is_refused_before_training_starts(make_trainer):
-    """Not at the first evaluation, where an hour of training would be lost."""
+    """A refusal at the first evaluation would lose an hour of training."""
     with pytest.raises(InputError, match=r"decoding.coverage_beta is 0\.1, but this model has no attention"):
         make_trainer("model=seq2seq", "model.embedding_size=8", "decoding.coverage_beta=0.1")
 
 
-def test_a_model_without_attention_is_evaluated_without_a_picture(make_trainer):
+def test_a_model_without_attention_is_evaluated_without_a_figure(make_trainer):
     result = make_trainer("model=seq2seq", "model.embedding_size=8", "decoding.coverage_beta=0").evaluate()
     assert math.isfinite(result.loss)
     assert result.translations[0].attention_TS is None

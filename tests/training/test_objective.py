@@ -1,4 +1,4 @@
-"""The loss of a batch: its sum, its count, and what never reaches the output layer."""
+"""The objective: summed loss, number of tokens, and no padding in the output layer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_padding_never_enters_the_output_layer(objective, preprocessed):
     assert (labels_N != 0).all()
 
 
-def test_smoothing_is_of_training_only(objective, preprocessed):
+def test_smoothing_applies_in_training_only(objective, preprocessed):
     batch = collate(preprocessed.store, np.arange(3))
     losses = [objective.train(mode)(batch)[0].item() for mode in (True, False)]
     objective.loss.smoothing = 0.0
@@ -57,25 +57,25 @@ def test_output_dropout_is_applied_in_training(make_trainer, preprocessed):
     assert objective.eval()(batch)[0] == objective(batch)[0]
 
 
-def test_the_places_of_real_tokens_are_those_of_the_mask():
+def test_the_indices_of_real_tokens_are_those_of_the_mask():
     lengths_B = torch.tensor([3, 1, 0, 4])
     mask_BT = Tokens(torch.zeros(4, 5, dtype=torch.int64), lengths_B).mask_BT
     assert torch.equal(torch.stack(real_token_indices(lengths_B, 8)), mask_BT.nonzero().T)
 
 
 @pytest.mark.parametrize("time_major", [True, False])
-def test_taking_real_tokens_has_the_gradient_of_indexing(time_major):
+def test_selecting_real_tokens_has_the_gradient_of_indexing(time_major):
     states = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states_BTH = (states.transpose(0, 1) if time_major else states.reshape(3, 4, 2)).requires_grad_()
-    places = real_token_indices(torch.tensor([4, 1, 2]), 7)
-    assert torch.equal(_SelectTokens.apply(states_BTH, *places), states_BTH[places])
-    assert torch.autograd.gradcheck(lambda states_BTH: _SelectTokens.apply(states_BTH, *places), states_BTH)
-    [grad_BTH] = torch.autograd.grad(_SelectTokens.apply(states_BTH, *places).sum(), states_BTH)
+    indices = real_token_indices(torch.tensor([4, 1, 2]), 7)
+    assert torch.equal(_SelectTokens.apply(states_BTH, *indices), states_BTH[indices])
+    assert torch.autograd.gradcheck(lambda states_BTH: _SelectTokens.apply(states_BTH, *indices), states_BTH)
+    [grad_BTH] = torch.autograd.grad(_SelectTokens.apply(states_BTH, *indices).sum(), states_BTH)
     assert grad_BTH.stride() == states_BTH.stride()
 
 
 class Recorder(TorchDispatchMode):
-    """All operations of forward and backward, and those of them for whose result the host waits on CUDA."""
+    """Count all operations, and list those for whose result the host waits on CUDA."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,15 +92,15 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_operation_makes_the_host_wait_for_the_device(objective):
-    """A bool mask as index has a result whose size only the device knows: on CUDA every step stopped there."""
+def test_no_operation_synchronizes_with_the_device(objective):
+    """Once, a bool mask as index, whose output size is data-dependent, synchronized every update on CUDA."""
     batch = batch_of([[5, 6, 7], [8]], [[9], [4, 5, 6, 7]], np.arange(2))
     with Recorder() as recorder:
         loss_sum, _ = objective.train()(batch)
         loss_sum.backward()
     assert recorder.num_operations > 50
     assert recorder.waiting == []
-    with Recorder() as recorder:  # that it would have seen them
+    with Recorder() as recorder:  # the recorder detects such operations
         batch.labels.ids_BT[batch.labels.mask_BT].sum().item()
     assert recorder.waiting == ["index", "_local_scalar_dense"]
 

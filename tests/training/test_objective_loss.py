@@ -1,4 +1,4 @@
-"""The chunked loss against its plain formula, in values and gradients."""
+"""The chunked loss equals its plain formula, in values and gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS_N = torch.tensor([3, 4, 5, 6, 3, 3, 6, 5, 4, 4, 3])
 
 @pytest.fixture(autouse=True, params=[1, 2], ids=["as they come", "in twos"])
 def small_chunks(monkeypatch, request):
-    """Three chunks of four tokens, the last one not full, or filled up with a row that is no token's."""
+    """Three chunks of four tokens; the last one is not full, or is padded with a row."""
     monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 4)
     monkeypatch.setattr(loss_module, "ROW_MULTIPLE", {"cpu": request.param})
 
@@ -30,7 +30,7 @@ def parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear]:
 
 
 def plain_loss(hidden_NH: Tensor, layer: nn.Linear, smoothing: float) -> Tensor:
-    """-sum of q log p, token by token and id by id: q is 1-s on the label and s spread over all ids that can occur."""
+    """Return -sum of q log p, where q gives 1 - s to the label and spreads s over all ids that can occur."""
     allowed = [id for id in range(VOCABULARY_SIZE) if id not in NEVER]
     total = torch.zeros((), dtype=hidden_NH.dtype)
     for hidden_H, label in zip(hidden_NH, LABELS_N.tolist(), strict=True):
@@ -46,7 +46,7 @@ def gradients(loss: Tensor, hidden_NH: Tensor, layer: nn.Linear) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
-def test_it_equals_the_plain_formula(smoothing):
+def test_the_loss_equals_the_plain_formula(smoothing):
     hidden_NH, layer = parts()
     loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing)(hidden_NH, layer, LABELS_N)
     expected = plain_loss(hidden_NH, layer, smoothing)
@@ -68,14 +68,14 @@ def test_gradcheck_over_several_chunks(smoothing):
 
 
 def with_parameters(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer whose weight and bias are these very tensors."""
+    """Return a layer whose weight and bias are the given tensors."""
     layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
     del layer.weight, layer.bias
     layer.weight, layer.bias = weight, bias
     return layer
 
 
-def test_the_chunks_do_not_matter(monkeypatch):
+def test_the_size_of_chunks_does_not_change_the_loss(monkeypatch):
     results = []
     for num_tokens in (1, 2, 512):
         monkeypatch.setattr(loss_module, "CHUNK_TOKENS", num_tokens)
@@ -87,9 +87,9 @@ def test_the_chunks_do_not_matter(monkeypatch):
 
 
 def test_ids_that_never_occur_get_no_mass():
-    """Smoothing over all ids teaches the model to say PAD, BOS and unknown words now and then.
+    """Smoothing over all ids would make the model produce PAD, BOS and UNK now and then.
 
-    The gradient of such a logit is its probability alone: nothing pulls it up.
+    The gradient of such a logit is its probability alone.
     """
     hidden_NH, layer = parts(torch.float64)
     loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.3).double()(hidden_NH, layer, LABELS_N)
@@ -102,8 +102,8 @@ def test_ids_that_never_occur_get_no_mass():
     )
 
 
-def test_in_evaluation_it_is_the_plain_cross_entropy():
-    """Otherwise its exponential is no perplexity."""
+def test_in_eval_mode_the_loss_is_the_plain_cross_entropy():
+    """Otherwise its exponential would not be the perplexity."""
     hidden_NH, layer = parts()
     module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.3).eval()
     expected = F.cross_entropy(layer(hidden_NH), LABELS_N, reduction="sum")
@@ -124,7 +124,7 @@ def test_bf16_stays_close_to_fp32():
 
 
 def test_the_number_of_tokens_is_not_rounded_to_bf16():
-    """1/2991 in bf16 is 0.3% off, and so was the gradient of all layers below the output, but not of the output."""
+    """1/2991 in bf16 is 0.3% off. Once, so was the gradient of all layers below the output layer."""
     hidden_NH, layer = parts()
     hidden_NH = hidden_NH.detach().bfloat16().requires_grad_()
     module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)
@@ -149,7 +149,7 @@ def test_a_tied_output_weight_gets_the_gradients_of_both_its_uses():
 
 
 class Watch(TorchDispatchMode):
-    """The names of the operations, and the largest result."""
+    """Record the names of operations and the size of the largest result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def test_the_logits_of_all_tokens_are_never_held():
+def test_the_logits_of_all_tokens_are_never_in_memory():
     hidden_NH, layer = parts()
     with Watch() as watch:
         LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N).backward()
@@ -182,8 +182,8 @@ def test_without_a_gradient_none_is_computed():
     assert len(products) == 3, watch.names  # the logits of three chunks
 
 
-def test_backward_hands_over_what_forward_computed():
-    """A second table of the vocabulary's size would cost as much memory again, and a pass over it."""
+def test_backward_returns_the_gradient_that_forward_computed():
+    """A second table of the size of the output weight would double the memory and cost a pass over it."""
     hidden_NH, layer = parts()
     loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N)
     computed = loss.grad_fn.gradients.weight_VH.data_ptr()
@@ -193,7 +193,7 @@ def test_backward_hands_over_what_forward_computed():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_second_backward_gives_the_same(autocast):
-    """What the first one handed over is scaled in its place: a second one must not scale it again."""
+    """The first backward pass scales the gradient in place; a second one must not scale it again."""
     hidden_NH, layer = parts()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N) * 0.37
@@ -203,7 +203,7 @@ def test_a_second_backward_gives_the_same(autocast):
 
 
 def test_chunks_are_few_and_about_equal():
-    """A last chunk of one token would cost a pass over the output layer as the others do."""
+    """A last chunk of one token would cost as many passes over the output weight as a full one."""
     numbers = (0, 3, 4, 5, 9)
     sizes = {number: [len(range(number)[chunk]) for chunk in loss_module.chunks(number, 1)] for number in numbers}
     assert sizes == {0: [0], 3: [3], 4: [4], 5: [3, 2], 9: [3, 3, 3]}
@@ -219,8 +219,8 @@ def test_no_tokens_give_zero_and_zero_gradients():
 
 
 @pytest.mark.parametrize("block", [1, 2 * HIDDEN_SIZE, 1000])
-def test_blocks_of_the_weight_gradient_do_not_matter(monkeypatch, block):
-    """Under bf16 the weight's gradient is made and added row block by row block."""
+def test_the_size_of_blocks_does_not_change_the_weight_gradient(monkeypatch, block):
+    """Under bf16 the weight gradient is computed and added in blocks of rows."""
     found = []
     for elements in (2**20, block):
         monkeypatch.setattr(loss_module, "BLOCK_ELEMENTS", {"cpu": elements})
@@ -231,8 +231,8 @@ def test_blocks_of_the_weight_gradient_do_not_matter(monkeypatch, block):
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
 
 
-def test_the_bias_gradient_of_many_tokens_is_added_up_in_fp32(monkeypatch):
-    """Added one by one in bf16, a sum stops growing at 256 times its summands; here there are 1,024 in a chunk."""
+def test_the_bias_gradient_of_many_tokens_is_summed_in_fp32(monkeypatch):
+    """A running sum in bf16 stops growing at 256 times its summands; a chunk here has 1,024."""
     monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 1024)
     layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
     hidden_NH = torch.zeros(2000, HIDDEN_SIZE)

@@ -22,7 +22,7 @@ def test_the_average_follows_its_formula():
         assert model.weight.item() == value
 
 
-def test_the_model_gets_its_own_weights_back_even_after_an_error():
+def test_the_model_has_its_own_weights_again_after_an_error():
     model = nn.Linear(2, 2)
     average = WeightAverage(model, decay=0.5)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_the_model_gets_its_own_weights_back_even_after_an_error():
     assert torch.equal(model.weight, own)
 
 
-def test_shared_weights_are_averaged_once_and_a_saved_average_goes_on():
+def test_shared_weights_are_averaged_once_and_a_saved_average_continues():
     model = nn.ModuleDict({"table": nn.Embedding(3, 2), "output": nn.Linear(2, 3)})
     model["output"].weight = model["table"].weight
     average = WeightAverage(model, decay=0.9)

@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number costs the update and nothing else, and a run of nothing else ends."""
+"""An update whose loss or gradient is not finite is skipped, and a run that only skips updates ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIMIZERS = {
 
 
 def spoil(trainer: Trainer, factor: float = math.nan) -> torch.utils.hooks.RemovableHandle:
-    """Every gradient of one weight becomes this, until it is removed."""
+    """Multiply every gradient of one weight by `factor` until the returned handle is removed."""
     return trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * factor)
 
 
@@ -33,7 +33,7 @@ def update(trainer: Trainer, metrics: IntervalMetrics) -> None:
 
 
 def state(trainer: Trainer) -> list[torch.Tensor]:
-    """Copies of weights and of what the optimizer remembers."""
+    """Return copies of the weights and of the optimizer state."""
     remembered = (item for state in trainer.staged_optimizer.optimizer.state.values() for item in state.values())
     tensors = [*trainer.objective.parameters(), *(item for item in remembered if isinstance(item, torch.Tensor))]
     return [tensor.detach().clone() for tensor in tensors]
@@ -42,7 +42,7 @@ def state(trainer: Trainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("first", [0, 2], ids=["from the first update", "later"])
 def test_a_skipped_update_changes_neither_weights_nor_optimizer(make_trainer, optimizer, first):
-    """Fused SGD, told to skip its first update, left its momentum uninitialized."""
+    """Fused SGD whose first update is skipped on the device leaves its momentum uninitialized."""
     trainer = make_trainer(*OPTIMIZERS[optimizer], "trainer.ema_decay=0.5")
     metrics = IntervalMetrics.begin(trainer.device)
     for _ in range(first):
@@ -54,7 +54,7 @@ def test_a_skipped_update_changes_neither_weights_nor_optimizer(make_trainer, op
     after = state(trainer)
     assert len(before) == len(after)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    assert trainer.state.step == first + 2, "it uses up its place in the schedule"
+    assert trainer.state.step == first + 2, "the schedule counts it"
     assert all(average.isfinite().all() for average in trainer.average.state_dict().values())
     update(trainer, metrics)
     moved = state(trainer)
@@ -66,8 +66,8 @@ def test_a_skipped_update_changes_neither_weights_nor_optimizer(make_trainer, op
     assert 0 < sums.gradient_norm < 100
 
 
-def test_what_follows_a_skipped_update_is_as_if_its_batch_had_never_been(make_trainer):
-    """Adam's bias correction counts updates that were made; the schedule counts all."""
+def test_updates_after_a_skipped_one_are_as_without_its_batch(make_trainer):
+    """Adam's bias correction counts applied updates; the schedule counts all."""
     weights = []
     for skips in (True, False):
         trainer = make_trainer("model.encoder.dropout=0", "schedule=constant")
@@ -94,16 +94,16 @@ def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
     assert metrics.sums().updates == 1
 
 
-def test_no_step_reads_the_device(make_trainer, monkeypatch):
-    """Once the first update of a stage is made; skipped ones are no exception."""
+def test_no_update_reads_the_device(make_trainer, monkeypatch):
+    """This holds after the first update of a stage, for skipped updates too."""
     trainer = make_trainer("trainer.ema_decay=0.5", "trainer.microbatch_tokens=100")
     update(trainer, IntervalMetrics.begin(trainer.device))
     metrics, batches = IntervalMetrics.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
     numbers = [sum(int(batch.labels.lengths_B.sum()) for batch in microbatches) for microbatches in batches]
 
     def refuse(tensor, *_):
-        assert not tensor.is_floating_point(), "a step waited for the device"
-        assert tensor.dtype != torch.bool, "a step waited for the device"
+        assert not tensor.is_floating_point(), "the update waited for the device"
+        assert tensor.dtype != torch.bool, "the update waited for the device"
         return int(tensor.numpy())
 
     for name in ("__bool__", "__int__", "__float__", "item"):
@@ -118,8 +118,8 @@ def test_no_step_reads_the_device(make_trainer, monkeypatch):
     assert metrics.sums().last_skipped == 1
 
 
-def test_the_place_is_that_of_the_longest_row_and_not_of_a_later_single_one():
-    """The message that ends a run named the batch of the last skip, which may be an innocent one."""
+def test_the_reported_index_is_that_of_the_longest_row_of_skipped_updates():
+    """Once, the error message named the batch of the last skipped update, which need not belong to that row."""
     metrics, one, in_a_row = IntervalMetrics.begin(torch.device("cpu")), torch.ones(()), 0
     for number, made in enumerate([True, False, False, False, True, False, True]):
         metrics.loader_states.append(LoaderState(0, number))
@@ -128,7 +128,7 @@ def test_the_place_is_that_of_the_longest_row_and_not_of_a_later_single_one():
     assert (metrics.sums().longest_skip, metrics.sums().last_skipped) == (3, 3)
 
 
-def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplog):
+def test_the_log_counts_skipped_updates_and_a_few_do_not_end_the_run(make_trainer, caplog):
     trainer = make_trainer(
         "trainer.max_steps=8", "trainer.log_every_steps=4", "trainer.evaluate_every_steps=8",
         "trainer.max_nonfinite_updates=3",
@@ -150,7 +150,7 @@ def test_skips_are_counted_in_the_log_and_a_few_are_survived(make_trainer, caplo
     assert read_checkpoint(trainer.checkpoints.last)["skipped_in_a_row"] == 2
 
 
-def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, preprocessed):
+def test_too_many_skipped_updates_in_a_row_end_the_run_and_name_the_batch(make_trainer, preprocessed):
     trainer = make_trainer(
         "trainer.max_steps=20", "trainer.log_every_steps=5", "trainer.save_every_steps=1",
         "trainer.max_nonfinite_updates=4",
@@ -184,11 +184,11 @@ def test_too_many_in_a_row_end_the_run_and_name_the_batch(make_trainer, preproce
         [str(pair), preprocessed.store.source_text(pair), preprocessed.store.target_text(pair)] for pair in pairs
     ]
     weights = read_checkpoint(trainer.checkpoints.last)["model"].values()
-    assert all(weight.isfinite().all() for weight in weights), "what was saved is sound"
+    assert all(weight.isfinite().all() for weight in weights), "the saved weights are finite"
 
 
-def test_the_count_in_a_row_goes_on_with_the_run(make_trainer):
-    """Or a run that is preempted often enough would never end."""
+def test_a_resumed_run_continues_the_count_of_skipped_updates(make_trainer):
+    """Otherwise a run that is preempted often enough would never end."""
     first = make_trainer("trainer.save_every_steps=2", "trainer.max_steps=2", "trainer.max_nonfinite_updates=3")
     spoil(first)
     first.fit()
@@ -201,7 +201,7 @@ def test_the_count_in_a_row_goes_on_with_the_run(make_trainer):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_cuda_a_skip_needs_no_host(make_trainer):
+def test_an_update_is_skipped_on_cuda(make_trainer):
     trainer = make_trainer("device=cuda", "optimizer=sgd", "optimizer.momentum=0.9")
     update(trainer, IntervalMetrics.begin(trainer.device))
     before, gradients = state(trainer), spoil(trainer)

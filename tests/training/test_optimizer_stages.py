@@ -1,4 +1,4 @@
-"""One optimizer and schedule after another, as the paper's Adam and then SGD."""
+"""Training stages: one optimizer and schedule after another, such as Adam and then SGD in Wu et al. 2016."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HALVING = (
     "{_target_: gnmt.training.schedule.WarmupStepDecay, decay_start_step: 2, decay_interval_steps: 1, warmup_steps: 0, "
     "decay_factor: 0.5, num_decays: 2}"
 )
-PHASE = "_target_: gnmt.training.optimizer.StageOptions"
+STAGE = "_target_: gnmt.training.optimizer.StageOptions"
 ADAM_THEN_SGD = (
-    f"trainer.stages=[{{{PHASE}, until_step: 3, optimizer: null, schedule: null}},"
-    f"{{{PHASE}, until_step: null, optimizer: {SGD}, schedule: {HALVING}}}]"
+    f"trainer.stages=[{{{STAGE}, until_step: 3, optimizer: null, schedule: null}},"
+    f"{{{STAGE}, until_step: null, optimizer: {SGD}, schedule: {HALVING}}}]"
 )
 RECIPE = (ADAM_THEN_SGD, "optimizer.lr=0.01", "schedule.warmup_steps=2")
 
@@ -36,7 +36,7 @@ def rates_and_optimizers(trainer, updates):
     return rows
 
 
-def test_each_phase_has_its_optimizer_and_its_schedule_from_its_own_start(make_trainer):
+def test_each_stage_has_its_optimizer_and_its_schedule_counts_from_its_start(make_trainer):
     assert rates_and_optimizers(make_trainer(*RECIPE), 8) == [
         ("Adam", 0.005), ("Adam", 0.01), ("Adam", 0.01),
         ("SGD", 0.5), ("SGD", 0.5), ("SGD", 0.25), ("SGD", 0.125), ("SGD", 0.125),
@@ -44,7 +44,7 @@ def test_each_phase_has_its_optimizer_and_its_schedule_from_its_own_start(make_t
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 6], ids=lambda step: f"after {step}")
-def test_stopped_in_any_phase_or_between_two_it_goes_on_bitwise(run, tmp_path, stop, tmp_path_factory):
+def test_a_run_stopped_in_a_stage_or_between_two_resumes_bitwise(run, tmp_path, stop, tmp_path_factory):
     command = (*RECIPE, "trainer.save_every_steps=1", "trainer.keep_checkpoints=9", "trainer.ema_decay=0.9")
     run(tmp_path, *command, f"trainer.max_steps={stop}")
     run(tmp_path, *command, "trainer.max_steps=7")
@@ -63,7 +63,7 @@ def test_stopped_in_any_phase_or_between_two_it_goes_on_bitwise(run, tmp_path, s
         assert ("momentum_buffer" in one["optimizer"]["state"][0]) is (step > 3)
 
 
-def test_without_phases_the_root_keys_rule():
+def test_without_stages_the_root_keys_apply():
     made = object()
     [stage] = build_stages(None, lambda **_: made, Constant())
     assert (stage.start, stage.make_optimizer(params=[]), stage.schedule) == (0, made, Constant())
@@ -75,7 +75,7 @@ def test_without_phases_the_root_keys_rule():
 
 
 @pytest.mark.parametrize("ends", [[], [5], [None, None], [5, 5, None], [7, 3, None], [None, 5]])
-def test_phases_out_of_order_are_refused(ends):
+def test_stages_out_of_order_are_refused(ends):
     with pytest.raises(InputError, match=r"^trainer\.stages: found until_step \[.*\], allowed are rising"):
         check_stages([StageOptions(end) for end in ends])
 
@@ -86,8 +86,8 @@ def check_message(*overrides: str) -> str:
     return str(caught.value)
 
 
-def test_a_root_key_that_would_do_nothing_is_refused():
-    """Or optimizer.lr=… on the command line would be taken and ignored."""
+def test_a_root_key_without_effect_is_refused():
+    """Otherwise optimizer.lr=... on the command line would be accepted and ignored."""
     stages = ADAM_THEN_SGD.replace("optimizer: null", f"optimizer: {SGD}")
     assert "every stage has its own optimizer, so the root key optimizer would have no effect" in check_message(stages)
     stages = ADAM_THEN_SGD.replace("schedule: null", f"schedule: {HALVING}")
@@ -109,11 +109,11 @@ def test_a_root_key_that_would_do_nothing_is_refused():
         (f"schedule: {HALVING}", f"schedule: {SGD}", "trainer.stages.1.schedule._target_: found torch.optim.SGD"),
     ],
 )  # fmt: skip
-def test_the_check_looks_into_phases(was, becomes, message):
+def test_the_config_check_covers_stages(was, becomes, message):
     assert message in check_message(ADAM_THEN_SGD.replace(was, becomes))
 
 
-def test_what_only_the_optimizer_can_judge_is_named_with_its_phase(run, tmp_path):
+def test_a_value_that_only_the_optimizer_refuses_is_named_with_its_stage(run, tmp_path):
     with pytest.raises(InputError, match=r"trainer\.stages\.1\.optimizer: Invalid momentum value: -0\.9"):
         run(tmp_path, ADAM_THEN_SGD.replace("momentum: 0.9", "momentum: -0.9"), "trainer.max_steps=1")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest few, the best, and what a damaged one means."""
+"""The checkpoint files of a run: the newest few, the best, and damaged ones."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_the_newest_few_stay_and_last_names_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "last.pt"]
 
 
-def test_what_a_killed_process_had_half_written_is_removed_and_nothing_else(tmp_path):
-    """Each kill during a save left a file as large as a checkpoint."""
+def test_only_half_written_files_of_a_killed_process_are_removed(tmp_path):
+    """Once, each kill during a save left a file as large as a checkpoint."""
     checkpoints = RunCheckpoints(tmp_path, keep=2)
     checkpoints.remove_leftovers()
     checkpoints.save(5, {"step": 5})
@@ -52,7 +52,7 @@ def test_what_a_killed_process_had_half_written_is_removed_and_nothing_else(tmp_
     assert sorted(tmp_path.rglob("*")) == sorted([*sound, tmp_path / ".mine.tmp"])
 
 
-def test_the_best_one_is_beside_them(tmp_path):
+def test_best_stays_when_full_checkpoints_are_deleted(tmp_path):
     checkpoints = RunCheckpoints(tmp_path, keep=1)
     checkpoints.save_best({"step": 3})
     checkpoints.save(9, {"step": 9})
@@ -80,8 +80,8 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(tmp_path, caplog):
         (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
     ],
 )
-def test_a_newest_one_that_only_cannot_be_read_now_is_not_gone_back_from(tmp_path, monkeypatch, error, reason):
-    """It was called damaged, and what had been trained since the one before it was lost."""
+def test_no_fallback_from_a_newest_checkpoint_that_cannot_be_read_now(tmp_path, monkeypatch, error, reason):
+    """Once, it was called damaged, and the updates since the previous one were lost."""
     checkpoints = RunCheckpoints(tmp_path, keep=3)
     for step in (1, 2):
         checkpoints.save(step, {"step": step})
@@ -94,7 +94,7 @@ def test_a_newest_one_that_only_cannot_be_read_now_is_not_gone_back_from(tmp_pat
         checkpoints.newest()
 
 
-def test_an_error_of_the_disk_is_known_behind_torchs_own(tmp_path, monkeypatch):
+def test_an_error_of_the_disk_is_found_behind_torchs_own_error(tmp_path, monkeypatch):
     path = RunCheckpoints(tmp_path, keep=3).save(1, {"step": 1})
 
     def fail(*_, **__):
@@ -109,8 +109,8 @@ def test_an_error_of_the_disk_is_known_behind_torchs_own(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
-def test_files_of_other_names_are_no_checkpoints_and_the_number_counts(tmp_path):
-    """A copy that somebody kept as step_keep.pt was the newest of all from then on."""
+def test_files_of_other_names_are_ignored_and_steps_compare_as_numbers(tmp_path):
+    """Once, a user's copy step_keep.pt was taken for the newest checkpoint."""
     checkpoints = RunCheckpoints(tmp_path, keep=2)
     checkpoints.save(10, {"step": 10})
     kept = tmp_path / "checkpoints" / "step_keep.pt"
@@ -122,8 +122,8 @@ def test_files_of_other_names_are_no_checkpoints_and_the_number_counts(tmp_path)
     assert kept.exists()
 
 
-def test_where_links_are_not_allowed_checkpoints_are_saved_and_old_ones_go(tmp_path, monkeypatch, caplog):
-    """Each save was called failed there, and the disk filled up."""
+def test_without_links_checkpoints_are_saved_and_old_ones_deleted(tmp_path, monkeypatch, caplog):
+    """Once, each save failed on such a file system, and the disk filled up."""
 
     def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -138,7 +138,7 @@ def test_where_links_are_not_allowed_checkpoints_are_saved_and_old_ones_go(tmp_p
     assert "step_00000001.pt (Operation not permitted)" in message
 
 
-def test_where_all_are_damaged_it_says_so_and_does_not_start_anew(tmp_path):
+def test_if_all_are_damaged_the_run_does_not_start_from_scratch(tmp_path):
     checkpoints = RunCheckpoints(tmp_path, keep=3)
     for step in (1, 2):
         checkpoints.save(step, {"step": step})
@@ -151,8 +151,8 @@ def test_where_all_are_damaged_it_says_so_and_does_not_start_anew(tmp_path):
     assert "step_00000002.pt" in str(caught.value)
 
 
-def test_a_damaged_newest_one_does_not_push_out_those_that_follow_the_fallback(tmp_path):
-    """With keep=1 the new checkpoint of step 3 went at once, because the damaged one of step 9 was newer."""
+def test_a_damaged_newest_checkpoint_does_not_displace_those_after_the_fallback(tmp_path):
+    """Once, with keep=1, the new checkpoint of step 3 was deleted because the damaged one of step 9 was newer."""
     for step in (2, 9):
         RunCheckpoints(tmp_path, keep=2).save(step, {"step": step})
     checkpoints = RunCheckpoints(tmp_path, keep=1)

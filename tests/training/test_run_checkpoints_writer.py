@@ -1,4 +1,4 @@
-"""Writing beside the training: one copy, one write at a time, and no failure unheard."""
+"""Writing in the background: one copy, one write at a time, and every failure is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnmt.errors import Interrupted
 from gnmt.training.run_checkpoints import BackgroundWriter, is_writing, snapshot
 
 
-def test_a_snapshot_shares_nothing_with_what_it_was_taken_of():
+def test_a_snapshot_shares_no_memory_with_its_original():
     weight, history = torch.ones(3), [(1, 2.0)]
     contents = {"model": {"weight": weight}, "list": history, "pair": (weight, None), "text": "a"}
     taken = snapshot(contents)
@@ -33,11 +33,11 @@ def test_tied_weights_are_copied_once():
     assert not taken["one"].requires_grad
 
 
-def test_the_caller_goes_on_while_it_writes_and_hears_of_it_later():
+def test_the_caller_continues_during_a_write_and_gets_its_outcome_later():
     writer, may_write, heard = BackgroundWriter(), threading.Event(), []
     writer.start(may_write.wait, "a", lambda: heard.append("a"), has_older=True)
     writer.poll()
-    assert heard == [], "it is still being written, and nobody waited"
+    assert heard == [], "the write has not ended, and poll does not wait"
     assert is_writing()
     may_write.set()
     writer.wait()
@@ -45,10 +45,10 @@ def test_the_caller_goes_on_while_it_writes_and_hears_of_it_later():
     assert not is_writing()
     writer.wait()
     writer.poll()
-    assert heard == ["a"], "once"
+    assert heard == ["a"], "only once"
 
 
-def test_the_next_write_waits_for_the_one_before():
+def test_the_next_write_waits_for_the_previous_one():
     writer, order = BackgroundWriter(), []
     with writer:
         for name in "abc":
@@ -58,7 +58,7 @@ def test_the_next_write_waits_for_the_one_before():
     assert order == list("aAbBcC")
 
 
-def test_a_full_disk_is_reported_and_the_next_write_tried(caplog):
+def test_a_full_disk_is_logged_and_the_next_write_runs(caplog):
     def fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -74,7 +74,7 @@ def test_a_full_disk_is_reported_and_the_next_write_tried(caplog):
     ]
 
 
-def test_a_bug_in_the_thread_is_raised_in_the_callers():
+def test_another_error_in_the_thread_is_raised_in_the_caller():
     writer = BackgroundWriter()
     writer.start(lambda: {}["missing"], "a", lambda: None, has_older=True)
     while writer._thread.is_alive():
@@ -84,7 +84,7 @@ def test_a_bug_in_the_thread_is_raised_in_the_callers():
     writer.wait()
 
 
-def test_the_end_waits_but_a_second_signal_does_not():
+def test_the_end_of_the_block_waits_but_a_second_signal_does_not():
     may_write, written = threading.Event(), []
     writer = BackgroundWriter()
     writer.start(lambda: (may_write.wait(), written.append(1)), "a", lambda: None, has_older=True)

@@ -24,7 +24,7 @@ TABLE = [
     (WarmupStepDecay(**STEP_DECAY, decay_factor=0.8, num_decays=1), {19: 1, 20: 0.8, 40: 0.8}),
     (WarmupStepDecay(**STEP_DECAY, num_decays=0), {20: 1, 999: 1}),
     (Plateau(patience_evaluations=1, warmup_steps=4), {0: 0.25, 3: 1, 100: 1}),
-    # In the warm-up already: both factors hold.
+    # The first decay is during the warm-up: both factors apply.
     (WarmupStepDecay(decay_start_step=5, decay_interval_steps=10, warmup_steps=10), {5: 0.05}),
 ]
 
@@ -49,17 +49,17 @@ def test_no_update_is_wasted_and_none_exceeds_the_learning_rate(schedule):
         ([3, 2], 1),
         ([3, 2, 3], 0.5),  # equal is not better
         ([3, 2, 4, 1], 1),
-        ([3, 2, 1, 2.5, 2.9], 0.25),  # counted anew after a cut, and the best is the best of all
+        ([3, 2, 1, 2.5, 2.9], 0.25),  # counting begins again after a decay; the best is that of all evaluations
         ([3, 2, 1, 3.5, 2.9], 0.5),
         ([3, *[0] * 6], 0.125),
         ([3, *[0] * 60], 0.125),
     ],
 )
-def test_the_plateau_cuts_where_bleu_stops_rising(bleus, expected):
+def test_the_plateau_schedule_decays_when_bleu_stops_rising(bleus, expected):
     plateau = Plateau(patience_evaluations=2, num_decays=3)
     assert plateau.plateau_factor(bleus) == expected
     assert plateau.factor(7) == 1
 
 
-def test_other_schedules_do_not_ask_dev():
+def test_other_schedules_do_not_depend_on_dev_bleu():
     assert Constant().plateau_factor([3, 2, 1, 0]) == 1

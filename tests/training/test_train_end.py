@@ -1,4 +1,4 @@
-"""The end of a run: evaluated and saved however it came, and a failure where it is not on the disk."""
+"""The end of a run: the last weights are evaluated and saved, and a run fails if they could not be written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import signal
 import pytest
 from stub_evaluation import results
 
-import gnmt.training.train as run_module
+import gnmt.training.train as train_module
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.errors import InputError, Interrupted
 from gnmt.training.run_checkpoints import BackgroundWriter
@@ -20,7 +20,7 @@ from gnmt.training.trainer import Trainer
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM in that update."""
+    """Send SIGTERM to this process in update `step`."""
     update = Trainer.update
 
     def stopped(trainer, microbatches, metrics):
@@ -31,8 +31,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "update", stopped)
 
 
-def test_a_lower_limit_after_a_stop_before_the_first_evaluation(run, tmp_path, monkeypatch, caplog):
-    """It said that no checkpoint could be written, and there was no best.pt."""
+def test_a_limit_below_the_updates_done_still_evaluates_a_stopped_run(run, tmp_path, monkeypatch, caplog):
+    """Once, this ended with the message that no checkpoint could be written, and without best.pt."""
     stop_after(monkeypatch, 5)
     with pytest.raises(Interrupted, match="saved up to 5"):
         run(tmp_path, "trainer.max_steps=9")
@@ -52,8 +52,8 @@ def test_a_lower_limit_after_a_stop_before_the_first_evaluation(run, tmp_path, m
     assert run(tmp_path, "trainer.max_steps=6").steps == 6
 
 
-def test_a_lower_limit_changes_nothing_of_a_finished_run(run, tmp_path):
-    """Its config.json got the lower number, though more updates had been done."""
+def test_a_limit_below_the_updates_done_leaves_a_finished_run_unchanged(run, tmp_path):
+    """Once, config.json got the lower limit although more updates had been done."""
     run(tmp_path, "trainer.max_steps=4")
     before = {name: (tmp_path / name).read_bytes() for name in ("config.json", "best.pt", "last.pt")}
     run(tmp_path, "trainer.max_steps=2")
@@ -62,7 +62,7 @@ def test_a_lower_limit_changes_nothing_of_a_finished_run(run, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["trainer"]["max_steps"] == 5
 
 
-def test_what_is_due_at_the_end():
+def test_the_final_evaluation_is_missing_until_its_best_is_written():
     written = {"dev/bleu": 3.0}
     assert TrainState(step=4).needs_final_evaluation(), "never evaluated"
     assert TrainState(step=4, best=written, evaluations=[(2, 3.0)]).needs_final_evaluation(), "not at its end"
@@ -77,7 +77,7 @@ def test_what_is_due_at_the_end():
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "") -> None:
-    """Checkpoints of these updates whose name starts so cannot be written."""
+    """Make writes of these updates fail if the name of what is written starts with `name`."""
     start = BackgroundWriter.start
 
     def failing(writer, write, what, *args, **options):
@@ -90,7 +90,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "")
     monkeypatch.setattr(BackgroundWriter, "start", failing)
 
 
-def test_a_run_of_which_nothing_could_be_written_fails(run, tmp_path, monkeypatch, caplog):
+def test_a_run_fails_if_no_checkpoint_could_be_written(run, tmp_path, monkeypatch, caplog):
     full_disk(monkeypatch, 2)
     with pytest.raises(InputError) as caught:
         run(tmp_path, "trainer.max_steps=2")
@@ -105,8 +105,8 @@ def test_a_run_of_which_nothing_could_be_written_fails(run, tmp_path, monkeypatc
     assert run(tmp_path, "trainer.max_steps=2").steps == 2
 
 
-def test_a_run_whose_last_checkpoint_could_not_be_written_says_what_exists(run, tmp_path, monkeypatch):
-    """It ended well, and the last updates were lost without a word at its end."""
+def test_a_run_fails_and_names_the_newest_files_if_its_last_checkpoint_could_not_be_written(run, tmp_path, monkeypatch):
+    """Once, such a run exited with code 0, and its last updates were lost without a message."""
     command = ("trainer.max_steps=4", "trainer.save_every_steps=2", "trainer.evaluate_every_steps=2")
     full_disk(monkeypatch, 4, name="the checkpoint")
     with pytest.raises(InputError) as caught:
@@ -121,7 +121,7 @@ def test_a_run_whose_last_checkpoint_could_not_be_written_says_what_exists(run, 
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 4
 
 
-def test_a_best_that_could_not_be_written_at_the_end_is_made_up_for(run, tmp_path, monkeypatch):
+def test_the_same_command_writes_a_best_that_could_not_be_written_at_the_end(run, tmp_path, monkeypatch):
     full_disk(monkeypatch, 2, name="best.pt")
     with pytest.raises(InputError, match=r"best\.pt of update 2 could not be written"):
         run(tmp_path, "trainer.max_steps=2")
@@ -132,8 +132,8 @@ def test_a_best_that_could_not_be_written_at_the_end_is_made_up_for(run, tmp_pat
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 2
 
 
-def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monkeypatch, caplog):
-    """After a best.pt that could not be written, a worse one was `best so far`."""
+def test_only_the_best_evaluation_is_logged_as_the_best(make_trainer, preprocessed, monkeypatch, caplog):
+    """Once, after a best.pt that could not be written, a worse evaluation was logged as `best so far`."""
     trainer = make_trainer("trainer.max_steps=4", "trainer.evaluate_every_steps=1")
     trainer.evaluate = results([1.0, 3.0, 2.0, 1.5], preprocessed)
     full_disk(monkeypatch, 2, name="best.pt")
@@ -150,7 +150,7 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
 
 
 @pytest.mark.parametrize(
-    ("place", "number", "exit_code"),
+    ("function", "number", "exit_code"),
     [
         ("preprocess", signal.SIGINT, 130),
         ("build_trainer", signal.SIGINT, 130),
@@ -158,14 +158,14 @@ def test_only_the_best_evaluation_is_called_so(make_trainer, preprocessed, monke
         ("preprocess", signal.SIGUSR1, 75),
     ],
 )
-def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monkeypatch, place, number, exit_code):
-    """Ctrl-C said only `interrupted`; SIGTERM and SIGUSR1 killed without a word, and no batch script saw code 75."""
+def test_a_signal_before_the_first_update_tells_the_next_step(run, tmp_path, monkeypatch, function, number, exit_code):
+    """Once, SIGTERM and SIGUSR1 killed the process without a message, and no batch script saw exit code 75."""
     before = signal.getsignal(number)
 
     def interrupted(*_, **__):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(run_module, place, interrupted)
+    monkeypatch.setattr(train_module, function, interrupted)
     with pytest.raises(
         Interrupted, match="before the first update: nothing is trained yet, and the same command starts from scratch"
     ) as caught:
@@ -175,18 +175,18 @@ def test_a_signal_before_the_first_update_says_how_to_go_on(run, tmp_path, monke
     assert signal.getsignal(number) == before
     monkeypatch.undo()
     run(tmp_path, "trainer.max_steps=1")
-    monkeypatch.setattr(run_module, place, interrupted)
+    monkeypatch.setattr(train_module, function, interrupted)
     with pytest.raises(Interrupted, match="the same command continues from the newest checkpoint"):
         run(tmp_path, "trainer.max_steps=2")
 
 
-def test_a_config_that_cannot_be_written_for_people_costs_no_run(run, tmp_path, monkeypatch, caplog):
-    """A run that was started again on a full disk ended there."""
+def test_a_run_continues_if_config_json_cannot_be_written(run, tmp_path, monkeypatch, caplog):
+    """Once, a run that was resumed on a full disk ended with an error."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_module, "write_atomically", full)
+    monkeypatch.setattr(train_module, "write_atomically", full)
     assert run(tmp_path, "trainer.max_steps=1").steps == 1
     assert "config.json cannot be written (No space left on device)" in caplog.text
     assert json.loads(read_checkpoint(tmp_path / "last.pt")["config"])["trainer"]["max_steps"] == 1

@@ -1,4 +1,4 @@
-"""kill -9 at marked points, and the same command again: bit by bit the run that was never killed."""
+"""A run killed with SIGKILL at marked points and then resumed is bitwise the run that was never killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECIPE = (
     "trainer.ema_decay=0.9",
     "trainer.microbatch_tokens=100",
     "trainer.evaluate_every_steps=4",
-    # Not with the evaluations, whose pictures alone would push the points before them to the disk.
+    # Not at the steps of evaluations: their figures would flush earlier TensorBoard points to the disk.
     "trainer.save_every_steps=3",
     "trainer.max_steps=10",
     "schedule=plateau",
@@ -42,7 +42,7 @@ def never_killed(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mark", marks())
-def test_killed_and_continued_is_never_killed(run, settings, never_killed, tmp_path, mark):
+def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(run, settings, never_killed, tmp_path, mark):
     if not never_killed:
         run(tmp_path / "whole", *RECIPE)
         never_killed.update(outcome(tmp_path / "whole"))

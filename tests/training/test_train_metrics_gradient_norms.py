@@ -1,4 +1,4 @@
-"""The gradient's norm in each layer: which layers there are, what is recorded of them, and what a stop leaves."""
+"""Gradient norms of layers: names of layers, records in the file, and records of a resumed run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def records(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_layers_of_every_kind_of_model_in_the_order_of_the_data(name):
+def test_layers_of_every_architecture_are_in_the_order_of_the_data(name):
     model = model_of(name)
     layers = parameters_by_layer(model)
     assert list(layers) == LAYERS[name]
@@ -77,14 +77,14 @@ def test_the_layers_of_every_kind_of_model_in_the_order_of_the_data(name):
     ), "each parameter once"
 
 
-def test_ten_layers_are_counted_as_numbers():
+def test_layer_10_comes_after_layer_9():
     model = model_of("gnmt_8", "model.encoder.num_layers=11")
     assert [name for name in parameters_by_layer(model) if name.startswith("decoder")] == [
         f"decoder.{n}" for n in range(1, 12)
     ]
 
 
-def test_a_layer_has_both_its_directions_and_all_its_attention():
+def test_a_layer_includes_both_directions_and_its_attention():
     layers = {
         name: {id(weight) for weight in weights} for name, weights in parameters_by_layer(model_of("gnmt_tiny")).items()
     }
@@ -95,7 +95,7 @@ def test_a_layer_has_both_its_directions_and_all_its_attention():
 
 
 @pytest.mark.parametrize("microbatch_tokens", ["null", "60"])
-def test_the_norms_are_those_before_clipping_and_together_the_whole(make_trainer, tmp_path, microbatch_tokens):
+def test_norms_are_measured_before_clipping_and_sum_to_the_global_norm(make_trainer, tmp_path, microbatch_tokens):
     trainer = make_trainer(f"{EVERY}=1", "trainer.clip_norm=0.001", f"trainer.microbatch_tokens={microbatch_tokens}")
     metrics = IntervalMetrics.begin(trainer.device)
     trainer.update(next(trainer.stream), metrics)
@@ -108,7 +108,7 @@ def test_the_norms_are_those_before_clipping_and_together_the_whole(make_trainer
     assert min(record["norms"].values()) > 0
 
 
-def test_the_scale_of_fp16_is_taken_out_first(make_trainer, tmp_path):
+def test_norms_do_not_include_the_loss_scale_of_fp16(make_trainer, tmp_path):
     norms = []
     for scale in (1.0, 1024.0):
         trainer = make_trainer(f"{EVERY}=1")
@@ -119,7 +119,7 @@ def test_the_scale_of_fp16_is_taken_out_first(make_trainer, tmp_path):
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_is_null_in_the_file(make_trainer, tmp_path):
+def test_a_norm_that_is_not_finite_is_null_in_the_file(make_trainer, tmp_path):
     trainer = make_trainer(f"{EVERY}=1")
     trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
     trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
@@ -129,7 +129,7 @@ def test_a_gradient_that_is_not_finite_is_null_in_the_file(make_trainer, tmp_pat
     assert record["norms"]["encoder.1"] > 0
 
 
-def test_recording_changes_nothing_of_training_and_costs_nothing_when_off(make_trainer, tmp_path, monkeypatch):
+def test_recording_does_not_change_training_and_costs_nothing_when_off(make_trainer, tmp_path, monkeypatch):
     weights = []
     for every in ("null", "1"):
         trainer = make_trainer(f"{EVERY}={every}", "trainer.clip_norm=0.5")
@@ -138,25 +138,25 @@ def test_recording_changes_nothing_of_training_and_costs_nothing_when_off(make_t
         weights.append([weight.detach().clone() for weight in trainer.objective.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
     off = make_trainer()
-    monkeypatch.setattr(torch.nn.utils, "get_total_norm", None)  # nothing may ask for it
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", None)  # a call would fail
     off.update(next(off.stream), IntervalMetrics.begin(off.device))
     assert not off.gradient_norms._pending
 
 
 @pytest.mark.parametrize(("killed_after", "written"), [(3, [1, 2, 3]), (5, [1, 2, 3, 4])])
-def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, killed_after, written):
-    """The log is written at 2 and 4, checkpoints at 3 and 6: what lies between is neither lost nor doubled."""
+def test_a_resumed_run_has_each_record_once(run, tmp_path, monkeypatch, killed_after, written):
+    """With log lines at 2 and 4 and checkpoints at 3 and 6, no record between them is lost or duplicated."""
     command = (f"{EVERY}=1", "trainer.log_every_steps=2", "trainer.save_every_steps=3", "trainer.max_steps=7")
     run(tmp_path / "whole", *command)
     update = Trainer.update
 
     def crash_in_the_next(trainer, *arguments):
         if trainer.state.step == killed_after:
-            raise RuntimeError("the power went")
+            raise RuntimeError("power failure")
         update(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "update", crash_in_the_next)
-    with pytest.raises(RuntimeError, match="the power went"):
+    with pytest.raises(RuntimeError, match="power failure"):
         run(tmp_path / "split", *command)
     assert [record["update"] for record in records(tmp_path / "split")] == written
     monkeypatch.undo()
@@ -168,14 +168,14 @@ def test_a_run_that_goes_on_has_each_record_once(run, tmp_path, monkeypatch, kil
     assert curves == scalars(tmp_path / "whole")
 
 
-def test_every_third_update_and_the_interval_may_change_on_the_way(run, tmp_path):
+def test_the_interval_of_records_may_change_when_a_run_is_resumed(run, tmp_path):
     run(tmp_path, f"{EVERY}=3", "trainer.max_steps=7")
     run(tmp_path, f"{EVERY}=null", "trainer.max_steps=9")
     run(tmp_path, f"{EVERY}=2", "trainer.max_steps=12")
     assert [record["update"] for record in records(tmp_path)] == [3, 6, 10, 12]
 
 
-def test_what_a_kill_cut_off_is_dropped(tmp_path):
+def test_a_record_that_a_kill_has_cut_off_is_deleted(tmp_path):
     lines = [json.dumps({"update": update, "norms": {"output": 1.0}}) + "\n" for update in (1, 2, 3)]
     (tmp_path / GRADIENT_NORMS_FILE).write_text("".join(lines)[:-5], encoding="utf-8")
     with Reporter(tmp_path) as reporter:
@@ -185,7 +185,7 @@ def test_what_a_kill_cut_off_is_dropped(tmp_path):
     assert [record["update"] for record in records(tmp_path)] == [1]
 
 
-def test_a_full_disk_costs_the_record_and_not_the_run(make_trainer, tmp_path, caplog):
+def test_a_full_disk_ends_the_records_and_not_the_run(make_trainer, tmp_path, caplog):
     trainer = make_trainer(f"{EVERY}=1")
     trainer.gradient_norms.path = tmp_path / "gone" / GRADIENT_NORMS_FILE
     for _ in range(2):
@@ -194,8 +194,8 @@ def test_a_full_disk_costs_the_record_and_not_the_run(make_trainer, tmp_path, ca
     assert caplog.text.count("no more gradient norms are recorded") == 1
 
 
-def test_going_on_with_a_full_disk_costs_the_record_and_not_the_run(tmp_path, monkeypatch, caplog):
-    """The run ended with a traceback where the records after its checkpoint had to be taken out."""
+def test_resuming_with_a_full_disk_ends_the_records_and_not_the_run(tmp_path, monkeypatch, caplog):
+    """Once, the run ended with a traceback when it had to delete the records after its checkpoint."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""A run's folder: one training at a time, and none that never began."""
+"""Refused runs: a run folder that is in use, and wrong settings, which leave no folder behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with occupied(pathlib.Path(sys.argv[1])):
 
 
 def test_a_second_training_in_a_folder_is_refused(run, tmp_path):
-    """Both wrote checkpoints, and their logs and curves were mixed."""
+    """Once, both wrote checkpoints, and their logs and curves were mixed."""
     folder = tmp_path / "run"
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, folder, "stays"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -41,7 +41,7 @@ def test_a_second_training_in_a_folder_is_refused(run, tmp_path):
     assert not (folder / ".lock").exists()
 
 
-def test_the_lock_of_a_killed_process_is_nobodys(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
     folder = tmp_path / "run"
     killed = subprocess.run([sys.executable, "-c", CHILD, folder, "dies"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
@@ -60,13 +60,13 @@ def test_the_lock_of_a_killed_process_is_nobodys(tmp_path):
         ("trainer.batch_tokens=8", r"trainer\.batch_tokens=8 is too small"),
     ],
 )
-def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(run, tmp_path, override, message):
+def test_a_refused_run_leaves_no_folder(run, tmp_path, override, message):
     with pytest.raises(InputError, match=message):
         run(tmp_path / "runs" / "new", override)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_model_that_cannot_be_is_refused_before_the_data_is_preprocessed(run, tmp_path):
+def test_a_model_that_cannot_be_built_is_refused_before_the_data_is_preprocessed(run, tmp_path):
     with pytest.raises(InputError, match=r"model\.encoder\.layer_norm=true needs model\.encoder\.cell=lstm"):
         run(
             tmp_path / "new",
@@ -91,14 +91,14 @@ def test_a_model_that_cannot_be_is_refused_before_the_data_is_preprocessed(run, 
         (("initialize_from=nowhere.pt",), r"^initialize_from: checkpoint nowhere\.pt is not a file"),
     ],
 )
-def test_what_cannot_go_together_is_refused_before_the_data_is_preprocessed(run, tmp_path, overrides, message):
-    """After the whole preparation, which may take hours."""
+def test_contradicting_settings_are_refused_before_the_data_is_preprocessed(run, tmp_path, overrides, message):
+    """Once, they were refused after preprocessing, which may take hours."""
     with pytest.raises(InputError, match=message):
         run(tmp_path / "new", *overrides, f"data.preprocessed={tmp_path}/p")
     assert os.listdir(tmp_path) == []
 
 
-def test_what_lay_in_a_folder_stays_with_a_refused_run(run, tmp_path):
+def test_a_refused_run_leaves_existing_files_in_its_folder(run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     (tmp_path / "runs").mkdir()

@@ -1,4 +1,4 @@
-"""Where a run starts from: its own checkpoints, another run's weights, or nothing; and what it refuses."""
+"""The start of a run: from its own checkpoint, from the weights of another run, or from scratch; and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gnmt.errors import InputError
 ONE_STEP = ("trainer.max_steps=1",)
 
 
-def test_a_run_folder_holds_everything(run, tmp_path):
+def test_a_run_folder_holds_config_log_curves_and_checkpoints(run, tmp_path):
     result = run(tmp_path / "new", *ONE_STEP)
     names = {path.name for path in (tmp_path / "new").iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
@@ -32,7 +32,7 @@ def test_a_run_folder_holds_everything(run, tmp_path):
     assert set(result.best) == {"dev/loss", "dev/perplexity", "dev/bleu", "dev/chrf"}
 
 
-def test_changed_settings_stop_with_a_diff(run, tmp_path):
+def test_changed_settings_are_refused_with_a_diff(run, tmp_path):
     run(tmp_path, *ONE_STEP)
     before = read_checkpoint(tmp_path / "last.pt")
     with pytest.raises(InputError) as caught:
@@ -47,7 +47,7 @@ def test_changed_settings_stop_with_a_diff(run, tmp_path):
 
 
 def test_changed_data_is_refused(run, tmp_path, corpus, other_corpus):
-    """The settings are the same, the text is not; `data.preprocessed` may change, for folders move."""
+    """Other text with the same settings is refused. `data.preprocessed` may change, since folders can be moved."""
     run(tmp_path / "run", *ONE_STEP)
     with pytest.raises(
         InputError, match=r"was trained on other text and tokenizers than .* holds: set data.preprocessed=FOLDER"
@@ -58,7 +58,7 @@ def test_changed_data_is_refused(run, tmp_path, corpus, other_corpus):
         run(tmp_path / "run", *ONE_STEP, *other_dev, f"data.preprocessed={tmp_path}/preprocessed")
 
 
-def test_resume_never(run, tmp_path):
+def test_resume_never_refuses_a_folder_with_a_run(run, tmp_path):
     run(tmp_path, *ONE_STEP)
     with pytest.raises(InputError, match="already holds a run and resume=never: choose another name="):
         run(tmp_path, *ONE_STEP, "resume=never")
@@ -66,7 +66,7 @@ def test_resume_never(run, tmp_path):
     assert (tmp_path / "fresh" / "best.pt").is_file()
 
 
-def test_a_damaged_newest_checkpoint_costs_some_updates_only(run, tmp_path, caplog):
+def test_a_run_falls_back_from_a_damaged_newest_checkpoint(run, tmp_path, caplog):
     run(tmp_path, "trainer.max_steps=2", "trainer.save_every_steps=1")
     newest = tmp_path / "last.pt"
     expected = read_checkpoint(newest)["checksum"]
@@ -78,10 +78,10 @@ def test_a_damaged_newest_checkpoint_costs_some_updates_only(run, tmp_path, capl
     assert read_checkpoint(newest)["checksum"] == expected
 
 
-# Another run's weights
+# The weights of another run
 
 
-def test_initialize_from_takes_the_weights_and_nothing_else(run, tmp_path):
+def test_initialize_from_loads_the_weights_and_nothing_else(run, tmp_path):
     run(tmp_path / "first", "trainer.max_steps=3")
     start = f"initialize_from={tmp_path}/first/best.pt"
     run(tmp_path / "second", *ONE_STEP, start, "optimizer.lr=0", "loss.smoothing=0.3")
@@ -92,7 +92,7 @@ def test_initialize_from_takes_the_weights_and_nothing_else(run, tmp_path):
     assert {float(state["step"]) for state in second["optimizer"]["state"].values()} == {1.0}
 
 
-def test_a_run_that_goes_on_takes_its_own_weights_and_not_the_first_ones_again(run, tmp_path):
+def test_a_resumed_run_does_not_read_initialize_from_again(run, tmp_path):
     run(tmp_path / "first", *ONE_STEP)
     command = (f"initialize_from={tmp_path}/first/best.pt", "trainer.save_every_steps=1")
     run(tmp_path / "split", *command, "trainer.max_steps=1")
@@ -101,8 +101,8 @@ def test_a_run_that_goes_on_takes_its_own_weights_and_not_the_first_ones_again(r
     assert read_checkpoint(tmp_path / "split" / "last.pt")["step"] == 2
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path, caplog):
-    """best.pt of its first evaluation made the same command stop for ever."""
+def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch(run, tmp_path, caplog):
+    """Once, best.pt of its first evaluation made the same command fail forever."""
     first = run(tmp_path, *ONE_STEP)
     for path in (*tmp_path.glob("checkpoints/*"), tmp_path / "last.pt"):
         path.unlink()
@@ -115,7 +115,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path, cap
         run(tmp_path, *ONE_STEP, "seed=9")
 
 
-def test_weights_that_cannot_be_taken_are_refused(run, tmp_path, other_corpus):
+def test_weights_that_do_not_fit_are_refused(run, tmp_path, other_corpus):
     run(tmp_path / "first", *ONE_STEP)
     start = f"initialize_from={tmp_path}/first/best.pt"
     with pytest.raises(InputError, match="its tokenizers differ from those of the preprocessed data"):

@@ -1,4 +1,4 @@
-"""Target ids that no training sentence holds: counted while preparing, carried by the checkpoint, never produced."""
+"""Target ids that no training sentence holds are in the checkpoint, and search suppresses them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def options() -> TrainerOptions:
     return TrainerOptions(max_steps=1)
 
 
-def test_they_are_what_the_store_does_not_hold(preprocessed):
+def test_unused_ids_are_those_that_the_store_does_not_hold(preprocessed):
     held = {int(id) for pair in range(len(preprocessed.store)) for id in preprocessed.store.target_ids(pair)}
     size = preprocessed.tokenizers.target.vocabulary_size
     assert preprocessed.unused_target_ids == sorted(set(range(size)) - held - {PAD_ID, UNK_ID, BOS_ID, EOS_ID})
     assert preprocessed.unused_target_ids
 
 
-def test_a_checkpoint_carries_them_to_translation(run, preprocessed, tmp_path):
+def test_a_translator_suppresses_the_unused_ids_of_its_checkpoint(run, preprocessed, tmp_path):
     run(tmp_path / "run", "trainer.max_steps=1")
     best = tmp_path / "run" / "best.pt"
     assert read_checkpoint(best)["unused_target_ids"] == preprocessed.unused_target_ids
@@ -35,11 +35,11 @@ def test_a_checkpoint_carries_them_to_translation(run, preprocessed, tmp_path):
     assert ensemble.suppressed == translator.suppressed
 
 
-def test_a_run_goes_on_as_it_began(preprocessed, options):
+def test_a_resumed_run_keeps_its_unused_ids(preprocessed, options):
     assert choose_unused_target_ids(preprocessed, options, saved={"unused_target_ids": [7]}, initial=None) == [7]
 
 
-def test_weights_of_another_run_know_what_that_run_has_seen(preprocessed, options):
+def test_ids_that_the_run_of_the_initial_weights_has_seen_are_not_unused(preprocessed, options):
     first, second = preprocessed.unused_target_ids[:2]
     initial = {"unused_target_ids": [second, PAD_ID]}
     assert first != second
@@ -47,7 +47,7 @@ def test_weights_of_another_run_know_what_that_run_has_seen(preprocessed, option
     assert choose_unused_target_ids(preprocessed, options, saved=None, initial={}) == []
 
 
-def test_sampled_subwords_may_hold_any_piece(preprocessed, options):
+def test_with_subword_regularization_no_id_is_unused(preprocessed, options):
     sampling = dataclasses.replace(options, subword_regularization=0.1)
     assert choose_unused_target_ids(preprocessed, sampling, saved=None, initial=None) == []
     assert choose_unused_target_ids(preprocessed, options, saved=None, initial=None) == preprocessed.unused_target_ids

@@ -1,4 +1,4 @@
-"""One update, the limits, what is kept, and what the loop survives."""
+"""The training loop: one update, limits, best.pt, failed writes, divergence, and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from stub_evaluation import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import gnmt.training.train_metrics as progress_module
+import gnmt.training.train_metrics as metrics_module
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import collate
 from gnmt.data.store import PreprocessedData
@@ -41,7 +41,7 @@ def flat_weights(trainer: Trainer) -> torch.Tensor:
 
 
 def one_update(trainer: Trainer) -> tuple[torch.Tensor, IntervalMetrics, list]:
-    """What the update took off the weights (with SGD at rate 1: the gradient), the sums, and its microbatches."""
+    """Make one update. Return the negative change of the weights (the gradient for SGD at rate 1), metrics, batches."""
     before = flat_weights(trainer)
     microbatches = next(trainer.stream)
     metrics = IntervalMetrics.begin(trainer.device)
@@ -50,7 +50,7 @@ def one_update(trainer: Trainer) -> tuple[torch.Tensor, IntervalMetrics, list]:
 
 
 def plain_gradient(trainer: Trainer, preprocessed: PreprocessedData, pairs: list[int]) -> torch.Tensor:
-    """Of the sum of the losses of all target tokens over their number, sentence by sentence in fp64."""
+    """Return the gradient of the mean loss per target token, computed sentence by sentence in fp64."""
     objective = copy.deepcopy(trainer.objective).double().train()
     losses, counts = zip(*(objective(collate(preprocessed.store, [pair])) for pair in pairs), strict=True)
     gradients = torch.autograd.grad(sum(losses) / sum(counts), list(objective.parameters()))
@@ -58,8 +58,8 @@ def plain_gradient(trainer: Trainer, preprocessed: PreprocessedData, pairs: list
 
 
 @pytest.mark.parametrize("microbatch_tokens", ["null", "60"])
-def test_the_gradient_is_that_of_all_target_tokens_over_their_number(make_trainer, preprocessed, microbatch_tokens):
-    """Whole or in microbatches: no mean of means, no division per sentence."""
+def test_the_gradient_is_that_of_the_mean_over_all_target_tokens(make_trainer, preprocessed, microbatch_tokens):
+    """With and without microbatches: no mean of means, and no division per sentence."""
     trainer = make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=null", f"trainer.microbatch_tokens={microbatch_tokens}")
     original = copy.deepcopy(trainer.objective)
     gradient, metrics, microbatches = one_update(trainer)
@@ -78,14 +78,14 @@ def test_clipping_is_by_the_global_norm(make_trainer):
     assert clipped.norm().item() == pytest.approx(0.001, rel=1e-3)
     assert torch.nn.functional.cosine_similarity(free, clipped, dim=0) > 0.99999
     assert metrics.sums().gradient_norm == free_metrics.sums().gradient_norm, (
-        "what is reported is the norm before clipping"
+        "the reported norm is that before clipping"
     )
     roomy, _, _ = one_update(make_trainer(*PLAIN_GRADIENT, "trainer.clip_norm=1000"))
     torch.testing.assert_close(roomy, free)
 
 
 def test_an_overflow_of_fp16_is_skipped_and_leaves_no_momentum(make_trainer):
-    """Fused SGD, told of an overflow at its first step, made momentum buffers and left them uninitialized."""
+    """Fused SGD whose first step is skipped on the device leaves its momentum uninitialized."""
     trainer = make_trainer(*PLAIN_GRADIENT, "optimizer.momentum=0.9")
     trainer.staged_optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     overflow = trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
@@ -110,7 +110,7 @@ def test_the_schedule_scales_the_rate_of_the_config(make_trainer, preprocessed):
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
 
 
-def test_the_average_takes_in_every_update(make_trainer):
+def test_the_average_includes_every_update(make_trainer):
     trainer = make_trainer("trainer.ema_decay=0.5")
     expected = flat_weights(trainer)
     for step in (1, 2, 3):
@@ -152,7 +152,7 @@ def test_patience_counts_evaluations_without_a_better_bleu(make_trainer, preproc
 
 
 def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, preprocessed):
-    """The end was saved first, by the interval, and its evaluation was forgotten by whoever trained on."""
+    """Once, the last checkpoint was written before the last evaluation, so a resumed run did not have its result."""
     trainer = make_trainer("trainer.max_steps=4", "trainer.evaluate_every_steps=3", "trainer.save_every_steps=2")
     trainer.evaluate = results([1.0, 2.0], preprocessed)
     trainer.fit()
@@ -160,10 +160,10 @@ def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, preprocess
     assert (saved["step"], saved["best_step"], saved["best"]["dev/bleu"]) == (4, 4, 2.0)
 
 
-# What is kept
+# best.pt and failed writes
 
 
-def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, preprocessed):
+def test_best_holds_the_averaged_weights_of_the_best_evaluation(make_trainer, preprocessed):
     trainer = make_trainer("trainer.ema_decay=0.9", "trainer.max_steps=3", "trainer.evaluate_every_steps=1")
     evaluated = []
     outcomes = results([1.0, 3.0, 2.0], preprocessed)
@@ -184,7 +184,7 @@ def test_best_holds_the_averaged_weights_that_were_evaluated(make_trainer, prepr
     assert not torch.equal(whole["model"]["output_layer.bias"], evaluated[2]["output_layer.bias"])
 
 
-def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, monkeypatch, caplog):
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_trainer, preprocessed, monkeypatch, caplog):
     trainer = make_trainer("trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.evaluate_every_steps=1")
     trainer.evaluate = results([1.0, 3.0, 2.0], preprocessed)
     fsync = os.fsync
@@ -205,20 +205,20 @@ def test_a_full_disk_costs_a_save_and_not_the_run(make_trainer, preprocessed, mo
         "the checkpoint of update 2",
     ]
     assert all("No space left on device" in message and "the previous one stays" in message for message in messages)
-    # What is called the best is what lies in best.pt, and a later one may still replace it.
+    # `state.best` describes best.pt, so a later evaluation can still replace it.
     best = read_checkpoint(trainer.checkpoints.best)
     assert best["step"] == best["best_step"] == state.best_step == 3
     assert best["best"] == state.best
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice(make_trainer):
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(make_trainer):
     trainer = make_trainer("optimizer.lr=1e30", "trainer.save_every_steps=1")
     with pytest.raises(InputError, match=r"diverged: .* at update \d+: lower optimizer\.lr or trainer\.clip_norm"):
         trainer.fit()
 
 
 def test_diverged_weights_are_never_saved(make_trainer):
-    """Between two log lines they would push out the sound checkpoints."""
+    """Between two log lines they would displace the sound checkpoints."""
     trainer = make_trainer("trainer.log_every_steps=1000", "trainer.save_every_steps=1")
     update = trainer.update
 
@@ -233,11 +233,11 @@ def test_diverged_weights_are_never_saved(make_trainer):
     assert [read_checkpoint(path)["step"] for path in trainer.checkpoints.full()] == [1, 2]
 
 
-# What evaluation does to training, and what is reported
+# Evaluation during training, and reports
 
 
-def test_evaluation_does_not_change_what_training_does_next(make_trainer):
-    """Real translations in between, with dropout and averaged weights: bitwise the same training."""
+def test_evaluation_does_not_change_the_updates_after_it(make_trainer):
+    """With dropout and averaged weights, training is bitwise the same with and without evaluations."""
     outcomes = []
     for every in (1, 1000):
         trainer = make_trainer("trainer.max_steps=3", f"trainer.evaluate_every_steps={every}", "trainer.ema_decay=0.9")
@@ -258,7 +258,7 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
 ):
     trainer = make_trainer("trainer.max_steps=4", "trainer.log_every_steps=2", "trainer.evaluate_every_steps=1")
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(metrics_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     outcomes, update, stream = results([1.0] * 4, preprocessed), trainer.update, trainer.stream
     seen = []
 
@@ -294,8 +294,8 @@ def test_throughput_counts_real_tokens_and_the_time_of_training_and_data_loading
     assert [step for step, _ in found["dev/bleu"]] == [1, 2, 3, 4]
 
 
-def test_the_log_says_how_long_updates_stood_still_for_a_checkpoint(make_trainer, preprocessed, caplog, monkeypatch):
-    """Only what the loop waits for: the write itself goes on beside the updates."""
+def test_the_log_tells_how_long_updates_waited_for_a_checkpoint(make_trainer, preprocessed, caplog, monkeypatch):
+    """Only the waiting of the loop counts: the write itself runs during updates."""
     trainer = make_trainer("trainer.max_steps=3", "trainer.save_every_steps=1")
     trainer.evaluate = results([1.0], preprocessed)
     save, wait, waited = trainer.checkpoints.save, trainer.writer.wait, threading.Semaphore(0)

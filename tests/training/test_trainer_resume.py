@@ -1,4 +1,4 @@
-"""A run that stops and goes on is, bit by bit, the run that never stopped."""
+"""A run that was stopped and resumed is bitwise the run that was never stopped."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ EVERY_4 = ("trainer.evaluate_every_steps=4", "trainer.save_every_steps=4")
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> dict[str, Path]:
-    """The folders of runs that never stopped, by recipe; filled by `whole_run`."""
+    """The folders of runs that were never stopped, by recipe; filled by `uninterrupted_run`."""
     return {}
 
 
-def whole_run(run, uninterrupted, recipe, tmp_path_factory) -> Path:
+def uninterrupted_run(run, uninterrupted, recipe, tmp_path_factory) -> Path:
     if recipe not in uninterrupted:
         uninterrupted[recipe] = tmp_path_factory.mktemp("whole")
         run(uninterrupted[recipe], *RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
@@ -59,16 +59,16 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_4_and_4_updates_are_8_updates(run, uninterrupted, recipe, tmp_path, tmp_path_factory):
-    """Weights, optimizer, average, data order, dropout, best score, patience, random state, TensorBoard."""
-    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    """Equal are weights, optimizer, average, data order, dropout, best score, patience, random state and curves."""
+    expected = uninterrupted_run(run, uninterrupted, recipe, tmp_path_factory)
     run(tmp_path, *RECIPES[recipe], *EVERY_4, "trainer.max_steps=4")
     run(tmp_path, *RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
     assert_same_run(tmp_path, expected)
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch):
+def test_ctrl_c_saves_and_the_same_command_resumes(run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch):
     recipe = "average, microbatches, subword sampling"
-    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    expected = uninterrupted_run(run, uninterrupted, recipe, tmp_path_factory)
     update = Trainer.update
 
     def ctrl_c_in_the_third(trainer, microbatches, metrics):
@@ -87,12 +87,12 @@ def test_ctrl_c_saves_and_the_same_command_continues(run, uninterrupted, tmp_pat
 
 
 @pytest.mark.parametrize("updates", [6, 3])
-def test_what_a_crash_had_reported_beyond_its_checkpoint_is_purged(
+def test_points_reported_after_the_last_checkpoint_of_a_crash_are_purged(
     run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch, updates
 ):
-    """After the checkpoint of update 4, and before there was any, when the points came twice."""
+    """With the checkpoint of update 4 and without any. Once, the points were duplicated without any."""
     recipe = "momentum, patience"
-    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    expected = uninterrupted_run(run, uninterrupted, recipe, tmp_path_factory)
     update = Trainer.update
 
     def crash_in_the_next(trainer, microbatches, metrics):
@@ -111,12 +111,12 @@ def test_what_a_crash_had_reported_beyond_its_checkpoint_is_purged(
 
 
 @pytest.mark.parametrize("step", [4, 8], ids=["in the middle", "at the end"])
-def test_a_signal_breaks_off_an_evaluation_which_is_done_again(
+def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(
     run, uninterrupted, tmp_path, tmp_path_factory, monkeypatch, step, caplog
 ):
-    """A warning of two minutes is shorter than some evaluations: the state is saved at once, and nothing is skipped."""
+    """Some evaluations take longer than the two minutes of a warning, so saving does not wait for them."""
     recipe = "average, microbatches, subword sampling"
-    expected = whole_run(run, uninterrupted, recipe, tmp_path_factory)
+    expected = uninterrupted_run(run, uninterrupted, recipe, tmp_path_factory)
     translations = DevEvaluator.translations
 
     def signal_after_the_work(evaluator):
@@ -136,8 +136,8 @@ def test_a_signal_breaks_off_an_evaluation_which_is_done_again(
     assert_same_run(tmp_path, expected)
 
 
-def test_a_log_line_over_a_stop_tells_of_all_its_updates(run, tmp_path):
-    """The mean at update 5 was that of updates 4 and 5 where a run had stopped after 3."""
+def test_a_log_line_after_a_resume_covers_all_its_updates(run, tmp_path):
+    """Once, the mean at update 5 covered only updates 4 and 5 of a run that had stopped after 3."""
     command = ("trainer.log_every_steps=5", "trainer.save_every_steps=3")
     run(tmp_path / "whole", *command, "trainer.max_steps=5")
     run(tmp_path / "split", *command, "trainer.max_steps=5")
@@ -148,8 +148,8 @@ def test_a_log_line_over_a_stop_tells_of_all_its_updates(run, tmp_path):
     assert [step for step, _ in whole["train/loss"]] == [5]
 
 
-def test_the_plateau_of_a_run_that_goes_on(run, tmp_path, monkeypatch):
-    """How often BLEU has not risen is in the checkpoint: the rates after a stop are those without one."""
+def test_a_resumed_run_has_the_learning_rates_of_the_plateau_schedule(run, tmp_path, monkeypatch):
+    """The checkpoint holds the dev BLEU scores on which the rates depend."""
     command = ("schedule=plateau", "schedule.patience_evaluations=1", "optimizer.lr=0.5", "optimizer=sgd")
     command = (*command, "trainer.evaluate_every_steps=1", "trainer.save_every_steps=2", "trainer.keep_checkpoints=9")
     bleus = {1: 3.0, 2: 2.0, 3: 4.0, 4: 4.0, 5: 1.0, 6: 1.0}
@@ -169,7 +169,7 @@ def test_the_plateau_of_a_run_that_goes_on(run, tmp_path, monkeypatch):
     assert [tuple(entry) for entry in saved["evaluations"]] == list(bleus.items())
 
 
-def test_a_run_that_is_done_says_so_and_is_left_alone(run, tmp_path, caplog):
+def test_a_finished_run_is_logged_as_finished_and_stays_unchanged(run, tmp_path, caplog):
     command = ("trainer.max_steps=1",)
     first = run(tmp_path, *command)
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*.pt")}
