@@ -116,6 +116,7 @@ class Baseline:
         """Return logits [N, V], attention [N, S] and the new states of one decoder step."""
         attention = self.attention
         embedded_1NE = self.model.target_embedding(tokens_N)[None]
+        # torch's own forward is called, which returns the state too.
         inputs_1NH, bottom_state = nn.LSTM.forward(self.decoder.bottom, embedded_1NE, states[0])
         new_states = [bottom_state]
         query_NH = inputs_1NH[0] if self.decoder.query == "current" else states[0][0][0]

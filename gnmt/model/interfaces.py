@@ -1,10 +1,11 @@
 """Interfaces of encoders, decoders and attention, and the tensors that pass between them.
 
-The classes stand in the order in which a sentence meets them. An `Encoder` returns `Encoded`. `Decoder.prepare` adds
-what all decoding steps share, and the result is the `Memory`. A `Decoder` reads the memory and passes a `DecoderState`
-from step to step; many decoders contain an `Attention`. `SearchModel` is the part of a model that search uses.
+The classes are in the order of the data flow. An `Encoder` returns `Encoded`. `Decoder.prepare` adds the tensors that
+all decoding steps share, and the result is the `Memory`. A `Decoder` reads the memory and passes a `DecoderState` from
+step to step; many decoders contain an `Attention`. `SearchModel` is the part of a model that search uses.
 
-The shape suffixes are explained in gnmt/batch.py. Every tensor of a Memory or a DecoderState has the batch as its first
+gnmt/batch.py explains the shape suffixes; here E is also the width of embeddings, A that of attention keys, and N any
+number of rows. Every tensor of a Memory or a DecoderState has the batch as its first
 axis, so the same `select` and `join` work for every architecture.
 """
 

@@ -35,7 +35,7 @@ class AttentionDecoder(Decoder):
     it, and training runs a loop over time in Python. Without input feeding, fused kernels run over the whole target and
     attention is computed for all steps at once, which is several times faster. In search the difference is small.
 
-    The alignment is the attention.
+    The attention is also the alignment that coverage and figures use.
 
     Args:
         input_size: Width of the embeddings.

@@ -44,7 +44,7 @@ class GNMTDecoder(Decoder):
     the bottom layer runs over the whole target, then attention over all its outputs, and then each upper layer over
     the output of the layer below, concatenated with the context.
 
-    The alignment is the attention.
+    The attention is also the alignment that coverage and figures use.
 
     Args:
         input_size: Width of the embeddings.

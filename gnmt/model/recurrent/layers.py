@@ -83,7 +83,8 @@ class RecurrentLayer(nn.Module):
 class LSTM(nn.LSTM, RecurrentLayer):
     """An LSTM layer, run by the device's fused kernel or by `gathered_lstm`, whichever trains faster.
 
-    Its parameters have the names and layout of a single-layer torch.nn.LSTM.
+    Its parameters have the names and layout of a single-layer torch.nn.LSTM. Unlike torch's, its `forward` returns the
+    outputs without the state.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
