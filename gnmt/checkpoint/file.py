@@ -47,7 +47,7 @@ REQUIRED_ENTRIES = (
 """The entries of every checkpoint. Only `read_checkpoint(path, REQUIRED_ENTRIES)` checks that they exist."""
 
 Weights = Literal["averaged", "raw"]
-"""The weights to load: the moving average of a run with trainer.ema_decay, or the weights that the optimizer updates."""
+"""The weights to load: the moving average of a run with trainer.ema_decay, or those that the optimizer updates."""
 
 _SEAL = ("format_version", "checksum")  # entries that `write_checkpoint` adds
 _READ_BYTES = 1 << 24
@@ -118,8 +118,8 @@ def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str,
         is_intact = isinstance(contents, dict) and contents.get("checksum") == checksum(contents)
     except pickle.UnpicklingError:  # torch's message recommends to load the file without protection
         raise InputError(
-            f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only code from "
-            "the file could rebuild; a checkpoint of gnmt holds tensors and plain values alone"
+            f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only "
+            "code from the file could rebuild; a checkpoint of gnmt holds tensors and plain values alone"
         ) from None
     except Exception as error:  # damaged bytes make torch's reader raise errors of any type
         if reason := _reading_problem(path, error):

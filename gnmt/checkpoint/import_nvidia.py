@@ -1,9 +1,12 @@
-"""Checkpoints of NVIDIA's PyTorch GNMT v2 (DeepLearningExamples, PyTorch/Translation/GNMT) as checkpoints of ours.
+"""Import of NVIDIA's PyTorch GNMT v2 (DeepLearningExamples, PyTorch/Translation/GNMT).
 
-Their model is ours with `query: current`: a bidirectional first encoder layer, residual connections from the third
-layer of both sides, normalized additive attention whose context goes to every upper decoder layer. Each of their
-tensors is one of ours under another name; linear_q and linear_k have no bias, and normalize_bias, which they add to the
-sum of query and key, is the bias of our key projection. Their encoder reads BOS, the pieces and EOS.
+NVIDIA's model is this project's GNMT with `query: current`: a bidirectional first encoder layer, residual connections
+from the third layer of both sides, and normalized additive attention whose context feeds every upper decoder layer.
+Each of its tensors has a counterpart of another name. linear_q and linear_k have no bias; normalize_bias, which is added
+to the sum of query and key, becomes the bias of the key projection. NVIDIA's encoder reads BOS, the subwords and EOS.
+
+The first half of the module converts a file (`read_nvidia_gnmt`). The second half reads the file without running any
+code from it (`read_restricted`).
 """
 
 from __future__ import annotations
@@ -26,111 +29,8 @@ from gnmt.decoding.options import SearchOptions
 from gnmt.errors import InputError, first_line
 from gnmt.fileio import encodable, sha256_of
 
-
-class Inert:
-    """Stands in for an object of a foreign class: it takes what the file says of the object, and does nothing.
-
-    state: the attributes, as a dictionary where the class had no state of its own kind.
-    """
-
-    state: Any = None
-
-    def __new__(cls, *arguments: Any) -> Self:
-        """Takes the arguments of the constructor that it replaces, and forgets them."""
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class Namespace(Inert):
-    """argparse.Namespace: the options of a command line."""
-
-
-class BytePairEncoding(Inert):
-    """subword_nmt.apply_bpe.BPE: merge operations."""
-
-
-def whole_number(*arguments: Any) -> int:
-    """The type int, which a file may name and not call."""
-    raise InputError("it calls builtins.int, which is allowed only as the factory of a dictionary")
-
-
-class ConstantOne(Inert):
-    """functools.partial(int, 1), and no other partial."""
-
-    def __new__(cls, *arguments: Any) -> Self:
-        _allow_only_one(arguments[:1] == (whole_number,) and arguments[1:] in ((), (1,)))
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        function, arguments, keywords, _ = state
-        _allow_only_one(function is whole_number and arguments == (1,) and not keywords)
-        self.state = 1
-
-
-def _allow_only_one(condition: bool) -> None:
-    if not condition:
-        raise InputError("it holds a functools.partial that is not functools.partial(int, 1)")
-
-
-def plain_dictionary(*arguments: Any) -> dict[Any, Any]:
-    """What a collections.defaultdict becomes: its entries, without the factory."""
-    if not all(isinstance(argument, ConstantOne) for argument in arguments):
-        raise InputError("it holds a collections.defaultdict whose factory is not functools.partial(int, 1)")
-    return {}
-
-
-STAND_INS = [
-    (Namespace, "argparse.Namespace"),
-    (BytePairEncoding, "subword_nmt.apply_bpe.BPE"),
-    (whole_number, "builtins.int"),
-    (ConstantOne, "functools.partial"),
-    (plain_dictionary, "collections.defaultdict"),
-]
-"""What a file may hold beside tensors, dictionaries (OrderedDict too), lists, tuples, sets, numbers and text."""
-
-
-def read_restricted(path: str | Path) -> Any:
-    """What torch.save wrote, in its zip or its older format: tensors on the CPU, foreign objects as their STAND_INS.
-
-    torch's own weights-only reader does the work, which knows only what is listed. Raises InputError for a file that
-    is missing or damaged, and with the full name for one that names any other class or function.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} is not a file{nearby_checkpoints(path)}")
-    try:
-        with torch.serialization.safe_globals(list[Any](STAND_INS)):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except InputError as error:
-        raise InputError(f"checkpoint {path} was refused, and nothing in it ran: {error}; {_allowed()}") from None
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"checkpoint {path} was refused, and nothing in it ran: {_reason(str(error))}; {_allowed()}"
-        ) from None
-    except Exception as error:  # damaged bytes lead torch's reader to errors of every kind
-        raise InputError(
-            f"checkpoint {path} is damaged or was not written by torch.save "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from None
-
-
-def _reason(message: str) -> str:
-    """What torch's reader objects to, without its advice to load the file all the same."""
-    if found := re.search(r"GLOBAL (\S+) (?:was|whose)", message):
-        return f"it names {found[1]}"
-    if found := re.search(r"WeightsUnpickler error: (.+)", message):
-        return found[1]
-    return "it is damaged, or holds what only running its code could rebuild"
-
-
-def _allowed() -> str:
-    return f"allowed are tensors, plain values and, as inert data, {', '.join(name for _, name in STAND_INS)}"
-
-
-_LSTM = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-_ATTENTION = {
+_LSTM_TENSORS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+_ATTENTION_TENSORS = {
     "linear_q.weight": "query_projection.weight",
     "linear_k.weight": "key_projection.weight",
     "normalize_bias": "key_projection.bias",
@@ -138,37 +38,37 @@ _ATTENTION = {
     "normalize_scalar": "scale",
 }
 _EVALUATION_BATCH_SIZE = 64
-# Their pieces of the ids that are PAD, UNK, BOS and EOS here.
-_SPECIAL = ("<pad>", "<unk>", "<s>", "<\\s>")
-# What rounds their vocabulary up to a multiple; no text holds it.
-_MADE_UP = re.compile(r"madeupword\d{4,}")
+_SPECIAL_SUBWORDS = ("<pad>", "<unk>", "<s>", "<\\s>")  # their names of PAD, UNK, BOS and EOS, ids 0 to 3
+_FILLER_SUBWORD = re.compile(r"madeupword\d{4,}")  # rounds their vocabulary up to a multiple; no text contains it
+
+
+# The checkpoint
 
 
 def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint of ours (see gnmt.checkpoint.load) whose logits are those of their model.
+    """Return the contents of a checkpoint (see gnmt.checkpoint.file) whose model computes the same logits.
 
-    Weights become fp32. Its tokenizers look up pieces that are split already; its recorded search
-    is the default one, which is theirs too. Raises InputError for what is not such a file, by the name of what is
-    missing, unknown or garbled.
+    Weights become fp32. The tokenizers look up subwords that are already split. The recorded search has the default
+    options, which are NVIDIA's too. Raises InputError, with the name of the value, if anything is missing, unknown or
+    malformed.
     """
     contents = read_restricted(path)
     if not isinstance(contents, dict) or not {"state_dict", "tokenizer"} <= contents.keys():
-        found = (
-            f"keys {', '.join(map(str, contents))}" if isinstance(contents, dict) else f"a {type(contents).__name__}"
-        )
+        is_dict = isinstance(contents, dict)
+        found = f"keys {', '.join(map(str, contents))}" if is_dict else f"a {type(contents).__name__}"
         raise InputError(
-            f"{path} is no checkpoint of NVIDIA's GNMT v2, which is a dictionary with state_dict and tokenizer: "
+            f"{path} is not a checkpoint of NVIDIA's GNMT v2, which is a dictionary with state_dict and tokenizer: "
             f"found {found}"
         )
     origin = str(path)
-    theirs = weights_of(contents["state_dict"], origin)
-    tokenizer, unused = vocabulary_of(contents["tokenizer"], len(theirs["encoder.embedder.weight"]), origin)
+    theirs = _read_weights(contents["state_dict"], origin)
+    tokenizer, unused = _read_vocabulary(contents["tokenizer"], len(theirs["encoder.embedder.weight"]), origin)
     shared = torch.equal(theirs["encoder.embedder.weight"], theirs["decoder.embedder.weight"])
     if shared:
         theirs["decoder.embedder.weight"] = theirs["encoder.embedder.weight"]  # one tensor, saved once
-    step = _counted(contents.get("scheduler"), "last_epoch")
+    step = _read_count(contents.get("scheduler"), "last_epoch")
     config = {
-        "model": model_node(theirs, shared, _dropout(contents.get("model_config"))),
+        "model": _model_node(theirs, shared, _read_dropout(contents.get("model_config"))),
         "decoding": {"_target_": "gnmt.decoding.options.SearchOptions", **asdict(SearchOptions())},
         "trainer": {"evaluation_batch_size": _EVALUATION_BATCH_SIZE},
         "data": {"bleu_tokenize": "13a"},
@@ -176,7 +76,7 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
     return {
         "config": json.dumps(config),
         "tokenizers": Tokenizers(tokenizer, tokenizer, source_bos=True).to_checkpoint(),
-        "model": {ours: theirs[name] for name, ours in names_of(*_num_layers(theirs)).items()},
+        "model": {ours: theirs[name] for name, ours in _name_pairs(*_num_layers(theirs)).items()},
         "step": step,
         "best": {},
         "best_step": step,
@@ -191,10 +91,10 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
     }
 
 
-def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
-    """Their weights by their names, without the `module.` of data parallel training, in fp32 and of our shapes.
+def _read_weights(state_dict: Any, origin: str) -> dict[str, Tensor]:
+    """Return NVIDIA's weights by NVIDIA's names, without the prefix `module.` of data parallel training, in fp32.
 
-    Raises InputError unless these are just the tensors of a model of that many layers.
+    Raises InputError unless these are exactly the tensors of a model with that number of layers.
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise InputError(f"{origin}: state_dict must hold tensors by name")
@@ -204,26 +104,26 @@ def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
         if plain in theirs:
             raise InputError(f"{origin}: state_dict holds {plain} twice, with module. before it and without: keep one")
         theirs[plain] = tensor
-    expected = names_of(*_num_layers(theirs))
+    expected = _name_pairs(*_num_layers(theirs))
     if missing := [name for name in expected if name not in theirs]:
-        raise InputError(f"{origin}: state_dict lacks {_some(missing)}")
+        raise InputError(f"{origin}: state_dict lacks {_first_names(missing)}")
     if unknown := [name for name in theirs if name not in expected]:
         raise InputError(
-            f"{origin}: state_dict holds {_some(unknown)}, which the model of GNMT v2 does not have: it cannot be "
-            "represented here"
+            f"{origin}: state_dict holds {_first_names(unknown)}, which the model of GNMT v2 does not have and which "
+            "cannot be imported"
         )
     for name, tensor in theirs.items():
         num_axes = 2 if "weight" in name else 1
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise InputError(
-                f"{origin}: state_dict.{name} is {tensor.layout} on {tensor.device}, allowed are dense numbers that "
-                "lie in the file (not sparse ones, and not those of torch's meta device, which has none)"
+                f"{origin}: state_dict.{name} is {tensor.layout} on {tensor.device}, allowed are dense tensors whose "
+                "numbers are in the file (neither sparse ones nor those of torch's meta device)"
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            # A small file may claim more numbers than any memory holds.
+            # An expanded tensor: a small file may claim more numbers than fit into memory.
             raise InputError(
                 f"{origin}: state_dict.{name} shows the same numbers many times as {list(tensor.shape)}, allowed are "
-                "numbers that lie in the file, each once"
+                "tensors whose numbers are all in the file"
             )
         if not tensor.is_floating_point() or tensor.dim() != num_axes or not tensor.numel():
             raise InputError(
@@ -233,8 +133,8 @@ def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
         theirs[name] = tensor.float().contiguous()
         if not theirs[name].isfinite().all():
             raise InputError(
-                f"{origin}: state_dict.{name} holds numbers that are not finite in fp32: a model with such weights "
-                "translates nothing; take a checkpoint from before its training diverged"
+                f"{origin}: state_dict.{name} holds numbers that are not finite in fp32, with which a model cannot "
+                "translate: use a checkpoint from before its training diverged"
             )
     scale = "decoder.att_rnn.attn.normalize_scalar"
     if theirs[scale].numel() != 1:
@@ -243,13 +143,13 @@ def weights_of(state_dict: Any, origin: str) -> dict[str, Tensor]:
     return theirs
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first of the names, and how many more there are."""
+def _first_names(names: Sequence[str]) -> str:
+    """Return the first eight names and the number of the others."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def names_of(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, str]:
-    """Our name for each of theirs."""
+def _name_pairs(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, str]:
+    """Return this project's name of each tensor by NVIDIA's name."""
     lstms = {f"encoder.rnn_layers.{layer}": f"encoder.layers.{layer}" for layer in range(1, num_encoder_layers)}
     lstms["decoder.att_rnn.rnn"] = "decoder.bottom"
     lstms |= {f"decoder.rnn_layers.{layer}": f"decoder.upper.{layer}" for layer in range(num_decoder_layers - 1)}
@@ -259,17 +159,17 @@ def names_of(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, str]
         "decoder.classifier.classifier.weight": "output_layer.weight",
         "decoder.classifier.classifier.bias": "output_layer.bias",
     }
-    for weight in _LSTM:
+    for weight in _LSTM_TENSORS:
         names[f"encoder.rnn_layers.0.{weight}"] = f"encoder.layers.0.ahead.{weight}"
         names[f"encoder.rnn_layers.0.{weight}_reverse"] = f"encoder.layers.0.back.{weight}"
         names |= {f"{theirs}.{weight}": f"{ours}.{weight}" for theirs, ours in lstms.items()}
     return names | {
-        f"decoder.att_rnn.attn.{theirs}": f"decoder.attention.{ours}" for theirs, ours in _ATTENTION.items()
+        f"decoder.att_rnn.attn.{theirs}": f"decoder.attention.{ours}" for theirs, ours in _ATTENTION_TENSORS.items()
     }
 
 
 def _num_layers(weights: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Layers of encoder and decoder, by the highest number in the names; at least two, as ours must have."""
+    """Return the numbers of encoder and decoder layers, at least two, from the highest layer in the names."""
 
     def highest(side: str) -> int:
         found = (re.match(rf"{side}\.rnn_layers\.(\d{{1,3}})\.", name) for name in weights)
@@ -278,8 +178,8 @@ def _num_layers(weights: Mapping[str, Tensor]) -> tuple[int, int]:
     return max(2, highest("encoder") + 1), max(2, highest("decoder") + 2)
 
 
-def model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout: float) -> dict[str, Any]:
-    """The config of our model, with the widths that the weights have."""
+def _model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout: float) -> dict[str, Any]:
+    """Return the config of the model, with the widths of the weights."""
     num_encoder_layers, num_decoder_layers = _num_layers(weights)
     embedding_size = weights["encoder.embedder.weight"].shape[-1]
     encoder_size = weights["encoder.rnn_layers.0.weight_hh_l0"].shape[-1]
@@ -320,55 +220,164 @@ def model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout: 
     }
 
 
-def vocabulary_of(state: Any, num_rows: int, origin: str) -> tuple[PretokenizedTokenizer, list[int]]:
-    """Their vocabulary as a tokenizer of ours, and the ids that only fill it up, which no sentence holds.
+def _read_vocabulary(state: Any, num_rows: int, origin: str) -> tuple[PretokenizedTokenizer, list[int]]:
+    """Return NVIDIA's vocabulary as a tokenizer, and the ids of its filler subwords, which no sentence contains.
 
-    num_rows: of the embeddings; as many ids there must be.
+    Subwords are taken from idx2tok. tok2idx must agree, but may have more words with the id of UNK, which NVIDIA's
+    lookups of unknown words leave there.
 
-    Pieces are those of idx2tok. tok2idx must agree, but for what their lookups have left there: a word that they did
-    not know is in it with the id of UNK.
+    Args:
+        state: the state of NVIDIA's tokenizer.
+        num_rows: the number of rows of the embeddings, which the vocabulary must have too.
+        origin: the name of the checkpoint in errors.
     """
     needed = ("separator", "vocab_size", "tok2idx", "idx2tok")
     if not isinstance(state, Mapping) or any(name not in state for name in needed):
         raise InputError(f"{origin}: tokenizer must hold {', '.join(needed)}")
-    separator, size, to_id, to_piece = (state[name] for name in needed)
+    separator, size, to_id, to_subword = (state[name] for name in needed)
     if not isinstance(size, int) or isinstance(size, bool):
         raise InputError(f"{origin}: tokenizer.vocab_size is {size!r}, allowed is a whole number")
     if size != num_rows:
         raise InputError(f"{origin}: tokenizer.vocab_size is {size!r}, but the embeddings have {num_rows} rows")
-    if not isinstance(to_id, Mapping) or not isinstance(to_piece, Mapping):
+    if not isinstance(to_id, Mapping) or not isinstance(to_subword, Mapping):
         raise InputError(f"{origin}: tokenizer.tok2idx and idx2tok must be dictionaries")
     if not isinstance(separator, str):
         raise InputError(f"{origin}: tokenizer.separator is {separator!r}, allowed is text")
-    for id, piece in to_piece.items():
-        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < size or not isinstance(piece, str):
+    for id, subword in to_subword.items():
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < size or not isinstance(subword, str):
             raise InputError(
-                f"{origin}: tokenizer.idx2tok gives {id!r} the piece {piece!r}, allowed are ids of 0 to {size - 1}"
+                f"{origin}: tokenizer.idx2tok gives {id!r} the subword {subword!r}, allowed are ids of 0 to {size - 1}"
             )
-        if to_id.get(piece) != id:
+        if to_id.get(subword) != id:
             raise InputError(
-                f"{origin}: tokenizer.idx2tok gives id {id} the piece {piece!r}, but tok2idx gives that piece "
-                f"{to_id.get(piece)!r}"
+                f"{origin}: tokenizer.idx2tok gives id {id} the subword {subword!r}, but tok2idx gives it id "
+                f"{to_id.get(subword)!r}"
             )
-    special = [to_piece.get(id) for id in range(len(_SPECIAL))]
-    if special != list(_SPECIAL):
+    special = [to_subword.get(id) for id in range(len(_SPECIAL_SUBWORDS))]
+    if special != list(_SPECIAL_SUBWORDS):
         raise InputError(
             f"{origin}: tokenizer.idx2tok begins with {', '.join(map(repr, special))}, allowed is "
-            f"{', '.join(map(repr, _SPECIAL))}, the ids of padding, unknown, begin and end of GNMT v2"
+            f"{', '.join(map(repr, _SPECIAL_SUBWORDS))}, the ids of padding, unknown, begin and end of GNMT v2"
         )
-    # Of a piece that their list holds twice, the first id has none.
-    tokenizer = PretokenizedTokenizer(tuple(to_piece.get(id) for id in range(size)), separator)
-    unused = [id for id, piece in to_piece.items() if _MADE_UP.fullmatch(piece)]
+    # A subword that their list has twice has the last id, and the first id has no subword.
+    tokenizer = PretokenizedTokenizer(tuple(to_subword.get(id) for id in range(size)), separator)
+    unused = [id for id, subword in to_subword.items() if _FILLER_SUBWORD.fullmatch(subword)]
     return tokenizer, sorted(unused)
 
 
-def _dropout(model_config: Any) -> float:
-    """That of their training, which a translation does not need: 0 where the file does not say."""
+def _read_dropout(model_config: Any) -> float:
+    """Return the dropout of the training, which translation does not use, or 0 if the file has none."""
     dropout = model_config.get("dropout") if isinstance(model_config, Mapping) else None
     return float(dropout) if isinstance(dropout, int | float) and 0 <= dropout < 1 else 0.0
 
 
-def _counted(state: Any, name: str) -> int:
-    """A number of updates that a state holds, or 0."""
+def _read_count(state: Any, name: str) -> int:
+    """Return a number of updates in a state, or 0 if it has none."""
     count = state.get(name) if isinstance(state, Mapping) else None
     return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else 0
+
+
+# The restricted reader
+
+
+def read_restricted(path: str | Path) -> Any:
+    """Return what torch.save wrote in its zip or its older format, without running any code from the file.
+
+    Tensors are on the CPU, and foreign objects become their `REPLACEMENTS`. torch's weights-only reader refuses every
+    other class or function. Raises InputError if the file is missing or damaged, and with the full name of a class or
+    function that is refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} is not a file{nearby_checkpoints(path)}")
+    try:
+        with torch.serialization.safe_globals(list[Any](REPLACEMENTS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"checkpoint {path} was refused, and nothing in it ran: {error}; {_allowed()}") from None
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path} was refused, and nothing in it ran: {_refusal_reason(str(error))}; {_allowed()}"
+        ) from None
+    except Exception as error:  # damaged bytes make torch's reader raise errors of any type
+        raise InputError(
+            f"checkpoint {path} is damaged or was not written by torch.save "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from None
+
+
+def _refusal_reason(message: str) -> str:
+    """Return torch's reason for a refusal, without its advice to load the file without protection."""
+    if found := re.search(r"GLOBAL (\S+) (?:was|whose)", message):
+        return f"it names {found[1]}"
+    if found := re.search(r"WeightsUnpickler error: (.+)", message):
+        return found[1]
+    return "it is damaged, or holds objects that only code from the file could rebuild"
+
+
+def _allowed() -> str:
+    return f"allowed are tensors, plain values and, as inert data, {', '.join(name for _, name in REPLACEMENTS)}"
+
+
+class Inert:
+    """Replace an object of a foreign class: keep its pickled state, and do nothing.
+
+    state: the object's attributes, a dictionary unless its class pickles another kind of state.
+    """
+
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> Self:
+        """Ignore the arguments of the constructor that this one replaces."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class Namespace(Inert):
+    """Replace argparse.Namespace: the options of a command line."""
+
+
+class BytePairEncoding(Inert):
+    """Replace subword_nmt.apply_bpe.BPE: merge operations."""
+
+
+def whole_number(*arguments: Any) -> int:
+    """Replace the type int, which a file may name but not call."""
+    raise InputError("it calls builtins.int, which is allowed only as the factory of a dictionary")
+
+
+class ConstantOne(Inert):
+    """Replace functools.partial(int, 1); another partial is refused."""
+
+    def __new__(cls, *arguments: Any) -> Self:
+        _require_constant_one(arguments[:1] == (whole_number,) and arguments[1:] in ((), (1,)))
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        function, arguments, keywords, _ = state
+        _require_constant_one(function is whole_number and arguments == (1,) and not keywords)
+        self.state = 1
+
+
+def _require_constant_one(is_constant_one: bool) -> None:
+    if not is_constant_one:
+        raise InputError("it holds a functools.partial that is not functools.partial(int, 1)")
+
+
+def plain_dictionary(*arguments: Any) -> dict[Any, Any]:
+    """Replace collections.defaultdict by a dictionary of its entries, without the factory."""
+    if not all(isinstance(argument, ConstantOne) for argument in arguments):
+        raise InputError("it holds a collections.defaultdict whose factory is not functools.partial(int, 1)")
+    return {}
+
+
+REPLACEMENTS = [
+    (Namespace, "argparse.Namespace"),
+    (BytePairEncoding, "subword_nmt.apply_bpe.BPE"),
+    (whole_number, "builtins.int"),
+    (ConstantOne, "functools.partial"),
+    (plain_dictionary, "collections.defaultdict"),
+]
+"""The foreign classes and functions that a file may name, besides tensors and plain containers and values."""

@@ -126,7 +126,7 @@ def build_model(
 def load_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
     """Load the weights for inference: the averaged ones if the checkpoint has them.
 
-    A full checkpoint has the raw weights as `model` and the averaged ones as `average`. In best.pt, `model` is averaged.
+    In a full checkpoint, `model` has the raw weights and `average` the averaged ones. In best.pt, `model` is averaged.
     """
     mismatch = describe_weight_mismatch(model, contents["model"])
     if mismatch is not None:

@@ -80,7 +80,7 @@ def test_long_lines_are_cut_into_framed_pieces(tmp_path, caplog):
     translator = Translator.load(tmp_path / "ours.pt", device="cpu", precision="fp32", max_source_tokens=5)
     with caplog.at_level(logging.WARNING):
         [translation] = translator.translate(["the dog . a c@@ at . the dog bar@@ ks ."])
-    assert "line 1 has 12 tokens, at most 3 are translated at once" in caplog.text
+    assert "line 1 has 12 tokens, more than the 3 that are translated at once" in caplog.text
     assert translation.source_tokens[:5] == (BOS_ID, 4, 5, 11, EOS_ID)
     assert translation.source_tokens.count(BOS_ID) == translation.source_tokens.count(EOS_ID) == 4
     with pytest.raises(InputError, match=r"must be 3 or more \(one token and BOS and EOS\)"):
@@ -101,7 +101,7 @@ def test_data_parallel_names_half_precision_and_the_older_file_format(tmp_path):
 
 
 def test_a_batch_of_training_has_no_bos_so_training_on_is_refused_elsewhere(tmp_path):
-    """Preprocessed data never has the framing of an imported model: the digests differ, which is what training checks."""
+    """Preprocessed data never has the framing of an imported model, so training refuses it by its digest."""
     loaded = imported(NvidiaGNMT(2), tmp_path)
     assert loaded.tokenizers.source_bos
     assert loaded.tokenizers._replace(source_bos=False).digest != loaded.tokenizers.digest
@@ -148,8 +148,8 @@ WRONG = {
     ),
     "vocab_size": (lambda: with_tokenizer(vocab_size=10**12), "is 1000000000000, but the embeddings have 13"),
     "no_tok2idx": (lambda: with_tokenizer(tok2idx=None), "tok2idx and idx2tok must be dictionaries"),
-    "other_id": (lambda: with_tokenizer(idx2tok={5: "the"}), "gives id 5 the piece 'the', but tok2idx .* 4"),
-    "far_id": (lambda: with_tokenizer(idx2tok={99: "the"}), "gives 99 the piece 'the', allowed are ids of 0 to 12"),
+    "other_id": (lambda: with_tokenizer(idx2tok={5: "the"}), "gives id 5 the subword 'the', but tok2idx .* 4"),
+    "far_id": (lambda: with_tokenizer(idx2tok={99: "the"}), "gives 99 the subword 'the', allowed are ids of 0 to 12"),
     "float_vocab_size": (lambda: with_tokenizer(vocab_size=13.0), "vocab_size is 13.0, allowed is a whole number"),
     "other_order": (
         lambda: with_tokenizer(**tokenizer_state([*PIECES[4:], *PIECES[:4]])),
