@@ -23,7 +23,7 @@ from gnmt.batch import Batch
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, git_revision, read_checkpoint, software_versions
 from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights
 from gnmt.config.build import build, resolve
-from gnmt.config.run_folder import CONFIG, changed_settings, occupied
+from gnmt.config.run_folder import CONFIG, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
@@ -106,7 +106,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
         # Resume from the newest checkpoint, or start from scratch or from the weights in initialize_from.
         if ranks.is_rank_0:
-            stack.enter_context(occupied(folder))
+            stack.enter_context(locked_run_folder(folder))
         checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
         saved = find_saved_state(ranks, checkpoints, cfg.resume, config)
         initial = None

@@ -1,12 +1,21 @@
-"""Names of run folders, and what may change while a run goes on."""
+"""Names of run folders, and the settings that may change when a run is resumed."""
 
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from gnmt.config.run_folder import changed_settings, run_folder
+from gnmt.config.cli import CONFIG_FOLDER, list_keys
+from gnmt.config.run_folder import (
+    GROUPS_IN_NAMES,
+    INPUT_FILES,
+    LIMITS,
+    MAY_CHANGE,
+    changed_settings,
+    run_folder,
+)
 from gnmt.errors import InputError
 
 
@@ -121,3 +130,20 @@ def test_changed_settings_leave_out_what_may_change() -> None:
 
 def test_long_values_are_compared_whole() -> None:
     assert len(changed_settings({"a": "x" * 500 + "1"}, {"a": "x" * 500 + "2"})) == 1
+
+
+def test_every_key_of_the_lists_is_a_key_of_some_config() -> None:
+    """A key that was renamed would silently forbid to resume, or name runs after their folders."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        groups = [path.relative_to(CONFIG_FOLDER).with_suffix("") for path in CONFIG_FOLDER.glob("data/*.yaml")]
+        keys = {key for group in groups for key in list_keys(compose("train", [f"{group.parent}={group.name}"]))}
+        chosen = compose("train", return_hydra_config=True).hydra.runtime.choices
+    assert MAY_CHANGE - keys == set()
+    assert LIMITS <= MAY_CHANGE
+    assert {key for key in keys if INPUT_FILES.fullmatch(key)} == {
+        f"{text}.{side}"
+        for text in ("data.train", "data.dev", "data.corpora.first.text", "data.corpora.second.text")
+        for side in ("source", "target", "pairs")
+    }
+    assert any(key.startswith("data.test.") for key in keys)
+    assert set(GROUPS_IN_NAMES) <= set(chosen)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gnmt.config.run_folder import occupied
+from gnmt.config.run_folder import locked_run_folder
 from gnmt.errors import InputError
 
 CHILD = """
 import os, pathlib, signal, sys
-from gnmt.config.run_folder import occupied
-with occupied(pathlib.Path(sys.argv[1])):
+from gnmt.config.run_folder import locked_run_folder
+with locked_run_folder(pathlib.Path(sys.argv[1])):
     print("in", flush=True)
     os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "dies" else sys.stdin.read()
 """
@@ -46,7 +46,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     killed = subprocess.run([sys.executable, "-c", CHILD, folder, "dies"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert (folder / ".lock").exists()
-    with occupied(folder):
+    with locked_run_folder(folder):
         pass
     assert not (folder / ".lock").exists()
 
@@ -113,6 +113,6 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match=r"the run's folder .*file/run cannot be made: Not a directory"),
-        occupied(Path(tmp_path / "file" / "run")),
+        locked_run_folder(Path(tmp_path / "file" / "run")),
     ):
         pass
