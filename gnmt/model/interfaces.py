@@ -4,9 +4,9 @@ The classes are in the order of the data flow. An `Encoder` returns `Encoded`. `
 all decoding steps share, and the result is the `Memory`. A `Decoder` reads the memory and passes a `DecoderState` from
 step to step; many decoders contain an `Attention`. `SearchModel` is the part of a model that search uses.
 
-gnmt/batch.py explains the shape suffixes; here E is also the width of embeddings, A that of attention keys, and N any
-number of rows. Every tensor of a Memory or a DecoderState has the batch as its first
-axis, so the same `select` and `join` work for every architecture.
+gnmt/batch.py explains the shape suffixes. In addition, E is the width of embeddings, A the width of attention keys, and
+N any number of rows. Every tensor of a Memory or a DecoderState has the batch as its first axis, so the same `select`
+and `join` work for every architecture.
 """
 
 from __future__ import annotations
