@@ -391,7 +391,7 @@ class Trainer:
 
         def on_written() -> None:
             self.last_saved_step = step
-            log.info("the checkpoint of update %d is written; updates stood still for %.2f seconds", step, stall)
+            log.info("the checkpoint of update %d is written; updates waited %.2f seconds for it", step, stall)
 
         copied = snapshot(contents)
         stall = time.perf_counter() - start

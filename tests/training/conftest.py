@@ -1,4 +1,4 @@
-"""A tiny preprocessed corpus, and runs on it that last a second."""
+"""A tiny preprocessed corpus, and training runs on it that take a second."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def composed(overrides: tuple[str, ...]) -> Any:
 
 
 def write_corpus(folder: Path, seed: int = 1) -> tuple[str, ...]:
-    """Word salad in two languages, and the overrides that name it."""
+    """Write random sentences in two languages, and return the overrides that name the files."""
     rng = random.Random(seed)
     overrides = [f"data.preprocessed={folder}/preprocessed"]
     for split, number in (("train", 40), ("dev", 4)):
@@ -70,13 +70,13 @@ def write_corpus(folder: Path, seed: int = 1) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The overrides that name the tiny corpus; it is preprocessed at the first use."""
+    """The overrides that name the tiny corpus."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
 def other_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The same settings for other text, in a preprocessed folder of its own."""
+    """The overrides of other text, with a preprocessed folder of its own."""
     return write_corpus(tmp_path_factory.mktemp("other"), seed=2)
 
 
@@ -88,13 +88,13 @@ def preprocessed(corpus: tuple[str, ...]) -> PreprocessedData:
 
 @pytest.fixture(scope="session")
 def settings(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> tuple[str, ...]:
-    """The overrides of every run on the tiny corpus, for runs in processes of their own."""
+    """All overrides of a run on the tiny corpus, for runs in other processes."""
     return (*SETTINGS, *corpus)
 
 
 @pytest.fixture
 def run(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> Callable[..., TrainingResult]:
-    """run(folder, *overrides): the whole of scripts/train.py but for the command line."""
+    """run(folder, *overrides): train as scripts/train.py does, without the command line."""
 
     def run_in(folder: Path, *overrides: str) -> TrainingResult:
         wait_for_another_second(folder)
@@ -104,9 +104,10 @@ def run(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> Callable[...
 
 
 def wait_for_another_second(folder: Path) -> None:
-    """Readers take event files in the order of their names: the second, then a number that counts 9, 10 as text.
+    """Wait until a new event file gets a name with another second.
 
-    Two runs of one process within a second, which only tests have, would sometimes be read the wrong way round.
+    TensorBoard reads event files in the order of their names, which begin with the second. Two runs of one process
+    within a second, which only tests have, would sometimes be read in the wrong order.
     """
     while list(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
         time.sleep(0.05)
@@ -116,7 +117,7 @@ def wait_for_another_second(folder: Path) -> None:
 def make_trainer(
     corpus: tuple[str, ...], preprocessed: PreprocessedData, tmp_path: Path
 ) -> Iterator[Callable[..., Trainer]]:
-    """make_trainer(*overrides): the trainer of a new run in tmp_path, for tests that look inside."""
+    """make_trainer(*overrides): build the trainer of a new run in tmp_path."""
     reporters: list[Reporter] = []
     trainers: list[Trainer] = []
 
@@ -152,7 +153,7 @@ def make_trainer(
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Takes away what a run set up for its log."""
+    """Remove the log handlers of a run after each test."""
     root = logging.getLogger()
     level = root.level
     yield

@@ -82,12 +82,12 @@ def test_without_a_moving_average_raw_weights_are_the_usual_weights(trained_run)
 
 def test_checkpoints_of_different_models_are_refused(run, trained_run, tied, other_corpus, folder, tmp_path):
     run(folder / "wide", *SAVED, *tied, "model.embedding_size=12")
-    run(folder / "pieces", *SAVED, *tied, *other_corpus, f"data.preprocessed={folder}/other")
+    run(folder / "subwords", *SAVED, *tied, *other_corpus, f"data.preprocessed={folder}/other")
     first, output = trained_run / "best.pt", tmp_path / "average.pt"
     with pytest.raises(InputError, match=r"wide/best\.pt has another model than (.|\n)*model\.embedding_size: 8 → 12"):
         average_checkpoints([first, folder / "wide" / "best.pt"], output)
-    with pytest.raises(InputError, match=r"pieces/best\.pt has other tokenizers than .*plain/best\.pt"):
-        average_checkpoints([first, folder / "pieces" / "best.pt"], output)
+    with pytest.raises(InputError, match=r"subwords/best\.pt has other tokenizers than .*plain/best\.pt"):
+        average_checkpoints([first, folder / "subwords" / "best.pt"], output)
     with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
         average_checkpoints([first, tmp_path / "nowhere.pt"], output)
     assert list(tmp_path.iterdir()) == []

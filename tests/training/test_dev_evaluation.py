@@ -57,7 +57,7 @@ def test_pairs_with_more_tokens_than_learned_positions_have_no_loss(evaluator):
     assert lengths[0] < lengths[-1]
     num_tokens = sum(length + 1 for length in lengths)
     assert sum(tokens for _, tokens in evaluator.losses().values()) == num_tokens
-    evaluator.objective.model.decoder.max_tokens = lengths[-1] + 1  # BOS and all pieces
+    evaluator.objective.model.decoder.max_tokens = lengths[-1] + 1  # BOS and all subwords
     assert sum(tokens for _, tokens in evaluator.losses().values()) == num_tokens
     evaluator.objective.model.decoder.max_tokens = lengths[-1]
     left = [length for length in lengths if length < lengths[-1]]

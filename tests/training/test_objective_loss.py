@@ -36,8 +36,8 @@ def plain_loss(hidden_NH: Tensor, layer: nn.Linear, smoothing: float) -> Tensor:
     for hidden_H, label in zip(hidden_NH, LABELS_N.tolist(), strict=True):
         log_probs_V = torch.log_softmax(layer.weight @ hidden_H + layer.bias, dim=0)
         for id in allowed:
-            share = smoothing / len(allowed) + (1 - smoothing if id == label else 0)
-            total = total - share * log_probs_V[id]
+            probability = smoothing / len(allowed) + (1 - smoothing if id == label else 0)
+            total = total - probability * log_probs_V[id]
     return total
 
 
@@ -129,9 +129,9 @@ def test_the_number_of_tokens_is_not_rounded_to_bf16():
     hidden_NH = hidden_NH.detach().bfloat16().requires_grad_()
     module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        whole = torch.autograd.grad(module(hidden_NH, layer, LABELS_N), hidden_NH)[0]
+        undivided = torch.autograd.grad(module(hidden_NH, layer, LABELS_N), hidden_NH)[0]
         divided = torch.autograd.grad(module(hidden_NH, layer, LABELS_N) / 2991, hidden_NH)[0]
-    assert torch.equal(divided, (whole.float() * (torch.tensor(1.0) / 2991)).bfloat16())
+    assert torch.equal(divided, (undivided.float() * (torch.tensor(1.0) / 2991)).bfloat16())
 
 
 def test_a_tied_output_weight_gets_the_gradients_of_both_its_uses():

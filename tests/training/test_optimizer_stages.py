@@ -48,11 +48,13 @@ def test_a_run_stopped_in_a_stage_or_between_two_resumes_bitwise(run, tmp_path, 
     command = (*RECIPE, "trainer.save_every_steps=1", "trainer.keep_checkpoints=9", "trainer.ema_decay=0.9")
     run(tmp_path, *command, f"trainer.max_steps={stop}")
     run(tmp_path, *command, "trainer.max_steps=7")
-    whole = tmp_path_factory.getbasetemp() / "stages"
-    if not whole.exists():
-        run(whole, *command, "trainer.max_steps=7")
+    uninterrupted = tmp_path_factory.getbasetemp() / "stages"
+    if not uninterrupted.exists():
+        run(uninterrupted, *command, "trainer.max_steps=7")
     for step in range(stop + 1, 8):
-        one, other = (read_checkpoint(folder / "checkpoints" / f"step_{step:08d}.pt") for folder in (tmp_path, whole))
+        one, other = (
+            read_checkpoint(folder / "checkpoints" / f"step_{step:08d}.pt") for folder in (tmp_path, uninterrupted)
+        )
         for part in ("model", "average"):
             assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items()), step
         assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]

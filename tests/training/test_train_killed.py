@@ -44,8 +44,8 @@ def never_killed(tmp_path_factory) -> dict[str, Any]:
 @pytest.mark.parametrize("mark", marks())
 def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(run, settings, never_killed, tmp_path, mark):
     if not never_killed:
-        run(tmp_path / "whole", *RECIPE)
-        never_killed.update(outcome(tmp_path / "whole"))
+        run(tmp_path / "uninterrupted", *RECIPE)
+        never_killed.update(outcome(tmp_path / "uninterrupted"))
     child = subprocess.run(
         [sys.executable, str(CHILD), mark, str(tmp_path / "killed"), *settings, *RECIPE],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -147,7 +147,7 @@ def test_recording_does_not_change_training_and_costs_nothing_when_off(make_trai
 def test_a_resumed_run_has_each_record_once(run, tmp_path, monkeypatch, killed_after, written):
     """With log lines at 2 and 4 and checkpoints at 3 and 6, no record between them is lost or duplicated."""
     command = (f"{EVERY}=1", "trainer.log_every_steps=2", "trainer.save_every_steps=3", "trainer.max_steps=7")
-    run(tmp_path / "whole", *command)
+    run(tmp_path / "uninterrupted", *command)
     update = Trainer.update
 
     def crash_in_the_next(trainer, *arguments):
@@ -161,11 +161,11 @@ def test_a_resumed_run_has_each_record_once(run, tmp_path, monkeypatch, killed_a
     assert [record["update"] for record in records(tmp_path / "split")] == written
     monkeypatch.undo()
     run(tmp_path / "split", *command)
-    assert records(tmp_path / "split") == records(tmp_path / "whole")
-    assert [record["update"] for record in records(tmp_path / "whole")] == list(range(1, 8))
+    assert records(tmp_path / "split") == records(tmp_path / "uninterrupted")
+    assert [record["update"] for record in records(tmp_path / "uninterrupted")] == list(range(1, 8))
     curves = scalars(tmp_path / "split")
     assert [step for step, _ in curves[f"{GRADIENT_NORM_TAG}/decoder.2"]] == list(range(1, 8))
-    assert curves == scalars(tmp_path / "whole")
+    assert curves == scalars(tmp_path / "uninterrupted")
 
 
 def test_the_interval_of_records_may_change_when_a_run_is_resumed(run, tmp_path):

@@ -179,9 +179,9 @@ def test_best_holds_the_averaged_weights_of_the_best_evaluation(make_trainer, pr
     assert best["best"]["dev/bleu"] == 3.0
     assert all(torch.equal(best["model"][name], weight) for name, weight in evaluated[1].items())
     assert "optimizer" not in best
-    whole = read_checkpoint(trainer.checkpoints.last)
-    assert all(torch.equal(whole["average"][name], evaluated[2][name]) for name in whole["average"])
-    assert not torch.equal(whole["model"]["output_layer.bias"], evaluated[2]["output_layer.bias"])
+    full = read_checkpoint(trainer.checkpoints.last)
+    assert all(torch.equal(full["average"][name], evaluated[2][name]) for name in full["average"])
+    assert not torch.equal(full["model"]["output_layer.bias"], evaluated[2]["output_layer.bias"])
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_trainer, preprocessed, monkeypatch, caplog):
@@ -315,7 +315,7 @@ def test_the_log_tells_how_long_updates_waited_for_a_checkpoint(make_trainer, pr
     monkeypatch.setattr(trainer.writer, "wait", wait_and_say_so)
     with caplog.at_level(logging.INFO):
         trainer.fit()
-    stalls = re.findall(r"the checkpoint of update (\d) is written; updates stood still for (\S+) seconds", caplog.text)
+    stalls = re.findall(r"the checkpoint of update (\d) is written; updates waited (\S+) seconds for it", caplog.text)
     assert [int(step) for step, _ in stalls] == [1, 2, 3]
     assert float(stalls[1][1]) >= 0.5  # the second one waited for the first one's write
     assert float(stalls[0][1]) < float(stalls[1][1])

@@ -44,7 +44,7 @@ def uninterrupted(tmp_path_factory) -> dict[str, Path]:
 
 def uninterrupted_run(run, uninterrupted, recipe, tmp_path_factory) -> Path:
     if recipe not in uninterrupted:
-        uninterrupted[recipe] = tmp_path_factory.mktemp("whole")
+        uninterrupted[recipe] = tmp_path_factory.mktemp("uninterrupted")
         run(uninterrupted[recipe], *RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
     return uninterrupted[recipe]
 
@@ -139,13 +139,13 @@ def test_a_signal_interrupts_an_evaluation_and_the_resumed_run_repeats_it(
 def test_a_log_line_after_a_resume_covers_all_its_updates(run, tmp_path):
     """Once, the mean at update 5 covered only updates 4 and 5 of a run that had stopped after 3."""
     command = ("trainer.log_every_steps=5", "trainer.save_every_steps=3")
-    run(tmp_path / "whole", *command, "trainer.max_steps=5")
+    run(tmp_path / "uninterrupted", *command, "trainer.max_steps=5")
     run(tmp_path / "split", *command, "trainer.max_steps=5")
-    whole = outcome(tmp_path / "whole")
+    expected = outcome(tmp_path / "uninterrupted")
     (tmp_path / "split" / "checkpoints" / "step_00000005.pt").unlink()
     run(tmp_path / "split", *command, "trainer.max_steps=5")
-    assert differences(outcome(tmp_path / "split"), whole) == []
-    assert [step for step, _ in whole["train/loss"]] == [5]
+    assert differences(outcome(tmp_path / "split"), expected) == []
+    assert [step for step, _ in expected["train/loss"]] == [5]
 
 
 def test_a_resumed_run_has_the_learning_rates_of_the_plateau_schedule(run, tmp_path, monkeypatch):
