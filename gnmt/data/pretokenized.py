@@ -1,4 +1,7 @@
-"""A fixed list of pieces, for text that another tool has split already: "a small dog bar@@ ks"."""
+"""A fixed list of subwords, for text that another tool has segmented: "a small dog bar@@ ks".
+
+`PretokenizedTokenizer` has the methods of `gnmt.data.tokenizer.Tokenizer`. Imported checkpoints use it.
+"""
 
 from __future__ import annotations
 
@@ -20,119 +23,127 @@ _NUM_SPECIAL = 4
 
 @dataclass(frozen=True)
 class PretokenizedTokenizer:
-    """Looks up pieces that white space separates; a piece that ends with the separator goes on in the next one.
+    """A tokenizer that looks up subwords separated by white space.
 
-    The counterpart of `gnmt.data.tokenizer.Tokenizer` for vocabularies of subword-nmt (Sennrich et al. 2016), whose
-    separator is "@@": it neither tokenizes nor applies merges. by_id: the piece of each id; the first four stand for
-    PAD, UNK, BOS and EOS, whatever they are called, and text never holds them; None is an id without a piece.
-    Raises InputError for a list that is too short, holds a piece twice or one that is no text.
+    It reads vocabularies of subword-nmt (Sennrich et al. 2016), and neither tokenizes nor applies merges. Raises
+    InputError for a list that is too short or contains a subword twice or one that is not valid Unicode, and for an
+    empty separator or one with white space.
+
+    Args:
+        vocabulary: The subword of each id; None for an id without one. The first four stand for PAD, UNK, BOS and EOS,
+            whatever their names, and are never found in text.
+        separator: End of a subword that continues in the next one.
     """
 
-    by_id: tuple[str | None, ...]
+    vocabulary: tuple[str | None, ...]
     separator: str = "@@"
 
     kind: ClassVar[str] = "pretokenized"
 
     def __post_init__(self) -> None:
-        if len(self.by_id) < _NUM_SPECIAL:
-            raise InputError(f"tokenizer: {len(self.by_id)} pieces, but PAD, UNK, BOS and EOS alone are {_NUM_SPECIAL}")
+        if len(self.vocabulary) < _NUM_SPECIAL:
+            raise InputError(
+                f"tokenizer: {len(self.vocabulary)} subwords, but at least {_NUM_SPECIAL} are needed: "
+                "PAD, UNK, BOS and EOS"
+            )
         if not self.separator or re.search(r"\s", self.separator):
             raise InputError(f"tokenizer: the separator must be a string without white space, found {self.separator!r}")
         seen: set[str] = set()
-        for id, piece in enumerate(self.by_id):
-            if piece is None:
+        for id, subword in enumerate(self.vocabulary):
+            if subword is None:
                 continue
-            if piece in seen:
-                raise InputError(f"tokenizer: the piece {piece!r} is there twice, the second time as id {id}")
-            if re.search("[\ud800-\udfff]", piece):
-                raise InputError(f"tokenizer: the piece of id {id} is no text but half a character: {piece!r}")
-            seen.add(piece)
+            if subword in seen:
+                raise InputError(f"tokenizer: the subword {subword!r} occurs twice, the second time as id {id}")
+            if re.search("[\ud800-\udfff]", subword):
+                raise InputError(f"tokenizer: the subword of id {id} contains half a surrogate pair: {subword!r}")
+            seen.add(subword)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> PretokenizedTokenizer:
-        """What `to_bytes` wrote. Raises InputError for anything else."""
+        """Read what `to_bytes` returned. Raises InputError for anything else."""
         try:
-            described = json.loads(content)
-            by_id, separator = described["subwords"], described["separator"]
+            saved = json.loads(content)
+            vocabulary, separator = saved["subwords"], saved["separator"]
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"tokenizer: not a list of pieces: {error!r}") from error
-        if not isinstance(by_id, list) or not all(piece is None or isinstance(piece, str) for piece in by_id):
-            raise InputError("tokenizer: not a list of pieces: they must be strings, or null for an id without one")
+            raise InputError(f"tokenizer: not a list of subwords: {error!r}") from error
+        if not isinstance(vocabulary, list) or not all(item is None or isinstance(item, str) for item in vocabulary):
+            raise InputError("tokenizer: subwords must be a list of strings, with null for an id without a subword")
         if not isinstance(separator, str):
             raise InputError(f"tokenizer: the separator must be a string without white space, found {separator!r}")
-        return cls(tuple(by_id), separator)
+        return cls(tuple(vocabulary), separator)
 
     def to_bytes(self) -> bytes:
-        """JSON: {"separator": "@@", "subwords": [...]}."""
-        return json.dumps({"separator": self.separator, "subwords": self.by_id}).encode()
+        """Return JSON: {"separator": "@@", "subwords": [...]}."""
+        return json.dumps({"separator": self.separator, "subwords": self.vocabulary}).encode()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the pieces, without BOS and EOS; UNK for what is none."""
-        return [self._ids.get(piece, UNK_ID) for piece in text.split()]
+        """Return the ids of a text, without BOS and EOS; unknown subwords become UNK."""
+        return [self._ids.get(subword, UNK_ID) for subword in text.split()]
 
     def encode_all(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
-        """`encode` of each text, in this thread."""
+        """Return `encode` of each text, computed in the calling thread."""
         return [self.encode(text) for text in texts]
 
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
-        """Always an InputError: text that is split already has no other pieces."""
+        """Raise InputError, because text that is segmented already has no other segmentation."""
         raise InputError(
-            "trainer.subword_regularization must be 0: these tokenizers read text that is split into pieces already"
+            "trainer.subword_regularization must be 0: these tokenizers read text that is segmented already"
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The pieces joined to words, on one line; UNK reads ⁇, and ids without a piece are left out."""
+        """Return the subwords joined to words, on one line; UNK becomes ⁇, and ids without a subword are skipped."""
         return self.decode_with_spans([int(id) for id in ids])[0]
 
     def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """The text, `encode` of it, and each piece's [begin, end) in it."""
+        """Return the text, `encode` of it, and the span [begin, end) of each subword."""
         return text, self.encode(text), [match.span() for match in re.finditer(r"\S+", text)]
 
     def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """`decode`, and the characters of the text that each id became."""
+        """Return `decode` of the ids, and the span [begin, end) of each id in the text."""
         text, spans = "", []
-        joined = True  # whether the next piece goes on where the text ends
+        joined = True  # True if the next subword follows without a space
         for id in ids:
             surface = self._surface(id)
             if surface and not joined:
                 text += " "
-            goes_on = surface.endswith(self.separator)
-            spans.append((len(text), len(text) + len(surface) - len(self.separator) * goes_on))
+            continues = surface.endswith(self.separator)
+            spans.append((len(text), len(text) + len(surface) - len(self.separator) * continues))
             text += surface.removesuffix(self.separator)
-            joined = goes_on if surface else joined
+            joined = continues if surface else joined
         return text, spans
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids, special ones and those without a piece included."""
-        return len(self.by_id)
+        """The number of ids, including special ones and those without a subword."""
+        return len(self.vocabulary)
 
     def subword(self, id: int) -> str:
-        """The piece as it stands in text that is split."""
-        piece = self.by_id[id]
-        return f"<no piece {id}>" if piece is None else piece
+        """Return the subword of an id, with the separator."""
+        subword = self.vocabulary[id]
+        return f"<no subword {id}>" if subword is None else subword
 
     def subwords(self, ids: Iterable[int]) -> list[str]:
+        """Return `subword` of each id."""
         return [self.subword(int(id)) for id in ids]
 
     @cached_property
     def never_produced(self) -> tuple[int, ...]:
-        """Ids that no target ever holds after its BOS: PAD, BOS, and those without a piece."""
-        return tuple(id for id, piece in enumerate(self.by_id) if id in (PAD_ID, BOS_ID) or piece is None)
+        """The ids that never follow BOS in a target: PAD, BOS, and those without a subword."""
+        return tuple(id for id, subword in enumerate(self.vocabulary) if id in (PAD_ID, BOS_ID) or subword is None)
 
     @cached_property
     def digest(self) -> str:
-        """Hash of what the ids mean."""
+        """The SHA-256 of `to_bytes`."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {piece: id for id, piece in enumerate(self.by_id) if piece is not None and id >= _NUM_SPECIAL}
+        return {subword: id for id, subword in enumerate(self.vocabulary) if subword is not None and id >= _NUM_SPECIAL}
 
     def _surface(self, id: int) -> str:
-        """What an id adds to a text, with the separator where the word goes on."""
+        """Return the text that an id adds, with the separator if the word continues."""
         if id == UNK_ID:
             return _UNKNOWN_SURFACE
-        if id in (PAD_ID, BOS_ID, EOS_ID) or not 0 <= id < len(self.by_id):
+        if id in (PAD_ID, BOS_ID, EOS_ID) or not 0 <= id < len(self.vocabulary):
             return ""
-        return (self.by_id[id] or "").translate(LINE_BREAKS)
+        return (self.vocabulary[id] or "").translate(LINE_BREAKS)

@@ -1,4 +1,4 @@
-"""Text that is split already: pieces are looked up, and joined again."""
+"""Text that is segmented already: subwords are looked up, and joined again."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 
-BY_ID = ("<pad>", "<unk>", "<s>", "<\\s>", "the", "dog", "bar@@", "ks", None, "two\u2028lines", "@@")
-TOKENIZER = PretokenizedTokenizer(BY_ID)
+VOCABULARY = ("<pad>", "<unk>", "<s>", "<\\s>", "the", "dog", "bar@@", "ks", None, "two\u2028lines", "@@")
+TOKENIZER = PretokenizedTokenizer(VOCABULARY)
 
 
-def test_pieces_become_ids_and_words():
+def test_subwords_become_ids_and_words():
     ids = TOKENIZER.encode(" the  dog\tbar@@ ks unheard ")
     assert ids == [4, 5, 6, 7, UNK_ID]
     assert TOKENIZER.encode_all(["the", ""]) == [[4], []]
     assert TOKENIZER.decode(ids) == "the dog barks ⁇"
     assert TOKENIZER.subwords(ids) == ["the", "dog", "bar@@", "ks", "<unk>"]
-    assert TOKENIZER.vocabulary_size == len(BY_ID)
+    assert TOKENIZER.vocabulary_size == len(VOCABULARY)
 
 
-def test_names_of_special_ids_in_text_are_unknown_words():
-    """Otherwise a line that holds </s> would end in its middle."""
+def test_names_of_special_ids_in_text_are_unknown_subwords():
+    """Otherwise a line that contains </s> would end there."""
     assert TOKENIZER.encode("<pad> <s> <\\s> <unk>") == [UNK_ID] * 4
 
 
-def test_decoding_takes_any_ids():
+def test_decoding_accepts_any_ids():
     assert TOKENIZER.decode([BOS_ID, 6, PAD_ID, 7, 8, 5, EOS_ID, 99, -1]) == "barks dog"
     assert TOKENIZER.decode([9]) == "two lines"
     assert TOKENIZER.decode([6]) == "bar"
@@ -40,7 +40,7 @@ def test_decoding_takes_any_ids():
     assert TOKENIZER.decode([]) == ""
 
 
-def test_spans_say_where_each_piece_lies():
+def test_spans_locate_each_subword():
     text, ids, spans = TOKENIZER.encode_with_spans(" the  bar@@ x")
     assert [text[begin:end] for begin, end in spans] == ["the", "bar@@", "x"]
     assert ids == TOKENIZER.encode(text)
@@ -50,7 +50,7 @@ def test_spans_say_where_each_piece_lies():
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["the", "dog", "bar@@", "ks", "x", "\x85", "\x1c", "  "])).map(" ".join))
-def test_spans_fit_the_ids_whatever_the_white_space(line):
+def test_spans_match_the_ids_for_any_white_space(line):
     text, ids, spans = TOKENIZER.encode_with_spans(line)
     assert len(ids) == len(spans)
     assert [text[begin:end] for begin, end in spans] == line.split()
@@ -60,28 +60,28 @@ def test_spans_fit_the_ids_whatever_the_white_space(line):
     assert len(joined.splitlines()) <= 1
 
 
-def test_only_ids_that_a_target_may_hold_are_produced():
+def test_special_ids_and_ids_without_subword_are_never_produced():
     assert TOKENIZER.never_produced == (PAD_ID, BOS_ID, 8)
 
 
-def test_there_is_only_one_way_to_cut():
+def test_sampling_of_segmentations_is_refused():
     with pytest.raises(InputError, match="subword_regularization must be 0"):
         TOKENIZER.encode_sampled("the dog", 0.1, 1)
 
 
 @pytest.mark.parametrize(
-    ("by_id", "separator", "message"),
+    ("vocabulary", "separator", "message"),
     [
-        (("a", "b"), "@@", "2 pieces, but PAD"),
-        ((*BY_ID, "dog"), "@@", "'dog' is there twice, the second time as id 11"),
-        ((*BY_ID, "\ud800"), "@@", "id 11 is no text but half a character"),
-        (BY_ID, "", "separator must be a string without white space, found ''"),
-        (BY_ID, "@ @", "found '@ @'"),
+        (("a", "b"), "@@", "2 subwords, but at least 4 are needed: PAD"),
+        ((*VOCABULARY, "dog"), "@@", "'dog' occurs twice, the second time as id 11"),
+        ((*VOCABULARY, "\ud800"), "@@", "id 11 contains half a surrogate pair"),
+        (VOCABULARY, "", "separator must be a string without white space, found ''"),
+        (VOCABULARY, "@ @", "found '@ @'"),
     ],
 )
-def test_wrong_lists(by_id, separator, message):
+def test_invalid_vocabularies_and_separators_are_refused(vocabulary, separator, message):
     with pytest.raises(InputError, match=message):
-        PretokenizedTokenizer(by_id, separator)
+        PretokenizedTokenizer(vocabulary, separator)
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ def test_wrong_lists(by_id, separator, message):
     [
         *(b"", b"\xff", b"[]", b"3", b'{"subwords": []}', b'{"subwords": {}, "separator": "@@"}'),
         b'{"subwords": [1, 2, 3, 4], "separator": "@@"}',
-        json.dumps({"subwords": BY_ID, "separator": 3}).encode(),
+        json.dumps({"subwords": VOCABULARY, "separator": 3}).encode(),
     ],
 )
-def test_wrong_files(content):
+def test_malformed_files_are_refused(content):
     with pytest.raises(InputError, match="tokenizer: "):
         PretokenizedTokenizer.from_bytes(content)
 
 
 @pytest.mark.parametrize("source_bos", [True, False])
-def test_a_checkpoint_holds_pieces_and_framing(source_bos, tmp_path):
-    other = PretokenizedTokenizer((*BY_ID, "more"), "//")
+def test_a_checkpoint_restores_vocabulary_and_framing(source_bos, tmp_path):
+    other = PretokenizedTokenizer((*VOCABULARY, "more"), "//")
     for target in (TOKENIZER, other):
         tokenizers = Tokenizers(TOKENIZER, target, source_bos)
         torch.save(tokenizers.to_checkpoint(), tmp_path / "x.pt")
@@ -112,7 +112,7 @@ def test_a_checkpoint_holds_pieces_and_framing(source_bos, tmp_path):
     assert Tokenizers(TOKENIZER, other).digest != Tokenizers(TOKENIZER, TOKENIZER).digest
 
 
-def test_a_target_is_always_framed_on_both_sides():
+def test_a_target_without_bos_is_refused():
     saved = Tokenizers(TOKENIZER, TOKENIZER).to_checkpoint()
     saved["target"]["framing"] = {"bos": False, "eos": True}
     with pytest.raises(InputError, match=r"tokenizers\.target\.framing must be \{'bos': True, 'eos': True\}, found"):

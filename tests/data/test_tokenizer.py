@@ -1,4 +1,4 @@
-"""SentencePiece: same pieces on every run, any text in, one line out."""
+"""SentencePiece tokenizers: reproducible vocabularies, any text, one line out; tokenizers from files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.data.corpora import DemoCorpus
+from gnmt.data.preprocess import preprocess, preprocessed_folder
 from gnmt.data.tokenizer import (
     MAX_TRAINING_LINE_BYTES,
     Tokenizer,
+    TokenizerFiles,
     TokenizerOptions,
     Tokenizers,
     train_tokenizer,
@@ -47,8 +50,8 @@ def lines(toy_pairs: Pairs) -> list[str]:
     return [side for pair in toy_pairs(300) for side in pair]
 
 
-def test_same_pieces_in_every_process(lines: list[str], tmp_path: Path) -> None:
-    # SentencePiece's own sampling differs from process to process; unigram scores differ by number of threads.
+def test_every_process_learns_the_same_subwords(lines: list[str], tmp_path: Path) -> None:
+    # SentencePiece's own sampling differs between processes, and unigram scores differ with the number of threads.
     (tmp_path / "lines").write_text("\n".join(lines), encoding="utf-8")
     code = (
         "import sys; from gnmt.data.tokenizer import *\n"
@@ -65,7 +68,7 @@ def test_same_pieces_in_every_process(lines: list[str], tmp_path: Path) -> None:
     assert [tokenizer.vocabulary_size for tokenizer in tokenizers] == [320, 320]
 
 
-def test_digest_sees_pieces_and_normalization(
+def test_digest_depends_on_subwords_and_normalization(
     lines: list[str], options: TokenizerOptions, tokenizer: Tokenizer
 ) -> None:
     digests = {tokenizer.digest}
@@ -82,7 +85,7 @@ def test_digest_sees_pieces_and_normalization(
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_any_text_gives_ids_without_specials(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_gives_ids_without_special_ones(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert not {PAD_ID, UNK_ID, BOS_ID, EOS_ID} & set(ids)
     assert tokenizer.encode_all([text, "house"])[0] == ids
@@ -92,7 +95,7 @@ def test_any_text_gives_ids_without_specials(tokenizer: Tokenizer, text: str) ->
 
 
 def test_half_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> None:
-    # SentencePiece raises on them.
+    # SentencePiece raises an error for them.
     assert tokenizer.encode("house \ud800 bird") == tokenizer.encode("house \ufffd bird")
     assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")
 
@@ -111,8 +114,8 @@ def test_decode_never_fails_and_never_breaks_the_line(tokenizer: Tokenizer) -> N
         text.encode("utf-8")
 
 
-def test_decode_of_bytes(tokenizer: Tokenizer) -> None:
-    # Byte fallback can produce the byte of a line break: one translation would become two lines.
+def test_decode_replaces_invalid_bytes_and_line_breaks(tokenizer: Tokenizer) -> None:
+    # Byte fallback can produce the byte of a line break, which would split a translation into two lines.
     byte = {int(tokenizer.subword(id)[3:5], 16): id for id in range(4, 260)}
     for broken in ("\n", "\r", "\x0b", "\x85", "\u2028", "\u2029", "\x1e"):
         ids = [byte[value] for value in f"a{broken}b".encode()]
@@ -121,7 +124,7 @@ def test_decode_of_bytes(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([byte[ord("a")], byte[ord("\t")]]) == "a\t"
 
 
-def test_decode_skips_special_and_foreign_ids(tokenizer: Tokenizer) -> None:
+def test_decode_skips_special_and_unknown_ids(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("the green house")
     assert tokenizer.decode([BOS_ID, *ids, EOS_ID, PAD_ID, 380, 10**9, -1]) == "the green house"
     assert tokenizer.decode(torch.tensor(ids)) == "the green house"
@@ -162,7 +165,7 @@ def test_vocabulary_too_small_names_the_smallest(lines: list[str], options: Toke
     assert train_tokenizer(lines, replace(options, vocab_size=smallest)).vocabulary_size == smallest
 
 
-def test_nothing_to_learn_from(options: TokenizerOptions) -> None:
+def test_text_without_usable_lines_is_refused(options: TokenizerOptions) -> None:
     for lines in ([], ["", "  "], ["x" * (MAX_TRAINING_LINE_BYTES + 1)]):
         with pytest.raises(InputError, match="no text of the source side to learn from"):
             train_tokenizers(lines, ["text"], replace(options, joint=False))
@@ -171,17 +174,12 @@ def test_nothing_to_learn_from(options: TokenizerOptions) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"kind": "word"},
-        {"normalization": "nfkc"},
-        {"vocab_size": 0},
-        {"character_coverage": 0.5},
-        {"sample_lines": 0},
         {"user_symbols": ["<s>"]},
         {"user_symbols": ["a b"]},
         {"user_symbols": ["a", "a"]},
     ],
 )
-def test_option_ranges(bad: dict[str, Any]) -> None:
+def test_impossible_user_symbols_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"tokenizer\.{next(iter(bad))}"):
         TokenizerOptions(**bad)
 
@@ -213,7 +211,7 @@ def test_sampled_encoding_takes_any_text(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_checkpoint_round_trip(joint: bool, toy_pairs: Pairs, tmp_path: Path) -> None:
+def test_a_checkpoint_restores_the_tokenizers(joint: bool, toy_pairs: Pairs, tmp_path: Path) -> None:
     source, target = ([pair[side] for pair in toy_pairs(300)] for side in (0, 1))
     tokenizers = train_tokenizers(source, target, TokenizerOptions(vocab_size=320, joint=joint))
     assert tokenizers.joint is joint
@@ -226,7 +224,7 @@ def test_checkpoint_round_trip(joint: bool, toy_pairs: Pairs, tmp_path: Path) ->
     assert pickle.loads(pickle.dumps(tokenizers.target)).digest == tokenizers.target.digest
 
 
-def test_foreign_checkpoint_entries(tokenizer: Tokenizer) -> None:
+def test_malformed_checkpoint_entries_are_refused(tokenizer: Tokenizer) -> None:
     good = Tokenizers(tokenizer, tokenizer).to_checkpoint()
     source = good["source"]
     for entry, message in (
@@ -238,3 +236,31 @@ def test_foreign_checkpoint_entries(tokenizer: Tokenizer) -> None:
     ):
         with pytest.raises(InputError, match=message):
             Tokenizers.from_checkpoint(good | {"source": entry})
+
+
+def test_the_models_of_a_preprocessed_folder_can_be_reused(tmp_path: Path) -> None:
+    sizes = {"num_train": 200, "num_dev": 5, "num_test": 5}
+    first = preprocess(DemoCorpus(**sizes, preprocessed=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
+    model = str(first.folder / "tokenizer" / "source.model")
+    other = DemoCorpus(**sizes, seed=2, preprocessed=str(tmp_path / "second"))
+    second = preprocess(other, TokenizerFiles(model, model))
+    assert second.tokenizers.digest == first.tokenizers.digest
+    assert second.tokenizers.joint
+    assert second.fingerprint != first.fingerprint
+
+
+def test_the_preprocessed_folder_depends_on_the_models_and_not_on_their_paths(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (TokenizerFiles(str(tmp_path / name), str(tmp_path / name)) for name in "abc")
+    corpus = DemoCorpus()
+    assert preprocessed_folder(corpus, a) == preprocessed_folder(corpus, b) != preprocessed_folder(corpus, c)
+
+
+def test_missing_and_invalid_models_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "source.model").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"sourc\.model: no such file; did you mean .*source\.model"):
+        TokenizerFiles(str(tmp_path / "sourc.model"), str(tmp_path / "source.model")).read()
+    broken = str(tmp_path / "source.model")
+    with pytest.raises(InputError, match=r"tokenizer\.source=.*source\.model .*not a SentencePiece model"):
+        TokenizerFiles(broken, broken).read()
