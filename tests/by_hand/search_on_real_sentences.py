@@ -1,11 +1,11 @@
-"""Holds the search of a trained checkpoint against the plain oracle and against itself in other batches.
+"""Compare the search of a trained checkpoint with the plain oracle, and with itself in other batches.
 
   python tests/by_hand/search_on_real_sentences.py runs/x/best.pt dev.en 500 20
 
-Prints how many of the first N lines agree (fp32, the recorded decoding). Two results agree where their token ids are
-equal or their scores differ by less than 1e-5. The oracle looks at each hypothesis's best 2K tokens, all that search
-can take, and for the first 20 lines at the whole vocabulary, which takes far longer. Run by hand, since it needs a
-real checkpoint and real text.
+The script prints how many of the first N lines (here 500) agree, in fp32 with the recorded search options. Two results
+agree if their token ids are equal or their scores differ by less than 1e-5. The oracle searches the best 2K tokens of
+each hypothesis, which are all that search can select, and for the first lines (here 20) the whole vocabulary, which
+takes far longer. The script is run by hand, because it needs a trained checkpoint and real text.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.seq2seq import Seq2Seq
 
 TOLERANCE = 1e-5
-Pair = tuple[tuple[int, ...], float, tuple[int, ...], float]  # tokens and score, and those they are held against
+Pair = tuple[
+    tuple[int, ...], float, tuple[int, ...], float
+]  # tokens and score, and the tokens and score that they are compared with
 
 
 class BestTokens:
-    """The model with all but each hypothesis's best tokens ruled out, which search could not take: 2K of those that may
-    come. The oracle, which makes an object of every candidate, is then some thousand times as fast.
+    """A model in which all but the best `count` possible tokens of each hypothesis have probability 0.
+
+    With 2K tokens, search cannot select any other. The oracle makes an object of every candidate, so this makes it
+    about a thousand times as fast.
     """
 
     def __init__(self, model: Seq2Seq, count: int, suppressed: Sequence[int]) -> None:
@@ -56,7 +60,7 @@ class BestTokens:
         return log_probs_BKV.masked_fill(log_probs_BKV < lowest_BK1, -torch.inf), attention_BKS, state
 
 
-def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
+def main(checkpoint: str, text: str, count: int, num_with_vocabulary: int) -> None:
     loaded = load_model(checkpoint, torch.device("cpu"))
     model, translator = loaded.model.eval(), Translator.from_loaded([loaded], "fp32", batch_size=8)
     translator_module.CHUNK_BATCHES, translator_module.SMALLEST_CHUNK = 3, 1
@@ -75,28 +79,28 @@ def main(checkpoint: str, text: str, count: int, count_whole: int) -> None:
     others = {
         "batch size 1": found_by(sources, 1),
         "batch size 3": found_by(sources, 3),
-        "the engine": found_by(sources, 32, translator.search_model),
+        "inference copy": found_by(sources, 32, translator.search_model),
     }
     for name, hypotheses in others.items():
         pairs = zip(reference, hypotheses, strict=True)
         report(name, [(one.tokens, one.score, other.tokens, other.score) for one, other in pairs])
-    report(f"shuffled, in windows of {translator.chunk_lines} lines", in_both_orders(translator, lines))
+    report(f"shuffled, in chunks of {translator.chunk_lines} lines", in_both_orders(translator, lines))
 
     few = BestTokens(model, 2 * options.beam_size, suppressed)
-    for name, asked, number in (("best tokens", few, count), ("the whole vocabulary", model, count_whole)):
+    for name, searched, number in (("best tokens", few, count), ("the whole vocabulary", model, num_with_vocabulary)):
         start, compared = time.monotonic(), []
         for source, hypothesis in zip(progress_bar(sources[:number], unit=" lines"), reference, strict=False):
             with torch.inference_mode():
-                paths, _ = oracle_search(asked, source[:-1], options, suppressed)  # it adds EOS itself
+                paths, _ = oracle_search(searched, source[:-1], options, suppressed)  # it adds EOS itself
             compared.append((hypothesis.tokens, hypothesis.score, tuple(paths[0].tokens), paths[0].score(options)))
         report(f"the oracle over {name}, {time.monotonic() - start:.0f} s", compared)
 
 
 def in_both_orders(translator: Translator, lines: list[str]) -> list[Pair]:
-    """The lines translated in their order and in a random one, both line by line of the former.
+    """Translate the lines in their order and in a random order, and return both results in the order of `lines`.
 
-    In many windows: each is sorted by length, so in one alone the order would say nothing, while in many a line meets
-    others in each order.
+    There must be many chunks. A chunk is sorted by length, so the order of lines within a chunk has no effect, but it
+    decides which lines share a chunk.
     """
     assert len(lines) > 4 * translator.chunk_lines, "too few lines for an order to matter"
     shuffled = random.Random(1).sample(range(len(lines)), len(lines))

@@ -1,4 +1,4 @@
-"""Makes this folder's oracle and stub models importable by name."""
+"""Make this folder's oracle and stub models importable by name."""
 
 import sys
 from pathlib import Path

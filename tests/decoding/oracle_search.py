@@ -1,7 +1,7 @@
-"""Beam search once more, slow and obvious: one sentence, one hypothesis, one token at a time.
+"""A slow and obvious beam search, the oracle of the tests: one sentence, one hypothesis, one token at a time.
 
-Written from the definitions, not from gnmt/decoding; tests hold both against each other. `enumerate_all` is
-the search that cannot go wrong: every sequence up to the limit.
+It is written from the definitions, independently of gnmt/decoding, and tests compare the two. `enumerate_all` is an
+exhaustive search over every sequence up to the length limit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLOOR = 1e-6
 
 @dataclass
 class Path:
-    """One hypothesis with all its attention, and the decoder's state after it."""
+    """A hypothesis with all its attention, and the decoder's state after its last token."""
 
     state: DecoderState
     tokens: list[int] = field(default_factory=list)
@@ -45,13 +45,13 @@ def limit_of(num_source_tokens: int, options: SearchOptions, num_prefix_tokens: 
 
 
 def has_repeats(tokens: list[int], size: int) -> bool:
-    """Whether the last `size` tokens stood somewhere before."""
+    """Return True if the last `size` tokens occur earlier too."""
     grams = [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
     return grams != [] and grams[-1] in grams[:-1]
 
 
 def continuations(model, path: Path, memory: Memory, suppressed: tuple[int, ...]) -> list[Path]:
-    """The path with each possible next token, in order of token id."""
+    """Return the path extended by each possible next token, in order of token id."""
     last = path.tokens[-1] if path.tokens else BOS_ID
     log_probs, attention, state = model.step(torch.tensor([[last]]), path.state, memory)
     seen = [*path.attention, attention[0, 0].tolist()] if attention is not None else []
@@ -65,7 +65,7 @@ def continuations(model, path: Path, memory: Memory, suppressed: tuple[int, ...]
 def oracle_search(
     model, sentence: list[int], options: SearchOptions, suppressed: tuple[int, ...] = (), prefix: tuple[int, ...] = ()
 ) -> tuple[list[Path], bool]:
-    """(the best n_best results, best first; whether they finished)."""
+    """Return the n_best results, the best first, and whether they finished."""
     memory, limit, start = _begin(model, sentence, options, len(prefix))
     beam = options.beam_size
     active, finished = [start], []
@@ -114,7 +114,7 @@ def _stops(active: list[Path], finished: list[Path], limit: int, options: Search
 
 
 def enumerate_all(model, sentence: list[int], options: SearchOptions, suppressed: tuple[int, ...] = ()) -> list[Path]:
-    """Every finished sequence within the limit, the best first."""
+    """Return every finished sequence within the length limit, the best first."""
     memory, limit, start = _begin(model, sentence, options)
     active, finished = [start], []
     for _ in range(limit):

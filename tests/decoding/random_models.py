@@ -1,6 +1,6 @@
-"""A hypothesis strategy for small random models of every architecture, with every keyword that search can see.
+"""A Hypothesis strategy for small random models of every architecture, with every keyword that affects search.
 
-Left out are dropout in all its forms, which evaluation switches off, and what only initializes.
+Dropout, which evaluation switches off, and keywords of initialization are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 VOCABULARY_SIZE = 9
 WIDTH = 6
 ENCODERS = ("lstm", "transformer", "convolutional")
-DECODERS = ("lstm", "lstm", "lstm", "top", "plain", "transformer", "convolutional")  # GNMT's own most often
+DECODERS = ("lstm", "lstm", "lstm", "top", "plain", "transformer", "convolutional")  # GNMT's decoder most often
 
 booleans = st.booleans()
 positions = st.sampled_from([None, 64])
@@ -33,7 +33,7 @@ def has_attention(model: Seq2Seq) -> bool:
 
 @st.composite
 def models(draw):
-    """A Seq2Seq in fp64, so that nothing hangs on the last digit of a sum."""
+    """Draw a Seq2Seq in fp64, so that no result depends on the last digit of a sum."""
     torch.manual_seed(draw(st.integers(0, 1000)))
     decoder_kind = draw(st.sampled_from(DECODERS))
     num_layers, cell = draw(st.sampled_from([2, 3, 1])), draw(cells)

@@ -1,4 +1,4 @@
-"""Small models with known probabilities, for search to be tested on."""
+"""Small models with known probabilities for tests of search."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NUM_HISTORIES = 211
 
 
 def searched(model, sentences: Sequence[Sequence[int]], options: SearchOptions, **settings) -> list[list[Hypothesis]]:
-    """The hypotheses that search finds for each sentence, which has no EOS yet."""
+    """Search the sentences, given without EOS, and return the hypotheses of each."""
     sources = [[*sentence, EOS_ID] for sentence in sentences]
     return [result.hypotheses for result in search(model, sources, options, device=CPU, **settings)]
 
 
 def batch_of(sentences: Sequence[Sequence[int]], width: int = 0) -> Tokens:
-    """Rows of ids, EOS added, padded to the longest or to `width`."""
+    """Return rows of ids with EOS added, padded to the longest or to `width`."""
     rows = [[*sentence, EOS_ID] for sentence in sentences]
     width = max(width, *(len(row) for row in rows))
     ids = torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
@@ -33,7 +33,7 @@ def batch_of(sentences: Sequence[Sequence[int]], width: int = 0) -> Tokens:
 
 
 class HistoryModel(nn.Module):
-    """The next token depends on the source and on everything said so far, by way of a hash of it.
+    """A model whose next token depends on a hash of the source and of all tokens so far.
 
     log_probs_RV: one row of log-probabilities for each of R kinds of history. attention_RS: energies likewise,
     or None for a model without attention. `calls` records the shapes that `step` was called with.
@@ -80,7 +80,7 @@ class HistoryModel(nn.Module):
 
 
 def assert_forced(model, some, found, options):
-    """Every reported score is the forced score of its ids, within what gnmt/decoding/scoring.py promises."""
+    """Assert that every reported score is the force-decoding score of its ids, within the documented tolerance."""
     pairs = [
         (sentence, hypothesis) for sentence, hypotheses in zip(some, found, strict=True) for hypothesis in hypotheses
     ]
@@ -98,9 +98,9 @@ def assert_forced(model, some, found, options):
 
 
 class MarkovModel(nn.Module):
-    """The next token depends on the last one alone: probabilities by hand, {last: {next: probability}}.
+    """A model whose next token depends on the last one alone, by a table {last: {next: probability}}.
 
-    What is not named has probability 0. Attention: uniform over the real source tokens.
+    Transitions that are not named have probability 0. Attention is uniform over the real source tokens.
     """
 
     max_source_tokens: int | None = None
@@ -127,7 +127,7 @@ class MarkovModel(nn.Module):
 
 
 class CopyModel(nn.Module):
-    """Says the source tokens one after another and then EOS, with some uncertainty; attention on the copied token."""
+    """A model that copies the source tokens and then EOS, not quite certain, with attention on the copied token."""
 
     max_source_tokens: int | None = None
 

@@ -1,4 +1,4 @@
-"""From attention over pieces to alignments of words."""
+"""Attention between subwords is summed to alignments of words."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokenizers() -> Tokenizers:
 
 @pytest.fixture
 def copy(tokenizers, monkeypatch):
-    """copy(line): a translation that says the line again, each piece looking at its own."""
+    """Return copy(line): the translation that repeats the line, each subword attending to itself."""
     monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
     translator = Translator(
         CopyModel(tokenizers.source.vocabulary_size), tokenizers, SearchOptions(), FP32, max_source_tokens=60
@@ -56,7 +56,7 @@ def copy(tokenizers, monkeypatch):
     ],
 )
 def test_a_copy_aligns_each_word_with_itself(copy, tokenizers, line):
-    """Numbers are those of the words of the line as it was given, and of the translation's text."""
+    """Indices count the words of the line as given, and of the translation's text."""
     translation = copy(line)
     source_words, target_words = line.split(), translation.text.split()
     pairs = word_alignment(tokenizers, line, translation)
@@ -84,11 +84,11 @@ def translated(tokenizers, source, target, attention):
     return Translation(target, -1.0, tokens, (attention_TS,), source_tokens=source_tokens)
 
 
-def test_sums_over_pieces_ends_and_ties_by_hand(tokenizers):
-    """Source: 3 pieces of one word, 1 of another, EOS. The larger sum wins, the first of equal ones, EOS never."""
+def test_sums_over_subwords_eos_and_ties_by_hand(tokenizers):
+    """The source has words of 3 and 1 subwords, and EOS. The larger sum wins, the first of equal ones, never EOS."""
     source, target = "Ω dog", "the dog"
-    pieces = tokenizers.source.subwords(tokenizers.source.encode(source))
-    assert pieces == ["▁", "<0xCE>", "<0xA9>", "▁dog"]
+    subwords = tokenizers.source.subwords(tokenizers.source.encode(source))
+    assert subwords == ["▁", "<0xCE>", "<0xA9>", "▁dog"]
     assert len(tokenizers.target.encode(target)) == 2
     one = translated(
         tokenizers, source, target, [[0.1, 0.1, 0.2, 0.3, 0.3], [0.1, 0.1, 0.05, 0.25, 0.5], [0.0, 0.0, 0.0, 1.0, 0.0]]
@@ -99,14 +99,14 @@ def test_sums_over_pieces_ends_and_ties_by_hand(tokenizers):
     assert word_alignment(tokenizers, source, nowhere) == [(1, 1)]
 
 
-def test_a_target_word_has_the_mean_over_its_pieces(tokenizers):
+def test_a_target_word_has_the_mean_over_its_subwords(tokenizers):
     source, target = "the dog", "Ω"
     one = translated(tokenizers, source, target, [[0.8, 0.2, 0.0], [0.0, 0.6, 0.4], [0.1, 0.7, 0.2], [0.0, 0.0, 1.0]])
     torch.testing.assert_close(word_attention(tokenizers, source, one), torch.tensor([[0.3, 0.5]]))
     assert word_alignment(tokenizers, source, one) == [(1, 0)]
 
 
-def test_words_of_a_cut_line_keep_their_numbers(copy, tokenizers):
+def test_words_of_a_cut_line_keep_their_indices(copy, tokenizers):
     line = " ".join(LINES * 3)
     translation = copy(line)
     assert translation.source_tokens.count(EOS_ID) > 1
@@ -114,8 +114,8 @@ def test_words_of_a_cut_line_keep_their_numbers(copy, tokenizers):
     assert draw_alignment(tokenizers, translation) is None
 
 
-def in_pieces(tokenizers, line, row_counts, column_counts, seed=1):
-    """The line, said again, with random attention in pieces of so many tokens."""
+def in_segments(tokenizers, line, row_counts, column_counts, seed=1):
+    """Return a translation that repeats the line, with random attention in segments of the given lengths."""
     generator = torch.Generator().manual_seed(seed)
     source_tokens, tokens = (tuple(side.encode(line)) for side in (tokenizers.source, tokenizers.target))
     attentions = [torch.rand(*shape, generator=generator) for shape in zip(row_counts, column_counts, strict=True)]
@@ -124,14 +124,14 @@ def in_pieces(tokenizers, line, row_counts, column_counts, seed=1):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_pieces_give_what_the_matrix_of_the_whole_line_gives(tokenizers, seed):
-    """Wherever the cuts are, through words too."""
+def test_segments_give_the_alignment_of_the_matrix_of_the_whole_line(tokenizers, seed):
+    """Segments may end anywhere, within words too."""
     line = " ".join(LINES)
     length = len(tokenizers.source.encode(line))
     cuts = [sorted(torch.randperm(length - 1, generator=torch.Generator().manual_seed(side * 100 + seed))[:3] + 1)
             for side in (0, 1)]  # fmt: skip
-    counts = [[int(end - begin) for begin, end in pairwise([0, *places, length])] for places in cuts]
-    translation = in_pieces(tokenizers, line, *counts, seed=seed)
+    counts = [[int(end - begin) for begin, end in pairwise([0, *positions, length])] for positions in cuts]
+    translation = in_segments(tokenizers, line, *counts, seed=seed)
     words = words_of_target(tokenizers.target, translation.tokens)
     one_hot_TW = torch.stack([torch.tensor([word == of for of in range(len(words.texts))]) for word in words.of_token])
     of_word_TW = one_hot_TW.float()
@@ -139,18 +139,18 @@ def test_pieces_give_what_the_matrix_of_the_whole_line_gives(tokenizers, seed):
     torch.testing.assert_close(word_attention(tokenizers, line, translation), expected_WW)
     pairs = word_alignment(tokenizers, line, translation)
     assert [target for _, target in sorted(pairs, key=lambda pair: pair[1])] == list(range(len(words.texts)))
-    cut_words = {words.of_token[place] for places in cuts for place in places}
+    cut_words = {words.of_token[position] for positions in cuts for position in positions}
     for source, target in pairs:
         if not {source, target, int(expected_WW[target].argmax())} & cut_words:
             assert source == expected_WW[target].argmax()
 
 
-def test_a_long_line_in_pieces_never_has_a_matrix_of_all_its_words(tokenizers, monkeypatch):
-    """One line of 48,000 tokens asked for 9 GB, and ended a job, and each attempt to go on with it, in a traceback."""
+def test_a_long_line_in_segments_never_has_a_matrix_of_all_its_words(tokenizers, monkeypatch):
+    """A line of 48,000 tokens needed 9 GB, which ended a job, and each attempt to resume it, in a traceback."""
     line = " ".join(["the small dog sees a red house"] * 4_000)
     length = len(tokenizers.source.encode(line))
     counts = [50] * (length // 50) + [length % 50] * (length % 50 > 0)
-    translation = in_pieces(tokenizers, line, counts, counts)
+    translation = in_segments(tokenizers, line, counts, counts)
     assert length > 25_000
     largest = []
     zeros = torch.zeros
@@ -165,7 +165,7 @@ def test_blank_lines_align_nothing(copy, tokenizers, line):
     assert word_alignment(tokenizers, line, copy(line)) == []
 
 
-def test_without_attention_there_is_a_message(tokenizers):
+def test_a_translation_without_attention_is_refused(tokenizers):
     one = Translation("the dog", -1.0, (*tokenizers.target.encode("the dog"), EOS_ID), source_tokens=(5, EOS_ID))
     with pytest.raises(InputError, match="attention=True"):
         word_alignment(tokenizers, "the dog", one)

@@ -1,4 +1,4 @@
-"""Several models that search sees as one."""
+"""An ensemble of several models searches as one model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def without_gradients():
 
 
 def seq2seq(seed, hidden_size, num_layers=2):
-    """A random GNMT over 9 source and 11 target pieces."""
+    """Return a random GNMT with 9 source and 11 target subwords."""
     torch.manual_seed(seed)
     encoder = LSTMEncoder(5, hidden_size, 2)
     attention = AdditiveAttention(hidden_size, encoder.output_size, 4)
@@ -40,7 +40,7 @@ def seq2seq(seed, hidden_size, num_layers=2):
 
 
 def first_step(model):
-    """Log-probabilities and attention of the step behind BOS."""
+    """Return log-probabilities and attention of the step after BOS."""
     memory = model.encode(batch_of(SENTENCES))
     tokens_BK = torch.full((len(SENTENCES), 1), BOS_ID)
     return model.step(tokens_BK, model.start(memory, 1), memory)[:2]
@@ -70,7 +70,7 @@ def test_means_by_hand():
 
 @pytest.mark.parametrize("mean", ["log_probs", "probabilities"])
 def test_members_of_other_sizes_stay_apart_through_every_reordering(mean):
-    """Each hypothesis' probability is the mean that its members, asked alone and token by token, give its tokens."""
+    """A hypothesis has the mean of the probabilities that its members, run separately, give its tokens."""
     members = [seq2seq(1, 6), seq2seq(2, 7, num_layers=3), HistoryModel.random(3, vocabulary_size=11)]
     together = Ensemble(members, mean)
     for sentence, hypotheses in zip(SENTENCES, searched(together, SENTENCES, OPTIONS, batch_size=3), strict=True):
@@ -117,7 +117,7 @@ def test_an_unknown_mean_is_refused():
 
 @pytest.fixture
 def shelf(monkeypatch):
-    """Checkpoints by name: a and b with the same tokenizers, c with others."""
+    """Make checkpoints loadable by name: a and b with equal tokenizers, c with others."""
     lines = ["the dog sees a house", "a red house and the old man"]
     first, second = (
         train_tokenizers(lines, lines, TokenizerOptions(vocab_size=size, byte_fallback=False)) for size in (24, 26)
@@ -132,7 +132,7 @@ def shelf(monkeypatch):
     monkeypatch.setattr(ensemble_module, "load_model", lambda path, device, trusted, weights: contents[str(path)])
 
 
-def test_checkpoints_with_the_same_pieces_go_together(shelf):
+def test_only_checkpoints_with_equal_tokenizers_form_an_ensemble(shelf):
     assert len(load_members(["a.pt", "b.pt"], torch.device("cpu"))) == 2
     assert len(load_members("a.pt", torch.device("cpu"))) == 1
     with pytest.raises(InputError, match=r"checkpoint c\.pt has other tokenizers than a\.pt.*tokenizer=existing"):
@@ -141,8 +141,8 @@ def test_checkpoints_with_the_same_pieces_go_together(shelf):
         load_members([], torch.device("cpu"))
 
 
-def test_an_end_that_one_member_never_says_is_never_said():
-    """A product of experts: what has probability 0 for one has it for all; a mixture still ends."""
+def test_eos_that_is_impossible_for_one_member_is_impossible_in_a_product():
+    """In a product of experts a token impossible for one member is impossible; a mixture still ends."""
     free, endless = HistoryModel.random(1), HistoryModel.random(2)
     free.log_probs_RV[:, EOS_ID] += 4.0
     endless.log_probs_RV[:, EOS_ID] = -torch.inf

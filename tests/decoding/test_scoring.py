@@ -1,4 +1,4 @@
-"""Equation 14 by hand, and forced scoring."""
+"""Equation 14 and force-decoding scores, computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ A, B, C = 4, 5, 6
 
 
 def targets(*sentences):
-    """BOS and the given ids, padded."""
+    """Return BOS and the given ids, padded."""
     width = max(len(sentence) for sentence in sentences) + 1
     rows = [[BOS_ID, *sentence] + [PAD_ID] * (width - 1 - len(sentence)) for sentence in sentences]
     return Tokens(torch.tensor(rows), torch.tensor([len(sentence) + 1 for sentence in sentences]))
@@ -38,7 +38,7 @@ def test_length_penalty_by_hand(length, alpha, constant, expected):
 
 
 def test_coverage_penalty_by_hand():
-    """Sums above 1 count as 1, sums of 0 as the floor, padding not at all, whatever lies there."""
+    """Sums above 1 count as 1, sums of 0 as the floor, and padding not at all."""
     coverage = torch.tensor([[0.5, 2.0, 0.25, 0.0], [0.0, 1.0, 1.0, 1.0], [1.0, 1.5, 9.0, 1.0]])
     mask = torch.tensor([[True, True, True, False], [True, True, True, True], [True, True, True, True]])
     expected = [0.2 * (math.log(0.5) + math.log(0.25)), 0.2 * math.log(COVERAGE_FLOOR), 0.0]
@@ -58,7 +58,7 @@ def test_score_is_their_sum_and_ignores_coverage_at_beta_0():
         score(log_prob, lengths, None, mask, options)
 
 
-def test_forced_scores_by_hand():
+def test_force_decoding_scores_by_hand():
     """|Y| counts EOS and not BOS; attention of this model is uniform over 2 source tokens, EOS included."""
     model = MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {B: 0.25, EOS_ID: 0.75}, B: {A: 0.5, EOS_ID: 0.5}})
     options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.1)
@@ -69,16 +69,16 @@ def test_forced_scores_by_hand():
     torch.testing.assert_close(found.score_B, torch.tensor([sum(logs[0]) / (7 / 6), sum(logs[1]) / (8 / 6)]))
 
 
-def test_an_unfinished_translation_counts_the_tokens_it_has():
+def test_an_unfinished_translation_counts_its_tokens_without_eos():
     model = HistoryModel.random(3)
     options = SearchOptions(length_penalty_alpha=1.0, coverage_beta=0.0)
     found = force_decode(model, batch_of([[A]]), targets([A, B, C]), options)
     torch.testing.assert_close(found.score_B, found.log_prob_B / (8 / 6))
 
 
-def test_forced_scores_do_not_depend_on_neighbors():
+def test_force_decoding_scores_do_not_depend_on_the_batch():
     model = HistoryModel.random(5)
-    long = [A + place % 4 for place in range(69)] + [EOS_ID]
+    long = [A + position % 4 for position in range(69)] + [EOS_ID]
     options = SearchOptions(coverage_beta=0.3)
     both = force_decode(model, batch_of([[A, B, C], [A]]), targets(long, [B, EOS_ID]), options)
     alone = force_decode(model, batch_of([[A]]), targets([B, EOS_ID]), options)
@@ -88,8 +88,8 @@ def test_forced_scores_do_not_depend_on_neighbors():
 
 
 @pytest.mark.parametrize("query", ["current", "previous"])
-def test_forced_scores_are_those_of_teacher_forcing(query):
-    """Token by token, as search goes, or the whole target at once, as training does: the same sums."""
+def test_force_decoding_scores_are_those_of_teacher_forcing(query):
+    """Decoder steps, as in search, give the same sums as teacher forcing, as in training."""
     torch.manual_seed(4)
     encoder = LSTMEncoder(6, 8, 2)
     decoder = GNMTDecoder(6, 8, 3, AdditiveAttention(8, encoder.output_size, 5), query=query)

@@ -1,4 +1,4 @@
-"""Forced scores of given translations: by text and by ids, one by one and in batches."""
+"""Force-decoding scores of given translations: as text and as ids, alone and in batches."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def translator(tokenizers, monkeypatch):
     return Translator(model, tokenizers, OPTIONS, FP32)
 
 
-def test_the_score_that_search_reports_is_the_forced_score_of_its_ids(translator):
-    """Of every hypothesis, also of those that the length limit cut off, whatever else is scored beside it."""
+def test_the_score_that_search_reports_is_the_force_decoding_score_of_its_ids(translator):
+    """This holds for every hypothesis, including unfinished ones, in any batch."""
     translations = translator.translate(LINES, n_best=3)
     pairs = [
         (line, one.tokens) for line, best in zip(LINES, translations, strict=True) for one in (best, *best.alternatives)
@@ -64,7 +64,7 @@ def test_the_score_that_search_reports_is_the_forced_score_of_its_ids(translator
             assert sum(found.token_log_probs) == pytest.approx(found.log_prob, abs=tolerance)
 
 
-def test_text_is_cut_anew_and_ended_with_eos(translator, tokenizers):
+def test_text_is_tokenized_and_ended_with_eos(translator, tokenizers):
     [found] = translator.score([("the dog.", "a house.")])
     assert list(found.tokens) == [*tokenizers.target.encode("a house."), EOS_ID]
     assert len(found.token_log_probs) == len(found.tokens)
@@ -72,8 +72,8 @@ def test_text_is_cut_anew_and_ended_with_eos(translator, tokenizers):
     assert by_ids == found
 
 
-def test_blank_sides(translator, tokenizers):
-    """A blank target is EOS alone, a blank source too; the empty translation of a blank line has nothing to score."""
+def test_blank_sources_and_targets_have_scores(translator, tokenizers):
+    """A blank text is EOS alone on both sides; the empty translation of a blank line scores 0."""
     no_text, no_source, nothing, neither = translator.score([("the dog.", " "), ("", "a house."), ("", ()), ("", "")])
     model = translator.search_model
     memory = model.encode(batch_of([tokenizers.source.encode("the dog.")]))
@@ -84,13 +84,13 @@ def test_blank_sides(translator, tokenizers):
     assert (nothing.log_prob, nothing.score, nothing.tokens) == (0.0, 0.0, ())
 
 
-def test_a_cut_line_is_scored_piece_by_piece_as_it_was_translated(translator, tokenizers):
+def test_a_cut_line_is_scored_segment_by_segment_as_it_was_translated(translator, tokenizers):
     translator = Translator(CopyModel(50), tokenizers, SearchOptions(beam_size=2), FP32, max_source_tokens=20)
     line = " ".join(LINES[:3])
     [translated] = translator.translate([line])
     assert translated.source_tokens.count(EOS_ID) > 1
     [cut_off] = translator.translate([line], max_length_factor=0.5, max_length_offset=0)
-    assert not cut_off.finished  # so that no EOS shows where its parts end
+    assert not cut_off.finished  # so that no EOS marks the end of its segments
     for one, found in zip((translated, cut_off), translator.score([(line, translated), (line, cut_off)]), strict=True):
         assert found.tokens == one.tokens
         assert found.score == pytest.approx(one.score, abs=1e-5 * len(one.tokens))
@@ -102,7 +102,7 @@ def test_a_cut_line_is_scored_piece_by_piece_as_it_was_translated(translator, to
         translator.score([(line, translated)], line_numbers=[9])
 
 
-def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
+def test_ids_outside_the_vocabulary_are_refused(translator, tokenizers):
     size = tokenizers.target.vocabulary_size
     for wrong in (size, -1):
         with pytest.raises(
@@ -122,10 +122,10 @@ def test_ids_that_the_model_does_not_have_are_refused(translator, tokenizers):
         ([5, EOS_ID, 6, BOS_ID], (2, 2), f"a:1: tokens holds {BOS_ID}"),
     ],
 )
-def test_ids_that_no_search_writes_are_refused(translator, tokens, segment_lengths, message):
-    """They got a score, as if a search had written them."""
+def test_ids_that_no_search_produces_are_refused(translator, tokens, segment_lengths, message):
+    """They once got a score like any other."""
     line = " ".join(LINES[:2])
-    translator.max_source_tokens = len(translator.tokenizers.source.encode(line))  # without EOS: in two pieces
+    translator.max_source_tokens = len(translator.tokenizers.source.encode(line))  # without EOS: two segments
     translation = Translation("", 0.0, tuple(tokens), segment_lengths=segment_lengths)
     with pytest.raises(InputError, match=message):
         translator.score([(line, translation)], path="a")
@@ -144,7 +144,7 @@ ORIGIN = Origin("fp32", ("5a5a", "1b1b"))
 
 
 def scored(translator, path, given=(), checkpoints=()):
-    """The scores of what a file of translations holds, by line and rank."""
+    """Return the scores of a file of translations, by line and rank."""
     output = path.with_name("scores.jsonl")
     score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given, checkpoints)
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
@@ -152,7 +152,7 @@ def scored(translator, path, given=(), checkpoints=()):
 
 
 def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator, tokenizers, tmp_path):
-    """A search with other penalties than the recorded ones had other scores than score.py gave, and nothing said so.
+    """Scores of a search with other penalties than the recorded ones once differed from those of score.py, silently.
 
     Here the lines of two searches stand in one file, with one that names no penalties between them.
     """
@@ -197,12 +197,12 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
     ],
 )
 def test_scores_of_another_precision_or_other_models_are_a_warning(translator, tmp_path, caplog, made_with, warning):
-    """Other scores came out than search had reported, and nothing said why. It is said once, whatever follows."""
+    """Scores once differed from those that search had reported, without a reason. One warning names it."""
     path = tmp_path / "a.jsonl"
     own = {"precision": "fp32", "checkpoints": ["5a5a", "1b1b"]}
     entries = [
-        {"source": "a house.", **said, "translations": [{"tokens": [5, 3]}, {"tokens": [6, 3]}]}
-        for said in (own, made_with, made_with, {"precision": "bf16"} if warning else own)
+        {"source": "a house.", **made, "translations": [{"tokens": [5, 3]}, {"tokens": [6, 3]}]}
+        for made in (own, made_with, made_with, {"precision": "bf16"} if warning else own)
     ]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     assert len(scored(translator, path, checkpoints=("5a5a", "1b1b"))) == 8
@@ -231,7 +231,7 @@ def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
     ],
 )
 def test_tokens_that_cannot_be_scored_are_named_with_their_file(translator, tmp_path, translation, message):
-    """Of several files nobody could say whose line 2 it was."""
+    """The message once said `line 2` without the file."""
     path = tmp_path / "a.jsonl"
     entries = [{"source": "a house.", "translations": [one]} for one in ({"tokens": [5, 3]}, translation)]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
@@ -247,7 +247,7 @@ def test_tokens_that_cannot_be_scored_are_named_with_their_file(translator, tmp_
         ({"coverage_beta": "much"}, r'a\.jsonl:1: scoring is wrong: decoding\.coverage_beta: found "much"'),
     ],
 )
-def test_penalties_that_are_none_are_refused(translator, tmp_path, scoring, message):
+def test_malformed_penalties_are_refused(translator, tmp_path, scoring, message):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"source": "a house.", "scoring": scoring, "translations": [{"tokens": [5, 3]}]}))
     with pytest.raises(InputError, match=message):

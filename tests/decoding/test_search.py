@@ -1,4 +1,4 @@
-"""Beam search against enumeration, against the plain oracle, and the defects that other toolkits had."""
+"""Beam search equals enumeration and the plain oracle, and has no defect known from other toolkits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from stub_models import HistoryModel, MarkovModel, assert_forced, batch_of, sear
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.decoding.options import SearchOptions
 
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
 SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)  # keeps the oracle quick
 A, B, C, D = 4, 5, 6, 7
 
 
 def assert_same(hypotheses, expected, finished, options):
-    """Tokens equal, scores and attention close, entry for entry."""
+    """Assert that tokens are equal, and scores and attention close, hypothesis by hypothesis."""
     assert [list(hypothesis.tokens) for hypothesis in hypotheses] == [path.tokens for path in expected]
     for hypothesis, path in zip(hypotheses, expected, strict=True):
         assert hypothesis.finished == finished
@@ -35,7 +35,7 @@ def assert_same(hypotheses, expected, finished, options):
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("beta", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_beam_as_wide_as_the_language_finds_every_translation_in_order(alpha, beta, seed):
+def test_an_exhaustive_beam_finds_every_translation_in_order(alpha, beta, seed):
     model = HistoryModel.random(seed, vocabulary_size=7)  # three words and EOS
     options = SearchOptions(
         beam_size=3**4 * 4,  # so many candidates has the last step, so each of its EOS is among the best K
@@ -47,13 +47,13 @@ def test_a_beam_as_wide_as_the_language_finds_every_translation_in_order(alpha, 
         stop="exhausted",
     )
     sentences = [[4, 5], [6]]
-    found = searched(model, sentences, options, suppressed=BANNED, with_attention=True)
+    found = searched(model, sentences, options, suppressed=SUPPRESSED, with_attention=True)
     for hypotheses, sentence in zip(found, sentences, strict=True):
-        expected = enumerate_all(model, sentence, options, BANNED)
+        expected = enumerate_all(model, sentence, options, SUPPRESSED)
         assert len(expected) == sum(3**length for length in range(limit_of(len(sentence) + 1, options)))
         assert_same(hypotheses, expected, True, options)
     for n_best in (1, 3):
-        by_bound = searched(model, sentences, replace(options, stop="bound", n_best=n_best), suppressed=BANNED)
+        by_bound = searched(model, sentences, replace(options, stop="bound", n_best=n_best), suppressed=SUPPRESSED)
         for hypotheses, all_of_them in zip(by_bound, found, strict=True):
             assert [one.tokens for one in hypotheses] == [one.tokens for one in all_of_them[:n_best]]
 
@@ -83,27 +83,27 @@ def test_search_agrees_with_the_oracle(stop, beam, settings):
     options = replace(SHORT, beam_size=beam, stop=stop, **{"n_best": beam, **settings})
     for seed in (1, 2):
         model = HistoryModel.random(seed)
-        found = searched(model, SENTENCES, options, suppressed=BANNED, with_attention=True)
+        found = searched(model, SENTENCES, options, suppressed=SUPPRESSED, with_attention=True)
         for hypotheses, sentence in zip(found, SENTENCES, strict=True):
-            expected, finished = oracle_search(model, sentence, options, BANNED)
+            expected, finished = oracle_search(model, sentence, options, SUPPRESSED)
             assert_same(hypotheses, expected, finished, options)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_unfinished_hypotheses_are_those_of_the_oracle_best_first(beta):
-    """With coverage, the best by score is not the best by log P, in whose order the beam lies."""
+    """With coverage, the best by score is not the best by log P, which orders the beam."""
     model = HistoryModel.random(21)
     model.log_probs_RV[:, EOS_ID] = -math.inf
     options = replace(SHORT, coverage_beta=beta)
-    found = searched(model, SENTENCES, options, suppressed=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, options, suppressed=SUPPRESSED, with_attention=True)
     for hypotheses, sentence in zip(found, SENTENCES, strict=True):
-        expected, _ = oracle_search(model, sentence, options, BANNED)
+        expected, _ = oracle_search(model, sentence, options, SUPPRESSED)
         assert len(expected) == options.beam_size
         assert_same(hypotheses, expected, False, options)
 
 
 def test_search_agrees_with_the_oracle_where_values_tie():
-    """Sums of few dyadic numbers tie all the time; the lower parent and the lower token go first."""
+    """Sums of few dyadic numbers tie often; the lower parent and then the lower token come first."""
     generator = torch.Generator().manual_seed(3)
     for beam in (1, 2, 4):
         model = HistoryModel(-torch.randint(1, 5, (211, 12), generator=generator) / 4, None)
@@ -122,21 +122,21 @@ def test_search_agrees_with_the_oracle_where_values_tie():
 def test_beam_of_one_is_greedy(stop):
     options = replace(SHORT, beam_size=1, n_best=1, stop=stop)
     model = HistoryModel.random(7)
-    found = searched(model, SENTENCES, options, suppressed=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=SUPPRESSED)
     some_finished = 0
     for [hypothesis], sentence in zip(found, SENTENCES, strict=True):
         memory = model.encode(batch_of([sentence]))
         state, tokens = model.start(memory, 1), [BOS_ID]
         while tokens[-1] != EOS_ID and len(tokens) <= limit_of(len(sentence) + 1, options):
             log_probs, _, state = model.step(torch.tensor([tokens[-1:]]), state, memory)
-            log_probs[..., list(BANNED)] = -math.inf
+            log_probs[..., list(SUPPRESSED)] = -math.inf
             tokens.append(int(log_probs.argmax()))
         assert list(hypothesis.tokens) == tokens[1:]
         some_finished += hypothesis.finished
     assert some_finished > 0
 
 
-# Independence
+# Independence of other sentences
 
 
 def test_the_length_limit_is_that_of_the_sentence_itself():
@@ -148,7 +148,7 @@ def test_the_length_limit_is_that_of_the_sentence_itself():
     assert not any(hypotheses[0].finished for hypotheses in found)
 
 
-def test_a_limit_of_nothing_still_allows_one_token():
+def test_a_limit_of_0_still_allows_one_token():
     model = MarkovModel({BOS_ID: {A: 0.7, EOS_ID: 0.3}, A: {EOS_ID: 1.0}})
     options = SearchOptions(max_length_factor=0.0, max_length_offset=0)
     [[hypothesis]] = searched(model, [[A]], options)
@@ -158,7 +158,7 @@ def test_a_limit_of_nothing_still_allows_one_token():
 
 def test_done_sentences_leave_the_batch_and_the_beam_keeps_its_width():
     model = HistoryModel.random(13)
-    searched(model, SENTENCES, replace(SHORT, beam_size=3, n_best=3, stop="exhausted"), suppressed=BANNED)
+    searched(model, SENTENCES, replace(SHORT, beam_size=3, n_best=3, stop="exhausted"), suppressed=SUPPRESSED)
     rows = [num_rows for num_rows, _ in model.calls]
     assert {beam for _, beam in model.calls} == {3}
     assert rows == sorted(rows, reverse=True)
@@ -166,46 +166,47 @@ def test_done_sentences_leave_the_batch_and_the_beam_keeps_its_width():
     assert rows == [sum(limit >= length for limit in limits) for length in range(1, max(limits) + 1)]
 
 
-# What hypotheses own
+# Scores and attention of hypotheses
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize(
     "settings", [{}, {"coverage_beta": 1.0, "length_penalty_alpha": 1.0}, {"max_length_offset": 0}]
 )
-def test_every_reported_score_is_the_forced_score_of_its_tokens(beam, settings):
-    """Attention that is not re-ordered with its hypothesis (NVIDIA), a |Y| that counts BOS, unfinished ones scored
-    otherwise than finished ones: each shows here. Tokens, never text, are what is scored again."""
+def test_every_reported_score_is_the_force_decoding_score_of_its_tokens(beam, settings):
+    """This fails when attention is not reordered with its hypothesis (NVIDIA), when |Y| counts BOS, and when unfinished
+    hypotheses are scored by another formula. Tokens are scored again, not text.
+    """
     options = replace(SHORT, beam_size=beam, n_best=beam, **settings)
     model = HistoryModel.random(17)
-    found = searched(model, SENTENCES, options, suppressed=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=SUPPRESSED)
     assert {hypothesis.finished for some in found for hypothesis in some} >= {True}
     assert_forced(model, SENTENCES, found, options)
 
 
 def test_attention_has_a_row_for_each_token_and_a_column_for_each_real_source_token():
     model = HistoryModel.random(19)
-    found = searched(model, SENTENCES, SHORT, suppressed=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, SHORT, suppressed=SUPPRESSED, with_attention=True)
     for hypotheses, sentence in zip(found, SENTENCES, strict=True):
         for hypothesis in hypotheses:
             assert hypothesis.attention_TS.shape == (len(hypothesis.tokens), len(sentence) + 1)
             torch.testing.assert_close(hypothesis.attention_TS.sum(1), torch.ones(len(hypothesis.tokens)))
 
 
-def test_attention_is_kept_only_where_asked_for():
-    [[hypothesis, *_], *_] = searched(HistoryModel.random(19), SENTENCES, SHORT, suppressed=BANNED)
+def test_attention_is_recorded_only_on_request():
+    [[hypothesis, *_], *_] = searched(HistoryModel.random(19), SENTENCES, SHORT, suppressed=SUPPRESSED)
     assert hypothesis.attention_TS is None
 
 
 def test_finished_hypotheses_do_not_narrow_the_beam():
-    """With K = 2 and EOS the best first token, both A and B go on; frozen in the beam, EOS would push B out."""
+    """With K = 2 and EOS the best first token, both A and B stay active; EOS in the beam would displace B."""
     model = MarkovModel({BOS_ID: {EOS_ID: 0.5, A: 0.3, B: 0.2}, A: {C: 0.5, D: 0.5}, B: {EOS_ID: 1.0}})
     options = SearchOptions(beam_size=2, n_best=2, length_penalty_alpha=0.0, coverage_beta=0.0, stop="exhausted")
     [hypotheses] = searched(model, [[A]], options)
     assert [hypothesis.tokens for hypothesis in hypotheses] == [(EOS_ID,), (B, EOS_ID)]
 
 
-def test_an_end_outside_the_best_k_candidates_does_not_finish():
+def test_an_eos_candidate_outside_the_best_k_does_not_finish():
     model = MarkovModel({BOS_ID: {A: 0.5, B: 0.3, EOS_ID: 0.2}, A: {EOS_ID: 1.0}, B: {EOS_ID: 1.0}})
     options = SearchOptions(beam_size=2, n_best=2, length_penalty_alpha=0.0, coverage_beta=0.0, stop="exhausted")
     [hypotheses] = searched(model, [[A]], options)

@@ -1,4 +1,4 @@
-"""Search, ensembles and the engine with models whose state grows by step, or holds a window of steps."""
+"""Search, ensembles and inference copies work with decoder states that grow with each step or hold recent steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 CPU = torch.device("cpu")
 PIECES, WIDTH = 20, 16
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 OPTIONS = SearchOptions(beam_size=3, n_best=3, max_length_factor=1.0, max_length_offset=4)
 ENCODERS = {
     "transformer": lambda: TransformerEncoder(WIDTH, 2, 2, 24),
@@ -43,7 +43,7 @@ needs_int8 = pytest.mark.skipif(missing_for_int8(CPU) is not None, reason="no fa
 
 
 def model_of(encoder: str, decoder: str, seed: int = 1) -> Seq2Seq:
-    """Untrained, and far from uniform in what it says."""
+    """Return an untrained model whose distributions are far from uniform."""
     torch.manual_seed(seed)
     model = Seq2Seq(ENCODERS[encoder](), DECODERS[decoder](), PIECES, PIECES, WIDTH, init_range=0.6)
     return model.eval()
@@ -56,7 +56,7 @@ def random_sources(count: int, longest: int = 12) -> list[list[int]]:
 
 
 def found_by(model, sources, options=OPTIONS, **settings):
-    return search(model, sources, options, device=CPU, suppressed=BANNED, with_attention=True, **settings)
+    return search(model, sources, options, device=CPU, suppressed=SUPPRESSED, with_attention=True, **settings)
 
 
 def assert_equal(found, expected):
@@ -69,8 +69,8 @@ def assert_equal(found, expected):
 
 @every_pair
 @pytest.mark.parametrize("sampling", [False, True], ids=["beam", "sampled"])
-def test_a_sentence_does_not_depend_on_who_is_in_flight_with_it(encoder, decoder, sampling):
-    """Sentences of different ages share one state; its axis of steps must not let one see another's steps."""
+def test_a_sentence_does_not_depend_on_the_active_batch(encoder, decoder, sampling):
+    """Sentences with different numbers of steps share one state; none may attend to another's steps."""
     model, sources = model_of(encoder, decoder), random_sources(14)
     options = replace(OPTIONS, sampling=sampling, top_k=5 if sampling else None, seed=3)
     expected = found_by(model, sources, options, batch_size=1)
@@ -80,14 +80,14 @@ def test_a_sentence_does_not_depend_on_who_is_in_flight_with_it(encoder, decoder
 
 
 @every_pair
-def test_every_score_is_the_forced_score_of_its_tokens(encoder, decoder):
+def test_every_score_is_the_force_decoding_score_of_its_tokens(encoder, decoder):
     model, sources = model_of(encoder, decoder), random_sources(6)
     found = found_by(model, sources, batch_size=4)
     assert_forced(model, [source[:-1] for source in sources], [result.hypotheses for result in found], OPTIONS)
 
 
-def test_the_state_is_as_long_as_the_oldest_sentence_in_flight(monkeypatch):
-    """Without trimming, it would grow by one entry a step as long as sentences come: without end in a long file."""
+def test_the_state_is_as_long_as_the_oldest_active_sentence(monkeypatch):
+    """Without trimming, it would grow with every step of a long file."""
     model, widths = model_of("transformer", "transformer"), []
     step = model.step
 
@@ -104,7 +104,7 @@ def test_the_state_is_as_long_as_the_oldest_sentence_in_flight(monkeypatch):
 
 @pytest.mark.parametrize("mean", ["log_probs", "probabilities"])
 def test_different_architectures_translate_together(mean):
-    """Each member keeps its own state; alone in an ensemble, it says what it says alone."""
+    """Each member has its own state; an ensemble of one gives the results of its member."""
     members = [model_of(encoder, decoder, seed) for seed, (encoder, decoder) in enumerate((*PAIRS, ("lstm", "lstm")))]
     sources = random_sources(6)
     together = found_by(Ensemble(members, mean), sources, batch_size=1)
@@ -115,7 +115,7 @@ def test_different_architectures_translate_together(mean):
 
 
 def some_steps(model, num_steps: int = 5) -> torch.Tensor:
-    """Log-probabilities [steps, B, K, V] of given tokens with re-ordered beams, in the model's own precision."""
+    """Return log-probabilities [steps, B, K, V] of given tokens with reordered beams, in the model's precision."""
     generator = torch.Generator().manual_seed(3)
     rows = [row for row in random_sources(5) if len(row) > 1]
     width = max(map(len, rows))
@@ -135,7 +135,7 @@ def some_steps(model, num_steps: int = 5) -> torch.Tensor:
     ("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.3), pytest.param("int8", 0.3, marks=needs_int8)]
 )
 @torch.inference_mode()
-def test_the_engine_computes_what_the_model_computes(encoder, decoder, precision, tolerance):
+def test_an_inference_copy_computes_what_the_model_computes(encoder, decoder, precision, tolerance):
     model = model_of(encoder, decoder)
     fast = inference_copy(model, Precision(precision, CPU))
     expected, found = some_steps(model), some_steps(fast)
@@ -149,8 +149,8 @@ def test_the_engine_computes_what_the_model_computes(encoder, decoder, precision
 
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS[:2])
 @torch.inference_mode()
-def test_the_engine_takes_every_product(encoder, decoder):
-    """What it left alone, it would not speed up; normalized weights would be normalized anew at every step."""
+def test_an_inference_copy_replaces_every_product(encoder, decoder):
+    """A module left out would be no faster, and normalized weights would be normalized in every step."""
     precision = "fp32" if missing_for_int8(CPU) else "int8"
     fast = inference_copy(model_of(encoder, decoder), Precision(precision, CPU))
     kinds = {type(module).__name__ for module in fast.modules()}

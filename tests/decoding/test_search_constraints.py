@@ -1,4 +1,4 @@
-"""Forced prefixes, repeated n-grams and minimum length."""
+"""Search keeps prefixes, suppresses repeated n-grams, and holds the minimum length."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.decoding.beam import suppress_repeats
 from gnmt.decoding.options import SearchOptions
 
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
 PREFIXES = [[], [8, 8, 8], [4, 5, 6, 7, 8, 4, 5, 6, 7], [UNK_ID, 5], [7], [6, 5, 4, 7, 8], [5, 5]]
 SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)
 A, B, C = 4, 5, 6
 
 
-# Forced prefixes
+# Prefixes
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ A, B, C = 4, 5, 6
     ids=str,
 )
 def test_search_after_a_prefix_agrees_with_the_oracle(settings):
-    """One batch holds sentences without a prefix, with a short one, one with a suppressed id, one beyond the limit."""
+    """The prefixes are empty, short, with a suppressed id, and longer than the limit."""
     options = replace(SHORT, **settings)
     for seed in (1, 2):
         model = HistoryModel.random(seed)
-        found = searched(model, SENTENCES, options, suppressed=BANNED, prefixes=PREFIXES)
+        found = searched(model, SENTENCES, options, suppressed=SUPPRESSED, prefixes=PREFIXES)
         for hypotheses, sentence, prefix in zip(found, SENTENCES, PREFIXES, strict=True):
-            expected, finished = oracle_search(model, sentence, options, BANNED, tuple(prefix))
+            expected, finished = oracle_search(model, sentence, options, SUPPRESSED, tuple(prefix))
             assert [list(hypothesis.tokens) for hypothesis in hypotheses] == [path.tokens for path in expected]
             for hypothesis, path in zip(hypotheses, expected, strict=True):
                 assert list(hypothesis.tokens[: len(prefix)]) == prefix
@@ -73,8 +73,8 @@ def test_a_prefix_beyond_the_limit_is_kept_whole_and_can_be_finished():
 # Repeats
 
 
-def test_a_token_that_completes_an_n_gram_again_is_ruled_out_by_hand():
-    """A B A: after it, 2-grams forbid B; 1-grams A and B; 3-grams nothing. Behind |Y| lies what counts for nothing."""
+def test_a_token_that_repeats_an_n_gram_is_suppressed_by_hand():
+    """After A B A, 2-grams suppress B, 1-grams A and B, and 3-grams nothing. Tokens behind |Y| have no effect."""
     tokens = torch.tensor([[[BOS_ID, A, B, A, C, C, C]]])
     expected = {1: {A, B}, 2: {B}, 3: set(), 4: set(), 9: set()}
     for size, ruled_out in expected.items():
@@ -86,13 +86,13 @@ def test_a_token_that_completes_an_n_gram_again_is_ruled_out_by_hand():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("sampling", [False, True])
-def test_no_n_gram_comes_twice_in_any_hypothesis(size, sampling):
+def test_no_hypothesis_repeats_an_n_gram(size, sampling):
     options = replace(SHORT, no_repeat_ngram=size, max_length_offset=20, sampling=sampling, stop="exhausted")
     model = HistoryModel.random(5, vocabulary_size=10, peakedness=3.0)
-    guarded = searched(model, SENTENCES, options, suppressed=BANNED)
+    guarded = searched(model, SENTENCES, options, suppressed=SUPPRESSED)
     assert any(len(hypothesis.tokens) > size + 2 for some in guarded for hypothesis in some)
     assert not any(repeats(hypothesis.tokens, size) for some in guarded for hypothesis in some)
-    free = searched(model, SENTENCES, replace(options, no_repeat_ngram=None), suppressed=BANNED)
+    free = searched(model, SENTENCES, replace(options, no_repeat_ngram=None), suppressed=SUPPRESSED)
     assert any(repeats(hypothesis.tokens, size) for some in free for hypothesis in some)
 
 
@@ -103,7 +103,9 @@ def repeats(tokens, size):
 
 def test_a_prefix_may_repeat_itself_and_what_follows_may_not_repeat_the_prefix():
     options = replace(SHORT, no_repeat_ngram=2, max_length_offset=10)
-    for hypotheses in searched(HistoryModel.random(7), SENTENCES, options, suppressed=BANNED, prefixes=[[8, 8, 8]] * 7):
+    for hypotheses in searched(
+        HistoryModel.random(7), SENTENCES, options, suppressed=SUPPRESSED, prefixes=[[8, 8, 8]] * 7
+    ):
         for hypothesis in hypotheses:
             assert hypothesis.tokens[:3] == (8, 8, 8)
             assert repeats(hypothesis.tokens[2:], 2) == 0
@@ -118,38 +120,38 @@ def test_min_length_holds_for_each_sentence_at_its_own_step(sampling):
     """Sentences that enter late are at other lengths than their neighbors."""
     model = HistoryModel.random(23)
     options = replace(SHORT, min_length=5, sampling=sampling)
-    found = searched(model, SENTENCES * 3, options, suppressed=BANNED, batch_size=4)
+    found = searched(model, SENTENCES * 3, options, suppressed=SUPPRESSED, batch_size=4)
     assert all(len(hypothesis.tokens) >= 5 for hypotheses in found for hypothesis in hypotheses)
-    unbounded = searched(model, SENTENCES, replace(options, min_length=0), suppressed=BANNED)
+    unbounded = searched(model, SENTENCES, replace(options, min_length=0), suppressed=SUPPRESSED)
     assert any(len(hypothesis.tokens) < 5 for hypotheses in unbounded for hypothesis in hypotheses)
 
 
 @pytest.mark.parametrize("sampling", [False, True])
-def test_a_search_that_may_try_nothing_more_has_no_result_and_others_have_theirs(sampling):
-    """Five words, none twice, and no end before the eighth token; but where a prefix has said some of them twice."""
+def test_a_search_without_possible_tokens_has_no_result_and_others_have_theirs(sampling):
+    """Five words, none twice, and no EOS before token 8 leave no result, unless a prefix repeats some words."""
     options = replace(SHORT, no_repeat_ngram=1, min_length=8, max_length_offset=20, sampling=sampling)
     prefixes = [[]] * 3 + [[4, 4, 4, 4, 5, 5]] + [[]] * 3
-    found = searched(HistoryModel.random(1), SENTENCES, options, suppressed=BANNED, prefixes=prefixes, batch_size=2)
+    found = searched(HistoryModel.random(1), SENTENCES, options, suppressed=SUPPRESSED, prefixes=prefixes, batch_size=2)
     assert [bool(hypotheses) for hypotheses in found] == [False] * 3 + [True] + [False] * 3
-    [alone] = searched(HistoryModel.random(1), [SENTENCES[3]], options, suppressed=BANNED, prefixes=[prefixes[3]])
+    [alone] = searched(HistoryModel.random(1), [SENTENCES[3]], options, suppressed=SUPPRESSED, prefixes=[prefixes[3]])
     if not sampling:
         assert found[3] == alone
 
 
-def test_limits_and_prefixes_are_looked_after_only_where_there_are_any(monkeypatch):
-    """Each step listed all sentences in flight; now two numbers say when the next of them matters."""
-    asked, advance = [], search_module.advance
+def test_limits_and_prefixes_are_handled_only_in_steps_that_need_it(monkeypatch):
+    """Each step once visited all active sentences; now two step numbers decide."""
+    flags, advance = [], search_module.advance
 
-    def noted(*flight, some_forced, some_at_limit, **settings):
-        asked.append((some_forced, some_at_limit))
-        return advance(*flight, some_forced=some_forced, some_at_limit=some_at_limit, **settings)
+    def recording_advance(*args, some_forced, some_at_limit, **settings):
+        flags.append((some_forced, some_at_limit))
+        return advance(*args, some_forced=some_forced, some_at_limit=some_at_limit, **settings)
 
-    monkeypatch.setattr(search_module, "advance", noted)
+    monkeypatch.setattr(search_module, "advance", recording_advance)
     model = MarkovModel({BOS_ID: {A: 1.0}, A: {A: 1.0}})
     options = SearchOptions(beam_size=2, max_length_factor=0.0, max_length_offset=4, coverage_beta=0.0)
     found = searched(model, [[A], [A]], options, prefixes=[[], [A, A]], batch_size=1)
     assert [len(hypotheses[0].tokens) for hypotheses in found] == [4, 4]
-    assert asked == [
+    assert flags == [
         *[(False, False)] * 3,
         (False, True),
         *[(True, False)] * 2,

@@ -1,4 +1,4 @@
-"""Options at the ends of their ranges: scores stay numbers, and what search reports stays true."""
+"""With options at the ends of their ranges, scores stay finite and correct."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gnmt.decoding.options import (
     SearchOptions,
 )
 
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[4, 5], [6, 4, 5, 7, 8, 4], [4] * 30]
 penalties = {
     "length_penalty_alpha": st.sampled_from([0.0, 1e-45, 1.0, float(LARGEST_ALPHA)]),
@@ -31,8 +31,8 @@ penalties = {
 
 
 def check(model, options):
-    """Every score is a finite number, that of its ids, and in order."""
-    found = searched(model, SENTENCES, options, suppressed=BANNED)
+    """Assert that scores are finite, sorted, and those of their ids."""
+    found = searched(model, SENTENCES, options, suppressed=SUPPRESSED)
     for hypotheses in found:
         scores = [hypothesis.score for hypothesis in hypotheses]
         assert all(math.isfinite(score) for score in scores)
@@ -55,7 +55,7 @@ def check(model, options):
     seed=st.integers(0, 9),
 )
 def test_beam_search_at_the_ends_of_its_options(options, seed):
-    """A penalty of 1e38 made every score -inf, which was taken for a beam without a result."""
+    """A penalty of 1e38 once made every score -inf, which was taken for a beam without a result."""
     check(HistoryModel.random(seed), options)
 
 
@@ -73,5 +73,5 @@ def test_beam_search_at_the_ends_of_its_options(options, seed):
     seed=st.integers(0, 9),
 )
 def test_sampling_at_the_ends_of_its_options(options, seed):
-    """A temperature that is 0 in fp32 divided 0 by 0."""
+    """A temperature that is 0 in fp32 once divided 0 by 0."""
     check(HistoryModel.random(seed), options)

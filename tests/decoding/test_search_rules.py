@@ -13,7 +13,7 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.decoding.options import SearchOptions
 from gnmt.errors import InputError
 
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
 SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)
 A, B, C, D = 4, 5, 6, 7
@@ -30,7 +30,7 @@ def test_the_score_counts_eos_and_not_bos():
 
 
 def test_a_longer_translation_may_win_after_the_first_one_finished():
-    """log P of the short one is better, its score is not: stopping at the first EOS would return it."""
+    """The short translation has the better log P but the worse score; stopping at the first EOS would return it."""
     longer = {A: {B: 1.0}, B: {C: 1.0}, C: {EOS_ID: 1.0}}
     model = MarkovModel({BOS_ID: {EOS_ID: 0.52, A: 0.48}, **longer})
     options = SearchOptions(beam_size=2, n_best=2, length_penalty_alpha=1.0, coverage_beta=0.0)
@@ -44,8 +44,8 @@ def test_the_bound_gives_the_best_of_exhausted_search_in_fewer_steps():
     for seed in range(30):
         by_bound, exhausted = HistoryModel.random(seed), HistoryModel.random(seed)
         options = SearchOptions(beam_size=4, length_penalty_alpha=1.0, max_length_factor=1.0, max_length_offset=6)
-        best = searched(by_bound, SENTENCES, options, suppressed=BANNED)
-        all_of_them = searched(exhausted, SENTENCES, replace(options, stop="exhausted"), suppressed=BANNED)
+        best = searched(by_bound, SENTENCES, options, suppressed=SUPPRESSED)
+        all_of_them = searched(exhausted, SENTENCES, replace(options, stop="exhausted"), suppressed=SUPPRESSED)
         for short, long in zip(best, all_of_them, strict=True):
             assert (short[0].tokens, short[0].score) == (long[0].tokens, long[0].score)
         steps_by_bound += sum(rows for rows, _ in by_bound.calls)
@@ -60,8 +60,8 @@ def test_first_stops_when_k_have_finished():
     assert sorted(len(hypothesis.tokens) for hypothesis in hypotheses) == [1, 2, 3]
 
 
-def test_unfinished_hypotheses_come_only_where_none_finished_and_are_flagged():
-    """They are scored by the one formula, |Y| being the tokens produced."""
+def test_unfinished_hypotheses_are_returned_only_if_none_finished_and_are_flagged():
+    """They are scored by the same formula, with |Y| the number of tokens produced."""
     endless = MarkovModel({BOS_ID: {A: 0.5, B: 0.5}, A: {A: 0.5, B: 0.5}, B: {A: 1.0}})
     options = SearchOptions(beam_size=2, n_best=2, max_length_factor=1.0, max_length_offset=1, coverage_beta=0.0)
     [hypotheses] = searched(endless, [[A]], options)
@@ -78,22 +78,22 @@ def test_unfinished_hypotheses_come_only_where_none_finished_and_are_flagged():
 
 def test_no_translation_is_shorter_than_min_length():
     model = HistoryModel.random(23)
-    found = searched(model, SENTENCES, replace(SHORT, min_length=5), suppressed=BANNED)
+    found = searched(model, SENTENCES, replace(SHORT, min_length=5), suppressed=SUPPRESSED)
     assert all(len(hypothesis.tokens) >= 5 for hypotheses in found for hypothesis in hypotheses)
-    unbounded = searched(model, SENTENCES, SHORT, suppressed=BANNED)
+    unbounded = searched(model, SENTENCES, SHORT, suppressed=SUPPRESSED)
     assert any(len(hypothesis.tokens) < 5 for hypotheses in unbounded for hypothesis in hypotheses)
 
 
 # Coverage
 
 
-def test_a_source_token_that_nobody_looked_at_costs_a_finite_amount():
-    """log(0) gave -inf for years elsewhere (OpenNMT-py#1267); the floor is 1e-6."""
+def test_a_source_token_without_attention_has_a_finite_penalty():
+    """Without the floor of 1e-6, log(0) gives -inf (OpenNMT-py#1267)."""
     energies = torch.full((211, 64), -math.inf)
     energies[:, 0] = 0.0
     model = HistoryModel(HistoryModel.random(29).log_probs_RV, energies)
     options = SearchOptions(coverage_beta=0.1, length_penalty_alpha=0.0)
-    [[hypothesis, *_], _] = searched(model, [[A, B, C], [A] * 8], options, suppressed=BANNED)
+    [[hypothesis, *_], _] = searched(model, [[A, B, C], [A] * 8], options, suppressed=SUPPRESSED)
     assert hypothesis.score == pytest.approx(hypothesis.log_prob + 0.1 * 3 * math.log(1e-6), abs=1e-4)
 
 
@@ -103,9 +103,9 @@ def test_a_model_without_attention_cannot_have_a_coverage_penalty(beta):
     options = replace(SHORT, coverage_beta=beta)
     if beta:
         with pytest.raises(InputError, match=r"decoding\.coverage_beta is 0\.1.*set decoding\.coverage_beta=0"):
-            searched(model, SENTENCES, options, suppressed=BANNED)
+            searched(model, SENTENCES, options, suppressed=SUPPRESSED)
         return
-    found = searched(model, SENTENCES, options, suppressed=BANNED, with_attention=True)
+    found = searched(model, SENTENCES, options, suppressed=SUPPRESSED, with_attention=True)
     assert [hypotheses[0].attention_TS for hypotheses in found] == [None] * len(SENTENCES)
 
 
@@ -114,19 +114,19 @@ def test_a_model_without_attention_cannot_have_a_coverage_penalty(beta):
 
 def test_infinite_pruning_prunes_nothing():
     model = HistoryModel.random(37)
-    everything = searched(model, SENTENCES, SHORT, suppressed=BANNED)
-    assert searched(model, SENTENCES, replace(SHORT, pruning=math.inf), suppressed=BANNED) == everything
+    everything = searched(model, SENTENCES, SHORT, suppressed=SUPPRESSED)
+    assert searched(model, SENTENCES, replace(SHORT, pruning=math.inf), suppressed=SUPPRESSED) == everything
 
 
 def test_zero_pruning_tries_only_the_best_token():
     model = HistoryModel.random(37)
-    greedy = searched(model, SENTENCES, replace(SHORT, beam_size=1, n_best=1), suppressed=BANNED)
-    pruned = searched(model, SENTENCES, replace(SHORT, pruning=0.0), suppressed=BANNED)
+    greedy = searched(model, SENTENCES, replace(SHORT, beam_size=1, n_best=1), suppressed=SUPPRESSED)
+    pruned = searched(model, SENTENCES, replace(SHORT, pruning=0.0), suppressed=SUPPRESSED)
     assert [[hypothesis.tokens for hypothesis in some] for some in pruned] == [[some[0].tokens] for some in greedy]
 
 
-def test_pruning_drops_what_is_far_below_the_best_finished_hypothesis():
-    """Every token passes the local rule; A B EOS falls by its sum, and is found again with a wider margin."""
+def test_hypotheses_far_below_the_best_finished_one_are_pruned():
+    """Every token passes the rule for tokens; A B EOS is pruned by its sum, and found with a larger distance."""
     model = MarkovModel({BOS_ID: {EOS_ID: 0.7, A: 0.3}, A: {B: 0.5, C: 0.5}, B: {EOS_ID: 1.0}, C: {EOS_ID: 1.0}})
     scores = {"length_penalty_alpha": 0.0, "coverage_beta": 0.0}
     options = SearchOptions(beam_size=3, n_best=3, stop="exhausted", pruning=1.0, **scores)
@@ -136,18 +136,18 @@ def test_pruning_drops_what_is_far_below_the_best_finished_hypothesis():
     assert [hypothesis.tokens for hypothesis in wide] == [(EOS_ID,), (A, B, EOS_ID), (A, C, EOS_ID)]
 
 
-# The model's side
+# Models
 
 
-def test_banned_tokens_are_never_produced_and_change_no_other_probability():
+def test_suppressed_tokens_are_never_produced_and_change_no_other_probability():
     model = MarkovModel({BOS_ID: {UNK_ID: 0.9, A: 0.1}, A: {UNK_ID: 0.9, EOS_ID: 0.1}})
-    [[hypothesis]] = searched(model, [[A]], SearchOptions(), suppressed=BANNED)
+    [[hypothesis]] = searched(model, [[A]], SearchOptions(), suppressed=SUPPRESSED)
     assert hypothesis.tokens == (A, EOS_ID)
     assert hypothesis.log_prob == pytest.approx(2 * math.log(0.1), abs=1e-6)
 
 
 def test_the_attention_and_the_state_of_a_model_are_not_written_to():
-    """A model may hand out a view of what it keeps; only the log-probabilities are the caller's."""
+    """A model may return views of its own tensors; search may change only the log-probabilities."""
     model = HistoryModel.random(41)
     step, returned = model.step, []
 
@@ -157,15 +157,15 @@ def test_the_attention_and_the_state_of_a_model_are_not_written_to():
         return log_probs, attention, state
 
     model.step = recording_step
-    searched(model, SENTENCES, replace(SHORT, pruning=2.0, min_length=2), suppressed=BANNED, with_attention=True)
+    searched(model, SENTENCES, replace(SHORT, pruning=2.0, min_length=2), suppressed=SUPPRESSED, with_attention=True)
     assert len(returned) > 10
     assert all(torch.equal(tensor, copy) for tensor, copy in returned)
 
 
-def test_a_model_that_gives_no_numbers_is_named():
+def test_a_model_whose_probabilities_are_nan_is_refused():
     model = HistoryModel(torch.full((211, 9), math.nan), torch.zeros(211, 64))
     with pytest.raises(InputError, match="diverged"):
-        searched(model, SENTENCES, SHORT, suppressed=BANNED)
+        searched(model, SENTENCES, SHORT, suppressed=SUPPRESSED)
 
 
 def test_no_sentences_give_nothing():

@@ -1,4 +1,4 @@
-"""Lines in, as many lines out, in order, whatever they hold."""
+"""A translator returns one translation for each line, in order, whatever the lines contain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS = SearchOptions(beam_size=2)
 
 @pytest.fixture(scope="module")
 def tokenizers() -> Tokenizers:
-    """A joint tokenizer with byte fallback, so that it can say anything."""
+    """Return joint tokenizers with byte fallback, which can encode any text."""
     lines = [" ".join(WORDS[start : start + 6]) + "." for start in range(len(WORDS) - 5)]
     options = TokenizerOptions(kind="bpe", vocab_size=330, joint=True, byte_fallback=True)
     return train_tokenizers(lines, lines, options)
@@ -35,13 +35,13 @@ def tokenizers() -> Tokenizers:
 
 @pytest.fixture
 def model(tokenizers, monkeypatch):
-    """Searched itself and not as a copy, so that the tests can look into it."""
+    """Return a model that is searched itself, not as an inference copy, so that tests can inspect it."""
     monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
     return CopyModel(tokenizers.source.vocabulary_size)
 
 
 def sentences(count):
-    """Sentences of many lengths, in no order."""
+    """Return sentences of many lengths, in no order."""
     return [" ".join(itertools.islice(itertools.cycle(WORDS), n, n + 1 + 7 * n % 13)) + "." for n in range(count)]
 
 
@@ -101,8 +101,8 @@ def test_hostile_lines_neither_crash_nor_shift_others(model, tokenizers):
     assert not any(set(translation.text) & set("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029") for translation in translations)
 
 
-def test_a_line_break_that_the_model_says_becomes_a_space(model, tokenizers):
-    """Byte fallback can say the byte 0x0A, and one translation would become two lines."""
+def test_a_line_break_in_a_translation_becomes_a_space(model, tokenizers):
+    """Byte fallback can produce the byte 0x0A, which would make two lines of one translation."""
     line_break = next(i for i in range(tokenizers.target.vocabulary_size) if tokenizers.target.subword(i) == "<0x0A>")
     dog = tokenizers.source.encode("dog")
     translator = Translator(model, tokenizers, OPTIONS, FP32)
@@ -113,7 +113,7 @@ def test_a_line_break_that_the_model_says_becomes_a_space(model, tokenizers):
 
 
 class FixedEncoding:
-    """A source tokenizer that reads the same in every text."""
+    """A source tokenizer that encodes every text to the same ids."""
 
     def __init__(self, ids):
         self.ids = ids
@@ -125,7 +125,7 @@ class FixedEncoding:
 # Long lines
 
 
-def test_a_line_of_5000_words_is_translated_whole_in_pieces(model, tokenizers, caplog):
+def test_a_line_of_5000_words_is_translated_completely_in_segments(model, tokenizers, caplog):
     sentence = "the small dog sees a red house and then it runs."
     line = " ".join([sentence] * 455)
     translator = Translator(model, tokenizers, SearchOptions(beam_size=1), FP32, max_source_tokens=80)
@@ -141,11 +141,11 @@ def test_a_line_of_5000_words_is_translated_whole_in_pieces(model, tokenizers, c
     assert f"in {list(long.tokens).count(EOS_ID)} segments" in message
 
 
-def test_pieces_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, tokenizers):
+def test_segments_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, tokenizers):
     translator = Translator(model, tokenizers, SearchOptions(beam_size=1), FP32, max_source_tokens=30)
     sentence = "the small dog sees a red house. "
     [by_sentence] = translator.translate([sentence * 8])
-    ends = [place for place, token in enumerate(by_sentence.tokens) if token == EOS_ID]
+    ends = [index for index, token in enumerate(by_sentence.tokens) if token == EOS_ID]
     texts = [
         tokenizers.target.decode(by_sentence.tokens[start:end])
         for start, end in itertools.pairwise([0, *(end + 1 for end in ends)])
@@ -158,7 +158,7 @@ def test_pieces_of_a_long_line_end_at_sentences_then_words_then_anywhere(model, 
     assert anywhere.text.replace(" ", "") == "x" * 400
 
 
-def test_the_line_number_counts_over_windows(model, tokenizers, caplog, monkeypatch):
+def test_line_numbers_continue_over_chunks(model, tokenizers, caplog, monkeypatch):
     monkeypatch.setattr(translator_module, "CHUNK_BATCHES", 2)
     monkeypatch.setattr(translator_module, "SMALLEST_CHUNK", 1)
     translator = Translator(model, tokenizers, OPTIONS, FP32, batch_size=2, max_source_tokens=20)
@@ -214,7 +214,7 @@ def test_attention_columns_are_the_source_tokens_with_eos(model, tokenizers):
         torch.testing.assert_close(translation.attention_TS, torch.eye(size))
 
 
-def test_a_stream_reads_and_yields_window_by_window(model, tokenizers, monkeypatch):
+def test_a_stream_reads_and_yields_chunk_by_chunk(model, tokenizers, monkeypatch):
     monkeypatch.setattr(translator_module, "CHUNK_BATCHES", 2)
     monkeypatch.setattr(translator_module, "SMALLEST_CHUNK", 1)
     read = []
@@ -256,7 +256,7 @@ def test_limits_out_of_range_are_refused(model, tokenizers, argument, message):
 
 @pytest.fixture
 def recorded(model, tokenizers, monkeypatch):
-    """What `load_model` finds in a checkpoint; its search options are the test's to change."""
+    """Stub the loading of a checkpoint and return its recorded search options, which tests may change."""
     config = {"decoding": {"_target_": "gnmt.decoding.options.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
     loaded = LoadedModel(model, tokenizers, config, {}, torch.device("cpu"))
     monkeypatch.setattr(translator_module, "load_members", lambda paths, device, trusted: (loaded,))

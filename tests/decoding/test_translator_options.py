@@ -1,4 +1,4 @@
-"""What a translator can be asked for besides the best translation: n-best, samples, prefixes, windows, copied words."""
+"""Options of a translator: n-best lists, samples, prefixes, chunks, suppressed ids, copied words."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def tokenizers() -> Tokenizers:
 
 @pytest.fixture(scope="module")
 def without_bytes() -> Tokenizers:
-    """What is in no training line is unknown."""
+    """Return tokenizers for which unseen characters are unknown."""
     return tokenizers_with(byte_fallback=False)
 
 
 @pytest.fixture(autouse=True)
-def searched_itself(monkeypatch):
-    """The tests' models are no Seq2Seq to be copied."""
+def without_inference_copy(monkeypatch):
+    """Search the tests' models themselves: they are no Seq2Seq that could be copied."""
     monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
 
 
@@ -55,14 +55,14 @@ def model(tokenizers):
 
 @pytest.fixture
 def random_model(tokenizers):
-    """Says anything, and each translation depends on the whole source and on everything said so far."""
+    """Return a random model, each of whose tokens depends on the whole source and on all tokens so far."""
     return HistoryModel.random(1, tokenizers.target.vocabulary_size)
 
 
 # N-best, samples, prefixes
 
 
-def test_the_n_best_list_is_in_order_and_begins_with_the_translation(model, tokenizers):
+def test_the_n_best_list_is_sorted_and_starts_with_the_translation(model, tokenizers):
     [best] = Translator(model, tokenizers, OPTIONS, FP32).translate(["the dog."], attention=True, n_best=3)
     [alone] = Translator(model, tokenizers, OPTIONS, FP32).translate(["the dog."])
     assert best.tokens == alone.tokens
@@ -76,7 +76,7 @@ def test_the_n_best_list_is_in_order_and_begins_with_the_translation(model, toke
         assert one.log_prob < one.score < 0
 
 
-def test_the_n_best_of_a_cut_line_join_those_of_its_pieces(model, tokenizers):
+def test_the_n_best_of_a_cut_line_join_those_of_its_segments(model, tokenizers):
     sentence = "the small dog sees a red house."
     size = len(tokenizers.source.encode(sentence)) + 1
     translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=size)
@@ -86,7 +86,7 @@ def test_the_n_best_of_a_cut_line_join_those_of_its_pieces(model, tokenizers):
     assert two.source_tokens == one.source_tokens * 2
 
 
-def test_the_cost_of_the_stopping_rule_is_told(random_model, tokenizers):
+def test_the_cost_of_the_stopping_rule_is_reported(random_model, tokenizers):
     options = SearchOptions(beam_size=2, stop="exhausted", max_length_factor=0.0, max_length_offset=20, min_length=2)
     [one] = Translator(random_model, tokenizers, options, FP32).translate(["the dog."])
     assert one.steps == 20
@@ -96,8 +96,8 @@ def test_the_cost_of_the_stopping_rule_is_told(random_model, tokenizers):
 SAMPLING = {"sampling": True, "max_length_factor": 0.0, "max_length_offset": 8}
 
 
-def test_samples_depend_on_the_line_number_and_not_on_batches_or_windows(random_model, tokenizers):
-    """Equal lines differ; a file cut into windows draws what it draws in one piece."""
+def test_samples_depend_on_the_line_number_and_not_on_batches_or_chunks(random_model, tokenizers):
+    """Equal lines draw different samples; a file in several calls draws the samples of one call."""
     translator = Translator(random_model, tokenizers, OPTIONS, FP32)
     lines = ["the dog.", "", "the dog.", "a red house.", "the dog."]
     whole = translator.translate(lines, **SAMPLING)
@@ -109,7 +109,7 @@ def test_samples_depend_on_the_line_number_and_not_on_batches_or_windows(random_
     assert translator.translate(lines, seed=2, **SAMPLING)[0].tokens != whole[0].tokens
 
 
-def test_the_pieces_of_a_cut_line_draw_their_own_samples(random_model, tokenizers):
+def test_the_segments_of_a_cut_line_draw_different_samples(random_model, tokenizers):
     sentence = "the small dog sees a red house."
     size = len(tokenizers.source.encode(sentence)) + 1
     translator = Translator(random_model, tokenizers, OPTIONS, FP32, max_source_tokens=size)
@@ -120,7 +120,7 @@ def test_the_pieces_of_a_cut_line_draw_their_own_samples(random_model, tokenizer
 
 
 def test_a_line_with_more_tokens_than_learned_positions_is_cut(tokenizers):
-    """One line of ordinary length used to end the translation of the whole file."""
+    """A line of ordinary length once ended the translation of the whole file."""
     sentence = "the small dog sees a red house."
     size = len(tokenizers.source.encode(sentence)) + 1
     vocabulary_sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
@@ -144,7 +144,7 @@ def test_prefixes_begin_the_translations_of_their_lines(model, tokenizers, rando
     assert translated[1].tokens == plain[1].tokens
 
 
-def test_of_a_cut_line_only_the_first_piece_has_the_prefix(model, tokenizers):
+def test_only_the_first_segment_of_a_cut_line_has_the_prefix(model, tokenizers):
     sentence = "the small dog sees a red house."
     size = len(tokenizers.source.encode(sentence)) + 1
     translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=size)
@@ -163,24 +163,24 @@ def test_prefixes_must_be_as_many_as_lines(model, tokenizers, number, as_stream)
         )
 
 
-def test_a_window_is_a_function_of_its_lines_and_their_place(random_model, tokenizers, monkeypatch):
-    """translate.py restarts at any window: window by window must be the same, bit by bit, as all in a stream."""
+def test_a_chunk_is_a_function_of_its_lines_and_their_numbers(random_model, tokenizers, monkeypatch):
+    """translate.py resumes at any chunk: chunk by chunk, results must equal those of one stream, bit by bit."""
     monkeypatch.setattr(translator_module, "CHUNK_BATCHES", 2)
     monkeypatch.setattr(translator_module, "SMALLEST_CHUNK", 1)
     translator = Translator(random_model, tokenizers, SearchOptions(beam_size=2), FP32, batch_size=3)
     assert translator.chunk_lines == 6
     lines = list(itertools.islice(itertools.cycle(LINES), 17))
     streamed = list(translator.stream(lines))
-    by_window = [
+    by_chunk = [
         one
         for start in range(0, len(lines), 6)
         for one in translator.translate(lines[start : start + 6], first_line=start + 1)
     ]
-    assert by_window == streamed
+    assert by_chunk == streamed
 
 
-def test_small_batches_do_not_make_small_windows(random_model, tokenizers):
-    """Of two million lines translated one by one, 62,500 files lay in a folder."""
+def test_small_batches_do_not_make_small_chunks(random_model, tokenizers):
+    """Two million lines with batch_size=1 once made 62,500 files."""
     assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=1).chunk_lines == 256
     assert Translator(random_model, tokenizers, OPTIONS, FP32, batch_size=32).chunk_lines == 1024
 
@@ -196,15 +196,15 @@ def test_the_first_line_counts_in_warnings(model, tokenizers, caplog):
 
 
 def test_unused_ids_are_never_produced(random_model, tokenizers):
-    said = {
+    produced = {
         token for one in Translator(random_model, tokenizers, OPTIONS, FP32).translate(LINES) for token in one.tokens
     }
-    said -= {EOS_ID}
-    translator = Translator(random_model, tokenizers, OPTIONS, FP32, unused_target_ids=sorted(said))
-    assert not said & {token for one in translator.translate(LINES) for token in one.tokens}
+    produced -= {EOS_ID}
+    translator = Translator(random_model, tokenizers, OPTIONS, FP32, unused_target_ids=sorted(produced))
+    assert not produced & {token for one in translator.translate(LINES) for token in one.tokens}
 
 
-def test_progress_counts_each_line_once_when_its_last_piece_is_done(tokenizers):
+def test_progress_counts_each_line_once_when_its_last_segment_is_finished(tokenizers):
     model, counts = CopyModel(tokenizers.source.vocabulary_size), []
     translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=12)
     translator.translate(["the dog sees a red house " * 4, "", "a dog."], progress=counts.append)
@@ -216,7 +216,7 @@ def test_progress_counts_each_line_once_when_its_last_piece_is_done(tokenizers):
 # Unknown words
 
 
-def test_unknown_pieces_become_the_source_word_that_was_looked_at(without_bytes):
+def test_unknown_subwords_become_the_most_attended_source_word(without_bytes):
     model = CopyModel(without_bytes.source.vocabulary_size)
     lines = ["the dog sees «Ωμέγα», and 漢字.", "the Ωμέγα runs. " * 3, "the dog."]
     plain = Translator(model, without_bytes, OPTIONS, FP32, max_source_tokens=24).translate(lines)
@@ -233,7 +233,7 @@ def test_unknown_pieces_become_the_source_word_that_was_looked_at(without_bytes)
     assert copied[0].attention_TS is None
 
 
-def test_with_byte_fallback_nothing_is_unknown_and_copying_asks_for_no_attention(tokenizers, monkeypatch):
+def test_with_byte_fallback_nothing_is_unknown_and_copying_needs_no_attention(tokenizers, monkeypatch):
     model = HistoryModel.random(1, tokenizers.target.vocabulary_size, attention=False)
     options = SearchOptions(coverage_beta=0.0)
     translator = Translator(model, tokenizers, options, FP32, replace_unknown="copy")
@@ -249,11 +249,11 @@ def test_copying_without_attention_is_refused_with_a_reason(without_bytes):
         Translator(model, without_bytes, OPTIONS, FP32, replace_unknown="drop")
 
 
-# No way to go on
+# Lines without a possible token
 
 
 def test_a_line_that_cannot_be_translated_stays_empty_and_is_named(tokenizers, random_model, caplog):
-    """One sentence of which no token may follow ended a file of millions of lines with an error that named none."""
+    """One such sentence once ended a file of millions of lines with an error that named no line."""
     random_model.log_probs_RV[:, tokenizers.target.encode("garden")[0]] = -torch.inf
     translator = Translator(random_model, tokenizers, OPTIONS, FP32, max_source_tokens=60)
     lines = [LINES[0], LINES[1], " ".join(LINES[:4]), LINES[2]]
@@ -270,7 +270,7 @@ def test_a_line_that_cannot_be_translated_stays_empty_and_is_named(tokenizers, r
     assert translator.score([(LINES[1], found[1])])[0].score == 0.0
 
 
-def test_weights_that_diverged_are_no_line_that_cannot_be_translated(tokenizers, random_model):
+def test_diverged_weights_are_an_error_and_not_an_empty_translation(tokenizers, random_model):
     random_model.log_probs_RV[:] = torch.nan
     with pytest.raises(InputError, match=r"not numbers \(NaN\), so its weights diverged"):
         Translator(random_model, tokenizers, OPTIONS, FP32).translate(LINES)

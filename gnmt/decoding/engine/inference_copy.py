@@ -43,7 +43,6 @@ from gnmt.model.recurrent.layers import (
 )
 from gnmt.model.seq2seq import Seq2Seq
 
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Replacement = Callable[[Any], nn.Module]

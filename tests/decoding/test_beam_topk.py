@@ -17,7 +17,7 @@ def by_sorting(total_BN: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.
 
 @pytest.mark.parametrize("width", [10, 128, 300, 2560, 2561, 5000, 6399])
 @pytest.mark.parametrize("count", [1, 2, 10])
-def test_they_are_those_of_a_stable_sort(width: int, count: int) -> None:
+def test_best_candidates_are_those_of_a_stable_sort(width: int, count: int) -> None:
     total = torch.randn(7, width, generator=torch.manual_seed(width)) * 5
     values, columns = best_candidates(total, count)
     expected_values, expected_columns = by_sorting(total, count)
@@ -28,7 +28,7 @@ def test_they_are_those_of_a_stable_sort(width: int, count: int) -> None:
 @pytest.mark.parametrize("width", [40, 5000])
 @pytest.mark.parametrize("num_values", [1, 2, 5, 40])
 def test_equal_values_are_ordered_by_column(width: int, num_values: int) -> None:
-    """`topk` alone keeps and orders equal values as it likes, and bf16 makes many of them."""
+    """The order of equal values is undefined in `topk`, and bf16 produces many of them."""
     total = -torch.randint(0, num_values, (9, width), generator=torch.manual_seed(1)).float()
     values, columns = best_candidates(total, 12)
     expected_values, expected_columns = by_sorting(total, 12)
@@ -52,7 +52,7 @@ def test_both_zeros_are_equal() -> None:
 
 
 @pytest.mark.parametrize("width", [50, 2700])
-def test_few_finite_values_among_infinite_ones(width: int) -> None:
+def test_padding_is_never_chosen_when_few_values_are_finite(width: int) -> None:
     """The columns that pad the last block must never be chosen."""
     total = torch.full((2, width), -math.inf)
     total[0, width - 1], total[1, 0], total[1, 30] = -3.0, -math.inf, 2.0
@@ -65,7 +65,7 @@ def test_few_finite_values_among_infinite_ones(width: int) -> None:
 
 
 def test_rows_of_nan_give_valid_columns() -> None:
-    """Diverged weights are reported by the search, which must get that far."""
+    """Search reports diverged weights, which needs valid columns first."""
     for nan in (math.nan, -math.nan):
         values, columns = best_candidates(torch.full((2, 2700), nan), 10)
         assert bool(values.isnan().all())

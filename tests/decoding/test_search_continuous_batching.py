@@ -1,4 +1,4 @@
-"""Sentences leave when they are done and waiting ones enter: what is in flight with whom changes no result."""
+"""Finished sentences leave the active batch and waiting ones enter, which changes no result."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)
 A = 4
 
 
 def random_sources(count, longest=20, seed=11):
-    """Sentences of many lengths in no order, with EOS."""
+    """Return sentences of many lengths in no order, with EOS."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, longest, (count,), generator=generator).tolist()
     return [[*torch.randint(4, 9, (length,), generator=generator).tolist(), EOS_ID] for length in lengths]
 
 
 def run(model, sources, options, **settings):
-    return search(model, sources, options, device=CPU, suppressed=BANNED, **settings)
+    return search(model, sources, options, device=CPU, suppressed=SUPPRESSED, **settings)
 
 
 def assert_equal(found, expected):
-    """Equal tokens and steps, scores but for fp32 rounding, attention where there is any."""
+    """Assert equal tokens and steps, and scores and attention up to fp32 rounding."""
     for one, other in zip(found, expected, strict=True):
         assert [hypothesis.tokens for hypothesis in one.hypotheses] == [found.tokens for found in other.hypotheses]
         assert (one.steps, one.best_found_at) == (other.steps, other.best_found_at)
@@ -73,8 +73,8 @@ def test_a_sentence_does_not_depend_on_its_neighbors(options):
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=["beam", "greedy", "pruned", "no repeats", "sampled"])
-def test_steps_of_a_sentence_that_is_done_change_nothing(options, monkeypatch):
-    """On CUDA one looks for done sentences every few steps only; until then they are stepped on."""
+def test_steps_after_a_sentence_is_finished_change_nothing(options, monkeypatch):
+    """On CUDA, finished sentences are checked for every few steps only, and continue to be stepped until then."""
     sources = random_sources(12)
     prefixes = [[5] * (row % 3 * 9) for row in range(12)]  # some reach the limit
     expected = run(HistoryModel.random(13), sources, options, prefixes=prefixes, with_attention=True, batch_size=5)
@@ -86,7 +86,7 @@ def test_steps_of_a_sentence_that_is_done_change_nothing(options, monkeypatch):
 
 
 class Recorder(HistoryModel):
-    """Notes the (rows, source width) of every encoding and every step, and the real widths of the latter."""
+    """A model that records (rows, source width) of every encoding and step, and the real widths of the latter."""
 
     def encode(self, source):
         self.__dict__.setdefault("groups", []).append(tuple(source.ids_BT.shape))
@@ -98,20 +98,20 @@ class Recorder(HistoryModel):
         return super().step(tokens_BK, state, memory)
 
 
-def test_what_is_in_flight_is_bounded_and_refilled():
+def test_the_active_batch_is_bounded_and_refilled():
     model = Recorder.random(17)
     run(model, sorted(random_sources(40), key=len), replace(SHORT, stop="exhausted"), batch_size=8)
     assert sum(rows for rows, _ in model.groups) == 40
     rows = [step[0] for step in model.steps]
     assert max(rows) == 8
-    # Newcomers make up a quarter of the batch or more, so more than 3/4 are always at work until nobody waits.
+    # Groups that enter make up a quarter of the batch or more, so it is more than 3/4 full while sentences wait.
     assert all(group >= 2 for group, _ in model.groups[:-1])
-    last_arrival = max(place for place in range(1, len(rows)) if rows[place] > rows[place - 1])
+    last_arrival = max(step for step in range(1, len(rows)) if rows[step] > rows[step - 1])
     assert min(rows[: last_arrival + 1]) > 6
 
 
-def test_the_memory_is_as_wide_as_the_longest_source_in_flight():
-    """It grows when a longer source enters and shrinks when the longest leaves."""
+def test_the_memory_is_as_wide_as_the_longest_active_source():
+    """The memory grows when a longer source enters and shrinks when the longest leaves."""
     model = Recorder.random(19)
     sources = [[A] * 30 + [EOS_ID], *random_sources(20, longest=6)]
     options = replace(SHORT, max_length_factor=0.0, max_length_offset=9, stop="exhausted")
@@ -121,7 +121,7 @@ def test_the_memory_is_as_wide_as_the_longest_source_in_flight():
     assert max(width for _, width, _ in model.steps[9:]) <= 6
 
 
-def test_padded_source_tokens_in_flight_are_bounded(monkeypatch):
+def test_padded_source_tokens_of_the_active_batch_are_bounded(monkeypatch):
     monkeypatch.setattr(search_module, "LONG_SOURCE_TOKENS", 5)
     model = Recorder.random(23)
     sources = sorted(random_sources(30), key=len)
@@ -131,7 +131,7 @@ def test_padded_source_tokens_in_flight_are_bounded(monkeypatch):
     assert model.groups[-1] == (1, 41)  # longer than the bound alone: it goes by itself
 
 
-def test_every_sentence_is_reported_once_when_it_is_done():
+def test_every_sentence_is_reported_once_when_it_is_finished():
     endless = MarkovModel({BOS_ID: {A: 1.0}, A: {A: 1.0}})
     done = []
     options = SearchOptions(max_length_factor=1.0, max_length_offset=0)
@@ -140,8 +140,8 @@ def test_every_sentence_is_reported_once_when_it_is_done():
     assert [result.steps for _, result in done] == [2, 3, 7]
 
 
-def test_steps_and_the_step_of_the_best_tell_what_the_bound_costs():
-    """A EOS is finished in step 2; that nothing can beat it is known when the rest has fallen below it."""
+def test_steps_and_best_found_at_give_the_cost_of_the_bound():
+    """A EOS finishes in step 2; search stops when no active hypothesis can beat it."""
     model = MarkovModel({BOS_ID: {A: 0.9, 5: 0.1}, A: {EOS_ID: 0.9, 5: 0.1}, 5: {5: 1.0}})
     options = SearchOptions(beam_size=2, length_penalty_alpha=1.0, coverage_beta=0.0, max_length_offset=0)
     source = [[A] * 5 + [EOS_ID]]

@@ -1,4 +1,4 @@
-"""Samples: the right distribution, the same in any batch, scored by the model's own probabilities."""
+"""Samples follow the model's distribution, do not depend on the batch, and are scored by the model's probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import search
 
-BANNED = (PAD_ID, UNK_ID, BOS_ID)
+SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SENTENCES = [[5, 4], [6, 6, 7, 4, 5], [4], [7, 5, 6], [8, 8, 8, 4], [], [5, 7, 4, 6, 8, 4, 5]]
 SAMPLING = SearchOptions(sampling=True, n_best=4, max_length_factor=1.0, max_length_offset=4)
 PROBABILITIES = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05])
@@ -23,7 +23,7 @@ NUM_DRAWS = 20_000
 
 
 def draws(options, probabilities=PROBABILITIES):
-    """Relative frequency of each token over many sentences, samples and steps."""
+    """Return the relative frequency of each token over many sentences, samples and steps."""
     log_probs_BKV = probabilities.log().expand(NUM_DRAWS // 10, 10, -1)
     steps_B = torch.arange(NUM_DRAWS // 10) % 7
     tokens_BK = sample(log_probs_BKV, torch.arange(NUM_DRAWS // 10) // 7, steps_B, options)
@@ -31,7 +31,7 @@ def draws(options, probabilities=PROBABILITIES):
 
 
 def assert_close_to(frequencies, expected):
-    """Within 4.5 standard deviations, and exactly nothing where nothing may come."""
+    """Assert frequencies within 4.5 standard deviations, and exactly 0 for suppressed tokens."""
     assert frequencies[expected == 0].eq(0).all()
     assert ((frequencies - expected).abs() <= 4.5 * (expected * (1 - expected) / NUM_DRAWS).sqrt()).all()
 
@@ -57,18 +57,18 @@ def assert_close_to(frequencies, expected):
     ],
     ids=str,
 )
-def test_tokens_come_as_often_as_they_should(settings, expected):
+def test_tokens_are_drawn_with_their_probability(settings, expected):
     assert_close_to(draws(replace(SAMPLING, **settings)), expected / expected.sum())
 
 
-def test_what_may_not_come_is_never_drawn():
+def test_suppressed_tokens_are_never_drawn():
     forbidden = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0])
     for settings in ({}, {"top_k": 4}, {"top_p": 1.0}):
         assert_close_to(draws(replace(SAMPLING, **settings), forbidden), forbidden)
 
 
-def test_whole_samples_have_the_probability_that_the_model_gives_them():
-    """Steps are independent: the second token does not follow from the random number of the first."""
+def test_samples_of_several_tokens_have_the_probability_of_the_model():
+    """Steps are independent: the second token does not depend on the random number of the first."""
     model = MarkovModel({BOS_ID: {4: 0.5, 5: 0.5}, 4: {4: 0.3, EOS_ID: 0.7}, 5: {4: 0.6, EOS_ID: 0.4}})
     options = SearchOptions(sampling=True, n_best=50, coverage_beta=0.0, max_length_offset=60)
     found = searched(model, [[4]] * 100, options)
@@ -80,7 +80,7 @@ def test_whole_samples_have_the_probability_that_the_model_gives_them():
         assert abs(counts[tokens] / 5000 - probability) < 4.5 * math.sqrt(probability * (1 - probability) / 5000)
 
 
-def test_gumbel_numbers_are_gumbel_numbers():
+def test_gumbel_variates_follow_the_gumbel_distribution():
     numbers = gumbel(hashed(torch.tensor(7), torch.arange(300))[:, None], torch.arange(300)).flatten().double()
     assert numbers.isfinite().all()
     ordered = numbers.sort().values
@@ -97,14 +97,20 @@ def test_hashed_is_splitmix64():
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.5}, {"no_repeat_ngram": 2}])
 def test_samples_are_the_same_in_any_batch(settings):
-    """Numbers drawn from one stream would follow the order of the batch."""
+    """Numbers drawn from one stream would depend on the order of the batch."""
     options = replace(SAMPLING, **settings)
     sources = [[*sentence, EOS_ID] for sentence in SENTENCES]
 
     def run(order, batch_size):
         chosen = [sources[row] for row in order]
         found = search(
-            HistoryModel.random(3), chosen, options, device=CPU, suppressed=BANNED, keys=order, batch_size=batch_size
+            HistoryModel.random(3),
+            chosen,
+            options,
+            device=CPU,
+            suppressed=SUPPRESSED,
+            keys=order,
+            batch_size=batch_size,
         )
         return {
             row: [hypothesis.tokens for hypothesis in result.hypotheses]
@@ -118,7 +124,7 @@ def test_samples_are_the_same_in_any_batch(settings):
     assert {**run([4], 9), **run([1, 5], 9)} == {row: expected[row] for row in (4, 1, 5)}
 
 
-def test_more_samples_begin_with_the_fewer_and_the_first_is_a_plain_sample():
+def test_more_samples_start_with_the_same_samples_as_fewer():
     one, four = (searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=count)) for count in (1, 4))
     assert [some[0].tokens for some in four] == [some[0].tokens for some in one]
     assert any(some[0].score < max(hypothesis.score for hypothesis in some) for some in four)
@@ -130,7 +136,7 @@ def test_equal_lines_differ_by_their_key_and_seeds_differ():
     def run(keys=None, **settings):
         options = replace(SAMPLING, n_best=1, **settings)
         return [
-            some[0].tokens for some in searched(HistoryModel.random(3), same, options, suppressed=BANNED, keys=keys)
+            some[0].tokens for some in searched(HistoryModel.random(3), same, options, suppressed=SUPPRESSED, keys=keys)
         ]
 
     assert len(set(run())) > 1
@@ -141,11 +147,11 @@ def test_equal_lines_differ_by_their_key_and_seeds_differ():
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.5, "top_k": 3}, {"top_p": 0.5}, {"max_length_offset": 0}])
-def test_the_score_of_a_sample_is_the_forced_score_of_its_tokens(settings):
-    """Under the model's own distribution, not under the one that it was drawn from; unfinished samples too."""
+def test_the_score_of_a_sample_is_the_force_decoding_score_of_its_tokens(settings):
+    """The score is that of the model's distribution, not of the one drawn from, for unfinished samples too."""
     options = replace(SAMPLING, coverage_beta=0.2, **settings)
     model = HistoryModel.random(17)
-    found = searched(model, SENTENCES, options, suppressed=BANNED)
+    found = searched(model, SENTENCES, options, suppressed=SUPPRESSED)
     pairs = [(sentence, hypothesis) for sentence, some in zip(SENTENCES, found, strict=True) for hypothesis in some]
     assert len(pairs) == 28
     rows = [[BOS_ID, *hypothesis.tokens] for _, hypothesis in pairs]
@@ -166,7 +172,7 @@ def test_the_score_of_a_sample_is_the_forced_score_of_its_tokens(settings):
 def test_one_token_to_draw_from_is_greedy(settings):
     """At the lowest temperature all log-probabilities were divided to -inf, and the first id was drawn."""
     greedy = SearchOptions(beam_size=1, max_length_factor=1.0, max_length_offset=4)
-    expected = searched(HistoryModel.random(3), SENTENCES, greedy, suppressed=BANNED)
-    found = searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=2, **settings), suppressed=BANNED)
+    expected = searched(HistoryModel.random(3), SENTENCES, greedy, suppressed=SUPPRESSED)
+    found = searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=2, **settings), suppressed=SUPPRESSED)
     assert [some[0].tokens for some in found] == [some[1].tokens for some in found]
     assert [some[0].tokens for some in found] == [some[0].tokens for some in expected]

@@ -1,4 +1,4 @@
-"""Steps that are recorded once and then repeated in place find what steps one by one find."""
+"""Recorded steps that are replayed in place give the results of single steps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from stub_models import CPU, HistoryModel
-from test_continuous_batching import ALL_OPTIONS, BANNED, assert_equal, random_sources
-from test_engine import small_model
+from test_engine_inference_copy import small_model
+from test_search_continuous_batching import ALL_OPTIONS, SUPPRESSED, assert_equal, random_sources
 
 import gnmt.decoding.search as search_module
 from gnmt.decoding.engine.cuda_graphs import ReplayedStep
@@ -25,7 +25,7 @@ OPTION_NAMES = ["beam", "greedy", "pruned", "no repeats", "sampled"]
 
 
 class StubRecorder:
-    """What a CUDA graph does, without one: work again in the same memory. made, repeated: how often."""
+    """A stand-in for CudaRecorder: repeat the work in the same memory, and count recordings and repetitions."""
 
     def __init__(self) -> None:
         self.made = self.repeated = 0
@@ -41,7 +41,7 @@ class StubRecorder:
 
 
 def use(monkeypatch, recorder, kind="cpu") -> None:
-    """Lets search step as on CUDA, with that recorder."""
+    """Let search step as on CUDA, with the given recorder."""
 
     @contextmanager
     def replayed(step, device):
@@ -54,13 +54,13 @@ def use(monkeypatch, recorder, kind="cpu") -> None:
 
 def run(model, options, device=CPU):
     sources = random_sources(24)
-    prefixes = [[5] * (row % 3 * 9) for row in range(len(sources))]  # some end within a run of steps, some at the limit
+    prefixes = [[5] * (row % 3 * 9) for row in range(len(sources))]  # some end between two checks, some at the limit
     settings = {"prefixes": prefixes, "with_attention": True, "batch_size": 9}
-    return search(model, sources, options, device=device, suppressed=BANNED, **settings)
+    return search(model, sources, options, device=device, suppressed=SUPPRESSED, **settings)
 
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=OPTION_NAMES)
-def test_repeated_steps_find_the_same(options, monkeypatch) -> None:
+def test_repeated_steps_give_the_same_results(options, monkeypatch) -> None:
     expected, recorder = run(HistoryModel.random(13), options), StubRecorder()
     use(monkeypatch, recorder)
     assert_equal(run(HistoryModel.random(13), options), expected)
@@ -68,7 +68,7 @@ def test_repeated_steps_find_the_same(options, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_repeated_steps_of_the_engine_find_the_same(precision, monkeypatch) -> None:
+def test_repeated_steps_of_inference_copies_give_the_same_results(precision, monkeypatch) -> None:
     fast, recorder = inference_copy(small_model(), Precision(precision, CPU)), StubRecorder()
     expected = run(fast, ALL_OPTIONS[0])
     use(monkeypatch, recorder)
@@ -77,7 +77,7 @@ def test_repeated_steps_of_the_engine_find_the_same(precision, monkeypatch) -> N
 
 
 def growing_model() -> Seq2Seq:
-    """A Transformer, whose state grows by an entry in each step."""
+    """Return a Transformer, whose state grows with each step."""
     torch.manual_seed(1)
     encoder, decoder = TransformerEncoder(8, 1, 2, 16), TransformerDecoder(8, 8, 1, 2, 16)
     return Seq2Seq(encoder, decoder, 60, 60, 8, init_range=0.6).eval()
@@ -91,8 +91,8 @@ def test_states_that_grow_are_not_recorded(monkeypatch) -> None:
     assert recorder.made == 0
 
 
-def test_work_that_cannot_be_recorded_is_done_step_by_step(monkeypatch) -> None:
-    """A decoder of somebody's own may ask the device for a number, which a graph cannot."""
+def test_steps_that_cannot_be_recorded_run_one_by_one(monkeypatch) -> None:
+    """A decoder of another package may read a number from the device, which a graph cannot."""
     tries = []
 
     def refuse(work):
@@ -105,7 +105,7 @@ def test_work_that_cannot_be_recorded_is_done_step_by_step(monkeypatch) -> None:
     assert len(tries) == 1
 
 
-def test_a_shortage_of_memory_is_not_hidden(monkeypatch) -> None:
+def test_out_of_memory_while_recording_is_raised(monkeypatch) -> None:
     def no_room(work):
         raise torch.OutOfMemoryError("no room for a graph")
 
@@ -124,7 +124,7 @@ def convolutional_model() -> Seq2Seq:
 @needs_cuda
 @pytest.mark.parametrize("options", [*ALL_OPTIONS, replace(ALL_OPTIONS[0], coverage_beta=0.2)])
 @pytest.mark.parametrize("make", [small_model, growing_model, convolutional_model])
-def test_graphs_find_what_single_steps_find(make, options, monkeypatch) -> None:
+def test_graphs_give_the_results_of_single_steps(make, options, monkeypatch) -> None:
     device = torch.device("cuda")
     fast = inference_copy(make().to(device), Precision("fp32", device))
     found = run(fast, options, device)

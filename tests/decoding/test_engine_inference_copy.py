@@ -1,4 +1,4 @@
-"""The engine computes what the model computes, faster."""
+"""An inference copy computes what its model computes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def batch(*lengths: int) -> Tokens:
 
 
 def steps(model: SearchModel, source: Tokens, num_steps: int = 7, beam: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [steps, B, K, V] and attention [steps, B, K, S] with given tokens and re-ordered beams."""
+    """Return log-probabilities [steps, B, K, V] and attention [steps, B, K, S] of given tokens with reordered beams."""
     generator = torch.Generator().manual_seed(3)
     memory = model.encode(source)
     state = model.start(memory, beam)
@@ -104,7 +104,7 @@ def test_narrow_steps_are_near_those_of_the_model(precision: str, tolerance: flo
 @pytest.mark.parametrize(("options", "shares"), [({}, True), ({"layers": 2}, True), ({"num_heads": 2}, False)])
 @torch.inference_mode()
 def test_the_context_is_multiplied_by_source_position_where_there_is_one_head(options: dict[str, int], shares: bool):
-    """Nothing in a step then has a row of weights as long as input, context and hidden state together."""
+    """No product of a step then includes the context."""
     fast = inference_copy(small_model(**options), Precision("fp32", CPU))
     memory = fast.encode(batch(5, 9))
     assert ("gates" in memory.extras) == shares
@@ -117,8 +117,8 @@ def test_the_context_is_multiplied_by_source_position_where_there_is_one_head(op
 
 
 @torch.inference_mode()
-def test_an_attention_of_somebodys_own_may_do_more_than_average_the_states() -> None:
-    """The context of such a one was once taken for an average, whatever it did."""
+def test_an_attention_of_another_class_may_compute_more_than_a_mean_of_states() -> None:
+    """Its context was once taken for a mean of the states, whatever it computed."""
 
     class Squashed(AdditiveAttention):
         def forward(self, query_BTH: torch.Tensor, keys_BSA: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
@@ -133,7 +133,7 @@ def test_an_attention_of_somebodys_own_may_do_more_than_average_the_states() -> 
 
 
 @torch.inference_mode()
-def test_the_encoder_reads_each_sentence_from_its_own_end() -> None:
+def test_the_backward_encoder_starts_at_each_sentences_own_end() -> None:
     model = small_model()
     fast = inference_copy(model, Precision("fp32", CPU))
     together = fast.encode(batch(5, 9, 2))
@@ -145,7 +145,7 @@ def test_the_encoder_reads_each_sentence_from_its_own_end() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
 def test_a_sentence_does_not_depend_on_its_neighbors(precision: str) -> None:
-    """torch's dynamic quantization scales activations by the whole tensor, and one row moves the others."""
+    """torch's dynamic quantization scales activations by the whole tensor, so each row changes the others."""
     fast = inference_copy(small_model(), Precision(precision, CPU))
     source = batch(9, 9, 9)
     louder = Tokens(source.ids_BT.clone(), source.lengths_B)
@@ -170,7 +170,7 @@ def test_int8_products_scale_each_row_by_itself() -> None:
 
 @needs_int8
 @torch.inference_mode()
-def test_int8_products_are_right_to_half_a_step_of_both_scales() -> None:
+def test_int8_products_are_exact_to_half_a_step_of_both_scales() -> None:
     torch.manual_seed(5)
     weight, rows = torch.randn(50, 300), torch.randn(8, 300) * 3
     exact = rows @ weight.T
@@ -185,14 +185,14 @@ def test_int8_products_are_right_to_half_a_step_of_both_scales() -> None:
 
 @needs_int8
 def test_large_int8_sums_do_not_overflow() -> None:
-    """Without VNNI, pairs of products are added up in 16 bits, and saturate: all rows and weights at their largest."""
+    """Without VNNI, pairs of products are summed in 16 bits and saturate when all values are at their largest."""
     found = Int8Linear(torch.full((16, 1024), 2.0), None)(torch.full((3, 1024), 5.0))
     torch.testing.assert_close(found, torch.full((3, 16), 10240.0), rtol=1e-4, atol=0)
 
 
 @needs_int8
-def test_int8_keeps_what_is_not_a_number() -> None:
-    """The search reports weights that have diverged; rounding NaN to an integer would hide them."""
+def test_int8_keeps_nan() -> None:
+    """Search reports diverged weights; rounding NaN to an integer would hide them."""
     linear = Int8Linear(torch.randn(4, 8), torch.zeros(4))
     rows = torch.ones(2, 8)
     rows[0, 3] = float("nan")
@@ -200,7 +200,7 @@ def test_int8_keeps_what_is_not_a_number() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_model_is_not_touched_and_the_copy_does_not_follow_it(precision: str) -> None:
+def test_model_and_copy_do_not_change_each_other(precision: str) -> None:
     model = small_model(tie="all").train()
     before = copy.deepcopy(model.state_dict())
     fast = inference_copy(model, Precision(precision, CPU))
@@ -227,8 +227,8 @@ def test_every_lstm_and_linear_is_replaced_where_it_pays() -> None:
     assert isinstance(fast.output_layer, PackedLinear)
 
 
-def test_modules_of_unknown_kind_work_as_they_are() -> None:
-    """torch's composite modules read the weights of their parts; a Linear that is a subclass may do anything."""
+def test_modules_of_other_classes_are_copied_unchanged() -> None:
+    """torch's composite modules read the weights of their submodules; a subclass of Linear may compute anything."""
 
     class Scaled(nn.Linear):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -252,10 +252,10 @@ def test_modules_of_unknown_kind_work_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("beam", "context_to_output"), [(1, "none"), (4, "none"), (4, "added"), (4, "concatenated")])
-def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of_the_baseline(
+def test_search_with_an_inference_copy_gives_tokens_and_scores_of_the_model_and_tokens_of_the_baseline(
     beam: int, context_to_output: str
 ) -> None:
-    """The baseline once left out what the context adds to the output layer's input."""
+    """The baseline once left out the context's part of the output layer's input."""
     model = small_model(context_to_output=context_to_output)
     with torch.no_grad():
         model.output_layer.bias[EOS_ID] += 2.5
@@ -276,7 +276,7 @@ def test_search_through_the_engine_gives_the_text_and_scores_of_the_model_and_of
         assert abs(best.log_prob - expected.hypotheses[0].log_prob) < 1e-5 * len(best.tokens)
 
 
-def test_int8_without_the_hardware_is_fp32_and_says_so_once(
+def test_int8_without_the_hardware_is_fp32_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
@@ -303,7 +303,7 @@ def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:
 
 
 def test_on_cuda_the_encoder_keeps_the_fused_lstm_and_the_decoder_does_not() -> None:
-    """A second pass over the whole model replaced them after all, and cuDNN was never used."""
+    """A second pass over the whole model once replaced the encoder's layers, so cuDNN was never used."""
     fast = inference_copy(small_model(), Precision("fp32", torch.device("cuda")))
     assert sum(type(module) is LSTM for module in fast.encoder.modules()) == 4
     assert not any(isinstance(module, LSTM) for module in fast.decoder.modules())

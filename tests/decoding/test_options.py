@@ -1,4 +1,4 @@
-"""Search options out of range, or that exclude each other, are refused; the annotations say what is in range."""
+"""Search options that are out of range, or contradict each other, are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gnmt.errors import InputError
         ({"sampling": True, "top_k": 0}, r"decoding\.top_k: found 0"),
         ({"sampling": True, "top_p": 1.5}, r"decoding\.top_p: found 1\.5, allowed is a number above 0 and at most 1"),
         ({"seed": -1}, r"decoding\.seed: found -1"),
-        ({"seed": 2**63}, r"decoding\.seed: found 9223372036854775808"),  # 64 bits are what is hashed
+        ({"seed": 2**63}, r"decoding\.seed: found 9223372036854775808"),  # the seed is hashed as a signed 64-bit number
         ({"beam_size": 0, "seed": -1}, r"beam_size: found 0.*; decoding\.seed: found -1"),
     ],
     ids=str,
@@ -57,7 +57,7 @@ def test_options_out_of_range_are_refused(setting, message):
     ],
     ids=str,
 )
-def test_options_that_do_not_go_together_are_refused(setting, message):
+def test_options_that_contradict_each_other_are_refused(setting, message):
     with pytest.raises(InputError, match=message):
         SearchOptions(**setting)
 
@@ -68,8 +68,8 @@ def test_infinite_pruning_and_more_samples_than_the_beam_is_wide_are_allowed():
     assert SearchOptions(beam_size=6, n_best=2).num_hypotheses == 6
 
 
-def test_single_options_are_judged_together_only_with_the_recorded_ones():
-    """Whether n_best=7 is too many depends on the beam that the checkpoint recorded."""
+def test_contradictions_are_checked_only_with_the_recorded_options():
+    """n_best=7 is too large or not, depending on the beam that the checkpoint recorded."""
     node = {"_target_": "gnmt.decoding.options.SearchOptions", "n_best": 7}
     assert check_component(node, "decoding", complete=False) == []
     [error] = check_component(node, "decoding")

@@ -1,4 +1,4 @@
-"""Where long lines are cut, and that finding it takes no longer than reading them."""
+"""Lines are split at sentence ends, in time linear in their length."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from gnmt.decoding.translation import split_sentences
 
-# The same ends, said plainly; in time that grows with the square of a run of marks.
+# The same sentence ends by a plain pattern, whose time grows with the square of a run of marks.
 PLAIN = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(line=st.text(alphabet='.!…"”)] a。！」', max_size=12))
-def test_a_run_of_marks_that_is_read_once_ends_where_it_did(line):
+def test_the_possessive_pattern_finds_the_sentence_ends_of_the_plain_one(line):
     ends = [match.end() for match in PLAIN.finditer(line)]
     sentences = split_sentences(line)
     assert "".join(sentences) == line
@@ -26,7 +26,7 @@ def test_a_run_of_marks_that_is_read_once_ends_where_it_did(line):
 
 @pytest.mark.parametrize("run", [".", ".)", "。", "。」", ")", "。."])
 def test_a_run_of_marks_takes_no_longer_than_other_text(run):
-    """20,000 dots took 4.5 seconds, and these would take minutes."""
+    """20,000 dots once took 4.5 seconds; these runs would take minutes."""
     line = "a" + run * 100_000 + "b"
     started = time.process_time()
     assert "".join(split_sentences(line)) == line
