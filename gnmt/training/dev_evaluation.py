@@ -123,7 +123,7 @@ class DevEvaluator:
         unused_target_ids: Sequence[int] = (),
         ranks: Ranks | None = None,
     ) -> None:
-        check_coverage(options, objective.model.decoder.has_attention)  # before the first update, not at the evaluation
+        check_coverage(options, objective.model.decoder.has_attention)  # refused here, not an hour later
         self.objective = objective
         self.tokenizers = tokenizers
         self.options = options

@@ -134,7 +134,7 @@ class StagedOptimizer:
         return rate
 
     def begin_update(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
-        """Set the learning rate for an update, and enter its stage if it is the first one of it.
+        """Set the learning rate for an update, and enter its stage if the update is the first one of a stage.
 
         Args:
             step: number of the update, counted from 0.

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which files exist, which ones are kept, and how they are written in the background.
+"""Write the checkpoints of a run in the background, keep the newest ones, and find the one to resume from.
 
 `RunCheckpoints` names, writes, finds and deletes the files. `BackgroundWriter` runs one write at a time in a thread, of
 contents that `snapshot` has copied to the CPU, so that training does not wait for the disk. The format of a file is in

@@ -190,7 +190,7 @@ def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
 
 
 def check_model(config: Mapping[str, Any]) -> None:
-    """Raise InputError where parts of the model do not fit each other, the tokenizers, or the search options."""
+    """Raise InputError if parts of the model do not fit each other, the tokenizers, or the search options."""
     joint = config["tokenizer"].get("joint") is not False
     check_shared_vocabulary(config["model"].get("tie_embeddings", "none"), joint)
     model = build_on_meta_device(config["model"], TRIAL_VOCABULARY_SIZE, TRIAL_VOCABULARY_SIZE)
@@ -204,7 +204,7 @@ def build_on_meta_device(
     """Build the model without memory for its weights.
 
     Returns:
-        The model, or None where a component from outside gnmt cannot be built on the meta device. Such a model is
+        The model, or None if a component from outside gnmt cannot be built on the meta device. Such a model is
         checked when it is built on the real device.
     """
     sizes = {"source_vocabulary_size": source_vocabulary_size, "target_vocabulary_size": target_vocabulary_size}
@@ -254,7 +254,7 @@ def find_saved_state(
 
 
 def check_same_settings(folder: Path, saved: Mapping[str, Any], config: dict[str, Any]) -> None:
-    """Raise InputError, with a diff, where the config changes a setting that a resumed run must keep."""
+    """Raise InputError, with a diff, if the config changes a setting that a resumed run must keep."""
     changes = changed_settings(json.loads(saved["config"]), config)
     if changes:
         raise InputError(
@@ -264,7 +264,7 @@ def check_same_settings(folder: Path, saved: Mapping[str, Any], config: dict[str
 
 
 def check_same_data(folder: Path, saved: Mapping[str, Any], preprocessed: PreprocessedData) -> None:
-    """Raise InputError where the preprocessed data is not the data that the run was trained on."""
+    """Raise InputError if the preprocessed data is not the data that the run was trained on."""
     if saved["data_fingerprint"] == preprocessed.fingerprint:
         return
     different = "text"
@@ -357,7 +357,7 @@ def preprocess_on_rank_0(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) ->
 
 
 def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> None:
-    """Raise InputError where a training pair has more tokens than the model has learned positions.
+    """Raise InputError if a training pair has more tokens than the model has learned positions.
 
     Sampled subwords may still make a sentence longer; see gnmt.model.layers.
     """
@@ -366,7 +366,7 @@ def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> N
         ("target", "model.decoder.learned_positions", model.decoder.max_tokens, preprocessed.store.target_lengths),
     ):
         if limit is None:
-            continue  # reading the lengths of a large corpus takes time
+            continue  # reading all lengths of a large corpus takes time
         longest = int(lengths.max(initial=0)) + 1
         if longest > limit:
             raise InputError(
@@ -580,7 +580,7 @@ def in_megabytes(num_bytes: int) -> str:
 
 
 def check_final_writes(trainer: Trainer) -> None:
-    """Raise InputError where the last checkpoint, or the best.pt that it earned, could not be written.
+    """Raise InputError if the last checkpoint, or the best.pt that it earned, could not be written.
 
     The log already holds the reason of each failed write. Call this on rank 0, when all writes have ended.
     """

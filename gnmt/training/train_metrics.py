@@ -1,7 +1,7 @@
-"""Metrics of training: what a run remembers, and what it reports between two log lines.
+"""State and metrics of a training run.
 
 `TrainState` is saved with every checkpoint. `IntervalMetrics` sums loss, speed and skipped updates between two log
-lines. `describe_batch` reports a batch whose updates were skipped. `GradientNorms` records the norm of the gradient in
+lines. `describe_batch` reports a batch whose update was skipped. `GradientNorms` records the norm of the gradient in
 each layer.
 """
 
@@ -53,7 +53,7 @@ GradientRecord = tuple[int, dict[str, float | None]]
 
 @dataclass
 class TrainState:
-    """What the training loop remembers between updates, besides weights, optimizer and loader state.
+    """Counters and results of the training loop, besides weights, optimizer state and loader state.
 
     Args:
         step: number of updates done, skipped ones included.
