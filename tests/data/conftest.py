@@ -1,4 +1,4 @@
-"""Small made-up corpora."""
+"""Small artificial corpora."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.parallel_text import ParallelFiles
-from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, train_tokenizer
+from gnmt.data.store import Store, StoreWriter, encoded_side
+from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, Tokenizers, train_tokenizer
 
 _WORDS = {
     "the": "der", "small": "kleine", "green": "grüne", "house": "Haus", "bird": "Vogel", "sees": "sieht",
@@ -31,13 +32,13 @@ def make_pairs(number: int, seed: int = 0, longest: int = 14) -> list[tuple[str,
 
 @pytest.fixture(scope="session")
 def toy_pairs() -> Callable[..., list[tuple[str, str]]]:
-    """Makes word salad in two languages, of many lengths: toy_pairs(number, seed=0, longest=14)."""
+    """Return random words in two languages, in pairs of many lengths: toy_pairs(number, seed=0, longest=14)."""
     return make_pairs
 
 
 @pytest.fixture(scope="session")
 def options() -> TokenizerOptions:
-    """A vocabulary that the word salad has text enough for."""
+    """A vocabulary size for which the toy pairs have enough text."""
     return TokenizerOptions(vocab_size=380)
 
 
@@ -46,9 +47,26 @@ def tokenizer(options: TokenizerOptions) -> Tokenizer:
     return train_tokenizer([side for pair in make_pairs(300) for side in pair], options)
 
 
+@pytest.fixture(scope="session")
+def tokenizers(tokenizer: Tokenizer) -> Tokenizers:
+    return Tokenizers(tokenizer, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def store(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of 400 pairs."""
+    folder = tmp_path_factory.mktemp("store")
+    with StoreWriter(folder, 400, 400) as writer:
+        for source, target in make_pairs(400, seed=3):
+            writer.append(
+                encoded_side([tokenizer.encode(source)], [source]), encoded_side([tokenizer.encode(target)], [target])
+            )
+    return Store(folder)
+
+
 @pytest.fixture
 def make_corpus(tmp_path: Path) -> Callable[..., FilesCorpus]:
-    """Writes train and dev files and names them in a corpus that is preprocessed in tmp_path/preprocessed."""
+    """Write train and dev files, and return their corpus, which is preprocessed in tmp_path/preprocessed."""
 
     def make(train: list[tuple[str, str]] | None = None, cleaning: Cleaning | None = None) -> FilesCorpus:
         texts = {"train": make_pairs(300) if train is None else train, "dev": make_pairs(7, seed=1)}

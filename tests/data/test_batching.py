@@ -1,4 +1,4 @@
-"""Batches: framing, padding, microbatches, exact resume, subword sampling."""
+"""Batches and their stream: framing, padding, microbatches, exact resume, subword regularization, ranks."""
 
 from __future__ import annotations
 
@@ -10,29 +10,13 @@ import pytest
 import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch
-from gnmt.data import batching as planning
+from gnmt.data import batching
 from gnmt.data.batching import BatchStream, LoaderState, SubwordSampling, collate
 from gnmt.data.store import CorpusSpan, Store, StoreWriter, encoded_side
-from gnmt.data.tokenizer import Tokenizer, Tokenizers
+from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 
 Pairs = Callable[..., list[tuple[str, str]]]
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tokenizer: Tokenizer) -> Tokenizers:
-    return Tokenizers(tokenizer, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def store(tokenizer: Tokenizer, toy_pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    folder = tmp_path_factory.mktemp("store")
-    with StoreWriter(folder, 400, 400) as writer:
-        for source, target in toy_pairs(400, seed=3):
-            writer.append(
-                encoded_side([tokenizer.encode(source)], [source]), encoded_side([tokenizer.encode(target)], [target])
-            )
-    return Store(folder)
 
 
 def small_store(folder: Path, source: list[list[int]], target: list[list[int]]) -> Store:
@@ -69,7 +53,9 @@ def test_framing_and_padding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
 @pytest.mark.parametrize("microbatch_tokens", [None, 130])
-def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch_tokens: int | None) -> None:
+def test_an_epoch_has_every_pair_once_within_the_budgets(
+    store: Store, tokenizers: Tokenizers, alpha: float, microbatch_tokens: int | None
+) -> None:
     stream = BatchStream(
         store,
         batch_tokens=600,
@@ -102,7 +88,7 @@ def test_an_epoch(store: Store, tokenizers: Tokenizers, alpha: float, microbatch
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
-def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokenizers, alpha: float) -> None:
+def test_a_stream_resumes_from_the_state_of_another(store: Store, tokenizers: Tokenizers, alpha: float) -> None:
     def stream(loader_state: LoaderState) -> BatchStream:
         return BatchStream(
             store,
@@ -116,16 +102,16 @@ def test_a_stream_goes_on_where_another_stopped(store: Store, tokenizers: Tokeni
 
     whole = stream(LoaderState())
     per_epoch = len(whole)
-    positions, updates = [], []
+    states, updates = [], []
     for _ in range(2 * per_epoch + 3):
-        positions.append(whole.loader_state)
+        states.append(whole.loader_state)
         updates.append(next(whole))
-    assert {position.epoch for position in positions} == {0, 1, 2}
+    assert {state.epoch for state in states} == {0, 1, 2}
     for start in (0, 1, per_epoch - 1, per_epoch, per_epoch + 1):
-        resumed = stream(LoaderState(*positions[start]))
+        resumed = stream(LoaderState(*states[start]))
         for update in updates[start : start + 4]:
             assert equal(next(resumed), update)
-        assert resumed.loader_state == positions[start + 4]
+        assert resumed.loader_state == states[start + 4]
 
 
 def test_microbatches_do_not_change_the_global_batches(store: Store) -> None:
@@ -137,7 +123,7 @@ def test_microbatches_do_not_change_the_global_batches(store: Store) -> None:
         assert torch.cat([batch.pairs_B for batch in several]).tolist() == one.pairs_B.tolist()
 
 
-def test_sampling_is_a_function_of_seed_epoch_and_pair(store: Store, tokenizers: Tokenizers) -> None:
+def test_sampled_subwords_are_a_function_of_seed_epoch_and_pair(store: Store, tokenizers: Tokenizers) -> None:
     def rows(seed: int, epoch: int, pairs: list[int]) -> dict[int, list[int]]:
         batch = collate(store, pairs, SubwordSampling(tokenizers, 0.3, seed, epoch))
         return dict(zip(pairs, batch.target.ids_BT.tolist(), strict=True))
@@ -154,7 +140,7 @@ def test_sampling_is_a_function_of_seed_epoch_and_pair(store: Store, tokenizers:
     assert sum(plain[pair] != first[pair] for pair in first) > 20
 
 
-def test_pairs_that_only_sampling_brings_over_the_limit(store: Store, tokenizers: Tokenizers) -> None:
+def test_pairs_over_the_budget_by_sampling_are_batches_of_their_own(store: Store, tokenizers: Tokenizers) -> None:
     longest = int((store.source_lengths + store.target_lengths).max()) + 2
     stream = BatchStream(store, batch_tokens=longest, seed=1, subword_regularization=1.0, tokenizers=tokenizers)
     updates = [next(stream) for _ in range(len(stream))]
@@ -164,7 +150,7 @@ def test_pairs_that_only_sampling_brings_over_the_limit(store: Store, tokenizers
     assert sum(len(batch.pairs_B) for (batch,) in updates) == len(store)
 
 
-def test_a_tiny_corpus_trains(tmp_path: Path) -> None:
+def test_a_corpus_of_one_pair(tmp_path: Path) -> None:
     stream = BatchStream(small_store(tmp_path, [[5]], [[6, 7]]), batch_tokens=4096, seed=0)
     assert len(stream) == 1
     for epoch in range(3):
@@ -173,7 +159,7 @@ def test_a_tiny_corpus_trains(tmp_path: Path) -> None:
         assert batch.pairs_B.tolist() == [0]
 
 
-def test_wrong_limits_and_positions(store: Store, tmp_path: Path) -> None:
+def test_wrong_limits_and_loader_states(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trainer\.batch_tokens=10 is too small for pair \d+"):
         BatchStream(store, batch_tokens=10, seed=1)
     with pytest.raises(InputError, match=r"trainer\.microbatch_tokens=10 is too small"):
@@ -184,7 +170,7 @@ def test_wrong_limits_and_positions(store: Store, tmp_path: Path) -> None:
         BatchStream(store, batch_tokens=1000, seed=1, loader_state=LoaderState(3, 9999))
 
 
-def test_global_random_state_is_left_alone(store: Store) -> None:
+def test_global_random_state_is_unchanged(store: Store) -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
@@ -197,8 +183,8 @@ def test_global_random_state_is_left_alone(store: Store) -> None:
 def test_a_stream_of_several_blocks(
     store: Store, tokenizers: Tokenizers, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "BLOCK_PAIRS", 90)
-    monkeypatch.setattr(planning, "RUN_PAIRS", 5)
+    monkeypatch.setattr(batching, "BLOCK_PAIRS", 90)
+    monkeypatch.setattr(batching, "RUN_PAIRS", 5)
 
     def stream(loader_state: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
         return BatchStream(
@@ -211,24 +197,24 @@ def test_a_stream_of_several_blocks(
         )
 
     whole = stream()
-    positions, updates, epochs = [], [], []
+    states, updates, epochs = [], [], []
     while whole.loader_state.epoch < 2:
-        positions.append(whole.loader_state)
+        states.append(whole.loader_state)
         epochs.append(whole.epochs)
         updates.append(next(whole))
     assert epochs == sorted(set(epochs))
     assert epochs[0] == 0
     assert whole.epochs == 2
-    assert {position.block for position in positions} == set(range(5))
+    assert {state.block for state in states} == set(range(5))
     for epoch in (0, 1):
-        of_epoch = [update for update, position in zip(updates, positions, strict=True) if position.epoch == epoch]
+        of_epoch = [update for update, state in zip(updates, states, strict=True) if state.epoch == epoch]
         rows = torch.cat([batch.pairs_B for update in of_epoch for batch in update])
         assert sorted(rows.tolist()) == list(range(len(store)))
         assert 0.7 < len(of_epoch) / len(stream(LoaderState(epoch))) < 1.4  # judged by one block
-    firsts = [place for place, position in enumerate(positions) if position.batches == 0]
-    for start in {*firsts, *(place - 1 for place in firsts if place), 3}:
-        resumed = stream(LoaderState(*positions[start]))
-        assert resumed.loader_state == positions[start]
+    firsts = [index for index, state in enumerate(states) if state.batches == 0]
+    for start in {*firsts, *(index - 1 for index in firsts if index), 3}:
+        resumed = stream(LoaderState(*states[start]))
+        assert resumed.loader_state == states[start]
         for update in updates[start : start + 3]:
             assert equal(next(resumed), update)
     with pytest.raises(InputError, match="batch 0 in block 5 of epoch 1, which does not exist"):
@@ -245,13 +231,9 @@ def test_a_stream_of_two_corpora(store: Store) -> None:
     assert set(counts[300:]) == {3}
 
 
-def test_a_position_of_before_there_were_blocks(store: Store) -> None:
-    assert LoaderState(*(2, 7)) == LoaderState(epoch=2, batches=7, block=0)
-
-
 @pytest.mark.parametrize("microbatch_tokens", [None, 120])
-def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, microbatch_tokens):
-    """Whatever their number: all have the same number of updates and know the same totals."""
+def test_local_batches_of_all_ranks_are_the_global_batches_of_one(tmp_path, microbatch_tokens):
+    """All ranks have the same number of updates and the same totals, for any number of ranks."""
     rng = np.random.default_rng(4)
     rows = [[list(range(4, 4 + size)) for size in rng.integers(1, 9, 60)] for _ in range(2)]
     store = small_store(tmp_path, *rows)
@@ -264,34 +246,37 @@ def test_shares_of_several_processes_are_the_global_batches_of_one(tmp_path, mic
     streams = [stream(rank, 11) for rank in range(11)]
     num_dummies = 0
     for _ in range(num_updates):
-        expected, shares = next(whole), [next(each) for each in streams]
+        expected, local_batches = next(whole), [next(each) for each in streams]
         pairs = sorted(pair for batch in expected for pair in batch.pairs_B.tolist())
-        assert sorted(pair for share in shares for batch in share for pair in batch.pairs_B.tolist()) == pairs
-        assert {(share.source_tokens, share.target_tokens) for share in shares} == {
+        assert (
+            sorted(pair for local_batch in local_batches for batch in local_batch for pair in batch.pairs_B.tolist())
+            == pairs
+        )
+        assert {(local_batch.source_tokens, local_batch.target_tokens) for local_batch in local_batches} == {
             (
                 sum(int(batch.source.lengths_B.sum()) for batch in expected),
                 sum(int(batch.labels.lengths_B.sum()) for batch in expected),
             )
         }
-        for share in shares:
-            assert (share.dummy_batch is None) is (len(share) > 0)
-            num_dummies += not share
-            if not share:
-                assert share.to_compute == [share.dummy_batch]
-                assert share.dummy_batch.pairs_B.tolist()[0] in pairs
+        for local_batch in local_batches:
+            assert (local_batch.dummy_batch is None) is (len(local_batch) > 0)
+            num_dummies += not local_batch
+            if not local_batch:
+                assert local_batch.to_compute == [local_batch.dummy_batch]
+                assert local_batch.dummy_batch.pairs_B.tolist()[0] in pairs
     assert num_dummies > 0
     assert {each.loader_state for each in streams} == {whole.loader_state}
 
 
 @pytest.mark.parametrize("microbatch_tokens", [None, 120])
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
-def test_widths_in_multiples_repeat_from_batch_to_batch(store, tokenizers, alpha, microbatch_tokens) -> None:
-    """oneDNN makes kernels for each shape, and with all widths a corpus has too many of them to keep."""
+def test_padding_to_multiples_gives_fewer_shapes(store, tokenizers, alpha, microbatch_tokens) -> None:
+    """oneDNN caches kernels by shape, and with all widths a corpus has more shapes than the cache holds."""
     options = {"batch_tokens": 500, "microbatch_tokens": microbatch_tokens, "seed": 1, "subword_regularization": alpha}
     shapes = {}
     for multiple in (1, 4):
         stream = BatchStream(store, tokenizers=tokenizers, pad_to_multiple_of=multiple, **options)
-        batches = [batch for share in (next(stream) for _ in range(len(stream))) for batch in share]
+        batches = [batch for local_batch in (next(stream) for _ in range(len(stream))) for batch in local_batch]
         assert sorted(pair for batch in batches for pair in batch.pairs_B.tolist()) == list(range(400))
         assert max(map(padded_tokens, batches)) <= (microbatch_tokens or 500) or alpha  # see `BatchStream`
         widths = {width for batch in batches for width in (batch.source.ids_BT.shape[1], batch.labels.ids_BT.shape[1])}
@@ -301,7 +286,7 @@ def test_widths_in_multiples_repeat_from_batch_to_batch(store, tokenizers, alpha
     assert len(shapes[4]) < len(shapes[1])
 
 
-def test_a_pair_must_fit_as_it_is_padded(tmp_path: Path) -> None:
+def test_a_pair_must_fit_the_budget_with_its_padding(tmp_path: Path) -> None:
     store = small_store(tmp_path, [[5] * 4], [[6] * 4])
     BatchStream(store, batch_tokens=10, seed=1)
     with pytest.raises(InputError, match=r"takes 16 tokens \(5 source \+ 5 target, EOS counted, in multiples of 4\)"):

@@ -319,3 +319,15 @@ def test_the_log_tells_how_long_updates_waited_for_a_checkpoint(make_trainer, pr
     assert [int(step) for step, _ in stalls] == [1, 2, 3]
     assert float(stalls[1][1]) >= 0.5  # the second one waited for the first one's write
     assert float(stalls[0][1]) < float(stalls[1][1])
+
+
+def test_training_is_the_same_with_and_without_prefetching_and_no_thread_remains(make_trainer):
+    weights = []
+    for ahead in (0, 2):
+        trainer = make_trainer("trainer.max_steps=7", f"trainer.prefetch_batches={ahead}")
+        trainer.fit()
+        weights.append(torch.cat([weight.detach().flatten() for weight in trainer.objective.parameters()]))
+    assert torch.equal(*weights)
+    assert [
+        thread for thread in threading.enumerate() if thread.name in ("batch prefetcher", "checkpoint writer")
+    ] == []

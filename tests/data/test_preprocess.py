@@ -1,4 +1,4 @@
-"""Raw text to a preprocessed folder: once, whole, and only again when something changed."""
+"""Preprocessing makes the folder once and completely, and makes it again only after a change."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from gnmt.data import preprocess as encoding
-from gnmt.data import preprocess as module
+from gnmt.data import preprocess as preprocess_module
 from gnmt.data.cleaning import Cleaning
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.parallel_text import ParallelFiles
@@ -33,7 +32,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_what_is_preprocessed(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
+def test_the_folder_has_the_ids_and_the_text_of_all_kept_pairs(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
+) -> None:
     train = toy_pairs(300)
     train[5] = ("", "blank")
     preprocessed = preprocess(make_corpus(train), options)
@@ -65,7 +66,7 @@ def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, opt
     assert (preprocessed.folder / "test" / "a" / "source.txt").read_bytes().count(b"\n") == 5
 
 
-def test_second_time_does_nothing(
+def test_a_second_call_does_nothing(
     make_corpus: MakeCorpus,
     options: TokenizerOptions,
     monkeypatch: pytest.MonkeyPatch,
@@ -73,7 +74,7 @@ def test_second_time_does_nothing(
 ) -> None:
     first = preprocess(make_corpus(), options)
     before = contents(first.folder)
-    monkeypatch.setattr(module, "_fill_folder", None)  # would fail if it were called
+    monkeypatch.setattr(preprocess_module, "_fill_folder", None)  # would fail if it were called
     with caplog.at_level(logging.INFO):
         again = preprocess(make_corpus(), options)
         assert preprocess(make_corpus(), options, overwrite=True).fingerprint == first.fingerprint
@@ -82,7 +83,7 @@ def test_second_time_does_nothing(
     assert contents(first.folder) == before
 
 
-def test_same_bytes_every_time(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
+def test_equal_inputs_give_equal_bytes(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
     corpus = make_corpus()
     first, second = (preprocess(replace(corpus, preprocessed=str(tmp_path / name)), options) for name in "ab")
     assert contents(first.folder) == contents(second.folder)
@@ -116,7 +117,7 @@ def test_changed_inputs_are_listed(make_corpus: MakeCorpus, toy_pairs: Pairs, op
     assert preprocess(with_test, options, overwrite=True).fingerprint == first.fingerprint
 
 
-def test_touched_and_moved_files_are_the_same(
+def test_touched_and_moved_files_are_no_change(
     make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path
 ) -> None:
     corpus = make_corpus()
@@ -127,7 +128,9 @@ def test_touched_and_moved_files_are_the_same(
     assert preprocess(replace(corpus, train=moved), options).fingerprint == first.fingerprint
 
 
-def test_identity_is_of_the_content(make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions) -> None:
+def test_the_fingerprint_depends_on_the_content_alone(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
+) -> None:
     def fingerprint(**changes: Any) -> str:
         return preprocess(make_corpus(**changes), options, overwrite=True).fingerprint
 
@@ -139,7 +142,7 @@ def test_identity_is_of_the_content(make_corpus: MakeCorpus, toy_pairs: Pairs, o
     assert fingerprint() == first
 
 
-def test_default_folders_differ_by_settings_and_files() -> None:
+def test_default_folders_differ_between_settings_and_files() -> None:
     files = ParallelFiles("a", "b")
     corpus = FilesCorpus(name="my/ä corpus", train=files, dev=files)
     folder = preprocessed_folder(corpus, TokenizerOptions())
@@ -156,7 +159,9 @@ def test_default_folders_differ_by_settings_and_files() -> None:
     assert preprocessed_folder(replace(corpus, bleu_tokenize="char"), TokenizerOptions()) == folder
 
 
-def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
+def test_empty_corpora_and_corpora_without_kept_pairs_are_refused(
+    make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"data\.train holds no sentence pair .*\(0 pairs read\)"):
         preprocess(make_corpus([]), options)
     with pytest.raises(InputError, match=r"data\.train holds no sentence pair .*\(2 pairs read\)"):
@@ -178,7 +183,7 @@ def test_empty_and_emptied_corpora(make_corpus: MakeCorpus, options: TokenizerOp
     assert not [name for name in os.listdir(tmp_path) if "preprocessed" in name]
 
 
-def test_blank_sides_are_kept_where_asked_for(
+def test_blank_sides_are_kept_with_drop_blank_false(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
 ) -> None:
     train = [*toy_pairs(300), ("", "x"), ("y", "  ")]
@@ -187,10 +192,10 @@ def test_blank_sides_are_kept_where_asked_for(
     assert (preprocessed.store.source_lengths[300], preprocessed.store.target_lengths[301]) == (0, 0)
 
 
-def test_duplicates_across_blocks(
+def test_duplicates_in_different_shards_are_dropped(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "SHARD_PAIRS", 7)
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", 7)
     train = toy_pairs(300)
     unique = list(dict.fromkeys(train))
     preprocessed = preprocess(make_corpus([*train, *train], Cleaning(drop_duplicates=True)), options)
@@ -200,13 +205,13 @@ def test_duplicates_across_blocks(
     assert preprocessed.report.dropped["duplicate"] == 600 - len(unique)
 
 
-def test_sample_is_seeded_and_bounded(toy_pairs: Pairs) -> None:
+def test_the_sample_is_seeded_bounded_and_uniform(toy_pairs: Pairs) -> None:
     class Text:
         def iterate(self) -> Any:
             return iter([("", "")] + [(f"s{i}", f"t{i}") for i in range(1000)])
 
     def sample(size: int, seed: int) -> tuple[list[str], list[str]]:
-        return module._sample(Text(), size, seed)  # type: ignore[arg-type]
+        return preprocess_module._sample(Text(), size, seed)  # type: ignore[arg-type]
 
     source, target = sample(100, 1)
     assert len(source) == len(set(source)) == 100
@@ -221,7 +226,7 @@ def test_sample_is_seeded_and_bounded(toy_pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
-def test_interrupted_it_leaves_the_old_folder(
+def test_an_interruption_leaves_the_old_folder(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
     first = preprocess(make_corpus(), options)
@@ -242,18 +247,18 @@ def test_interrupted_it_leaves_the_old_folder(
     assert not [name for name in os.listdir(first.folder.parent) if name.startswith(".")]
 
 
-def test_two_at_once_build_once(
+def test_concurrent_calls_build_once(
     make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = make_corpus()
     builds = []
-    build = module._fill_folder
+    build = preprocess_module._fill_folder
 
     def counted(*arguments: Any) -> None:
         builds.append(1)
         build(*arguments)
 
-    monkeypatch.setattr(module, "_fill_folder", counted)
+    monkeypatch.setattr(preprocess_module, "_fill_folder", counted)
     found: list[PreprocessedData] = []
     threads = [threading.Thread(target=lambda: found.append(preprocess(corpus, options))) for _ in range(4)]
     for thread in threads:
@@ -264,7 +269,7 @@ def test_two_at_once_build_once(
     assert [len(preprocessed.store) for preprocessed in found] == [300] * 4
 
 
-def test_damaged_folder_is_mended_by_overwrite(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+def test_overwrite_repairs_a_damaged_folder(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
     corpus = make_corpus()
     folder = preprocess(corpus, options).folder
     for name in ("train/source.ids", "tokenizer/source.model", "dev/source.txt", "cleaning_report.json"):
@@ -274,7 +279,9 @@ def test_damaged_folder_is_mended_by_overwrite(make_corpus: MakeCorpus, options:
         assert len(preprocess(corpus, options, overwrite=True).store) == 300
 
 
-def test_foreign_folders_are_never_touched(make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path) -> None:
+def test_folders_with_other_contents_are_never_changed(
+    make_corpus: MakeCorpus, options: TokenizerOptions, tmp_path: Path
+) -> None:
     (tmp_path / "preprocessed").mkdir()
     (tmp_path / "preprocessed" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not a preprocessed folder"):
@@ -286,7 +293,9 @@ def test_foreign_folders_are_never_touched(make_corpus: MakeCorpus, options: Tok
     assert (tmp_path / "preprocessed" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_damaged_folder_of_ours_may_be_removed(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+def test_a_message_advises_to_remove_a_damaged_preprocessed_folder(
+    make_corpus: MakeCorpus, options: TokenizerOptions
+) -> None:
     (preprocess(make_corpus(), options).folder / "manifest.json").write_text("{")
     with pytest.raises(
         InputError, match=r"not a preprocessed folder .*; remove it, or choose another one with data\.prep"
@@ -294,20 +303,20 @@ def test_a_damaged_folder_of_ours_may_be_removed(make_corpus: MakeCorpus, option
         preprocess(make_corpus(), options)
 
 
-@pytest.mark.parametrize("place", ["write_atomically", "write_pairs"])
-def test_a_full_disk_leaves_nothing_where_nothing_was_done(
-    make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+@pytest.mark.parametrize("failing", ["write_atomically", "write_pairs"])
+def test_a_full_disk_leaves_no_empty_work_folder(
+    make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, place, fail)
+    monkeypatch.setattr(preprocess_module, failing, fail)
     with pytest.raises(InputError, match="cannot be preprocessed: No space left on device"):
         preprocess(make_corpus(), options)
     assert not [name for name in os.listdir(tmp_path) if "preprocessed" in name]  # an empty .preprocessed.work was left
 
 
-def test_folder_of_another_format(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
+def test_a_folder_of_another_format_is_refused(make_corpus: MakeCorpus, options: TokenizerOptions) -> None:
     folder = preprocess(make_corpus(), options).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
@@ -318,14 +327,14 @@ def test_folder_of_another_format(make_corpus: MakeCorpus, options: TokenizerOpt
     assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 2
 
 
-def test_a_ready_folder_may_be_read_only(
+def test_a_complete_folder_is_opened_without_a_lock(
     make_corpus: MakeCorpus, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess(make_corpus(), options)
-    monkeypatch.setattr(module, "building_lock", None)  # would fail if it were called
+    monkeypatch.setattr(preprocess_module, "building_lock", None)  # would fail if it were called
     assert len(preprocess(make_corpus(), options).store) == 300
 
 
-def test_missing_preprocessed_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no preprocessed text there.*prepare\.py"):
         read_preprocessed(tmp_path / "nothing")

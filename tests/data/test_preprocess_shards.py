@@ -1,4 +1,4 @@
-"""Preparation in shards: any number of processes, any number of interruptions, one result."""
+"""The training text is encoded in shards: any number of processes and interruptions gives the same result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gnmt.data import preprocess as encoding
+from gnmt.data import preprocess as preprocess_module
 from gnmt.data.cleaning import Cleaning, NumberedPair
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.preprocess import preprocess
@@ -31,14 +31,14 @@ STRICT = Cleaning(max_length_tokens=20, max_length_ratio=1.5, drop_duplicates=Tr
 
 @pytest.fixture
 def dirty(toy_pairs: Pairs) -> list[tuple[str, str]]:
-    """Pairs with something wrong of every kind, far apart, some for two reasons."""
+    """Pairs that cleaning drops for every reason, some for two reasons, far apart from each other."""
     pairs = toy_pairs(300)
     long = (" ".join(["mountains"] * 30), " ".join(["Berge"] * 30))
-    for place, pair in {
+    for number, pair in {
         5: ("", "leer"), 60: ("same", "same"), 61: long, 130: pairs[3], 131: long, 140: ("same", "same"),
         200: ("\u200b", "x"), 210: ("river river river", "Fluss"), 290: pairs[3],
     }.items():  # fmt: skip
-        pairs.insert(place, pair)
+        pairs.insert(number, pair)
     return pairs
 
 
@@ -49,9 +49,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def oracle(
     pairs: list[tuple[str, str]], preprocessed: PreprocessedData
 ) -> tuple[list[tuple[str, str]], dict[str, list[int]]]:
-    """What is kept, and the places of what is dropped for each reason: one pair after another, all in memory."""
+    """Return the kept pairs, and the numbers of the dropped pairs by reason: one pair at a time, all in memory."""
     kept, dropped, seen = [], {reason: [] for reason in preprocessed.report.dropped}, set()
-    for place, pair in enumerate(pairs, start=1):
+    for number, pair in enumerate(pairs, start=1):
         lengths = sorted(len(getattr(preprocessed.tokenizers, side).encode(text)) + 1
                          for side, text in zip(("source", "target"), pair, strict=True))  # fmt: skip
         repeated = pair in seen
@@ -68,16 +68,16 @@ def oracle(
             seen.add(pair)
         kept += [pair] if reason is None else []
         if reason is not None:
-            dropped[reason].append(place)
+            dropped[reason].append(number)
     return kept, dropped
 
 
 @pytest.mark.parametrize("shard", [1, 7, 100, 10_000])
-def test_shards_of_any_size_give_what_one_pass_gives(
+def test_shards_of_any_size_give_the_same_result(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, shard: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(encoding, "SHARD_PAIRS", shard)
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", shard)
     preprocessed = preprocess(make_corpus(dirty, STRICT), options)
     kept, dropped = oracle(dirty, preprocessed)
     store, report = preprocessed.store, preprocessed.report
@@ -85,20 +85,20 @@ def test_shards_of_any_size_give_what_one_pass_gives(
     assert all(
         store.source_ids(pair).tolist() == preprocessed.tokenizers.source.encode(kept[pair][0]) for pair in range(9)
     )
-    assert report.dropped == {reason: len(places) for reason, places in dropped.items()}
+    assert report.dropped == {reason: len(numbers) for reason, numbers in dropped.items()}
     assert min(report.dropped.values()) > 0
     found = {reason: [example["pair"] for example in examples] for reason, examples in report.examples.items()}
-    assert found == {reason: places[:3] for reason, places in dropped.items()}
+    assert found == {reason: numbers[:3] for reason, numbers in dropped.items()}
     assert (report.num_pairs, report.num_kept) == (len(dirty), len(kept))
     assert [span.num_pairs for span in preprocessed.corpus_spans] == [len(kept)]
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_bytes(
+def test_any_number_of_processes_gives_the_same_bytes(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
     alone, shared = (
         preprocess(replace(corpus, num_workers=number, preprocessed=str(tmp_path / f"p{number}")), options)
@@ -108,11 +108,11 @@ def test_processes_give_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
+def test_signals_to_all_processes_of_a_job_do_not_stop_the_workers(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slurm's warning SIGUSR1 killed the workers, also while they were starting."""
-    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    """Slurm's warning SIGUSR1 killed workers, even while they were starting."""
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", 40)
 
     submit = ProcessPoolExecutor.submit
 
@@ -129,11 +129,11 @@ def test_signals_that_are_sent_to_the_whole_job_leave_the_workers_alone(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_told_and_costs_no_whole_shard(
+def test_a_killed_worker_is_reported_and_finished_shards_are_kept(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", 40)
     corpus = replace(make_corpus(dirty, STRICT), num_workers=2)
 
     submit = ProcessPoolExecutor.submit
@@ -155,16 +155,16 @@ def test_a_killed_worker_is_told_and_costs_no_whole_shard(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UnreadableFileError("train.0: cannot be read: Stale handle")])
-def test_it_goes_on_with_whole_shards_and_the_learned_vocabulary(
+def test_it_resumes_with_finished_shards_and_the_learned_vocabulary(
     make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, error: BaseException,
 ) -> None:  # fmt: skip
-    """A moment in which the text could not be read cost all shards."""
-    monkeypatch.setattr(encoding, "SHARD_PAIRS", 40)
+    """A temporary read error of the text lost all shards."""
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", 40)
     corpus = make_corpus(dirty, STRICT)
     expected = contents(preprocess(corpus, options).folder)
     shutil.rmtree(corpus.preprocessed or "")
-    encode, calls, learned = encoding.encode_shard, [], []
+    encode, calls, learned = preprocess_module.encode_shard, [], []
 
     def counted(pairs: Any, tokenizers: Any, cleaning: Any, path: Path) -> None:
         calls.append(path.name)
@@ -172,32 +172,30 @@ def test_it_goes_on_with_whole_shards_and_the_learned_vocabulary(
             raise error
         encode(pairs, tokenizers, cleaning, path)
 
-    from gnmt.data import preprocess as module
-
-    learn = module._make_tokenizers
-    monkeypatch.setattr(module, "_make_tokenizers", lambda *given: learned.append(1) or learn(*given))
-    monkeypatch.setattr(encoding, "encode_shard", counted)
+    learn = preprocess_module._make_tokenizers
+    monkeypatch.setattr(preprocess_module, "_make_tokenizers", lambda *given: learned.append(1) or learn(*given))
+    monkeypatch.setattr(preprocess_module, "encode_shard", counted)
     with pytest.raises(type(error)):
         preprocess(corpus, options)
     shards = tmp_path / ".preprocessed.work" / "shards"
     assert sorted(os.listdir(shards)) == calls[:3]
     data = (shards / calls[1]).read_bytes()
-    (shards / calls[1]).write_bytes(data[:-30])  # half a shard, as a power cut may leave it
-    os.utime(tmp_path / "train.0", (1, 1))  # the same text still
+    (shards / calls[1]).write_bytes(data[:-30])  # a truncated shard, as after a power failure
+    os.utime(tmp_path / "train.0", (1, 1))  # the text is unchanged
 
     preprocessed = preprocess(corpus, options)
     assert calls[4:] == [calls[1], *calls[3:4], *calls[6:]]
     assert len(calls) == 4 + 1 + 8 - 3
     assert len(learned) == 1
     found = contents(preprocessed.folder)
-    assert {name for name in found if found[name] != expected[name]} <= {"manifest.json"}  # which holds the time
+    assert {name for name in found if found[name] != expected[name]} <= {"manifest.json"}  # it has modification times
     assert not (tmp_path / ".preprocessed.work").exists()
 
 
-def test_a_worker_encodes_in_one_thread_and_a_process_alone_in_all(
+def test_a_worker_uses_one_thread_and_a_single_process_all_cores(
     tmp_path: Path, toy_pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each worker ran as many threads as the machine has cores: 6 of them, 384 threads on 64 cores."""
+    """Each of 6 workers started a thread per core: 384 threads on 64 cores."""
     threads: list[int] = []
 
     class Side:
@@ -206,16 +204,18 @@ def test_a_worker_encodes_in_one_thread_and_a_process_alone_in_all(
             return [[4]] * len(texts)
 
     pairs = [NumberedPair(number, *pair) for number, pair in enumerate(toy_pairs(3), 1)]
-    monkeypatch.setattr(encoding, "_worker_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False)
-    encoding._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
+    monkeypatch.setattr(
+        preprocess_module, "_worker_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False
+    )
+    preprocess_module._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
     assert threads == [1, 1]
-    with encoding._shard_encoder(encoding._worker_tokenizers, 1) as submit:
+    with preprocess_module._shard_encoder(preprocess_module._worker_tokenizers, 1) as submit:
         submit(pairs, Cleaning(), tmp_path / "b.npz").result()
     assert threads == [1, 1, -1, -1]
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_work_for_other_text_is_thrown_away(
+def test_results_for_other_text_are_discarded(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any) -> None:
