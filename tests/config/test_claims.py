@@ -1,4 +1,4 @@
-"""The systems that docs/results/comparison.md compares differ in what is compared, and in nothing else."""
+"""The systems that docs/results/comparison.md compares differ only in what is compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gnmt.config.build import build, resolve
 from gnmt.config.cli import CONFIG_FOLDER
 
 SYSTEMS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment/claims").glob("*.yaml"))
-PIECES = 4000
+NUM_SUBWORDS = 4000
 LARGEST_DIFFERENCE = 0.03
 
 
@@ -25,21 +25,21 @@ def config_of(system: str, *overrides: str) -> dict[str, Any]:
 
 def num_parameters(config: dict[str, Any]) -> int:
     with torch.device("meta"):
-        model = build(config["model"], source_vocabulary_size=PIECES, target_vocabulary_size=PIECES)
+        model = build(config["model"], source_vocabulary_size=NUM_SUBWORDS, target_vocabulary_size=NUM_SUBWORDS)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_all_have_as_many_parameters_within_three_percent():
+def test_numbers_of_parameters_differ_by_at_most_three_percent():
     assert len(SYSTEMS) == 15
     counts = {system: num_parameters(config_of(system)) for system in SYSTEMS}
     assert max(counts.values()) <= (1 + LARGEST_DIFFERENCE) * min(counts.values()), counts
-    assert config_of("gnmt")["tokenizer"]["vocab_size"] == PIECES
+    assert config_of("gnmt")["tokenizer"]["vocab_size"] == NUM_SUBWORDS
 
 
 @pytest.mark.parametrize("data", ["demo", "multi30k"])
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_all_train_alike(system, data):
-    """Equal updates on equal data; clipping has another optimizer and bound, which is what it is about."""
+def test_all_have_the_same_training_recipe(system, data):
+    """Only claims/clipping has another optimizer and bound, which it compares."""
     bound = ("trainer.clip_norm=0.5",) if system == "clipping" else ()
     config, common = config_of(system, f"data={data}"), config_of("recipe", f"data={data}", *bound)
     apart = {"model", "name", *(("optimizer",) if system == "clipping" else ())}

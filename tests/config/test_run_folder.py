@@ -20,7 +20,7 @@ from gnmt.errors import InputError
 
 
 def folder(*overrides: str, name: str | None = None, sweep: bool = False) -> str:
-    """The folder's name under runs/."""
+    """Return the folder's name under runs/."""
     path = run_folder(SimpleNamespace(name=name, runs="runs"), overrides, sweep=sweep)
     assert path.parent == Path("runs")
     return path.name
@@ -42,7 +42,7 @@ def folder(*overrides: str, name: str | None = None, sweep: bool = False) -> str
         (["trainer.max_steps=2", "device=cpu", "runs=x", "resume=never", "data.folder=/data/a b"], "demo"),
     ],
 )
-def test_the_name_tells_what_was_overridden(overrides: list[str], name: str) -> None:
+def test_the_name_lists_the_overrides(overrides: list[str], name: str) -> None:
     assert folder(*overrides) == name
 
 
@@ -80,14 +80,14 @@ def test_long_names_are_shortened_and_still_differ() -> None:
     assert all(len(name) <= 120 for name in names)
 
 
-def test_a_given_name_is_the_folder_but_jobs_of_a_sweep_do_not_share_it() -> None:
+def test_a_given_name_is_the_folder_and_jobs_of_a_sweep_append_their_overrides() -> None:
     assert folder("seed=3", name="mine") == "mine"
     assert folder("seed=3", name="mine", sweep=True) == "mine__seed-3"
     assert folder("seed=4", sweep=True) == "demo__seed-4"
 
 
 def test_jobs_of_a_sweep_over_limits_or_data_do_not_share_a_folder() -> None:
-    """They continued one another's runs."""
+    """Each job resumed the run of another."""
     assert folder("trainer.max_steps=2", sweep=True) != folder("trainer.max_steps=4", sweep=True)
     assert folder("data=demo", name="x", sweep=True) != folder("data=multi30k", name="x", sweep=True)
     assert folder("data.folder=/a", "seed=1", sweep=True) == folder("data.folder=/b", "seed=1", sweep=True)
@@ -99,9 +99,11 @@ def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
         folder(name=name)
 
 
-def test_changed_settings_leave_out_what_may_change() -> None:
-    def corpora_in(place: str) -> dict[str, object]:
-        return {"news-commentary": {"text": {"source": f"{place}n.en"}}}  # its hyphen made a move of the file a change
+def test_settings_that_may_change_are_no_changes() -> None:
+    def corpora_in(folder: str) -> dict[str, object]:
+        return {
+            "news-commentary": {"text": {"source": f"{folder}n.en"}}
+        }  # with its hyphen, a moved file was reported as a change
 
     old = {
         "seed": 1,

@@ -1,4 +1,4 @@
-"""Component nodes: only classes of trusted packages, and all their errors at once."""
+"""Validation of component nodes: only classes of trusted packages are built, and all errors are reported at once."""
 
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ SIZES = ("source_vocabulary_size", "target_vocabulary_size")
 
 
 def with_value(node: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of the node with the value at a dotted key."""
+    """Return a copy of the node with the value at a dotted key."""
     first, _, rest = key.partition(".")
     return {**node, first: with_value(node[first], rest, value) if rest else value}
 
@@ -41,7 +41,7 @@ def check_model(node: Any) -> list[str]:
     return check_component(node, "model", supplied=SIZES)
 
 
-def test_a_right_model_passes_and_builds() -> None:
+def test_a_correct_model_passes_and_builds() -> None:
     assert check_model(MODEL) == []
     model = build(MODEL, source_vocabulary_size=9, target_vocabulary_size=9)
     assert model.decoder.attention.output_size == 4
@@ -81,7 +81,7 @@ def test_errors_name_the_full_key(key: str, value: Any, message: str) -> None:
     assert errors[0].startswith(message)
 
 
-def test_all_errors_come_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     node = with_value(with_value(MODEL, "encoder.num_layers", 0), "decoder.attention.query_size", None)
     node = with_value({key: value for key, value in node.items() if key != "embedding_size"}, "size", 4)
     assert [error.split(":")[0] for error in check_model(node)] == [
@@ -92,7 +92,7 @@ def test_all_errors_come_at_once() -> None:
     ]
 
 
-def test_option_sets_are_asked_themselves() -> None:
+def test_option_sets_check_how_their_options_fit_together() -> None:
     node = {"_target_": "gnmt.data.parallel_text.ParallelFiles", "source": ["a.en", "b.en"], "target": "a.de"}
     (error,) = check_component(node, "data.train")
     assert error.startswith("data.train: ")
@@ -127,14 +127,14 @@ def test_option_sets_are_asked_themselves() -> None:
         ["gnmt.model.attention.AdditiveAttention"],
     ],
 )
-def test_targets_that_are_no_class_of_a_trusted_package_are_refused(target: Any) -> None:
+def test_a_target_that_is_not_a_class_of_a_trusted_package_is_refused(target: Any) -> None:
     with pytest.raises(InputError):
         find_class(target)
     (error,) = check_component({"_target_": target}, "model")
     assert error.startswith("model._target_: found ")
 
 
-def test_a_foreign_module_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_module_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     node = with_value(MODEL, "encoder", {"_target_": "evil_module.Model"})
@@ -151,7 +151,7 @@ def test_hydras_other_keys_are_refused(key: str) -> None:
 
 
 def test_components_hidden_in_containers_are_checked() -> None:
-    """A keyword without annotation may hold anything, and what it holds is built too."""
+    """A keyword without annotation may contain anything, and components in it are built."""
     node = {"_target_": "torch.optim.SGD", "lr": 0.1, "params": [{"deep": {"_target_": "os.system"}}]}
     errors = check_component(node, "optimizer")
     assert any(error.startswith("optimizer.params") for error in errors)
@@ -166,7 +166,7 @@ def test_interpolations_of_a_foreign_config_stay_text(monkeypatch: pytest.Monkey
 
 
 def test_the_optimizer_steps_on_the_parameters_themselves() -> None:
-    """hydra.utils.instantiate may hand copies of supplied tensors on, and such an optimizer trains nothing."""
+    """hydra.utils.instantiate may copy supplied tensors; an optimizer of copies trains nothing."""
     node = {"_target_": "torch.optim.Adam", "lr": 0.1, "betas": [0.9, 0.98]}
     assert check_component(node, "optimizer", supplied=("params",)) == []
     parameter = torch.nn.Parameter(torch.zeros(2))
@@ -174,13 +174,13 @@ def test_the_optimizer_steps_on_the_parameters_themselves() -> None:
     assert optimizer.param_groups[0]["params"][0] is parameter
 
 
-def test_torch_checks_come_with_the_key() -> None:
+def test_errors_of_torchs_annotations_name_the_key() -> None:
     node = {"_target_": "torch.optim.Adam", "lr": "fast", "betas": [0.9], "moment": 1}
     errors = check_component(node, "optimizer", supplied=("params",))
     assert [error.split(":")[0] for error in errors] == ["optimizer.moment", "optimizer.lr", "optimizer.betas"]
 
 
-def test_a_package_of_ones_own_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_package_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mylab_encoders.py").write_text(
         "from gnmt.model.interfaces import Encoder\n"
         "class Mine(Encoder):\n"
@@ -206,7 +206,7 @@ def test_a_trusted_package_that_is_not_installed() -> None:
 
 
 def test_nothing_is_built_where_a_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Option sets are built to hear what they say, but only when all their keywords are right."""
+    """Option sets are built to run their own checks, but only if all their keywords are correct."""
     (tmp_path / "mylab_options.py").write_text(
         "import pathlib\nfrom dataclasses import dataclass\n@dataclass\nclass Options:\n    path: str\n"
         "    def __post_init__(self):\n        pathlib.Path(self.path).mkdir()\n"
@@ -222,8 +222,8 @@ def test_nothing_is_built_where_a_check_fails(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("values", "errors"),
     [
-        ({"lr": float("inf")}, ["optimizer.lr: found Infinity, allowed is a finite number"]),  # it passed every check
-        ({"lr": float("nan")}, ["optimizer.lr: found NaN, allowed is a finite number"]),  # it was two errors
+        ({"lr": float("inf")}, ["optimizer.lr: found Infinity, allowed is a finite number"]),  # passed every check once
+        ({"lr": float("nan")}, ["optimizer.lr: found NaN, allowed is a finite number"]),  # gave two errors once
         ({"lr": -1.0}, ["optimizer.lr: found -1.0, allowed is a number above 0"]),
         ({"betas": [0.9, float("nan")]}, ["optimizer.betas.1: found NaN, allowed is a finite number"]),
         ({"betas": [0.9, 1.5]}, ["optimizer.betas: found [0.9, 1.5], allowed is a list of numbers, each of at"]),

@@ -1,4 +1,4 @@
-"""Plain values against type annotations."""
+"""Validation of plain values by type annotations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
@@ -19,8 +19,8 @@ class Shape(Protocol):
 
 
 def check(value: Any, hint: Any) -> list[str]:
-    """The errors of a value at the key k.x; nested components count as right if their kind is allowed."""
-    return check_value(value, hint, "k.x", lambda node, path, kinds, _: [f"{path}: asked for {kinds[0].__name__}"])
+    """Return the errors of a value at the key k.x. A nested component gives one error that names its allowed class."""
+    return check_value(value, hint, "k.x", lambda node, path, kinds, _: [f"{path}: expected {kinds[0].__name__}"])
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_fitting_values_pass(value: Any, hint: Any) -> None:
         (3, Kind, "k.x: found 3, allowed is a component (`_target_` and its keywords) of the kind Kind"),
         ({"size": 3}, Kind, 'k.x: found {"size": 3}, allowed is a component (`_target_` and its keywords) of the kind'),
         ({"_target_": "a.B"}, int, "k.x: found a component (a.B), allowed is a whole number"),
-        ({"_target_": "a.B"}, Kind | None, "k.x: asked for Kind"),
-        ({"_target_": "a.B"}, Any, "k.x: asked for object"),
-        ({"_target_": "a.B"}, Shape, "k.x: asked for object"),
-        ([{"_target_": "a.B"}], list[Kind], "k.x.0: asked for Kind"),
-        ({"t": {"_target_": "a.B"}}, dict[str, Kind] | None, "k.x.t: asked for Kind"),
-        ({"t": [{"_target_": "a.B"}]}, Any, "k.x.t.0: asked for object"),
+        ({"_target_": "a.B"}, Kind | None, "k.x: expected Kind"),
+        ({"_target_": "a.B"}, Any, "k.x: expected object"),
+        ({"_target_": "a.B"}, Shape, "k.x: expected object"),
+        ([{"_target_": "a.B"}], list[Kind], "k.x.0: expected Kind"),
+        ({"t": {"_target_": "a.B"}}, dict[str, Kind] | None, "k.x.t: expected Kind"),
+        ({"t": [{"_target_": "a.B"}]}, Any, "k.x.t.0: expected object"),
     ],
 )
 def test_other_values_are_named_with_what_is_allowed(value: Any, hint: Any, message: str) -> None:

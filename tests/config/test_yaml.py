@@ -1,4 +1,4 @@
-"""Every YAML composes, passes the check and builds."""
+"""Every YAML file composes, passes validation and builds."""
 
 import inspect
 import re
@@ -41,7 +41,7 @@ def composed(command: str, *overrides: str) -> DictConfig:
 
 
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """Every component node in a resolved config."""
+    """Yield every component node of a resolved config."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield value
@@ -58,7 +58,7 @@ NEEDED_BY = {
     "data/mixture": FIRST,
     "model/decoder/plain": ["model=seq2seq"],
     "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
-    "model/decoder/transformer": ["~model/attention"],  # in the place of a decoder that has one
+    "model/decoder/transformer": ["~model/attention"],  # instead of a decoder that has one
     "model/decoder/convolutional": ["~model/attention"],
 }
 
@@ -88,13 +88,13 @@ def test_every_command_composes_and_passes_the_check(command: str) -> None:
 
 
 def group_and_name(choice: str) -> tuple[str, str]:
-    """A folder below another is a group of its own, but not below experiment, where it is part of the name."""
+    """Split a path into group and choice. A subfolder is a group of its own, but part of the name below experiment/."""
     group, _, name = choice.partition("/") if choice.startswith("experiment/") else choice.rpartition("/")
     return group, name
 
 
 def command_of(choice: str) -> tuple[str, list[str]]:
-    """A command that has the choice's group, and what it needs besides."""
+    """Return a command that has the choice's group, and the overrides that it needs."""
     if choice.startswith("task/"):
         return "benchmark", []
     return ("translate", ["checkpoint=x.pt"]) if choice.endswith("/recorded") else ("train", [])
@@ -108,7 +108,7 @@ def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> N
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(("experiment", "hydra"))])
-def test_every_constructor_keyword_stands_in_the_yaml(choice: str) -> None:
+def test_every_constructor_keyword_is_in_the_yaml(choice: str) -> None:
     group, name = group_and_name(choice)
     command, needed = command_of(choice)
     for node in nodes(resolve(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))):
@@ -147,7 +147,7 @@ def test_every_optimizer_schedule_and_decoding_builds(choice: str) -> None:
     assert isinstance(build(node, **supplied), find_class(node["_target_"]))
 
 
-def test_one_size_and_one_depth_are_enough() -> None:
+def test_one_width_and_one_depth_set_those_of_all_components() -> None:
     model = resolve(composed("train", "model.embedding_size=512", "model.encoder.num_layers=3"))["model"]
     assert model["decoder"]["num_layers"] == 3
     attention = model["decoder"]["attention"]
@@ -157,7 +157,7 @@ def test_one_size_and_one_depth_are_enough() -> None:
 
 
 def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment() -> None:
-    """With `_self_` behind the experiment in the defaults list, the experiment would be overridden silently."""
+    """With `_self_` after the experiment in the defaults list, train.yaml would override the experiment."""
     assert composed("train").model.decoder.dropout != 0.3
     cfg = composed("train", "experiment=multi30k_en_de")
     assert (cfg.data.name, cfg.model.encoder.dropout, cfg.model.decoder.dropout) == ("multi30k", 0.3, 0.3)
@@ -165,7 +165,7 @@ def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experimen
     assert (cfg.model.encoder.dropout, cfg.schedule.warmup_steps) == (0.1, 150)
 
 
-def test_training_ends_with_its_schedule_and_a_quick_try_does_not_bend_it() -> None:
+def test_training_ends_with_its_schedule_and_max_steps_does_not_change_the_schedule() -> None:
     assert composed("train", "schedule.total_steps=777").trainer.max_steps == 777
     assert composed("train", "trainer.max_steps=2").schedule.total_steps > 2
     assert composed("train", "schedule=constant").trainer.max_steps == 20000
@@ -178,7 +178,7 @@ def test_the_paper_recipe() -> None:
 
 
 def check_message(command: str, *overrides: str) -> str:
-    """What the check says about the config."""
+    """Return the message of the check."""
     with pytest.raises(InputError) as caught:
         check_config(composed(command, *overrides))
     return str(caught.value)
@@ -218,12 +218,12 @@ def test_the_check_reports_all_errors_at_once() -> None:
         ("inspect_checkpoint", ["checkpoint=x", "format=yaml"], 'format: found "yaml", allowed is one of text, json'),
     ],
 )
-def test_what_the_check_says(command: str, overrides: list[str], message: str) -> None:
+def test_messages_of_the_check(command: str, overrides: list[str], message: str) -> None:
     assert message in check_message(command, *overrides) + "\n"
 
 
 def test_values_of_an_optimizer_are_checked_with_all_others() -> None:
-    """torch's own "Invalid learning rate: -1" named no key, came alone, and let a rate of 0 and an eps of 0 pass."""
+    """torch's own "Invalid learning rate: -1" names no key and hides other errors, and it accepts a rate or an eps of 0."""
     message = check_message(
         "train", "optimizer.lr=-1", "optimizer.betas=[0.9,1.0]", "optimizer.eps=0", "optimizer.weight_decay=-0.1",
         "seed=-1",
@@ -243,7 +243,7 @@ def test_values_of_an_optimizer_are_checked_with_all_others() -> None:
     assert stages in check_message("train", "trainer=adam_then_sgd", "trainer.stages.1.optimizer.lr=0")
 
 
-def test_other_optimizers_pass_through() -> None:
+def test_optimizers_without_ranges_pass() -> None:
     for name in ("LBFGS", "Adafactor", "Rprop", "ASGD"):
         errors = check_component(
             {"_target_": f"torch.optim.{name}", "lr": 0.5},
@@ -254,7 +254,7 @@ def test_other_optimizers_pass_through() -> None:
         assert errors == [], name
 
 
-def test_the_ranges_are_keywords_of_their_optimizers_and_hold_their_defaults() -> None:
+def test_ranges_name_keywords_of_their_optimizers_and_contain_their_defaults() -> None:
     for name, ranges in OPTIMIZER_RANGES.items():
         optimizer = getattr(torch.optim, name)
         parameters = inspect.signature(optimizer).parameters
@@ -276,10 +276,10 @@ def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_decoding_asked_over_decoding_recorded() -> None:
+def test_given_decoding_options_replace_recorded_ones() -> None:
     recorded = resolve(composed("train").decoding)
-    asked = composed("translate", "checkpoint=x", "decoding.beam_size=1").decoding
-    assert decoding_node(recorded, asked) == {**recorded, "beam_size": 1}
+    given = composed("translate", "checkpoint=x", "decoding.beam_size=1").decoding
+    assert decoding_node(recorded, given) == {**recorded, "beam_size": 1}
     paper = composed("translate", "checkpoint=x", "decoding=paper").decoding
     assert decoding_node(recorded, paper) == resolve(paper)
     assert decoding_node(recorded, composed("translate", "checkpoint=x").decoding) == recorded

@@ -1,4 +1,4 @@
-"""What a constructor does without a keyword is what the plain YAML of its group says."""
+"""The defaults of constructors equal the values in the default YAML file of their group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gnmt.config.build import find_class, resolve
 from gnmt.config.cli import CONFIG_FOLDER
 
 FILES = [f"data.{split}.{side}={split}" for split in ("train", "dev") for side in ("source", "target")]
-# The choices that are no recipes of their own: greedy, paper, gnmt_8 and their like differ from the defaults by design.
+# The default files of the groups. Others, such as greedy, paper and gnmt_8, differ from the defaults by design.
 PLAIN = {
     "trainer/default": ["schedule=constant"],  # the limit is the schedule's own length where it has one
     "decoding/default": [],
@@ -41,17 +41,17 @@ PLAIN = {
     "model/decoder/transformer": ["~model/attention"],
     "model/decoder/convolutional": ["~model/attention"],
 }
-DROPOUT = "training's, and the recipe's: a layer that is built in Python drops nothing until it is told to"
-WARMUP = "the recipe's: a schedule that is built in Python begins at its rate"
+DROPOUT = "a setting of recipes: a layer that is built in Python has no dropout by default"
+WARMUP = "a setting of recipes: a schedule that is built in Python starts at its rate"
 DIFFERENT = {
     ("LSTMEncoder", "dropout"): DROPOUT,
     ("GNMTDecoder", "dropout"): DROPOUT,
     ("AttentionDecoder", "dropout"): DROPOUT,
     ("Cosine", "warmup_steps"): WARMUP,
-    ("Cosine", "final_fraction"): "the recipe's: plain annealing ends at 0",
+    ("Cosine", "final_fraction"): "a setting of recipes: plain annealing ends at 0",
     ("WarmupStepDecay", "warmup_steps"): WARMUP,
-    ("ArchivedCorpus", "download_folder"): "each corpus has one of its own inside the default",
-    ("KoreanEnglish", "bleu_tokenize"): "follows the target language, by the YAML's own rule",
+    ("ArchivedCorpus", "download_folder"): "each corpus has its own folder inside the default",
+    ("KoreanEnglish", "bleu_tokenize"): "the YAML selects it by the target language",
     ("KoreanEnglish", "folder"): "given here",
     ("ParallelFiles", "source"): "given here",
     ("ParallelFiles", "target"): "given here",
@@ -59,7 +59,7 @@ DIFFERENT = {
 
 
 def differences(node: Any) -> list[tuple[str, str, Any, Any]]:
-    """(class, keyword, the YAML's value, the constructor's default) of a component and those in it."""
+    """Return (class, keyword, value in the YAML, default of the constructor) for a component and those inside it."""
     if not isinstance(node, dict):
         return []
     found = [item for value in node.values() for item in differences(value)]
@@ -75,7 +75,7 @@ def differences(node: Any) -> list[tuple[str, str, Any, Any]]:
 
 @pytest.mark.parametrize("choice", PLAIN)
 def test_the_defaults_of_python_are_those_of_the_yaml(choice: str) -> None:
-    """TrainerOptions() trained five times as long as `trainer: default`, and evaluated half as often."""
+    """TrainerOptions() once trained five times as long as `trainer: default` and evaluated half as often."""
     group, _, name = choice.rpartition("/")
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         node = resolve(compose("train", ["experiment=none", f"{group}={name}", *PLAIN[choice]]))

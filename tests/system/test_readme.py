@@ -1,4 +1,4 @@
-"""The commands and the Python of the documents work as they are written."""
+"""The commands and the Python code of the documents work as written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gnmt.config.cli import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Its commands need the files that it has its reader write: test_add_your_own_model.py.
+# Its commands need files that the reader writes; test_add_your_own_model.py runs them.
 OWN_FILES = "your-own-model.md"
-# Set-up and tools of others: nothing of ours to check.
+# Commands of other tools.
 NOT_OURS = re.compile(
     r"python3 -m venv |\.venv/bin/pip install |\. \.venv/bin/activate$|tensorboard --logdir |for run in |do$|done$"
 )
@@ -29,13 +29,13 @@ def blocks(document: Path, language: str) -> list[str]:
 
 
 def shell_lines(document: Path) -> list[list[str]]:
-    """The words of every command, without comments; a line that goes on counts once."""
+    """Return the words of every command, without comments; lines that end in a backslash are joined."""
     lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def commands() -> list[Any]:
-    """(script, its arguments) of every `python scripts/….py` of the documents, also behind a pipe, or of torchrun."""
+    """Return (script, arguments) of every `python scripts/….py` in the documents, also after a pipe or torchrun."""
     found = []
     for document in (document for document in DOCUMENTS if document.name != OWN_FILES):
         for words in shell_lines(document):
@@ -56,8 +56,10 @@ def test_the_documents_show_a_command_of_every_script() -> None:
 
 
 @pytest.mark.parametrize(("script", "arguments"), commands())
-def test_a_command_is_right(script: str, arguments: list[str], tmp_path, monkeypatch, capsys) -> None:
-    """It composes, with -m too, and passes the check that goes before everything else; main itself is not run."""
+def test_a_documented_command_passes_validation(
+    script: str, arguments: list[str], tmp_path, monkeypatch, capsys
+) -> None:
+    """It composes, also with -m, and passes the check of the config; main is not run."""
     assert (ROOT / script).is_file()
     configs: list[Any] = []
     monkeypatch.chdir(tmp_path)
@@ -80,8 +82,8 @@ def test_a_command_is_right(script: str, arguments: list[str], tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_other_line_is_known(document: Path) -> None:
-    """A command that no test looks at is a command that stops working."""
+def test_every_other_line_is_a_make_target_or_another_tool(document: Path) -> None:
+    """No command of this project is left untested."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for words in shell_lines(document):
         line = " ".join(words)
@@ -99,7 +101,7 @@ def test_links_lead_to_files(document: Path) -> None:
 
 
 def test_the_python_of_the_readme_runs(tiny, tmp_path, monkeypatch, capsys) -> None:
-    """On a small run in the place of the demo's."""
+    """With a small run instead of the demo's."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(tiny.folder)
     monkeypatch.chdir(tmp_path)

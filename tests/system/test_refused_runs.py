@@ -1,9 +1,9 @@
-"""Runs that the same folder cannot continue, and those that it can in spite of damage."""
+"""Runs that cannot be resumed in the same folder, and runs that are resumed despite damage."""
 
 from __future__ import annotations
 
 
-def test_a_run_is_not_continued_with_other_settings(run_command, tiny, tmp_path) -> None:
+def test_a_run_is_not_resumed_with_other_settings(run_command, tiny, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     before = (run.folder / "config.json").read_bytes()
     done = run_command("train", *run.overrides, "optimizer.lr=0.5", "model.encoder.num_layers=3", cwd=tmp_path)
@@ -16,8 +16,8 @@ def test_a_run_is_not_continued_with_other_settings(run_command, tiny, tmp_path)
     assert "ERROR gnmt: runs/tiny holds a run with other settings" in (run.folder / "train.log").read_text()
 
 
-def test_a_run_is_not_continued_on_other_text_and_tokenizers(run_command, shelf, own_files, tmp_path) -> None:
-    """The command is the same, but the file changed, and with it the pieces."""
+def test_a_run_is_not_resumed_on_other_text_and_tokenizers(run_command, shelf, own_files, tmp_path) -> None:
+    """The command is the same, but the file has changed, and with it the subwords."""
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_bytes((shelf / name).read_bytes())
     overrides = [text.replace(str(shelf), ".") for text in own_files]

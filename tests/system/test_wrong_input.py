@@ -1,4 +1,4 @@
-"""Wrong input on the command line, in files and in checkpoints: one message that helps, exit code 2, no traceback."""
+"""Wrong input on the command line, in files and in checkpoints: one helpful message, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from gnmt.checkpoint.file import FORMAT_VERSION, read_checkpoint
 
 FOUR = ("train.source", "train.target", "dev.source", "dev.target")
-# (id, the command, what its message must hold); FILES stands for the overrides of a small corpus of one's own
+# (id, command, fragments of its message); FILES stands for the overrides of a small corpus in files
 TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "unknown key",
@@ -48,27 +48,27 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["2 errors", "seed=x: Value 'x' of type", "sed: is no key"],
     ),
     (
-        "fewer learned positions than tokens",  # it used to end the run at the first long sentence
+        "fewer learned positions than tokens",  # it once ended the run at the first long sentence
         ["train", "FILES", "model=transformer_tiny", "model.encoder.learned_positions=3"],
         ["model.encoder.learned_positions is 3, but the longest source of", "data.cleaning.max_length_tokens=3"],
     ),
     (
-        "a width of a part that has no input_size",
+        "a width of a component without input_size",
         ["train", "model=transformer_tiny", "model.encoder.hidden_size=64"],
         ["model.embedding_size is 128, but model.encoder.hidden_size is 64"],
     ),
     (
-        "a decoder that has no bridge to leave out",
+        "a decoder whose bridge cannot be left out",
         ["train", "model=seq2seq", "decoding.coverage_beta=0", "model.encoder.num_bidirectional_layers=1"],
         ["final_hidden_1 of width 256", "or use a decoder with attention (model/decoder=attention)"],
     ),
     (
-        "what a model's config sets for another encoder",
+        "a key that the model's config sets for another encoder",
         ["train", "model=transformer_tiny", "model/encoder=lstm"],
         ["model.encoder.num_heads: LSTMEncoder takes no such key", "'~model.encoder.num_heads' leaves out"],
     ),
     (
-        "a part that is rightly left out is no second error",
+        "a component that is correctly removed is no second error",
         ["train", "model=gnmt_small", "model/decoder=transformer", "~model/attention", "optimizer.lrr=1"],
         ["1 error in the overrides", "optimizer.lrr: is no key of this config; did you mean optimizer.lr?"],
     ),
@@ -101,7 +101,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["2 errors", "data.train names no files", "data.dev names no files", "data.dev.source=FILE"],
     ),
     (
-        "a model whose parts do not fit",
+        "a model whose components do not fit",
         ["train", "FILES", "model.encoder.num_layers=1"],
         ["model.decoder.num_layers=1", "use model.decoder.context_to_output=added or model.decoder.num_layers=2"],
     ),
@@ -245,7 +245,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["{shelf}/code_in_model.pt: the model's config was refused, nothing was built", "os.system"],
     ),
     (
-        "part of a model that would run code",
+        "component of a model that would run code",
         ["translate", "checkpoint={shelf}/code_in_encoder.pt"],
         ["nothing was built", "model.encoder._target_", "torch.optim.optimizer.torch.load"],
     ),
@@ -279,13 +279,13 @@ def test_wrong_input_gives_one_message(run_command, tiny, shelf, own_files, tmp_
     for fragment in fragments:
         assert fragment.format(**names) in message
     assert "Traceback" not in done.err
-    assert {path.name for path in tmp_path.iterdir()} <= {"preprocessed"}  # no run that never began
+    assert {path.name for path in tmp_path.iterdir()} <= {"preprocessed"}  # no folder of a run that did not start
     assert list(tmp_path.rglob("*.pt")) == []
     assert not (shelf / "code_ran").exists()
 
 
 def test_the_code_on_the_shelf_would_run(shelf) -> None:
-    """Otherwise the table proves nothing: a trusting reader does run it."""
+    """Without this, the table would prove nothing: torch.load without weights_only runs the code."""
     torch.load(shelf / "pickle.pt", weights_only=False)
     assert (shelf / "code_ran").exists()
     (shelf / "code_ran").unlink()
