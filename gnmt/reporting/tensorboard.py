@@ -1,4 +1,7 @@
-"""What a run tells TensorBoard: scalars, texts, figures and hyperparameters, all in the run's own folder."""
+"""Reports to TensorBoard: scalars, texts, figures and hyperparameters, in an event file of the run's folder.
+
+`Reporter` is the interface. A full disk ends its reports with a warning, and never ends the training.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,112 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 from torch.utils.tensorboard.summary import hparams
 
+from gnmt.errors import flatten
 from gnmt.reporting.figures import pixels
 
+log = logging.getLogger(__name__)
+
 FLUSH_SECONDS = 30.0
-"""What was reported is on the disk, for who watches, at the first event after so long."""
-_NUMBERS = itertools.count()
+"""Events reach the disk at the first event after this time, for readers of a running training."""
+
+_NUMBERS = itertools.count()  # for unique file names
+
+
+class Reporter:
+    """Writes events to a folder; call `close` at the end, or use it as a context manager.
+
+    Args:
+        folder: Folder of the event file. Both are made at the first report.
+        purge_step: The first step to be reported by a resumed run (its checkpoint's step + 1), or None. Readers then
+            ignore what the interrupted run had reported from this step on.
+    """
+
+    def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
+        self._folder = str(folder)
+        self._purge_step = purge_step
+        self._file: EventFile | None = None
+        self._failed = False
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Report one point of a curve, such as dev/bleu."""
+        self._add(summary.scalar(tag, value), step)  # type: ignore[no-untyped-call]
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Report a text in Markdown; see `translations_table`."""
+        self._add(summary.text(tag, markdown), step)  # type: ignore[no-untyped-call]
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Report a figure as an image."""
+        self._add(summary.image(tag, pixels(figure), dataformats="HWC"), step)  # type: ignore[no-untyped-call]
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """Report the settings (nested or flat) and the final metrics; call it once, at the end.
+
+        They are written to the same event file. `SummaryWriter.add_hparams` would open a second one: in a sub-run, or
+        with run_name="." in the same folder, where readers that follow the newest file miss later events of the first.
+        """
+        final = {tag: float(value) for tag, value in metrics.items()}
+        for event in hparams(_flat(settings), final):  # type: ignore[no-untyped-call]
+            self._add(event, None)
+        for tag, value in metrics.items():
+            self.scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """Write all reports to the disk."""
+        if self._file is not None:
+            self._try(self._file.flush)
+
+    def close(self) -> None:
+        """Write all reports to the disk and close the file."""
+        if self._file is not None:
+            self._try(self._file.close)
+
+    def _add(self, event: Any, step: int | None) -> None:
+        """Write an event; the first one opens the file."""
+        if self._failed:
+            return
+
+        def write() -> None:
+            if self._file is None:
+                self._file = EventFile(self._folder, self._purge_step)
+            self._file.add(event, step)
+
+        self._try(write)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """Call `write`; after an OSError, warn and report nothing more."""
+        try:
+            write()
+        except OSError as error:
+            self._failed = True
+            if self._file is not None:
+                self._file.abandon()
+                self._file = None
+            log.warning(
+                "%s: TensorBoard's events cannot be written (%s): no more curves of this run", self._folder, error
+            )
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class EventFile:
-    """Makes the folder and a new file in it; every method raises OSError where the disk is full or not writable.
+    """A new event file, in a folder that is made if missing; methods raise OSError if the disk is full or not writable.
 
-    purge_step: None, or the first step that will be reported anew; see `gnmt.reporting.tensorboard.Reporter`.
+    Args:
+        folder: Folder of the file.
+        purge_step: See `Reporter`.
     """
 
     def __init__(self, folder: str, purge_step: int | None = None) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        place = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
-        self._file = open(Path(folder) / f"events.out.tfevents.{place}", "wb")  # noqa: SIM115 (`close` closes it)
+        suffix = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        self._file = open(Path(folder) / f"events.out.tfevents.{suffix}", "wb")  # noqa: SIM115 (`close` closes it)
         self._records: Any = RecordWriter(self._file)
         self._flushed_at = 0.0
         try:
@@ -49,18 +141,20 @@ class EventFile:
             raise
 
     def add(self, summary: Any, step: int | None = None) -> None:
-        """Writes what one of `torch.utils.tensorboard.summary`'s functions made, as of that step."""
+        """Write a summary made by a function of `torch.utils.tensorboard.summary`."""
         self._write(Event(summary=summary, step=step))
 
     def flush(self) -> None:
+        """Write buffered events to the file."""
         self._file.flush()
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
+        """Write buffered events and close the file."""
         self._file.close()
 
     def abandon(self) -> None:
-        """Closes the file after an error; what was not written yet is lost."""
+        """Close the file after an error; buffered events may be lost."""
         with suppress(OSError):
             self._file.close()
 
@@ -71,111 +165,24 @@ class EventFile:
             self.flush()
 
 
-log = logging.getLogger(__name__)
-
-
-class Reporter:
-    """Writes events into a folder; `close` it, or use it as a context manager.
-
-    folder: made if missing, with an event file, when something is reported. purge_step: None, or for a run that goes on
-    from a checkpoint the first step that will be reported anew (the checkpoint's step + 1): readers then forget what an
-    interrupted run had reported beyond it.
-    """
-
-    def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
-        self._folder = str(folder)
-        self._purge_step = purge_step
-        self._file: EventFile | None = None
-        self._failed = False
-
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a curve, such as dev/bleu."""
-        self._add(summary.scalar(tag, value), step)  # type: ignore[no-untyped-call]
-
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """TensorBoard shows it as Markdown; see `translations_table`."""
-        self._add(summary.text(tag, markdown), step)  # type: ignore[no-untyped-call]
-
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A figure from gnmt.reporting.figures as an image."""
-        self._add(summary.image(tag, pixels(figure), dataformats="HWC"), step)  # type: ignore[no-untyped-call]
-
-    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-        """The settings (nested or flat) and what came of them; call it once, at the end.
-
-        They go into this very event file. `SummaryWriter.add_hparams` opens a second one, in a sub-run of its own,
-        or with run_name="." in the same folder, where readers that follow the newest file miss what comes after.
-        """
-        final = {tag: float(value) for tag, value in metrics.items()}
-        for part in hparams(_flat(settings), final):  # type: ignore[no-untyped-call]
-            self._add(part, None)
-        for tag, value in metrics.items():
-            self.scalar(tag, value, step)
-
-    def flush(self) -> None:
-        """What was reported is on the disk after this."""
-        if self._file is not None:
-            self._try(self._file.flush)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._try(self._file.close)
-
-    def _add(self, event: Any, step: int | None) -> None:
-        """Opens the event file at the first report."""
-        if self._failed:
-            return
-
-        def write() -> None:
-            if self._file is None:
-                self._file = EventFile(self._folder, self._purge_step)
-            self._file.add(event, step)
-
-        self._try(write)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        """A full disk costs the curves, not what reports them."""
-        try:
-            write()
-        except OSError as error:
-            self._failed = True
-            if self._file is not None:
-                self._file.abandon()
-                self._file = None
-            log.warning(
-                "%s: TensorBoard's events cannot be written (%s): nothing more is reported", self._folder, error
-            )
-
-    def __enter__(self) -> Reporter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def translations_table(rows: Iterable[tuple[str, str, str]]) -> str:
-    """A Markdown table of (source, reference, translation); nothing in the texts acts as markup."""
+    """Return a Markdown table of (source, reference, translation); markup in the texts is escaped."""
     lines = ["| source | reference | translation |", "| --- | --- | --- |"]
     lines += [f"| {' | '.join(_escaped(text) for text in row)} |" for row in rows]
     return "\n".join(lines)
 
 
 def _escaped(text: str) -> str:
-    """Every ASCII mark as an HTML entity and every line break or other control letter as a space."""
+    """Replace ASCII punctuation by HTML entities, and line breaks and other control characters by spaces."""
     return "".join(
         f"&#{ord(letter)};" if letter in "\\`*_{}[]()#+-.!|<>&~$\"'" else letter if letter.isprintable() else " "
         for letter in text
     )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Dotted keys and the plain values that TensorBoard takes; all else as JSON text."""
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    return flat
+def _flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Return the settings with dotted keys; a value of a type that TensorBoard does not accept becomes JSON text."""
+    return {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in flatten(settings).items()
+    }

@@ -49,7 +49,7 @@ def test_it_has_no_test_set_and_does_not_train_on(home, run_command, tiny):
     for overrides in ([], ["test_set=dev"], ["data_folder=x"]):
         done = run_command("evaluate", "checkpoint=a.pt", *overrides, cwd=home)
         assert (done.code, done.out) == (2, "")
-        assert "an imported checkpoint knows no test set" in done.err
+        assert "an imported checkpoint has no test set" in done.err
     preprocessed = next((tiny.home / "preprocessed").glob("demo-*"))
     overrides = [override for override in tiny.overrides if not override.startswith("name=")]
     done = run_command(

@@ -1,4 +1,4 @@
-"""The pictures of compare.py, and what it reads of gradients and spikes."""
+"""Plots of compare.py, and its values of gradients and loss spikes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_gradient_norms_are_means_of_the_first_updates_over_layers():
     assert found["a"][2] == (2, 2)
 
 
-def test_layers_of_models_of_different_kinds_stand_in_the_order_of_the_data():
+def test_layers_are_sorted_in_the_order_of_the_data():
     layers = ["embeddings", "encoder.2", "encoder.10", "encoder.other", "attention", "decoder.1", "output", "mine"]
     assert sorted(set(layers), key=layer_sort_key) == layers
 
@@ -68,8 +68,8 @@ def groups_of(*runs):
     return group_runs([RunRecord(Path("runs") / name, settings) for name, settings in runs])
 
 
-def test_labels_say_in_what_the_groups_differ():
-    """As the table does: the folders' names end in a digest where they would be too long."""
+def test_labels_name_the_settings_that_differ():
+    """Long folder names end in a hash, which says nothing in a legend."""
     long = "demo__" + "x" * 100
     groups = groups_of(
         (
@@ -92,7 +92,7 @@ def test_labels_say_in_what_the_groups_differ():
     assert labels_of(groups[:2]) == ["dropout=0.1", "dropout=0.3"]
 
 
-def test_labels_are_names_where_settings_say_less_or_too_much():
+def test_labels_are_folder_names_if_settings_are_too_long():
     assert labels_of(groups_of(("gnmt__seed-1", {"size": 1}), ("hybrid__seed-1", {"size": 2}))) == ["gnmt", "hybrid"]
     alike = groups_of(("a__x-1__seed-1", {"x": "u" * 70}), ("a__x-2__seed-1", {"x": "v" * 70}))
     assert labels_of(alike) == ["a__x-1", "a__x-2"]
@@ -104,30 +104,31 @@ def test_labels_are_names_where_settings_say_less_or_too_much():
 
 def test_all_plots_are_written(tmp_path):
     by_length = [{"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}]
-    evaluations = {"test.best": Evaluated({"bleu": 30.0, "chrf": 60.0}, {}, by_length)}
+    evaluations = {"test.best": Evaluated({"bleu": 30.0, "chrf": 60.0}, {}, by_length, 9.0)}
     paths = draw_plots([run("a", evaluations=evaluations), run("b")], tmp_path / "plots", 200)
     names = ["bleu_by_length.png", "dev_loss.png", "dev_bleu.png", "gradient_norm_by_layer.png"]
     assert [path.name for path in paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-    with pytest.raises(InputError, match="none of the runs holds anything to draw"):
+    with pytest.raises(InputError, match="none of the runs has results to draw"):
         draw_plots([RunRecord(Path("c"), {})], tmp_path, 200)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         draw_plots([run("a")], tmp_path / "file", 200)
 
 
-def test_dollars_in_a_name_are_no_formula(tmp_path):
+def test_dollars_in_a_name_start_no_formula(tmp_path):
     draw_plots([run("a$b_{$", 1), run("c", 1)], tmp_path / "plots", gradient_updates=200)
     assert (tmp_path / "plots" / "dev_loss.png").stat().st_size > 1000
 
 
-def test_spikes_have_columns_where_they_were_logged():
+def test_loss_spikes_have_columns():
     table = compare([run("a"), run("b", scale=3.0)])
     rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert [row["largest gradient norm"] for row in rows] == ["9.00", "27.00"]
     assert [row["largest loss rise"] for row in rows] == ["0.50", "9.50"], "above the mean of 4 before it"
     assert [row["skipped updates"] for row in rows] == ["1", "1"]
-    assert "largest gradient norm" not in compare([RunRecord(Path("c"), {})]).header
+    unlogged = compare([RunRecord(Path("c"), {})])
+    assert dict(zip(unlogged.header, unlogged.rows[0], strict=True))["largest gradient norm"] == "–"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_the_largest_rise_is_above_the_lowest_mean_before_it(means, largest, ris
     assert largest_loss_rise(means, largest) == rise
 
 
-def test_what_is_not_finite_is_no_part_of_a_mean():
+def test_norms_that_are_not_finite_are_left_out_of_the_mean():
     records = [(1, {"a": 1.0, "b": None}), (2, {"a": 3.0, "b": None}), (3, {"a": 100.0, "b": 5.0})]
     assert mean_by_layer(records, 2) == {"a": 2.0}
 
@@ -157,7 +158,7 @@ def test_a_damaged_file_of_gradient_norms_is_named(tmp_path):
     assert f"{GRADIENT_NORMS_FILE}:2 is no record of gradient norms" in problems[0]
 
 
-def test_the_command_draws_and_tells_of_gradients(tiny, tmp_path, run_command):
+def test_the_command_writes_plots_and_shows_gradient_norms(tiny, tmp_path, run_command):
     home = tiny.copied_to(tmp_path)
     done = run_command("compare", f"runs={home.folder}", "plots=plots", cwd=tmp_path)
     assert done.code == 0, done.err

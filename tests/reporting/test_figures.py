@@ -1,4 +1,4 @@
-"""The alignment picture: what it shows, and pieces that plotting libraries trip over."""
+"""The alignment figure: its contents, and subwords that break plotting libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def labels(figure):
     ]
 
 
-def test_columns_are_source_and_rows_are_target_pieces():
+def test_columns_are_source_subwords_and_rows_are_target_subwords():
     attention = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
     figure = alignment_figure(["▁the", "▁dog", "</s>"], ["▁Hund", "</s>"], attention)
     assert labels(figure) == ([" the", " dog", "</s>"], [" Hund", "</s>"])
@@ -41,21 +41,21 @@ def test_bf16_attention_is_drawn():
 
 
 @pytest.mark.parametrize(
-    "piece", ["$", "$\\frac{", "^_", "%", "", "▁", "\0", "\n", "\x1b", "你好", "👩‍👩‍👧", "\u202e", "ا"]
+    "subword", ["$", "$\\frac{", "^_", "%", "", "▁", "\0", "\n", "\x1b", "你好", "👩‍👩‍👧", "\u202e", "ا"]
 )
-def test_any_piece_can_be_drawn(piece):
-    """ "$" opens a formula for matplotlib, and half a formula is an exception; letters without a glyph are boxes."""
+def test_any_subword_can_be_drawn(subword):
+    """matplotlib reads "$" as the start of a formula and raises an exception; missing glyphs are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pixels(alignment_figure([piece, "$x"], [piece, "$"], torch.full((2, 2), 0.5))).size
+        assert pixels(alignment_figure([subword, "$x"], [subword, "$"], torch.full((2, 2), 0.5))).size
 
 
-def test_long_sentences_have_a_bounded_picture():
+def test_figures_of_long_sentences_have_a_bounded_size():
     figure = alignment_figure(["a"] * 400, ["b"] * 5, torch.zeros(5, 400))
     assert figure.get_size_inches().tolist() == [24.0, 3.0]
 
 
-def test_save_makes_the_folder_and_the_format_of_the_name(tmp_path):
+def test_save_makes_the_folder_and_writes_the_format_of_the_suffix(tmp_path):
     figure = alignment_figure(["▁你", "$"], ["b"], torch.ones(1, 2))
     save(figure, tmp_path / "new" / "a.png")
     save(figure, str(tmp_path / "new" / "a.svg"))
@@ -63,19 +63,19 @@ def test_save_makes_the_folder_and_the_format_of_the_name(tmp_path):
     assert b"<svg" in (tmp_path / "new" / "a.svg").read_bytes()
 
 
-def test_a_wrong_shape_is_our_own_bug():
+def test_a_wrong_shape_fails_an_assertion():
     with pytest.raises(AssertionError, match=r"\(2, 1\)"):
         alignment_figure(["a", "b"], ["c"], torch.ones(2, 1))
 
 
-def test_letters_without_a_font_are_told_once(monkeypatch, caplog):
+def test_characters_without_a_font_are_one_warning(monkeypatch, caplog):
     monkeypatch.setattr(figures, "_drawable", lambda: frozenset(map(ord, "ab ")))
-    figures._tell_of_boxes.cache_clear()
+    figures._warn_of_boxes.cache_clear()
     alignment_figure(["▁a"], ["b"], torch.ones(1, 1))
     assert not caplog.records
     for _ in range(3):
         alignment_figure(["▁a", "▁고양이"], ["b"], torch.ones(1, 2))
-    figures._tell_of_boxes.cache_clear()
+    figures._warn_of_boxes.cache_clear()
     [record] = caplog.records
     assert "show boxes" in record.getMessage()
     assert "NanumGothic" in record.getMessage()

@@ -1,4 +1,4 @@
-"""What was reported is read back as TensorBoard reads it, also after a resume."""
+"""Reports are read back as TensorBoard reads them, also after a resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gnmt.reporting.tensorboard import Reporter, translations_table
 
 
 def read(folder):
-    """Everything in the folder: size guidance 0 keeps all events."""
+    """Read all events of the folder; size guidance 0 keeps every one."""
     kinds = ("scalars", "images", "tensors", "histograms", "compressedHistograms", "audio")
     events = EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0))
     events.Reload()
@@ -29,7 +29,7 @@ def points(events, tag):
 
 
 @pytest.mark.parametrize("size", [10, 2000])
-def test_a_full_disk_costs_the_curves_and_not_the_run(
+def test_a_full_disk_ends_the_reports_and_not_the_run(
     tmp_path, caplog, capfd, monkeypatch, size, disk_for_files_of
 ) -> None:
     """TensorBoard's own writer printed the traceback of its thread, beside the message."""
@@ -47,14 +47,14 @@ def test_a_full_disk_costs_the_curves_and_not_the_run(
         assert points(read(tmp_path), "train/loss")[:5] == [(step, 1.0) for step in range(5)]
 
 
-def test_a_folder_that_cannot_be_made_costs_the_curves_and_not_the_run(tmp_path, caplog) -> None:
+def test_a_folder_that_cannot_be_made_ends_the_reports_and_not_the_run(tmp_path, caplog) -> None:
     (tmp_path / "file").touch()
     with Reporter(tmp_path / "file") as reporter:
         reporter.scalar("train/loss", 1.0, 1)
     assert caplog.text.count("TensorBoard's events cannot be written") == 1
 
 
-def test_scalars_come_back_with_their_steps(tmp_path):
+def test_scalars_are_read_back_with_their_steps(tmp_path):
     with Reporter(tmp_path / "run") as reporter:
         for step in range(2000):
             reporter.scalar("train/loss", 0.5 * step, step)
@@ -64,15 +64,15 @@ def test_scalars_come_back_with_their_steps(tmp_path):
     assert points(events, "dev/bleu") == [(1999, 35.5)]
 
 
-def test_flushed_events_are_readable_while_the_run_goes_on(tmp_path):
+def test_flushed_events_are_readable_during_the_run(tmp_path):
     with Reporter(tmp_path) as reporter:
         reporter.scalar("train/loss", 1.0, 1)
         reporter.flush()
         assert points(read(tmp_path), "train/loss") == [(1, 1.0)]
 
 
-def test_a_resumed_run_replaces_what_lay_beyond_its_checkpoint(tmp_path):
-    """Saved at step 20, interrupted at 30, continued from 21: no gap, no point twice, axis in order."""
+def test_a_resumed_run_replaces_points_after_its_checkpoint(tmp_path):
+    """Saved at step 20, interrupted at 30, resumed from 21: no gap, no duplicate point, steps in order."""
     with Reporter(tmp_path) as reporter:
         for step in (10, 20, 30):
             reporter.scalar("train/loss", 1.0, step)
@@ -82,7 +82,7 @@ def test_a_resumed_run_replaces_what_lay_beyond_its_checkpoint(tmp_path):
     assert points(read(tmp_path), "train/loss") == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
 
 
-def test_text_and_figures_come_back(tmp_path):
+def test_text_and_figures_are_read_back(tmp_path):
     figure = alignment_figure(["a", "b"], ["c"], torch.tensor([[0.2, 0.8]]))
     with Reporter(tmp_path) as reporter:
         reporter.text("dev/translations", "**hello**", 5)
@@ -96,8 +96,8 @@ def test_text_and_figures_come_back(tmp_path):
     assert (255 * decoded).round().astype("uint8").tolist() == pixels(figure).tolist()
 
 
-def test_hyperparameters_and_final_metrics_lie_in_the_run_itself(tmp_path):
-    """`add_hparams` makes a sub-run or, with run_name=".", a second file whose like hides what the first says later."""
+def test_hyperparameters_and_final_metrics_are_in_the_same_event_file(tmp_path):
+    """`add_hparams` makes a sub-run or, with run_name=".", a second file, which hides later events of the first."""
     settings = {"model": {"embedding_size": 256, "encoder": {"dropout": 0.3}}, "name": "demo", "limit": None, "l": [1]}
     with Reporter(tmp_path) as reporter:
         reporter.scalar("dev/bleu", 20.0, 10)

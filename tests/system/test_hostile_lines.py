@@ -1,10 +1,10 @@
-"""Every line of input gives exactly one line of output, whatever it holds."""
+"""Every line of input gives exactly one line of output, whatever characters it holds."""
 
 from __future__ import annotations
 
 import pytest
 
-LINE_BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what readers other than ours take for the end of a line
+LINE_BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # some programs read these as the end of a line
 
 HOSTILE = {
     "CRLF": b"The dog sleeps.\r\nThe cat sleeps.\r\n",
@@ -33,7 +33,7 @@ def expected_lines(text: bytes) -> list[str]:
 
 @pytest.mark.parametrize("through", ["file", "pipe"])
 def test_one_line_for_each_line(run_command, tiny, tmp_path, through) -> None:
-    """All hostile texts one after another, with a line between them that must come out the same each time."""
+    """Translate all hostile texts as one file; a line between them must have the same translation each time."""
     anchor = "The old man sees the house."
     lines = [anchor]
     for text in HOSTILE.values():
@@ -57,7 +57,7 @@ def test_one_line_for_each_line(run_command, tiny, tmp_path, through) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_each_hostile_file_by_itself(run_command, tiny, tmp_path, name) -> None:
+def test_one_line_for_each_line_of_each_hostile_file(run_command, tiny, tmp_path, name) -> None:
     (tmp_path / "a.en").write_bytes(HOSTILE[name])
     checkpoint = (f"checkpoint={tiny.folder}/best.pt", "decoding.beam_size=1")
     done = run_command("translate", *checkpoint, "input=a.en", "output=a.de", cwd=tmp_path)
@@ -68,7 +68,7 @@ def test_each_hostile_file_by_itself(run_command, tiny, tmp_path, name) -> None:
     assert not set(output) & set(LINE_BREAKS)
 
 
-def test_a_byte_order_mark_and_carriage_returns_are_no_text(run_command, tiny, tmp_path) -> None:
+def test_byte_order_mark_and_carriage_returns_are_ignored(run_command, tiny, tmp_path) -> None:
     checkpoint = (f"checkpoint={tiny.folder}/best.pt", "precision=fp32")
     plain = run_command("translate", *checkpoint, cwd=tmp_path, stdin=b"The dog sleeps.\nThe cat sleeps.\n")
     for name in ("BOM", "CRLF", "no newline at the end"):

@@ -1,4 +1,4 @@
-"""Commands as processes of their own, in the folders and pipes that users run them in."""
+"""Commands as separate processes, in other folders and in pipes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def process(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> subp
     )
 
 
-def test_a_pipe_carries_translations_and_nothing_else(tiny, tmp_path) -> None:
+def test_a_pipe_holds_only_translations(tiny, tmp_path) -> None:
     hostile = "\ufeffThe dog\u2028sleeps.\r\n\n\0\x85\n😴".encode()
     done = process("translate", f"checkpoint={tiny.folder}/best.pt", cwd=tmp_path, stdin=hostile)
     assert done.returncode == 0, done.stderr.decode()

@@ -1,4 +1,4 @@
-"""scripts/score.py, and checkpoints that work together, on the checkpoint of a run."""
+"""scripts/score.py, and ensembles of checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGETS = ["Der alte Mann liest ein Buch.", "", "", "Ein Haus."]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with a.en and a.de of four lines, blank ones among them."""
+    """Return a folder with a.en and a.de of four lines, some of them blank."""
     for name, lines in (("a.en", SOURCES), ("a.de", TARGETS)):
         (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return tmp_path
@@ -49,7 +49,7 @@ def test_pairs_of_files_are_scored_line_by_line(run_command, tiny, home) -> None
     assert float(summary[3]) == pytest.approx(math.exp(-mean), rel=1e-3)
 
 
-def test_tsv_goes_to_a_file_that_appears_when_it_is_whole(run_command, tiny, home) -> None:
+def test_a_tsv_file_appears_when_it_is_complete(run_command, tiny, home) -> None:
     with gzip.open(home / "a.en.gz", "wt", encoding="utf-8") as file:
         file.write((home / "a.en").read_text(encoding="utf-8"))
     options = ["source=a.en.gz", "target=a.de", "output=scores.tsv", "format=tsv", "batch_size=2"]
@@ -67,10 +67,11 @@ def test_tsv_goes_to_a_file_that_appears_when_it_is_whole(run_command, tiny, hom
     assert {path.name for path in home.iterdir()} == {"a.en", "a.en.gz", "a.de", "scores.tsv"}
 
 
-def test_what_translate_wrote_gets_the_scores_that_search_reported(run_command, tiny, home) -> None:
-    """By its ids: text would be cut otherwise than search wrote it. A cut line is scored in its pieces.
+def test_output_of_translate_has_the_scores_of_the_search(run_command, tiny, home) -> None:
+    """Token ids are scored, since the tokenizer may split the text otherwise; a long line is scored in its segments.
 
-    The search is not the one that training recorded: other penalties gave other scores, and nothing said so.
+    The penalties of the search differ from those that training recorded. The scores were computed with the recorded
+    ones, without a warning.
     """
     long = " ".join([SOURCES[0]] * 3)
     (home / "a.en").write_text("".join(line + "\n" for line in [*SOURCES, long]), encoding="utf-8")
@@ -93,13 +94,13 @@ def test_what_translate_wrote_gets_the_scores_that_search_reported(run_command, 
             assert one["log_prob"] == pytest.approx(translation["log_prob"], abs=tolerance)
 
 
-def test_several_checkpoints_translate_evaluate_and_score_together(run_command, tiny, home) -> None:
-    """One checkpoint twice is that checkpoint; with another one of the run it is something else."""
+def test_an_ensemble_can_translate_evaluate_and_score(run_command, tiny, home) -> None:
+    """An ensemble of one checkpoint twice gives its scores; with another checkpoint, the scores differ."""
     best = tiny.folder / "best.pt"
     steps = {read_checkpoint(path)["step"]: path for path in (tiny.folder / "checkpoints").glob("*.pt")}
-    [whole] = [path for step, path in steps.items() if step != read_checkpoint(best)["step"]]
+    [full] = [path for step, path in steps.items() if step != read_checkpoint(best)["step"]]
     scores = {}
-    for name, checkpoints in {"one": f"{best}", "twice": f"[{best},{best}]", "two": f"[{best},{whole}]"}.items():
+    for name, checkpoints in {"one": f"{best}", "twice": f"[{best},{best}]", "two": f"[{best},{full}]"}.items():
         options = ["source=a.en", "target=a.de", "precision=fp32", "ensemble=probabilities"]
         done = run_command("score", f"checkpoint={checkpoints}", *options, cwd=home)
         assert done.code == 0, done.err
@@ -107,15 +108,15 @@ def test_several_checkpoints_translate_evaluate_and_score_together(run_command, 
     assert scores["twice"] == pytest.approx(scores["one"], abs=1e-4)
     assert scores["two"] != pytest.approx(scores["one"], abs=1e-4)
 
-    together = f"checkpoint=[{best},{whole}]"
+    together = f"checkpoint=[{best},{full}]"
     done = run_command("translate", together, "input=a.en", "output=out.de", cwd=home)
     assert done.code == 0, done.err
     assert (home / "out.de").read_bytes().count(b"\n") == len(SOURCES)
     done = run_command("evaluate", together, "test_set=dev", "output=figures", cwd=home)
     assert done.code == 0, done.err
-    [path] = (home / "figures").glob("dev.best+step_*.json")
+    [path] = (home / "figures").glob("dev-*.best+step_*.json")
     figures = json.loads(path.read_text(encoding="utf-8"))
-    assert figures["checkpoint"] == [str(best), str(whole)]
+    assert figures["checkpoint"] == [str(best), str(full)]
     assert figures["search_steps"] >= figures["search_steps_after_best"] >= 0
     done = run_command("evaluate", together, "test_set=dev", cwd=home)
     assert (done.code, "output=FOLDER" in done.err) == (2, True), done.err

@@ -1,4 +1,4 @@
-"""What translate.py writes besides plain text, from and to several files."""
+"""translate.py with other formats, several files, compressed files and prefixes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_n_best_with_scores_and_alignments(run_command, tiny, text, tmp_path) ->
     assert rows[0].split("\t")[5:] == [entries[0]["translations"][0][key] for key in ("text", "alignment")]
 
 
-def test_several_files_go_to_a_folder_under_their_names(run_command, tiny, text, tmp_path) -> None:
+def test_several_files_are_written_to_a_folder_under_their_names(run_command, tiny, text, tmp_path) -> None:
     (tmp_path / "b.en.gz").write_bytes(gzip.compress(text.read_bytes()))
     command = ["translate", f"checkpoint={tiny.folder}/best.pt", "input=[a.en,b.en.gz]", "output_folder=out"]
     done = run_command(*command, cwd=tmp_path)
@@ -93,7 +93,7 @@ def test_translations_begin_with_their_prefixes(run_command, tiny, text, tmp_pat
         (["output=a.de", "resume=no"], "resume: found"),
     ],
 )
-def test_what_cannot_be_written_is_refused(run_command, tiny, text, tmp_path, settings, message) -> None:
+def test_impossible_outputs_are_refused(run_command, tiny, text, tmp_path, settings, message) -> None:
     done = run_command("translate", f"checkpoint={tiny.folder}/best.pt", "input=a.en", *settings, cwd=tmp_path)
     assert done.code == 2
     assert message in done.err

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, translate.py and inspect_checkpoint.py on the checkpoint of a run."""
+"""scripts/evaluate.py, translate.py and inspect_checkpoint.py on a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SENTENCES = ["The old man reads a book.", "", "Does the child see the house?"]
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """An English file of three lines, the second one blank."""
+    """Return an English file of three lines; the second one is blank."""
     path = tmp_path / "a.en"
     path.write_text("".join(line + "\n" for line in SENTENCES), encoding="utf-8")
     return path
@@ -34,45 +34,51 @@ def text(tmp_path: Path) -> Path:
 # evaluate.py
 
 
-def test_on_dev_evaluation_gives_the_figures_of_training(run_command, tiny, tmp_path) -> None:
+def read_scores(folder: Path, pattern: str) -> dict:
+    """Return the contents of the only scores file that matches the pattern, in which # is a hash."""
+    [path] = folder.glob(pattern.replace("#", "[0-9a-f]" * 8) + ".json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_on_dev_evaluation_gives_the_scores_of_training(run_command, tiny, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", "test_set=dev", cwd=tmp_path)
     assert done.code == 0, done.err
     recorded = read_checkpoint(run.folder / "best.pt")
-    figures = json.loads((run.folder / "translations" / "dev.best.json").read_text(encoding="utf-8"))
+    figures = read_scores(run.folder / "translations", "dev-#.best.#")
     assert figures["bleu"] == recorded["best"]["dev/bleu"]
     assert figures["chrf"] == recorded["best"]["dev/chrf"]
     assert (figures["step"], figures["precision"]) == (recorded["best_step"], recorded["precision"])
 
 
-def test_with_averaged_weights_too(run_command, tiny, tmp_path) -> None:
-    """best.pt holds the average, a whole checkpoint has it beside the weights: both give what training measured."""
+def test_on_dev_averaged_weights_give_the_scores_of_training(run_command, tiny, tmp_path) -> None:
+    """best.pt holds the average alone, a full checkpoint also the weights: both give the scores of training."""
     overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
     done = run_command("train", *overrides, "name=averaged", "trainer.ema_decay=0.9", cwd=tmp_path)
     assert done.code == 0, done.err
     folder = tmp_path / "runs" / "averaged"
     best = read_checkpoint(folder / "best.pt")
-    whole = f"step_{best['best_step']:08d}"
-    for path in (folder / "best.pt", folder / "checkpoints" / f"{whole}.pt"):
+    full = f"step_{best['best_step']:08d}"
+    for path in (folder / "best.pt", folder / "checkpoints" / f"{full}.pt"):
         done = run_command("evaluate", f"checkpoint={path}", "test_set=dev", f"output={tmp_path}", cwd=tmp_path)
         assert done.code == 0, done.err
-        figures = json.loads((tmp_path / f"dev.{path.stem}.json").read_text())
+        figures = read_scores(tmp_path, f"dev-#.{path.stem}.#")
         assert (figures["bleu"], figures["chrf"]) == (best["best"]["dev/bleu"], best["best"]["dev/chrf"])
     raw = ("weights=raw", "test_set=dev", f"output={tmp_path}")
     done = run_command("evaluate", f"checkpoint={folder}/last.pt", *raw, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert (tmp_path / "dev.last.weights-raw.json").is_file()
+    assert read_scores(tmp_path, "dev-#.last.weights-raw.#")["step"]
     done = run_command("evaluate", f"checkpoint={folder}/best.pt", *raw, cwd=tmp_path)
     assert done.code == 2
     assert "best.pt has only averaged weights" in done.err
     assert "such as last.pt" in done.err
 
 
-def test_evaluation_prints_signatures_writes_files_and_tells_tensorboard(run_command, tiny, tmp_path) -> None:
+def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(run_command, tiny, tmp_path) -> None:
     run = tiny.copied_to(tmp_path)
     done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", cwd=tmp_path)
     assert done.code == 0, done.err
-    heading, bleu, chrf, ter, *places = done.out.splitlines()
+    heading, bleu, chrf, ter, *paths = done.out.splitlines()
     assert heading == "test, 5 sentences, runs/tiny/best.pt"
     assert bleu.startswith("bleu")
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in bleu
@@ -80,18 +86,17 @@ def test_evaluation_prints_signatures_writes_files_and_tells_tensorboard(run_com
     assert "nc:6|nw:0|space:no|version:" in chrf
     assert ter.startswith("ter")
     assert "tok:tercom|norm:no|punct:yes|asian:no|version:" in ter
-    assert places == [
-        f"scores: {run.folder}/translations/test.best.json",
-        f"translations: {run.folder}/translations/test.best.txt",
-    ]
-    figures = json.loads((run.folder / "translations" / "test.best.json").read_text(encoding="utf-8"))
+    figures = read_scores(run.folder / "translations", "test-#.best.#")
+    [translations] = (run.folder / "translations").glob("*.txt")
+    assert paths == [f"scores: {translations.with_suffix('.json')}", f"translations: {translations}"]
     assert figures["num_sentences"] == 5
     assert figures["decoding"]["beam_size"] == 2
-    assert (run.folder / "translations" / "test.best.txt").read_bytes().count(b"\n") == 5
+    assert translations.read_bytes().count(b"\n") == 5
+    text_name = translations.name.split(".")[0]
     events = EventAccumulator(str(run.folder))
     events.Reload()
     for metric in ("bleu", "chrf", "ter"):
-        [point] = events.Scalars(f"evaluation/test/{metric}")
+        [point] = events.Scalars(f"evaluation/{text_name}/{metric}")
         assert point.step == figures["step"]
         assert point.value == pytest.approx(figures[metric])
 
@@ -102,51 +107,56 @@ def test_a_pair_of_files_is_a_test_set(run_command, tiny, text, tmp_path) -> Non
     done = run_command("evaluate", checkpoint, "source=a.en", "target=a.de", "output=out", cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out.startswith("a.en, 3 sentences")
-    assert (tmp_path / "out" / "a.en.last.txt").read_bytes().split(b"\n")[1] == b""
+    [translations] = (tmp_path / "out").glob("a.en-*.last.*.txt")
+    assert translations.read_bytes().split(b"\n")[1] == b""
 
 
-def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(run_command, tiny, tmp_path) -> None:
-    """Named alike, a/test.en and b/test.en shared their files and their curve."""
+def test_results_of_files_with_equal_names_do_not_overwrite_each_other(run_command, tiny, tmp_path) -> None:
+    """The results of a/test.en and b/test.en shared their files and their curve."""
     run = tiny.copied_to(tmp_path)
     for folder, line in (("a", "The old man sleeps."), ("b", "The dog sees the house.")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "test.en").write_text(f"{line}\n", encoding="utf-8")
 
     def evaluated(folder: str, *options: str) -> str:
+        """Evaluate on a file of the folder, and return the path of the scores."""
         files = [f"source={folder}/test.en", f"target={folder}/test.en"]
         done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", *files, *options, cwd=tmp_path)
         assert done.code == 0, done.err
-        return str(done.out.split(",")[0])
+        assert done.out.startswith("test.en, 1 sentence")
+        return done.out.split("scores: ")[1].splitlines()[0]
 
     first, second = evaluated("a"), evaluated("b")
-    assert (first, second != first) == ("test.en", True)
-    assert (evaluated("a"), evaluated("./b"), evaluated("b", "decoding.beam_size=1")) == (first, second, second)
-    for name, folder in ((first, "a"), (second, "b")):
-        figures = json.loads((run.folder / "translations" / f"{name}.best.json").read_text(encoding="utf-8"))
+    assert first != second
+    assert (evaluated("a"), evaluated("./b")) == (first, second)
+    greedy = evaluated("b", "decoding.beam_size=1")
+    assert greedy == second.replace(".best.", ".best.beam_size-1.")
+    for path, folder in ((first, "a"), (second, "b")):
+        figures = json.loads(Path(path).read_text(encoding="utf-8"))
         assert figures["source"] == figures["target"] == str((tmp_path / folder / "test.en").resolve())
-        assert figures["test_set"] == name
+        assert figures["test_set"] == "test.en"
     events = EventAccumulator(str(run.folder))
     events.Reload()
-    assert {f"evaluation/{first}/bleu", f"evaluation/{second}/bleu"} <= set(events.Tags()["scalars"])
+    texts = [Path(path).name.split(".best.")[0] for path in (first, second)]
+    assert {f"evaluation/{text}/bleu" for text in texts} <= set(events.Tags()["scalars"])
 
 
-def test_figures_of_a_checkpoint_outside_of_a_run_lie_beside_it(run_command, tiny, tmp_path) -> None:
-    """They went to a folder translations/, which any other checkpoint there would have shared."""
+def test_scores_of_a_checkpoint_outside_of_a_run_are_written_beside_it(run_command, tiny, tmp_path) -> None:
+    """They were written to a folder translations/, which all checkpoints there would have shared."""
     shutil.copy(tiny.folder / "best.pt", tmp_path / "average.pt")
     done = run_command("evaluate", "checkpoint=average.pt", "test_set=dev", cwd=tmp_path)
     assert done.code == 0, done.err
     assert {path.name for path in tmp_path.iterdir()} == {"average.pt", "average.translations"}
-    figures = json.loads((tmp_path / "average.translations" / "dev.average.json").read_text(encoding="utf-8"))
+    figures = read_scores(tmp_path / "average.translations", "dev-#.average.#")
     assert figures["checkpoint_files"] == [str((tmp_path / "average.pt").resolve())]
     assert figures["data_fingerprint"] == read_checkpoint(tmp_path / "average.pt")["data_fingerprint"]
 
 
-def test_decoding_can_be_replaced_and_is_written_down(run_command, tiny, tmp_path) -> None:
+def test_decoding_options_can_be_replaced_and_are_recorded(run_command, tiny, tmp_path) -> None:
     options = ["decoding.beam_size=1", "decoding.max_length_offset=0", "precision=fp32", "lowercase=true"]
     done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, "output=.", cwd=tmp_path)
     assert "case:lc" in done.out
-    [path] = tmp_path.glob("test.best.beam_size-1.max_length_offset-0.lowercase-true*.json")
-    figures = json.loads(path.read_text(encoding="utf-8"))
+    figures = read_scores(tmp_path, "test-#.best.beam_size-1.max_length_offset-0.lowercase-true*.#")
     assert figures["decoding"]["beam_size"] == 1
     assert figures["decoding"]["max_length_offset"] == 0
     assert figures["decoding"]["max_length_factor"] == 0.5
@@ -158,11 +168,12 @@ def test_jobs_of_a_sweep_do_not_overwrite_each_other(run_command, tiny, tmp_path
     done = run_command("evaluate", "-m", "checkpoint=runs/tiny/best.pt", "decoding.beam_size=1,3", cwd=tmp_path)
     assert done.code == 0, done.err
     names = {path.name for path in (run.folder / "translations").glob("*.json")}
-    assert names == {"test.best.beam_size-1.json", "test.best.beam_size-3.json"}
+    assert len(names) == 2
+    assert {name.split(".best.")[1].partition(".")[0] for name in names} == {"beam_size-1", "beam_size-3"}
 
 
-def test_files_of_ones_own_do_not_mix_with_the_test_sets_of_the_data(run_command, tiny, tmp_path) -> None:
-    """Named alike, they overwrote the figures and drew points into training's own dev curve."""
+def test_a_file_named_like_dev_has_a_curve_of_its_own(run_command, tiny, tmp_path) -> None:
+    """Its results overwrote those of dev and added points to training's dev curve."""
     run = tiny.copied_to(tmp_path)
     (tmp_path / "dev.en").write_text("A dog is sleeping.\n", encoding="utf-8")
     done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", "source=dev.en", "target=dev.en", cwd=tmp_path)
@@ -170,7 +181,8 @@ def test_files_of_ones_own_do_not_mix_with_the_test_sets_of_the_data(run_command
     events = EventAccumulator(str(run.folder))
     events.Reload()
     assert len(events.Scalars("dev/bleu")) == 2
-    assert len(events.Scalars("evaluation/dev.en/bleu")) == 1
+    [tag] = [tag for tag in events.Tags()["scalars"] if tag.startswith("evaluation/dev.en-") and tag.endswith("/bleu")]
+    assert len(events.Scalars(tag)) == 1
 
 
 def test_alignments_are_drawn_on_request(run_command, tiny, tmp_path) -> None:
@@ -178,16 +190,16 @@ def test_alignments_are_drawn_on_request(run_command, tiny, tmp_path) -> None:
     done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", *options, cwd=tmp_path)
     assert done.code == 0, done.err
     for number in (1, 2):
-        picture = (tmp_path / "out" / f"test.best.alignment-{number}.png").read_bytes()
-        assert picture.startswith(b"\x89PNG")
-    assert not (tmp_path / "out" / "test.best.alignment-3.png").exists()
+        [path] = (tmp_path / "out").glob(f"test-*.best.*.alignment-{number}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert not list((tmp_path / "out").glob("*.alignment-3.png"))
 
 
 # translate.py
 
 
-def test_a_pipe_is_read_once_and_answered_whole(run_command, tiny, text, tmp_path) -> None:
-    """Counting its lines for the progress bar emptied it, and the output had none."""
+def test_a_pipe_is_read_once_and_completely(run_command, tiny, text, tmp_path) -> None:
+    """Counting its lines for the progress bar emptied it, and the output had no line."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(text.read_bytes()))
@@ -198,8 +210,8 @@ def test_a_pipe_is_read_once_and_answered_whole(run_command, tiny, text, tmp_pat
     assert (tmp_path / "a.de").read_bytes().count(b"\n") == 3
 
 
-def test_an_output_that_is_no_plain_file_stays_what_it_is(run_command, tiny, text, tmp_path) -> None:
-    """A pipe was replaced by a file of its name; /dev/null would have been as well."""
+def test_an_output_that_is_a_pipe_is_written_and_stays_a_pipe(run_command, tiny, text, tmp_path) -> None:
+    """A pipe was replaced by a plain file, as /dev/null would have been."""
     pipe, lines = tmp_path / "pipe", []
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: lines.append(pipe.read_bytes()))
@@ -214,7 +226,7 @@ def test_an_output_that_is_no_plain_file_stays_what_it_is(run_command, tiny, tex
 
 
 def test_a_checkpoint_alone_in_another_folder_translates(run_command, tiny, text, tmp_path) -> None:
-    """Neither the run's folder nor the preprocessed text is there any more."""
+    """Neither the run's folder nor the preprocessed data is needed."""
     home = tmp_path / "elsewhere"
     home.mkdir()
     shutil.copy(tiny.folder / "best.pt", home / "model.pt")
@@ -225,7 +237,7 @@ def test_a_checkpoint_alone_in_another_folder_translates(run_command, tiny, text
     assert {path.name for path in home.iterdir()} == {"model.pt", "a.de"}
 
 
-def test_standard_streams_carry_the_translations_alone(run_command, tiny, text, tmp_path) -> None:
+def test_standard_output_holds_only_the_translations(run_command, tiny, text, tmp_path) -> None:
     checkpoint = f"checkpoint={tiny.folder}/best.pt"
     piped = run_command("translate", checkpoint, cwd=tmp_path, stdin=text.read_bytes())
     assert run_command("translate", checkpoint, f"input={text}", "output=a.de", cwd=tmp_path).code == 0
@@ -240,7 +252,7 @@ def test_compressed_input_is_read(run_command, tiny, tmp_path) -> None:
     assert (done.code, done.out.count("\n")) == (0, 2)
 
 
-def test_the_python_door_says_the_same_as_the_command(run_command, tiny, text, tmp_path) -> None:
+def test_the_python_interface_gives_the_same_as_the_command(run_command, tiny, text, tmp_path) -> None:
     checkpoint = tiny.folder / "best.pt"
     printed = run_command("translate", f"checkpoint={checkpoint}", f"input={text}", cwd=tmp_path).out
     translations = Translator.load(checkpoint).translate(SENTENCES, attention=True)
@@ -252,10 +264,8 @@ def test_the_python_door_says_the_same_as_the_command(run_command, tiny, text, t
 
 
 @pytest.mark.parametrize("kind", [InputError, ZeroDivisionError, KeyboardInterrupt])
-@pytest.mark.parametrize("before", [None, "what was there\n"])
-def test_output_that_was_not_finished_does_not_appear(
-    run_command, tiny, text, tmp_path, monkeypatch, before, kind
-) -> None:
+@pytest.mark.parametrize("before", [None, "old\n"])
+def test_an_unfinished_output_does_not_appear(run_command, tiny, text, tmp_path, monkeypatch, before, kind) -> None:
     def stopped_midway(self, lines, **options):
         raise kind("midway")
 
@@ -265,7 +275,7 @@ def test_output_that_was_not_finished_does_not_appear(
     if before is not None:
         output.write_text(before, encoding="utf-8")
     command = ["translate", f"checkpoint={tiny.folder}/best.pt", f"input={text}", f"output={output}"]
-    if kind is ZeroDivisionError:  # a bug of ours keeps its traceback
+    if kind is ZeroDivisionError:  # an internal error keeps its traceback
         with pytest.raises(ZeroDivisionError):
             run_command(*command, cwd=tmp_path)
     else:
@@ -277,7 +287,7 @@ def test_output_that_was_not_finished_does_not_appear(
 # inspect_checkpoint.py
 
 
-def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
+def test_inspect_describes_a_checkpoint(run_command, tiny, tmp_path) -> None:
     done = run_command("inspect_checkpoint", f"checkpoint={tiny.folder}/best.pt", "format=json", cwd=tmp_path)
     assert done.code == 0, done.err
     described = json.loads(done.out)
@@ -295,7 +305,7 @@ def test_inspect_says_what_a_checkpoint_is(run_command, tiny, tmp_path) -> None:
     assert {"gnmt", "sentencepiece", "format", "git_revision"} <= described["versions"].keys()
 
 
-def test_inspect_in_text_for_people(run_command, tiny, tmp_path) -> None:
+def test_inspect_prints_text(run_command, tiny, tmp_path) -> None:
     done = run_command("inspect_checkpoint", f"checkpoint={tiny.folder}/last.pt", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
     for expected in (

@@ -194,7 +194,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "unknown test set",
         ["evaluate", "checkpoint={tiny}/best.pt", "test_set=tset"],
-        ["test_set=tset is not in the training's data, which has dev, test"],
+        ["test_set=tset is not in the training data, which has dev, test"],
     ),
     (
         "sentence longer than the batch",

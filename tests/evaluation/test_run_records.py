@@ -1,4 +1,4 @@
-"""scripts/compare.py on the folders of real runs: whole, unfinished and damaged ones."""
+"""Records of finished, unfinished and damaged runs, and scripts/compare.py on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pytest
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.evaluation.run_records import find_runs, read_evaluations, read_run
 
+ROW = {"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}
+RESULT = {"bleu": 30.0, "chrf": 50.0, "signatures": {}, "by_length": [ROW], "sentences_per_second": 9.0, "step": 7}
 
-def test_a_finished_run(tiny):
+
+def test_the_record_of_a_finished_run(tiny):
     record = read_run(tiny.folder)
     best = read_checkpoint(tiny.folder / "best.pt")
     assert record.problems == ()
@@ -26,8 +29,8 @@ def test_a_finished_run(tiny):
     assert record.signatures["chrf"].startswith("nrefs:1|case:mixed|eff:yes|nc:6")
 
 
-def test_a_run_is_one_by_whatever_way_it_is_named(tmp_path, monkeypatch):
-    """Through a link it was not found; by a relative and an absolute path it was two seeds."""
+def test_a_run_reached_by_several_paths_or_links_is_one(tmp_path, monkeypatch):
+    """A run behind a link was not found, and one given by a relative and an absolute path counted as two seeds."""
     run, links = tmp_path / "runs" / "a", tmp_path / "links"
     for folder in (run, links):
         folder.mkdir(parents=True)
@@ -39,11 +42,12 @@ def test_a_run_is_one_by_whatever_way_it_is_named(tmp_path, monkeypatch):
     assert len(find_runs([".", str(tmp_path), "runs/a"])) == 1
 
 
-def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path, run_command):
+def test_the_command_shows_evaluations_and_names_problems(tiny, tmp_path, run_command):
     home = tiny.copied_to(tmp_path)
     done = run_command("evaluate", f"checkpoint={home.folder}/best.pt", "decoding.beam_size=1", cwd=tmp_path)
     assert done.code == 0, done.err
-    figures = json.loads(next((home.folder / "translations").glob("*.json")).read_text(encoding="utf-8"))
+    [path] = (home.folder / "translations").glob("*.json")
+    figures = json.loads(path.read_text(encoding="utf-8"))
     assert sum(row["num_sentences"] for row in figures["by_length"]) == figures["num_sentences"]
     broken = tmp_path / "runs" / "broken"
     shutil.copytree(home.folder, broken, symlinks=True)
@@ -58,9 +62,10 @@ def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path,
     [row] = csv.DictReader([line for line in done.out.splitlines() if not line.startswith("#")], delimiter="\t")
     assert row["seeds"] == "1, 1, 5"
     assert row["dev BLEU"].endswith("(1 of 3)")
-    assert row[f"{figures['test_set']}.best.beam_size-1 BLEU"].startswith(f"{figures['bleu']:.2f}")
+    assert re.fullmatch(rf"{figures['test_set']}-[0-9a-f]{{8}}\.best\.beam_size-1\.[0-9a-f]{{8}}", path.stem)
+    assert row[f"{path.stem.rpartition('.')[0]} BLEU"].startswith(f"{figures['bleu']:.2f}")
     assert "# runs/broken: checkpoint runs/broken/best.pt was refused" in done.out
-    assert "# runs/begun: no best.pt: nothing was evaluated yet" in done.out
+    assert "# runs/begun: no best.pt: the dev set was not evaluated yet" in done.out
     assert "# runs/begun: no update is logged" in done.out
     assert f"# {home.folder.relative_to(tmp_path)}:" not in done.out
 
@@ -76,7 +81,7 @@ def test_the_command_gathers_evaluations_and_names_what_is_wrong(tiny, tmp_path,
 
 
 def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
-    """It was finished once, and is under way again with a later limit."""
+    """A finished run is resumed with a higher limit, and its later events are lost."""
     home = tiny.copied_to(tmp_path)
     overrides = [override for override in home.overrides if not override.startswith("trainer.max_steps")]
     done = run_command("train", *overrides, "trainer.max_steps=6", cwd=tmp_path)
@@ -85,13 +90,13 @@ def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
     assert read_run(home.folder).problems == ()
     for events in sorted(home.folder.glob("events*"))[1:]:
         events.unlink()
-    whole = sorted(home.folder.glob("events*"))[0]
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    events = sorted(home.folder.glob("events*"))[0]
+    events.write_bytes(events.read_bytes()[: events.stat().st_size // 2])
     [problem] = read_run(home.folder).problems
-    assert problem.startswith("not finished: stopped or still going after update")
+    assert problem.startswith("not finished: stopped or still running after update")
 
 
-def test_a_run_whose_config_cannot_be_read_costs_no_other_its_row(tiny, tmp_path, run_command):
+def test_a_run_without_a_readable_config_is_left_out_with_a_note(tiny, tmp_path, run_command):
     home = tiny.copied_to(tmp_path)
     for name, text in (("damaged", "{"), ("deep", "[" * 100_000)):
         (tmp_path / "runs" / name).mkdir()
@@ -103,25 +108,31 @@ def test_a_run_whose_config_cannot_be_read_costs_no_other_its_row(tiny, tmp_path
     assert "# left out: runs/deep/config.json cannot be read: it is nested too deep" in done.out
 
 
-def test_figures_of_an_earlier_best_are_left_out(tiny, tmp_path):
-    """The run went on after its evaluation; the table showed those figures beside the new dev figures."""
+def test_scores_of_an_earlier_best_checkpoint_are_left_out(tiny, tmp_path):
+    """After training had been resumed, the table showed old test scores beside new dev scores."""
     home = tiny.copied_to(tmp_path)
     folder = home.folder / "translations"
     folder.mkdir(exist_ok=True)
     now = read_checkpoint(home.folder / "best.pt")["step"]
-    figures = {"bleu": 30.0, "chrf": 50.0, "signatures": {}}
-    for name, step in (("old.best", now - 1), ("old.best.beam_size-1", now - 1), ("a.best", now), ("b.last", now - 1)):
-        (folder / f"{name}.json").write_text(json.dumps(figures | {"step": step}), encoding="utf-8")
-    (folder / "undated.best.json").write_text(json.dumps(figures), encoding="utf-8")
+    steps = {
+        "old.best.1a": now - 1,
+        "old.best.beam_size-1.1a": now - 1,
+        "a.best.1a": now - 1,
+        "a.best.2b": now,
+        "b.last.2b": now - 1,
+        "b.last.1a": now - 2,
+    }
+    for name, step in steps.items():
+        (folder / f"{name}.json").write_text(json.dumps(RESULT | {"step": step, "bleu": step}), encoding="utf-8")
     record = read_run(home.folder)
-    assert sorted(record.evaluations) == ["a.best", "b.last", "undated.best"]
+    assert {name: evaluated.scores["bleu"] for name, evaluated in record.evaluations.items()} == {
+        "a.best": now,
+        "b.last": now - 1,  # the largest step counts
+    }
     assert [problem.partition(" is left out: ")[0] for problem in record.problems] == [
-        str(folder / f"{name}.json") for name in ("old.best.beam_size-1", "old.best")
+        str(folder / f"{name}.json") for name in ("a.best.1a", "old.best.1a", "old.best.beam_size-1.1a")
     ]
-    assert f"the best.pt of update {now - 1}, which is now that of update {now}" in record.problems[0]
-
-
-ROW = {"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}
+    assert f"scores of the best.pt of update {now - 1}, but best.pt is now of update {now}" in record.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -135,17 +146,18 @@ ROW = {"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}
         ({"signatures": {"bleu": 1}}, "signatures.bleu is '1', allowed is text"),
         ({"bleu": "30"}, "bleu is '30', allowed is a finite number"),
         ({"sentences_per_second": None}, "sentences_per_second is None"),
+        ({"step": "7"}, "step is '7', allowed is a whole number"),
     ],
 )
-def test_damaged_figures_are_named_and_left_out(change, message, tmp_path):
+def test_damaged_results_are_named_and_left_out(change, message, tmp_path):
     """Rows of another shape ended compare.py with a traceback."""
-    figures = {"bleu": 30.0, "chrf": 50.0, "signatures": {}, "by_length": [ROW]}
     problems: list[str] = []
-    (tmp_path / "x.best.json").write_text(json.dumps(figures), encoding="utf-8")
+    path = tmp_path / "x.best.1a.json"
+    path.write_text(json.dumps(RESULT), encoding="utf-8")
     assert read_evaluations(tmp_path, None, problems)["x.best"].by_length == [ROW]
-    (tmp_path / "x.best.json").write_text(json.dumps(figures | change), encoding="utf-8")
+    path.write_text(json.dumps(RESULT | change), encoding="utf-8")
     assert read_evaluations(tmp_path, None, problems) == {}
-    assert re.search(f"x.best.json is no result of evaluate.py .*{message}", problems[0])
+    assert re.search(rf"x\.best\.1a\.json is no result of evaluate.py .*{message}", problems[0])
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000])
@@ -157,7 +169,7 @@ def test_a_file_that_is_no_evaluation_is_named(text, tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [["figure=a.png"], ["figure=a.txt", "by_length=true"]])
-def test_a_figure_needs_what_it_shows_and_a_known_format(overrides, run_command, tmp_path):
+def test_a_figure_needs_by_length_and_a_known_format(overrides, run_command, tmp_path):
     done = run_command("compare", "runs=x", *overrides, cwd=tmp_path)
     assert done.code == 2
     assert "needs by_length=true and a name that ends in .png" in done.err

@@ -1,0 +1,79 @@
+"""Names and folders of an evaluation's files: the same evaluation has the same ones, no other evaluation has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gnmt.errors import InputError
+from gnmt.evaluation.evaluate import evaluation_names, output_folder
+
+PAIRS = [("A house.", "Ein Haus.")]
+OTHER_PAIRS = [("A house.", "Das Haus.")]
+
+
+def make_run(folder: Path, weights: bytes = b"weights") -> Path:
+    """Make a folder that counts as a run, and return its best checkpoint."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "best.pt").write_bytes(weights)
+    return folder / "best.pt"
+
+
+def name(checkpoint, pairs=PAIRS, test_set="test", variant=""):
+    return evaluation_names(test_set, pairs, [checkpoint], variant)[1]
+
+
+def test_a_name_holds_test_set_text_checkpoint_variant_and_contents(tmp_path):
+    best = make_run(tmp_path / "run")
+    text_name, full = evaluation_names("test", PAIRS, [best], ".beam_size-1")
+    test_set, _, text_hash = text_name.partition("-")
+    assert (test_set, len(text_hash)) == ("test", 8)
+    start, _, checkpoint_hash = full.rpartition(".")
+    assert start == f"test-{text_hash}.best.beam_size-1"
+    assert len(checkpoint_hash) == 8
+    _, of_two = evaluation_names("test", PAIRS, [best, best], "")
+    assert of_two.startswith(f"test-{text_hash}.best+best.")
+
+
+def test_two_runs_evaluated_into_one_folder_keep_their_files(tmp_path):
+    """Both wrote test.best.json."""
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", b"other weights")
+    assert name(one) != name(other)
+    assert name(one) == name(one), "the same evaluation again"
+    assert name(one, variant=".beam_size-1") != name(one)
+
+
+def test_other_text_of_the_same_test_set_has_another_name(tmp_path):
+    """source=x/test wrote test.best.json over the data's own test, and the other way round."""
+    best = make_run(tmp_path / "run")
+    assert name(best, OTHER_PAIRS) != name(best)
+    assert name(best, [*PAIRS, *PAIRS]) != name(best)
+
+
+def test_a_copied_checkpoint_and_a_link_have_the_name_of_the_same_contents(tmp_path):
+    best = make_run(tmp_path / "run")
+    last, copy = best.with_name("last.pt"), make_run(tmp_path / "moved")
+    last.symlink_to("best.pt")
+    assert name(copy) == name(best)
+    assert name(last) == name(best).replace(".best.", ".last.")
+    last.unlink()
+    last.write_bytes(b"later weights")
+    assert name(last).rpartition(".")[2] != name(best).rpartition(".")[2]
+
+
+def test_a_checkpoint_that_was_deleted_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint .*gone\.pt cannot be read \(No such file or directory\)"):
+        name(tmp_path / "gone.pt")
+
+
+def test_files_are_written_to_the_run_or_beside_the_checkpoint(tmp_path):
+    best = make_run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    full, alone = tmp_path / "run" / "checkpoints" / "step_1.pt", tmp_path / "average.pt"
+    assert output_folder([best], None) == output_folder([full], None) == tmp_path / "run" / "translations"
+    assert output_folder([alone], None) == tmp_path / "average.translations"
+    assert output_folder([best, alone], tmp_path / "x") == tmp_path / "x"
+    with pytest.raises(InputError, match="output=FOLDER"):
+        output_folder([best, alone], None)
