@@ -1,9 +1,9 @@
-"""NVIDIA's GNMT v2, written anew from its description, one sentence at a time, and a writer of its checkpoints.
+"""NVIDIA's GNMT v2, implemented from its description, one sentence at a time, and a writer of its checkpoints.
 
-The description: the first encoder layer reads in both directions, the others ahead; from the third on a layer's input
-is added to its output. The decoder's first LSTM asks an additive attention with its present output; the context joins
-the input of all further LSTMs, and from the third layer on what came from below (without the context) is added. The
-score of a query and a key is s v/|v| . tanh(Q q + K k + b).
+The description: the first encoder layer is bidirectional, the others run forward; from the third on, the input of a
+layer is added to its output. The decoder's first LSTM queries an additive attention with its current output. The
+context is concatenated to the input of all further LSTMs; from the third layer on, the input without the context is
+added to the output. The score of a query q and a key k is s v/|v| . tanh(Q q + K k + b).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "<\\s>"]
-PIECES = [*SPECIAL, "the", "dog", "bar@@", "ks", "a", "c@@", "at", ".", "madeupword0000"]
+SUBWORDS = [*SPECIAL, "the", "dog", "bar@@", "ks", "a", "c@@", "at", ".", "madeupword0000"]
 
 
 class Parts(nn.Module):
-    """Modules by name."""
+    """Return modules by name."""
 
     def __init__(self, **modules: nn.Module) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class NvidiaAttention(nn.Module):
 
 
 class NvidiaGNMT(nn.Module):
-    """Its state_dict has the names of theirs. fp64, in evaluation mode."""
+    """NVIDIA's model in fp64 and eval mode; its state_dict has NVIDIA's names."""
 
-    def __init__(self, num_layers: int = 4, size: int = 6, vocabulary_size: int = len(PIECES), shared: bool = True):
+    def __init__(self, num_layers: int = 4, size: int = 6, vocabulary_size: int = len(SUBWORDS), shared: bool = True):
         super().__init__()
         torch.manual_seed(7)
         embedder = nn.Embedding(vocabulary_size, size, padding_idx=0)
@@ -74,7 +74,7 @@ class NvidiaGNMT(nn.Module):
 
     @torch.no_grad()
     def logits(self, source: list[int], target: list[int]) -> Tensor:
-        """[T, V] after each target id; both as the model reads them, with whatever stands around the pieces."""
+        """Return the logits [T, V] after each target id. Both sides include BOS and EOS as the model reads them."""
         states = self.encoder.embedder(torch.tensor(source))
         for number, lstm in enumerate(self.encoder.rnn_layers, start=1):
             outputs, _ = lstm(states)
@@ -89,17 +89,17 @@ class NvidiaGNMT(nn.Module):
         return self.decoder.classifier.classifier(outputs)
 
 
-def tokenizer_state(pieces: list[str] = PIECES, separator: str = "@@") -> dict[str, Any]:
-    """What their tokenizer keeps of itself, after it has looked up a word that it does not know."""
+def tokenizer_state(subwords: list[str] = SUBWORDS, separator: str = "@@") -> dict[str, Any]:
+    """Return the state of NVIDIA's tokenizer after the look-up of an unknown word."""
     to_id: defaultdict[str, int] = defaultdict(partial(int, 1))
-    for id, piece in enumerate(pieces):
-        to_id[piece] = id
-    to_piece = {id: piece for piece, id in to_id.items()}
+    for id, subword in enumerate(subwords):
+        to_id[subword] = id
+    to_piece = {id: subword for subword, id in to_id.items()}
     assert to_id["a word that is not there"] == 1
     return {
         "lang": {"src": "en", "tgt": "de"},
         "separator": separator,
-        "vocab_size": len(pieces),
+        "vocab_size": len(subwords),
         "bpe": {"bpe_codes": {("t", "h"): 0, ("th", "e</w>"): 1}, "separator": separator, "cache": {}},
         "tok2idx": to_id,
         "idx2tok": to_piece,
@@ -107,7 +107,7 @@ def tokenizer_state(pieces: list[str] = PIECES, separator: str = "@@") -> dict[s
 
 
 def checkpoint_of(model: NvidiaGNMT, **replaced: Any) -> dict[str, Any]:
-    """What their trainer saves, but for the BPE object, which `save` makes."""
+    """Return what NVIDIA's trainer saves, without the BPE object, which `save` adds."""
     weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
     return {
         "epoch": 5,
@@ -122,7 +122,7 @@ def checkpoint_of(model: NvidiaGNMT, **replaced: Any) -> dict[str, Any]:
 
 
 def save(contents: dict[str, Any], path: Path, legacy: bool = False) -> Path:
-    """Writes the file as torch.save does, with `bpe` as an object of a module that exists only meanwhile."""
+    """Write the file with torch.save, with `bpe` as an object of a module that exists only during the call."""
     package, module = ModuleType("subword_nmt"), ModuleType("subword_nmt.apply_bpe")
     bpe_class = type("BPE", (), {"__module__": "subword_nmt.apply_bpe"})
     module.BPE = bpe_class  # type: ignore[attr-defined]

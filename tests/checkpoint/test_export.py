@@ -1,4 +1,4 @@
-"""A checkpoint goes out as safetensors and JSON, and comes back as it was."""
+"""An exported checkpoint can be read by other tools, and importing it gives an equal checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 from oracle_nvidia_gnmt import NvidiaGNMT, checkpoint_of, save
 
-from gnmt.checkpoint import export as safetensors_folder
-from gnmt.checkpoint.export import JSON_FILE, WEIGHTS_FILE, export_folder
+from gnmt.checkpoint.export import JSON_FILE, WEIGHTS_FILE, export_folder, safetensors_library
 from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
 from gnmt.checkpoint.import_checkpoint import import_checkpoint
 from gnmt.decoding.translator import Translator
@@ -27,7 +26,7 @@ def exported(tiny, tmp_path_factory):
     return folder
 
 
-def test_there_and_back(tiny, exported, tmp_path):
+def test_export_and_import_give_an_equal_checkpoint(tiny, exported, tmp_path):
     import_checkpoint("safetensors", exported, tmp_path / "back.pt")
     before, after = read_checkpoint(tiny.folder / "best.pt"), read_checkpoint(tmp_path / "back.pt")
     assert before["model"].keys() == after["model"].keys()
@@ -53,7 +52,7 @@ def test_there_and_back(tiny, exported, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_other_tools_can_read_it(tiny, exported):
+def test_other_tools_can_read_the_folder(tiny, exported):
     weights = library.load_file(exported / WEIGHTS_FILE)
     described = json.loads((exported / JSON_FILE).read_text(encoding="utf-8"))
     model = read_checkpoint(tiny.folder / "best.pt")["model"]
@@ -68,13 +67,13 @@ def test_other_tools_can_read_it(tiny, exported):
     assert not [path for path in exported.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_a_whole_checkpoint_gives_its_averaged_weights_and_no_training_state(tiny, tmp_path):
+def test_a_full_checkpoint_is_exported_with_averaged_weights_and_without_training_state(tiny, tmp_path):
     contents = read_checkpoint(tiny.folder / "last.pt")
     average = {
         "encoder.layers.1.weight_ih_l0": torch.full_like(contents["model"]["encoder.layers.1.weight_ih_l0"], 0.5)
     }
-    write_checkpoint(tmp_path / "whole.pt", {**contents, "average": average})
-    export_folder(tmp_path / "whole.pt", tmp_path / "exported")
+    write_checkpoint(tmp_path / "full.pt", {**contents, "average": average})
+    export_folder(tmp_path / "full.pt", tmp_path / "exported")
     import_checkpoint("safetensors", tmp_path / "exported", tmp_path / "back.pt")
     after = read_checkpoint(tmp_path / "back.pt")
     assert after["model"]["encoder.layers.1.weight_ih_l0"].unique().tolist() == [0.5]
@@ -82,8 +81,7 @@ def test_a_whole_checkpoint_gives_its_averaged_weights_and_no_training_state(tin
     assert not {"optimizer", "average", "rng", "loader_state"} & after.keys()
 
 
-def test_an_imported_model_goes_out_and_comes_back(tmp_path):
-    """Its framing and its list of pieces with it."""
+def test_an_imported_model_is_exported_with_its_framing_and_subwords(tmp_path):
     save(checkpoint_of(NvidiaGNMT()), tmp_path / "theirs.pth")
     import_checkpoint("nvidia_gnmt", tmp_path / "theirs.pth", tmp_path / "ours.pt")
     export_folder(tmp_path / "ours.pt", tmp_path / "exported")
@@ -123,7 +121,7 @@ def config_part(part, value):
         (changed(tied={"a": ["b"]}), "tied.a is .'b'., which model.safetensors does not hold"),
         (tokenizer(file="a\0b"), "allowed is the name of a file in the folder"),
         (tokenizer(kind=["pretokenized"]), "kind is .'pretokenized'., allowed is one of sentencepiece, pretokenized"),
-        # It was taken, and read as if there were an EOS.
+        # It was accepted, and read as if it had EOS.
         (tokenizer(framing={"bos": False, "eos": False}), "allowed is bos, true or false, and eos, true"),
         (tokenizer(file="../x"), "'../x', allowed is the name of a file in the folder"),
         (tokenizer(file="y"), "y cannot be read"),
@@ -153,7 +151,7 @@ def config_part(part, value):
         (config_part("data", {}), "config.data.bleu_tokenize is None, allowed is text"),
     ],
 )
-def test_what_is_wrong_is_refused_by_name(change, message, exported, tmp_path):
+def test_wrong_values_are_refused_with_their_key(change, message, exported, tmp_path):
     folder = tmp_path / "exported"
     shutil.copytree(exported, folder)
     described = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
@@ -168,8 +166,8 @@ def with_widths(described, **widths):
     return described | {"config": described["config"] | {"model": described["config"]["model"] | {"encoder": encoder}}}
 
 
-def test_a_model_that_does_not_fit_into_memory(exported, tmp_path):
-    """It ended in a traceback."""
+def test_a_model_that_does_not_fit_into_memory_is_refused(exported, tmp_path):
+    """It was reported by a traceback."""
     folder = tmp_path / "exported"
     shutil.copytree(exported, folder)
     described = with_widths(json.loads((folder / JSON_FILE).read_text(encoding="utf-8")), hidden_size=10**9)
@@ -185,8 +183,8 @@ def test_a_model_that_does_not_fit_into_memory(exported, tmp_path):
         (lambda weight: weight.to(torch.int32), "holds numbers of torch.int32, allowed are finite floating-point"),
     ],
 )
-def test_weights_that_no_model_has_are_refused(change, message, exported, tmp_path):
-    """They were taken, and the checkpoint was written."""
+def test_weights_that_are_not_finite_floats_are_refused(change, message, exported, tmp_path):
+    """They were accepted, and the checkpoint was written."""
     folder = tmp_path / "exported"
     shutil.copytree(exported, folder)
     weights = library.load_file(folder / WEIGHTS_FILE)
@@ -196,7 +194,7 @@ def test_weights_that_no_model_has_are_refused(change, message, exported, tmp_pa
         import_checkpoint("safetensors", folder, tmp_path / "back.pt")
 
 
-def test_a_folder_in_the_place_of_the_weights(exported, tmp_path):
+def test_a_folder_instead_of_the_file_of_weights_is_refused(exported, tmp_path):
     folder = tmp_path / "exported"
     shutil.copytree(exported, folder)
     (folder / WEIGHTS_FILE).unlink()
@@ -205,8 +203,8 @@ def test_a_folder_in_the_place_of_the_weights(exported, tmp_path):
         import_checkpoint("safetensors", folder, tmp_path / "back.pt")
 
 
-def test_two_tables_are_not_made_one(tmp_path):
-    """With tie_embeddings edited to `all`, the output layer's table took the place of the embeddings without a word."""
+def test_untied_tables_cannot_be_loaded_as_tied_ones(tmp_path):
+    """With tie_embeddings edited to `all`, the output layer's table replaced the embeddings without an error."""
     save(checkpoint_of(NvidiaGNMT()), tmp_path / "theirs.pth")
     import_checkpoint("nvidia_gnmt", tmp_path / "theirs.pth", tmp_path / "ours.pt")
     export_folder(tmp_path / "ours.pt", tmp_path / "exported")
@@ -218,7 +216,7 @@ def test_two_tables_are_not_made_one(tmp_path):
         import_checkpoint("safetensors", tmp_path / "exported", tmp_path / "back.pt")
 
 
-def test_damaged_files_and_missing_ones(exported, tmp_path):
+def test_damaged_and_missing_files_are_named(exported, tmp_path):
     for number, (name, content) in enumerate(
         ((WEIGHTS_FILE, b"12345678{}"), (JSON_FILE, b"{"), (JSON_FILE, b"[]"), (JSON_FILE, b"[" * 100_000))
     ):
@@ -232,7 +230,7 @@ def test_damaged_files_and_missing_ones(exported, tmp_path):
             import_checkpoint("safetensors", folder, tmp_path / "back.pt")
 
 
-def test_what_exists_stays(tiny, exported, tmp_path):
+def test_existing_files_are_not_overwritten(tiny, exported, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         export_folder(tiny.folder / "best.pt", exported)
     assert (exported / JSON_FILE).is_file()
@@ -241,7 +239,7 @@ def test_what_exists_stays(tiny, exported, tmp_path):
         export_folder(tiny.folder / "best.pt", tmp_path / "file" / "exported")
 
 
-def test_without_the_library_it_says_what_to_install(monkeypatch):
+def test_a_missing_library_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(InputError, match=r"pip install -e '\.\[interchange\]'"):
-        safetensors_folder.safetensors_library()
+        safetensors_library()

@@ -1,4 +1,4 @@
-"""import_checkpoint.py and export_checkpoint.py, and what the other commands do with an imported model."""
+"""import_checkpoint.py and export_checkpoint.py, and the other commands with an imported model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_imported_model_translates_scores_and_is_evaluated(home, run_command)
     )
 
 
-def test_it_has_no_test_set_and_does_not_train_on(home, run_command, tiny):
+def test_an_imported_model_has_no_test_set_and_initializes_no_training(home, run_command, tiny):
     for overrides in ([], ["test_set=dev"], ["data_folder=x"]):
         done = run_command("evaluate", "checkpoint=a.pt", *overrides, cwd=home)
         assert (done.code, done.out) == (2, "")
@@ -59,7 +59,7 @@ def test_it_has_no_test_set_and_does_not_train_on(home, run_command, tiny):
     assert "an imported checkpoint, whose subwords preprocessing cannot produce" in done.err
 
 
-def test_out_and_back_by_command(tiny, run_command, tmp_path):
+def test_export_and_import_by_command(tiny, run_command, tmp_path):
     pytest.importorskip("safetensors")
     done = run_command("export_checkpoint", f"checkpoint={tiny.folder}/best.pt", "output=exported", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -77,7 +77,7 @@ def test_out_and_back_by_command(tiny, run_command, tmp_path):
         (["source=safetensors", "checkpoint=x", "output=y"], "checkpoint.json cannot be read"),
     ],
 )
-def test_wrong_input(overrides, message, run_command, tmp_path):
+def test_wrong_arguments_are_refused(overrides, message, run_command, tmp_path):
     done = run_command("import_checkpoint", *overrides, cwd=tmp_path)
     assert done.code == 2
     assert message in done.err

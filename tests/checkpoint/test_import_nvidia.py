@@ -1,4 +1,4 @@
-"""A checkpoint of NVIDIA's GNMT v2 becomes one of ours, which says what their model says."""
+"""An imported checkpoint of NVIDIA's GNMT v2 computes what NVIDIA's model computes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from oracle_nvidia_gnmt import PIECES, NvidiaGNMT, checkpoint_of, save, tokenizer_state
+from oracle_nvidia_gnmt import SUBWORDS, NvidiaGNMT, checkpoint_of, save, tokenizer_state
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
 from gnmt.checkpoint.export import export_folder
@@ -23,7 +23,7 @@ TARGETS = [[8, 5], [4, 9, 10, 6, 7, 11], [1]]
 
 
 def imported(model, tmp_path, name="ours.pt", **replaced):
-    """Our model, in fp64, from what their trainer would have saved."""
+    """Import the checkpoint that NVIDIA's trainer would write, and load it."""
     theirs = save(checkpoint_of(model, **replaced), tmp_path / f"{name}.pth")
     import_checkpoint("nvidia_gnmt", theirs, tmp_path / name)
     return load_model(tmp_path / name, CPU)
@@ -37,7 +37,7 @@ def padded(rows):
 
 
 @pytest.mark.parametrize(("num_layers", "shared"), [(2, True), (4, True), (3, False)])
-def test_logits_are_those_of_their_code(num_layers, shared, tmp_path):
+def test_logits_equal_those_of_the_oracle(num_layers, shared, tmp_path):
     theirs = NvidiaGNMT(num_layers, shared=shared)
     loaded = imported(theirs, tmp_path)
     ours = loaded.model.double()
@@ -53,8 +53,8 @@ def test_logits_are_those_of_their_code(num_layers, shared, tmp_path):
         torch.testing.assert_close(logits_BTV[row, : len(target)], theirs.logits(source, target))
 
 
-def test_text_is_read_and_scored_as_their_model_reads_it(tmp_path):
-    """With BOS in front of the source: without it the scores are others."""
+def test_text_is_scored_as_by_the_oracle(tmp_path):
+    """The source begins with BOS; without it the scores differ."""
     theirs = NvidiaGNMT()
     imported(theirs, tmp_path)
     translator = Translator.load(tmp_path / "ours.pt", device="cpu", precision="fp32")
@@ -72,10 +72,10 @@ def test_text_is_read_and_scored_as_their_model_reads_it(tmp_path):
     [scored] = translator.score([("the dog bar@@ ks .", best)])
     assert scored.score == pytest.approx(best.score, abs=1e-4)
     assert "madeupword0000" not in best.text
-    assert PIECES.index("madeupword0000") in translator.suppressed
+    assert SUBWORDS.index("madeupword0000") in translator.suppressed
 
 
-def test_long_lines_are_cut_into_framed_pieces(tmp_path, caplog):
+def test_segments_of_long_lines_are_framed(tmp_path, caplog):
     imported(NvidiaGNMT(2), tmp_path)
     translator = Translator.load(tmp_path / "ours.pt", device="cpu", precision="fp32", max_source_tokens=5)
     with caplog.at_level(logging.WARNING):
@@ -87,7 +87,7 @@ def test_long_lines_are_cut_into_framed_pieces(tmp_path, caplog):
         Translator.load(tmp_path / "ours.pt", device="cpu", max_source_tokens=2)
 
 
-def test_data_parallel_names_half_precision_and_the_older_file_format(tmp_path):
+def test_data_parallel_names_half_precision_and_the_older_file_format_are_read(tmp_path):
     plain = checkpoint_of(NvidiaGNMT())
     halves = {f"module.{name}": tensor.half() for name, tensor in plain["state_dict"].items()}
     save(plain | {"state_dict": halves}, tmp_path / "half.pth", legacy=True)
@@ -100,7 +100,7 @@ def test_data_parallel_names_half_precision_and_the_older_file_format(tmp_path):
     assert contents["imported_from"]["file"] == "half.pth"
 
 
-def test_a_batch_of_training_has_no_bos_so_training_on_is_refused_elsewhere(tmp_path):
+def test_training_batches_have_another_framing_and_digest_than_an_imported_model(tmp_path):
     """Preprocessed data never has the framing of an imported model, so training refuses it by its digest."""
     loaded = imported(NvidiaGNMT(2), tmp_path)
     assert loaded.tokenizers.source_bos
@@ -152,7 +152,7 @@ WRONG = {
     "far_id": (lambda: with_tokenizer(idx2tok={99: "the"}), "gives 99 the subword 'the', allowed are ids of 0 to 12"),
     "float_vocab_size": (lambda: with_tokenizer(vocab_size=13.0), "vocab_size is 13.0, allowed is a whole number"),
     "other_order": (
-        lambda: with_tokenizer(**tokenizer_state([*PIECES[4:], *PIECES[:4]])),
+        lambda: with_tokenizer(**tokenizer_state([*SUBWORDS[4:], *SUBWORDS[:4]])),
         "idx2tok begins with 'the', .* allowed is '<pad>', '<unk>', '<s>', ",
     ),
     "both_names": (
@@ -161,7 +161,7 @@ WRONG = {
     ),
     "sparse": (lambda: with_weight(EMBEDDINGS, torch.zeros(13, 6).to_sparse()), f"{EMBEDDINGS} is torch.sparse_coo on"),
     "meta": (lambda: with_weight(EMBEDDINGS, torch.zeros(13, 6, device="meta")), f"{EMBEDDINGS} is .* on meta, all"),
-    # A file of some KB that asked for 400 TB.
+    # A file of a few KB that would need 400 TB of memory.
     "repeated": (lambda: with_weight(EMBEDDINGS, torch.zeros(1, 1).expand(10**7, 10**7)), f"{EMBEDDINGS} shows"),
     "not_a_number": (lambda: with_weight(EMBEDDINGS, torch.full((13, 6), torch.nan)), f"{EMBEDDINGS} .* not finite"),
     "too_large": (lambda: with_weight(EMBEDDINGS, torch.full((13, 6), 1e300, dtype=torch.float64)), "not finite in fp"),
@@ -170,7 +170,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_represented_is_refused_by_name(name, tmp_path):
+def test_values_that_cannot_be_imported_are_refused_with_their_name(name, tmp_path):
     make, message = WRONG[name]
     save(make(), tmp_path / "theirs.pth")
     with pytest.raises(InputError, match=message):
@@ -178,8 +178,8 @@ def test_what_cannot_be_represented_is_refused_by_name(name, tmp_path):
     assert not (tmp_path / "ours.pt").exists()
 
 
-def test_a_file_name_that_is_no_text_is_recorded_as_text(tmp_path):
-    """On the way out, the JSON of an export cannot hold half a character."""
+def test_a_file_name_with_surrogates_is_recorded_as_valid_text(tmp_path):
+    """The JSON of an export cannot hold half a surrogate pair."""
     pytest.importorskip("safetensors")
     theirs = save(checkpoint_of(NvidiaGNMT(2)), tmp_path / "x\udcff.pth")
     import_checkpoint("nvidia_gnmt", theirs, tmp_path / "ours.pt")
@@ -187,16 +187,16 @@ def test_a_file_name_that_is_no_text_is_recorded_as_text(tmp_path):
     export_folder(tmp_path / "ours.pt", tmp_path / "exported")
 
 
-def test_a_piece_that_their_list_holds_twice_keeps_its_last_id(tmp_path):
-    pieces = [*PIECES[:-1], "dog"]
-    loaded = imported(NvidiaGNMT(2), tmp_path, tokenizer=tokenizer_state(pieces))
+def test_a_subword_that_the_vocabulary_has_twice_keeps_its_last_id(tmp_path):
+    subwords = [*SUBWORDS[:-1], "dog"]
+    loaded = imported(NvidiaGNMT(2), tmp_path, tokenizer=tokenizer_state(subwords))
     tokenizer = loaded.tokenizers.source
     assert tokenizer.encode("the dog") == [4, 12]
     assert tokenizer.never_produced == (PAD_ID, BOS_ID, 5)
     assert tokenizer.decode([4, 5, 12]) == "the dog"
 
 
-def test_what_exists_stays(tmp_path):
+def test_an_existing_output_is_not_overwritten(tmp_path):
     (tmp_path / "ours.pt").write_text("precious")
     save(checkpoint_of(NvidiaGNMT(2)), tmp_path / "theirs.pth")
     with pytest.raises(InputError, match="exists already"):

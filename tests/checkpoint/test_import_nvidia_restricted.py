@@ -1,4 +1,4 @@
-"""A foreign file is data: whatever it names beyond a short list is refused, and nothing in it runs."""
+"""The restricted reader refuses every class and function outside a short list, and runs no code from the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gnmt.errors import InputError
 
 
 class Calls:
-    """Pickles as the call of a function."""
+    """Pickles as a call of a function."""
 
     def __init__(self, function, *arguments) -> None:
         self.call = function, arguments
@@ -28,11 +28,11 @@ class Calls:
 
 
 class Foreign:
-    """A class of somebody else."""
+    """A class that the reader does not allow."""
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_their_files_hold_becomes_plain_data(legacy, tmp_path):
+def test_allowed_foreign_objects_become_plain_data(legacy, tmp_path):
     written = checkpoint_of(NvidiaGNMT(2))
     read = read_restricted(save(written, tmp_path / "x.pth", legacy))
     assert type(read["config"]) is Namespace
@@ -64,13 +64,13 @@ def test_what_their_files_hold_becomes_plain_data(legacy, tmp_path):
         (lambda marker: defaultdict(list, {1: [2]}), "list"),
     ],
 )
-def test_everything_else_is_refused_by_name_and_does_not_run(value, named, legacy, tmp_path):
+def test_other_objects_are_refused_with_their_name_and_do_not_run(value, named, legacy, tmp_path):
     marker = tmp_path / "it_ran"
     torch.save({"state_dict": {}, "x": value(marker)}, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match=named) as caught:
         read_restricted(tmp_path / "x.pth")
     assert "nothing in it ran" in str(caught.value)
-    assert "weights_only" not in str(caught.value), "the advice of torch's reader, to load it without protection"
+    assert "weights_only" not in str(caught.value), "torch's advice to load the file without protection"
     assert not marker.exists()
 
 
@@ -80,14 +80,14 @@ def test_plain_containers_are_allowed(tmp_path):
     assert read_restricted(tmp_path / "x.pth") == contents
 
 
-def test_the_list_holds_for_our_reading_alone(tmp_path):
+def test_the_list_does_not_change_later_calls_of_torch_load(tmp_path):
     torch.save({"x": argparse.Namespace(a=1)}, tmp_path / "x.pth")
     read_restricted(tmp_path / "x.pth")
     with pytest.raises(Exception, match=r"argparse\.Namespace"):
         torch.load(tmp_path / "x.pth", weights_only=True)
 
 
-def test_damaged_and_missing_files(tmp_path):
+def test_damaged_and_missing_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="is not a file"):
         read_restricted(tmp_path / "nowhere.pth")
     whole = save(checkpoint_of(NvidiaGNMT(2)), tmp_path / "x.pth").read_bytes()

@@ -1,4 +1,4 @@
-"""The memory-mapped store: what goes in comes out, and damage is noticed."""
+"""The memory-mapped store returns what was written, and refuses damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(folder: Path, block: int = 4) -> Path:
 
 
 @pytest.mark.parametrize("block", [1, 3, 4])
-def test_round_trip(tmp_path: Path, block: int) -> None:
+def test_reading_returns_what_was_written(tmp_path: Path, block: int) -> None:
     store = Store(write(tmp_path / "store", block))
     assert len(store) == 4
     for pair in range(4):
@@ -41,7 +41,7 @@ def test_round_trip(tmp_path: Path, block: int) -> None:
     assert store.target_lengths.dtype == np.int32
 
 
-def test_digest_follows_content_not_blocks(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_content_and_not_on_blocks(tmp_path: Path) -> None:
     digests = {Store(write(tmp_path / str(block), block)).digest for block in (1, 4)}
     assert len(digests) == 1
     (tmp_path / "other").mkdir()
@@ -50,27 +50,27 @@ def test_digest_follows_content_not_blocks(tmp_path: Path) -> None:
     assert Store(tmp_path / "other").digest not in digests
 
 
-def test_pairs_of_nothing(tmp_path: Path) -> None:
+def test_empty_pairs_are_stored(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, 300, 300) as writer:
         writer.append(encoded_side([[], []], ["", ""]), encoded_side([[], []], ["", ""]))
     store = Store(tmp_path)
     assert [store.source_ids(1).tolist(), store.target_text(1)] == [[], ""]
 
 
-def test_views_cannot_be_written(tmp_path: Path) -> None:
+def test_ids_are_read_only(tmp_path: Path) -> None:
     ids = Store(write(tmp_path / "store")).source_ids(0)
     with pytest.raises(ValueError, match="read-only"):
         ids[0] = 1
 
 
-def test_pickles_as_its_folder(tmp_path: Path) -> None:
+def test_a_store_pickles_as_its_folder(tmp_path: Path) -> None:
     store = Store(write(tmp_path / "store"))
     data = pickle.dumps(store)
     assert len(data) < 500
     assert pickle.loads(data).target_ids(1).tolist() == TARGET[1]
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     (folder / "target.ids").write_bytes((folder / "target.ids").read_bytes()[:-1])
     with pytest.raises(InputError, match=r"target\.ids: damaged: 19 bytes where 20 were written"):
@@ -82,7 +82,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
-def test_failed_writing_leaves_no_store(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
     def write_and_fail() -> None:
         with StoreWriter(tmp_path, 300, 300) as writer:
             writer.append(encoded_side(SOURCE[:1], SOURCE_TEXT[:1]), encoded_side(TARGET[:1], TARGET_TEXT[:1]))
