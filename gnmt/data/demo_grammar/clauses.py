@@ -1,4 +1,9 @@
-"""Phrases and clauses of the demo grammar in both languages."""
+"""Phrases and clauses, and their word order in English and German.
+
+A `Clause` holds the content that both languages share. Its methods `to_english` and `to_german` render it as a
+statement or a subordinate clause; further methods render questions, commands and infinitives. `NounPhrase`, `Pronoun`
+and `PrepositionalPhrase` are its parts, and a `RelativeClause` modifies a noun phrase.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,8 @@ from typing import Literal
 from gnmt.data.demo_grammar.morphology import (
     IT,
     PRONOUNS,
+    Agreement,
     Case,
-    Slot,
     adjective,
     article,
     be,
@@ -30,11 +35,19 @@ _CONTRACTIONS = {
     "zu der": "zur",
     "von dem": "vom",
 }
+Tense = Literal["present", "past", "perfect", "pluperfect", "future"]
+Role = Literal["subject", "direct", "indirect", "place"]
+# Forms of werden, sein and haben: ich, du, er, plural.
+_FUTURE = ("werde", "wirst", "wird", "werden")
+_SEIN = ("bin", "bist", "ist", "sind")
+_HABEN = ("habe", "hast", "hat", "haben")
+_WAR = ("war", "warst", "war", "waren")
+_HATTE = ("hatte", "hattest", "hatte", "hatten")
 
 
 @dataclass(frozen=True)
 class Pronoun:
-    """A personal pronoun, by its English subject form. `it` stands for the noun `antecedent`."""
+    """A personal pronoun, by its English subject form; `it` replaces the noun `antecedent`."""
 
     english: str
     antecedent: Noun | None = None
@@ -51,10 +64,10 @@ class Pronoun:
     def negatable(self) -> bool:
         return False
 
-    def say_english(self, as_subject: bool) -> str:
+    def to_english(self, as_subject: bool) -> str:
         return self.english if as_subject else _ENGLISH_OBJECTS.get(self.english, self.english)
 
-    def say_german(self, case: Case, negated: bool = False) -> str:
+    def to_german(self, case: Case, negated: bool = False) -> str:
         if self.antecedent is not None and self.english == "it":
             return IT[self.antecedent.gender][case]
         return PRONOUNS[self.english][case]
@@ -62,7 +75,7 @@ class Pronoun:
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """Determiner, adjective, noun, and an owner (the boy's dog) or a relative clause."""
+    """A noun with determiner and adjective, and possibly an owner (the boy's dog) or a relative clause."""
 
     determiner: Determiner
     noun: Noun
@@ -76,39 +89,39 @@ class NounPhrase:
         return 3
 
     @property
-    def slot(self) -> Slot:
+    def agreement(self) -> Agreement:
         return "pl" if self.plural else self.noun.gender
 
     @property
     def negatable(self) -> bool:
-        """Whether negation turns the determiner into `kein` rather than adding `nicht`."""
+        """True if negation changes the determiner to `kein` instead of adding `nicht`."""
         return self.determiner is A or (self.determiner.declension == "none" and not self.determiner.german)
 
-    def say_english(self, as_subject: bool) -> str:
+    def to_english(self, as_subject: bool) -> str:
         noun = self.noun.english_plural if self.plural else self.noun.english
         words = f"{self.adjective.english} {noun}" if self.adjective else noun
         if self.owner is not None:
-            return f"{self.owner.say_english(False)}'s {words}"
+            return f"{self.owner.to_english(False)}'s {words}"
         if self.determiner is A:
             words = with_article(words)
         elif self.determiner.english:
             words = f"{self.determiner.english} {words}"
-        return words if self.relative is None else f"{words} {self.relative.say_english(self)}"
+        return words if self.relative is None else f"{words} {self.relative.to_english(self)}"
 
-    def say_german(self, case: Case, negated: bool = False) -> str:
+    def to_german(self, case: Case, negated: bool = False) -> str:
         determiner = NO if negated else self.determiner
-        words = [article(determiner.german, determiner.declension, self.slot, case)]
+        words = [article(determiner.german, determiner.declension, self.agreement, case)]
         if self.adjective is not None:
-            words.append(adjective(self.adjective.german, determiner.declension, self.slot, case))
+            words.append(adjective(self.adjective.german, determiner.declension, self.agreement, case))
         words.append(self.german_noun(case))
         if self.owner is not None:
-            words.append(self.owner.say_german("gen"))
+            words.append(self.owner.to_german("gen"))
         if self.relative is not None:
-            words.append(f", {self.relative.say_german(self)} ,")
+            words.append(f", {self.relative.to_german(self)} ,")
         return " ".join(word for word in words if word)
 
     def german_noun(self, case: Case) -> str:
-        """The declined noun without its companions."""
+        """Return the declined noun alone."""
         noun = self.noun
         if self.plural:
             takes_n = case == "dat" and not noun.german_plural.endswith(("n", "s"))
@@ -123,34 +136,26 @@ Phrase = NounPhrase | Pronoun
 
 @dataclass(frozen=True)
 class PrepositionalPhrase:
+    """A preposition with its noun phrase or pronoun."""
+
     preposition: Preposition
     phrase: Phrase
 
-    def say_english(self) -> str:
-        return f"{self.preposition.english} {self.phrase.say_english(False)}"
+    def to_english(self) -> str:
+        return f"{self.preposition.english} {self.phrase.to_english(False)}"
 
-    def say_german(self) -> str:
-        """With the usual contractions (im Haus, zur Schule)."""
-        words = f"{self.preposition.german} {self.phrase.say_german(self.preposition.case)}"
+    def to_german(self) -> str:
+        """Return the phrase with the usual contractions (im Haus, zur Schule)."""
+        words = f"{self.preposition.german} {self.phrase.to_german(self.preposition.case)}"
         for full, short in _CONTRACTIONS.items():
             if words.startswith(full + " "):
                 return short + words.removeprefix(full)
         return words
 
 
-Tense = Literal["present", "past", "perfect", "pluperfect", "future"]
-Role = Literal["subject", "direct", "indirect", "place"]
-
-_FUTURE = ("werde", "wirst", "wird", "werden")
-_SEIN = ("bin", "bist", "ist", "sind")
-_HABEN = ("habe", "hast", "hat", "haben")
-_WAR = ("war", "warst", "war", "waren")
-_HATTE = ("hatte", "hattest", "hatte", "hatten")
-
-
 @dataclass(frozen=True)
 class Adverbial:
-    """A pair of words or phrases of time or manner. `frequency` ones stand before the verb in English."""
+    """An English-German pair of adverbials; those of frequency precede the verb in English."""
 
     english: str
     german: str
@@ -159,10 +164,18 @@ class Adverbial:
 
 @dataclass(frozen=True)
 class Clause:
-    """The content of a clause. `missing` is the role that a question word or a relative pronoun takes over.
+    """The content of a clause.
 
-    `habitual` chooses the English simple present, where the progressive is the rule. `aspect` is what a perfect
-    says beside its tense: already, just, not yet.
+    Args:
+        subject, verb, tense, modal: Subject and predicate; with a modal verb, `tense` is that of the modal.
+        habitual: English has the simple present instead of the progressive.
+        negated: The clause is negated.
+        direct, indirect: Accusative and dative object.
+        place, time: Adverbials; `place_first` and `time_first` put them at the beginning.
+        predicate: Adjective after `to be`.
+        ending: Adverbial after all others.
+        aspect: Adverb of the perfect: already, just, not yet.
+        missing: Role that a question word or a relative pronoun fills, so that it is omitted here.
     """
 
     subject: Phrase
@@ -184,32 +197,34 @@ class Clause:
 
     # ---- English ----
 
-    def say_english(self) -> str:
-        """A statement or a subordinate clause without its conjunction."""
+    def to_english(self) -> str:
+        """Return the English statement, or the subordinate clause without its conjunction."""
         auxiliary, main = self._english_verbs(question=False)
         frequency = self.time.english if self.time is not None and self.time.frequency else ""
         adverb = {"already": "already", "just": "just", "yet": "not", None: frequency}[self.aspect]
         negation = "not" if self.negated else ""
         if auxiliary == "can" and self.negated:
             auxiliary, negation = "cannot", ""
-        subject = "" if self.missing == "subject" else self.subject.say_english(True)
+        subject = "" if self.missing == "subject" else self.subject.to_english(True)
         return _join(self._english_front(), subject, auxiliary, negation, adverb, main, self._english_rest())
 
-    def ask_english(self) -> str:
-        """A question with the auxiliary first; a question word may be put before it."""
+    def english_question(self) -> str:
+        """Return the English question from the auxiliary on; a question word may precede it."""
         auxiliary, main = self._english_verbs(question=True)
         frequency = self.time.english if self.time is not None and self.time.frequency else ""
         adverb = "already" if self.aspect == "already" else frequency
-        return _join(auxiliary, self.subject.say_english(True), adverb, main, self._english_rest())
+        return _join(auxiliary, self.subject.to_english(True), adverb, main, self._english_rest())
 
     def english_infinitive(self) -> str:
-        """`to` and the infinitive with its objects, without the subject."""
+        """Return `to`, the English infinitive and its complements, without the subject."""
         return _join("to", self.verb.english.base, self._english_rest())
 
-    def command_english(self) -> str:
+    def english_command(self) -> str:
+        """Return the English imperative with its complements."""
         return _join(self.verb.english.base, self._english_rest())
 
     def _english_verbs(self, question: bool) -> tuple[str, str]:
+        """Return the auxiliary, or "", and the main verb."""
         verb, third = self.verb.english, self.subject.person == 3 and not self.subject.plural
         needs_do = question or self.negated
         if self.modal is not None:
@@ -224,7 +239,7 @@ class Clause:
             return be(self.subject.person, self.subject.plural, self.tense == "past"), ""
         if self.tense == "past":
             return ("did", verb.base) if needs_do else ("", verb.past)
-        if not self.habitual and not self.verb.state:
+        if not self.habitual and not self.verb.stative:
             return be(self.subject.person, self.subject.plural, False), verb.gerund
         if needs_do:
             return "does" if third else "do", verb.base
@@ -243,16 +258,16 @@ class Clause:
         if self.time_first and self.time is not None:
             return self.time.english
         if self.place_first and self.place is not None:
-            return self.place.say_english()
+            return self.place.to_english()
         return ""
 
     def _english_rest(self) -> str:
-        """What follows the main verb."""
+        """Return all that follows the main verb."""
         particle = self.verb.english.particle
         goal = self.direct if self.direct is not None else self.indirect
-        words = [] if self.missing == "indirect" or self.indirect is None else [self.indirect.say_english(False)]
+        words = [] if self.missing == "indirect" or self.indirect is None else [self.indirect.to_english(False)]
         if self.direct is not None and self.missing != "direct":
-            words.append(self.direct.say_english(False))
+            words.append(self.direct.to_english(False))
         if particle and self.verb.english.movable and isinstance(goal, Pronoun):
             words.append(particle)
         elif particle:
@@ -260,7 +275,7 @@ class Clause:
         if self.predicate is not None:
             words.append(self.predicate.english)
         if self.place is not None and not self.place_first:
-            words.append(self.place.preposition.english if self.missing == "place" else self.place.say_english())
+            words.append(self.place.preposition.english if self.missing == "place" else self.place.to_english())
         if self.ending is not None:
             words.append(self.ending.english)
         if self.aspect == "yet":
@@ -271,15 +286,15 @@ class Clause:
 
     # ---- German ----
 
-    def say_german(self, order: Literal["second", "first", "last"]) -> str:
-        """The clause with the finite verb second, first (questions, behind what is put in front) or last."""
+    def to_german(self, order: Literal["second", "first", "last"]) -> str:
+        """Return the German clause with the finite verb second (statement), first (question) or last (subordinate)."""
         finite, rest = self._german_verbs()
-        subject = "" if self.missing == "subject" else self.subject.say_german("nom")
+        subject = "" if self.missing == "subject" else self.subject.to_german("nom")
         middle = self._german_middle()
         if order == "first":
             return _join(finite, subject, *middle, rest)
         if order == "last":
-            # A prefix joins the finite verb there: weil er sie anruft.
+            # A separable prefix is joined to the final verb: weil er sie anruft.
             joined = rest + finite if rest and rest == self.verb.german.prefix else _join(rest, finite)
             return _join(subject, *middle, joined)
         front = self._german_front()
@@ -288,40 +303,42 @@ class Clause:
         return _join(subject, finite, *middle, rest)
 
     def german_infinitive(self) -> str:
-        """The objects and the infinitive with zu, the prefix before it: das Kind abzuholen."""
+        """Return the complements and the German infinitive with zu: das Kind abzuholen."""
         return _join(*self._german_middle(), self.verb.german.zu_infinitive)
 
-    def command_german(self) -> str:
+    def german_command(self) -> str:
+        """Return the German imperative (du) with its complements."""
         return _join(self.verb.german.imperative, *self._german_middle(), self.verb.german.prefix)
 
     def _german_verbs(self) -> tuple[str, str]:
-        """The finite verb, and what ends the main clause."""
+        """Return the finite verb, and the infinitive, participle or prefix that ends a main clause."""
         verb, person, plural = self.verb.german, self.subject.person, self.subject.plural
-        cell = 3 if plural else person - 1
+        form = 3 if plural else person - 1
         if self.modal is not None:
-            return self.modal.german_present[cell], verb.full_infinitive
+            return self.modal.german_present[form], verb.full_infinitive
         if self.tense == "future":
-            return _FUTURE[cell], verb.full_infinitive
+            return _FUTURE[form], verb.full_infinitive
         if self.tense == "perfect":
-            return (_SEIN if verb.sein else _HABEN)[cell], verb.full_participle
+            return (_SEIN if verb.sein else _HABEN)[form], verb.full_participle
         if self.tense == "pluperfect":
-            return (_WAR if verb.sein else _HATTE)[cell], verb.full_participle
+            return (_WAR if verb.sein else _HATTE)[form], verb.full_participle
         return (verb.preterite if self.tense == "past" else verb.present)(person, plural), verb.prefix
 
     def _german_front(self) -> str:
         if self.time_first and self.time is not None:
             return self.time.german
         if self.place_first and self.place is not None:
-            return self.place.say_german()
+            return self.place.to_german()
         return ""
 
     def _german_middle(self) -> list[str]:
+        """Return the middle field: pronouns, time, noun phrases, aspect, negation, place, ending, predicate."""
         kein = self.negated and self.direct is not None and self.direct.negatable
         objects: list[tuple[Phrase, str]] = []
         if self.indirect is not None and self.missing != "indirect":
-            objects.append((self.indirect, self.indirect.say_german("dat")))
+            objects.append((self.indirect, self.indirect.to_german("dat")))
         if self.direct is not None and self.missing != "direct":
-            objects.append((self.direct, self.direct.say_german("acc", kein)))
+            objects.append((self.direct, self.direct.to_german("acc", kein)))
         words = [german for phrase, german in objects if isinstance(phrase, Pronoun)]
         if self.time is not None and not self.time_first:
             words.append(self.time.german)
@@ -331,7 +348,7 @@ class Clause:
         if self.negated and not kein:
             words.append("nicht")
         if self.place is not None and not self.place_first and self.missing != "place":
-            words.append(self.place.say_german())
+            words.append(self.place.to_german())
         if self.ending is not None:
             words.append(self.ending.german)
         if self.predicate is not None:
@@ -341,36 +358,36 @@ class Clause:
 
 @dataclass(frozen=True)
 class RelativeClause:
-    """A clause that describes the phrase which fills its `missing` role."""
+    """A relative clause; its head, the noun phrase that it modifies, fills the `missing` role of the clause."""
 
     clause: Clause
 
-    def say_english(self, head: NounPhrase) -> str:
+    def to_english(self, head: NounPhrase) -> str:
         is_person = head.noun.is_any(("person",))
         if self.clause.missing == "place":
             assert self.clause.place is not None
-            return _join(self.clause.place.preposition.english, "which", self._without_place().say_english())
+            return _join(self.clause.place.preposition.english, "which", self._without_place().to_english())
         if self.clause.missing == "subject":
-            return _join("who" if is_person else "that", self._agreeing(head).say_english())
-        return _join("whom" if is_person else "that", self.clause.say_english())
+            return _join("who" if is_person else "that", self._agreeing(head).to_english())
+        return _join("whom" if is_person else "that", self.clause.to_english())
 
-    def say_german(self, head: NounPhrase) -> str:
+    def to_german(self, head: NounPhrase) -> str:
         missing = self.clause.missing
         if missing == "place":
             assert self.clause.place is not None
             preposition = self.clause.place.preposition
-            pronoun = f"{preposition.german} {relative_pronoun(head.slot, preposition.case)}"
-            return _join(pronoun, self._without_place().say_german("last"))
+            pronoun = f"{preposition.german} {relative_pronoun(head.agreement, preposition.case)}"
+            return _join(pronoun, self._without_place().to_german("last"))
         cases: dict[str, Case] = {"subject": "nom", "direct": "acc", "indirect": "dat"}
         assert missing is not None
-        pronoun = relative_pronoun(head.slot, cases[missing])
-        return _join(pronoun, self._agreeing(head).say_german("last"))
+        pronoun = relative_pronoun(head.agreement, cases[missing])
+        return _join(pronoun, self._agreeing(head).to_german("last"))
 
     def _without_place(self) -> Clause:
         return replace(self.clause, place=None, missing=None)
 
     def _agreeing(self, head: NounPhrase) -> Clause:
-        """The verb of a subject relative clause agrees with the head."""
+        """Return the clause with the head as its subject if the subject is missing, so that the verb agrees with it."""
         return (
             replace(self.clause, subject=replace(head, relative=None))
             if self.clause.missing == "subject"

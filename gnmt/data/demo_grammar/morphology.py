@@ -1,31 +1,64 @@
-"""English and German word forms."""
+"""Inflection of English and German words.
+
+English comes first: plurals, indefinite articles, and the forms of verbs. German follows: articles, adjectives,
+relative pronouns, and the forms of verbs. Regular forms are derived, and irregular ones are given by the lexicon.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+Agreement = Literal["m", "f", "n", "pl"]  # gender in the singular, or plural
+Case = Literal["nom", "acc", "dat", "gen"]
+Declension = Literal["definite", "der-word", "ein-word", "quantity", "none"]
+
+_CASES: tuple[Case, ...] = ("nom", "acc", "dat", "gen")
 _VOWELS = "aeiou"
-# One-syllable verbs that double their last consonant before -ing and -ed.
+# English verbs of one syllable that double their last consonant before -ing.
 _DOUBLING = ("sit", "swim", "run", "cut", "get", "put", "forget")
+# German prefixes that are not separable; participles with them lack ge-.
+_INSEPARABLE = ("be", "ver", "er", "ent", "zer", "emp")
+# German personal pronouns, by the English subject form.
+PRONOUNS: dict[str, dict[Case, str]] = {
+    "I": {"nom": "ich", "acc": "mich", "dat": "mir"},
+    "you": {"nom": "du", "acc": "dich", "dat": "dir"},
+    "he": {"nom": "er", "acc": "ihn", "dat": "ihm"},
+    "she": {"nom": "sie", "acc": "sie", "dat": "ihr"},
+    "we": {"nom": "wir", "acc": "uns", "dat": "uns"},
+    "they": {"nom": "sie", "acc": "sie", "dat": "ihnen"},
+    "it": {"nom": "es", "acc": "es", "dat": "ihm"},
+}
+# German pronouns for `it`, by the gender of the noun that it replaces.
+IT: dict[str, dict[Case, str]] = {
+    "m": {"nom": "er", "acc": "ihn", "dat": "ihm"},
+    "f": {"nom": "sie", "acc": "sie", "dat": "ihr"},
+    "n": {"nom": "es", "acc": "es", "dat": "ihm"},
+}
 
 
 def plural_of(noun: str) -> str:
-    """The regular plural."""
+    """Return the regular plural of an English noun."""
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
     return noun + "s"
 
 
 def with_article(words: str) -> str:
-    """`a` or `an` before the words, by the sound of the first one."""
+    """Return English words with `a` or `an` before them, by the sound of the first one."""
     sounds_like_vowel = words[0] in _VOWELS and not words.startswith("use")
     return f"{'an' if sounds_like_vowel else 'a'} {words}"
 
 
 @dataclass(frozen=True)
 class EnglishVerb:
-    """The forms of one verb. `particle` follows it: `movable` ones go behind an object pronoun (pick him up)."""
+    """An English verb.
+
+    Args:
+        base, past, participle: Its principal parts.
+        particle: Particle or preposition that follows the verb, or "".
+        movable: The particle follows an object pronoun (pick him up).
+    """
 
     base: str
     past: str
@@ -55,7 +88,7 @@ class EnglishVerb:
 
 
 def english_verb(text: str) -> EnglishVerb:
-    """Parse `eat ate eaten`, a regular `cook`, a fixed `look_for` or a movable `pick+up`."""
+    """Parse `eat ate eaten`, a regular verb `cook`, a fixed particle `look_for` or a movable one `pick+up`."""
     base, *irregular = text.split()
     movable = "+" in base
     base, _, particle = base.replace("+", "_").partition("_")
@@ -72,7 +105,7 @@ def _regular_past(base: str) -> str:
 
 
 def be(person: int, plural: bool, past: bool) -> str:
-    """The form of `to be`."""
+    """Return the present or past form of `to be`."""
     if past:
         return "were" if plural or person == 2 else "was"
     if plural or person == 2:
@@ -80,18 +113,12 @@ def be(person: int, plural: bool, past: bool) -> str:
     return "am" if person == 1 else "is"
 
 
-Slot = Literal["m", "f", "n", "pl"]
-Case = Literal["nom", "acc", "dat", "gen"]
-
-_CASES: tuple[Case, ...] = ("nom", "acc", "dat", "gen")
-
-
-def _paradigm(**rows: str) -> dict[Slot, dict[Case, str]]:
-    """Four forms a slot, in the order nom acc dat gen; `-` is the empty ending."""
-    slots: tuple[Slot, ...] = ("m", "f", "n", "pl")
+def _paradigm(**rows: str) -> dict[Agreement, dict[Case, str]]:
+    """Parse a paradigm: for each agreement class the four forms in nom, acc, dat, gen; `-` is the empty ending."""
+    classes: tuple[Agreement, ...] = ("m", "f", "n", "pl")
     return {
-        slot: {case: form.replace("-", "") for case, form in zip(_CASES, rows[slot].split(), strict=True)}
-        for slot in slots
+        agreement: {case: form.replace("-", "") for case, form in zip(_CASES, rows[agreement].split(), strict=True)}
+        for agreement in classes
     }
 
 
@@ -103,57 +130,48 @@ _WEAK = _paradigm(m="e en en en", f="e e en en", n="e e en en", pl="en en en en"
 _MIXED = _paradigm(m="er en en en", f="e e en en", n="es es en en", pl="en en en en")
 _STRONG = _paradigm(m="er en em en", f="e e er er", n="es es em en", pl="e e en er")
 
-Declension = Literal["definite", "der-word", "ein-word", "quantity", "none"]
 
+def article(stem: str, declension: Declension, agreement: Agreement, case: Case) -> str:
+    """Return the inflected form of a German determiner.
 
-def article(stem: str, declension: Declension, slot: Slot, case: Case) -> str:
-    """A determiner's form: `stem` is e.g. `dies`, `kein`, `ihr`; it is not used for the definite article.
-
-    `none` leaves the word as it is (numbers, bare nouns).
+    Args:
+        stem: The stem, such as `dies`, `kein` or `ihr`. The definite article has none.
+        declension: Its declension; `none` leaves the stem uninflected (numbers, bare nouns).
+        agreement, case: Agreement class and case of the noun.
     """
     if declension == "definite":
-        return _DEFINITE[slot][case]
+        return _DEFINITE[agreement][case]
     if declension == "none":
         return stem
-    return stem + (_EIN_WORD if declension == "ein-word" else _DER_WORD)[slot][case]
+    return stem + (_EIN_WORD if declension == "ein-word" else _DER_WORD)[agreement][case]
 
 
-def adjective(stem: str, declension: Declension, slot: Slot, case: Case) -> str:
-    """An attributive adjective: weak behind der-words, mixed behind ein-words, strong elsewhere."""
+def adjective(stem: str, declension: Declension, agreement: Agreement, case: Case) -> str:
+    """Return an inflected attributive adjective.
+
+    The declension of the determiner selects the endings: weak after der-words, mixed after ein-words, otherwise strong.
+    """
     table = _STRONG if declension in ("none", "quantity") else _MIXED if declension == "ein-word" else _WEAK
-    ending = table[slot][case]
+    ending = table[agreement][case]
     if stem.endswith(("euer", "el")):
         stem = stem[:-2] + stem[-1]  # ein teures Kleid, ein dunkles Zimmer
     return stem.removesuffix("e") + ending
 
 
-def relative_pronoun(slot: Slot, case: Case) -> str:
-    return _RELATIVE[slot][case]
-
-
-# Keyed by the English subject form.
-PRONOUNS: dict[str, dict[Case, str]] = {
-    "I": {"nom": "ich", "acc": "mich", "dat": "mir"},
-    "you": {"nom": "du", "acc": "dich", "dat": "dir"},
-    "he": {"nom": "er", "acc": "ihn", "dat": "ihm"},
-    "she": {"nom": "sie", "acc": "sie", "dat": "ihr"},
-    "we": {"nom": "wir", "acc": "uns", "dat": "uns"},
-    "they": {"nom": "sie", "acc": "sie", "dat": "ihnen"},
-    "it": {"nom": "es", "acc": "es", "dat": "ihm"},
-}
-# `it` takes the gender of the noun it stands for.
-IT: dict[str, dict[Case, str]] = {
-    "m": {"nom": "er", "acc": "ihn", "dat": "ihm"},
-    "f": {"nom": "sie", "acc": "sie", "dat": "ihr"},
-    "n": {"nom": "es", "acc": "es", "dat": "ihm"},
-}
-
-_INSEPARABLE = ("be", "ver", "er", "ent", "zer", "emp")
+def relative_pronoun(agreement: Agreement, case: Case) -> str:
+    """Return the German relative pronoun."""
+    return _RELATIVE[agreement][case]
 
 
 @dataclass(frozen=True)
 class GermanVerb:
-    """One verb without its separable prefix: `prefix` stands at the end of a main clause."""
+    """A German verb.
+
+    Args:
+        infinitive, third_person, past, participle: Its principal parts, without a separable prefix.
+        prefix: The separable prefix, which ends a main clause, or "".
+        sein: The perfect is formed with sein instead of haben.
+    """
 
     infinitive: str
     third_person: str
@@ -167,6 +185,7 @@ class GermanVerb:
         return self.infinitive.removesuffix("n").removesuffix("e")
 
     def present(self, person: int, plural: bool) -> str:
+        """Return the present form without prefix; `person` is 1, 2 or 3."""
         if self.infinitive == "sein":
             forms = ("sind", "seid", "sind") if plural else ("bin", "bist", "ist")
             return forms[person - 1]
@@ -182,6 +201,7 @@ class GermanVerb:
         return stem + ("t" if stem.endswith(("s", "ß", "z")) else "st")
 
     def preterite(self, person: int, plural: bool) -> str:
+        """Return the simple past form without prefix; `person` is 1, 2 or 3."""
         weak = self.past.endswith("te")
         if person == 2 and plural:
             return self.past + "t" if weak else _with_dental(self.past, "t")
@@ -194,7 +214,7 @@ class GermanVerb:
 
     @property
     def imperative(self) -> str:
-        """The form for `du`: e becomes i as in the present (gib), a stays (fahr)."""
+        """The form for `du`: e becomes i as in the present (gib), a is kept (fahr)."""
         if self.infinitive == "sein":
             return "sei"
         present_stem = self.third_person.removesuffix("t")
@@ -218,7 +238,7 @@ class GermanVerb:
 
 
 def german_verb(text: str, sein: bool = False) -> GermanVerb:
-    """Parse `lesen liest las gelesen`, `an|rufen ruft rief gerufen` or a weak verb's infinitive."""
+    """Parse `lesen liest las gelesen`, `an|rufen ruft rief gerufen` or the infinitive of a weak verb."""
     infinitive, *principal_parts = text.split()
     prefix, _, bare = infinitive.rpartition("|")
     if principal_parts:
@@ -232,7 +252,7 @@ def german_verb(text: str, sein: bool = False) -> GermanVerb:
 
 
 def _needs_e(stem: str) -> bool:
-    """Whether an e is spoken before a dental ending: arbeitet, zeichnet, regnet, but lernt, wohnt, filmt."""
+    """Return True if an e precedes a dental ending: arbeitet, zeichnet, regnet, but lernt, wohnt, filmt."""
     if stem.endswith(("t", "d")):
         return True
     return stem.endswith("chn") or (stem.endswith(("n", "m")) and stem[-2] not in "aeiouäöülrhmn")

@@ -1,11 +1,13 @@
-"""The nouns of the embedded corpus.
+"""The nouns of the lexicon.
 
-One noun a line: `english [plural] | gender German plural [genitive] | kinds`. Gender is m, f or n; `m*` marks the
-weak masculines, whose every form but the nominative singular is the plural's (der Junge, den Jungen). A plural of
-`-` means that the noun has none (mass nouns, events). Kinds say what a noun can do and suffer: a verb or an
-adjective names the kinds that it goes with, so that nobody eats a bicycle. A noun is also a kind of its own,
-named by its English word. Kinds also say of a place what one does there: `scene` suits
-any pastime, `work` and `home` suit working and living, `visit` is worth a visit.
+Each line of the table is a noun: `english [plural] | gender German plural [genitive] | kinds`.
+
+- The gender is m, f or n. `m*` marks weak masculines, in which every form but the nominative singular equals the plural
+  (der Junge, den Jungen).
+- The plural `-` marks nouns without one (mass nouns, events).
+- Kinds are semantic classes. A verb or an adjective lists the kinds of noun that it combines with, so the grammar never
+  generates "eat a bicycle". The English word of a noun is a kind too. Kinds of places select activities: `scene` allows
+  any pastime, `work` and `home` allow working and living, `visit` allows visits.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ Gender = Literal["m", "f", "n"]
 
 @dataclass(frozen=True)
 class Noun:
-    """An English-German pair of nouns; `german_plural` is empty where there is none."""
+    """An English-German pair of nouns; `german_plural` is empty if the noun has no plural."""
 
     english: str
     english_plural: str
@@ -36,7 +38,7 @@ class Noun:
         return bool(self.german_plural)
 
     def is_any(self, kinds: tuple[str, ...]) -> bool:
-        """Whether the noun is of one of the kinds."""
+        """Return True if the noun is of one of the kinds."""
         return any(kind in self.kinds for kind in kinds)
 
 
@@ -200,7 +202,7 @@ noise | m Lärm - Lärms | trouble
 
 
 def _genitive(german: str, gender: Gender) -> str:
-    """The regular genitive singular: -es after a sibilant and on one-syllable nouns, else -s; feminines bare."""
+    """Return the regular genitive singular: unchanged feminines, -es after a sibilant or one syllable, otherwise -s."""
     if gender == "f":
         return german
     num_vowels = sum(
@@ -234,5 +236,5 @@ NOUNS: tuple[Noun, ...] = tuple(_parse(line) for line in _TABLE.strip().split("\
 
 
 def nouns_of(*kinds: str) -> tuple[Noun, ...]:
-    """The nouns of any of the kinds, in the order of the table."""
+    """Return the nouns of any of the kinds, in the order of the table."""
     return tuple(noun for noun in NOUNS if noun.is_any(kinds))

@@ -1,4 +1,7 @@
-"""Random content for clauses: who, what, where and when, chosen so that it makes sense."""
+"""Random noun phrases and clauses that make sense.
+
+`Sampler` draws the parts of one sentence after another. The functions below it decide which words combine.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,23 @@ Combination = tuple[str, str, str]
 
 _SUBJECTS = ("I", "you", "he", "she", "we", "they")
 _NOUNS_BY_KINDS: dict[tuple[str, ...], tuple[Noun, ...]] = {}
-# Complements without which the verb says nothing.
+# Complements that the verb cannot do without.
 _REQUIRED = ("inside", "toward", "through", "over", "town", "home", "seat", "surface", "shore")
-# One of a kind, so neither counted nor described by `every`.
+# Nouns of which a context has one, so that they are singular and definite.
 _UNIQUE = ("king", "queen", "father", "mother")
-
-
 # Verbs whose object does not belong to the subject yet.
 _FROM_OTHERS = ("buy", "steal", "order")
 
 
 class NothingFitsError(Exception):
-    """The sentence in the making already holds every noun that could stand here: begin another one."""
+    """The sentence already contains every noun that fits here; the caller begins another sentence."""
 
 
 class Sampler:
-    """Draws the parts of one sentence after another from one random stream.
+    """Draw the parts of one sentence after another from a random stream.
 
-    Only `Random.random` is used, whose values Python guarantees to stay the same from version to version.
-    `combinations` collects what the sentence in the making combines; `begin` clears it.
+    Only `Random.random` is used, because Python guarantees that its values are the same in all versions.
+    `combinations` collects the combinations of words in the current sentence, and `begin` clears it.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -46,6 +47,7 @@ class Sampler:
         self.combinations: list[Combination] = []
 
     def begin(self) -> None:
+        """Begin a sentence."""
         self._used = []
         self.combinations = []
 
@@ -58,7 +60,7 @@ class Sampler:
     # ---- noun phrases ----
 
     def noun(self, kinds: tuple[str, ...], countable: bool = False) -> Noun:
-        """A noun of one of the kinds which the sentence does not hold yet."""
+        """Return a noun of one of the kinds that the sentence does not contain yet."""
         if kinds not in _NOUNS_BY_KINDS:
             _NOUNS_BY_KINDS[kinds] = nouns_of(*kinds)
         nouns = [n for n in _NOUNS_BY_KINDS[kinds] if n.english not in self._used and (n.countable or not countable)]
@@ -69,6 +71,7 @@ class Sampler:
         return noun
 
     def subject(self, kinds: tuple[str, ...], pronouns: Sequence[str] = _SUBJECTS, described: bool = True) -> Phrase:
+        """Return a pronoun (if `kinds` include persons) or a noun phrase, possibly with an adjective (if `described`)."""
         if "person" in kinds and pronouns and self.chance(0.3):
             return Pronoun(self.pick(pronouns))
         noun = self.noun(kinds, countable=True)
@@ -92,13 +95,13 @@ class Sampler:
         return self._described(NounPhrase(determiner, noun, plural), 0.25 if described else 0.0)
 
     def someone(self, described: bool = True) -> NounPhrase:
-        """A definite person of known natural gender, to whom `he`, `she` or `they` can refer."""
+        """Return a definite person of known natural gender, to whom `he`, `she` or `they` can refer."""
         noun = self.noun(("male", "female"))
         plural = noun.english not in _UNIQUE and self.chance(0.25)
         return self._described(NounPhrase(words.THE, noun, plural), 0.25 if described else 0.0)
 
     def object(self, verb: Verb, kinds: tuple[str, ...], subject: Phrase) -> Phrase:
-        """A direct or dative object; a pronoun only where people are meant."""
+        """Return a direct or dative object; it may be a pronoun if `kinds` include persons."""
         if "person" in kinds and self.chance(0.25):
             return Pronoun(self.pick(_other_pronouns(subject)))
         noun = self.noun(kinds)
@@ -145,7 +148,7 @@ class Sampler:
         return replace(phrase, adjective=adjective)
 
     def place(self, name: str, subject: Phrase, motion: bool = False) -> PrepositionalPhrase:
-        """A place or a companion, from a frame of `words.PLACES`."""
+        """Return a prepositional complement (place or companion), by its name in `words.PLACES`."""
         frame = words.ON_SURFACE["motion" if motion else "rest"] if name == "surface" else words.PLACES[name]
         preposition, kinds = self.pick(frame.choices)
         noun = self.noun(kinds, countable=True)
@@ -170,13 +173,22 @@ class Sampler:
         modal: Modal | None = None,
         complement: bool = True,
     ) -> Clause:
-        """A clause about anything. `complement=False` leaves out places that the verb can do without."""
+        """Return a clause with a random verb and its arguments.
+
+        Args:
+            structure: Name of the sentence structure, for `combinations`.
+            tense: Tense of the clause.
+            verbs: Verbs to choose from.
+            subject: The subject; None for a random one.
+            modal: Modal verb of the clause.
+            complement: Optional places may be added; required ones always are.
+        """
         verb = self.pick(verbs)
         while not _fits(verb, tense, subject, modal):
             verb = self.pick(verbs)
         self.combinations.append(("structure", structure, verb.lemma))
         if subject is None:
-            # Spoken German avoids the simple past with du; the grammar does too.
+            # Spoken German avoids the simple past with du, and so does this grammar.
             pronouns = ("I", "he", "she", "we", "they") if tense == "past" else _SUBJECTS
             subject = self.subject(verb.subject, pronouns)
         clause = Clause(subject, verb, tense, modal)
@@ -194,7 +206,7 @@ class Sampler:
         return clause
 
     def _receiver(self, verb: Verb, subject: Phrase) -> Phrase:
-        """A dative object: definite, so that negation never has to go into it."""
+        """Return a dative object, which is definite, so that it never takes the negation (kein)."""
         if self.chance(0.35):
             return Pronoun(self.pick(_other_pronouns(subject)))
         noun = self.noun(verb.indirect, countable=True)
@@ -205,45 +217,46 @@ class Sampler:
         return self._described(NounPhrase(determiner, noun, plural), 0.15)
 
     def adverbial(self, pairs: Sequence[tuple[str, str]], frequency: bool = False) -> Adverbial:
+        """Return one of the English-German pairs as an adverbial."""
         english, german = self.pick(pairs)
         return Adverbial(english, german, frequency)
 
     def occasion(self) -> Adverbial:
-        """After the concert, because of the rain: a prepositional phrase that serves as a time."""
+        """Return a prepositional phrase in the position of a time: after the concert, because of the rain."""
         if self.chance(0.7):
             preposition, kind = self.pick(words.EVENT_PREPOSITIONS), "event"
         else:
             preposition, kind = self.pick(words.TROUBLE_PREPOSITIONS), "trouble"
         phrase = PrepositionalPhrase(preposition, NounPhrase(words.THE, self.noun((kind,))))
-        return Adverbial(phrase.say_english(), phrase.say_german())
+        return Adverbial(phrase.to_english(), phrase.to_german())
 
     def modal(self, past: bool | None = None, negated: bool = False) -> Modal:
-        return self.pick(
-            [m for m in MODALS if (past is None or m.past == past) and (m.negatable or not negated)],
-        )
+        """Return a modal verb; `past` and `negated` restrict the choice."""
+        return self.pick([m for m in MODALS if (past is None or m.past == past) and (m.negatable or not negated)])
 
 
 @cache
 def fitting_adjectives(noun: Noun) -> tuple[Adjective, ...]:
+    """Return the adjectives that can modify a noun."""
     return tuple(adjective for adjective in words.ADJECTIVES if noun.is_any(adjective.kinds))
 
 
 def _fits(verb: Verb, tense: Tense, subject: Phrase | None, modal: Modal | None) -> bool:
     if subject is not None and "person" not in verb.subject:
         return False
-    if verb.mishap:
+    if verb.unwanted:
         return modal is None and tense in ("past", "perfect", "pluperfect")
-    # Neither states nor things have wishes and duties.
-    return modal is None or (not verb.state and "person" in verb.subject)
+    # Modal verbs express wishes and duties, which need a person and an action.
+    return modal is None or (not verb.stative and "person" in verb.subject)
 
 
 def _can_be_owned(noun: Noun) -> bool:
-    """Somebody's brother, friend, dog or book, but not somebody's queen or station."""
+    """Return True if a noun can have a possessive: my brother, dog or book, but not my queen or station."""
     return noun.is_any(("family", "close", "pet", "farm", "vehicle", "ware", "text", "item", "garment"))
 
 
 def reference_to(phrase: Phrase) -> Pronoun:
-    """The pronoun for a person named before."""
+    """Return the pronoun that refers to a phrase."""
     if isinstance(phrase, Pronoun):
         return phrase
     if phrase.plural:
@@ -254,7 +267,7 @@ def reference_to(phrase: Phrase) -> Pronoun:
 
 
 def possessive_of(subject: Phrase) -> Determiner | None:
-    """The subject's own possessive; None where English or German leaves the choice open (child, animal)."""
+    """Return the possessive that refers to a subject; None if its gender is ambiguous (child, animal)."""
     if isinstance(subject, Pronoun):
         return words.POSSESSIVES.get(subject.english)
     if subject.plural:
@@ -265,7 +278,7 @@ def possessive_of(subject: Phrase) -> Determiner | None:
 
 
 def _other_pronouns(subject: Phrase) -> tuple[str, ...]:
-    """Pronouns that do not overlap with the subject or seem to."""
+    """Return the pronouns that cannot refer to the subject."""
     if isinstance(subject, Pronoun):
         if subject.english in ("I", "we"):
             return ("you", "he", "she", "they")

@@ -1,12 +1,13 @@
-"""The verbs of the embedded corpus, with the frames that select their arguments by kind of noun.
+"""The verbs of the lexicon, with frames that select their arguments by kind of noun.
 
-One verb a line: `english | german | subject | direct object | dative object | complement | flags`.
-English: `eat ate eaten`, a regular `cook`, `look_for` (fixed particle), `pick+up` (particle behind a pronoun).
-German: `lesen liest las gelesen` (infinitive, third person, past, participle) or a weak verb's infinitive alone; a
-bar marks a separable prefix (`an|rufen ruft rief gerufen`).
-Complements are names of `PLACES` in words.py, e.g. where one works. Flags: `state` (no progressive in English),
-`sein` (perfect with sein), `calls` (its imperative makes sense),
-`mishap` (unwanted, and so only told of the past).
+Each line of the table is a verb: `english | german | subject | direct object | dative object | complement | flags`.
+
+- English: `eat ate eaten`, a regular verb `cook`, `look_for` (fixed particle), `pick+up` (particle after a pronoun).
+- German: `lesen liest las gelesen` (infinitive, third person, past, participle), or the infinitive of a weak verb.
+  A bar marks a separable prefix (`an|rufen ruft rief gerufen`).
+- Subject and objects: kinds of noun, see `nouns`. Complement: names in `words.PLACES`.
+- Flags: `stative` (no progressive in English), `sein` (perfect with sein), `imperative` (commands make sense),
+  `unwanted` (happens against the subject's will, so it occurs only in past tenses).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gnmt.data.demo_grammar.morphology import EnglishVerb, GermanVerb, english_v
 
 @dataclass(frozen=True)
 class Verb:
-    """An English-German pair of verbs with its frame: the kinds of noun that each argument may be."""
+    """An English-German pair of verbs with its frame: the kinds of noun that each argument accepts."""
 
     english: EnglishVerb
     german: GermanVerb
@@ -26,9 +27,9 @@ class Verb:
     direct: tuple[str, ...] = ()
     indirect: tuple[str, ...] = ()
     complement: tuple[str, ...] = ()
-    state: bool = False
-    calls: bool = False
-    mishap: bool = False
+    stative: bool = False
+    has_imperative: bool = False
+    unwanted: bool = False
 
     @property
     def lemma(self) -> str:
@@ -36,85 +37,85 @@ class Verb:
 
 
 _TABLE = """
-eat ate eaten | essen isst aß gegessen | person | food | - | - | calls
-drink drank drunk | trinken trinkt trank getrunken | person | drink | - | - | calls
-cook | kochen | person | cooked | - | - | calls
-bake | backen backt backte gebacken | person | baked | - | - | calls
-cut cut cut | schneiden schneidet schnitt geschnitten | person | fruit baked | - | - | calls
+eat ate eaten | essen isst aß gegessen | person | food | - | - | imperative
+drink drank drunk | trinken trinkt trank getrunken | person | drink | - | - | imperative
+cook | kochen | person | cooked | - | - | imperative
+bake | backen backt backte gebacken | person | baked | - | - | imperative
+cut cut cut | schneiden schneidet schnitt geschnitten | person | fruit baked | - | - | imperative
 try | probieren | person | food drink | - | - | -
-order | bestellen | person | food drink | - | - | calls
-read read read | lesen liest las gelesen | person | text | - | scene | calls
-write wrote written | schreiben schreibt schrieb geschrieben | person | written | - | - | calls
-translate | übersetzen übersetzt übersetzte übersetzt | person | written | - | - | calls
+order | bestellen | person | food drink | - | - | imperative
+read read read | lesen liest las gelesen | person | text | - | scene | imperative
+write wrote written | schreiben schreibt schrieb geschrieben | person | written | - | - | imperative
+translate | übersetzen übersetzt übersetzte übersetzt | person | written | - | - | imperative
 tear+up tore torn | zerreißen zerreißt zerriss zerrissen | person | paper | - | - | -
-find found found | finden findet fand gefunden | person | item garment text | - | - | mishap
-lose lost lost | verlieren verliert verlor verloren | person | lies | - | - | mishap
-buy bought bought | kaufen | person | ware food | - | benefit | calls
-sell sold sold | verkaufen | person | ware vehicle | - | - | calls
-look_for | suchen | person | item garment text pet | - | - | calls
-need | brauchen | person | ware item garment | - | - | state
-see saw seen | sehen sieht sah gesehen | person | animal person vehicle landmark | - | - | state
-hear heard heard | hören | person | animal person | - | - | state
-love | lieben | person | family drink fruit outdoors | - | - | state
-know knew known | kennen kennt kannte gekannt | person | person tale | - | - | state
-visit | besuchen | person | person visit | - | - | calls
+find found found | finden findet fand gefunden | person | item garment text | - | - | unwanted
+lose lost lost | verlieren verliert verlor verloren | person | lies | - | - | unwanted
+buy bought bought | kaufen | person | ware food | - | benefit | imperative
+sell sold sold | verkaufen | person | ware vehicle | - | - | imperative
+look_for | suchen | person | item garment text pet | - | - | imperative
+need | brauchen | person | ware item garment | - | - | stative
+see saw seen | sehen sieht sah gesehen | person | animal person vehicle landmark | - | - | stative
+hear heard heard | hören | person | animal person | - | - | stative
+love | lieben | person | family drink fruit outdoors | - | - | stative
+know knew known | kennen kennt kannte gekannt | person | person tale | - | - | stative
+visit | besuchen | person | person visit | - | - | imperative
 meet met met | treffen trifft traf getroffen | person | person | - | scene | -
-greet | begrüßen | person | person | - | - | calls
-photograph | fotografieren | person | animal person landmark | - | - | calls
-draw drew drawn | zeichnen | person | animal drawn | - | scene | calls
-watch | beobachten | person | animal | - | - | calls
-feed fed fed | füttern | person | animal | - | - | calls
-protect | beschützen | person | pet farm | - | - | calls
-invite | ein|laden lädt lud geladen | person | person | - | - | calls
-call | an|rufen ruft rief gerufen | person | person | - | - | calls
-pick+up | ab|holen | person | person | - | - | calls
-wake+up woke woken | auf|wecken | person | person pet | - | - | calls
-open | auf|machen | person | opening vessel sealed | - | - | calls
-close | zu|machen | person | opening vessel | - | - | calls
-turn+on | ein|schalten | person | switch | - | - | calls
-turn+off | aus|schalten | person | switch | - | - | calls
-put+on put put | an|ziehen zieht zog gezogen | person | garment | - | - | calls
-take+off took taken | aus|ziehen zieht zog gezogen | person | garment | - | - | calls
-try+on | an|probieren | person | garment | - | - | calls
-bring+along brought brought | mit|bringen bringt brachte gebracht | person | food item | - | - | calls
-throw+away threw thrown | weg|werfen wirft warf geworfen | person | dish paper food | - | - | calls
-clean | putzen | person | opening scene | - | - | calls
-wash | waschen wäscht wusch gewaschen | person | garment dish fruit vehicle pet | - | - | calls
-dry | ab|trocknen | person | dish | - | - | calls
-repair | reparieren | person | machine | - | - | calls
-paint | streichen streicht strich gestrichen | person | painted | - | - | calls
+greet | begrüßen | person | person | - | - | imperative
+photograph | fotografieren | person | animal person landmark | - | - | imperative
+draw drew drawn | zeichnen | person | animal drawn | - | scene | imperative
+watch | beobachten | person | animal | - | - | imperative
+feed fed fed | füttern | person | animal | - | - | imperative
+protect | beschützen | person | pet farm | - | - | imperative
+invite | ein|laden lädt lud geladen | person | person | - | - | imperative
+call | an|rufen ruft rief gerufen | person | person | - | - | imperative
+pick+up | ab|holen | person | person | - | - | imperative
+wake+up woke woken | auf|wecken | person | person pet | - | - | imperative
+open | auf|machen | person | opening vessel sealed | - | - | imperative
+close | zu|machen | person | opening vessel | - | - | imperative
+turn+on | ein|schalten | person | switch | - | - | imperative
+turn+off | aus|schalten | person | switch | - | - | imperative
+put+on put put | an|ziehen zieht zog gezogen | person | garment | - | - | imperative
+take+off took taken | aus|ziehen zieht zog gezogen | person | garment | - | - | imperative
+try+on | an|probieren | person | garment | - | - | imperative
+bring+along brought brought | mit|bringen bringt brachte gebracht | person | food item | - | - | imperative
+throw+away threw thrown | weg|werfen wirft warf geworfen | person | dish paper food | - | - | imperative
+clean | putzen | person | opening scene | - | - | imperative
+wash | waschen wäscht wusch gewaschen | person | garment dish fruit vehicle pet | - | - | imperative
+dry | ab|trocknen | person | dish | - | - | imperative
+repair | reparieren | person | machine | - | - | imperative
+paint | streichen streicht strich gestrichen | person | painted | - | - | imperative
 build built built | bauen | person | built | - | - | -
-carry | tragen trägt trug getragen | person | item | - | inside | calls
-use | benutzen | person | switch dish | - | - | calls
-hide hid hidden | verstecken | person | lies | - | - | calls
-steal stole stolen | stehlen stiehlt stahl gestohlen | person | ware vehicle | - | - | mishap
-forget forgot forgotten | vergessen vergisst vergaß vergessen | person | lies | - | - | mishap
-lay laid laid | legen | person | lies | - | surface | calls
-place | stellen | person | stands | - | surface | calls
-help | helfen hilft half geholfen | person | - | person | scene | calls
-thank | danken | person | - | person | - | calls
-answer | antworten | person | - | person | - | calls
-follow | folgen | person pet | - | person | - | sein calls
-trust | vertrauen | person | - | person | - | state
-listen_to | zu|hören | person | - | person | - | calls
-congratulate | gratulieren | person | - | person | - | calls
-belong_to | gehören | item garment vehicle | - | person | - | state
-give gave given | geben gibt gab gegeben | person | item food garment text | person | - | calls
-show showed shown | zeigen | person | item garment text landmark | person | - | calls
-send sent sent | schicken | person | post | person | - | calls
-lend lent lent | leihen leiht lieh geliehen | person | item garment vehicle | person | - | calls
-bring brought brought | bringen bringt brachte gebracht | person | item food drink text | person | - | calls
-offer | an|bieten bietet bot geboten | person | food drink | person | - | calls
-tell told told | erzählen | person | tale | person | - | calls
+carry | tragen trägt trug getragen | person | item | - | inside | imperative
+use | benutzen | person | switch dish | - | - | imperative
+hide hid hidden | verstecken | person | lies | - | - | imperative
+steal stole stolen | stehlen stiehlt stahl gestohlen | person | ware vehicle | - | - | unwanted
+forget forgot forgotten | vergessen vergisst vergaß vergessen | person | lies | - | - | unwanted
+lay laid laid | legen | person | lies | - | surface | imperative
+place | stellen | person | stands | - | surface | imperative
+help | helfen hilft half geholfen | person | - | person | scene | imperative
+thank | danken | person | - | person | - | imperative
+answer | antworten | person | - | person | - | imperative
+follow | folgen | person pet | - | person | - | sein imperative
+trust | vertrauen | person | - | person | - | stative
+listen_to | zu|hören | person | - | person | - | imperative
+congratulate | gratulieren | person | - | person | - | imperative
+belong_to | gehören | item garment vehicle | - | person | - | stative
+give gave given | geben gibt gab gegeben | person | item food garment text | person | - | imperative
+show showed shown | zeigen | person | item garment text landmark | person | - | imperative
+send sent sent | schicken | person | post | person | - | imperative
+lend lent lent | leihen leiht lieh geliehen | person | item garment vehicle | person | - | imperative
+bring brought brought | bringen bringt brachte gebracht | person | item food drink text | person | - | imperative
+offer | an|bieten bietet bot geboten | person | food drink | person | - | imperative
+tell told told | erzählen | person | tale | person | - | imperative
 sleep slept slept | schlafen schläft schlief geschlafen | person pet | - | - | scene | -
 work | arbeiten | person | - | - | work | -
 laugh | lachen | person | - | - | - | -
 cry | weinen | person | - | - | scene | -
-wait | warten | person | - | - | outside | calls
+wait | warten | person | - | - | outside | imperative
 sing sang sung | singen singt sang gesungen | person | - | - | scene | -
 dance | tanzen | person | - | - | scene partner | -
 play | spielen | person pet | - | - | scene | -
-live | wohnen | person | - | - | home | state
+live | wohnen | person | - | - | home | stative
 sit sat sat | sitzen sitzt saß gesessen | person pet | - | - | seat | -
 stand stood stood | stehen steht stand gestanden | stands | - | - | surface | -
 lie lay lain | liegen liegt lag gelegen | lies | - | - | surface | -
@@ -144,28 +145,28 @@ def _parse(line: str) -> Verb:
         direct=_kinds(direct),
         indirect=_kinds(indirect),
         complement=_kinds(complement),
-        state="state" in flags.split(),
-        calls="calls" in flags.split(),
-        mishap="mishap" in flags.split(),
+        stative="stative" in flags.split(),
+        has_imperative="imperative" in flags.split(),
+        unwanted="unwanted" in flags.split(),
     )
 
 
 VERBS: tuple[Verb, ...] = tuple(_parse(line) for line in _TABLE.strip().split("\n"))
 
 # Verbs that govern a clause or an adjective; their structures name them.
-BE = Verb(english_verb("be was been"), german_verb("sein ist war gewesen", sein=True), ("person",), state=True)
+BE = Verb(english_verb("be was been"), german_verb("sein ist war gewesen", sein=True), ("person",), stative=True)
 HAVE = Verb(
     english_verb("have had had"),
     german_verb("haben hat hatte gehabt"),
     ("person",),
     direct=("pet", "vehicle", "ware"),
-    state=True,
+    stative=True,
 )
 STAY = Verb(english_verb("stay"), german_verb("bleiben bleibt blieb geblieben", sein=True), ("person",))
-KNOW = Verb(english_verb("know knew known"), german_verb("wissen weiß wusste gewusst"), ("person",), state=True)
-BELIEVE = Verb(english_verb("believe"), german_verb("glauben"), ("person",), state=True)
-HOPE = Verb(english_verb("hope"), german_verb("hoffen"), ("person",), state=True)
-SAY = Verb(english_verb("say said said"), german_verb("sagen"), ("person",), state=True)
+KNOW = Verb(english_verb("know knew known"), german_verb("wissen weiß wusste gewusst"), ("person",), stative=True)
+BELIEVE = Verb(english_verb("believe"), german_verb("glauben"), ("person",), stative=True)
+HOPE = Verb(english_verb("hope"), german_verb("hoffen"), ("person",), stative=True)
+SAY = Verb(english_verb("say said said"), german_verb("sagen"), ("person",), stative=True)
 RAIN = Verb(english_verb("rain"), german_verb("regnen"), ())
 SNOW = Verb(english_verb("snow"), german_verb("schneien"), ())
 CLAUSE_VERBS = (KNOW, BELIEVE, HOPE, SAY)
@@ -173,18 +174,18 @@ ALL_VERBS: tuple[Verb, ...] = (*VERBS, BE, HAVE, STAY, *CLAUSE_VERBS, RAIN, SNOW
 
 
 def verbs_named(lemmas: str) -> tuple[Verb, ...]:
-    """Verbs of the table by their English lemmas, divided by `, `."""
+    """Return verbs of the table by their English lemmas, which `, ` separates."""
     by_lemma = {verb.lemma: verb for verb in VERBS}
     return tuple(by_lemma[lemma] for lemma in lemmas.split(", "))
 
 
 @dataclass(frozen=True)
 class Modal:
-    """A modal verb. `do_support`: English treats it as a full verb with `to` (do not want to)."""
+    """An English-German pair of modal verbs; with `do_support`, English negates it as a full verb (do not want to)."""
 
     english: str
     english_third: str
-    german: str  # infinitive, for lookup and counting
+    german: str  # infinitive
     german_present: tuple[str, str, str, str]  # ich, du, er, wir/sie
     negatable: bool
     english_base: str = ""

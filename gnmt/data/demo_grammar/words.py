@@ -1,4 +1,4 @@
-"""The small words of the embedded corpus: adjectives, determiners, adverbials, prepositions, conjunctions."""
+"""The other words of the lexicon: adjectives, determiners, prepositions, and adverbials of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gnmt.data.demo_grammar.morphology import Case, Declension
 
 @dataclass(frozen=True)
 class Adjective:
-    """An English-German pair of adjectives and the kinds of noun that they describe."""
+    """An English-German pair of adjectives and the kinds of noun that they modify."""
 
     english: str
     german: str
@@ -72,13 +72,13 @@ ADJECTIVES: tuple[Adjective, ...] = tuple(
     Adjective(english, german, tuple(kinds.split()))
     for english, german, _, kinds in (line.split(" ", 3) for line in _ADJECTIVES.strip().split("\n"))
 )
-# States that come and go, which may be a reason for something; the others are lasting.
+# Temporary states, which can be the reason for an action; the other adjectives are lasting properties.
 MOODS = ("tired", "happy", "sad", "sick", "hungry", "nervous")
 
 
 @dataclass(frozen=True)
 class Determiner:
-    """An English-German pair: `german` is the stem that `declension` inflects."""
+    """An English-German pair of determiners; `german` is the stem that `declension` inflects."""
 
     english: str
     german: str
@@ -116,13 +116,15 @@ NUMBERS: tuple[Determiner, ...] = tuple(
         ("twelve", "zwölf"),
     )
 )
-# Indefinite plural quantities decline like adjectives, and so does what follows them.
+# Indefinite quantities are inflected like adjectives, and so are the adjectives after them.
 MANY = Determiner("many", "viel", "quantity")
 SOME = Determiner("some", "einig", "quantity")
 
 
 @dataclass(frozen=True)
 class Preposition:
+    """An English-German pair of prepositions and the case that the German one requires."""
+
     english: str
     german: str
     case: Case
@@ -137,7 +139,7 @@ def _preposition(text: str) -> Preposition:
 
 @dataclass(frozen=True)
 class PlaceFrame:
-    """What a verb's complement may be: prepositions with the kinds of noun that each takes."""
+    """The prepositional complements of a verb: prepositions with the kinds of noun that each accepts."""
 
     choices: tuple[tuple[Preposition, tuple[str, ...]], ...]
 
@@ -150,7 +152,7 @@ def _frame(*lines: str) -> PlaceFrame:
     return PlaceFrame(tuple(choices))
 
 
-# The same English words `on the table` are auf + accusative behind lay and place, auf + dative behind lie and stand.
+# Places by the name that a verb's complement uses.
 PLACES: dict[str, PlaceFrame] = {
     "scene": _frame("in | in dat | scene", "in front of | vor dat | building"),
     "work": _frame("in | in dat | work"),
@@ -166,6 +168,7 @@ PLACES: dict[str, PlaceFrame] = {
     "partner": _frame("with | mit dat | person", "without | ohne acc | person"),
     "benefit": _frame("for | für acc | person"),
 }
+# English `on the table` is auf + accusative after verbs of motion (lay), auf + dative after verbs of rest (lie).
 ON_SURFACE = {
     "rest": _frame("on | auf dat | surface", "under | unter dat | furniture", "next to | neben dat | furniture"),
     "motion": _frame("on | auf acc | surface", "under | unter acc | furniture", "next to | neben acc | furniture"),
@@ -177,7 +180,7 @@ EVENT_PREPOSITIONS = (
 )
 TROUBLE_PREPOSITIONS = (_preposition("because of | wegen gen"), _preposition("despite | trotz gen"))
 
-# Adverbials of time, by what they say about the tense.
+# Adverbials of time, by the tense that they require.
 PAST_TIMES = (
     ("yesterday", "gestern"),
     ("last week", "letzte Woche"),
@@ -204,5 +207,5 @@ HABITS = (
     ("in summer", "im Sommer"),
     ("in winter", "im Winter"),
 )
-# English puts these before the verb, German behind it.
+# Adverbs of frequency precede the verb in English and follow it in German.
 FREQUENCIES = (("often", "oft"), ("always", "immer"), ("sometimes", "manchmal"), ("never", "nie"), ("rarely", "selten"))

@@ -1,4 +1,4 @@
-"""Word order of both languages on clauses that are put together by hand."""
+"""Word order of English and German clauses."""
 
 from __future__ import annotations
 
@@ -54,79 +54,79 @@ CAN = next(m for m in MODALS if m.english == "can")
 )
 def test_separable_verb_in_every_tense_and_order(tense: Tense, english: str, main: str, last: str) -> None:
     clause = replace(CALLS, tense=tense)
-    assert clause.say_english() == f"the woman {english} the boy"
-    assert clause.say_german("second") == f"die {main}"
-    assert clause.say_german("last") == f"die {last}"
+    assert clause.to_english() == f"the woman {english} the boy"
+    assert clause.to_german("second") == f"die {main}"
+    assert clause.to_german("last") == f"die {last}"
 
 
-def test_verb_is_second_behind_a_fronted_time_or_place() -> None:
+def test_verb_is_second_after_a_fronted_time_or_place() -> None:
     clause = replace(BUYS, tense="past", time=YESTERDAY, time_first=True)
-    assert (clause.say_english(), clause.say_german("second")) == (
+    assert (clause.to_english(), clause.to_german("second")) == (
         *("yesterday the man bought the car", "gestern kaufte der Mann das Auto"),
     )
     place = PrepositionalPhrase(Preposition("in", "in", "dat"), the("garden"))
     sings = Clause(the("child"), verb("sing"), place=place, place_first=True)
-    assert sings.say_german("second") == "im Garten singt das Kind"
+    assert sings.to_german("second") == "im Garten singt das Kind"
 
 
 def test_time_precedes_nouns_but_follows_pronouns() -> None:
     helps = Clause(the("man"), verb("help"), "past", indirect=the("child"), time=YESTERDAY)
-    assert helps.say_german("second") == "der Mann half gestern dem Kind"
-    assert replace(helps, indirect=Pronoun("she")).say_german("second") == "der Mann half ihr gestern"
+    assert helps.to_german("second") == "der Mann half gestern dem Kind"
+    assert replace(helps, indirect=Pronoun("she")).to_german("second") == "der Mann half ihr gestern"
 
 
 def test_sein_perfect_has_its_participle_last() -> None:
     place = PrepositionalPhrase(Preposition("to", "zu", "dat"), the("station"))
     clause = Clause(the("child", True), verb("drive"), "perfect", place=place)
-    assert clause.say_english() == "the children have driven to the station"
-    assert clause.say_german("second") == "die Kinder sind zum Bahnhof gefahren"
+    assert clause.to_english() == "the children have driven to the station"
+    assert clause.to_german("second") == "die Kinder sind zum Bahnhof gefahren"
 
 
 def test_dative_before_accusative_and_pronoun_first() -> None:
     gives = Clause(Pronoun("she"), verb("give"), "past", indirect=the("child"), direct=the("ball", determiner=words.A))
-    assert gives.say_english() == "she gave the child a ball"
-    assert gives.say_german("second") == "sie gab dem Kind einen Ball"
-    assert replace(gives, indirect=Pronoun("I")).say_german("second") == "sie gab mir einen Ball"
+    assert gives.to_english() == "she gave the child a ball"
+    assert gives.to_german("second") == "sie gab dem Kind einen Ball"
+    assert replace(gives, indirect=Pronoun("I")).to_german("second") == "sie gab mir einen Ball"
 
 
-def test_negation_is_kein_before_indefinite_and_nicht_behind_definite_objects() -> None:
+def test_negation_is_kein_before_indefinite_and_nicht_after_definite_objects() -> None:
     no = replace(BUYS, negated=True)
-    assert (no.say_english(), no.say_german("second")) == (
+    assert (no.to_english(), no.to_german("second")) == (
         *("the man is not buying the car", "der Mann kauft das Auto nicht"),
     )
     indefinite = replace(no, tense="past", direct=the("car", determiner=words.A))
-    assert indefinite.say_english() == "the man did not buy a car"
-    assert indefinite.say_german("second") == "der Mann kaufte kein Auto"
+    assert indefinite.to_english() == "the man did not buy a car"
+    assert indefinite.to_german("second") == "der Mann kaufte kein Auto"
     bare = replace(no, tense="future", direct=NounPhrase(words.BARE, noun("milk")))
-    assert bare.say_german("second") == "der Mann wird keine Milch kaufen"
-    assert replace(CALLS, negated=True).say_german("second") == "die Frau ruft den Jungen nicht an"
+    assert bare.to_german("second") == "der Mann wird keine Milch kaufen"
+    assert replace(CALLS, negated=True).to_german("second") == "die Frau ruft den Jungen nicht an"
 
 
 def test_modals_put_the_infinitive_last() -> None:
     must = replace(CALLS, modal=MUST)
-    assert (must.say_english(), must.say_german("second")) == (
+    assert (must.to_english(), must.to_german("second")) == (
         *("the woman must call the boy", "die Frau muss den Jungen anrufen"),
     )
-    assert must.say_german("last") == "die Frau den Jungen anrufen muss"
-    assert replace(CALLS, modal=CAN, negated=True).say_english() == "the woman cannot call the boy"
-    assert replace(CALLS, modal=WANT, negated=True).say_english() == "the woman does not want to call the boy"
-    assert replace(CALLS, modal=WANT).ask_english() == "does the woman want to call the boy"
+    assert must.to_german("last") == "die Frau den Jungen anrufen muss"
+    assert replace(CALLS, modal=CAN, negated=True).to_english() == "the woman cannot call the boy"
+    assert replace(CALLS, modal=WANT, negated=True).to_english() == "the woman does not want to call the boy"
+    assert replace(CALLS, modal=WANT).english_question() == "does the woman want to call the boy"
 
 
-def test_questions() -> None:
-    assert (CALLS.ask_english(), CALLS.say_german("first")) == (
+def test_questions_begin_with_the_verb() -> None:
+    assert (CALLS.english_question(), CALLS.to_german("first")) == (
         *("is the woman calling the boy", "ruft die Frau den Jungen an"),
     )
-    assert replace(BUYS, tense="past").ask_english() == "did the man buy the car"
+    assert replace(BUYS, tense="past").english_question() == "did the man buy the car"
     needs = Clause(the("man"), verb("need"), direct=the("car"))
-    assert needs.ask_english() == "does the man need the car"
+    assert needs.english_question() == "does the man need the car"
 
 
 def test_english_particles_follow_pronouns() -> None:
     picks = Clause(Pronoun("he"), verb("pick up"), "past", direct=Pronoun("she"))
-    assert picks.say_english() == "he picked her up"
-    assert replace(picks, direct=the("child")).say_english() == "he picked up the child"
-    assert Clause(Pronoun("he"), verb("listen to"), "past", indirect=Pronoun("they")).say_english() == (
+    assert picks.to_english() == "he picked her up"
+    assert replace(picks, direct=the("child")).to_english() == "he picked up the child"
+    assert Clause(Pronoun("he"), verb("listen to"), "past", indirect=Pronoun("they")).to_english() == (
         "he listened to them"
     )
 
@@ -169,40 +169,40 @@ def test_relative_pronoun_has_the_gender_of_its_head_and_the_case_of_its_role(
     head: NounPhrase, inner: Clause, english: str, german: str
 ) -> None:
     phrase = replace(head, relative=RelativeClause(inner))
-    assert phrase.say_english(False) == english
-    assert phrase.say_german("acc") == german
+    assert phrase.to_english(False) == english
+    assert phrase.to_german("acc") == german
 
 
 def test_owner_is_a_genitive() -> None:
     phrase = NounPhrase(words.THE, noun("car"), owner=the("student"))
-    assert (phrase.say_english(True), phrase.say_german("dat")) == ("the student's car", "dem Auto des Studenten")
+    assert (phrase.to_english(True), phrase.to_german("dat")) == ("the student's car", "dem Auto des Studenten")
 
 
 def test_it_takes_the_gender_of_its_noun() -> None:
-    forms = [Pronoun("it", noun(word)).say_german("acc") for word in ("apple", "soup", "book")]
+    forms = [Pronoun("it", noun(word)).to_german("acc") for word in ("apple", "soup", "book")]
     assert forms == ["ihn", "sie", "es"]
 
 
-def test_infinitives_and_commands() -> None:
+def test_infinitives_and_commands_have_no_subject() -> None:
     picks = Clause(Pronoun("you"), verb("pick up"), direct=the("child"))
     assert (picks.english_infinitive(), picks.german_infinitive()) == ("to pick up the child", "das Kind abzuholen")
-    assert (picks.command_english(), picks.command_german()) == ("pick up the child", "hol das Kind ab")
+    assert (picks.english_command(), picks.german_command()) == ("pick up the child", "hol das Kind ab")
 
 
 def test_two_way_prepositions_take_the_accusative_with_motion_only() -> None:
     on = {name: frame.choices[0][0] for name, frame in words.ON_SURFACE.items()}
     motion = PrepositionalPhrase(on["motion"], the("table"))
     rest = PrepositionalPhrase(on["rest"], the("table"))
-    assert motion.say_english() == rest.say_english() == "on the table"
-    assert (motion.say_german(), rest.say_german()) == ("auf den Tisch", "auf dem Tisch")
+    assert motion.to_english() == rest.to_english() == "on the table"
+    assert (motion.to_german(), rest.to_german()) == ("auf den Tisch", "auf dem Tisch")
 
 
-def test_aspects_of_the_perfect_and_predicates() -> None:
+def test_aspects_of_the_perfect_and_adverbs_of_frequency() -> None:
     perfect = replace(BUYS, tense="perfect")
-    assert replace(perfect, aspect="yet").say_english() == "the man has not bought the car yet"
-    assert replace(perfect, aspect="yet").say_german("second") == "der Mann hat das Auto noch nicht gekauft"
-    assert replace(perfect, aspect="already").say_german("last") == "der Mann das Auto schon gekauft hat"
+    assert replace(perfect, aspect="yet").to_english() == "the man has not bought the car yet"
+    assert replace(perfect, aspect="yet").to_german("second") == "der Mann hat das Auto noch nicht gekauft"
+    assert replace(perfect, aspect="already").to_german("last") == "der Mann das Auto schon gekauft hat"
     tired = next(a for a in ADJECTIVES if a.english == "tired")
     often = Adverbial("often", "oft", frequency=True)
     is_tired = Clause(Pronoun("you"), BE, predicate=tired, time=often)
-    assert (is_tired.say_english(), is_tired.say_german("second")) == ("you are often tired", "du bist oft müde")
+    assert (is_tired.to_english(), is_tired.to_german("second")) == ("you are often tired", "du bist oft müde")

@@ -1,4 +1,4 @@
-"""The splits of the embedded corpus: sizes, separation, novelty, determinism."""
+"""The splits of the embedded corpus: sizes, disjointness, held-out combinations, determinism."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def smaller() -> DemoPairs:
 
 @pytest.fixture(scope="module")
 def drawn(smaller: DemoPairs) -> dict[str, Sample]:
-    """The samples behind the pairs, by their English side."""
+    """Return the sample of each pair, by its English side."""
     wanted = {english for split in smaller for english, _ in split}
     found: dict[str, Sample] = {}
     for sample in samples(1):
@@ -56,7 +56,7 @@ def drawn(smaller: DemoPairs) -> dict[str, Sample]:
     raise AssertionError("the stream of samples is endless")
 
 
-def test_sizes_and_separation(pairs: DemoPairs) -> None:
+def test_splits_have_the_given_sizes_and_are_disjoint(pairs: DemoPairs) -> None:
     assert [len(split) for split in pairs] == [20_000, 500, 500]
     for side in (0, 1):
         sentences = [pair[side] for split in pairs for pair in split]
@@ -67,7 +67,7 @@ def test_output_of_seed_1_belongs_to_the_version(pairs: DemoPairs) -> None:
     assert digest(pairs) == DIGEST_OF_VERSION[CORPUS_VERSION]
 
 
-def test_same_in_another_process_with_another_hash_seed() -> None:
+def test_output_is_equal_in_another_process_with_another_hash_seed() -> None:
     code = (
         "import hashlib; from gnmt.data.demo_grammar.corpus import generate; p = generate(500, 20, 20, seed=7); "
         "print(hashlib.sha256(repr(tuple(p)).encode()).hexdigest())"
@@ -106,7 +106,7 @@ def test_no_english_sentence_has_two_translations() -> None:
     assert len(translations) > 12_000
 
 
-def test_sentences_look_like_sentences(pairs: DemoPairs) -> None:
+def test_sentences_have_capitals_and_final_punctuation(pairs: DemoPairs) -> None:
     shape = re.compile(r"[A-ZÄÖÜ][A-Za-zÄÖÜäöüß']*(?:,? [A-Za-zÄÖÜäöüß']+)*[.?!]")
     for english, german in itertools.chain(*pairs):
         assert shape.fullmatch(english), english
@@ -116,7 +116,7 @@ def test_sentences_look_like_sentences(pairs: DemoPairs) -> None:
 
 
 def test_verb_ends_subordinate_clauses(pairs: DemoPairs) -> None:
-    """Of a mood: weil er müde ist, never weil er ist müde."""
+    """With an adjective: weil er müde ist, never weil er ist müde."""
     clauses = [g for _, g in pairs.train if re.search(r", (?:weil|obwohl) (?:er|sie|wir|ich) ", g)]
     moods = "müde|glücklich|traurig|krank|hungrig|nervös"
     with_mood = [g for g in clauses if re.search(rf" (?:{moods}) (?:ist|sind|bin|war|waren)\.", g)]
@@ -152,11 +152,11 @@ def test_every_phenomenon_occurs_often_in_training(pairs: DemoPairs) -> None:
         ({"num_train": 10, "num_test": -5}, "num_test=-5"),
     ],
 )
-def test_sizes_out_of_range(sizes: dict[str, int], message: str) -> None:
+def test_sizes_out_of_range_are_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         generate(**sizes)
 
 
-def test_small_corpora() -> None:
+def test_small_corpora_are_generated() -> None:
     small = generate(num_train=5, num_dev=0, num_test=3)
     assert [len(split) for split in small] == [5, 0, 3]

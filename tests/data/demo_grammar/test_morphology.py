@@ -1,4 +1,4 @@
-"""Agreement against declension and conjugation tables that are written out here, not derived."""
+"""Inflection and agreement, compared with tables that are written out here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gnmt.data.demo_grammar.clauses import NounPhrase, PrepositionalPhrase
 from gnmt.data.demo_grammar.morphology import (
     IT,
     PRONOUNS,
+    Agreement,
     Case,
-    Slot,
     article,
     be,
     english_verb,
@@ -37,7 +37,7 @@ def verb(lemma: str) -> Verb:
 
 def declined(determiner: Determiner, word: str, plural: bool = False, adjective: Adjective | None = OLD) -> list[str]:
     phrase = NounPhrase(determiner, noun(word), plural, adjective)
-    return [phrase.say_german(case) for case in CASES]
+    return [phrase.to_german(case) for case in CASES]
 
 
 DEFINITE = {
@@ -89,13 +89,15 @@ def test_indefinite_article_takes_mixed_endings(word: str) -> None:
         *zip(words.POSSESSIVES.values(), STEMS, strict=True),
     ],
 )
-def test_kein_and_possessives(word: str, plural: bool, determiner: Determiner, stem: str) -> None:
+def test_kein_and_possessives_are_declined_as_ein_words(
+    word: str, plural: bool, determiner: Determiner, stem: str
+) -> None:
     assert ", ".join(declined(determiner, word, plural)) == EIN_WORDS[word, plural].replace("{}", stem)
 
 
 @pytest.mark.parametrize(("word", "plural"), DER_WORDS)
 @pytest.mark.parametrize(("determiner", "stem"), [(words.THIS, "dies"), (words.WHICH, "welch"), (words.EVERY, "jed")])
-def test_der_words(word: str, plural: bool, determiner: Determiner, stem: str) -> None:
+def test_der_words_take_weak_endings(word: str, plural: bool, determiner: Determiner, stem: str) -> None:
     assert ", ".join(declined(determiner, word, plural)) == DER_WORDS[word, plural].replace("{}", stem)
 
 
@@ -130,7 +132,7 @@ def test_weak_masculines_decline_in_every_case_but_the_nominative() -> None:
         assert ", ".join(declined(words.THE, word, adjective=None)) == forms
 
 
-RELATIVE: dict[Slot, str] = {
+RELATIVE: dict[Agreement, str] = {
     "m": "der den dem dessen",
     "f": "die die der deren",
     "n": "das das dem dessen",
@@ -138,12 +140,12 @@ RELATIVE: dict[Slot, str] = {
 }
 
 
-@pytest.mark.parametrize("slot", RELATIVE)
-def test_relative_pronouns(slot: Slot) -> None:
-    assert " ".join(relative_pronoun(slot, case) for case in CASES) == RELATIVE[slot]
+@pytest.mark.parametrize("agreement", RELATIVE)
+def test_relative_pronouns_agree_with_their_head(agreement: Agreement) -> None:
+    assert " ".join(relative_pronoun(agreement, case) for case in CASES) == RELATIVE[agreement]
 
 
-def test_personal_pronouns() -> None:
+def test_personal_pronouns_are_declined() -> None:
     table = {
         "I": "ich mich mir",
         "you": "du dich dir",
@@ -162,8 +164,8 @@ def test_personal_pronouns() -> None:
 
 
 def test_definite_article_alone() -> None:
-    slots: tuple[Slot, ...] = ("m", "f", "n", "pl")
-    forms = [" ".join(article("", "definite", slot, case) for slot in slots) for case in CASES]
+    classes: tuple[Agreement, ...] = ("m", "f", "n", "pl")
+    forms = [" ".join(article("", "definite", agreement, case) for agreement in classes) for case in CASES]
     assert forms == ["der die das die", "den die das die", "dem der dem den", "des der des der"]
 
 
@@ -220,12 +222,12 @@ def test_perfect_auxiliary_is_sein_for_change_of_place_or_state() -> None:
     }
 
 
-def test_zu_stands_behind_a_separable_prefix() -> None:
+def test_zu_follows_a_separable_prefix() -> None:
     assert verb("pick up").german.zu_infinitive == "abzuholen"
     assert verb("translate").german.zu_infinitive == "zu übersetzen"
 
 
-def test_modals() -> None:
+def test_modals_are_conjugated() -> None:
     forms = {modal.english: " ".join(modal.german_present) for modal in MODALS}
     assert forms == {
         "can": "kann kannst kann können",
@@ -240,7 +242,7 @@ def test_modals() -> None:
     }
 
 
-def test_plurals() -> None:
+def test_plurals_are_regular_or_given() -> None:
     table = (
         "man men Mann Männer, woman women Frau Frauen, child children Kind Kinder, mouse mice Maus Mäuse, "
         "city cities Stadt Städte, knife knives Messer Messer, bus buses Bus Busse, box boxes Kiste Kisten, "
@@ -253,15 +255,15 @@ def test_plurals() -> None:
         assert (found.english_plural, found.german, found.german_plural) == (english_plural, german, german_plural)
 
 
-def test_dative_plural_takes_n_unless_there_is_one() -> None:
+def test_dative_plural_takes_n_unless_it_ends_in_n_or_s() -> None:
     datives = {"dog": "den Hunden", "car": "den Autos", "woman": "den Frauen", "apple": "den Äpfeln"}
     assert {w: declined(words.THE, w, True, None)[2] for w in datives} == datives
 
 
-def test_contractions() -> None:
+def test_prepositions_contract_with_articles() -> None:
     def say(frame: str, index: int, word: str) -> str:
         preposition = words.PLACES[frame].choices[index][0]
-        return PrepositionalPhrase(preposition, NounPhrase(words.THE, noun(word))).say_german()
+        return PrepositionalPhrase(preposition, NounPhrase(words.THE, noun(word))).to_german()
 
     assert say("home", 0, "house") == "im Haus"
     assert say("inside", 0, "house") == "ins Haus"
@@ -310,7 +312,7 @@ def test_english_article_and_be() -> None:
     assert not english_verb("look_for").movable
 
 
-def test_lexicon_has_some_three_hundred_lemmas_each_once() -> None:
+def test_lexicon_has_about_three_hundred_different_lemmas() -> None:
     pairs = [("noun", n.english) for n in NOUNS] + [("adjective", a.english) for a in words.ADJECTIVES]
     verbs = [("verb", v.lemma, v.german.full_infinitive) for v in ALL_VERBS]
     assert len({*pairs, *verbs}) == len(pairs) + len(verbs) >= 280
