@@ -28,12 +28,52 @@ ValueOf = Callable[[RunRecord], float | None]
 """Returns one value of a run, None if it has none."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only in their seed, and the settings that they share, with dotted keys."""
+def compare(runs: Sequence[RunRecord]) -> Table:
+    """Return a table of the settings that differ, parameters, updates, dev and test scores, speed and time.
 
-    runs: list[RunRecord]
-    settings: dict[str, Any]
+    Several seeds give mean ± sample standard deviation. Unfinished and damaged runs are included with the values that
+    they have, and named in the notes.
+    """
+    groups = group_runs(runs)
+    differing, notes = differing_settings(groups)
+    columns = columns_of(runs)
+    header = ["run", "seeds", *differing, *(name for name, _, _ in columns)]
+    rows = [
+        [
+            group.runs[0].folder.name,
+            ", ".join(seeds(group.runs)),
+            *(group.cell(key) for key in differing),
+            *(spread([value_of(run) for run in group.runs], digits) for _, value_of, digits in columns),
+        ]
+        for group in groups
+    ]
+    notes += [
+        *same_seed_notes(groups),
+        "dev scores are from the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
+        *signature_notes(runs),
+        *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
+    ]
+    return Table(header, rows, notes)
+
+
+def compare_by_length(runs: Sequence[RunRecord]) -> Table:
+    """Return a table of BLEU by range of source lengths, with a row for each group and evaluation."""
+    groups = group_runs(runs)
+    differing, notes = differing_settings(groups)
+    ranges, curves = length_curves(groups)
+    header = ["run", "seeds", *differing, "evaluation", *(f"{words} words" for words in ranges)]
+    rows = [
+        [
+            curve.group.runs[0].folder.name,
+            ", ".join(curve.seeds),
+            *(curve.group.cell(key) for key in differing),
+            curve.evaluation,
+            *(spread(values, 1) for values in curve.bleu),
+        ]
+        for curve in curves
+    ]
+    counts = ", ".join(map(str, ranges.values()))
+    return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
 
 
 @dataclass(frozen=True)
@@ -61,6 +101,21 @@ def on_one_line(cell: str) -> str:
     return " ".join(cell.split())
 
 
+# Groups and settings
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed, and the settings that they share, with dotted keys."""
+
+    runs: list[RunRecord]
+    settings: dict[str, Any]
+
+    def cell(self, key: str) -> str:
+        """Return the text of a setting in a table."""
+        return shown(self.settings.get(key, NOTHING), quote=False)
+
+
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Return the groups in the order of their first runs."""
     groups: list[Group] = []
@@ -74,32 +129,121 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     return groups
 
 
-def compare(runs: Sequence[RunRecord]) -> Table:
-    """Return a table of the settings that differ, parameters, updates, dev and test scores, speed and time.
+def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
+    """Return the keys to show as columns, and notes about the keys that are left out.
 
-    Several seeds give mean ± sample standard deviation. Unfinished and damaged runs are included with the values that
-    they have, and named in the notes.
+    Of keys that always change together, one is shown. A key that some groups lack because their component is of another
+    class (a Transformer has no `residual_from`) is shown only if its values differ, since the classes are shown.
     """
-    groups = group_runs(runs)
-    differing, notes = differing_settings(groups)
-    columns = columns_of(runs)
-    header = ["run", "seeds", *differing, *(name for name, _, _ in columns)]
-    rows = [
-        [
-            group.runs[0].folder.name,
-            ", ".join(seeds(group.runs)),
-            *(shown(group.settings.get(key, NOTHING), quote=False) for key in differing),
-            *(spread([value_of(run) for run in group.runs], digits) for _, value_of, digits in columns),
-        ]
+    together: dict[tuple[str, ...], list[str]] = {}
+    class_keys = []
+    for key in dict.fromkeys(key for group in groups for key in group.settings):
+        values = tuple(group.cell(key) for group in groups)
+        having = [group for group in groups if key in group.settings]
+        lacking = [group for group in groups if key not in group.settings]
+        if len({group.cell(key) for group in having}) == 1 and all(
+            has_another_class(group, key, having) for group in lacking
+        ):
+            class_keys += [key] if lacking else []
+        else:
+            together.setdefault(values, []).append(key)
+    shown_keys, notes = [], []
+    for keys in together.values():
+        first, *others = sorted(keys, key=lambda key: (key.count("."), len(key), key))
+        shown_keys.append(first)
+        if others:
+            notes.append(f"{first} stands for {', '.join(others)} too, which change with it in all of these runs")
+    if class_keys:
+        notes.append(f"not shown, because equal in all runs that have them: {', '.join(class_keys)}")
+    return shown_keys, notes
+
+
+def has_another_class(group: Group, key: str, having: Sequence[Group]) -> bool:
+    """Return whether a component around the key is of another class in `group` than in all groups of `having`."""
+    *parents, _ = key.split(".")
+    targets = [".".join([*parents[: depth + 1], "_target_"]) for depth in range(len(parents))]
+    return any(all(group.settings.get(target) != other.settings.get(target) for other in having) for target in targets)
+
+
+def seeds(runs: Sequence[RunRecord]) -> list[str]:
+    """Return the seeds of the runs in numeric order."""
+    found = [str(run.config.get("seed", NOTHING)) for run in runs]
+    return sorted(found, key=lambda seed: (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed))
+
+
+def same_seed_notes(groups: Sequence[Group]) -> list[str]:
+    """Return a note for each group in which runs have the same seed, so that ± is not a deviation over seeds."""
+    return [
+        f"{group.runs[0].folder.name}: {len(found)} runs with {len(set(found))} different seeds, so ± is not over seeds"
         for group in groups
+        if len(set(found := seeds(group.runs))) < len(found)
     ]
-    notes += [
-        *same_seed_notes(groups),
-        "dev scores are from the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
-        *signature_notes(runs),
-        *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
+
+
+# Results
+
+
+def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, ValueOf, int]]:
+    """Return the name, the value and the number of decimals of each column of results."""
+    columns: list[tuple[str, ValueOf, int]] = [
+        ("parameters", lambda run: run.parameters, 0),
+        ("updates", lambda run: run.updates, 0),
+        ("dev loss", lambda run: run.dev.get("dev/loss"), 3),
+        ("dev BLEU", lambda run: run.dev.get("dev/bleu"), 2),
+        ("dev chrF", lambda run: run.dev.get("dev/chrf"), 2),
     ]
-    return Table(header, rows, notes)
+    for name in sorted({name for run in runs for name in run.evaluations}):
+        columns += [
+            (f"{name} BLEU", evaluation_value(name, lambda evaluated: evaluated.scores["bleu"]), 2),
+            (f"{name} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
+            (f"{name} sentences/s", evaluation_value(name, lambda evaluated: evaluated.sentences_per_second), 0),
+        ]
+    return [
+        *columns,
+        ("tokens/s", lambda run: run.tokens_per_second, 0),
+        ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
+        ("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
+        ("largest loss rise", lambda run: run.largest_loss_rise, 2),
+        ("skipped updates", lambda run: run.skipped_updates, 0),
+    ]
+
+
+def evaluation_value(name: str, value_of: Callable[[Evaluated], float]) -> ValueOf:
+    """Return a function that finds a value in a run's evaluation `name`."""
+    return lambda run: value_of(run.evaluations[name]) if name in run.evaluations else None
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Return `mean ± sample standard deviation` of the known values, with a count if some are missing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return NOTHING
+    text = f"{statistics.fmean(known):,.{digits}f}"
+    # Equal whole numbers, such as parameters, are shown without ± 0.
+    if len(known) > 1 and not (digits == 0 and len(set(known)) == 1):
+        text += f" ± {statistics.stdev(known):,.{digits}f}"
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
+
+
+def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
+    """Return a note with the signature of each BLEU and chrF column, and a warning if a column has several."""
+    notes = []
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for metric, signature in run.signatures.items():
+            found.setdefault(f"dev {metric}", {})[signature] = None
+        for name, evaluated in run.evaluations.items():
+            for metric, signature in evaluated.signatures.items():
+                if metric in ("bleu", "chrf"):
+                    found.setdefault(f"{name} {metric}", {})[signature] = None
+    for name, signatures in found.items():
+        notes.append(f"{name}: {' and '.join(signatures)}")
+        if len(signatures) > 1:
+            notes[-1] += ": these scores cannot be compared"
+    return notes
+
+
+# BLEU by source length
 
 
 @dataclass(frozen=True)
@@ -145,137 +289,6 @@ def length_curves(groups: Sequence[Group]) -> tuple[dict[str, int], list[LengthC
             by_range: list[list[float | None]] = [[of_run.get(words) for of_run in bleu] for words in ranges]
             curves.append(LengthCurve(group, seeds(runs), name, by_range))
     return {f"{low}+" if high is None else f"{low}-{high}": counts[low, high] for low, high in ranges}, curves
-
-
-def compare_by_length(runs: Sequence[RunRecord]) -> Table:
-    """Return a table of BLEU by range of source lengths, with a row for each group and evaluation."""
-    groups = group_runs(runs)
-    differing, notes = differing_settings(groups)
-    ranges, curves = length_curves(groups)
-    header = ["run", "seeds", *differing, "evaluation", *(f"{words} words" for words in ranges)]
-    rows = [
-        [
-            curve.group.runs[0].folder.name,
-            ", ".join(curve.seeds),
-            *(shown(curve.group.settings.get(key, NOTHING), quote=False) for key in differing),
-            curve.evaluation,
-            *(spread(values, 1) for values in curve.bleu),
-        ]
-        for curve in curves
-    ]
-    counts = ", ".join(map(str, ranges.values()))
-    return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
-
-
-def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, ValueOf, int]]:
-    """Return the name, the value and the number of decimals of each column of results."""
-    columns: list[tuple[str, ValueOf, int]] = [
-        ("parameters", lambda run: run.parameters, 0),
-        ("updates", lambda run: run.updates, 0),
-        ("dev loss", lambda run: run.dev.get("dev/loss"), 3),
-        ("dev BLEU", lambda run: run.dev.get("dev/bleu"), 2),
-        ("dev chrF", lambda run: run.dev.get("dev/chrf"), 2),
-    ]
-    for name in sorted({name for run in runs for name in run.evaluations}):
-        columns += [
-            (f"{name} BLEU", evaluation_value(name, lambda evaluated: evaluated.scores["bleu"]), 2),
-            (f"{name} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
-            (f"{name} sentences/s", evaluation_value(name, lambda evaluated: evaluated.sentences_per_second), 0),
-        ]
-    return [
-        *columns,
-        ("tokens/s", lambda run: run.tokens_per_second, 0),
-        ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
-        ("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
-        ("largest loss rise", lambda run: run.largest_loss_rise, 2),
-        ("skipped updates", lambda run: run.skipped_updates, 0),
-    ]
-
-
-def evaluation_value(name: str, value_of: Callable[[Evaluated], float]) -> ValueOf:
-    """Return a function that finds a value in a run's evaluation `name`."""
-    return lambda run: value_of(run.evaluations[name]) if name in run.evaluations else None
-
-
-def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
-    """Return the keys to show as columns, and notes about the keys that are left out.
-
-    Of keys that always change together, one is shown. A key that some groups lack because their component is of another
-    class (a Transformer has no `residual_from`) is shown only if its values differ, since the classes are shown.
-    """
-    together: dict[tuple[str, ...], list[str]] = {}
-    class_keys = []
-    for key in dict.fromkeys(key for group in groups for key in group.settings):
-        values = tuple(shown(group.settings.get(key, NOTHING), quote=False) for group in groups)
-        having = [group for group in groups if key in group.settings]
-        lacking = [group for group in groups if key not in group.settings]
-        if len({shown(group.settings[key], quote=False) for group in having}) == 1 and all(
-            has_another_class(group, key, having) for group in lacking
-        ):
-            class_keys += [key] if lacking else []
-        else:
-            together.setdefault(values, []).append(key)
-    shown_keys, notes = [], []
-    for keys in together.values():
-        first, *others = sorted(keys, key=lambda key: (key.count("."), len(key), key))
-        shown_keys.append(first)
-        if others:
-            notes.append(f"{first} stands for {', '.join(others)} too, which change with it in all of these runs")
-    if class_keys:
-        notes.append(f"not shown, because equal in all runs that have them: {', '.join(class_keys)}")
-    return shown_keys, notes
-
-
-def has_another_class(group: Group, key: str, having: Sequence[Group]) -> bool:
-    """Return whether a component around the key is of another class in `group` than in all groups of `having`."""
-    *parents, _ = key.split(".")
-    targets = [".".join([*parents[: depth + 1], "_target_"]) for depth in range(len(parents))]
-    return any(all(group.settings.get(target) != other.settings.get(target) for other in having) for target in targets)
-
-
-def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
-    """Return a note with the signature of each BLEU and chrF column, and a warning if a column has several."""
-    notes = []
-    found: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for metric, signature in run.signatures.items():
-            found.setdefault(f"dev {metric}", {})[signature] = None
-        for name, evaluated in run.evaluations.items():
-            for metric, signature in evaluated.signatures.items():
-                if metric in ("bleu", "chrf"):
-                    found.setdefault(f"{name} {metric}", {})[signature] = None
-    for name, signatures in found.items():
-        notes.append(f"{name}: {' and '.join(signatures)}")
-        if len(signatures) > 1:
-            notes[-1] += ": these scores cannot be compared"
-    return notes
-
-
-def same_seed_notes(groups: Sequence[Group]) -> list[str]:
-    """Return a note for each group in which runs have the same seed, so that ± is not a deviation over seeds."""
-    return [
-        f"{group.runs[0].folder.name}: {len(found)} runs with {len(set(found))} different seeds, so ± is not over seeds"
-        for group in groups
-        if len(set(found := seeds(group.runs))) < len(found)
-    ]
-
-
-def seeds(runs: Sequence[RunRecord]) -> list[str]:
-    """Return the seeds of the runs in numeric order."""
-    found = [str(run.config.get("seed", NOTHING)) for run in runs]
-    return sorted(found, key=lambda seed: (not seed.isdigit(), int(seed) if seed.isdigit() else 0, seed))
-
-
-def spread(values: Sequence[float | None], digits: int) -> str:
-    """Return `mean ± sample standard deviation` of the known values, with a count if some are missing."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return NOTHING
-    text = f"{statistics.fmean(known):,.{digits}f}"
-    # Equal whole numbers, such as parameters, are shown without ± 0.
-    if len(known) > 1 and not (digits == 0 and len(set(known)) == 1):
-        text += f" ± {statistics.stdev(known):,.{digits}f}"
-    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
 
 
 # Plots
@@ -376,10 +389,4 @@ def setting_labels(groups: Sequence[Group]) -> list[str]:
     keys, _ = differing_settings(groups)
     last = [key.rpartition(".")[2] for key in keys]
     short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
-    return [
-        ", ".join(
-            f"{name}={shown(group.settings.get(key, NOTHING), quote=False)}"
-            for key, name in zip(keys, short, strict=True)
-        )
-        for group in groups
-    ]
+    return [", ".join(f"{name}={group.cell(key)}" for key, name in zip(keys, short, strict=True)) for group in groups]
