@@ -2,8 +2,9 @@
 
 NVIDIA's model is this project's GNMT with `query: current`: a bidirectional first encoder layer, residual connections
 from the third layer of both sides, and normalized additive attention whose context feeds every upper decoder layer.
-Each of its tensors has a counterpart of another name. linear_q and linear_k have no bias; normalize_bias, which is added
-to the sum of query and key, becomes the bias of the key projection. NVIDIA's encoder reads BOS, the subwords and EOS.
+Each of its tensors has a counterpart of another name. linear_q and linear_k have no bias; normalize_bias, which is
+added to the sum of query and key, becomes the bias of the key projection. NVIDIA's encoder reads BOS, the subwords and
+EOS.
 
 The first half of the module converts a file (`read_nvidia_gnmt`). The second half reads the file without running any
 code from it (`read_restricted`).
@@ -38,8 +39,8 @@ _ATTENTION_TENSORS = {
     "normalize_scalar": "scale",
 }
 _EVALUATION_BATCH_SIZE = 64
-_SPECIAL_SUBWORDS = ("<pad>", "<unk>", "<s>", "<\\s>")  # their names of PAD, UNK, BOS and EOS, ids 0 to 3
-_FILLER_SUBWORD = re.compile(r"madeupword\d{4,}")  # rounds their vocabulary up to a multiple; no text contains it
+_SPECIAL_SUBWORDS = ("<pad>", "<unk>", "<s>", "<\\s>")  # NVIDIA's names of PAD, UNK, BOS and EOS, ids 0 to 3
+_FILLER_SUBWORD = re.compile(r"madeupword\d{4,}")  # rounds the vocabulary up to a multiple; no text contains it
 
 
 # The checkpoint
@@ -66,7 +67,7 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
     shared = torch.equal(theirs["encoder.embedder.weight"], theirs["decoder.embedder.weight"])
     if shared:
         theirs["decoder.embedder.weight"] = theirs["encoder.embedder.weight"]  # one tensor, saved once
-    step = _read_count(contents.get("scheduler"), "last_epoch")
+    step = _read_num_updates(contents.get("scheduler"))
     config = {
         "model": _model_node(theirs, shared, _read_dropout(contents.get("model_config"))),
         "decoding": {"_target_": "gnmt.decoding.options.SearchOptions", **asdict(SearchOptions())},
@@ -259,7 +260,7 @@ def _read_vocabulary(state: Any, num_rows: int, origin: str) -> tuple[Pretokeniz
             f"{origin}: tokenizer.idx2tok begins with {', '.join(map(repr, special))}, allowed is "
             f"{', '.join(map(repr, _SPECIAL_SUBWORDS))}, the ids of padding, unknown, begin and end of GNMT v2"
         )
-    # A subword that their list has twice has the last id, and the first id has no subword.
+    # A subword that the vocabulary has twice has its last id, and the first id has no subword.
     tokenizer = PretokenizedTokenizer(tuple(to_subword.get(id) for id in range(size)), separator)
     unused = [id for id, subword in to_subword.items() if _FILLER_SUBWORD.fullmatch(subword)]
     return tokenizer, sorted(unused)
@@ -271,9 +272,9 @@ def _read_dropout(model_config: Any) -> float:
     return float(dropout) if isinstance(dropout, int | float) and 0 <= dropout < 1 else 0.0
 
 
-def _read_count(state: Any, name: str) -> int:
-    """Return a number of updates in a state, or 0 if it has none."""
-    count = state.get(name) if isinstance(state, Mapping) else None
+def _read_num_updates(scheduler: Any) -> int:
+    """Return the number of updates in the state of the learning-rate scheduler, or 0 if it has none."""
+    count = scheduler.get("last_epoch") if isinstance(scheduler, Mapping) else None
     return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else 0
 
 

@@ -39,7 +39,7 @@ RUN_PAIRS = 1 << 12
 POOL_PAIRS = 1 << 17
 """Approximate number of pairs that are sorted by length together, enough for batches with little padding."""
 
-_BUCKET_TOKENS = 2  # target lengths per bucket; two cost little padding and let more pairs share a batch
+_BUCKET_TOKENS = 2  # target lengths per bucket: little more padding than one, and more ways to combine pairs
 _CHECKED_PAIRS = 1 << 22  # lengths that `check_budget` reads at once
 
 Ints = NDArray[np.integer]

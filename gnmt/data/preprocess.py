@@ -153,8 +153,8 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
     listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
     if not overwrite:
         raise InputError(
-            f"{listed}\nReplace it by scripts/prepare.py with the same settings and overwrite=true, "
-            "or keep both with another data.preprocessed=FOLDER"
+            f"{listed}\nReplace it with scripts/prepare.py, the same settings and overwrite=true, or keep both with "
+            "another data.preprocessed=FOLDER"
         )
     log.info("%s", listed)
     return False
