@@ -223,7 +223,7 @@ def test_messages_of_the_check(command: str, overrides: list[str], message: str)
 
 
 def test_values_of_an_optimizer_are_checked_with_all_others() -> None:
-    """torch's own "Invalid learning rate: -1" names no key and hides other errors, and it accepts a rate or an eps of 0."""
+    """torch's own "Invalid learning rate: -1" names no key, hides other errors and accepts a rate or an eps of 0."""
     message = check_message(
         "train", "optimizer.lr=-1", "optimizer.betas=[0.9,1.0]", "optimizer.eps=0", "optimizer.weight_decay=-0.1",
         "seed=-1",
