@@ -43,7 +43,7 @@ Draw = Callable[[], float]
 # For each position in a word: cumulative probabilities of the subwords that end there, and begin and ids of each.
 _Lattice = list[tuple[list[float], list[tuple[int, list[int]]]]]
 
-# SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto.
+# Enumerations SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto, and protobuf's wire types.
 _NORMAL, UNKNOWN, _CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -194,7 +194,7 @@ class BPEDropout(SubwordSampler):
         # ends[i]: end of the subword that begins at i, or 0. previous[i]: begin of the subword that ends at i.
         ends = [*range(1, size + 1), 0]
         previous = list(range(-1, size))
-        middles: dict[tuple[int, int], int] = {}
+        middles: dict[tuple[int, int], int] = {}  # boundary of the last merge, by begin and end of the subword
         pairs = [(rank[pair], left, left + 2) for left in range(size - 1) if (pair := word[left : left + 2]) in rank]
         heapify(pairs)
         next_skip, decision = next(skips, -1), -1

@@ -24,17 +24,32 @@ from gnmt.errors import InputError
             ["data=koen", "data.folder=x", "data.target_language=fr"],
             'data.target_language: found "fr", allowed is one of ko, en',
         ),
-        (["data=mixture", "data.corpora.first.weight=0"], "weight: found 0, allowed is a number above 0"),
-        (["data.cleaning.max_length_tokens=0"], "max_length_tokens: found 0, allowed is a whole number of at least 1"),
-        (["data.cleaning.max_length_ratio=0.5"], "max_length_ratio: found 0.5, allowed is a number of at least 1"),
+        (
+            ["data=mixture", "data.corpora.first.weight=0"],
+            "data.corpora.first.weight: found 0, allowed is a number above 0",
+        ),
+        (
+            ["data.cleaning.max_length_tokens=0"],
+            "data.cleaning.max_length_tokens: found 0, allowed is a whole number of at least 1",
+        ),
+        (
+            ["data.cleaning.max_length_ratio=0.5"],
+            "data.cleaning.max_length_ratio: found 0.5, allowed is a number of at least 1",
+        ),
         (
             ["data.cleaning.max_length_ratio=nan"],
-            "max_length_ratio: found NaN, allowed is a finite number of at least 1",
+            "data.cleaning.max_length_ratio: found NaN, allowed is a finite number of at least 1",
         ),
         (["tokenizer.kind=word"], 'tokenizer.kind: found "word", allowed is one of bpe, unigram'),
-        (["tokenizer.normalization=nfkc"], 'nfkc", allowed is one of nmt_nfkc, identity; did you mean nmt_nfkc?'),
+        (
+            ["tokenizer.normalization=nfkc"],
+            'tokenizer.normalization: found "nfkc", allowed is one of nmt_nfkc, identity; did you mean nmt_nfkc?',
+        ),
         (["tokenizer.vocab_size=0"], "tokenizer.vocab_size: found 0, allowed is a whole number of at least 1"),
-        (["tokenizer.character_coverage=0.5"], "found 0.5, allowed is a number of at least 0.98 and at most 1"),
+        (
+            ["tokenizer.character_coverage=0.5"],
+            "tokenizer.character_coverage: found 0.5, allowed is a number of at least 0.98 and at most 1",
+        ),
         (["tokenizer.sample_lines=0"], "tokenizer.sample_lines: found 0, allowed is a whole number of at least 1"),
     ],
 )

@@ -13,6 +13,7 @@ Each line of the table is a noun: `english [plural] | gender German plural [geni
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from gnmt.data.demo_grammar.morphology import plural_of
@@ -235,6 +236,7 @@ def _parse(line: str) -> Noun:
 NOUNS: tuple[Noun, ...] = tuple(_parse(line) for line in _TABLE.strip().split("\n"))
 
 
+@cache
 def nouns_of(*kinds: str) -> tuple[Noun, ...]:
     """Return the nouns of any of the kinds, in the order of the table."""
     return tuple(noun for noun in NOUNS if noun.is_any(kinds))

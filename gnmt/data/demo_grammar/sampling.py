@@ -21,12 +21,11 @@ Item = TypeVar("Item")
 Combination = tuple[str, str, str]
 
 _SUBJECTS = ("I", "you", "he", "she", "we", "they")
-_NOUNS_BY_KINDS: dict[tuple[str, ...], tuple[Noun, ...]] = {}
 # Complements that the verb cannot do without.
 _REQUIRED = ("inside", "toward", "through", "over", "town", "home", "seat", "surface", "shore")
-# Nouns of which a context has one, so that they are singular and definite.
+# Nouns of unique persons, which are always singular and definite.
 _UNIQUE = ("king", "queen", "father", "mother")
-# Verbs whose object does not belong to the subject yet.
+# Verbs whose object does not belong to the subject, so it has no possessive.
 _FROM_OTHERS = ("buy", "steal", "order")
 
 
@@ -52,18 +51,18 @@ class Sampler:
         self.combinations = []
 
     def chance(self, probability: float) -> bool:
+        """Return True with the given probability."""
         return self._rng.random() < probability
 
     def pick(self, items: Sequence[Item]) -> Item:
+        """Return one of the items, all equally probable."""
         return items[int(self._rng.random() * len(items))]
 
     # ---- noun phrases ----
 
     def noun(self, kinds: tuple[str, ...], countable: bool = False) -> Noun:
         """Return a noun of one of the kinds that the sentence does not contain yet."""
-        if kinds not in _NOUNS_BY_KINDS:
-            _NOUNS_BY_KINDS[kinds] = nouns_of(*kinds)
-        nouns = [n for n in _NOUNS_BY_KINDS[kinds] if n.english not in self._used and (n.countable or not countable)]
+        nouns = [n for n in nouns_of(*kinds) if n.english not in self._used and (n.countable or not countable)]
         if not nouns:
             raise NothingFitsError
         noun = self.pick(nouns)
@@ -71,7 +70,7 @@ class Sampler:
         return noun
 
     def subject(self, kinds: tuple[str, ...], pronouns: Sequence[str] = _SUBJECTS, described: bool = True) -> Phrase:
-        """Return a pronoun (if `kinds` include persons) or a noun phrase, possibly with an adjective (if `described`)."""
+        """Return a pronoun (if `kinds` include persons) or a noun phrase, which may be `described` by an adjective."""
         if "person" in kinds and pronouns and self.chance(0.3):
             return Pronoun(self.pick(pronouns))
         noun = self.noun(kinds, countable=True)
