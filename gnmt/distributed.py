@@ -42,8 +42,8 @@ GRACE_SECONDS = 10.0
 """When another process has failed, a process may take this long to end, counted from the end of its last write."""
 WRITING_SECONDS = 600.0
 """When another process has failed, a process may take this long to end, including all writes to the disk."""
-LEAVING_SECONDS = 60.0
-"""`Ranks.leave` waits at most this long for the other processes."""
+EXIT_SECONDS = 60.0
+"""`Ranks.wait_before_exit` waits at most this long for the other processes."""
 THREADS_SECONDS = 0.5
 """The threads of a destroyed process group release what they have sent within this time."""
 _POLL_SECONDS = 0.1
@@ -53,7 +53,7 @@ class Ranks:
     """The processes of a job: this one has `rank` of `world_size`, and `local_rank` on its machine.
 
     All ranks must make the same calls of barriers (`wait_for_rank_0`, `wait_for_all`, `counter`, `process_group`,
-    `leave`) and collectives in the same order. `failures` is their failure protocol.
+    `wait_before_exit`) and collectives in the same order. `failures` is their failure protocol.
 
     Args:
         rank: Number of this process, from 0.
@@ -92,7 +92,7 @@ class Ranks:
         """True for the one process that writes and logs."""
         return self.rank == 0
 
-    def device_name(self, name: str) -> str:
+    def local_device_name(self, name: str) -> str:
         """Return the value of `device=` for this process: `cuda` (or auto, with CUDA) becomes its local GPU."""
         if self.world_size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
             return f"cuda:{self.local_rank}"
@@ -131,15 +131,15 @@ class Ranks:
             return _LocalCounter()
         return functools.partial(self._store.add, name)
 
-    def leave(self) -> None:
-        """Wait at the end of the work until all ranks have come here, but at most LEAVING_SECONDS.
+    def wait_before_exit(self) -> None:
+        """Wait at the end of the work until all ranks have come here, but at most EXIT_SECONDS.
 
         Rank 0 may host the store. It waits for all others, and they wait for its answer, so that no process loses the
         store while it still reads it.
         """
         if self._store is None:
             return
-        deadline = time.monotonic() + LEAVING_SECONDS
+        deadline = time.monotonic() + EXIT_SECONDS
         name = self._next_barrier()
         try:
             self._store.add(name, 1)
@@ -275,7 +275,7 @@ class Failures:
     """
 
     def __init__(self, rank: int, store: Store | None) -> None:
-        self.own_is_first = False
+        self.failed_first = False
         """True if the failure that ends all processes is this process's own."""
         self._rank = rank
         self._store = store
@@ -301,8 +301,8 @@ class Failures:
             if self._store is not None and not self._concluded:
                 try:
                     # The count decides between two processes that fail at the same time.
-                    self.own_is_first = self._store.add("failed ranks", 1) == 1
-                    if self.own_is_first:
+                    self.failed_first = self._store.add("failed ranks", 1) == 1
+                    if self.failed_first:
                         message = str(error) or type(error).__name__
                         self._store.set(_FAILED, f"stopped, because rank {self._rank} did: {message}")
                 except DistError:
@@ -393,17 +393,17 @@ def ending_together(ranks: Ranks, is_writing: Callable[[], bool]) -> Iterator[No
             raise
         ignore_signals()
         watchdog.dismiss()
-        ranks.leave()
+        ranks.wait_before_exit()
         raise
     except Exception as error:
         _raise_or_exit(ranks, error)
     watchdog.dismiss()
-    ranks.leave()
+    ranks.wait_before_exit()
 
 
 def _raise_or_exit(ranks: Ranks, error: Exception) -> None:
     """Raise the error if it is this process's own; exit without a message if another process failed first."""
-    if not ranks.failures.own_is_first:
+    if not ranks.failures.failed_first:
         if ranks.is_rank_0:
             log.error("%s", ranks.failures.message())
         raise SystemExit(1) from error
@@ -428,6 +428,6 @@ def report_once(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if ranks.world_size > 1 and not ranks.failures.own_is_first and not ranks.is_rank_0:
+        if ranks.world_size > 1 and not ranks.failures.failed_first and not ranks.is_rank_0:
             raise SystemExit(1) from error
         raise

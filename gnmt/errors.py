@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
         self.agreed = agreed
 
 
-def counted(number: int, noun: str, comma: bool = False) -> str:
+def format_count(number: int, noun: str, comma: bool = False) -> str:
     """Return a number with its noun, as in "1 pair" or "2 pairs"; `comma` separates thousands."""
     return f"{number:{',' if comma else ''}} {noun}{'' if number == 1 else 's'}"
 
@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def shown(value: Any, quote: bool = True) -> str:
+def format_value(value: Any, quote: bool = True) -> str:
     """Return a config value as YAML would write it, in at most 80 characters; strings are quoted if `quote`."""
     if isinstance(value, Mapping) and "_target_" in value:
         return f"a component ({value['_target_']})"
@@ -67,12 +67,12 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if key not in before or key not in after or before[key] != after[key]:
-            values = [shown(side[key]) if key in side else "absent" for side in (before, after)]
+            values = [format_value(side[key]) if key in side else "absent" for side in (before, after)]
             lines.append(f"{key}: {values[0]} → {values[1]}")
     return lines
 
 
-def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
+def did_you_mean(name: str, names: Collection[str], prefix: str = "") -> str:
     """Return "; did you mean prefix.X?" for the most similar of `names`, or "" if none is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {prefix + '.' if prefix else ''}{matches[0]}?" if matches else ""

@@ -192,7 +192,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 @dataclass(frozen=True)
-class FileStamp:
+class FileFingerprint:
     """The size in bytes, the modification time and the sha256 of a file when it was read."""
 
     path: str
@@ -201,14 +201,14 @@ class FileStamp:
     sha256: str
 
 
-def stamp_file(path: str, known: Mapping[str, FileStamp]) -> FileStamp:
-    """Return the stamp of a file; the stamp in `known` is reused if path, size and modification time are equal."""
+def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFingerprint:
+    """Return the fingerprint of a file; the one in `known` is reused if path, size and modification time are equal."""
     try:
         status = os.stat(path)
         old = known.get(path)
         if old is not None and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns):
             return old
-        return FileStamp(path, status.st_size, status.st_mtime_ns, sha256_of(path))
+        return FileFingerprint(path, status.st_size, status.st_mtime_ns, sha256_of(path))
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -50,7 +50,7 @@ def exit_code_of(interruption: KeyboardInterrupt) -> int:
 class StopRequest:
     """Record a first SIGINT, SIGTERM or SIGUSR1 inside this context as a request to stop; interrupt at the second.
 
-    The training loop reads `received` after every update, saves, and raises `stop(...)`.
+    The training loop reads `received` after every update, saves, and raises `agreed_stop(...)`.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class StopRequest:
             raise Abandoned
 
 
-def stop(number: signal.Signals, message: str) -> Interrupted:
+def agreed_stop(number: signal.Signals, message: str) -> Interrupted:
     """Return the exception that ends a training after a stop request; its message begins with the signal's name."""
     return Interrupted(f"{number.name}: {message}", EXIT_CODES[number], agreed=True)
 

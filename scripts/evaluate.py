@@ -32,7 +32,7 @@ from pathlib import Path
 
 from gnmt.config.cli import run_command
 from gnmt.config.schema import EvaluateConfig
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 
 
 def main(cfg: EvaluateConfig) -> None:
@@ -87,7 +87,9 @@ def main(cfg: EvaluateConfig) -> None:
         variant=variant_of(translator.options, config["decoding"], further),
         output=None if cfg.output is None else Path(cfg.output),
     )
-    print(f"{evaluation.test_set}, {counted(evaluation.scores.num_sentences, 'sentence')}, {', '.join(checkpoints)}")
+    print(
+        f"{evaluation.test_set}, {format_count(evaluation.scores.num_sentences, 'sentence')}, {', '.join(checkpoints)}"
+    )
     figures = asdict(evaluation.scores)
     for metric, signature in evaluation.scores.signatures.items():
         print(f"{metric:5} {figures[metric]:6.2f}  {signature}")

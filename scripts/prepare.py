@@ -25,14 +25,14 @@ from gnmt.config.schema import PrepareConfig
 def main(cfg: PrepareConfig) -> None:
     from gnmt.config.build import build
     from gnmt.data.preprocess import preprocess
-    from gnmt.errors import counted
+    from gnmt.errors import format_count
 
     preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
-    training_pairs = counted(len(preprocessed.store), "training pair")
-    dev_pairs = counted(len(preprocessed.dev), "dev pair")
+    training_pairs = format_count(len(preprocessed.store), "training pair")
+    dev_pairs = format_count(len(preprocessed.dev), "dev pair")
     print(f"{preprocessed.folder}: {training_pairs}, {dev_pairs}")
     for name, pairs in preprocessed.tests.items():
-        print(f"test set {name}: {counted(len(pairs), 'pair')}")
+        print(f"test set {name}: {format_count(len(pairs), 'pair')}")
     print(preprocessed.report.text(), end="")
 
 

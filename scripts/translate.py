@@ -50,7 +50,7 @@ def main(cfg: TranslateConfig) -> None:
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
     ranks = current_ranks()
     translator, _ = load_translator(
-        cfg, ranks.device_name(cfg.device), replace_unknown="copy" if cfg.replace_unknown == "copy" else "none"
+        cfg, ranks.local_device_name(cfg.device), replace_unknown="copy" if cfg.replace_unknown == "copy" else "none"
     )
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)

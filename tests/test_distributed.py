@@ -16,7 +16,7 @@ from torch.distributed import DistNetworkError, HashStore
 
 from gnmt.distributed import Failures, Ranks, Watchdog, ending_together, fresh_store
 from gnmt.errors import InputError, Interrupted
-from gnmt.signals import EXIT_CODES, stop
+from gnmt.signals import EXIT_CODES, agreed_stop
 
 
 def never_writing() -> bool:
@@ -28,7 +28,7 @@ def pair(monkeypatch) -> tuple[Ranks, Ranks]:
     """Two ranks in one process, without watchdogs, which would end the test run."""
     watchdog = SimpleNamespace(start=lambda: None, dismiss=lambda: None)
     monkeypatch.setattr(Failures, "watchdog", lambda failures, is_writing: watchdog)
-    monkeypatch.setattr("gnmt.distributed.LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr("gnmt.distributed.EXIT_SECONDS", 0.1)
     store = HashStore()
     return Ranks(0, 2, 0, store), Ranks(1, 2, 1, store)
 
@@ -65,8 +65,8 @@ def test_an_incomplete_environment_is_an_input_error(monkeypatch):
 )
 def test_each_process_takes_its_local_gpu(monkeypatch, name, has_cuda, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    assert Ranks(7, 8, 3, HashStore()).device_name(name) == expected
-    assert Ranks().device_name(name) == name
+    assert Ranks(7, 8, 3, HashStore()).local_device_name(name) == expected
+    assert Ranks().local_device_name(name) == name
 
 
 def test_the_others_wait_for_rank_0_and_rank_0_for_all_others():
@@ -106,7 +106,7 @@ def test_rank_0_leaves_when_all_have_come_and_the_others_after_it(monkeypatch):
         if rank == 2:
             time.sleep(0.3)
             left.append("last has come")
-        Ranks(rank, 3, rank, store).leave()
+        Ranks(rank, 3, rank, store).wait_before_exit()
         left.append(rank)
 
     threads = [threading.Thread(target=leave, args=(rank,)) for rank in range(3)]
@@ -116,8 +116,8 @@ def test_rank_0_leaves_when_all_have_come_and_the_others_after_it(monkeypatch):
         thread.join(30)
     assert left[0] == "last has come"
     assert sorted(left[1:]) == [0, 1, 2]
-    monkeypatch.setattr("gnmt.distributed.LEAVING_SECONDS", 0.2)
-    Ranks(1, 2, 1, HashStore()).leave()  # does not wait long for rank 0, which never comes
+    monkeypatch.setattr("gnmt.distributed.EXIT_SECONDS", 0.2)
+    Ranks(1, 2, 1, HashStore()).wait_before_exit()  # does not wait long for rank 0, which never comes
 
 
 def test_restarted_processes_do_not_read_the_keys_of_earlier_ones():
@@ -168,7 +168,7 @@ def test_the_first_of_two_failures_counts(pair):
     for ranks in (second, first):
         with pytest.raises(ZeroDivisionError), ranks.failures.propagated():
             raise ZeroDivisionError("by zero")
-    assert (first.failures.own_is_first, second.failures.own_is_first) == (False, True)
+    assert (first.failures.failed_first, second.failures.failed_first) == (False, True)
     assert first.failures.message() == second.failures.message() == "stopped, because rank 1 did: by zero"
 
 
@@ -227,7 +227,7 @@ def test_an_agreed_stop_is_no_failure_and_later_signals_change_nothing(pair):
     before = {number: signal.getsignal(number) for number in EXIT_CODES}
     try:
         with pytest.raises(Interrupted) as caught, ending_together(pair[0], never_writing):
-            conclude_and_raise(pair[0], stop(signal.SIGUSR1, "saved"))
+            conclude_and_raise(pair[0], agreed_stop(signal.SIGUSR1, "saved"))
         assert caught.value.exit_code == 75
         signal.raise_signal(signal.SIGTERM)
     finally:

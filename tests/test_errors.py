@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from gnmt.errors import counted, describe_changes, flatten
+from gnmt.errors import describe_changes, flatten, format_count
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 pairs"), (1, "1 pair"), (2, "2 pairs"), (1000, "1000 pairs")])
 def test_counts_agree_with_their_nouns(number: int, text: str) -> None:
-    assert counted(number, "pair") == text
+    assert format_count(number, "pair") == text
 
 
 def test_thousands_of_a_count() -> None:
-    assert counted(12_345, "line", comma=True) == "12,345 lines"
+    assert format_count(12_345, "line", comma=True) == "12,345 lines"
 
 
 def test_flatten_joins_nested_keys_and_keeps_lists() -> None:

@@ -1,4 +1,4 @@
-"""Locks, folders that appear complete or not at all, file stamps, and strict reading of lines."""
+"""Locks, folders that appear complete or not at all, file fingerprints, and strict reading of lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gnmt.errors import InputError
-from gnmt.fileio import building_lock, built_folder, file_lock, folder_lock, read_lines, stamp_file
+from gnmt.fileio import building_lock, built_folder, file_lock, fingerprint_file, folder_lock, read_lines
 
 # Locks and folders
 
@@ -221,14 +221,14 @@ def test_a_missing_file_suggests_the_nearest_name(tmp_path: Path) -> None:
         list(read_lines(str(tmp_path)))
 
 
-def test_a_stamp_hashes_changed_files_only(tmp_path: Path) -> None:
+def test_fingerprints_hash_changed_files_only(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("one")
-    stamp = stamp_file(str(path), {})
-    assert stamp.size == 3
-    known = {str(path): stamp.__class__(stamp.path, stamp.size, stamp.mtime_ns, "remembered")}
-    assert stamp_file(str(path), known).sha256 == "remembered"
+    fingerprint = fingerprint_file(str(path), {})
+    assert fingerprint.size == 3
+    known = {str(path): fingerprint.__class__(fingerprint.path, fingerprint.size, fingerprint.mtime_ns, "remembered")}
+    assert fingerprint_file(str(path), known).sha256 == "remembered"
     path.write_text("three")
-    assert stamp_file(str(path), known).sha256 not in ("remembered", stamp.sha256)
+    assert fingerprint_file(str(path), known).sha256 not in ("remembered", fingerprint.sha256)
     with pytest.raises(InputError, match="no such file"):
-        stamp_file(str(tmp_path / "b"), known)
+        fingerprint_file(str(tmp_path / "b"), known)

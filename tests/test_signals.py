@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from gnmt.errors import Interrupted
-from gnmt.signals import EXIT_CODES, SIGNALS, Abandoned, StopRequest, exit_code_of, interrupt_on_sigterm, stop
+from gnmt.signals import EXIT_CODES, SIGNALS, Abandoned, StopRequest, agreed_stop, exit_code_of, interrupt_on_sigterm
 
 
 def send(number: signal.Signals) -> None:
@@ -24,7 +24,7 @@ def test_a_first_signal_requests_a_stop_and_a_second_interrupts_at_once(caplog, 
         send(number)
         assert f"{number.name}: stopping; this update is finished and saved" in caplog.text
         assert request.received == number
-        stopped = stop(request.received, "saved up to 7")
+        stopped = agreed_stop(request.received, "saved up to 7")
         assert (str(stopped), stopped.exit_code, stopped.agreed) == (
             f"{number.name}: saved up to 7",
             EXIT_CODES[number],

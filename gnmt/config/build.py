@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gnmt.errors import InputError, nearest, shown
+from gnmt.errors import InputError, did_you_mean, format_value
 
 OWN_PACKAGES = ("gnmt", "torch.optim")
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
@@ -105,7 +105,9 @@ def find_class(target: object, trusted_packages: Collection[str] = ()) -> type:
     """
     packages = (*OWN_PACKAGES, *trusted_packages)
     if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
-        raise InputError(f"found {shown(target)}, allowed is the dotted name of a class, such as torch.optim.Adam")
+        raise InputError(
+            f"found {format_value(target)}, allowed is the dotted name of a class, such as torch.optim.Adam"
+        )
     if not _lies_in(target, packages):
         raise InputError(
             f"found {target}, which lies outside the trusted packages ({', '.join(packages)}) and was not imported; "
@@ -117,7 +119,7 @@ def find_class(target: object, trusted_packages: Collection[str] = ()) -> type:
         if not isinstance(found, type):
             what = "does not exist" if found is None else f"leads to a {type(found).__name__}, not to a class"
             classes = [key for key, value in vars(parent).items() if isinstance(value, type)]
-            raise InputError(f"found {target}, but {name} {what}{nearest(name, classes)}")
+            raise InputError(f"found {target}, but {name} {what}{did_you_mean(name, classes)}")
     assert isinstance(found, type)
     if not _lies_in(dotted_name(found), packages):
         raise InputError(f"found {target}, which is {dotted_name(found)}, outside {', '.join(packages)}")

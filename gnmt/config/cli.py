@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 import gnmt.config.schema  # noqa: F401 (registers the root schemas)
 from gnmt.config.build import resolve
 from gnmt.config.validate import RENAMED, check_config, children, config_errors, renamed
-from gnmt.errors import InputError, counted, nearest, shown
+from gnmt.errors import InputError, did_you_mean, format_count, format_value
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
 from gnmt.signals import exit_code_of, restore_ctrl_c
 
@@ -243,7 +243,7 @@ def explain(
         assert error is not None
         problems.append(_one_line(error))
     problems = list(dict.fromkeys(problems))
-    return "\n  ".join([f"{counted(len(problems), 'error')} in the overrides:", *problems])
+    return "\n  ".join([f"{format_count(len(problems), 'error')} in the overrides:", *problems])
 
 
 def search_path_override(config_dir: str | None, overrides: Sequence[str]) -> list[str]:
@@ -345,9 +345,9 @@ def _unknown_choices(override: Override, choices: Sequence[str]) -> list[str]:
             folders = ("", name.rpartition("/")[0])
             listed = [one if one.rpartition("/")[0] in folders else one.partition("/")[0] + "/..." for one in choices]
             allowed = f"allowed is one of {', '.join(dict.fromkeys(listed))}"
-            similar = nearest(name, choices)
+            similar = did_you_mean(name, choices)
             advice = f"{similar} ({allowed})" if similar else f", {allowed}"
-            problems.append(f"{group}: found {shown(name)}{advice}")
+            problems.append(f"{group}: found {format_value(name)}{advice}")
     return problems
 
 

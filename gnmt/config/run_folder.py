@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from gnmt.errors import InputError, describe_changes, flatten, shown
+from gnmt.errors import InputError, describe_changes, flatten, format_value
 from gnmt.fileio import folder_lock
 from gnmt.logs import configure_logging
 
@@ -97,7 +97,8 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
     """
     if cfg.name is not None and not (PLAIN.fullmatch(cfg.name) and cfg.name.strip(".")):
         raise InputError(
-            f"name: found {shown(cfg.name)}, allowed are letters, digits, '-' and '.', with single '_' between them"
+            f"name: found {format_value(cfg.name)}, allowed are letters, digits, '-' and '.', "
+            "with single '_' between them"
         )
     if cfg.name is not None and not sweep:
         return Path(cfg.runs) / str(cfg.name)

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from omegaconf import OmegaConf
 
 from gnmt.config.build import build, constructor_hints, deferred_component, dotted_name, find_class, resolve
-from gnmt.errors import InputError, counted, nearest, shown
+from gnmt.errors import InputError, did_you_mean, format_count, format_value
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def check_config(cfg: Any) -> None:
     Raises InputError with all errors at once.
     """
     if errors := config_errors(cfg):
-        raise InputError(f"{counted(len(errors), 'error')} in the config:\n  " + "\n  ".join(errors))
+        raise InputError(f"{format_count(len(errors), 'error')} in the config:\n  " + "\n  ".join(errors))
 
 
 def config_errors(cfg: Any) -> list[str]:
@@ -135,13 +135,13 @@ def _check_root_component(value: Any, field: dataclasses.Field[Any], trusted: li
 
 def _check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
     """Check a plain value at the root against its metadata; OmegaConf has checked its type."""
-    found = f"{field.name}: found {shown(value)}"
+    found = f"{field.name}: found {format_value(value)}"
     if "paths" in field.metadata and not _is_paths(value):
         return [f"{found}, allowed is a path or a list of paths, [a,b]"]
     if "choices" in field.metadata:
         choices = field.metadata["choices"]()
         if value not in choices:
-            return [f"{found}, allowed is one of {', '.join(choices)}{nearest(str(value), choices)}"]
+            return [f"{found}, allowed is one of {', '.join(choices)}{did_you_mean(str(value), choices)}"]
     if "range" in field.metadata and not _contains(field.metadata["range"], value):
         kind = "a whole number" if isinstance(value, int) else "a number"
         return [f"{found}, allowed is {kind} {_describe_range(field.metadata['range'])}"]
@@ -179,7 +179,9 @@ def check_component(
         complete: False for a node that holds only some options, so that their combination cannot be checked yet.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
-        return [f"{path}: found {shown(node)}, allowed is a component: `_target_` and the keywords of that class"]
+        return [
+            f"{path}: found {format_value(node)}, allowed is a component: `_target_` and the keywords of that class"
+        ]
     try:
         component = find_class(node["_target_"], trusted_packages)
     except InputError as error:
@@ -222,7 +224,7 @@ def _check_keywords(node: Mapping[str, Any], component: type, path: str, supplie
         elif name not in named and not takes_any:
             # The key may come from the config of a whole model, and another component may have replaced this one.
             errors.append(
-                f"{key}: {component.__name__} takes no such key{nearest(str(name), free, prefix=path)}; "
+                f"{key}: {component.__name__} takes no such key{did_you_mean(str(name), free, prefix=path)}; "
                 f"it takes {', '.join(free)}; '~{key}' leaves out what another config sets"
             )
     for name in free:
@@ -242,7 +244,7 @@ def check_optimizer(node: Mapping[str, Any], component: type, path: str) -> list
         items = [item for item in items if not isinstance(item, float) or math.isfinite(item)]  # refused by their type
         if not all(_contains(limits, item) for item in items):
             kind = "a number" if not isinstance(value, list | tuple) else "a list of numbers, each"
-            errors.append(f"{path}.{name}: found {shown(value)}, allowed is {kind} {_describe_range(limits)}")
+            errors.append(f"{path}.{name}: found {format_value(value)}, allowed is {kind} {_describe_range(limits)}")
     return errors
 
 
@@ -295,7 +297,7 @@ def check_value(value: Any, hint: Any, path: str, check_node: CheckNode) -> list
         return _check_alternatives(value, hint, path, check_node)
     if origin is Literal:
         fits = any(value == literal and type(value) is type(literal) for literal in arguments)
-        return [] if fits else [_wrong(value, hint, path) + nearest(str(value), [str(item) for item in arguments])]
+        return [] if fits else [_wrong(value, hint, path) + did_you_mean(str(value), [str(item) for item in arguments])]
     container = origin or hint
     if _is_container(container, Mapping) or _is_container(container, Collection):
         return _check_container(value, hint, path, check_node)
@@ -403,10 +405,10 @@ def _wrong(value: Any, hint: Any, path: str) -> str:
     """Return the message for a value that does not fit its annotation."""
     allowed, advice = describe(hint), ""
     if isinstance(value, bool | int | float) and allowed.startswith("text"):
-        advice = f"""; to give it as text, quote it twice: {path}='"{shown(value)}"'"""
+        advice = f"""; to give it as text, quote it twice: {path}='"{format_value(value)}"'"""
     if isinstance(value, float) and not math.isfinite(value):
         allowed = allowed.replace("a number", "a finite number")
-    return f"{path}: found {shown(value)}, allowed is {allowed}{advice}"
+    return f"{path}: found {format_value(value)}, allowed is {allowed}{advice}"
 
 
 def describe(hint: Any) -> str:
@@ -424,7 +426,7 @@ def describe(hint: Any) -> str:
         configurable = [item for item in arguments if getattr(item, "__name__", "") != "Tensor"]
         return " or ".join(dict.fromkeys(describe(item) for item in configurable))
     if origin is Literal:
-        return "one of " + ", ".join(shown(item, quote=False) for item in arguments)
+        return "one of " + ", ".join(format_value(item, quote=False) for item in arguments)
     container = origin or hint
     if _is_container(container, Mapping):
         return "a mapping from names to " + (describe(arguments[1]) if arguments else "values")

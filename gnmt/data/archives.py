@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 from gnmt.data.corpora import Corpus, check_test_names
 from gnmt.data.download import download
 from gnmt.data.parallel_text import ParallelFiles, ParallelText
-from gnmt.errors import InputError, counted
-from gnmt.fileio import FileStamp, building_lock, lines_of, replacing, sha256_of, write_atomically
+from gnmt.errors import InputError, format_count
+from gnmt.fileio import FileFingerprint, building_lock, lines_of, replacing, sha256_of, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class ArchivedText:
         """
         yield from self.files().iterate()
 
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
         return self.files().fingerprint(known)
 
     def files(self) -> ParallelFiles:
@@ -203,7 +203,7 @@ def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
             f"command downloads it again; if the publisher has replaced it, remove its entry from "
             f"{archive.parent / _CHECKSUMS} too"
         )
-    log.info("unpacking %s of %s", counted(len(members), "file"), archive)
+    log.info("unpacking %s of %s", format_count(len(members), "file"), archive)
     with _extracted(archive, url, members):
         if recorded is None:
             _record(archive, found)  # only now, so that the checksum of an unreadable archive is never recorded

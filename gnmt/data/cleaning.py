@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnmt.config.validate import Range
-from gnmt.errors import counted
+from gnmt.errors import format_count
 
 # The reasons for dropping a pair, each with the field of Cleaning that causes it, in the order in which they are
 # tested: a pair counts under the first reason that applies.
@@ -143,7 +143,7 @@ class CleaningReport:
     def counts(self) -> str:
         """Return one line with the numbers of pairs read, kept, and dropped for each reason that occurred."""
         dropped = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
-        line = f"{counted(self.num_pairs, 'pair')} read, {self.num_kept} kept"
+        line = f"{format_count(self.num_pairs, 'pair')} read, {self.num_kept} kept"
         return f"{line}, dropped: {dropped}" if dropped else line
 
     def rules(self, options: Cleaning, key: str) -> str:

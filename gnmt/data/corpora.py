@@ -18,7 +18,7 @@ from gnmt.data.cleaning import Cleaning
 from gnmt.data.download import download
 from gnmt.data.parallel_text import ParallelFiles, ParallelText, naming_columns
 from gnmt.errors import InputError
-from gnmt.fileio import FileStamp
+from gnmt.fileio import FileFingerprint
 
 MULTI30K_TEST_SET = "test_2016_flickr"
 # SHA-256 of the files at the commit that Multi30k.url names.
@@ -216,7 +216,7 @@ class DemoText:
     def iterate(self) -> Iterator[tuple[str, str]]:
         yield from _generate_demo(self.num_train, self.num_dev, self.num_test, self.seed)[self.split]
 
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
         """Return the version of the grammar and the split; sizes and seed are part of `DemoCorpus.settings`."""
         from gnmt.data.demo_grammar.corpus import CORPUS_VERSION
 
@@ -240,7 +240,7 @@ class ReversedText:
         for source, target in self.text.iterate():
             yield target, source
 
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
         return {**self.text.fingerprint(known), "reversed": True}
 
 
@@ -449,7 +449,7 @@ class JoinedText:
             with naming_columns(f"data.corpora.{name}.text"):
                 yield from text.iterate()
 
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
         """Return the files of all texts as one list, and the rest of each text's fingerprint under its name."""
         fingerprint: dict[str, Any] = {"files": []}
         for name, text in self.texts.items():

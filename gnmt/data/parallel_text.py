@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from gnmt.errors import InputError, counted
-from gnmt.fileio import FileStamp, check_files, read_text_lines, stamp_file
+from gnmt.errors import InputError, format_count
+from gnmt.fileio import FileFingerprint, check_files, fingerprint_file, read_text_lines
 
 
 class ParallelText(Protocol):
@@ -24,11 +24,11 @@ class ParallelText(Protocol):
         """Yield source and target of each pair."""
         ...
 
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+    def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
         """Return JSON values that identify the pairs: equal settings and equal fingerprints mean equal pairs.
 
         Args:
-            known: Stamps of files by path. A file whose size and time match its stamp is not hashed again.
+            known: Fingerprints of files by path. A file whose size and time are those of its fingerprint is not hashed again.
         """
         ...
 
@@ -85,14 +85,14 @@ class ParallelFiles:
         for path in _listed(self.pairs):
             yield from _read_tsv(path) if _format(path) == "tsv" else _read_jsonl(path, self.columns)
 
-    def fingerprint(self, known: Mapping[str, FileStamp]) -> dict[str, Any]:
-        """Return {"files": [...]} with role, columns and stamp of each file."""
+    def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
+        """Return {"files": [...]} with role, columns and fingerprint of each file."""
         self._check()
         files: list[dict[str, Any]] = []
         for role in ("source", "target", "pairs"):
             for path in _listed(getattr(self, role)):
                 columns = list(self.columns) if role == "pairs" and _format(path) == "jsonl" else None
-                files.append({"role": role, "columns": columns, **asdict(stamp_file(path, known))})
+                files.append({"role": role, "columns": columns, **asdict(fingerprint_file(path, known))})
         return {"files": files}
 
     def _check(self) -> None:
@@ -125,7 +125,7 @@ def _listed(paths: str | list[str] | None) -> list[str]:
 
 
 def _files(paths: list[str]) -> str:
-    return f"{counted(len(paths), 'file')} ({', '.join(paths)})" if paths else "none"
+    return f"{format_count(len(paths), 'file')} ({', '.join(paths)})" if paths else "none"
 
 
 def _format(path: str) -> str:
@@ -145,7 +145,7 @@ def _read_two_files(source_path: str, target_path: str) -> Iterator[tuple[str, s
             yield source, target
     if num_source != num_target:
         raise InputError(
-            f"{source_path} has {counted(num_source, 'line')} and {target_path} has {num_target}: "
+            f"{source_path} has {format_count(num_source, 'line')} and {target_path} has {num_target}: "
             "line N of one must be the translation of line N of the other"
         )
 

@@ -61,9 +61,9 @@ from gnmt.data.store import (
     write_tokenizers,
 )
 from gnmt.data.tokenizer import TokenizerFiles, TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 from gnmt.fileio import (
-    FileStamp,
+    FileFingerprint,
     UnreadableFileError,
     building_lock,
     built_folder,
@@ -107,7 +107,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
     recipe = {
         "format": FORMAT,
         "settings": {"data": corpus.settings(), "tokenizer": options.settings()},
-        "inputs": _fingerprint_inputs(corpus, _known_stamps(read_manifest(folder))),
+        "inputs": _fingerprint_inputs(corpus, _known_fingerprints(read_manifest(folder))),
     }
     if _is_up_to_date(folder, recipe, overwrite):
         log.info("%s is up to date", folder)
@@ -168,7 +168,7 @@ def _opens(folder: Path) -> bool:
     return True
 
 
-def _fingerprint_inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[str, Any]:
+def _fingerprint_inputs(corpus: Corpus, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
     """Return the fingerprints of all texts, or raise one UnreadableFileError for all unreadable files."""
     problems: list[str] = []
 
@@ -186,12 +186,14 @@ def _fingerprint_inputs(corpus: Corpus, known: Mapping[str, FileStamp]) -> dict[
     return {"train": train, "dev": dev, "test": tests}
 
 
-def _known_stamps(manifest: Mapping[str, Any] | None) -> dict[str, FileStamp]:
-    """Return the file stamps in a manifest by path, so that unchanged files are not hashed again."""
+def _known_fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, FileFingerprint]:
+    """Return the fingerprints of files in a manifest by path, so that unchanged files are not hashed again."""
     if manifest is None or manifest["format"] != FORMAT:
         return {}
     files = [file for text in texts_of(manifest["inputs"]).values() for file in text.get("files", [])]
-    return {file["path"]: FileStamp(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files}
+    return {
+        file["path"]: FileFingerprint(file["path"], file["size"], file["mtime_ns"], file["sha256"]) for file in files
+    }
 
 
 # Building the folder
@@ -284,7 +286,7 @@ def _write_raw_text(folder: Path, text: ParallelText, key: str, fingerprint: Map
 def _empty_text_error(key: str, num_pairs: int, fingerprint: Mapping[str, Any]) -> InputError:
     files = ", ".join(file["path"] for file in fingerprint.get("files", []))
     return InputError(
-        f"{key} holds no sentence pair with text on both sides ({counted(num_pairs, 'pair')} read)"
+        f"{key} holds no sentence pair with text on both sides ({format_count(num_pairs, 'pair')} read)"
         + (f": {files}" if files else "")
     )
 
@@ -313,7 +315,7 @@ def _make_tokenizers(text: ParallelText, options: TokenizerSource, fingerprint: 
     source, target = _sample(text, options.sample_lines, options.seed)
     if not source:
         raise _empty_text_error("data.train", sum(1 for _ in text.iterate()), fingerprint)
-    log.info("learning a vocabulary of %d subwords from %s", options.vocab_size, counted(len(source), "pair"))
+    log.info("learning a vocabulary of %d subwords from %s", options.vocab_size, format_count(len(source), "pair"))
     return train_tokenizers(source, target, options)
 
 

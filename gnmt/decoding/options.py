@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from gnmt.config.build import build
 from gnmt.config.validate import Range, check_component, check_value
-from gnmt.errors import InputError, nearest
+from gnmt.errors import InputError, did_you_mean
 
 # Bounds far beyond useful values. Within them every score is a finite fp32 number: lp stays below 1e38 for sentences of
 # thousands of tokens, and cp stays above -1e38 for sources of any length.
@@ -123,7 +123,7 @@ class SearchOptions:
         names = [field.name for field in fields(self)]
         for name in changes:
             if name not in names:
-                advice = nearest(name, names, prefix="decoding")
+                advice = did_you_mean(name, names, prefix="decoding")
                 raise InputError(f"decoding.{name} is no search option{advice}; the options are {', '.join(names)}")
         return replace(self, **changes)
 

@@ -19,7 +19,7 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens, padded
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.translation import Translation, cut_line
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 from gnmt.model.interfaces import SearchModel
 
 # The coverage of a source token is at least this much, so that the penalty of one token is at most beta * 13.8 and
@@ -249,8 +249,8 @@ def pairs_of_segments(
     if len(segment_lengths) != len(sources) or sum(segment_lengths) != len(tokens) or min(segment_lengths) < 1:
         raise InputError(
             f"{location}: segment_lengths is {', '.join(map(str, segment_lengths))} for "
-            f"{counted(len(tokens), 'token')} and a source of {counted(len(sources), 'segment')}, which do not match: "
-            "score with the tokenizers and the max_source_tokens of the translation"
+            f"{format_count(len(tokens), 'token')} and a source of {format_count(len(sources), 'segment')}, which do not "
+            "match: score with the tokenizers and the max_source_tokens of the translation"
         )
     ends = list(accumulate(segment_lengths))
     starts = [0, *ends[:-1]]

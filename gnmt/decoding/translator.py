@@ -33,7 +33,7 @@ from gnmt.decoding.scoring import PairScore, joined_score, pairs_of_line, score_
 from gnmt.decoding.search import Hypothesis, SearchResult, search
 from gnmt.decoding.translation import Translation, cut_line
 from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 from gnmt.logs import progress_bar
 from gnmt.model.interfaces import SearchModel
 from gnmt.model.seq2seq import Seq2Seq
@@ -316,7 +316,7 @@ class Translator:
             raise InputError("translate takes a list of lines, but was given one string; use translate([line])")
         if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
             raise InputError(
-                f"{counted(len(lines), 'line')} and {len(prefixes)} prefixes were given: {ONE_PREFIX_PER_LINE}"
+                f"{format_count(len(lines), 'line')} and {len(prefixes)} prefixes were given: {ONE_PREFIX_PER_LINE}"
             )
         options = self.options.with_changes(search_options)
         total = len(lines) if isinstance(lines, Sized) else None

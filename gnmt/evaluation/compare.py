@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gnmt.config.run_folder import compared_settings
-from gnmt.errors import InputError, shown
+from gnmt.errors import InputError, format_value
 from gnmt.evaluation.run_records import Evaluated, RunRecord, mean_by_layer
 from gnmt.reporting.figures import lines_figure, save
 from gnmt.training.train_metrics import layer_sort_key
@@ -113,7 +113,7 @@ class Group:
 
     def cell(self, key: str) -> str:
         """Return the text of a setting in a table."""
-        return shown(self.settings.get(key, NOTHING), quote=False)
+        return format_value(self.settings.get(key, NOTHING), quote=False)
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:

@@ -31,7 +31,7 @@ from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
 from gnmt.fileio import sha256_of, write_atomically
 from gnmt.reporting.figures import save
@@ -222,7 +222,7 @@ def read_pairs(source: str, target: str) -> tuple[str, Pairs]:
     pairs = list(ParallelFiles(source, target).iterate())
     if not any(left.strip() and right.strip() for left, right in pairs):
         raise InputError(
-            f"{source} and {target} hold no sentence pair with text on both sides ({counted(len(pairs), 'pair')} "
+            f"{source} and {target} hold no sentence pair with text on both sides ({format_count(len(pairs), 'pair')} "
             "read): there is nothing to evaluate"
         )
     return Path(source).name, pairs

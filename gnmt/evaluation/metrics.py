@@ -16,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def score_translations(
     """
     if len(hypotheses) != len(references):
         raise InputError(
-            f"{counted(len(hypotheses), 'translation')} but {counted(len(references), 'reference')}; "
+            f"{format_count(len(hypotheses), 'translation')} but {format_count(len(references), 'reference')}; "
             "give one reference for each translation"
         )
     if not hypotheses:

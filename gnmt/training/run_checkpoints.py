@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gnmt.checkpoint.file import UnreadableCheckpointError, read_checkpoint, write_checkpoint
-from gnmt.errors import InputError, Interrupted, counted
+from gnmt.errors import InputError, Interrupted, format_count
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -
     full = RunCheckpoints(Path(run), keep=last).full()
     if len(full) < last:
         raise InputError(
-            f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {counted(len(full), 'checkpoint')}; choose "
+            f"run={run} last={last}: {Path(run) / 'checkpoints'} holds {format_count(len(full), 'checkpoint')}; choose "
             "a smaller number, and in training keep more of them with trainer.keep_checkpoints"
         )
     return full[-last:]

@@ -38,7 +38,7 @@ from gnmt.device import (
     set_onednn_cache_capacity,
 )
 from gnmt.distributed import Ranks, current_ranks, ending_together
-from gnmt.errors import InputError, counted, first_line
+from gnmt.errors import InputError, first_line, format_count
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.fileio import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
@@ -100,7 +100,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         config = resolve(cfg)
         options: TrainerOptions = build(cfg.trainer)
         check_tokenizer(config["data"]["bleu_tokenize"])
-        precision = choose_precision(cfg.precision, choose_device(ranks.device_name(cfg.device)))
+        precision = choose_precision(cfg.precision, choose_device(ranks.local_device_name(cfg.device)))
         check_optimizers(config, options)
         check_model(config)
 
@@ -163,7 +163,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                     "%s is finished after %s; to train further, raise the limit that stopped it: "
                     "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
                     folder,
-                    counted(trainer.state.step, "update"),
+                    format_count(trainer.state.step, "update"),
                 )
 
             # Summarize.
@@ -513,11 +513,11 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
     log.info("run folder: %s", folder)
     log.info(
         "data: %s in %s, vocabularies of %d and %d subwords, about %s an epoch of at most %d tokens each",
-        counted(len(preprocessed.store), "pair", comma=True),
+        format_count(len(preprocessed.store), "pair", comma=True),
         preprocessed.folder,
         tokenizers.source.vocabulary_size,
         tokenizers.target.vocabulary_size,
-        counted(len(stream), "update"),
+        format_count(len(stream), "update"),
         options.batch_tokens,
     )
     log.info(
@@ -528,7 +528,7 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
     )
     log.info(
         "training: %s%s (%.1f epochs) on %s in %s%s",
-        counted(num_updates, "update", comma=True),
+        format_count(num_updates, "update", comma=True),
         f" from update {state.step:,}" if state.step else "",
         num_updates / len(stream),
         trainer.device,

@@ -24,7 +24,7 @@ from gnmt.distributed import Ranks
 from gnmt.errors import InputError
 from gnmt.logs import format_duration, progress_bar
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.signals import Abandoned, StopRequest, describe_stop, stop
+from gnmt.signals import Abandoned, StopRequest, agreed_stop, describe_stop
 from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import DevResult, report_evaluation
 from gnmt.training.objective import Objective
@@ -241,7 +241,7 @@ class Trainer:
             self.writer.wait()
             saved_step = self.ranks.from_rank_0(self.last_saved_step)
             self.ranks.failures.conclude()  # all have stopped: a second signal to one concerns no other
-            raise stop(signal, describe_stop(state.step, saved_step))
+            raise agreed_stop(signal, describe_stop(state.step, saved_step))
 
     # Limits
 

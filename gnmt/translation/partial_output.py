@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from gnmt.errors import InputError, counted, describe_changes
+from gnmt.errors import InputError, describe_changes, format_count
 from gnmt.fileio import folder_lock, replacing, write_atomically
 
 log = logging.getLogger(__name__)
@@ -192,12 +192,12 @@ class PartialOutput:
         num_chunks = len(self.finished_chunks())
         if not num_chunks:
             return ""
-        return f"; {self.folder} keeps {counted(num_chunks, 'chunk')}, and the same command resumes from there"
+        return f"; {self.folder} keeps {format_count(num_chunks, 'chunk')}, and the same command resumes from there"
 
     def _can_resume(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the folder's contents are of use; raises InputError if they have other settings."""
         num_chunks = len(self.finished_chunks())
-        chunks = counted(num_chunks, "chunk")
+        chunks = format_count(num_chunks, "chunk")
         if not (self.folder / _MANIFEST).exists():
             if num_chunks:
                 raise InputError(

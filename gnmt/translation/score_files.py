@@ -20,7 +20,7 @@ from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.scoring import PairScore
 from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
-from gnmt.errors import InputError, counted
+from gnmt.errors import InputError, format_count
 from gnmt.fileio import read_lines
 from gnmt.logs import progress_bar
 from gnmt.translation.formats import Origin
@@ -97,13 +97,13 @@ class Totals:
 
     def summary(self) -> str:
         """Return the totals in one line."""
-        translations = counted(self.num_translations, "translation")
+        translations = format_count(self.num_translations, "translation")
         if not self.num_tokens:
             return f"{translations} without tokens"
         mean = self.log_prob / self.num_tokens
         perplexity = math.exp(-mean) if mean > -700 else math.inf
         return (
-            f"{translations}, {counted(self.num_tokens, 'token')}, mean log-probability of a token "
+            f"{translations}, {format_count(self.num_tokens, 'token')}, mean log-probability of a token "
             f"{mean:.4f}, perplexity {perplexity:.3f}"
         )
 

@@ -27,7 +27,7 @@ import torch
 from gnmt.decoding.translator import Translator
 from gnmt.device import device_name
 from gnmt.distributed import Ranks
-from gnmt.errors import InputError, Interrupted, counted
+from gnmt.errors import InputError, Interrupted, format_count
 from gnmt.fileio import read_lines
 from gnmt.logs import format_duration, progress_bar
 from gnmt.signals import interrupt_on_sigterm
@@ -375,7 +375,7 @@ def fingerprint_texts(job: Job) -> dict[str, TextFingerprint]:
         fingerprints["prefixes"] = _fingerprint(job.prefixes)
         if fingerprints["prefixes"].num_lines != fingerprints["input"].num_lines:
             raise InputError(
-                f"{job.source} has {counted(fingerprints['input'].num_lines, 'line')} and {job.prefixes} has "
+                f"{job.source} has {format_count(fingerprints['input'].num_lines, 'line')} and {job.prefixes} has "
                 f"{fingerprints['prefixes'].num_lines}: prefixes= holds one line for each line of input=, a blank one "
                 "for no prefix"
             )
@@ -439,7 +439,7 @@ class Progress:
         if not self._shown:
             return
         earlier = f", after {self._at_start:,} that were done" if self._at_start else ""
-        num_lines = counted(self._num_done - self._at_start, "line", comma=True)
+        num_lines = format_count(self._num_done - self._at_start, "line", comma=True)
         seconds = self._seconds()
         log.info("%s: %s in %.1f s, %.1f lines per second%s", output, num_lines, seconds, self._rate(), earlier)
         if num_unfinished:
@@ -452,7 +452,7 @@ class Progress:
     def _line(self) -> str:
         rate = self._rate()
         if self._total is None or rate == 0:
-            return f"{counted(self._num_done, 'line', comma=True)} translated, {rate:.1f} lines/s"
+            return f"{format_count(self._num_done, 'line', comma=True)} translated, {rate:.1f} lines/s"
         left = format_duration((self._total - self._num_done) / rate)
         return f"{self._num_done:,} of {self._total:,} lines translated, {rate:.1f} lines/s, {left} left"
 

@@ -83,7 +83,7 @@ def test_an_error_that_only_rank_0_finds_ends_all(home):
 )
 def test_only_rank_0_and_the_failed_process_report_an_error(rank, failed_first, expected):
     ranks = Ranks(rank, 2, rank, HashStore())
-    ranks.failures.own_is_first = failed_first
+    ranks.failures.failed_first = failed_first
     with pytest.raises(expected), report_once(ranks):
         raise InputError("stopped, because rank 0 did: no more memory")
 
