@@ -271,8 +271,9 @@ def advance(
     candidates = next_candidates(log_probs_BKV, batch, suppressed_N, options, some_forced)
 
     length_B = sentences.length_B + ~sentences.done_B
-    results = finish(batch, candidates, length_B, attention_BKS, options)
-    active, decoder = extend_active(active, decoder, candidates, length_B, attention_BKS, options)
+    ends_BN = candidates.tokens_BN == EOS_ID
+    results = finish(batch, candidates, ends_BN, length_B, attention_BKS, options)
+    active, decoder = extend_active(active, decoder, candidates, ends_BN, length_B, attention_BKS, options)
     if options.pruning is not None and not options.sampling:
         active = prune(active, results, options, options.pruning)
     if some_at_limit:
@@ -324,17 +325,23 @@ def next_candidates(
 def finish(
     batch: ActiveBatch,
     candidates: Candidates,
+    ends_BN: Tensor,
     length_B: Tensor,
     attention_BKS: Tensor | None,
     options: SearchOptions,
 ) -> Hypotheses:
     """Return the results, with those of the best K candidates that end with EOS added.
 
-    length_B: |Y| of the candidates.
+    Args:
+        batch: the active batch before this step.
+        candidates: the candidates of this step.
+        ends_BN: bool, True for candidates that end with EOS.
+        length_B: int64, |Y| of the candidates.
+        attention_BKS: the attention of this step.
+        options: the search options.
     """
     beam = options.num_hypotheses
-    ends_BK = candidates.tokens_BN[:, :beam] == EOS_ID
-    finishing_BK = ends_BK & (candidates.log_prob_BN[:, :beam] > -math.inf)
+    finishing_BK = ends_BN[:, :beam] & (candidates.log_prob_BN[:, :beam] > -math.inf)
     if not finishing_BK.is_cuda and not finishing_BK.any():  # reading `any` on CUDA would wait for the device
         return batch.results
     best = Candidates(*(tensor[:, :beam] for tensor in candidates))
@@ -347,14 +354,17 @@ def extend_active(
     active: Hypotheses,
     decoder: DecoderState,
     candidates: Candidates,
+    ends_BN: Tensor,
     length_B: Tensor,
     attention_BKS: Tensor | None,
     options: SearchOptions,
 ) -> tuple[Hypotheses, DecoderState]:
-    """Return the hypotheses that stay active, the best K candidates without EOS, and their decoder state."""
+    """Return the hypotheses that stay active, the best K candidates without EOS, and their decoder state.
+
+    `decoder` is the state after this step; see `finish` for the other arguments.
+    """
     beam = options.num_hypotheses
     if beam > 1 and not options.sampling:
-        ends_BN = candidates.tokens_BN == EOS_ID
         chosen = candidates.take(ends_BN.byte().argsort(dim=1, stable=True)[:, :beam])
         decoder = decoder.reorder(chosen.parents_BN)
     else:  # each hypothesis keeps its beam index, so the state needs no reordering

@@ -71,7 +71,7 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
 
 
 def check_coverage(options: SearchOptions, has_attention: bool) -> None:
-    """Raise InputError if the options ask for a coverage penalty and the model has no attention."""
+    """Raise InputError if options.coverage_beta > 0 and the model has no attention."""
     if options.coverage_beta and not has_attention:
         raise InputError(
             f"decoding.coverage_beta is {options.coverage_beta}, but this model has no attention that aligns target "

@@ -294,8 +294,8 @@ class Translator:
         """Yield one translation for each line, in order. Lines are read a chunk (`chunk_lines`) at a time.
 
         A line without a token (blank, or only characters that the tokenizer drops) has an empty translation: text "",
-        score 0, no tokens. A line for which min_length and no_repeat_ngram leave no possible token has one that is also
-        unfinished, and a warning is logged.
+        score 0, no tokens. If min_length and no_repeat_ngram together suppress every token, the line's translation is
+        empty and unfinished, and a warning is logged.
 
         The translation of a line that was cut has the texts of its segments joined by a space, their tokens one after
         another (with EOS at the end of each), the sums of their scores and log-probabilities, and one attention matrix
@@ -380,7 +380,7 @@ class Translator:
             if not all(result.hypotheses for _, result in found):
                 log.warning(
                     "%s has no translation and stays empty: decoding.min_length and decoding.no_repeat_ngram together "
-                    "leave no possible token, or its prefix has probability 0",
+                    "suppress every token, or its prefix has probability 0",
                     location,
                 )
             found.sort(key=lambda pair: pair[0].number)
