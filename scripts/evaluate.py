@@ -8,10 +8,9 @@
 
 The scores (.json) and the translations (.txt) are written to the translations/ folder of the checkpoint's run, and the
 scores to its TensorBoard events; with output=, to that folder only. For a checkpoint outside of any run, such as
-average.pt, the folder is average.translations/ beside it. A file name holds the test set, a hash of its text, the
+average.pt, the folder is average.translations/ beside it. A file name contains the test set, a hash of its text, the
 checkpoint, decoding options that differ from the recorded ones, and a hash of the checkpoint. So no file of other text
-or of another checkpoint is overwritten. On dev, with
-the recorded decoding, BLEU equals that of training.
+or of another checkpoint is overwritten. On dev, with the recorded decoding, BLEU equals that of training.
 
 Main keys:
   checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]

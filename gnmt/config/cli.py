@@ -1,7 +1,7 @@
 """The command line of every script: Hydra composes the config, `run_command` runs main on it and sets the exit code.
 
-The second half of the module explains why Hydra could not compose a config: unknown keys are found here, all of them,
-and other errors are Hydra's own, shortened to one line.
+The second half of the module explains why Hydra could not compose a config. It finds all unknown keys and choices; for
+other errors it shortens Hydra's message to one line.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from gnmt.signals import exit_code_of, restore_ctrl_c
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 EXIT_WRONG_INPUT = 2
 RANK_0_SECONDS = 10.0
-"""How long the other ranks wait before they exit: torchrun stops all ranks, rank 0 too, as soon as one exits."""
+"""How long other ranks wait for rank 0 to print its message: torchrun stops all ranks as soon as one exits."""
 EXPERIMENT = "experiment"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
-"""What composing raises. A ValueError is Hydra's for a group that is set to a number or to null."""
+"""The exceptions of composing. Hydra raises ValueError for a group that is set to a number or to null."""
 QUOTING = (
     "Values with '=', ',', spaces, brackets or letters outside ASCII need quotes inside quotes: 'key=\"a=b\"'; "
     "lists are [a,b] without spaces"
@@ -270,7 +270,7 @@ def list_keys(cfg: Any) -> list[str]:
 
 @contextmanager
 def _composer() -> Iterator[ConfigLoader]:
-    """Inside it, `compose` reads configs/; gives the loader that lists the choices of a group."""
+    """Inside this context, `compose` reads configs/. Yields the loader that lists the choices of a group."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         yield GlobalHydra.instance().config_loader()
 

@@ -50,7 +50,6 @@ PRECISION = {"choices": _precisions}
 SEARCH_PRECISION = {"choices": _search_precisions}
 RECORDED_OR_SEARCH_PRECISION = {"choices": lambda: ("recorded", *_search_precisions())}
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
-SEED = {"range": Range(0)}
 AT_LEAST_0 = {"range": Range(0)}
 AT_LEAST_1 = {"range": Range(1)}
 PATHS = {"paths": True}
@@ -65,7 +64,7 @@ class TrainConfig:
 
     name: str | None = MISSING
     runs: str = MISSING
-    seed: int = field(default=MISSING, metadata=SEED)
+    seed: int = field(default=MISSING, metadata=AT_LEAST_0)
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=PRECISION)
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
@@ -230,7 +229,7 @@ class BenchmarkConfig:
     memory: bool = MISSING
     profile: str | None = MISSING
     output: str | None = MISSING
-    seed: int = field(default=MISSING, metadata=SEED)
+    seed: int = field(default=MISSING, metadata=AT_LEAST_0)
     device: str = field(default=MISSING, metadata=DEVICE)
     trusted_packages: list[str] = MISSING
 
