@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from gnmt.data.demo_grammar.morphology import Case, Declension
 
@@ -131,10 +132,10 @@ class Preposition:
 
 
 def _preposition(text: str) -> Preposition:
+    """Parse `in front of | vor dat`: English, German and the case."""
     english, german = text.split(" | ")
     *words, case = german.split()
-    assert case in ("acc", "dat", "gen")
-    return Preposition(english, " ".join(words), "acc" if case == "acc" else "dat" if case == "dat" else "gen")
+    return Preposition(english, " ".join(words), cast(Case, case))
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class PlaceFrame:
 
 
 def _frame(*lines: str) -> PlaceFrame:
+    """Parse prepositions with the kinds of noun after them: `on | auf dat | chair bench`."""
     choices = []
     for line in lines:
         head, kinds = line.rsplit(" | ", 1)
