@@ -86,7 +86,9 @@ def read_description(contents: Mapping[str, Any], origin: str) -> tuple[dict[str
         config["model"]
         return config, Tokenizers.from_checkpoint(contents["tokenizers"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{origin} has a malformed config or tokenizer entry: {first_line(error)}") from None
+        raise InputError(
+            f"{origin} has a malformed config or tokenizer entry: {first_line(error)}; use another checkpoint"
+        ) from None
 
 
 def build_model(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gnmt.batch import Batch
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, git_revision, read_checkpoint, software_versions
-from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights
+from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights, read_description
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
@@ -38,7 +38,7 @@ from gnmt.device import (
     set_onednn_cache_capacity,
 )
 from gnmt.distributed import Ranks, current_ranks, ending_together
-from gnmt.errors import InputError, first_line, format_count
+from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.fileio import write_atomically
 from gnmt.model.seq2seq import Seq2Seq
@@ -291,14 +291,7 @@ def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, A
         raise InputError(f"initialize_from: {error}") from None
     if not contents["preprocessed_folder"]:
         return contents  # an imported checkpoint: `load_initial_weights` refuses it by its tokenizers
-    try:
-        recorded = {"model": json.loads(contents["config"])["model"]}
-        tokenizers = Tokenizers.from_checkpoint(contents["tokenizers"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"initialize_from={path} has a malformed config or tokenizer entry ({first_line(error)}): use another "
-            "checkpoint"
-        ) from None
+    recorded, tokenizers = read_description(contents, f"initialize_from={path}")
     try:
         model = build_on_meta_device(
             config["model"], tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size
@@ -308,7 +301,7 @@ def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, A
         mismatch = str(error)
     if mismatch is None:
         return contents
-    changes = changed_settings(recorded, {"model": config["model"]})
+    changes = changed_settings({"model": recorded["model"]}, {"model": config["model"]})
     if not changes:
         raise InputError(f"initialize_from={path}: its weights do not fit the model: {mismatch}")
     raise InputError(
