@@ -50,4 +50,4 @@ def test_all_commands_work_from_another_folder(tiny, tmp_path) -> None:
 def test_wrong_input_ends_a_process_with_code_2_and_one_message(tmp_path) -> None:
     done = process("translate", "checkpoint=no.pt", "input=-", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"error: checkpoint no.pt is not a file; no *.pt lies in . either\n"
+    assert done.stderr == b"error: checkpoint no.pt is not a file; . has no *.pt either\n"
