@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gnmt.logs import StderrHandler, format_duration, progress_bar
+from gnmt.logs import StderrHandler, configure_logging, format_duration, progress_bar
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,31 @@ def test_a_log_line_needs_no_tqdm():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "update 7\n"
+
+
+def test_log_messages_go_to_stderr_and_to_the_run_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging(tmp_path / "old" / "train.log")
+    configure_logging(tmp_path / "new" / "train.log")
+    logging.getLogger("gnmt.x").info("step 1")
+    logging.getLogger("gnmt.x").warning("slow")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "step 1\nwarning: slow\n")
+    lines = (tmp_path / "new" / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO gnmt.x: step 1", "WARNING gnmt.x: slow"]
+    assert (tmp_path / "old" / "train.log").read_text(encoding="utf-8") == ""
+
+
+def test_rank_0_logs_and_the_other_ranks_only_warn(monkeypatch, capsys):
+    for rank in ("0", "3"):
+        monkeypatch.setenv("RANK", rank)
+        configure_logging()
+        logging.getLogger("gnmt").info("update 1 of rank %s", rank)
+        logging.getLogger("gnmt").warning("rank %s is short of memory", rank)
+    monkeypatch.delenv("RANK")
+    configure_logging()
+    assert capsys.readouterr().err.splitlines() == [
+        "update 1 of rank 0",
+        "warning: rank 0 is short of memory",
+        "warning: rank 3: rank 3 is short of memory",
+    ]

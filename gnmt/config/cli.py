@@ -206,7 +206,7 @@ def explain(
     """Return what is wrong with the overrides of a command line, one line for each error.
 
     All unknown keys and unknown choices are reported, and with them the values that the check of the config refuses.
-    Of other errors of composition only the first is reported, in Hydra's words.
+    Of other errors of composition only the first is reported, with Hydra's message.
 
     Args:
         error: what Hydra raised; None if it has not composed the config yet.

@@ -1,7 +1,7 @@
 """The root keys of every command's config, with their types.
 
-The metadata of a key says what a type cannot: a range, choices, a pattern, or that the value is a component. The groups
-below it have no schema of their own: their ranges and choices are annotations of the constructors.
+The metadata of a key holds what a type cannot express: a range, choices, a pattern, or the class of a component. Keys
+inside a component have no schema here; their ranges and choices are annotations of its constructor.
 """
 
 from __future__ import annotations

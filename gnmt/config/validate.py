@@ -1,8 +1,8 @@
 """Validation of configs: classes, keywords, types, ranges and choices, before any file or device is touched.
 
-`check_config` judges a whole config by its schema (gnmt.config.schema). `check_component` judges a node with `_target_`
-by the signature of its class, and `check_value` a plain value by a type annotation. All errors are collected; each is
-a line "key: value found, what is allowed, how to fix it".
+`check_config` checks a composed config by its schema (gnmt.config.schema), `check_component` a node with `_target_` by
+the signature of its class, and `check_value` a plain value by a type annotation. All errors are collected. Each is one
+line "key: value found, what is allowed, how to fix it".
 """
 
 from __future__ import annotations

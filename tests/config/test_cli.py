@@ -19,7 +19,6 @@ from gnmt.config.cli import run_command as run_main
 from gnmt.config.run_folder import current_run_folder
 from gnmt.config.validate import RENAMED
 from gnmt.errors import InputError, Interrupted
-from gnmt.logs import configure_logging
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -439,33 +438,3 @@ def test_as_a_process_from_any_folder(tmp_path: Path) -> None:
             assert head.stderr is not None
             head.stdout.close()
             assert head.stderr.read().replace(b"logged\n", b"") == b""
-
-
-def test_log_messages_go_to_stderr_and_to_the_run_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    configure_logging(tmp_path / "old" / "train.log")
-    configure_logging(tmp_path / "new" / "train.log")
-    logging.getLogger("gnmt.x").info("step 1")
-    logging.getLogger("gnmt.x").warning("slow")
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "step 1\nwarning: slow\n")
-    lines = (tmp_path / "new" / "train.log").read_text(encoding="utf-8").splitlines()
-    assert [line.split(" ", 2)[2] for line in lines] == ["INFO gnmt.x: step 1", "WARNING gnmt.x: slow"]
-    assert (tmp_path / "old" / "train.log").read_text(encoding="utf-8") == ""
-
-
-def test_rank_0_logs_and_the_other_ranks_only_warn(monkeypatch, capsys):
-    for rank in ("0", "3"):
-        monkeypatch.setenv("RANK", rank)
-        configure_logging()
-        logging.getLogger("gnmt").info("update 1 of rank %s", rank)
-        logging.getLogger("gnmt").warning("rank %s is short of memory", rank)
-    monkeypatch.delenv("RANK")
-    configure_logging()
-    assert capsys.readouterr().err.splitlines() == [
-        "update 1 of rank 0",
-        "warning: rank 0 is short of memory",
-        "warning: rank 3: rank 3 is short of memory",
-    ]
