@@ -205,6 +205,7 @@ def test_the_check_reports_all_errors_at_once() -> None:
         ("train", ["device=gpu"], 'device: found "gpu", allowed is auto, cpu, cuda or cuda:N'),
         ("train", ["seed=-1"], "seed: found -1, allowed is a whole number of at least 0"),
         ("train", ["optimizer.lr=fast"], 'optimizer.lr: found "fast", allowed is a number\n'),
+        ("train", ["trainer.subword_regularization=1.5"], "found 1.5, allowed is a number of at least 0 and at most 1"),
         ("train", ["data=files"], "data.train names no files"),
         ("train", ["model._target_=os.system"], "model._target_: found os.system, which lies outside"),
         ("train", ["model._target_=torch.optim.SGD"], "allowed is gnmt.model.seq2seq.Seq2Seq or a class derived"),
