@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -177,9 +178,9 @@ def _warn_of_boxes() -> None:
     )
 
 
-class _no_glyph_warnings(warnings.catch_warnings):  # noqa: N801
-    """Suppresses matplotlib's warning for each missing glyph; `_warn_of_boxes` replaces them all."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+@contextmanager
+def _no_glyph_warnings() -> Iterator[None]:
+    """Suppress matplotlib's warning for each missing glyph; `_warn_of_boxes` replaces them all."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield

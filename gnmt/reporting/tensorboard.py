@@ -35,7 +35,7 @@ _NUMBERS = itertools.count()  # for unique file names
 
 
 class Reporter:
-    """Writes events to a folder; call `close` at the end, or use it as a context manager.
+    """Write events to a folder; call `close` at the end, or use it as a context manager.
 
     Args:
         folder: Folder of the event file. Both are made at the first report.

@@ -1,1 +1,1 @@
-"""Translation and scoring of files: what the commands translate.py and score.py do."""
+"""Translation and scoring of files: the work of the commands translate.py and score.py."""

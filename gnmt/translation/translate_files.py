@@ -37,12 +37,12 @@ from gnmt.translation.partial_output import PartialOutput
 
 log = logging.getLogger(__name__)
 
-_LOG_SECONDS = 60.0  # between two log lines where no progress bar is drawn
+_LOG_SECONDS = 60.0  # between two log lines if no progress bar is drawn
 
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What a translator was made from.
+    """The checkpoints and options that a translator was made from.
 
     Args:
         checkpoints: Paths of the checkpoint files.
@@ -294,7 +294,7 @@ class TranslatedChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkTranslator:
-    """Translates a chunk and formats the result: a pure function of the chunk and the settings."""
+    """Translate chunks and format the results; a result depends only on the chunk and the settings."""
 
     translator: Translator
     output_format: OutputFormat
@@ -406,7 +406,7 @@ def read_unchanged(path: str, fingerprint: TextFingerprint) -> Iterator[str]:
 
 
 class Progress:
-    """Counts the lines of one input and reports them by a progress bar or, without a terminal, by log lines.
+    """Count the finished lines of one input, and report them by a progress bar or, without a terminal, by log lines.
 
     Args:
         total: Number of lines, None if unknown.

@@ -1,9 +1,9 @@
-"""Kills translate.py at random moments, lets it go on each time, and compares with a translation left in peace.
+"""Kill translate.py at random moments, resume it each time, and compare with an uninterrupted translation.
 
   python tests/by_hand/kill_translate.py runs/demo/best.pt a.en 10
 
-Run by hand: a start of the program takes seconds. SIGKILL comes after a random share of the time that the undisturbed
-command takes, so at the start, between chunks, in the middle of a write, or not at all when the rest was short.
+Run it by hand: each start takes seconds. SIGKILL is sent after a random fraction of the time that the uninterrupted
+command takes: at the start, between chunks, during a write, or not at all if the rest was short.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(checkpoint: str, text: str, num_kills: int) -> None:
         start = time.monotonic()
         assert run(checkpoint, text, expected).wait() == 0
         seconds = time.monotonic() - start
-        print(f"undisturbed: {seconds:.1f} s")
+        print(f"uninterrupted: {seconds:.1f} s")
         dice = random.Random(1)
         killed = 0
         while killed < num_kills:
@@ -41,11 +41,11 @@ def main(checkpoint: str, text: str, num_kills: int) -> None:
                 continue
             assert process.returncode == 0, process.returncode
             check(found, expected)
-            print("complete before it was killed, and equal: begins anew")
+            print("complete before it was killed, and equal: starts from scratch")
             found.unlink()
         assert run(checkpoint, text, found).wait() == 0
         check(found, expected)
-        print(f"killed {killed} times, continued to the end: byte for byte the same, {found.stat().st_size} bytes")
+        print(f"killed {killed} times, resumed to the end: the same bytes, {found.stat().st_size} bytes")
 
 
 def run(checkpoint: str, text: str, output: Path) -> subprocess.Popen[bytes]:

@@ -69,11 +69,11 @@ def test_killed_and_resumed_by_two_processes(tiny, tmp_path) -> None:
     said = run(TORCHRUN, [*settings, "output=a.jsonl"], tmp_path)
     assert f"a.jsonl: {256 * done} of 1280 lines are done, resuming from" in said
     assert not partial.exists()
-    run(alone, [*settings, "output=whole.jsonl"], tmp_path)
+    run(alone, [*settings, "output=complete.jsonl"], tmp_path)
     output = (tmp_path / "a.jsonl").read_bytes()
-    assert output == (tmp_path / "whole.jsonl").read_bytes()
+    assert output == (tmp_path / "complete.jsonl").read_bytes()
     assert [json.loads(line)["source"] for line in output.decode().splitlines()] == lines
-    assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.jsonl", "whole.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.jsonl", "complete.jsonl"}
 
 
 def test_an_error_ends_all_processes_with_its_message(tiny, tmp_path) -> None:
