@@ -1,4 +1,8 @@
-"""Device, precision, deterministic kernels, and the settings of oneDNN and of the memory allocator."""
+"""Choice of device and precision, and process-wide settings of oneDNN, the memory allocator and deterministic kernels.
+
+`choose_device` and `choose_precision` turn the config values `device` and `precision` into objects. The other functions
+are independent of each other and stand in sections of their own.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,19 @@ from gnmt.errors import InputError
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-"""The choices of `precision` in training."""
+"""Values of `precision` in training."""
 
 SEARCH_PRECISIONS = (*PRECISIONS, "int8")
-"""The choices of `precision` in translation and scoring, where weights may be quantized."""
+"""Values of `precision` in translation and scoring, where weights may be quantized."""
 
 
 # Device
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device with this name; "auto" is CUDA if it is available, else the CPU.
+    """Return the device with this name; "auto" is CUDA if available, otherwise the CPU.
 
-    Raises InputError for a name or a device that does not exist.
+    Raises InputError if the name or the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the product name of the GPU or the processor."""
+    """Return the product name of the GPU or the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(torch.cpu.get_capabilities()["cpu_name"])
@@ -56,17 +60,18 @@ def device_name(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format of matrix products: fp32, tf32, bf16, fp16 or int8.
+    """Number format of matrix products on a device: fp32, tf32, bf16, fp16 or int8.
 
-    In training, weights stay in fp32 and products run in this format by autocast. For search,
-    gnmt.decoding.engine.inference_copy copies the model with weights in this format; int8 exists only there.
+    In training, the weights stay in fp32 and autocast runs the products in this format. For search,
+    gnmt.decoding.engine.inference_copy makes a copy of the model with weights in this format. Only search supports
+    int8.
     """
 
     name: str
     device: torch.device
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context in which forward passes run."""
+        """Return the context manager in which forward passes run."""
         if self.name in ("fp32", "tf32", "int8"):
             return nullcontext()
         dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
@@ -74,10 +79,10 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision with this name; "auto" is bf16 if the hardware multiplies in it, else fp32.
+    """Return the precision with this name; "auto" is bf16 if the hardware multiplies in bf16, otherwise fp32.
 
-    If torch or the processor lacks fast int8 products, int8 becomes fp32 with a warning. Also sets the process's TF32
-    switches. Raises InputError for an unknown name, and for a precision that the device does not have.
+    Where int8 products are not fast and exact, int8 becomes fp32 with a warning. The call also sets the TF32 switches
+    of the process. Raises InputError if the name is unknown or the device does not support the precision.
     """
     if name not in SEARCH_PRECISIONS:
         raise InputError(f"precision={name} is unknown: choose one of {', '.join(SEARCH_PRECISIONS)}")
@@ -85,8 +90,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         name = "bf16" if has_fast_bf16(device) else "fp32"
     if name in ("tf32", "fp16") and device.type != "cuda":
         raise InputError(f"precision={name} needs a CUDA device, this run is on {device}: use precision=bf16 or fp32")
-    if name == "int8" and (missing := missing_for_int8(device)):
-        log.warning("precision=int8 runs as fp32 here: %s", missing)
+    if name == "int8" and (obstacle := missing_for_int8(device)):
+        log.warning("precision=int8 runs as fp32 here: %s", obstacle)
         name = "fp32"
     # Set for every precision: a second run in the same process must not inherit the setting of the first.
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
@@ -96,7 +101,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the hardware multiplies in bf16. Elsewhere bf16 is emulated and slower than fp32."""
+    """Return True if the hardware multiplies in bf16. Emulated bf16 is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -104,11 +109,11 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def missing_for_int8(device: torch.device) -> str | None:
-    """Return what the device lacks for fast and exact int8 products; None if it lacks nothing."""
+    """Return the reason why int8 products are not fast and exact on this device; None if they are."""
     if device.type != "cpu":
-        return f"int8 is for CPUs, this run is on {device}; precision=bf16 is the fast one there"
+        return f"int8 is for CPUs, this run is on {device}; use precision=bf16 there"
     if not onednn_dtypes():
-        return "this build of torch has no oneDNN, which multiplies the integers"
+        return "this build of torch has no oneDNN, whose int8 kernels are needed"
     # Without VNNI instructions, products of 8-bit integers are accumulated in 16 bits, which overflow.
     capabilities = torch.cpu.get_capabilities()
     if not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")):
@@ -120,27 +125,27 @@ def missing_for_int8(device: torch.device) -> str | None:
 
 
 def onednn_dtypes() -> tuple[torch.dtype, ...]:
-    """Return the types that oneDNN multiplies on this processor, emulated ones included; none without oneDNN."""
+    """Return the dtypes that oneDNN multiplies on this CPU, including emulated ones; () without oneDNN."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
     return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
-def set_onednn_cache_capacity(number: int | None) -> None:
-    """Set how many compiled kernels oneDNN keeps; None keeps its default of 1,024.
+def set_onednn_cache_capacity(capacity: int | None) -> None:
+    """Set the number of compiled kernels that oneDNN keeps; None leaves its default of 1,024.
 
-    oneDNN compiles a kernel for each shape of an LSTM or a matrix product on a CPU, which takes about a millisecond. A
-    corpus in batches of more shapes than the cache holds compiles them again in every epoch. A kernel takes memory:
-    about 0.6 MB for an LSTM with 256 units. Call this before the first matrix product of the process. A value in the
-    environment (ONEDNN_PRIMITIVE_CACHE_CAPACITY) takes precedence.
+    On a CPU, oneDNN compiles a kernel for each shape of an LSTM or a matrix product, in about a millisecond. If the
+    batches of a corpus have more shapes than the cache holds, kernels are compiled again in every epoch. Each kernel
+    takes memory: about 0.6 MB for an LSTM with 256 units. Call this before the first matrix product of the process. The
+    environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY takes precedence.
     """
-    if number is not None:
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(number))
+    if capacity is not None:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(capacity))
 
 
 # Memory
 
-# Messages of plain RuntimeErrors (and of OSErrors) about memory that torch's own OutOfMemoryError does not cover.
+# Parts of the messages of RuntimeErrors and OSErrors that mean out-of-memory but are no torch.OutOfMemoryError.
 _OUT_OF_MEMORY_MESSAGES = (
     "not enough memory",
     "can't allocate memory",
@@ -154,58 +159,61 @@ _OUT_OF_MEMORY_MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether Python, torch or a library under it has failed to allocate memory."""
+    """Return True if the error means that Python, torch or one of its libraries could not allocate memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES)
 
 
-# Updates of smaller models are so short that returning memory to the system would double their time.
 LARGE_MODEL_PARAMETERS = 100_000_000
-_MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
+"""`return_freed_memory` applies from this size. Updates of smaller models are so short that it would double their
+time."""
+
 _M_MMAP_THRESHOLD = -3  # constant of glibc's malloc.h
-_RETURNED_BYTES = 1 << 20
+_MMAP_THRESHOLD_BYTES = 1 << 20
 
 
 def return_freed_memory(num_parameters: int, device: torch.device) -> bool:
-    """Make glibc return tensors of a megabyte or more to the system when they are freed; return whether it does.
+    """Make glibc return the memory of tensors of 1 MiB or more to the system when they are freed.
 
-    By default glibc keeps the memory of activations for later use. An update of 193 million parameters then holds
-    twice as much memory above weights, gradients and optimizer state, and is no faster. This applies only to models
-    of LARGE_MODEL_PARAMETERS or more, on a CPU, with glibc, and without MALLOC_MMAP_THRESHOLD_ in the environment. It
-    holds for the rest of the process.
+    By default glibc keeps the memory of activations for later use. With 193 million parameters, an update then holds
+    twice as much memory on top of weights, gradients and optimizer state, and is no faster.
+
+    The setting is made only for models of at least LARGE_MODEL_PARAMETERS, on a CPU, with glibc, and if
+    MALLOC_MMAP_THRESHOLD_ is not in the environment. It holds for the rest of the process. Returns True if it was made.
     """
     if num_parameters < LARGE_MODEL_PARAMETERS or device.type != "cpu" or sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None or _MMAP_THRESHOLD in os.environ:
+    if mallopt is None or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES))
 
 
 # Deterministic kernels
 
-# cuBLAS workspaces with which cuDNN's LSTM accumulates in the same order each time.
-DETERMINISTIC_WORKSPACES = (":16:8", ":4096:2")
+# cuBLAS workspaces with which cuDNN's LSTM sums in the same order each time.
+_DETERMINISTIC_WORKSPACES = (":16:8", ":4096:2")
 
 
 @contextmanager
-def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Make operations inside this context return the same bits each time, on CUDA too; do nothing unless `wanted`.
+def deterministic_kernels(enabled: bool) -> Iterator[None]:
+    """Make operations inside this context return the same bits each time, on CUDA too. Do nothing unless `enabled`.
 
-    Raises InputError for an operation without a deterministic kernel, and for a contradicting
-    CUBLAS_WORKSPACE_CONFIG in the environment.
+    Raises InputError if an operation has no deterministic kernel, or if CUBLAS_WORKSPACE_CONFIG in the environment
+    allows nondeterministic ones.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
-    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES[0])
-    if workspace not in DETERMINISTIC_WORKSPACES:
+    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _DETERMINISTIC_WORKSPACES[0])
+    if workspace not in _DETERMINISTIC_WORKSPACES:
         raise InputError(
             f"deterministic=true: found CUBLAS_WORKSPACE_CONFIG={workspace} in the environment, allowed is "
-            f"{' or '.join(DETERMINISTIC_WORKSPACES)}: remove it, or set deterministic=false"
+            f"{' or '.join(_DETERMINISTIC_WORKSPACES)}: remove it, or set deterministic=false"
         )
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    previous_torch = torch.are_deterministic_algorithms_enabled()
+    previous_cudnn = torch.backends.cudnn.deterministic
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     try:
@@ -219,5 +227,5 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
             "use model components that do not need it"
         ) from error
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.deterministic = before[1]
+        torch.use_deterministic_algorithms(previous_torch)
+        torch.backends.cudnn.deterministic = previous_cudnn

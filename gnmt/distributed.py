@@ -1,12 +1,12 @@
-"""Processes of one torchrun job: ranks, barriers, collectives, and how the failure of one process ends all.
+"""The processes of a torchrun job: ranks, barriers, collectives, and propagation of failures.
 
-`Ranks` is this process's view of the group. Its barriers pass through torchrun's key-value store, so a process may wait
-there for as long as data is being preprocessed. Its collectives need the process group of torch.distributed, whose
-calls time out.
+`Ranks` identifies this process and communicates with the others. Its barriers use torchrun's key-value store and have
+no time limit, because rank 0 may preprocess data for hours. Its collectives use the process group of torch.distributed,
+whose calls time out.
 
-`Failures` is the failure protocol. The process that fails writes its message to the store. The others read it at their
-next barrier or check, or their `Watchdog` does while they hang in a collective, and all of them end. `ending_together`
-and `report_once` wrap the work of training and of translation in this protocol, so that the error is printed once.
+`Failures` ends all processes when one fails. The failed process writes its message to the store. The others read it at
+their next barrier or check, and a `Watchdog` thread ends a process that hangs in a collective. `ending_together` wraps
+a training in this protocol, and `report_once` wraps a translation, so that the error is printed once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from gnmt.errors import InputError, Interrupted
@@ -33,33 +33,41 @@ from gnmt.signals import ignore_signals
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
-"""All processes of a job must have started within this time."""
+"""Time limit for the start of all processes of a job."""
+
 COLLECTIVE_MINUTES = 30
-"""A collective fails when a process has not joined it for this long, which means that it hangs."""
+"""Time limit of a collective. A process that has not joined it by then hangs."""
+
 WATCH_SECONDS = 1.0
-"""A `Watchdog` checks for failures at this interval."""
+"""Interval at which a `Watchdog` checks for failures."""
+
 GRACE_SECONDS = 10.0
-"""When another process has failed, a process may take this long to end, counted from the end of its last write."""
+"""Time in which a process must end after another has failed, counted from its last write to the disk."""
+
 WRITING_SECONDS = 600.0
-"""When another process has failed, a process may take this long to end, including all writes to the disk."""
+"""Time in which a process must end after another has failed, including all its writes to the disk."""
+
 EXIT_SECONDS = 60.0
-"""`Ranks.wait_before_exit` waits at most this long for the other processes."""
+"""Time limit of `Ranks.wait_before_exit`."""
+
 THREADS_SECONDS = 0.5
-"""The threads of a destroyed process group release what they have sent within this time."""
+"""Time in which the threads of a destroyed process group release their tensors."""
+
 _POLL_SECONDS = 0.1
+_FAILURE_KEY = "failed"
 
 
 class Ranks:
-    """The processes of a job: this one has `rank` of `world_size`, and `local_rank` on its machine.
+    """The rank of this process, and its communication with the other processes of the job.
 
-    All ranks must make the same calls of barriers (`wait_for_rank_0`, `wait_for_all`, `counter`, `process_group`,
-    `wait_before_exit`) and collectives in the same order. `failures` is their failure protocol.
+    All ranks must call the barriers (`wait_for_rank_0`, `wait_for_all`, `counter`, `process_group`, `wait_before_exit`)
+    and the collectives in the same order. `failures` propagates the failure of one process to the others.
 
     Args:
-        rank: Number of this process, from 0.
+        rank: Rank of this process, from 0.
         world_size: Number of processes.
-        local_rank: Number of this process among those on its machine.
-        store: Key-value store of all processes; a process that runs alone needs none.
+        local_rank: Rank of this process among those on its machine.
+        store: Key-value store shared by all processes. A process that runs alone needs none.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
@@ -69,12 +77,12 @@ class Ranks:
         self.world_size = world_size
         self.local_rank = local_rank
         self.failures = Failures(rank, store)
-        self._store = store
+        self._store = HashStore() if store is None else store
         self._num_barriers = 0
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """Return the ranks that torchrun describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+        """Connect to the job that torchrun describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
         Without these variables the process runs alone. Raises InputError if the processes cannot connect.
         """
@@ -89,11 +97,11 @@ class Ranks:
 
     @property
     def is_rank_0(self) -> bool:
-        """True for the one process that writes and logs."""
+        """True for the process that writes files and logs."""
         return self.rank == 0
 
     def local_device_name(self, name: str) -> str:
-        """Return the value of `device=` for this process: `cuda` (or auto, with CUDA) becomes its local GPU."""
+        """Return the name of this process's device: in a job, "cuda", or "auto" with CUDA, becomes the local GPU."""
         if self.world_size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
             return f"cuda:{self.local_rank}"
         return name
@@ -101,44 +109,33 @@ class Ranks:
     # Barriers
 
     def wait_for_rank_0(self, message: str = "") -> str:
-        """Wait until rank 0 has reached this call, and return rank 0's message; rank 0 does not wait."""
+        """Wait until rank 0 has reached this call, and return rank 0's message. Rank 0 does not wait."""
         name = self._next_barrier()
-        if self._store is None:
-            return message
-        store = self._store
         if self.is_rank_0:
-            store.set(name, message)
+            self._store.set(name, message)
             return message
-        self._wait_until(lambda: store.check([name]))
-        return store.get(name).decode()
+        self._wait_until(lambda: self._store.check([name]))
+        return self._store.get(name).decode()
 
     def wait_for_all(self) -> None:
-        """Let rank 0 wait until all other ranks have reached this call; the others do not wait."""
+        """On rank 0, wait until all other ranks have reached this call. The other ranks do not wait."""
         name = self._next_barrier()
-        if self._store is None:
-            return
-        store = self._store
         if self.is_rank_0:
             others = [f"{name}/{rank}" for rank in range(1, self.world_size)]
-            self._wait_until(lambda: store.check(others))
+            self._wait_until(lambda: self._store.check(others))
         else:
-            store.set(f"{name}/{self.rank}", "")
+            self._store.set(f"{name}/{self.rank}", "")
 
     def counter(self) -> Callable[[int], int]:
-        """Return a counter shared by all ranks: called with a number, it adds it and returns the sum over all ranks."""
-        name = self._next_barrier()
-        if self._store is None:
-            return _LocalCounter()
-        return functools.partial(self._store.add, name)
+        """Return a counter that all ranks share. Called with a number, it adds the number and returns the new sum."""
+        return functools.partial(self._store.add, self._next_barrier())
 
     def wait_before_exit(self) -> None:
-        """Wait at the end of the work until all ranks have come here, but at most EXIT_SECONDS.
+        """Wait at the end of the work until all ranks have reached this call, for at most EXIT_SECONDS.
 
-        Rank 0 may host the store. It waits for all others, and they wait for its answer, so that no process loses the
-        store while it still reads it.
+        Rank 0 may host the store. It waits for all others, and they wait for its reply, so that no process loses the
+        store while it still reads from it.
         """
-        if self._store is None:
-            return
         deadline = time.monotonic() + EXIT_SECONDS
         name = self._next_barrier()
         try:
@@ -150,7 +147,7 @@ class Ranks:
             while not self._store.check([f"{name}/rank-0"]) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
         except DistError:
-            pass  # rank 0 has ended, and the store with it
+            pass  # rank 0 has ended, and with it the store
 
     def _next_barrier(self) -> str:
         self._num_barriers += 1
@@ -167,9 +164,9 @@ class Ranks:
 
     @contextmanager
     def process_group(self, device: torch.device) -> Iterator[None]:
-        """Join the process group of torch.distributed: gloo on CPUs, NCCL between GPUs.
+        """Join the process group of torch.distributed, with gloo on CPUs and NCCL between GPUs.
 
-        After a failure the group is not destroyed, because other processes may never reach that call.
+        After a failure the group is not destroyed, because destroying it would wait for processes that hang.
         """
         if self.world_size == 1:
             yield
@@ -177,7 +174,6 @@ class Ranks:
         on_cuda = device.type == "cuda"
         if on_cuda:
             torch.cuda.set_device(device)
-        assert self._store is not None
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
             store=PrefixStore(self._next_barrier(), self._store),
@@ -194,7 +190,7 @@ class Ranks:
         _destroy_process_group()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in their order, on every rank."""
+        """Return the values of all ranks, ordered by rank. Every rank gets the list."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -202,7 +198,7 @@ class Ranks:
         return values
 
     def from_rank_0(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
+        """Return the value of rank 0 on every rank."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -212,40 +208,29 @@ class Ranks:
 
 def _destroy_process_group() -> None:
     dist.destroy_process_group()
-    # The wrapper of the model holds the last reference to the group. When it is freed, the group's threads are joined
-    # while Python's lock is held. A thread that has yet to release a tensor would wait for that lock: a deadlock.
+    # The DDP wrapper of the model holds the last reference to the group. When the wrapper is freed, the threads of the
+    # group are joined while the GIL is held. A thread that still has to release a tensor needs the GIL: a deadlock.
     time.sleep(THREADS_SECONDS)
-
-
-class _LocalCounter:
-    """The counter of a process that runs alone."""
-
-    def __init__(self) -> None:
-        self._sum = 0
-
-    def __call__(self, number: int) -> int:
-        self._sum += number
-        return self._sum
 
 
 @functools.cache
 def current_ranks() -> Ranks:
-    """Return the ranks of this job. One object serves the whole process, because it counts the barriers."""
+    """Return the `Ranks` of this job. The process has only one, because the object numbers the barriers."""
     return Ranks.from_environment()
 
 
 def fresh_store(store: Store, rank: int, world_size: int) -> Store:
-    """Return the store under a prefix that is new, and the same on all ranks.
+    """Return the store with a new key prefix on which all ranks agree.
 
     torchrun keeps its store when it restarts failed processes, and the number of restarts may differ between machines.
-    The keys of earlier processes must not be read as keys of the present ones. Therefore each other rank writes a
-    random number of its own, and rank 0 answers that number with the prefix, until all have received it.
-    Raises InputError if not all processes start in time.
+    Without a new prefix, the keys of earlier processes would be read as keys of the current ones. Rank 0 chooses the
+    prefix. Each other rank writes a random number, and rank 0 writes the prefix under that number, until all ranks have
+    received it. Raises InputError if not all processes start within START_SECONDS.
     """
     own = secrets.token_hex(8)
     deadline = time.monotonic() + START_SECONDS
 
-    def wait() -> None:
+    def poll() -> None:
         if time.monotonic() > deadline:
             raise InputError(
                 f"not all of the {world_size} processes have started within {START_SECONDS:.0f} seconds: "
@@ -256,86 +241,85 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
     if rank > 0:
         store.set(f"hello-{rank}", own)
         while not store.check([f"welcome-{own}"]):
-            wait()
+            poll()
         prefix = store.get(f"welcome-{own}").decode()
         store.add(f"received-{prefix}", 1)
         return PrefixStore(prefix, store)
     while store.add(f"received-{own}", 0) < world_size - 1:
-        for hello in (f"hello-{other}" for other in range(1, world_size)):
-            if store.check([hello]):
-                store.set(f"welcome-{store.get(hello).decode()}", own)
-        wait()
+        for other in range(1, world_size):
+            if store.check([f"hello-{other}"]):
+                store.set(f"welcome-{store.get(f'hello-{other}').decode()}", own)
+        poll()
     return PrefixStore(own, store)
 
 
 class Failures:
-    """The failure protocol of a job: the message of the first process that failed, in the store of all.
+    """Failure protocol of a job: ends all processes with the message of the process that failed first.
 
-    store: None for a process that runs alone, which has no others to end.
+    `store` is None for a process that runs alone.
     """
 
     def __init__(self, rank: int, store: Store | None) -> None:
         self.failed_first = False
-        """True if the failure that ends all processes is this process's own."""
+        """True if this process failed before all others."""
         self._rank = rank
         self._store = store
         self._concluded = False
 
     def message(self) -> str | None:
-        """Return the message of the failed process, which may be this one; None while all work."""
+        """Return the message of the process that failed first, which may be this one; None if none has failed."""
         return None if self._store is None else _failure_in(self._store)
 
     def check(self) -> None:
-        """Raise InputError if another process has failed; long work without barriers calls this now and then."""
+        """Raise InputError if a process has failed. Call this regularly in long work without barriers."""
         message = self.message()
         if message is not None:
             raise InputError(message)
 
     @contextmanager
     def propagated(self) -> Iterator[None]:
-        """End the other processes, at their next check or barrier, if an exception leaves this context."""
+        """End the other processes, at their next check or barrier, if an exception is raised in this context."""
         self._concluded = False
         try:
             yield
         except BaseException as error:
             if self._store is not None and not self._concluded:
                 try:
-                    # The count decides between two processes that fail at the same time.
+                    # The counter orders two processes that fail at the same time.
                     self.failed_first = self._store.add("failed ranks", 1) == 1
                     if self.failed_first:
                         message = str(error) or type(error).__name__
-                        self._store.set(_FAILED, f"stopped, because rank {self._rank} did: {message}")
+                        self._store.set(_FAILURE_KEY, f"stopped, because rank {self._rank} did: {message}")
                 except DistError:
-                    pass  # the other processes have ended; the error itself is raised below
+                    pass  # the other processes have ended already
             raise
 
     def conclude(self) -> None:
-        """End the propagation inside `propagated`: the work is done, or all processes have agreed to stop."""
+        """Stop the propagation of `propagated`, because the work is done or all processes have agreed to stop."""
         self._concluded = True
 
     def watchdog(self, is_writing: Callable[[], bool]) -> Watchdog:
-        """Return a watchdog over this protocol; see `Watchdog`."""
+        """Return a `Watchdog` with its own connection to the store. Rank 0's watchdog logs the failure."""
         assert self._store is not None
         return Watchdog(self._store.clone(), self._rank == 0, is_writing)  # type: ignore[attr-defined]
 
 
-_FAILED = "failed"
-
-
 def _failure_in(store: Store) -> str | None:
+    """Return the message of the failure that is recorded in the store; None if there is none."""
     try:
-        return store.get(_FAILED).decode() if store.check([_FAILED]) else None
+        return store.get(_FAILURE_KEY).decode() if store.check([_FAILURE_KEY]) else None
     except DistError:
         return "the other processes have ended; the first error message says why"
 
 
 class Watchdog(threading.Thread):
-    """A thread that ends this process if another has failed and this one hangs, as in a collective.
+    """Thread that ends this process if another process has failed and this one hangs, for example in a collective.
 
     Args:
-        store: A connection of its own, because the process may be waiting in another one.
-        reports: Whether to log the failure.
-        is_writing: Returns whether something is being written that would be lost with the process, as a checkpoint.
+        store: A connection that only this thread uses, because the main thread may be blocked in its own.
+        reports: If True, log the failure.
+        is_writing: Returns True while a file is being written that would be lost with the process, such as a
+            checkpoint.
     """
 
     def __init__(self, store: Store, reports: bool, is_writing: Callable[[], bool] = lambda: False) -> None:
@@ -346,23 +330,25 @@ class Watchdog(threading.Thread):
         self._dismissed = threading.Event()
 
     def run(self) -> None:
+        """Check the store until `dismiss` is called or a process has failed."""
         while not self._dismissed.wait(WATCH_SECONDS):
             message = _failure_in(self._store)
-            if message is not None:
-                if not self._dismissed_in_time():
-                    if self._reports:
-                        log.error("%s", message)
-                    logging.shutdown()
-                    os._exit(1)
-                return
+            if message is None:
+                continue
+            if not self._dismissed_in_time():
+                if self._reports:
+                    log.error("%s", message)
+                logging.shutdown()
+                os._exit(1)
+            return
 
     def dismiss(self) -> None:
-        """Stop watching; called when the work has ended well."""
+        """Stop the thread when the work has ended without a failure."""
         self._dismissed.set()
         self.join()
 
     def _dismissed_in_time(self) -> bool:
-        """Wait for GRACE_SECONDS after the last write, at most WRITING_SECONDS; return whether `dismiss` was called."""
+        """Return True if `dismiss` is called within GRACE_SECONDS after the last write and within WRITING_SECONDS."""
         noticed = idle_since = time.monotonic()
         while time.monotonic() < min(idle_since + GRACE_SECONDS, noticed + WRITING_SECONDS):
             if self._dismissed.wait(min(WATCH_SECONDS, GRACE_SECONDS)):
@@ -374,10 +360,10 @@ class Watchdog(threading.Thread):
 
 @contextmanager
 def ending_together(ranks: Ranks, is_writing: Callable[[], bool]) -> Iterator[None]:
-    """Wrap all work of a training: an error of one process ends all, with one message and without a hang.
+    """Wrap all work of a training so that an error of one process ends all of them, with one message and no hang.
 
-    The process that failed raises its error, which names the rank. The others exit with code 1; rank 0 logs the reason.
-    A watchdog ends processes that hang, but not while `is_writing` returns True for a checkpoint.
+    The process that failed first raises its error with its rank. The others exit with code 1, and rank 0 logs the
+    reason. A watchdog ends processes that hang, but not while `is_writing()` is True.
     """
     if ranks.world_size == 1:
         yield
@@ -402,26 +388,27 @@ def ending_together(ranks: Ranks, is_writing: Callable[[], bool]) -> Iterator[No
 
 
 def _raise_or_exit(ranks: Ranks, error: Exception) -> None:
-    """Raise the error if it is this process's own; exit without a message if another process failed first."""
+    """Raise the error, with the rank, if this process failed first; otherwise exit with code 1."""
     if not ranks.failures.failed_first:
         if ranks.is_rank_0:
             log.error("%s", ranks.failures.message())
         raise SystemExit(1) from error
+    prefix = "" if ranks.is_rank_0 else f"rank {ranks.rank}: "
     if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
         raise InputError(
-            f"{'' if ranks.is_rank_0 else f'rank {ranks.rank}: '}another process has ended without an error message "
-            f"(perhaps killed for its memory use): {str(error).split('. ')[0]}"
+            f"{prefix}another process has ended without an error message (perhaps killed for its memory use): "
+            f"{str(error).split('. ')[0]}"
         ) from error
-    if isinstance(error, InputError) and not ranks.is_rank_0:
-        raise InputError(f"rank {ranks.rank}: {error}") from error
     if not isinstance(error, InputError):
-        log.error("%s: %s", type(error).__name__, error)  # a traceback alone would not name the rank
+        log.error("%s: %s", type(error).__name__, error)  # the log line names the rank, a traceback does not
+    elif prefix:
+        raise InputError(f"{prefix}{error}") from error
     raise error
 
 
 @contextmanager
 def report_once(ranks: Ranks) -> Iterator[None]:
-    """Wrap the work of a script whose processes propagate InputErrors: only rank 0 and the failed process raise them.
+    """Wrap the work of a script so that an InputError is raised by rank 0 and by the process that failed first only.
 
     The others exit with code 1 and without a message.
     """

@@ -1,4 +1,4 @@
-"""Exceptions whose message is for the user, and functions that format parts of such messages."""
+"""Exceptions with messages for the user, and functions that format values for such messages."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """A config, a file, a checkpoint or a line of text that the user gave is wrong.
+    """Raised for a wrong config, file, checkpoint or line of text from the user.
 
     The message names the key or `path:line`, the value found, the allowed values and the remedy. Scripts print the
-    message alone; a traceback means a bug in this package.
+    message without a traceback; a traceback means a bug in this package.
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the command.
+    """Raised when a signal stops the command.
 
     Args:
-        message: What was saved and how to resume.
+        message: Tells what was saved and how to resume.
         exit_code: Exit code of the command.
-        agreed: True if all processes of the job have stopped together, False if the work was broken off.
+        agreed: True if all processes of the job stop together, False if the work is broken off.
     """
 
     def __init__(self, message: str, exit_code: int, *, agreed: bool = False) -> None:
@@ -32,18 +32,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 def format_count(number: int, noun: str, comma: bool = False) -> str:
-    """Return a number with its noun, as in "1 pair" or "2 pairs"; `comma` separates thousands."""
+    """Return "1 pair", "2 pairs" and so on; with `comma`, thousands are separated as in "12,345 pairs"."""
     return f"{number:{',' if comma else ''}} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or the name of its class if the message is empty."""
+    """Return the first line of an exception's message, or the name of its class if it has no message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def format_value(value: Any, quote: bool = True) -> str:
-    """Return a config value as YAML would write it, in at most 80 characters; strings are quoted if `quote`."""
+    """Return a config value as text of at most 80 characters; strings are quoted if `quote`."""
     if isinstance(value, Mapping) and "_target_" in value:
         return f"a component ({value['_target_']})"
     text = value if isinstance(value, str) and not quote else json.dumps(value, default=str, ensure_ascii=False)
@@ -51,7 +51,7 @@ def format_value(value: Any, quote: bool = True) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, keys joined by dots; a list is one value."""
+    """Return nested mappings as one mapping with dotted keys; lists and empty mappings are values."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -62,17 +62,23 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a line `key: old → new` for each value that differs between two nested mappings, sorted by key."""
+    """Return a line "key: old → new" for each value that differs between two nested mappings, sorted by key."""
     before, after = flatten(old), flatten(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if key not in before or key not in after or before[key] != after[key]:
-            values = [format_value(side[key]) if key in side else "absent" for side in (before, after)]
-            lines.append(f"{key}: {values[0]} → {values[1]}")
+        if key not in before:
+            lines.append(f"{key}: absent → {format_value(after[key])}")
+        elif key not in after:
+            lines.append(f"{key}: {format_value(before[key])} → absent")
+        elif before[key] != after[key]:
+            lines.append(f"{key}: {format_value(before[key])} → {format_value(after[key])}")
     return lines
 
 
 def did_you_mean(name: str, names: Collection[str], prefix: str = "") -> str:
-    """Return "; did you mean prefix.X?" for the most similar of `names`, or "" if none is similar."""
+    """Return "; did you mean X?" with the most similar of `names`, or "" if none is similar.
+
+    With a `prefix`, the suggestion is "prefix.X".
+    """
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {prefix + '.' if prefix else ''}{matches[0]}?" if matches else ""

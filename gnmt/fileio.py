@@ -1,7 +1,7 @@
 """Files: atomic writes, locks, folders built by one process, hashes, and strict reading of UTF-8 lines.
 
-A lock is an flock on a lock file (`file_lock`). `folder_lock` holds one inside a folder that is in use, and
-`building_lock` holds one beside a file or folder that is being made.
+All locks are `file_lock`, an flock on a lock file. `folder_lock` holds one inside a folder in use. `building_lock`
+holds one beside a file or folder that is being built.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from gnmt.errors import InputError
 log = logging.getLogger(__name__)
 
 LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
-"""Table for `str.translate`: replaces by a space every character that some program reads as the end of a line (LF, VT,
-FF, CR, FS, GS, RS, NEL, U+2028, U+2029)."""
+"""Table for `str.translate` that replaces each character that some program reads as the end of a line by a space: LF,
+VT, FF, CR, FS, GS, RS, NEL, U+2028 and U+2029."""
 
 _BOM = b"\xef\xbb\xbf"
-# First bytes of files that are not UTF-8: the kind of file and the remedy. UTF-32 stands before UTF-16, because its
-# little-endian mark begins with that of UTF-16.
-_OTHER_BEGINNINGS = (
+# First bytes of files that are not UTF-8, with the kind of file and the remedy. The first match counts: the mark of
+# little-endian UTF-32 begins with that of UTF-16.
+_MAGIC_BYTES = (
     (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
     (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with `iconv -f utf-32 -t utf-8`"),
     (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
     (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
     (b"\x1f\x8b", "a gzip file", "give it a name that ends in .gz, or unpack it"),
 )
-# A file with a larger share of NUL characters in its first lines is refused: it may be UTF-16 without a mark.
-_CHECKED_LINES, _MAX_NUL_SHARE = 100, 0.1
-_MIN_SIMILARITY = 0.7  # of a suggested file name
+# A file with a larger fraction of NUL characters in its first lines is refused: it may be UTF-16 without a mark.
+_NUM_CHECKED_LINES, _MAX_NUL_FRACTION = 100, 0.1
+_MIN_SIMILARITY = 0.7  # between a missing file's name and the suggested one
 
 
 # Atomic writes
@@ -50,9 +50,9 @@ _MIN_SIMILARITY = 0.7  # of a suggested file name
 
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
-    """Yield a file to write, which replaces `path` when the block succeeds; after an error `path` is unchanged.
+    """Yield a file to write that replaces `path` when the block succeeds. After an error `path` is unchanged.
 
-    The file has the name `temporary` until then (by default a hidden one beside `path`). It is flushed to the disk
+    Until then the file has the name `temporary` (by default a hidden name beside `path`). It is flushed to the disk
     before it is renamed, and removed if the block fails. Raises OSError if the disk is full or not writable.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -67,7 +67,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Replace the contents of `path` by these bytes; see `replacing`."""
+    """Replace the contents of `path` by `data`, as `replacing` does."""
     with replacing(path) as file:
         file.write(data)
 
@@ -77,9 +77,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def file_lock(path: Path, wait_message: str | None = None) -> Iterator[None]:
-    """Hold a lock file, which is removed at the end.
+    """Hold a lock on the file `path`, which is created and finally removed.
 
-    If another process or thread holds the lock, a `wait_message` is logged and the call waits; without one it raises
+    If another process or thread holds the lock, the call logs `wait_message` and waits; without a message it raises
     BlockingIOError. The kernel releases the lock when its holder dies. On a file system without locks, every caller
     gets the lock.
     """
@@ -95,7 +95,7 @@ def file_lock(path: Path, wait_message: str | None = None) -> Iterator[None]:
             except OSError:
                 pass
             if not _is_at(path, file.fileno()):
-                continue  # the previous holder has removed the file, so another process may hold a new one
+                continue  # the previous holder has removed the file, so another process may hold a lock on a new one
             try:
                 yield
             finally:
@@ -104,7 +104,7 @@ def file_lock(path: Path, wait_message: str | None = None) -> Iterator[None]:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether the open file is the one that `path` names now."""
+    """Return True if `path` still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -113,10 +113,10 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def folder_lock(folder: Path, lock_name: str, in_use_message: str) -> Iterator[None]:
-    """Make `folder` if it is missing, and hold the lock file `lock_name` in it.
+    """Create `folder` if it is missing, and hold a lock on the file `lock_name` in it.
 
-    Its holder may remove the folder at any time; the folder is then made again. Raises InputError with
-    `in_use_message` if another process or thread holds the lock, and OSError if the folder cannot be made or written.
+    If the previous holder removes the folder meanwhile, it is created again. Raises InputError with `in_use_message` if
+    another process or thread holds the lock, and OSError if the folder cannot be created or written.
     """
     with ExitStack() as stack:
         while True:
@@ -135,9 +135,9 @@ def folder_lock(folder: Path, lock_name: str, in_use_message: str) -> Iterator[N
 
 @contextmanager
 def building_lock(target: Path) -> Iterator[None]:
-    """Hold the right to build `target`, a file or folder; wait while another process or thread holds it.
+    """Hold the lock for building `target`, a file or folder; wait while another process or thread holds it.
 
-    Removes what a killed process left unfinished beside `target`.
+    Unfinished folders that a killed process left beside `target` are removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(_beside(target, "lock"), wait_message=f"another process is making {target}; waiting for it"):
@@ -150,7 +150,7 @@ def building_lock(target: Path) -> Iterator[None]:
 
 @contextmanager
 def built_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill, which replaces `folder` when the block succeeds.
+    """Yield a temporary folder to fill that replaces `folder` when the block succeeds.
 
     Use it inside `building_lock`. After an error the temporary folder is removed and `folder` is unchanged.
     """
@@ -166,7 +166,7 @@ def built_folder(folder: Path) -> Iterator[Path]:
 
 
 def work_folder(folder: Path) -> Path:
-    """Return the path for intermediate files of building `folder`, which survive an interruption."""
+    """Return the path of a folder for intermediate files of building `folder`. They survive an interruption."""
     return _beside(folder, "work")
 
 
@@ -186,14 +186,14 @@ def _beside(path: Path, role: str) -> Path:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class FileFingerprint:
-    """The size in bytes, the modification time and the sha256 of a file when it was read."""
+    """Size in bytes, modification time and SHA-256 of a file at the time it was read."""
 
     path: str
     size: int
@@ -202,7 +202,7 @@ class FileFingerprint:
 
 
 def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFingerprint:
-    """Return the fingerprint of a file; the one in `known` is reused if path, size and modification time are equal."""
+    """Return the fingerprint of a file. The one in `known` is reused if its size and modification time are equal."""
     try:
         status = os.stat(path)
         old = known.get(path)
@@ -219,10 +219,11 @@ def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFin
 def read_lines(path: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 file (gzip if its name ends in .gz) without their line ends.
 
-    Only LF ends a line; one CR before it is removed as well. U+2028, U+0085, form feeds and lone CRs are text. A byte
-    order mark at the start of the file is removed, and a file of nothing else has no line.
-    Raises InputError with `path:line` for bytes that are not UTF-8, and for a file that is missing, unreadable or a
-    damaged gzip file.
+    Only LF ends a line; a CR before it is removed too. U+2028, U+0085, form feeds and other CRs are text. A byte order
+    mark at the start of the file is removed, and a file that contains nothing else has no line.
+
+    Raises InputError with `path:line` for bytes that are not UTF-8, and with `path` for a file that is missing,
+    unreadable or a damaged gzip file.
     """
     number = 0
     try:
@@ -237,11 +238,12 @@ def read_lines(path: str) -> Iterator[str]:
 
 
 def read_text_lines(path: str) -> Iterator[str]:
-    """Yield lines as `read_lines` does; also raise InputError if many characters of the first lines are NUL."""
+    """Yield lines as `read_lines` does, but raise InputError if many characters of the first lines are NUL."""
     lines = read_lines(path)
-    first = list(islice(lines, _CHECKED_LINES))
-    num_nuls, num_characters = sum(line.count("\0") for line in first), sum(map(len, first))
-    if num_nuls > _MAX_NUL_SHARE * num_characters:
+    first = list(islice(lines, _NUM_CHECKED_LINES))
+    num_nuls = sum(line.count("\0") for line in first)
+    num_characters = sum(len(line) for line in first)
+    if num_nuls > _MAX_NUL_FRACTION * num_characters:
         little_endian = first[0][1::2].count("\0") * 2 >= first[0].count("\0")
         raise InputError(
             f"{path}: not UTF-8 text: {num_nuls} of its first {num_characters} characters are NUL; if it is UTF-16, "
@@ -252,7 +254,7 @@ def read_text_lines(path: str) -> Iterator[str]:
 
 
 def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
-    """Yield the lines of an open binary file as `read_lines` does; `name` stands for its path in errors."""
+    """Yield the lines of an open binary file as `read_lines` does. Error messages use `name` as its path."""
     for number, line in enumerate(file, start=1):
         if number == 1 and line == _BOM:
             return
@@ -260,7 +262,7 @@ def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Open a file for reading bytes; a name that ends in .gz is decompressed."""
+    """Open a file for reading bytes, decompressed if its name ends in .gz."""
     return cast(BinaryIO, gzip.open(path, "rb")) if path.endswith(".gz") else open(path, "rb")
 
 
@@ -271,9 +273,10 @@ def _decode(line: bytes, path: str, number: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        for beginning, kind, remedy in _OTHER_BEGINNINGS if number == 1 else ():
-            if line.startswith(beginning):
-                raise InputError(f"{path}: not UTF-8, but {kind}: {remedy}") from None
+        if number == 1:
+            for magic, kind, remedy in _MAGIC_BYTES:
+                if line.startswith(magic):
+                    raise InputError(f"{path}: not UTF-8, but {kind}: {remedy}") from None
         raise InputError(
             f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line "
             f"({error.reason}); convert the file from its encoding, for example Latin-1 with "
@@ -297,7 +300,7 @@ def encodable(text: str) -> str:
 
 
 class UnreadableFileError(InputError):
-    """One or more files are missing or cannot be opened; `problems` has a sentence for each."""
+    """Raised for one or more files that are missing or cannot be opened; `problems` has a message for each."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = tuple(dict.fromkeys(problems))
@@ -306,14 +309,18 @@ class UnreadableFileError(InputError):
 
 
 def check_files(paths: Iterable[str]) -> None:
-    """Raise UnreadableFileError for all files that cannot be read, before the first is opened (a pipe must not be)."""
+    """Raise UnreadableFileError with all files that cannot be read.
+
+    No file is opened, because opening and closing a named pipe would break it for the later reader.
+    """
     problems: list[str] = []
     for path in paths:
         try:
             os.stat(path)
-            number = errno.EISDIR if os.path.isdir(path) else 0 if os.access(path, os.R_OK) else errno.EACCES
-            if number:
-                raise OSError(number, os.strerror(number))  # Python picks the subclass for this number
+            if os.path.isdir(path):
+                raise IsADirectoryError
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             problems += _unreadable(path, error).problems
     if problems:
@@ -321,7 +328,7 @@ def check_files(paths: Iterable[str]) -> None:
 
 
 def missing_file(path: str) -> UnreadableFileError:
-    """Return the error for a missing file, which suggests the file with the most similar name."""
+    """Return the error for a missing file. It suggests the file with the most similar name in the same folder."""
     folder, name = Path(path).parent, Path(path).name
     if not folder.is_dir():
         return UnreadableFileError(f"{path}: no such file, and its folder {folder} does not exist either")
@@ -331,7 +338,7 @@ def missing_file(path: str) -> UnreadableFileError:
 
 
 def _similarity(name: str, other: str) -> float:
-    """Return the similarity of two file names from 0 to 1, without an ending such as .en.gz that both have."""
+    """Return the similarity of two file names from 0 to 1. A common ending such as .en.gz is not compared."""
     (stem, dot, ending), (other_stem, _, other_ending) = name.partition("."), other.partition(".")
     if dot and ending == other_ending:
         name, other = stem, other_stem

@@ -1,7 +1,7 @@
 """Logging to stderr and to the run's log file, and progress bars.
 
-`configure_logging` installs both log handlers. A log line is printed above a progress bar that is being drawn. tqdm is
-imported with the first bar.
+`configure_logging` installs both log handlers. Log lines are printed above a progress bar that is being drawn. tqdm is
+imported only when the first bar is made, so that commands without a bar start faster.
 """
 
 from __future__ import annotations
@@ -21,46 +21,43 @@ if TYPE_CHECKING:
 def configure_logging(run_file: Path | None = None) -> None:
     """Send log messages of level INFO and above, and Python's warnings, to stderr and to the end of `run_file`.
 
-    In a distributed job, ranks other than 0 show only warnings and errors. A second call, as for the next job of a
+    In a distributed job, ranks other than 0 print only warnings and errors. A second call, as for the next job of a
     sweep, replaces the handlers of the first.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
-        if getattr(handler, "set_by_gnmt", False):
+        if isinstance(handler, StderrHandler | RunFileHandler):
             root.removeHandler(handler)
             handler.close()
     stderr_handler = StderrHandler()
     stderr_handler.setFormatter(StderrFormatter())
     stderr_handler.setLevel(logging.WARNING if own_rank() else logging.INFO)
-    handlers: list[logging.Handler] = [stderr_handler]
+    root.addHandler(stderr_handler)
     if run_file is not None:
         run_file.parent.mkdir(parents=True, exist_ok=True)
         file_handler = RunFileHandler(run_file, encoding="utf-8")
         file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers.append(file_handler)
-    for handler in handlers:
-        handler.set_by_gnmt = True  # type: ignore[attr-defined]
-        root.addHandler(handler)
+        root.addHandler(file_handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 
 def note_in_run_file(message: str, level: int = logging.INFO) -> None:
-    """Write a message to the run's log file alone, if there is one: for text that is printed elsewhere."""
+    """Write a message to the run's log file only, if there is one. Use it for text that is printed in another way."""
     record = logging.LogRecord("gnmt", level, __file__, 0, message, None, None)
     for handler in logging.getLogger().handlers:
-        if getattr(handler, "set_by_gnmt", False) and isinstance(handler, logging.FileHandler):
+        if isinstance(handler, RunFileHandler):
             handler.handle(record)
 
 
 def own_rank() -> int:
-    """Return this process's rank in a job of torchrun; 0 for a process that runs alone."""
+    """Return the rank of this process in a torchrun job; 0 outside of one."""
     rank = os.environ.get("RANK", "0")
     return int(rank) if rank.isdecimal() else 0  # gnmt.distributed reports any other value
 
 
 class StderrHandler(logging.Handler):
-    """Write to the current `sys.stderr`, above a progress bar if one is drawn."""
+    """Write log lines to the current `sys.stderr`, above a progress bar if one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -76,17 +73,19 @@ class StderrHandler(logging.Handler):
 
 
 class StderrFormatter(logging.Formatter):
-    """Format the message alone; warnings and errors begin with their level, and with the rank if it is not 0."""
+    """Format the message only. Warnings and errors begin with their level, and with the rank if it is not 0."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         if record.levelno < logging.WARNING:
             return text
-        return f"{record.levelname.lower()}: {f'rank {rank}: ' if (rank := own_rank()) else ''}{text}"
+        if rank := own_rank():
+            text = f"rank {rank}: {text}"
+        return f"{record.levelname.lower()}: {text}"
 
 
 class RunFileHandler(logging.FileHandler):
-    """Write to the run's log file. When that fails, as on a full disk, warn once and write no more."""
+    """Write log lines to the run's log file. If a write fails, as on a full disk, warn once and stop writing."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
@@ -110,17 +109,17 @@ def progress_bar(
     leave: bool = True,
     shown: bool = True,
 ) -> tqdm[Any]:
-    """Return a progress bar, which is drawn on stderr if that is a terminal.
+    """Return a progress bar that is drawn on stderr if stderr is a terminal.
 
     Args:
-        iterable: Items to iterate over. Without it, the caller counts with `bar.update(n)`.
+        iterable: Items to iterate over. If None, the caller counts with `bar.update(n)`.
         description: Text in front of the bar.
         unit: Name of one counted item.
-        total: Number of items, None if unknown.
-        initial: Number of items that were done before.
-        unit_scale: Print large numbers as 1.2k or 3.4M.
-        leave: Keep the finished bar on the screen.
-        shown: False never draws the bar.
+        total: Number of items; None if unknown.
+        initial: Number of items that are already done.
+        unit_scale: If True, print large numbers as 1.2k or 3.4M.
+        leave: If True, keep the finished bar on the screen.
+        shown: If False, never draw the bar.
     """
     from tqdm import tqdm
 
@@ -137,7 +136,7 @@ def progress_bar(
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as [H:]MM:SS."""
+    """Format a duration as MM:SS or, from one hour, as H:MM:SS."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:d}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

@@ -1,15 +1,15 @@
 """Signal handlers of all commands.
 
-SIGINT (Ctrl-C), SIGTERM (schedulers) and SIGUSR1 (Slurm, before the end of a job's time) stop a command. What a signal
-does depends on what the command is doing:
+SIGINT (Ctrl-C), SIGTERM (sent by schedulers) and SIGUSR1 (sent by Slurm shortly before a job's time limit) stop a
+command. The handler depends on what the command is doing:
 
-- While a script imports its libraries, `exit_while_loading` prints one line and ends the process. Importing this module
+- `exit_while_loading` prints one line and ends the process while a script imports its libraries. Importing this module
   installs it, so scripts import this module first.
-- During updates, `StopRequest` lets the training loop finish its update and save.
-- Before and after the updates of a training, `explain_interrupts` raises `Interrupted` with a message.
-- During translation, `interrupt_on_sigterm` makes SIGTERM raise as Ctrl-C does.
-- Worker processes are started inside `block_signals_in_children`.
-- When all processes of a job have agreed to stop, `ignore_signals` ignores what torchrun sends them.
+- `explain_interrupts` raises `Interrupted` with a message before the first update of a training and after the last.
+- `StopRequest` records a signal during the updates, so that the training loop can finish its update and save.
+- `ignore_signals` ignores the signals that torchrun sends after all processes of a job have agreed to stop.
+- `interrupt_on_sigterm` makes SIGTERM raise an exception during translation, as Ctrl-C does.
+- `block_signals_in_children` keeps worker processes from receiving signals that their parent handles.
 """
 
 from __future__ import annotations
@@ -29,14 +29,11 @@ from gnmt.errors import Interrupted
 log = logging.getLogger(__name__)
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-"""The exit code of a command that a signal stopped: 128 + N as in shells, and 75 for SIGUSR1. 75 is EX_TEMPFAIL of
-sysexits.h ("try again"); no other end of a command has it, so a batch script can queue its job again."""
+"""Exit code of a command for each signal that stops it: 128 + N, as shells report it, and 75 for SIGUSR1. No other
+outcome of a command has the code 75 (EX_TEMPFAIL of sysexits.h, "try again"), so a batch script can requeue its job."""
 
 SIGNALS = tuple(EXIT_CODES)
-
-
-class Abandoned(BaseException):
-    """A signal broke off work that can be repeated."""
+"""The signals that stop a command."""
 
 
 def exit_code_of(interruption: KeyboardInterrupt) -> int:
@@ -44,23 +41,69 @@ def exit_code_of(interruption: KeyboardInterrupt) -> int:
     return interruption.exit_code if isinstance(interruption, Interrupted) else EXIT_CODES[signal.SIGINT]
 
 
+# Loading
+
+
+def exit_while_loading(number: int, frame: FrameType | None) -> NoReturn:
+    """Print one line and end the process. An exception might be caught by the library that is being imported."""
+    received = signal.Signals(number)
+    if received == signal.SIGINT:
+        message = "interrupted before it began"
+    else:
+        message = f"{received.name}: stopped while no training was running: the same command resumes"
+    os.write(2, f"{message}\n".encode())
+    os._exit(EXIT_CODES[received])
+
+
+def restore_ctrl_c() -> None:
+    """Make Ctrl-C raise KeyboardInterrupt again. Scripts call this when their imports are done."""
+    if signal.getsignal(signal.SIGINT) is exit_while_loading:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _install_exit_while_loading() -> None:
+    """Install `exit_while_loading` if the program is a script of this project; replace only default handlers.
+
+    train.py handles SIGTERM and SIGUSR1 too, because its batch jobs are requeued. It keeps these two handlers after
+    loading, for the time before and between trainings.
+    """
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    scripts = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
+    if program is None or os.path.dirname(os.path.abspath(program)) != scripts:
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, exit_while_loading)
+    if os.path.basename(program) == "train.py":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, exit_while_loading)
+
+
+_install_exit_while_loading()
+
+
 # Training
 
 
-class StopRequest:
-    """Record a first SIGINT, SIGTERM or SIGUSR1 inside this context as a request to stop; interrupt at the second.
+class Abandoned(BaseException):
+    """Raised when a signal breaks off work that can be repeated after a resume."""
 
-    The training loop reads `received` after every update, saves, and raises `agreed_stop(...)`.
+
+class StopRequest:
+    """Context that records the first SIGINT, SIGTERM or SIGUSR1 as a request to stop, and raises at the second.
+
+    The training loop reads `received` after every update. If it is set, the loop saves and raises `agreed_stop(...)`.
+    The second signal raises Interrupted at once.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        """The first signal that reached this process."""
+        """The first signal that this process received; None if there was none."""
         self._abandoning = False
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Raise Abandoned at a first signal inside this context, or at once if one was received earlier."""
+        """Raise Abandoned at the first signal inside this context, or at once if one was received before."""
         try:
             self._abandoning = True
             if self.received is not None:
@@ -97,7 +140,7 @@ def agreed_stop(number: signal.Signals, message: str) -> Interrupted:
 def describe_stop(step: int, saved_step: int) -> str:
     """Return the message for a training that stopped after update `step`.
 
-    saved_step: update of the newest checkpoint, 0 if there is none.
+    `saved_step` is the update of the newest checkpoint, 0 if there is none.
     """
     if not saved_step:
         return f"stopped after update {step}, no checkpoint could be written: the same command starts from scratch"
@@ -106,10 +149,10 @@ def describe_stop(step: int, saved_step: int) -> str:
 
 @contextmanager
 def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
-    """Raise Interrupted at a signal inside this context; the message says what the same command will do next.
+    """Raise Interrupted at a signal inside this context; its message tells from where the same command continues.
 
-    The training loop replaces this handler by a `StopRequest`.
-    has_checkpoint: returns whether the run has a checkpoint to resume from.
+    `has_checkpoint()` returns True if the run has a checkpoint to resume from. During the updates, a `StopRequest`
+    replaces this handler.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -133,8 +176,8 @@ def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
 def ignore_signals() -> None:
     """Ignore further signals for the rest of the process.
 
-    As soon as one process has ended, torchrun sends SIGTERM to the others. After an agreed stop this is no second
-    request to stop.
+    As soon as one process has ended, torchrun sends SIGTERM to the others. After an agreed stop, this signal must not
+    count as a second request.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -147,8 +190,8 @@ def ignore_signals() -> None:
 def interrupt_on_sigterm() -> Iterator[None]:
     """Raise Interrupted at a SIGTERM inside this context.
 
-    This does nothing if the surrounding program has a handler of its own, and nothing in threads other than the main
-    one, which cannot install handlers.
+    Do nothing if the surrounding program has its own handler, or outside the main thread, where Python cannot install
+    handlers.
     """
     is_main_thread = threading.current_thread() is threading.main_thread()
     if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -167,7 +210,7 @@ def interrupt_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def block_signals_in_children() -> Iterator[None]:
-    """Block SIGINT and SIGUSR1 in the child processes that are started inside this context.
+    """Block SIGINT and SIGUSR1 in child processes that are started inside this context.
 
     Terminals and schedulers send both to all processes of a job. The parent handles them and ends its children.
     """
@@ -176,44 +219,3 @@ def block_signals_in_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-# Loading
-
-
-def exit_while_loading(number: int, frame: FrameType | None) -> NoReturn:
-    """Print one line and end the process: an exception might be caught by the library that is being imported."""
-    received = signal.Signals(number)
-    if received == signal.SIGINT:
-        message = "interrupted before it began"
-    else:
-        message = f"{received.name}: stopped while no training was running: the same command resumes"
-    os.write(2, f"{message}\n".encode())
-    os._exit(EXIT_CODES[received])
-
-
-def restore_ctrl_c() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt again; scripts call this once their imports are done."""
-    if signal.getsignal(signal.SIGINT) is exit_while_loading:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _install_exit_while_loading() -> None:
-    """Install the handler in scripts of this project alone, and only over the default handlers.
-
-    SIGTERM and SIGUSR1 concern train.py, whose batch jobs are queued again. Their handler stays when loading is done,
-    for the time before and between trainings.
-    """
-    program = getattr(sys.modules["__main__"], "__file__", None)
-    scripts = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
-    if program is None or os.path.dirname(os.path.abspath(program)) != scripts:
-        return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, exit_while_loading)
-    if os.path.basename(program) == "train.py":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, exit_while_loading)
-
-
-_install_exit_while_loading()

@@ -1,7 +1,7 @@
-"""Data-parallel training: gradients averaged over processes, and stop requests that all processes follow together.
+"""Data-parallel training: averages gradients over the processes of a job, and makes all of them stop together.
 
-Each process computes its local batch of every global batch, and all hold the same weights. Whatever must be equal
-everywhere is computed from the same numbers: gradients and losses are summed over the processes.
+All processes hold the same weights, and each computes its local batch of every global batch. Gradients, losses and stop
+requests are reduced over the processes, so that all take the same update and stop after the same one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gnmt.signals import SIGNALS
 
 
 class DataParallel:
-    """Updates of one model by all processes of a job, inside `Ranks.process_group`.
+    """Communication of a training over the process group of `Ranks.process_group`.
 
-    All ranks must make the same calls in the same order. A process that runs alone communicates with none.
+    All ranks must make the same calls in the same order. With a world size of 1, nothing is communicated.
 
     Args:
-        ranks: The processes.
+        ranks: Processes of the job.
         device: Device of this process.
         seed: Seed of the run.
     """
@@ -35,43 +35,43 @@ class DataParallel:
         self.ranks = ranks
         self.device = device
         self.seed = seed
-        # Summed stop requests of updates, and the CUDA event after which they can be read.
+        # Stop requests of updates, summed over the processes, and the CUDA event after which they can be read.
         self._stop_requests: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
     def replicate(self, objective: nn.Module) -> nn.Module:
-        """Return the module to call in training: its backward pass averages the gradients of all processes.
+        """Wrap the objective so that its backward pass averages gradients over all processes.
 
-        The weights become those of rank 0. Buffers are constants here and are not sent.
+        All processes receive the weights of rank 0. Buffers are not sent, because they are constants.
         """
         if self.ranks.world_size == 1:
             return objective
         return DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def accumulating(self, replica: nn.Module) -> AbstractContextManager[None]:
-        """Return the context of every microbatch but the last: gradients are summed in this process only."""
+        """Return a context without gradient communication, for all microbatches of an update but the last."""
         if isinstance(replica, DistributedDataParallel):
             no_sync: AbstractContextManager[None] = replica.no_sync()
             return no_sync
         return nullcontext()
 
     def begin_update(self, step: int) -> None:
-        """Seed the random numbers, which dropout draws, as a function of (seed, update, rank).
+        """Seed the random number generator of dropout by (seed, update, rank).
 
-        A run can then be resumed by another number of processes without the generator states of all of them. A process
-        that runs alone draws from one sequence, whose state is in its checkpoints.
+        A checkpoint then needs no generator state of each process, and another number of processes can resume the run.
+        A process that runs alone is not seeded, because its checkpoints contain the generator state.
         """
         if self.ranks.world_size > 1:
             digest = hashlib.blake2b(struct.pack("<qqq", self.seed, step, self.ranks.rank), digest_size=8).digest()
             torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def end_update(self, loss_sum: Tensor, received: signal.Signals | None) -> Tensor:
-        """Return the loss summed over all processes; the same all-reduce sums their stop requests.
+        """Return the loss summed over all processes. The same all-reduce sums their stop requests.
 
-        received: the signal that requested this process to stop, if any.
+        `received` is the stop signal of this process, if any.
         """
         if self.ranks.world_size == 1:
             return loss_sum
-        requests = _one_hot(received, torch.float64)
+        requests = _encode_request(received, torch.float64)
         row = torch.cat([loss_sum.double().view(1), requests.to(self.device, non_blocking=True)])
         dist.all_reduce(row)
         event = None
@@ -83,10 +83,10 @@ class DataParallel:
         return row[0]
 
     def stop_after_update(self, received: signal.Signals | None) -> signal.Signals | None:
-        """Return the signal for which all processes stop after the present update; the same on every process.
+        """Return the signal for which all processes stop after the current update, or None. All return the same.
 
-        On CUDA it comes from the all-reduce of the previous update, so that the host does not wait for the present one.
-        received: the signal that requested this process to stop, if any.
+        On CUDA it comes from the all-reduce of the previous update, so that the host does not wait for the current one.
+        `received` is the stop signal of this process, if any.
         """
         if self.ranks.world_size == 1:
             return received
@@ -95,25 +95,27 @@ class DataParallel:
         summed, event = self._stop_requests.pop(0)
         if event is not None:
             event.synchronize()
-        return _first_signal(summed)
+        return _decode_requests(summed)
 
     def stop_between_updates(self, received: signal.Signals | None) -> signal.Signals | None:
-        """Return the signal for which all processes stop now, as `stop_after_update`, but from an all-reduce made here.
+        """Return the signal for which all processes stop now, or None. All return the same.
 
-        It replaces the requests of earlier updates.
+        Unlike `stop_after_update`, this makes an all-reduce of its own. It discards the requests of earlier updates,
+        because `received` still contains the one of this process.
         """
         if self.ranks.world_size == 1:
             return received
         self._stop_requests.clear()
-        requests = _one_hot(received, torch.float32)
+        requests = _encode_request(received, torch.float32)
         dist.all_reduce(requests)
-        return _first_signal(requests)
+        return _decode_requests(requests)
 
 
-def _one_hot(received: signal.Signals | None, dtype: torch.dtype) -> Tensor:
-    """Return a row with an entry for each of SIGNALS, which is 1 for the received one."""
+def _encode_request(received: signal.Signals | None, dtype: torch.dtype) -> Tensor:
+    """Return a tensor [len(SIGNALS)] with 1 for the received signal and 0 for the others."""
     return torch.tensor([float(number == received) for number in SIGNALS], dtype=dtype)
 
 
-def _first_signal(summed: Tensor) -> signal.Signals | None:
+def _decode_requests(summed: Tensor) -> signal.Signals | None:
+    """Return the first of SIGNALS that some process has received; None if no process received any."""
     return next((number for number, count in zip(SIGNALS, summed.tolist(), strict=True) if count), None)

@@ -288,7 +288,7 @@ def test_int8_without_the_hardware_is_fp32_with_one_warning(
 
 
 def test_int8_is_for_cpus() -> None:
-    assert "precision=bf16 is the fast one there" in str(missing_for_int8(torch.device("cuda")))
+    assert "use precision=bf16 there" in str(missing_for_int8(torch.device("cuda")))
 
 
 def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:

@@ -21,6 +21,7 @@ from gnmt.data.batching import LoaderState
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
 from gnmt.device import Precision, choose_device, choose_precision
+from gnmt.logs import RunFileHandler, StderrHandler
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.training.run_checkpoints import RunCheckpoints
 from gnmt.training.train import TrainingResult, build_trainer, train
@@ -160,6 +161,6 @@ def logging_as_before() -> Iterator[None]:
     root.setLevel(level)
     logging.captureWarnings(False)
     for handler in list(root.handlers):
-        if getattr(handler, "set_by_gnmt", False):
+        if isinstance(handler, StderrHandler | RunFileHandler):
             root.removeHandler(handler)
             handler.close()
