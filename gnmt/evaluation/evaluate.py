@@ -33,9 +33,10 @@ from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
-from gnmt.fileio import sha256_of, write_atomically
+from gnmt.fileio import write_atomically
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
+from gnmt.translation.formats import sha256_of_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +127,9 @@ def evaluation_names(test_set: str, pairs: Pairs, checkpoints: Sequence[Path], v
 
     The module's docstring describes the names. Raises InputError if a checkpoint cannot be read.
     """
-    try:
-        checkpoint_hashes = [sha256_of(checkpoint) for checkpoint in checkpoints]
-    except OSError as error:  # deleted since the model was loaded
-        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
     text_name = f"{test_set}-{_short_hash(pairs)}"
     checkpoint_name = "+".join(checkpoint.stem for checkpoint in checkpoints)
-    return text_name, f"{text_name}.{checkpoint_name}{variant}.{_short_hash(checkpoint_hashes)}"
+    return text_name, f"{text_name}.{checkpoint_name}{variant}.{_short_hash(sha256_of_checkpoints(checkpoints))}"
 
 
 def output_folder(checkpoints: Sequence[Path], output: Path | None) -> Path:
