@@ -18,7 +18,8 @@ from gnmt.model.interfaces import Attention, Memory
 from gnmt.model.validate import check_heads
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""Elements of [B, T, S, A] that additive attention holds at a time: a CPU core's cache, or enough work for a GPU."""
+"""Elements of [B, T, S, A] that additive attention computes at a time: few enough for a CPU core's cache, or enough to
+occupy a GPU."""
 
 
 class AdditiveAttention(Attention):
@@ -27,9 +28,9 @@ class AdditiveAttention(Attention):
     The score is `g * v/|v| . tanh(W_q q + W_k k + b)` with weight normalization (Salimans and Kingma 2016), or
     `v . tanh(W_q q + W_k k + b)` without.
 
-    With several heads (RNMT+, Chen et al. 2018, section 4.1) the hidden units, v and g are split among the heads, and
-    each head averages its own part of the states' units. A linear layer on the encoder's states (the encoder's
-    `projection_size`) replaces one projection for each head. The contexts are concatenated. The returned weights, which
+    With several heads (RNMT+, Chen et al. 2018, section 4.1), each head has an equal part of the hidden units and of v,
+    and its own g. It averages an equal part of the states' units, without a projection of its own; the encoder's
+    `projection_size` adds one projection for all heads. The contexts are concatenated. The returned weights, which
     alignment and coverage use, are the mean over the heads.
 
     Args:
@@ -37,8 +38,8 @@ class AdditiveAttention(Attention):
         memory_size: Width of the encoder's states, a multiple of `num_heads`.
         hidden_size: Width A of the hidden layer, a multiple of `num_heads`.
         normalize: Whether v is normalized.
-        initial_scale: Initial value of g. With 1 the weights become sharp early; with 1/sqrt(hidden_size), the value in
-            tensorflow/nmt, models learn several times more slowly on small corpora.
+        initial_scale: Initial value of g. With 1 the attention weights become sharp early. With 1/sqrt(hidden_size),
+            the value in tensorflow/nmt, models learn several times more slowly on small corpora.
         num_heads: Number of heads.
 
     Raises:
@@ -158,10 +159,10 @@ class GeneralAttention(Attention):
 
 
 def attend(scores_of_heads: Sequence[Tensor], memory: Memory) -> tuple[Tensor, Tensor]:
-    """Average the encoder's states by the softmax of scores.
+    """Average the encoder's states, weighted by the softmax of the scores.
 
     Args:
-        scores_of_heads: Scores [B, T, S] of each head. Head i averages the i-th part of the states' units.
+        scores_of_heads: Scores [B, T, S] of each head. Each head averages an equal part of the states' units.
         memory: Memory of the B source sentences; its padding gets no weight.
 
     Returns:
@@ -200,7 +201,8 @@ def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Te
 class _AdditiveScores(torch.autograd.Function):
     """Autograd function of `additive_scores`.
 
-    It uses tanh(x) = 2 sigmoid(2x) - 1, because torch's sigmoid takes a sixth of the time of its tanh on a CPU.
+    It computes v . tanh(x) as 2v . sigmoid(2x) - sum(v), because torch's sigmoid takes a sixth of the time of its tanh
+    on a CPU.
     """
 
     @staticmethod
@@ -227,7 +229,7 @@ class _AdditiveScores(torch.autograd.Function):
             sigmoid_BTSA = (double_query_BTA[rows, steps, None] + double_keys_BSA[rows, None]).sigmoid_()
             grad_chunk_BTS = grad_BTS[rows, steps]
             weighted_A += grad_chunk_BTS.reshape(-1) @ sigmoid_BTSA.flatten(0, 2)
-            # This is grad * sigmoid * (1 - sigmoid) in one pass.
+            # One pass over memory computes grad * sigmoid * (1 - sigmoid).
             slope_BTSA = torch.ops.aten.sigmoid_backward(
                 grad_chunk_BTS[..., None].expand_as(sigmoid_BTSA), sigmoid_BTSA
             )

@@ -1,8 +1,8 @@
 """Convolutional encoder and decoder (Gehring et al. 2017).
 
-The encoder and decoder come first, then their layers. Section and equation numbers are those of the paper. A layer
-multiplies its weights with the concatenated inputs of a window of positions, so that whole sequences and single steps
-use the same weights.
+The encoder and decoder come first, then their layers. Section and equation numbers are those of the paper. A
+convolution is one product of its weight with the concatenated inputs of each window of positions, so that whole
+sequences and single steps use the same weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ConvolutionalEncoder(Encoder):
         input_size: Width of the embeddings and of the states.
         hidden_size: Units of each layer.
         num_layers: Number of layers.
-        kernel_size: Number of positions in a convolution's window, with its own in the middle; odd.
+        kernel_size: Number of positions that a convolution reads, odd; the current one is in the middle.
         learned_positions: Number of learned position vectors, which limits the length of sentences; None for sinusoids.
         dropout: Dropout probability of the embeddings and of every convolution's input.
 
@@ -69,7 +69,7 @@ class ConvolutionalEncoder(Encoder):
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
         """Return the states [B, S, input_size] and `embedded`.
 
-        Padding is zeroed before every convolution, like the positions outside of the batch.
+        Padding is zeroed before every convolution, so it equals the zeros beyond the ends of the batch.
         """
         padding_BS1 = (torch.arange(embedded_BSE.shape[1], device=lengths_B.device) >= lengths_B[:, None])[..., None]
         positioned_BSE = self.dropout(embedded_BSE + self.positions(embedded_BSE))
@@ -91,11 +91,11 @@ class ConvolutionalDecoder(Decoder):
         input_size: Width of the embeddings, of the encoder's states and of the hidden states for the output layer.
         hidden_size: Units of each layer.
         num_layers: Number of layers.
-        kernel_size: Number of positions in a convolution's window, with its own at the end.
+        kernel_size: Number of positions that a convolution reads; the current one is the last.
         learned_positions: Number of learned position vectors, which limits the length of training sentences; None for
             sinusoids.
         alignment_layer: Layer, counted from 1, whose attention is the alignment. None for the mean of all layers,
-            because it is unknown which layers attend to words and which only find the next position.
+            because it is not known beforehand which layers align words.
         dropout: Dropout probability of the embeddings and of every convolution's input.
 
     Raises:
@@ -130,7 +130,8 @@ class ConvolutionalDecoder(Decoder):
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """Return "keys" and "values" [B, S, E], which all layers share.
 
-        The gradient of the states is divided by the number of attentions; that of the embeddings is not (section 3.5).
+        The gradient of the states is divided by the number of attentions, the gradient of the embeddings is not
+        (section 3.5).
         """
         keys_BSE = scale_gradient(encoded.states_BSH, 1 / len(self.layers))
         embedded_BSE = encoded.by_token.get("embedded")
@@ -205,8 +206,8 @@ class StepAttention(nn.Module):
     def forward(self, inputs_BTH: Tensor, positioned_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Add the context to a layer's state.
 
-        A context is a mean of m source positions. It is multiplied by m sqrt(1/m) to keep the variance (section 3.5),
-        where m is the length of the row.
+        A context is a weighted mean of the m real positions of a source sentence. It is multiplied by
+        m sqrt(1/m) = sqrt(m) to keep the variance (section 3.5).
 
         Args:
             inputs_BTH: Output of the layer's convolution; T may be time or the beam.
@@ -246,7 +247,8 @@ class GatedConvolution(nn.Module):
 
         Args:
             inputs_BTH: Inputs.
-            num_before: Number of earlier positions in a window; the others are its own position and later ones.
+            num_before: Number of earlier positions that each output reads. It also reads its own position and
+                kernel_size - 1 - num_before later ones.
         """
         num_after = self.kernel_size - 1 - num_before
         padded_BPH = F.pad(self.dropout(inputs_BTH), (0, 0, num_before, num_after))
@@ -255,17 +257,17 @@ class GatedConvolution(nn.Module):
         return self._gate(torch.cat(shifted, dim=2))
 
     def step(self, inputs_BKH: Tensor, earlier_BKPH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs [B, K, H] of one more position, and the `earlier_BKPH` of the next step.
+        """Return the outputs [B, K, H] at one more position, and `earlier_BKPH` for the next step.
 
         Args:
-            inputs_BKH: Inputs at the position, which is the last of its window.
-            earlier_BKPH: The kernel_size - 1 inputs before it.
+            inputs_BKH: Inputs at this position.
+            earlier_BKPH: Inputs at the kernel_size - 1 positions before it.
         """
         window_BKPH = torch.cat((earlier_BKPH.to(inputs_BKH.dtype), inputs_BKH[:, :, None]), dim=2)
         return self._gate(window_BKPH.flatten(2)), window_BKPH[:, :, 1:]
 
     def _gate(self, windows: Tensor) -> Tensor:
-        """Return a * sigmoid(b), where a and b are the halves of the product with the windows."""
+        """Return a * sigmoid(b), where a and b are the halves of the convolution's outputs at the given windows."""
         outputs: Tensor = F.glu(self.product(windows), dim=-1)
         return outputs
 
@@ -273,12 +275,13 @@ class GatedConvolution(nn.Module):
 class NormalizedLinear(nn.Module):
     """Linear map with weight normalization: W = g v/|v| for each output (Salimans and Kingma 2016).
 
-    Weights start normal with variance gain / input_size, and biases zero (section 3.5 and appendix A).
+    Weights are drawn from a normal distribution with variance gain / input_size, and biases are zero at first (section
+    3.5 and appendix A).
 
     Args:
         input_size: Width I of the inputs.
         output_size: Width O of the outputs.
-        gain: 1 - p after dropout with probability p, and four times as much before a gated linear unit.
+        gain: 1 - p for inputs after dropout with probability p; 4 (1 - p) if a gated linear unit follows.
     """
 
     def __init__(self, input_size: int, output_size: int, gain: float = 1.0) -> None:
@@ -300,6 +303,6 @@ class NormalizedLinear(nn.Module):
 
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """Return the tensor, bitwise equal, with its gradient multiplied by the factor."""
+    """Return the tensor with the same values, but multiply its gradient by the factor."""
     fixed = tensor.detach()
     return fixed + (tensor - fixed) * factor

@@ -2,7 +2,7 @@
 
 The classes are in the order of the data flow. An `Encoder` returns `Encoded`. `Decoder.prepare` adds the tensors that
 all decoding steps share, and the result is the `Memory`. A `Decoder` reads the memory and passes a `DecoderState` from
-step to step; many decoders contain an `Attention`. `SearchModel` is the part of a model that search uses.
+step to step; many decoders contain an `Attention`. `SearchModel` declares the methods of a model that search calls.
 
 gnmt/batch.py explains the shape suffixes. In addition, E is the width of embeddings, A the width of attention keys, and
 N any number of rows. Every tensor of a Memory or a DecoderState has the batch as its first axis, so the same `select`
@@ -31,8 +31,8 @@ class Encoder(nn.Module):
         input_size_key: Constructor keyword that sets `input_size`, for error messages.
         output_size: Width of the states that `forward` returns.
         by_sentence_sizes: Width of each tensor in `Encoded.by_sentence`, by name. Empty for most encoders.
-        state_options: Constructor keywords, set by the user, that change the states and nothing else. A decoder that
-            does not read the states cannot be combined with them.
+        state_options: Constructor keywords that are set and affect only the states. A model whose decoder does not read
+            the states is then refused.
         max_tokens: Longest source, in tokens with EOS, that `forward` accepts; None for no limit.
     """
 
@@ -44,17 +44,18 @@ class Encoder(nn.Module):
     max_tokens: int | None = None
 
     def initialize(self) -> None:
-        """Draw the weights that should not have the uniform values of `Seq2Seq.initialize`; here none."""
+        """Draw the weights that should differ from the uniform ones of `Seq2Seq.initialize`; the default draws none."""
 
     @abstractmethod
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
-        """Return the states [B, S, output_size] of embedded source tokens.
-
-        Padding must not influence the states of real tokens.
+        """Encode B source sentences. Padding must not influence the states of real tokens.
 
         Args:
             embedded_BSE: Embeddings, float [B, S, input_size].
             lengths_B: Number of real tokens in each row, int64, 1 or more.
+
+        Returns:
+            States [B, S, output_size], and the further tensors that the encoder documents.
         """
 
 
@@ -77,7 +78,7 @@ class Encoded(NamedTuple):
 class Memory(NamedTuple):
     """Everything that decoding needs of the source, computed once for each sentence.
 
-    A memory has one row for each sentence. It is not copied for the beam.
+    A memory has one row for each sentence; all hypotheses of the beam share it.
 
     Attributes:
         states_BSH: Encoder states.
@@ -106,14 +107,14 @@ class Memory(NamedTuple):
             num_rows: Number of rows that remain.
         """
 
-        def compact(tensor: Tensor) -> Tensor:
+        def compact_tensor(tensor: Tensor) -> Tensor:
             if len(free_N):
                 # Rows of an expanded tensor share memory, so writing to one would change all.
                 tensor = tensor.contiguous() if 0 in tensor.stride() else tensor
                 tensor[free_N] = tensor[moved_N]
             return tensor[:num_rows]
 
-        return self._map(compact)
+        return self._map(compact_tensor)
 
     def trim(self, width: int) -> Memory:
         """Return the first `width` source positions as views; no row may have real tokens after them."""
@@ -147,7 +148,7 @@ class Memory(NamedTuple):
 class Decoder(nn.Module):
     """Base class of decoders, which turn embedded target tokens into hidden states for the output layer.
 
-    `forward` over a whole target and repeated calls of `step` return the same hidden states.
+    Calling `step` for each token returns the same hidden states as `forward` over the whole target.
 
     Attributes:
         input_size: Width of the embeddings.
@@ -170,7 +171,7 @@ class Decoder(nn.Module):
     max_tokens: int | None = None
 
     def initialize(self) -> None:
-        """Draw the weights that should not have the uniform values of `Seq2Seq.initialize`; here none."""
+        """Draw the weights that should differ from the uniform ones of `Seq2Seq.initialize`; the default draws none."""
 
     @abstractmethod
     def prepare(self, encoded: Encoded) -> Mapping[str, Tensor]:
@@ -193,7 +194,7 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def start(self, memory: Memory, beam: int) -> DecoderState:
-        """Return the state before the first token, with tensors [B, beam, ...] and `by_step` [B, beam, 0, ...]."""
+        """Return the state before the first token: `tensors` are [B, beam, ...], `by_step` [B, beam, 0, ...]."""
 
     @abstractmethod
     def step(
@@ -221,7 +222,7 @@ class DecoderState:
     Attributes:
         tensors: Tensors of fixed size by name.
         by_step: Tensors [B, K, T, ...] by name that grow by one entry along T at each step, such as the keys of
-            self-attention. A row that has taken fewer than T steps has its entries first; `join` pads T with
+            self-attention. The entries of a row that has taken fewer than T steps come first. `join` pads T with
             zeros, and `trim` shortens it.
     """
 
@@ -295,7 +296,7 @@ class Attention(nn.Module):
 
 
 class SearchModel(Protocol):
-    """The methods that search calls. A model, an ensemble and a quantized copy of a model all have them."""
+    """Methods that search calls; models, ensembles and quantized copies implement them."""
 
     def encode(self, source: Tokens) -> Memory:
         """Return the memory of B source sentences."""

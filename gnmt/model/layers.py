@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from gnmt.device import onednn_dtypes
 from gnmt.errors import InputError
 
-_DROPOUT_LEVELS = 1 << 16
+_DROPOUT_LEVELS = 1 << 16  # number of values of the 16 random bits of an element
 
 
 class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014) with a faster mask on CPUs.
 
     torch's own dropout draws one random number for each element, which takes several percent of a training step on a
-    CPU. Here each element takes 16 bits, so one draw of 64 bits from the same global generator serves four elements.
-    The probability is rounded to a multiple of 1/65,536.
+    CPU. Here an element needs 16 bits, so one draw of 64 bits from the same global generator serves four elements, and
+    the probability is rounded to a multiple of 1/65,536. Other devices use torch's dropout.
 
     Args:
         probability: Probability with which an element is zeroed.
@@ -58,8 +58,10 @@ def _random_mask(shape: torch.Size, keep: int) -> Tensor:
     """Draw a bool tensor on the CPU whose elements are True with probability keep / 65,536."""
     num_elements = shape.numel()
     draws = torch.empty((num_elements + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    if keep == _DROPOUT_LEVELS:
+        return torch.ones(shape, dtype=torch.bool)  # the threshold below would overflow int16
     levels = draws.view(torch.int16)[:num_elements].view(shape)  # uniform over -32,768 to 32,767
-    return levels < keep - _DROPOUT_LEVELS // 2 if keep < _DROPOUT_LEVELS else torch.ones(shape, dtype=torch.bool)
+    return levels < keep - _DROPOUT_LEVELS // 2
 
 
 class Positions(nn.Module):
@@ -124,7 +126,7 @@ def sinusoids(positions: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def affine(inputs_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-    """Return inputs W^T + b, [N, O], inside an autograd function; it does not propagate gradients itself.
+    """Return inputs W^T + b, [N, O]. It propagates no gradients: call it inside an autograd function.
 
     On a CPU, `F.linear` first writes the bias into every row and then adds the product. oneDNN's own call adds the
     bias during the product, which saves two passes over the result.

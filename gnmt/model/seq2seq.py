@@ -11,17 +11,17 @@ from gnmt.batch import PAD_ID, Tokens
 from gnmt.config.validate import Range
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, WordDropout
-from gnmt.model.validate import OUTPUT_SHARES, SIDES_SHARE, check_parts
+from gnmt.model.validate import TIES_SIDES, TIES_TARGET_OUTPUT, check_parts
 
 
 class Seq2Seq(nn.Module):
     """An encoder-decoder translation model.
 
     Training and force-decoding call `encode`, `decode` and `output` with the whole target. Search calls `encode` and
-    `start` once and `step` for each token. Repeated calls of `step` return what `decode` and `output` return.
+    `start` once and `step` for each token. Both ways assign the same log-probabilities to a target.
 
-    Linear layers, recurrent layers and embeddings start uniform (see `initialize`), except where an encoder or decoder
-    draws its own weights. Embeddings of PAD are zero.
+    Linear layers, recurrent layers and embeddings are initialized uniformly (see `initialize`), except where an encoder
+    or decoder draws its own weights. Embeddings of PAD are zero.
 
     Args:
         encoder: Encoder whose `input_size` is `embedding_size`.
@@ -32,12 +32,12 @@ class Seq2Seq(nn.Module):
         tie_embeddings: Tables that are shared. "source_target": the embeddings of both sides, which then need one joint
             vocabulary. "target_output": the target embeddings and the output layer's weight (Press and Wolf 2017),
             which needs `decoder.output_size == embedding_size`. "all": all three. "none": no tables.
-        init_range: Weights and biases of Linear and recurrent layers start uniform in [-init_range, init_range].
+        init_range: Weights and biases of Linear and recurrent layers are uniform in [-init_range, init_range] at first.
         embedding_init_range: The range of the embeddings; None for `init_range`. Embeddings much larger than the other
             weights distinguish words from the first update on, and attention learns to align several times sooner.
         output_dropout: Dropout probability of the hidden states before the output layer.
-        word_dropout: Probability with which a token's whole embedding is zeroed, on both sides (Gal and Ghahramani
-            2016); the others are divided by 1 - word_dropout.
+        word_dropout: Probability with which a token's whole embedding is zeroed in training, on both sides (Gal and
+            Ghahramani 2016); the other embeddings are divided by 1 - word_dropout.
 
     Raises:
         InputError: If the parts do not fit together (see gnmt/model/validate.py).
@@ -61,23 +61,23 @@ class Seq2Seq(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.source_embedding = nn.Embedding(source_vocabulary_size, embedding_size, padding_idx=PAD_ID)
-        if tie_embeddings in SIDES_SHARE:
+        if tie_embeddings in TIES_SIDES:
             self.target_embedding = self.source_embedding
         else:
             self.target_embedding = nn.Embedding(target_vocabulary_size, embedding_size, padding_idx=PAD_ID)
         self.output_dropout = Dropout(output_dropout)
         self.word_dropout = WordDropout(word_dropout)
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
-        if tie_embeddings in OUTPUT_SHARES:
+        if tie_embeddings in TIES_TARGET_OUTPUT:
             self.output_layer.weight = self.target_embedding.weight
         self.initialize(init_range, init_range if embedding_init_range is None else embedding_init_range)
 
     def initialize(self, init_range: float, embedding_init_range: float) -> None:
-        """Draw all weights from torch's global generator.
+        """Draw the weights from torch's global generator.
 
-        Linear and recurrent modules become uniform first. Then `Encoder.initialize` and `Decoder.initialize` may draw
-        other weights, and last the embeddings are drawn. Other parameters, such as the attention's direction and
-        scale, keep the values that their modules gave them.
+        First all Linear and recurrent modules are drawn uniformly. Then `Encoder.initialize` and `Decoder.initialize`
+        may draw other weights. The embeddings are drawn last. Other parameters, such as the attention's direction and
+        scale, keep the values from their modules' constructors.
 
         Args:
             init_range: Bound of the weights and biases.
@@ -89,9 +89,9 @@ class Seq2Seq(nn.Module):
                     nn.init.uniform_(parameter, -init_range, init_range)
         self.encoder.initialize()
         self.decoder.initialize()
-        # The embeddings are drawn after the output layer, which may share their table.
+        # The output layer, drawn above, may share the embeddings' weight, so the embeddings are drawn after it.
         with torch.no_grad():
-            for embedding in {self.source_embedding: None, self.target_embedding: None}:
+            for embedding in dict.fromkeys((self.source_embedding, self.target_embedding)):
                 nn.init.uniform_(embedding.weight, -embedding_init_range, embedding_init_range)
                 embedding.weight[PAD_ID].zero_()
 
@@ -155,6 +155,6 @@ class Seq2Seq(nn.Module):
         logits_BKV = self.output(hidden_BKH).float()
         # In search the result overwrites the logits. A second [B, K, V] made malloc return memory to the system after
         # each step and request it again, which slowed a step of 160 hypotheses over 32,000 subwords by a tenth.
-        own_memory = None if logits_BKV.requires_grad else logits_BKV
-        log_probs_BKV = torch.log_softmax(logits_BKV, dim=-1, out=own_memory)
+        out = None if logits_BKV.requires_grad else logits_BKV
+        log_probs_BKV = torch.log_softmax(logits_BKV, dim=-1, out=out)
         return log_probs_BKV, weights_BKS, state

@@ -1,7 +1,8 @@
 """Transformer encoder and decoder (Vaswani et al. 2017).
 
 The encoder and decoder come first, each followed by its layer, then the sublayers, then the functions that these use.
-Section and equation numbers are those of the paper. D is the width of one attention head, H / heads.
+Section and equation numbers are those of the paper. In shapes, h is the number of attention heads and D = H / h the
+width of one head.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ Norm = Literal["pre", "post"]
 class TransformerEncoder(Encoder):
     """Transformer encoder (section 3.1 and figure 1).
 
-    Weights of Linear modules start Xavier-uniform and biases zero, whatever `Seq2Seq.init_range` is.
+    Weights of Linear modules are initialized Xavier-uniform and biases with zero, whatever `Seq2Seq.init_range` is.
 
     Args:
-        hidden_size: Width of the embeddings, which are multiplied by its square root, and of every layer.
+        hidden_size: Width of the embeddings and of every layer. The embeddings are multiplied by its square root
+            (section 3.4).
         num_layers: Number of layers.
         num_heads: Number of attention heads, a divisor of `hidden_size`.
         feed_forward_size: Units between the two linear maps of a feed-forward network.
@@ -74,7 +76,7 @@ class TransformerEncoder(Encoder):
         self.norm = final_norm(hidden_size, norm)
 
     def initialize(self) -> None:
-        """Draw Xavier weights: one range for all layers would not give attention a suitable scale."""
+        """Draw Xavier weights, because one range for all layers would not give attention a suitable scale."""
         init_xavier(self)
 
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
@@ -110,7 +112,8 @@ class TransformerDecoder(Decoder):
     The alignment is the source attention of one layer, averaged over its heads.
 
     Args:
-        hidden_size: Width of the embeddings, which are multiplied by its square root, and of every layer.
+        hidden_size: Width of the embeddings and of every layer. The embeddings are multiplied by its square root
+            (section 3.4).
         memory_size: Width of the encoder's states.
         num_layers: Number of layers.
         num_heads: Number of attention heads, a divisor of `hidden_size`.
@@ -182,8 +185,7 @@ class TransformerDecoder(Decoder):
         hidden_BTH = self.dropout(scaled_BTE + self.positions(scaled_BTE))
         alignment_BTS: Tensor | None = None
         for number, layer in self._numbered_layers():
-            hidden_BTH = layer.attend_to_target(hidden_BTH)
-            hidden_BTH, weights_BTS = layer.attend_to_source(hidden_BTH, memory, number)
+            hidden_BTH, weights_BTS = layer(hidden_BTH, memory, number)
             alignment_BTS = alignment_BTS if weights_BTS is None else weights_BTS
         assert alignment_BTS is not None
         return self.norm(hidden_BTH), alignment_BTS
@@ -209,10 +211,9 @@ class TransformerDecoder(Decoder):
         alignment_BKS: Tensor | None = None
         for number, layer in self._numbered_layers():
             keys, values = f"keys_{number}", f"values_{number}"
-            hidden_BKH, by_step[keys], by_step[values] = layer.attend_to_target_step(
-                hidden_BKH, state.by_step[keys], state.by_step[values], length_BK
+            hidden_BKH, weights_BKS, by_step[keys], by_step[values] = layer.step(
+                hidden_BKH, state.by_step[keys], state.by_step[values], length_BK, memory, number
             )
-            hidden_BKH, weights_BKS = layer.attend_to_source(hidden_BKH, memory, number)
             alignment_BKS = alignment_BKS if weights_BKS is None else weights_BKS
         assert alignment_BKS is not None
         return self.norm(hidden_BKH), alignment_BKS, DecoderState({"length": length_BK + 1}, by_step)
@@ -230,7 +231,7 @@ class TransformerDecoderLayer(nn.Module):
         source_attention: Second sublayer.
         feed_forward: Third sublayer.
         residuals: Residual connection around each sublayer.
-        returns_weights: Whether `attend_to_source` returns weights, for which it cannot use the fused kernel.
+        returns_weights: Whether the weights of the source attention are returned. The fused kernel cannot return them.
     """
 
     def __init__(
@@ -248,31 +249,46 @@ class TransformerDecoderLayer(nn.Module):
         self.around_self_attention, self.around_source_attention, self.around_feed_forward = residuals
         self.returns_weights = returns_weights
 
-    def attend_to_target(self, hidden_BTH: Tensor) -> Tensor:
-        """Apply the first sublayer to a whole target, with a causal mask."""
-        outputs_BTH = self.self_attention(self.around_self_attention.before(hidden_BTH), None)
-        return self.around_self_attention.after(hidden_BTH, outputs_BTH)
-
-    def attend_to_target_step(
-        self, hidden_BKH: Tensor, keys_BKTH: Tensor, values_BKTH: Tensor, length_BK: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Apply the first sublayer to one more token; return its output, keys and values (see SelfAttention.step)."""
-        outputs_BKH, keys_BKTH, values_BKTH = self.self_attention.step(
-            self.around_self_attention.before(hidden_BKH), keys_BKTH, values_BKTH, length_BK
-        )
-        return self.around_self_attention.after(hidden_BKH, outputs_BKH), keys_BKTH, values_BKTH
-
-    def attend_to_source(self, hidden_BTH: Tensor, memory: Memory, number: int) -> tuple[Tensor, Tensor | None]:
-        """Apply the second and third sublayer; T may be time or the beam.
+    def forward(self, hidden_BTH: Tensor, memory: Memory, number: int) -> tuple[Tensor, Tensor | None]:
+        """Apply the layer to a whole target, with a causal mask.
 
         Args:
-            hidden_BTH: Output of the first sublayer.
+            hidden_BTH: Output of the layer below.
             memory: Memory of the B source sentences.
             number: Number of this layer, for its keys and values in the memory.
 
         Returns:
             Hidden states [B, T, H], and weights [B, T, S] if `returns_weights` is set, otherwise None.
         """
+        outputs_BTH = self.self_attention(self.around_self_attention.before(hidden_BTH), None)
+        hidden_BTH = self.around_self_attention.after(hidden_BTH, outputs_BTH)
+        return self._after_self_attention(hidden_BTH, memory, number)
+
+    def step(
+        self,
+        hidden_BKH: Tensor,
+        keys_BKTH: Tensor,
+        values_BKTH: Tensor,
+        length_BK: Tensor,
+        memory: Memory,
+        number: int,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Apply the layer to one more token of each hypothesis.
+
+        For the arguments see `forward` and `SelfAttention.step`.
+
+        Returns:
+            Hidden states [B, K, H], weights [B, K, S] or None, and the target's keys and values, [B, K, T + 1, H] each.
+        """
+        outputs_BKH, keys_BKTH, values_BKTH = self.self_attention.step(
+            self.around_self_attention.before(hidden_BKH), keys_BKTH, values_BKTH, length_BK
+        )
+        hidden_BKH = self.around_self_attention.after(hidden_BKH, outputs_BKH)
+        hidden_BKH, weights_BKS = self._after_self_attention(hidden_BKH, memory, number)
+        return hidden_BKH, weights_BKS, keys_BKTH, values_BKTH
+
+    def _after_self_attention(self, hidden_BTH: Tensor, memory: Memory, number: int) -> tuple[Tensor, Tensor | None]:
+        """Apply the source attention and the feed-forward network; T may be time or the beam."""
         source = memory.extras[f"keys_{number}"], memory.extras[f"values_{number}"], memory.mask_BS
         inputs_BTH, weights_BTS = self.around_source_attention.before(hidden_BTH), None
         if self.returns_weights:
@@ -285,7 +301,7 @@ class TransformerDecoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (section 3.2.2). Queries, keys and values are one product.
+    """Multi-head self-attention (section 3.2.2). One product computes queries, keys and values.
 
     Args:
         hidden_size: Width H of inputs and outputs.
@@ -419,7 +435,9 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """The residual connection around a sublayer, with layer normalization and dropout.
+    """Residual connection around a sublayer, with layer normalization and dropout.
+
+    A layer calls `before`, then the sublayer, then `after`.
 
     Args:
         hidden_size: Width of inputs and outputs.
@@ -451,7 +469,7 @@ def final_norm(hidden_size: int, norm: Norm) -> nn.Module:
 
 
 def init_xavier(module: nn.Module) -> None:
-    """Draw the weights of every Linear Xavier-uniform (Glorot and Bengio 2010), as in the paper's code; zero biases."""
+    """Initialize each Linear as in the paper's code: Xavier-uniform weight (Glorot and Bengio 2010), zero bias."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.xavier_uniform_(child.weight)
@@ -494,7 +512,7 @@ def join_heads(tensor_BhTD: Tensor) -> Tensor:
 
 
 def append_entry(entries_BKTH: Tensor, entry_BKH: Tensor, length_BK: Tensor) -> Tensor:
-    """Return a copy [B, K, T + 1, H] with one more entry after those of each hypothesis.
+    """Return a copy [B, K, T + 1, H] with one more entry after the existing ones of each hypothesis.
 
     Args:
         entries_BKTH: Entries of earlier steps.

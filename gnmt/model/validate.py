@@ -1,7 +1,8 @@
 """Checks that the parts of a model fit together.
 
-Each check raises InputError with the config keys to change. Seq2Seq calls `check_parts`. `check_shared_vocabulary` is
-called with the tokenizers, which Seq2Seq does not know. Encoders, decoders and attentions call the other checks.
+Each check raises InputError with the config keys to change. `Seq2Seq` calls `check_parts`. Training and the loading of
+checkpoints call `check_shared_vocabulary`, because a model does not contain its tokenizers. Encoders, decoders and
+attentions call the other checks.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Decoder, Encoder
 
-SIDES_SHARE = ("source_target", "all")
+TIES_SIDES = ("source_target", "all")
 """Values of `model.tie_embeddings` with which source and target share one embedding table."""
 
-OUTPUT_SHARES = ("target_output", "all")
+TIES_TARGET_OUTPUT = ("target_output", "all")
 """Values of `model.tie_embeddings` with which the output layer shares the target's embedding table."""
 
 
@@ -21,8 +22,8 @@ def check_parts(encoder: Encoder, decoder: Decoder, embedding_size: int, tie_emb
     _check_widths(encoder, decoder, embedding_size)
     _check_bridge(encoder, decoder)
     _check_states_are_read(encoder, decoder)
-    if tie_embeddings in OUTPUT_SHARES and decoder.output_size != embedding_size:
-        instead = "source_target" if tie_embeddings in SIDES_SHARE else "none"
+    if tie_embeddings in TIES_TARGET_OUTPUT and decoder.output_size != embedding_size:
+        instead = "source_target" if tie_embeddings in TIES_SIDES else "none"
         raise InputError(
             f"model.tie_embeddings={tie_embeddings} needs model.embedding_size ({embedding_size}) equal to the "
             f"decoder's output size ({decoder.output_size}): make them equal, or use model.tie_embeddings={instead}"
@@ -84,12 +85,12 @@ def _check_bridge(encoder: Encoder, decoder: Decoder) -> None:
 
 
 def _check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
-    """Check that no option of the encoder is without effect because the decoder does not read the states."""
+    """Check that the decoder reads the encoder's states if an option of the encoder changes them."""
     if decoder.memory_size is None and encoder.state_options:
         keys = ", ".join(f"model.encoder.{key}" for key in encoder.state_options)
         raise InputError(
-            f"{keys} changes the encoder's states, but this decoder has no attention and reads only the layers' final "
-            "states: remove the option, or use a decoder with attention (model/decoder=attention)"
+            f"{keys} would change the encoder's states, but this decoder has no attention and reads only the layers' "
+            "final states: remove the option, or use a decoder with attention (model/decoder=attention)"
         )
 
 
@@ -100,7 +101,7 @@ def check_shared_vocabulary(tie_embeddings: str, joint: bool) -> None:
         tie_embeddings: Value of `model.tie_embeddings`.
         joint: Whether both sides have the same tokenizer.
     """
-    if tie_embeddings in SIDES_SHARE and not joint:
+    if tie_embeddings in TIES_SIDES and not joint:
         raise InputError(
             f"model.tie_embeddings={tie_embeddings} shares one embedding table between source and target, but their "
             "tokenizers differ: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"

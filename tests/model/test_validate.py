@@ -72,7 +72,7 @@ def test_encoder_layers_that_a_decoder_without_attention_does_not_start_from_are
 def test_options_that_change_states_which_the_decoder_does_not_read_are_refused(option):
     """They used to be accepted without effect."""
     with pytest.raises(
-        InputError, match=rf"model\.encoder\.{next(iter(option))} changes the encoder's states, .* no attention"
+        InputError, match=rf"model\.encoder\.{next(iter(option))} would change the encoder's states, .* no attention"
     ):
         seq2seq(encoder_of(**option), PlainDecoder(5, 6, 2))
     seq2seq(encoder_of(**option), GNMTDecoder(5, 6, 2, AdditiveAttention(6, 6, 4)))

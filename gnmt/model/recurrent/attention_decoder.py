@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gnmt.config.validate import Range
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
-from gnmt.model.recurrent.gnmt_decoder import Bridge
 from gnmt.model.recurrent.layers import (
+    Bridge,
     Cell,
     ResidualStack,
     initial_states,
@@ -31,9 +31,10 @@ class AttentionDecoder(Decoder):
 
     The hidden state h is the top layer's output, and h~ is the attentional hidden state of Luong et al. 2015, eq. 5.
 
-    With input feeding, the bottom layer also reads a result of attention, so each step depends on the whole step before
-    it, and training runs a loop over time in Python. Without input feeding, fused kernels run over the whole target and
-    attention is computed for all steps at once, which is several times faster. In search the difference is small.
+    With input feeding, the bottom layer also reads a result of attention, so each step depends on all of the previous
+    step, and training runs a loop over time in Python. Without input feeding, fused kernels run over the whole target
+    and attention is computed for all steps at once, so training is several times faster. In search the difference is
+    small.
 
     The attention is also the alignment that coverage and figures use.
 
@@ -42,19 +43,19 @@ class AttentionDecoder(Decoder):
         hidden_size: Units of each layer.
         num_layers: Number of layers.
         attention: Attention whose `query_size` is `hidden_size`.
-        query: Output of the top layer that is the query at step t. "current": that of step t (Luong et al. 2015,
-            section 3.1). "previous": that of step t-1, and at the first step the top layer's initial state (Bahdanau et
-            al. 2015).
-        input_feeding: Whether the bottom layer's input is the embedding concatenated with, for query="current", the h~
-            of step t-1 (Luong et al. 2015, section 3.3), or for query="previous", the context of step t (Bahdanau et
-            al. 2015).
+        query: The query at step t is an output of the top layer. "current": the output of step t (Luong et al. 2015,
+            section 3.1). "previous": the output of step t-1; at the first step, the top layer's initial state (Bahdanau
+            et al. 2015).
+        input_feeding: Whether the bottom layer reads a result of attention besides the embedding. With query="current"
+            it is the h~ of step t-1 (Luong et al. 2015, section 3.3), with query="previous" the context of step t
+            (Bahdanau et al. 2015).
         residual_from: First layer, counted from 1, whose input is added to its output; None for no residual
             connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         cell: "lstm" or "gru".
         layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
-        bridge: Initial state of the layers; see gnmt.model.recurrent.gnmt_decoder.Bridge.
+        bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
 
     Raises:
         InputError: If `attention` has another query width, or for a GRU with layer normalization.
@@ -89,7 +90,7 @@ class AttentionDecoder(Decoder):
         self.attention = attention
         feed_size = hidden_size if query == "current" else attention.output_size
         self.stack = ResidualStack(
-            input_size + feed_size * input_feeding,
+            input_size + (feed_size if input_feeding else 0),
             hidden_size,
             num_layers,
             layer_class(cell, layer_norm, "model.decoder"),
@@ -111,7 +112,7 @@ class AttentionDecoder(Decoder):
         return self._forward_at_once(embedded_BTE, memory)
 
     def _forward_at_once(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Run the stack over the whole target, then attention for all steps."""
+        """Run the stack over the whole target, then compute attention for all steps."""
         states = initial_states_or_none(self.stack.recurrent_layers(), memory, self.bridged)
         outputs_TBH = self.stack(embedded_BTE.transpose(0, 1), states)
         query_TBH = outputs_TBH
@@ -122,7 +123,7 @@ class AttentionDecoder(Decoder):
         return self._combine(context_BTH, outputs_TBH.transpose(0, 1)), weights_BTS
 
     def _forward_by_steps(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Run a loop over time, with the dropout of training."""
+        """Run `_step` for each token of the target, with dropout in training."""
         state = self.start(memory, 1)
         hidden, weights = [], []
         for step, masks in enumerate(self.stack.dropout_masks(embedded_BTE.shape[1], embedded_BTE[:, 0])):
@@ -154,7 +155,7 @@ class AttentionDecoder(Decoder):
     def _step(
         self, embedded_BKE: Tensor, state: DecoderState, memory: Memory, masks: list[Tensor] | None
     ) -> tuple[Tensor, Tensor, DecoderState]:
-        """Take a step with dropout masks [B * K, I] of the layers' inputs, or with None for no dropout."""
+        """Run one step; `masks` are the dropout masks [B * K, I] of the layers' inputs, or None for no dropout."""
         keys_BSA = memory.extras["keys"]
         if self.query == "previous":
             context_BKH, weights_BKS = self.attention(state.tensors["query"], keys_BSA, memory)
@@ -173,9 +174,9 @@ class AttentionDecoder(Decoder):
     def _step_stack(
         self, embedded_BKE: Tensor, feed_BKH: Tensor | None, state: DecoderState, masks: list[Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the top layer's output [B, K, H] and the layers' new states by name.
+        """Run one step of the stack; return the top layer's output [B, K, H] and the layers' new states by name.
 
-        The bottom layer reads the embedding and, unless it is None, `feed_BKH`.
+        The bottom layer reads the embedding concatenated with `feed_BKH`, or without it if that is None.
         """
         inputs_BKI = embedded_BKE
         if feed_BKH is not None:

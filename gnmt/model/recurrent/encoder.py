@@ -36,8 +36,8 @@ class LSTMEncoder(Encoder):
         num_layers: Number of layers; a bidirectional layer counts once.
         num_bidirectional_layers: Number of bidirectional layers, from the bottom.
         residual_from: First layer, counted from 1, whose input is added to its output (Wu et al. 2016, eq. 6). Its
-            input and output must have one width; layers above it with unequal widths get no residual connection. None
-            for no residual connections.
+            input and output must have the same width; layers above it whose widths differ get no residual connection.
+            None for no residual connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         attend_to_embeddings: Whether a projection of the embeddings is added to the top layer's states. Attention can
@@ -50,8 +50,8 @@ class LSTMEncoder(Encoder):
             (Sutskever et al. 2014, section 3.3). The states stay in the order of the source.
         projection_size: Width to which a linear layer projects the top layer's states; None for no such layer.
         final_states: Whether `Encoded.by_sentence` holds each layer's state after a sentence's last token, under the
-            names `final_hidden_1`, `final_cell_1` and so on, [B, H]. For a bidirectional layer,
-            the states of both directions are concatenated to [B, 2H].
+            names `final_hidden_1`, `final_cell_1` and so on, [B, H]. Those of both directions of a bidirectional layer
+            are concatenated to [B, 2H].
 
     Raises:
         InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for a GRU
@@ -98,8 +98,8 @@ class LSTMEncoder(Encoder):
         self.projection = None if projection_size is None else nn.Linear(widths[-1], projection_size)
         self.output_size = widths[-1] if projection_size is None else projection_size
         self.shortcut = nn.Linear(input_size, self.output_size, bias=False) if attend_to_embeddings else None
-        given = {"projection_size": projection_size is not None, "attend_to_embeddings": attend_to_embeddings}
-        self.state_options = [key for key, is_given in given.items() if is_given]
+        options = {"projection_size": projection_size, "attend_to_embeddings": attend_to_embeddings}
+        self.state_options = [key for key, value in options.items() if value]
         if final_states:
             names = ("hidden",) if cell == "gru" else ("hidden", "cell")
             self.by_sentence_sizes = {
@@ -114,9 +114,15 @@ class LSTMEncoder(Encoder):
         finals: list[LayerState] = []
         for number, layer in enumerate(self.layers, start=1):
             inputs_SBH = states_SBH
-            assert isinstance(layer, Bidirectional | RecurrentLayer)
-            states_SBH, final = self._run_layer(layer, self.dropout(inputs_SBH), lengths_B)
-            finals.append(final)
+            dropped_SBH = self.dropout(inputs_SBH)
+            if self.final_states:
+                assert isinstance(layer, Bidirectional | RecurrentLayer)
+                states_SBH, final = layer.forward_with_final_state(dropped_SBH, lengths_B)
+                finals.append(final)
+            elif isinstance(layer, Bidirectional):
+                states_SBH = layer(dropped_SBH, lengths_B)
+            else:
+                states_SBH = layer(dropped_SBH)
             if is_residual(number, self.residual_from) and inputs_SBH.shape == states_SBH.shape:
                 states_SBH = states_SBH + inputs_SBH
         if self.projection is not None:
@@ -127,13 +133,3 @@ class LSTMEncoder(Encoder):
         if self.shortcut is not None:
             states_BSH = states_BSH + self.shortcut(embedded_BSE)
         return Encoded(states_BSH, by_sentence=states_to_dict(finals, "final_"))
-
-    def _run_layer(
-        self, layer: Bidirectional | RecurrentLayer, inputs_SBH: Tensor, lengths_B: Tensor
-    ) -> tuple[Tensor, LayerState]:
-        """Return a layer's outputs, and its final state, which is empty unless `final_states` is set."""
-        if self.final_states:
-            return layer.forward_with_final_state(inputs_SBH, lengths_B)
-        if isinstance(layer, Bidirectional):
-            return layer(inputs_SBH, lengths_B), ()
-        return layer(inputs_SBH), ()

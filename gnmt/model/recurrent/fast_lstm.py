@@ -3,8 +3,8 @@
 The backward pass of a fused LSTM kernel adds to the weights' gradients at every time step, by products with as few rows
 as there are sentences in the batch. Here the backward loop over time computes only what depends on the next step: the
 gradients of the gates. They are stored for all steps, [T, B, 4H]. After the loop, one product over all T * B rows gives
-the gradient of each weight, and one that of the inputs. The forward pass is arranged alike: the inputs of all steps are
-multiplied in one product, and only the product with the hidden state is in the loop.
+the gradient of each weight, and another one the gradient of the inputs. Likewise, the forward pass multiplies the
+inputs of all steps in one product, and only the product with the hidden state is in the loop.
 
 `LSTM` in gnmt/model/recurrent/layers.py decides when this is faster than the fused kernel.
 
@@ -84,13 +84,14 @@ class _GatheredLSTM(torch.autograd.Function):
                 gates_BG = from_inputs_TBG[step]
                 gates_BG = add_product(gates_BG, outputs_TBH[step - 1]) if step else gates_BG.clone()
                 preactivations.append(gates_BG)
-                input_BH, forget_BH, doubled_BH, out_BH = activated(gates_BG, cells_TBH.dtype).unbind(1)
+                gates_B4H = activated(gates_BG, cells_TBH.dtype)
+                input_gate_BH, forget_gate_BH, candidate_BH, output_gate_BH = gates_B4H.unbind(1)
                 if step:
-                    torch.mul(forget_BH, cells_TBH[step - 1], out=cell_BH)
-                    cell_BH.addcmul_(input_BH, doubled_BH, value=2).sub_(input_BH)
+                    torch.mul(forget_gate_BH, cells_TBH[step - 1], out=cell_BH)
+                    cell_BH.addcmul_(input_gate_BH, candidate_BH, value=2).sub_(input_gate_BH)
                 else:
-                    torch.mul(input_BH, doubled_BH, out=cell_BH).mul_(2).sub_(input_BH)
-                output_BH.copy_(tanh(cell_BH).mul_(out_BH))
+                    torch.mul(input_gate_BH, candidate_BH, out=cell_BH).mul_(2).sub_(input_gate_BH)
+                output_BH.copy_(tanh(cell_BH).mul_(output_gate_BH))
         parameters = weight_ih_GI, weight_hh_GH, bias_ih_G, bias_hh_G
         ctx.save_for_backward(inputs_TBI, *parameters, outputs_TBH, cells_TBH, *preactivations)
         return outputs_TBH, cells_TBH
@@ -110,7 +111,7 @@ class _GatheredLSTM(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_inputs_TBI = (grad_TBG @ doubled(weight_ih_GI, dtype)).to(inputs_TBI.dtype)
             grad_ih_GI = doubled(grad_NG.T @ inputs_TBI.flatten(0, 1), weight_ih_GI.dtype)
-            # The gates of step t read the output of step t - 1; those of the first step read none.
+            # The gates of step t read the output of step t - 1, which is zero before the first step.
             grad_hh_GH = doubled(grad_NG[batch:].T @ outputs_TBH[:-1].flatten(0, 1), weight_hh_GH.dtype)
             grad_bias_G = doubled(grad_NG.sum(0), bias_ih_G.dtype)
         return grad_inputs_TBI, grad_ih_GI, grad_hh_GH, grad_bias_G, grad_bias_G.to(bias_hh_G.dtype, copy=True), None
@@ -124,9 +125,10 @@ def gradient_of_gates(
     preactivations: list[Tensor],
     weight_GH: Tensor,
 ) -> Tensor:
-    """Return the gradient of every step's preactivations, [T, B, G]: the part of backward that loops over time.
+    """Return the gradient of every step's preactivations, [T, B, G].
 
-    The gates are recomputed step by step, so that they are used while they are in cache.
+    This is the part of backward that loops over time. It recomputes the gates of each step, which are then still in
+    cache when they are used.
 
     Args:
         grad_outputs_TBH: Gradient of the outputs, or None.
@@ -138,7 +140,7 @@ def gradient_of_gates(
     """
     num_steps, batch, hidden_size = outputs_TBH.shape
     grad_TBG = outputs_TBH.new_empty(num_steps, batch, 4 * hidden_size)
-    grad_BGH = cells_TBH.new_empty(batch, 4, hidden_size)
+    grad_B4H = cells_TBH.new_empty(batch, 4, hidden_size)
     add_product = adder(weight_GH.T, batch)
     grad_cell_BH = torch.zeros_like(cells_TBH[0])
     no_grad_BH = torch.zeros_like(outputs_TBH[0])
@@ -147,25 +149,25 @@ def gradient_of_gates(
         if step + 1 < num_steps:
             grad_output_BH = add_product(grad_output_BH, grad_TBG[step + 1])
         grad_output_BH = grad_output_BH.to(cells_TBH.dtype)
-        gates_BGH = activated(preactivations[step], cells_TBH.dtype)
-        input_BH, forget_BH, doubled_BH, out_BH = gates_BGH.unbind(1)
-        squashed_BH = tanh(cells_TBH[step])
-        grad_squashed_BH = grad_output_BH * out_BH
-        # The derivative of tanh is 1 - tanh^2.
-        grad_cell_BH.add_(grad_squashed_BH).sub_(grad_squashed_BH.mul_(squashed_BH).mul_(squashed_BH))
+        gates_B4H = activated(preactivations[step], cells_TBH.dtype)
+        input_gate_BH, forget_gate_BH, candidate_BH, output_gate_BH = gates_B4H.unbind(1)
+        tanh_cell_BH = tanh(cells_TBH[step])
+        grad_tanh_BH = grad_output_BH * output_gate_BH
+        # The derivative of tanh(c) is 1 - tanh(c)^2.
+        grad_cell_BH.add_(grad_tanh_BH).sub_(grad_tanh_BH.mul_(tanh_cell_BH).mul_(tanh_cell_BH))
         if grad_cells_TBH is not None:
             grad_cell_BH.add_(grad_cells_TBH[step])
         # The gradients of the four gates pass through their sigmoids in one call.
-        twice_BH = 2 * grad_cell_BH
-        torch.mul(twice_BH, doubled_BH, out=grad_BGH[:, 0]).sub_(grad_cell_BH)
+        doubled_grad_cell_BH = 2 * grad_cell_BH
+        torch.mul(doubled_grad_cell_BH, candidate_BH, out=grad_B4H[:, 0]).sub_(grad_cell_BH)
         if step:
-            torch.mul(grad_cell_BH, cells_TBH[step - 1], out=grad_BGH[:, 1])
+            torch.mul(grad_cell_BH, cells_TBH[step - 1], out=grad_B4H[:, 1])
         else:
-            grad_BGH[:, 1].zero_()
-        torch.mul(twice_BH, input_BH, out=grad_BGH[:, 2])
-        torch.mul(grad_output_BH, squashed_BH, out=grad_BGH[:, 3])
-        grad_TBG[step].view(grad_BGH.shape).copy_(torch.ops.aten.sigmoid_backward(grad_BGH, gates_BGH))
-        grad_cell_BH.mul_(forget_BH)
+            grad_B4H[:, 1].zero_()
+        torch.mul(doubled_grad_cell_BH, input_gate_BH, out=grad_B4H[:, 2])
+        torch.mul(grad_output_BH, tanh_cell_BH, out=grad_B4H[:, 3])
+        grad_TBG[step].view(grad_B4H.shape).copy_(torch.ops.aten.sigmoid_backward(grad_B4H, gates_B4H))
+        grad_cell_BH.mul_(forget_gate_BH)
     return grad_TBG
 
 
@@ -176,7 +178,7 @@ def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor
 
     Args:
         weight_OI: W.
-        num_rows: Number N of rows, for which oneDNN chooses the order.
+        num_rows: Number N of rows, for which oneDNN chooses the weight's layout.
     """
     if weight_OI.device.type == "cpu" and weight_OI.dtype in onednn_dtypes():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), num_rows)
@@ -197,7 +199,7 @@ def activated(preactivations_BG: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tanh(values: Tensor) -> Tensor:
-    """Return tanh by way of the faster sigmoid."""
+    """Return tanh, computed with the faster sigmoid."""
     return (2 * values).sigmoid_().mul_(2).sub_(1)
 
 

@@ -13,6 +13,7 @@ from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
+    Bridge,
     Cell,
     RecurrentLayer,
     forward_layers,
@@ -26,15 +27,6 @@ from gnmt.model.recurrent.layers import (
     unpack_states,
 )
 from gnmt.model.validate import check_query
-
-Bridge = Literal["none", "final"]
-"""Initial state of a decoder's layers.
-
-"none": zeros. "final": the final state of the encoder layer with the same number, unchanged. Layers, cells and widths
-of both sides must then be equal, and the encoder needs `final_states=True`.
-"""
-
-ContextToOutput = Literal["none", "concatenated", "added"]
 
 
 class GNMTDecoder(Decoder):
@@ -51,20 +43,20 @@ class GNMTDecoder(Decoder):
         hidden_size: Units of each layer.
         num_layers: Number of layers; a single one needs `context_to_output`.
         attention: Attention whose `query_size` is `hidden_size`.
-        query: Output of the bottom layer that is the query at step t. "previous": that of step t-1 (the paper), and at
-            the first step zeros or, with a bridge, the initial state. "current": that of step t (GNMT v2).
+        query: The query at step t is an output of the bottom layer. "previous": the output of step t-1 (the paper); at
+            the first step, zeros or, with a bridge, the initial state. "current": the output of step t (GNMT v2).
         residual_from: First layer, counted from 1, whose input is added to its output, without the context (eq. 6);
             None for no residual connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         cell: "lstm" or "gru".
         layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
-        bridge: Initial state of the layers; see Bridge.
-        context_to_output: How the context reaches the output layer as well. "none": not at all (the paper).
-            "concatenated": with the top layer's output (RNMT+, Chen et al. 2018), so `output_size` is the sum of both
-            widths. "added": through a projection to `hidden_size`, so that embeddings can be tied. With the context
-            in the output, the layers need not learn to pass source words on, and small models learn several times
-            sooner.
+        bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
+        context_to_output: Whether the output layer reads the context too. "none": it does not (the paper).
+            "concatenated": the context is concatenated to the top layer's output (RNMT+, Chen et al. 2018), so
+            `output_size` is the sum of both widths. "added": a projection of the context to `hidden_size` is added to
+            the top layer's output, so embeddings can be tied. If the output layer reads the context, the layers need
+            not learn to pass source words on, and small models learn several times sooner.
 
     Raises:
         InputError: If `attention` has another query width, if nothing reads the context, or for a GRU with layer
@@ -86,7 +78,7 @@ class GNMTDecoder(Decoder):
         cell: Cell = "lstm",
         layer_norm: bool = False,
         bridge: Bridge = "none",
-        context_to_output: ContextToOutput = "none",
+        context_to_output: Literal["none", "concatenated", "added"] = "none",
     ) -> None:
         super().__init__()
         check_query(attention, hidden_size)

@@ -2,8 +2,8 @@
 
 A `RecurrentLayer` is one unidirectional layer: `LSTM` and `GRU` run fused kernels over whole sequences, and
 `LayerNormLSTM` runs a loop over time. `Bidirectional` combines two layers, and `ResidualStack` puts layers on top of
-each other. The functions at the end convert the layers' states to the named tensors of Memory and DecoderState, and
-back.
+each other. The functions at the end make initial states, and convert states to the named tensors of Memory and
+DecoderState and back.
 
 Sequences are time-major here, [T, B, ...]. N stands for B * K sequences that take one step.
 """
@@ -31,8 +31,15 @@ LayerState = tuple[Tensor, ...]
 
 Cell = Literal["lstm", "gru"]
 
+Bridge = Literal["none", "final"]
+"""Initial state of a decoder's layers.
+
+"none": zeros. "final": the final state of the encoder layer with the same number, unchanged. Layers, cells and widths
+of both sides must then be equal, and the encoder needs `final_states=True`.
+"""
+
 GATHERED_FROM_WIDTH = 1536
-"""Input plus hidden size from which `gathered_lstm` trains faster than oneDNN's fused bf16 kernel on a CPU.
+"""Smallest sum of input and hidden size with which `gathered_lstm` replaces oneDNN's fused bf16 kernel on a CPU.
 
 The speedup of forward and backward on two Sapphire Rapids cores is 1.4 from 1024 to 512 units and 1.7 from 1024 to
 1024, but 0.8 from 512 to 512 and less below (docs/results/training.md).
@@ -43,7 +50,7 @@ SATURATED_GATE = 1e4
 
 
 class RecurrentLayer(nn.Module):
-    """Base class of unidirectional recurrent layers. The decoding engine replaces them by faster ones.
+    """Base class of unidirectional recurrent layers, which the decoding engine replaces by faster ones.
 
     Attributes:
         hidden_size: Width of the outputs.
@@ -146,7 +153,7 @@ class LSTM(nn.LSTM, RecurrentLayer):
 def _without_weight_warning() -> Iterator[None]:
     """Suppress cuDNN's warning that the weights are not one chunk of memory and are copied at each call.
 
-    This concerns weights that are made at each call and weights in bf16. The copy costs nothing next to the products.
+    It is raised for weights in bf16 and for weights that are computed at each call. The time of the copy is negligible.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single contiguous chunk")
@@ -156,7 +163,7 @@ def _without_weight_warning() -> Iterator[None]:
 class GRU(nn.GRU, RecurrentLayer):
     """A layer of gated recurrent units (Cho et al. 2014), run by torch's kernel over whole sequences.
 
-    As in torch and cuDNN, the reset gate multiplies the product with the hidden state and not the hidden state itself.
+    As in torch and cuDNN, the reset gate multiplies U h + b and not h itself.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -289,7 +296,7 @@ class Bidirectional(nn.Module):
         self.back = make_layer(input_size, hidden_size)
 
     def forward(self, inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return the outputs [T, B, 2H] of sequences with the given numbers of real steps, int64."""
+        """Return the outputs [T, B, 2H] of sequences with `lengths_B` real steps."""
         ahead_TBH = self.ahead(inputs_TBI)
         back_TBH = self.back(reverse_by_length(inputs_TBI, lengths_B))
         return torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)
@@ -297,7 +304,7 @@ class Bidirectional(nn.Module):
     def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
         """Return the outputs [T, B, 2H] and both layers' last states, concatenated to [B, 2H].
 
-        The forward layer's last state is that at a sentence's last token, the backward layer's that at its first.
+        The last state of the forward layer is at a sentence's last token, that of the backward layer at its first.
         """
         ahead_TBH, ahead_state = self.ahead.forward_with_final_state(inputs_TBI, lengths_B)
         back_TBH, back_state = self.back.forward_with_final_state(reverse_by_length(inputs_TBI, lengths_B), lengths_B)
@@ -344,7 +351,8 @@ class ResidualStack(nn.Module):
         hidden_size: Width of all outputs.
         num_layers: Number of layers.
         make_layer: Class of the layers.
-        residual_from: First layer, counted from 1, whose input is added to its output; None for no such layer.
+        residual_from: First layer, counted from 1, whose input is added to its output; None for no residual
+            connections.
         dropout: Dropout of the layers' inputs.
     """
 
@@ -374,9 +382,9 @@ class ResidualStack(nn.Module):
         return step_layers(self.recurrent_layers(), inputs_NI, states, self.residual_from, masks=masks)
 
     def dropout_masks(self, num_steps: int, like_BI: Tensor) -> Iterator[list[Tensor] | None]:
-        """Return an iterator over the steps' dropout masks, for training with a loop over `step`.
+        """Return an iterator over the dropout masks of all steps, for training with a loop over `step`.
 
-        An item has one mask [B, I] for each layer, drawn as `forward` would draw it, or is None without dropout.
+        Each item is a list with one mask [B, I] for each layer, drawn as in `forward`, or None without dropout.
 
         Args:
             num_steps: Number of steps T.
@@ -433,10 +441,13 @@ def step_layers(
     """Run one step of N sequences and return the top layer's outputs [N, H] and the layers' new states.
 
     Args:
-        layers: As in `forward_layers`, like the other arguments that are not listed here.
-        inputs_NI: Input of the first layer.
+        layers: Layers from the bottom up.
+        inputs_NI: Input of the first of them.
         states: State [N, H] of each layer before this step.
-        masks: Factor of each layer's input, context included: a dropout mask. None for no dropout.
+        residual_from: See `forward_layers`.
+        context_NC: Further input of every layer, concatenated to its own.
+        first_number: See `forward_layers`.
+        masks: Dropout mask of each layer's input, context included; None for no dropout.
     """
     outputs, new_states = inputs_NI, []
     for index, (layer, state) in enumerate(zip(layers, states, strict=True)):
