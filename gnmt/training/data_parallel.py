@@ -1,7 +1,8 @@
 """Data-parallel training: averages gradients over the processes of a job, and makes all of them stop together.
 
-All processes hold the same weights, and each computes its local batch of every global batch. Gradients, losses and stop
-requests are reduced over the processes, so that all take the same update and stop after the same one.
+All processes hold the same weights, and each computes its local batch of every global batch, which
+`gnmt.data.batching.BatchStream` splits. Gradients, losses and stop requests are reduced over the processes, so that all
+take the same update and stop after the same one.
 """
 
 from __future__ import annotations

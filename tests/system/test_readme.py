@@ -19,7 +19,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN_FILES = "your-own-model.md"
 # Commands of other tools.
 NOT_OURS = re.compile(
-    r"python3 -m venv |\.venv/bin/pip install |\. \.venv/bin/activate$|tensorboard --logdir |for run in |do$|done$"
+    r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |for run in |do$|done$"
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
