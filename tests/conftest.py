@@ -1,8 +1,8 @@
-"""What all tests share: one thread for each worker, commands run in this process, and one trained run.
+"""Fixtures of all tests: commands that run inside the test process, two training runs, a file server and a full disk.
 
-`run_command` starts a script as its command line would, without a process of its own. `tiny` is a run of seconds
-for everything that works with any weights; `trained` is a run of a minute that has learned to translate, made once in
-a session, whichever worker comes first.
+`run_command` runs a script as its command line would, without the cost of a new process. `tiny` is a run of seconds for
+tests that work with any weights. `trained` is a run of a minute that has learned to translate. Each run is made once in
+a test session, by the worker that needs it first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, because the workers share the cores
 
 import importlib.util
 import io
@@ -35,7 +35,7 @@ from gnmt.config.cli import run_command as run_main
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
-# A corpus and a model as small as the grammar allows: a run lasts two seconds.
+# The smallest corpus that the grammar allows, and a small model. A run takes two seconds.
 TINY = (
     "data.num_train=120",
     "data.num_dev=6",
@@ -55,7 +55,7 @@ TINY = (
     "decoding.max_length_offset=2",
     "device=cpu",
 )
-# Learns to translate in a minute on one core.
+# A model that learns to translate in a minute on one core.
 TRAINED = (
     "data.num_train=20000",
     "data.num_dev=100",
@@ -75,8 +75,8 @@ TRAINED = (
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A command that ended: its exit code and what it wrote."""
+class CommandResult:
+    """Exit code, stdout and stderr of a finished command."""
 
     code: int
     out: str
@@ -87,25 +87,28 @@ class Finished:
 class Run:
     """A finished training run.
 
-    home: the folder that the command ran in, with `runs/` and `preprocessed/`. folder: the run. overrides: the command's.
-    printed: what it wrote.
+    Attributes:
+        home: Working directory of the command, with `runs/` and `preprocessed/`.
+        folder: Folder of the run.
+        overrides: Overrides of the command.
+        printed: Result of the command.
     """
 
     home: Path
     folder: Path
     overrides: tuple[str, ...]
-    printed: Finished
+    printed: CommandResult
 
     def copied_to(self, home: Path) -> Run:
-        """The same in another folder, to be changed at will; the preprocessed text stays where it is."""
+        """Return a copy of the run in another folder, which a test may change. The preprocessed data is not copied."""
         shutil.copytree(self.home / "runs", home / "runs", symlinks=True)
         preprocessed = next((self.home / "preprocessed").glob("demo-*"))
         folder = home / self.folder.relative_to(self.home)
         return Run(home, folder, (*self.overrides, f"data.preprocessed={preprocessed}"), self.printed)
 
 
-def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> Finished:
-    """Runs scripts/<script>.py in that folder with those overrides, and puts the process back as it was."""
+def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> CommandResult:
+    """Run scripts/<script>.py with these overrides in the folder `cwd`, and restore the state of the process."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(2))
     code = 0
     root = logging.getLogger()
@@ -113,7 +116,7 @@ def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> F
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [f"scripts/{script}.py", *overrides])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # run_command sets it
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # the script sets it; the patch restores its value
         handlers, level = list(root.handlers), root.level
         try:
             run_main(load_script(script).main, script)
@@ -125,11 +128,11 @@ def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> F
                 handler.close()
             root.setLevel(level)
             logging.captureWarnings(False)
-    return Finished(code, *(read_back(stream) for stream in (out, err)))
+    return CommandResult(code, decode_stream(out), decode_stream(err))
 
 
 def load_script(name: str) -> ModuleType:
-    """The script as a module, under a name that nothing else has."""
+    """Return scripts/<name>.py as the module `script_<name>`, imported once."""
     module_name = f"script_{name}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, SCRIPTS / f"{name}.py")
@@ -140,22 +143,22 @@ def load_script(name: str) -> ModuleType:
     return sys.modules[module_name]
 
 
-def read_back(stream: io.TextIOWrapper) -> str:
-    """What was written to one of our streams."""
+def decode_stream(stream: io.TextIOWrapper) -> str:
+    """Return the text that was written to a stream of `run_script`."""
     stream.flush()
     assert isinstance(stream.buffer, io.BytesIO)
     return stream.buffer.getvalue().decode("utf-8")
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., Finished]:
-    """run_command(script, *overrides, cwd=folder, stdin=b""): a whole command, in this process."""
+def run_command() -> Callable[..., CommandResult]:
+    """Return `run_command(script, *overrides, cwd=folder, stdin=b"")`, which runs a command in this process."""
     return run_script
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]]:
-    """serve(handler): an empty folder, and the URL at which a handler of that class serves it, until the test ends."""
+    """Return `serve(handler_class)`, which starts a server for an empty folder and returns the folder and its URL."""
     with ExitStack() as stack:
 
         def start(handler: type[SimpleHTTPRequestHandler]) -> tuple[Path, str]:
@@ -172,8 +175,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]],
         yield start
 
 
-def trained_once(factory: pytest.TempPathFactory, name: str, overrides: tuple[str, ...]) -> Run:
-    """The run of that name, trained by the first worker that asks; the others wait for it."""
+def train_once(factory: pytest.TempPathFactory, name: str, overrides: tuple[str, ...]) -> Run:
+    """Return the run `name`. The first worker that needs it trains it, and the others wait."""
     base = factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     record = home / "finished.json"
@@ -184,25 +187,25 @@ def trained_once(factory: pytest.TempPathFactory, name: str, overrides: tuple[st
             finished = run_script("train", *overrides, cwd=home)
             assert finished.code == 0, finished.err
             record.write_text(json.dumps(asdict(finished)), encoding="utf-8")
-    printed = Finished(**json.loads(record.read_text(encoding="utf-8")))
+    printed = CommandResult(**json.loads(record.read_text(encoding="utf-8")))
     return Run(home, home / "runs" / name, overrides, printed)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of four updates on the smallest corpus; read it, or change a copy."""
-    return trained_once(tmp_path_factory, "tiny", TINY)
+    """Return a run of four updates on the smallest corpus. Tests read it or change a copy."""
+    return train_once(tmp_path_factory, "tiny", TINY)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that has learned to translate the demo grammar; read it, or change a copy. Mark its tests `slow`."""
-    return trained_once(tmp_path_factory, "trained", TRAINED)
+    """Return a run that has learned to translate the demo grammar. Tests that use it are marked `slow`."""
+    return train_once(tmp_path_factory, "trained", TRAINED)
 
 
 @pytest.fixture
-def disk_for_files_of() -> Callable[[int], AbstractContextManager[None]]:
-    """Inside disk_for_files_of(size) no file of this process grows beyond `size` bytes, as on a full disk."""
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Return a context `file_size_limit(size)` in which writing a file beyond `size` bytes fails, as on a full disk."""
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:

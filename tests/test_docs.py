@@ -1,4 +1,4 @@
-"""Every file, class, function and key that docs/architecture.md and docs/paper-map.md name is there."""
+"""Every file, class, function and key that docs/architecture.md and docs/paper-map.md name exists."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "docs" / "architecture.md", ROOT / "docs" / "paper-map.md"]
-# A link whose text is code: [`A`, `B`](file.py), also [`file.py`](file.py).
+# A link with code as its text: [`A`, `B`](file.py) or [`file.py`](file.py).
 LINK = re.compile(r"\[((?:`[^`]+`(?:, )?)+)\]\(([^)#]+\.py)\)")
 CODE = re.compile(r"`([^`\n]+)`")
-# Names of other libraries and of the papers, and what a reader writes.
+# Names of other libraries and of the papers, and names of files and packages that a reader would add.
 NOT_OURS = {"CUBLAS_WORKSPACE_CONFIG", "beamsize", "mylab", "lp", "cp", "y_0", "configs/schedule/linear.yaml"}
 
 
-def words_of_the_code() -> set[str]:
-    """Identifiers and short strings of Python, keys and values of YAML, names of files and folders; no comments."""
+def code_words() -> set[str]:
+    """Return the identifiers and short strings of Python, the words of YAML, and the names of files and folders.
+
+    Comments do not count.
+    """
     words: set[str] = set()
     for path in (path for name in ("gnmt", "scripts", "configs") for path in (ROOT / name).rglob("*")):
         words.update(path.relative_to(ROOT).with_suffix("").parts)
@@ -33,7 +36,7 @@ def words_of_the_code() -> set[str]:
 
 
 def names_defined_in(path: Path) -> set[str]:
-    """Classes, functions, constants; methods as `Class.method` and as `method`."""
+    """Return the classes, functions and constants of a file; methods as `Class.method` and as `method`."""
     names: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
@@ -48,12 +51,12 @@ def names_defined_in(path: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def code() -> set[str]:
-    return words_of_the_code()
+    return code_words()
 
 
 @pytest.fixture(scope="module")
 def methods() -> dict[str, set[str]]:
-    """What each class of gnmt defines itself or takes over from a class of gnmt."""
+    """Return the methods and annotated attributes of each class of gnmt, including inherited ones."""
     classes = {
         node.name: node
         for path in (ROOT / "gnmt").rglob("*.py")
@@ -72,12 +75,12 @@ def methods() -> dict[str, set[str]]:
 
 
 def prose(document: Path) -> str:
-    """The text without its blocks of code."""
+    """Return the text of a document without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
-def test_what_a_link_names_is_defined_in_the_file_that_it_leads_to(document: Path) -> None:
+def test_names_in_a_link_are_defined_in_the_linked_file(document: Path) -> None:
     links = LINK.findall(prose(document))
     assert len(links) > 20
     missing = []
@@ -92,13 +95,13 @@ def test_what_a_link_names_is_defined_in_the_file_that_it_leads_to(document: Pat
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
-def test_every_path_and_every_name_exists(document: Path, code: set[str], methods: dict[str, set[str]]) -> None:
+def test_every_path_and_name_exists(document: Path, code: set[str], methods: dict[str, set[str]]) -> None:
     missing = []
     for text in CODE.findall(prose(document)):
         path = re.fullmatch(r"((?:gnmt|configs|scripts|tests|docs)/[\w/.-]*)", text)
         if path and not (ROOT / path[1]).exists() and text not in NOT_OURS:
             missing.append(text)
-        # A name with dots, alone or with the value of a key behind it; formulas, globs and commands are neither.
+        # A dotted name, alone or followed by a value. Formulas, globs and commands do not match and are skipped.
         name = re.fullmatch(r"([A-Za-z_]\w+(?:\.[A-Za-z_]\w*)*)(?:[=:] ?[\w.,-]*)?", text)
         if name is None or name[1] in NOT_OURS:
             continue
@@ -116,7 +119,7 @@ def test_every_path_and_every_name_exists(document: Path, code: set[str], method
         ("class C:\n    def d(self):\n        pass\n", {"C", "d", "C.d"}),
     ],
 )
-def test_the_names_of_a_file(text: str, names: set[str], tmp_path: Path) -> None:
+def test_names_of_a_file_include_its_methods(text: str, names: set[str], tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(text)
     assert names_defined_in(tmp_path / "one.py") == names
 

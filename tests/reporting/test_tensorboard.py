@@ -30,11 +30,11 @@ def points(events, tag):
 
 @pytest.mark.parametrize("size", [10, 2000])
 def test_a_full_disk_ends_the_reports_and_not_the_run(
-    tmp_path, caplog, capfd, monkeypatch, size, disk_for_files_of
+    tmp_path, caplog, capfd, monkeypatch, size, file_size_limit
 ) -> None:
     """TensorBoard's own writer printed the traceback of its thread, beside the message."""
     monkeypatch.setattr(threading, "excepthook", lambda arguments: pytest.fail(f"in a thread: {arguments.exc_value}"))
-    with disk_for_files_of(size):
+    with file_size_limit(size):
         with Reporter(tmp_path) as reporter:
             for step in range(500):
                 reporter.scalar("train/loss", 1.0, step)

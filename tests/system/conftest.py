@@ -1,4 +1,4 @@
-"""A shelf of files and checkpoints with something wrong in them, and an own corpus without."""
+"""Files and checkpoints with one error each, a correct corpus, and a helper that waits for a log line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ SIDES = (("source", "en"), ("target", "de"))
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[..., None]:
-    """wait_for(text, log, process): until the process has written that `times` times, at most three minutes."""
+    """Return `wait_for(text, log, process, times=1)`, which waits until the log contains the text that many times.
+
+    It fails if the process ends before, or after three minutes.
+    """
 
     def wait(text: str, log: Path, process: subprocess.Popen[bytes], times: int = 1) -> None:
         for _ in range(1800):
@@ -28,14 +31,14 @@ def wait_for() -> Callable[..., None]:
                 return
             assert process.poll() is None, log.read_text(encoding="utf-8")
             time.sleep(0.1)
-        raise AssertionError(f"{text!r} did not come:\n{log.read_text(encoding='utf-8')}")
+        raise AssertionError(f"{text!r} was not written:\n{log.read_text(encoding='utf-8')}")
 
     return wait
 
 
 @pytest.fixture(scope="session")
 def shelf(tiny, tmp_path_factory) -> Path:
-    """Files with something wrong in them, and a.en and a.de without."""
+    """Return a folder with correct files a.en and a.de, and other files and checkpoints with one error each."""
     folder = tmp_path_factory.mktemp("shelf")
     english = [f"the house number {number} is old" for number in range(40)]
     german = [f"das Haus Nummer {number} ist alt" for number in range(40)]
@@ -43,13 +46,13 @@ def shelf(tiny, tmp_path_factory) -> Path:
         (folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     (folder / "empty").write_bytes(b"")
     (folder / "latin1.en").write_bytes("\n".join([*english[:6], "für", *english[7:], ""]).encode("latin-1"))
-    shelved_checkpoints(folder, tiny.folder / "best.pt", folder / "code_ran")
+    write_wrong_checkpoints(folder, tiny.folder / "best.pt", folder / "code_ran")
     return folder
 
 
 @pytest.fixture
 def own_files(shelf: Path) -> list[str]:
-    """The overrides that train a very small model on a.en and a.de of the shelf."""
+    """Return the overrides that train a very small model on a.en and a.de."""
     return [
         "data=files",
         *(f"data.{split}.{side}={shelf}/a.{end}" for split in ("train", "dev") for side, end in SIDES),
@@ -61,37 +64,37 @@ def own_files(shelf: Path) -> list[str]:
     ]
 
 
-def shelved_checkpoints(folder: Path, sound: Path, marker: Path) -> None:
-    """Checkpoints with something wrong in them, made from a sound one; any code in them would make the marker."""
-    data = sound.read_bytes()
+def write_wrong_checkpoints(folder: Path, correct: Path, marker: Path) -> None:
+    """Write wrong checkpoints, made from a correct one. Code in them would create the file `marker` if it ran."""
+    data = correct.read_bytes()
     (folder / "truncated.pt").write_bytes(data[: len(data) // 2])
-    (folder / "text.pt").write_text("this is no checkpoint, and damaged if it was one\n")
-    weights = read_checkpoint(sound)["model"]["source_embedding.weight"].numpy().tobytes()
+    (folder / "text.pt").write_text("this is not a checkpoint\n")
+    weights = read_checkpoint(correct)["model"]["source_embedding.weight"].numpy().tobytes()
     middle = data.index(weights) + len(weights) // 2
     (folder / "flipped.pt").write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
-    torch.save({**read_checkpoint(sound), "format_version": FORMAT_VERSION + 1}, folder / "future.pt")
+    torch.save({**read_checkpoint(correct), "format_version": FORMAT_VERSION + 1}, folder / "future.pt")
     torch.save({"weight": torch.zeros(2)}, folder / "weights.pt")
-    torch.save({"format_version": FORMAT_VERSION, "config": RunsCode(f"touch {marker}")}, folder / "pickle.pt")
+    torch.save({"format_version": FORMAT_VERSION, "config": RunsCommand(f"touch {marker}")}, folder / "pickle.pt")
     for name, change in {
         "model": {"model": {"_target_": "os.system", "command": f"touch {marker}"}},
         "decoding": {"decoding": {"_target_": "builtins.open", "file": str(marker), "mode": "w"}},
         "data": {"data": {"_target_": "shutil.rmtree", "path": str(marker.parent), "bleu_tokenize": "13a"}},
     }.items():
-        with_code(sound, folder / f"code_in_{name}.pt", lambda config, change=change: config.update(change))
+        change_config(correct, folder / f"code_in_{name}.pt", lambda config, change=change: config.update(change))
     inner = {"_target_": "torch.optim.optimizer.torch.load", "f": str(folder / "pickle.pt"), "weights_only": False}
-    with_code(sound, folder / "code_in_encoder.pt", lambda config: config["model"].update(encoder=inner))
+    change_config(correct, folder / "code_in_encoder.pt", lambda config: config["model"].update(encoder=inner))
 
 
-def with_code(sound: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A checkpoint that is whole but for its config; its preprocessed text is gone, so that the config is looked at."""
-    contents = read_checkpoint(sound)
+def change_config(correct: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a copy of a checkpoint with a changed config and without preprocessed data, so that the config is read."""
+    contents = read_checkpoint(correct)
     config = json.loads(contents["config"])
     change(config)
     write_checkpoint(path, {**contents, "config": json.dumps(config), "preprocessed_folder": str(path.parent / "gone")})
 
 
-class RunsCode:
-    """Pickled, it is a call of os.system."""
+class RunsCommand:
+    """An object that runs a shell command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py on a model of no size, and the engine on a model that has learned to translate."""
+"""scripts/benchmark.py task=decoding on a tiny model, and the decoding engine on a trained model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from gnmt.device import Precision, missing_for_int8
 CELL = ("sizes=[tiny]", "beams=[2]", "batch_sizes=[2]", "source_tokens=4", "repetitions=2", "device=cpu")
 
 
-def test_one_cell_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
+def test_decoding_benchmark_writes_finite_figures_and_profiles(
+    run_command: Callable[..., object], tmp_path: Path
+) -> None:
     finished = run_command(
         "benchmark", *CELL, "lengths=[mixed]", "precisions=[fp32,bf16]", "memory=false", "profile=traces",
         "output=out/figures.json", cwd=tmp_path,
@@ -44,7 +46,7 @@ def test_one_cell_gives_finite_figures(run_command: Callable[..., object], tmp_p
     assert [row[4] for row in rows] == ["system", "baseline", "fp32", "bf16"]
 
 
-def test_of_a_long_path_its_end_is_shown() -> None:
+def test_a_row_shows_the_end_of_a_long_path() -> None:
     figure = Figure("runs/some_long_name/best.pt", "mixed", 5, 32, "int8", [0.5], 250.0, 10240.0, 2.25, 321.4)
     cells = row(COLUMNS, figure)
     assert cells.split() == ["name/best.pt", "mixed", "5", "32", "int8", "250.00", "10240.0", "2.25", "321"]
@@ -52,7 +54,7 @@ def test_of_a_long_path_its_end_is_shown() -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_a_process_of_its_own(run_command: Callable[..., object], tmp_path: Path) -> None:
+def test_memory_is_measured_in_a_separate_process(run_command: Callable[..., object], tmp_path: Path) -> None:
     finished = run_command(
         "benchmark", *CELL, "lengths=[equal]", "precisions=[fp32]", "output=figures.json", cwd=tmp_path
     )
@@ -62,8 +64,8 @@ def test_memory_is_that_of_a_process_of_its_own(run_command: Callable[..., objec
 
 
 @pytest.mark.slow
-def test_memory_of_the_parent_does_not_count() -> None:
-    """A process inherits the largest size that its parent ever had, as ru_maxrss; the table then held that alone."""
+def test_memory_of_the_parent_process_does_not_count() -> None:
+    """A process inherits ru_maxrss, the peak memory of its parent, and the table showed only that."""
     workload = Workload("tiny", "equal", beam=1, batch_size=1, num_batches=1, source_tokens=5, seed=1, device="cpu")
     held = torch.ones(3 * 2**28)  # 3 GiB
     assert peak_mib(workload, "fp32") < held.nbytes / 2**20 / 2
@@ -80,7 +82,7 @@ def test_memory_of_the_parent_does_not_count() -> None:
         ("task=singing", 'task: found "singing", allowed is one of decoding, length, training'),
     ],
 )
-def test_wrong_values_are_named(
+def test_wrong_values_are_refused_with_their_key(
     run_command: Callable[..., object], tmp_path: Path, override: str, message: str
 ) -> None:
     finished = run_command("benchmark", *CELL, override, cwd=tmp_path)
@@ -89,7 +91,7 @@ def test_wrong_values_are_named(
 
 
 @pytest.mark.slow
-def test_the_engine_translates_as_a_trained_model_does(trained: object) -> None:
+def test_the_engine_translates_as_the_plain_model_does(trained: object) -> None:
     loaded = load_model(trained.folder / "best.pt", torch.device("cpu"))
     preprocessed = next((trained.home / "preprocessed").glob("demo-*"))
     lines = (preprocessed / "dev" / "source.txt").read_text(encoding="utf-8").split("\n")[:40]
@@ -109,7 +111,7 @@ def test_the_engine_translates_as_a_trained_model_does(trained: object) -> None:
 
 
 def translations(model: object, tokenizers: Tokenizers, lines: list[str], precision: str) -> list:
-    """The best hypothesis of each line, by the model itself or by the engine in that precision."""
+    """Return the best hypothesis of each line, from the model itself ("plain") or from the engine in a precision."""
     device = torch.device("cpu")
     fast = model if precision == "plain" else inference_copy(model, Precision(precision, device))
     sources = [[*tokenizers.source.encode(line), EOS_ID] for line in lines if line]

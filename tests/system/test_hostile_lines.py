@@ -1,4 +1,4 @@
-"""Every line of input gives exactly one line of output, whatever characters it holds."""
+"""translate.py writes exactly one line of output for each line of input, whatever characters it contains."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_byte_order_mark_and_carriage_returns_are_ignored(run_command, tiny, tmp
 
 
 @pytest.mark.slow
-def test_a_line_of_5000_words_and_its_neighbors(run_command, tiny, tmp_path) -> None:
+def test_lines_of_5000_words_and_characters_do_not_affect_their_neighbors(run_command, tiny, tmp_path) -> None:
     sentence = "The old man sees the house. "
     lines = [sentence, (sentence * 834).strip(), "x" * 5000, sentence]
     assert len(lines[1].split()) > 5000

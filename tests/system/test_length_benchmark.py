@@ -1,4 +1,4 @@
-"""scripts/benchmark.py task=length: any experiment's model, timed over the length of sentences."""
+"""scripts/benchmark.py task=length, which times the model of any experiment over the length of sentences."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ def workload(tokens: int, num_batches: int = 1) -> LengthWorkload:
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 8, 24])
-def test_a_batch_has_as_many_tokens_at_every_length(tokens):
+def test_batches_have_equally_many_tokens_at_every_length(tokens):
     for batch in workload(tokens, num_batches=2).batches():
         assert batch.num_real_tokens == 48
         for side in (batch.source, batch.labels):
             assert side.lengths_B.tolist() == [tokens] * (24 // tokens)
 
 
-def test_a_sentence_longer_than_the_budget_is_a_batch():
+def test_a_sentence_longer_than_the_budget_is_a_batch_of_its_own():
     [batch] = workload(100).batches()
     assert batch.source.lengths_B.tolist() == [100]
 
 
-def test_the_model_is_the_experiments():
+def test_the_model_is_that_of_the_experiment_and_has_fixed_weights():
     model = workload(4).model()
     assert model.source_embedding.weight.shape == (4000, 128)
     assert model.training
     assert torch.equal(model.source_embedding.weight, workload(8).model().source_embedding.weight)
 
 
-def test_a_recipe_can_be_read_while_a_command_holds_hydra():
-    """Hydra allows one of itself in a process, and the benchmark runs inside it."""
+def test_a_recipe_can_be_composed_inside_a_hydra_command():
+    """Hydra's state is global to the process, and the benchmark itself runs as a Hydra command."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         assert recipe("claims/transformer")["model"]["embedding_size"] == 112
         assert compose("benchmark").task == "decoding"
 
 
-def test_what_is_no_experiment_is_refused():
+def test_an_unknown_experiment_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match=r"claims/gnnt.*did you mean claims/gnmt"):
         recipe("claims/gnnt")
 
 
-def test_every_cell_of_the_defaults_fits():
-    """The command died at claims/convolutional with 320 tokens, and what it had measured before was lost."""
+def test_every_default_length_fits_every_default_model():
+    """The command failed at claims/convolutional with 320 tokens, and its earlier measurements were lost."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("benchmark", ["task=length"])
     made = workloads(list(cfg.sizes), list(cfg.sentence_tokens), batch_tokens=48, num_batches=1, seed=1, device="cpu")
@@ -63,7 +63,7 @@ def test_every_cell_of_the_defaults_fits():
     assert torch.isfinite(longest.call("fp32")())
 
 
-def test_the_command_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
+def test_length_benchmark_writes_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
     finished = run_command(
         "benchmark", "task=length", "sizes=[claims/gnmt,claims/convolutional]", "sentence_tokens=[3,6]", "device=cpu",
         "batch_tokens=24", "repetitions=2", "memory=false", "precisions=[fp32]", "output=length.json", cwd=tmp_path,
@@ -94,7 +94,7 @@ def test_the_command_gives_finite_figures(run_command: Callable[..., object], tm
         ("lengths=[mixed]", "lengths: found mixed, allowed are equal"),
     ],
 )
-def test_wrong_values_are_named(
+def test_wrong_values_are_refused_with_their_key(
     run_command: Callable[..., object], tmp_path: Path, override: str, message: str
 ) -> None:
     finished = run_command("benchmark", "task=length", override, cwd=tmp_path)

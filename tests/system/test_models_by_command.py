@@ -1,4 +1,4 @@
-"""GNMT's relatives by the commands: train, go on, translate in every precision, together with a GNMT."""
+"""Other architectures than GNMT by command: train, resume, translate in reduced precision, and ensemble with a GNMT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_run_goes_on_exactly_and_its_checkpoint_translates(model: str, run_command, tiny, tmp_path) -> None:
+def test_a_run_resumes_exactly_and_its_checkpoint_translates(model: str, run_command, tiny, tmp_path) -> None:
     overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
     overrides += [f"model={model}", *SMALL, *MODELS[model], "precision=fp32"]
 
@@ -34,21 +34,26 @@ def test_a_run_goes_on_exactly_and_its_checkpoint_translates(model: str, run_com
             assert done.code == 0, done.err
         return read_checkpoint(tmp_path / "runs" / name / "last.pt")["model"]
 
-    at_once, in_two = weights("at_once", 4), weights("in_two", 2, 4)
-    assert at_once.keys() == in_two.keys()
-    assert all(torch.equal(tensor, in_two[name]) for name, tensor in at_once.items())
+    straight, resumed = weights("straight", 4), weights("resumed", 2, 4)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
 
     lines = b"The old man reads a book.\n\nDoes the child see the house?\n"
-    for precision in ("bf16", "int8"):  # training has evaluated in fp32
+    for precision in ("bf16", "int8"):  # training evaluates in fp32
         done = run_command(
-            *("translate", "checkpoint=runs/at_once/best.pt", f"precision={precision}", "format=jsonl"),
-            *("decoding.n_best=2", "decoding.beam_size=2", f"alignments={'false' if model == 'seq2seq' else 'true'}"),
+            "translate",
+            "checkpoint=runs/straight/best.pt",
+            f"precision={precision}",
+            "format=jsonl",
+            "decoding.n_best=2",
+            "decoding.beam_size=2",
+            f"alignments={'false' if model == 'seq2seq' else 'true'}",
             cwd=tmp_path,
             stdin=lines,
         )
         assert done.code == 0, done.err
         assert [json.loads(line)["line"] for line in done.out.splitlines()] == [1, 2, 3], precision
-    members = "checkpoint=[runs/at_once/best.pt,runs/tiny/best.pt]"  # beside a GNMT
+    members = "checkpoint=[runs/straight/best.pt,runs/tiny/best.pt]"  # tiny is a GNMT
     done = run_command("translate", members, cwd=tmp_path, stdin=lines)
     assert done.code == 0, done.err
     assert done.out.count("\n") == 3

@@ -138,7 +138,7 @@ def test_an_ensemble_can_translate_evaluate_and_score(run_command, tiny, home) -
         (["source=a.en", "target=a.de", "ensemble=median"], 'ensemble: found "median", allowed is one of log_probs'),
     ],
 )
-def test_wrong_input_is_one_message(run_command, tiny, home, overrides, message) -> None:
+def test_wrong_input_gives_one_message(run_command, tiny, home, overrides, message) -> None:
     (home / "link.pt").symlink_to(tiny.folder / "best.pt")
     for name, tokens in (("a.jsonl", ["5"]), ("b.jsonl", [99999, 3])):
         entry = {"line": 1, "source": "A house.", "translations": [{"tokens": tokens}]}
@@ -154,6 +154,6 @@ def test_wrong_input_is_one_message(run_command, tiny, home, overrides, message)
     [("checkpoint=[]", "checkpoint: found [], allowed is a path or a list"), ("checkpoint=5", "checkpoint: found 5")],
 )
 @pytest.mark.parametrize("command", ["score", "translate", "evaluate"])
-def test_a_checkpoint_is_a_path_or_a_list_of_paths(run_command, tmp_path, command, checkpoint, message) -> None:
+def test_a_checkpoint_must_be_a_path_or_a_list_of_paths(run_command, tmp_path, command, checkpoint, message) -> None:
     done = run_command(command, checkpoint, cwd=tmp_path)
     assert (done.code, message in done.err) == (2, True), done.err

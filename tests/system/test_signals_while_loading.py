@@ -1,4 +1,4 @@
-"""Signals that reach a command while it imports its libraries."""
+"""Signals that a command receives while it imports its libraries."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-# Stands for a library that takes long to load: prints a line and sleeps.
+# A stub of a library that takes long to import: it prints a line and sleeps.
 SLOW_LIBRARY = "import sys, time\nprint('loading', flush=True)\ntime.sleep(300)\n"
 
 
 @pytest.fixture
 def slow_libraries(tmp_path: Path) -> dict[str, str]:
-    """Return an environment in which hydra and torch are slow libraries; a script imports one of them first."""
+    """Return an environment in which hydra and torch are slow stubs. Every script imports one of them first."""
     for name in ("hydra", "torch"):
         (tmp_path / f"{name}.py").write_text(SLOW_LIBRARY)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SCRIPTS.parent)])}
@@ -35,10 +35,10 @@ def test_ctrl_c_prints_one_line_and_no_traceback(script: str, slow_libraries: di
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
-def test_a_training_job_that_is_stopped_while_it_loads_is_queued_again(
+def test_a_training_job_that_is_stopped_while_it_loads_is_requeued(
     number: signal.Signals, code: int, slow_libraries: dict[str, str]
 ) -> None:
-    """It was killed without a message, and the batch script of docs/slurm.md, which expects 75, gave the job up."""
+    """The job was killed without a message, and the batch script of docs/slurm.md, which expects 75, gave it up."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, str(SCRIPTS / "train.py")]
     with subprocess.Popen(command, env=slow_libraries, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -60,7 +60,7 @@ def test_a_program_that_uses_the_library_keeps_its_own_handlers() -> None:
 
 
 def test_after_loading_ctrl_c_can_be_caught(tmp_path: Path) -> None:
-    """The handler of the imports ends the process at once, which would lose what a stopped command saves."""
+    """The handler of loading ends the process at once. Later, a stopped command must be able to save."""
     (tmp_path / "scripts").mkdir()
     program = tmp_path / "scripts" / "program.py"
     program.write_text(
@@ -71,7 +71,7 @@ def test_after_loading_ctrl_c_can_be_caught(tmp_path: Path) -> None:
         "try: os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt: print('caught')\n"
     )
-    # The same package, as if it lay beside that folder of scripts.
+    # The handler is installed for scripts beside the package only, so link the package there.
     (tmp_path / "gnmt").symlink_to(SCRIPTS.parent / "gnmt")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and full disks: complete files stay complete, and the message tells how to resume."""
+"""Ctrl-C and full disks: finished files stay intact, and the message tells how to resume."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def test_training_continues_when_checkpoints_do_not_fit_on_the_disk(
-    run_command, tiny, tmp_path, disk_for_files_of
+    run_command, tiny, tmp_path, file_size_limit
 ) -> None:
     run = tiny.copied_to(tmp_path)
     old = {path: path.read_bytes() for path in run.folder.rglob("*.pt") if not path.is_symlink()}
-    with disk_for_files_of((run.folder / "best.pt").stat().st_size // 2):
+    with file_size_limit((run.folder / "best.pt").stat().st_size // 2):
         done = run_command("train", *run.overrides, "trainer.max_steps=6", cwd=tmp_path)
     assert done.code == 2, done.err
     assert re.search(r"error: the checkpoint of update 6 was not written \(.*\); the previous one stays", done.err)
@@ -43,8 +43,8 @@ def test_training_continues_when_checkpoints_do_not_fit_on_the_disk(
 
 
 @pytest.mark.slow
-def test_training_continues_and_ends_when_curves_do_not_fit_on_the_disk(tiny, tmp_path) -> None:
-    """A process of its own shows the output of its threads, and whether it ends."""
+def test_training_continues_when_curves_do_not_fit_on_the_disk(tiny, tmp_path) -> None:
+    """A separate process shows the output of TensorBoard's threads, and whether they let it exit."""
     run = tiny.copied_to(tmp_path)
     limit = (run.folder / "config.json").stat().st_size + 100
     done = subprocess.run(
@@ -63,11 +63,11 @@ def test_training_continues_and_ends_when_curves_do_not_fit_on_the_disk(tiny, tm
     assert "Logging error" not in done.stderr
 
 
-def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, tmp_path, disk_for_files_of) -> None:
+def test_a_translation_that_does_not_fit_keeps_the_old_file(run_command, tiny, tmp_path, file_size_limit) -> None:
     (tmp_path / "a.en").write_text("The old man sees the house.\n" * 100, encoding="utf-8")
     (tmp_path / "a.de").write_text("what was there\n", encoding="utf-8")
     command = ["translate", f"checkpoint={tiny.folder}/best.pt", "input=a.en", "output=a.de"]
-    with disk_for_files_of(20):
+    with file_size_limit(20):
         done = run_command(*command, cwd=tmp_path)
     assert done.code == 2
     assert re.search(r"error: output=a\.de cannot be written \(.*\); what was there stays", done.err)
@@ -76,29 +76,29 @@ def test_a_translation_that_does_not_fit_leaves_the_old_one(run_command, tiny, t
     assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.de"}
 
 
-def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_path, disk_for_files_of) -> None:
-    with disk_for_files_of(20):
+def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_path, file_size_limit) -> None:
+    with file_size_limit(20):
         done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", "output=out", cwd=tmp_path)
     assert done.code == 2
     assert re.search(r"error: out: cannot be written: ", done.err)
     assert "Traceback" not in done.err
 
 
-def test_preprocessed_text_that_does_not_fit_leaves_no_half_made_folder(
-    run_command, tiny, tmp_path, disk_for_files_of
+def test_preprocessed_data_that_does_not_fit_leaves_no_unfinished_folder(
+    run_command, tiny, tmp_path, file_size_limit
 ) -> None:
-    with disk_for_files_of(2000):
+    with file_size_limit(2000):
         done = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
     assert done.code == 2
     assert re.search(r"error: preprocessed/demo-\w+: cannot be preprocessed: ", done.err)
-    # The same command resumes from the finished work, which has a hidden name.
+    # Finished intermediate files stay in a hidden folder, from which the same command resumes.
     assert [path for path in (tmp_path / "preprocessed").iterdir() if not path.name.startswith(".")] == []
     assert run_command("prepare", *tiny.overrides[:4], cwd=tmp_path).code == 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
-def test_standard_output_that_is_full_is_a_message(tiny, tmp_path) -> None:
+def test_a_full_standard_output_is_a_message(tiny, tmp_path) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, SCRIPTS / "translate.py", f"checkpoint={tiny.folder}/best.pt"],
@@ -114,7 +114,7 @@ def test_standard_output_that_is_full_is_a_message(tiny, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_closed_pipe_ends_the_translation_with_one_line(tiny, tmp_path) -> None:
-    """As `translate.py | head -1` does."""
+    """`translate.py | head -1` closes the pipe like this."""
     process = subprocess.Popen(
         [sys.executable, SCRIPTS / "translate.py", f"checkpoint={tiny.folder}/best.pt", "batch_size=1"],
         stdin=subprocess.PIPE,

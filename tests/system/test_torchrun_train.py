@@ -38,9 +38,9 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
 def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait_for, tmp_path) -> None:
-    """torchrun restarts both processes; then a signal stops the run, and a last command finishes it."""
+    """torchrun restarts both processes. Then a signal stops the run, and a last command finishes it."""
     run, log = tiny.copied_to(tmp_path), tmp_path / "log"
-    # Checkpoints after every tenth update and an unreachable limit give time for a kill.
+    # Frequent checkpoints and an unreachable number of updates leave time for a kill.
     often = ("trainer.save_every_steps=10", "trainer.evaluate_every_steps=1000000", "trainer.keep_checkpoints=1000000")
     process = start(("--max-restarts=1",), (*run.overrides, *often, "trainer.max_steps=1000000"), tmp_path, log)
     try:
@@ -54,7 +54,7 @@ def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait
         assert again % 10 == 0
         wait_for(f"update {again + 2}/", log, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 1, "torchrun's own exit code, whatever those of its processes"
+        assert process.wait(60) == 1, "torchrun exits with 1 whatever the exit codes of its processes"
     finally:
         process.kill()
     output = log.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py task=training on a model of no size, and the baseline that it measures against."""
+"""scripts/benchmark.py task=training on a tiny model, and its baseline in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TINY = TrainingWorkload("tiny", "mixed", dropout=0.0, num_batches=2, seed=1, dev
 
 
 def test_the_baseline_has_our_loss_and_gradients():
-    """Otherwise the benchmark compares two different things."""
+    """Otherwise the benchmark would compare different computations."""
     of_loss, of_gradients = differences(TINY)
     assert of_loss < 1e-6
     assert of_gradients < 1e-5
 
 
-def test_the_baseline_has_every_weight_and_no_other():
+def test_the_baseline_has_the_same_weights_as_the_model():
     model = TINY.model()
     plain = dict(PlainTranslator(model).named_parameters())
     assert plain.keys() == {plain_name(name) for name, _ in model.named_parameters()}
@@ -49,7 +49,7 @@ def test_an_update_lowers_the_loss_of_its_batch(system):
     assert losses == sorted(losses, reverse=True)
 
 
-def test_the_baseline_drops_out_as_often():
+def test_the_baseline_has_the_same_dropout_rate():
     model = TrainingWorkload("tiny", "equal", 0.3, 1, 1, "cpu").model()
     plain = PlainTranslator(model)
     for stack, ours in (("encoder", model.encoder), ("decoder", model.decoder)):
@@ -58,8 +58,8 @@ def test_the_baseline_drops_out_as_often():
         assert not plain.eval().dropout[stack].training
 
 
-def test_the_operations_are_those_of_the_weights():
-    """Every element of a matrix meets every token of its side, and attention each pair of tokens twice."""
+def test_operations_are_counted_from_the_sizes_of_matrices():
+    """Each matrix element is multiplied with each token of its side, and attention multiplies each token pair twice."""
     workload = TrainingWorkload("tiny", "equal", 0.0, 1, 1, "cpu")
     model, [batch] = workload.model(), workload.batches()
     _, width, _, rows, tokens = SIZES["tiny"]
@@ -68,14 +68,14 @@ def test_the_operations_are_those_of_the_weights():
     assert workload_flops(workload)(batch) == 6 * rows * (tokens * matrices + tokens**2 * 2 * width)
 
 
-def test_a_row_stands_under_its_header():
+def test_a_row_is_aligned_with_its_header():
     figure = TrainingFigure("middle", "equal", "bf16", [0.5], 250.0, 10240.0, 2.25, 0.4567, None)
     assert " ".join(header(COLUMNS).split()) == "size lengths system step ms tokens/s ratio utilization memory MiB"
     assert row(COLUMNS, figure).split() == ["middle", "equal", "bf16", "250.0", "10240", "2.25", "45.7%", "-"]
     assert len(row(COLUMNS, figure)) == len(header(COLUMNS))
 
 
-def test_operators_are_put_in_groups():
+def test_operators_are_grouped_by_kind():
     names = {
         "aten::addmm": "matrix products",
         "mkldnn::_linear_pointwise": "matrix products",
@@ -105,7 +105,9 @@ def test_operators_are_put_in_groups():
     ]
 
 
-def test_the_command_gives_finite_figures(run_command: Callable[..., object], tmp_path: Path) -> None:
+def test_training_benchmark_writes_finite_figures_and_profiles(
+    run_command: Callable[..., object], tmp_path: Path
+) -> None:
     finished = run_command(
         "benchmark", "task=training", "sizes=[tiny]", "repetitions=2", "device=cpu", "memory=false", "profile=traces",
         "precisions=[fp32,bf16]", "output=training.json", cwd=tmp_path,
@@ -136,7 +138,7 @@ def test_the_command_gives_finite_figures(run_command: Callable[..., object], tm
         ("dropout=1", "dropout"),
     ],
 )
-def test_wrong_values_are_named(
+def test_wrong_values_are_refused_with_their_key(
     run_command: Callable[..., object], tmp_path: Path, override: str, message: str
 ) -> None:
     finished = run_command("benchmark", "task=training", "sizes=[tiny]", override, cwd=tmp_path)
@@ -146,7 +148,7 @@ def test_wrong_values_are_named(
 
 @pytest.mark.slow
 def test_memory_is_above_weights_gradients_and_optimizer_state() -> None:
-    """The baseline holds the logits of the whole batch several times; the parameters count for neither."""
+    """The baseline holds the logits of the batch several times. Weights and their states are subtracted."""
     workload = TrainingWorkload("small", "equal", 0.0, 1, 1, "cpu")
     logits_mib = 4 * 32 * 15 * 10_000 / 2**20
-    assert in_own_process(memory_mib, workload, "baseline") > logits_mib  # not what other tests left in this one
+    assert in_own_process(memory_mib, workload, "baseline") > logits_mib  # this process holds memory of other tests

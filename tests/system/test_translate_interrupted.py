@@ -1,4 +1,4 @@
-"""translate.py is killed and resumed, by one process and by two under torchrun."""
+"""translate.py is killed, and then resumed by two processes under torchrun."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def kill_after(num_chunks: int, partial: Path, process: subprocess.Popen[bytes])
     process.communicate()
 
 
-def test_killed_and_resumed_by_two_processes(tiny, tmp_path) -> None:
-    """One process is killed, and two under torchrun do the rest: the output equals that of an uninterrupted process."""
+def test_two_processes_resume_what_one_killed_process_began(tiny, tmp_path) -> None:
+    """The output equals that of one uninterrupted process."""
     lines = [f"{SENTENCES[n % 4]} {n}".strip() if n % 4 != 2 else "" for n in range(1280)]
     (tmp_path / "a.en").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     settings = [
@@ -66,8 +66,8 @@ def test_killed_and_resumed_by_two_processes(tiny, tmp_path) -> None:
     assert not (tmp_path / "a.jsonl").exists()
     done = len(list(partial.glob("chunk-*")))
     assert 2 <= done < 5
-    said = run(TORCHRUN, [*settings, "output=a.jsonl"], tmp_path)
-    assert f"a.jsonl: {256 * done} of 1280 lines are done, resuming from" in said
+    err = run(TORCHRUN, [*settings, "output=a.jsonl"], tmp_path)
+    assert f"a.jsonl: {256 * done} of 1280 lines are done, resuming from" in err
     assert not partial.exists()
     run(alone, [*settings, "output=complete.jsonl"], tmp_path)
     output = (tmp_path / "a.jsonl").read_bytes()

@@ -1,4 +1,4 @@
-"""The WMT recipes as whole commands, on a stand-in of the same layout: the public archives' names, generated text."""
+"""The WMT recipes by command, on archives with the names and layout of the public ones but with generated text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gnmt.data.demo_grammar.corpus import generate
 
 pytestmark = pytest.mark.slow
 
-# Everything that makes a recipe large; its data, cleaning, tokenizer, loss, schedule and search stay.
+# Overrides of the sizes only: data, cleaning, tokenizer, loss, schedule and search are those of the recipe.
 SMALL = (
     "tokenizer.vocab_size=700",
     "model.embedding_size=8",
@@ -30,7 +30,8 @@ SMALL = (
     "decoding.max_length_offset=2",
     "device=cpu",
 )
-# What each archive holds, as far as it is used, after the public scripts that read them; not taken from the configs.
+# The files of each archive that are used. The names come from public scripts that read these archives, not from our
+# configs.
 WMT16 = {
     "de-en.tgz": ["europarl-v7.de-en.en", "europarl-v7.de-en.de"],
     "training-parallel-commoncrawl.tgz": ["commoncrawl.de-en.en", "commoncrawl.de-en.de"],
@@ -58,24 +59,29 @@ WMT14 = {
 NUM_TRAIN, NUM_DEV = 2000, 6
 
 
-class Counting(SimpleHTTPRequestHandler):
+class RecordingHandler(SimpleHTTPRequestHandler):
+    """Request handler that records the requested paths."""
+
     requests: list[str] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
-        Counting.requests.append(self.path)
+        RecordingHandler.requests.append(self.path)
         super().do_GET()
 
 
 def write_archives(folder: Path, layout: dict[str, list[str]]) -> None:
-    """The archives with generated English and German (for French too) in their files, NUM_TRAIN pairs in all."""
+    """Write the archives with generated text, NUM_TRAIN pairs in all. German text stands for French too."""
     pairs = generate(NUM_TRAIN, NUM_DEV, NUM_DEV)
     training = [name for names in layout.values() for name in names if not name.endswith(".sgm")]
-    share = NUM_TRAIN // (len(training) // 2)
+    pairs_per_file = NUM_TRAIN // (len(training) // 2)
     for archive, names in layout.items():
         with tarfile.open(folder / archive, "w:gz" if archive.endswith("gz") else "w") as tar:
             for name in names:
-                place = training.index(name) // 2 * share if name in training else 0
-                chosen = pairs.train[place : place + share] if name in training else pairs.dev
+                if name in training:
+                    first = training.index(name) // 2 * pairs_per_file
+                    chosen = pairs.train[first : first + pairs_per_file]
+                else:
+                    chosen = pairs.dev
                 side = int(".en" not in name.removesuffix(".gz").removesuffix(".sgm")[-3:])
                 data = contents(name, [pair[side] for pair in chosen])
                 entry = tarfile.TarInfo(name)
@@ -93,8 +99,8 @@ def contents(name: str, lines: list[str]) -> bytes:
 
 @pytest.fixture
 def served(serve: Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]) -> tuple[Path, str]:
-    Counting.requests = []
-    return serve(Counting)
+    RecordingHandler.requests = []
+    return serve(RecordingHandler)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def served(serve: Callable[[type[SimpleHTTPRequestHandler]], tuple[Path, str]]) 
         ("wmt14_en_fr_paper", WMT14, "newstest2014", 2 * NUM_DEV),
     ],
 )
-def test_a_recipe_from_download_to_bleu(
+def test_a_recipe_runs_from_download_to_bleu(
     experiment, layout, test_set, num_dev, served, run_command, tmp_path, monkeypatch
 ) -> None:
     folder, url = served
@@ -114,7 +120,7 @@ def test_a_recipe_from_download_to_bleu(
     command = (f"experiment={experiment}", f"data.mirror={url}", *SMALL)
     trained = run_command("train", *command, "name=try", cwd=home)
     assert trained.code == 0, trained.err
-    assert sorted(path.lstrip("/") for path in Counting.requests) == sorted(layout)
+    assert sorted(path.lstrip("/") for path in RecordingHandler.requests) == sorted(layout)
 
     [preprocessed] = (home / "preprocessed").iterdir()
     manifest = json.loads((preprocessed / "manifest.json").read_text())
@@ -128,7 +134,7 @@ def test_a_recipe_from_download_to_bleu(
 
     again = run_command("train", *command, "name=try", cwd=home)
     assert again.code == 0, again.err
-    assert len(Counting.requests) == len(layout)
+    assert len(RecordingHandler.requests) == len(layout)
     evaluated = run_command(
         "evaluate",
         "checkpoint=runs/try/best.pt",
@@ -144,7 +150,7 @@ def test_a_recipe_from_download_to_bleu(
 
 
 @pytest.mark.parametrize("experiment", ["wmt16_en_de", "wmt14_en_fr_paper"])
-def test_the_header_says_what_is_not_known(experiment: str) -> None:
+def test_the_header_says_that_the_recipe_has_not_run(experiment: str) -> None:
     header = (CONFIG_FOLDER / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
     for word in ("NOT RUN YET", "Hardware:", "Published BLEU", "CASED"):
         assert word in header
