@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+"""Ids of padding, of unknown text, and of the begin and the end of a sentence."""
 
 
 class Tokens(NamedTuple):

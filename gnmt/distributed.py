@@ -166,7 +166,7 @@ class Ranks:
     def process_group(self, device: torch.device) -> Iterator[None]:
         """Join the process group of torch.distributed, with gloo on CPUs and NCCL between GPUs.
 
-        After a failure the group is not destroyed, because destroying it would wait for processes that hang.
+        After a failure the group is not destroyed, because the other processes may never reach that call.
         """
         if self.world_size == 1:
             yield

@@ -27,8 +27,8 @@ from gnmt.errors import InputError
 log = logging.getLogger(__name__)
 
 LINE_BREAKS = dict.fromkeys([0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029], " ")
-"""Table for `str.translate` that replaces each character that some program reads as the end of a line by a space: LF,
-VT, FF, CR, FS, GS, RS, NEL, U+2028 and U+2029."""
+"""Table for `str.translate` that replaces line breaks by spaces. It contains every character that some program reads as
+the end of a line: LF, VT, FF, CR, FS, GS, RS, NEL, U+2028 and U+2029."""
 
 _BOM = b"\xef\xbb\xbf"
 # First bytes of files that are not UTF-8, with the kind of file and the remedy. The first match counts: the mark of
@@ -50,10 +50,10 @@ _MIN_SIMILARITY = 0.7  # between a missing file's name and the suggested one
 
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
-    """Yield a file to write that replaces `path` when the block succeeds. After an error `path` is unchanged.
+    """Open a temporary file for writing, and rename it to `path` when the block succeeds.
 
-    Until then the file has the name `temporary` (by default a hidden name beside `path`). It is flushed to the disk
-    before it is renamed, and removed if the block fails. Raises OSError if the disk is full or not writable.
+    The file is flushed to the disk before it is renamed. If the block fails, it is removed and `path` is unchanged. Its
+    name is `temporary`, by default a hidden name beside `path`. Raises OSError if the disk is full or not writable.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,7 +93,7 @@ def file_lock(path: Path, wait_message: str | None = None) -> Iterator[None]:
                 log.info("%s", wait_message)
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
-                pass
+                pass  # a file system without locks
             if not _is_at(path, file.fileno()):
                 continue  # the previous holder has removed the file, so another process may hold a lock on a new one
             try:
@@ -150,9 +150,10 @@ def building_lock(target: Path) -> Iterator[None]:
 
 @contextmanager
 def built_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill that replaces `folder` when the block succeeds.
+    """Create a temporary folder, and rename it to `folder` when the block succeeds.
 
-    Use it inside `building_lock`. After an error the temporary folder is removed and `folder` is unchanged.
+    An existing `folder` is replaced. If the block fails, the temporary folder is removed and `folder` is unchanged. Use
+    this inside `building_lock`.
     """
     temporary = _beside(folder, "new")
     try:
@@ -171,6 +172,7 @@ def work_folder(folder: Path) -> Path:
 
 
 def _remove_unfinished(folder: Path) -> None:
+    """Remove the temporary folders of `built_folder`, and restore a `folder` that was being replaced."""
     old = _beside(folder, "old")
     if old.exists() and not folder.exists():
         old.rename(folder)  # the process was killed between the two renames of a replacement
@@ -267,6 +269,7 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def _decode(line: bytes, path: str, number: int) -> str:
+    """Return a line as text without its line end; raise InputError if it is not UTF-8. Line numbers begin with 1."""
     if number == 1:
         line = line.removeprefix(_BOM)
     line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
@@ -346,6 +349,7 @@ def _similarity(name: str, other: str) -> float:
 
 
 def _unreadable(path: str, error: OSError) -> UnreadableFileError:
+    """Return the error for a file that cannot be read, with a message for the user."""
     if isinstance(error, FileNotFoundError):
         return missing_file(path)
     if isinstance(error, IsADirectoryError):

@@ -48,11 +48,11 @@ class DataParallel:
             return objective
         return DistributedDataParallel(objective, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
-    def accumulating(self, replica: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, replica: nn.Module) -> AbstractContextManager[None]:
         """Return a context without gradient communication, for all microbatches of an update but the last."""
         if isinstance(replica, DistributedDataParallel):
-            no_sync: AbstractContextManager[None] = replica.no_sync()
-            return no_sync
+            context: AbstractContextManager[None] = replica.no_sync()
+            return context
         return nullcontext()
 
     def begin_update(self, step: int) -> None:

@@ -208,7 +208,7 @@ class Trainer:
         batches = local_batch.to_compute
         update_loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
-            with self.parallel.accumulating(self.replica) if number < len(batches) else nullcontext():
+            with self.parallel.no_sync(self.replica) if number < len(batches) else nullcontext():
                 with self.precision.autocast():
                     loss_sum, _ = self.replica(batch.to(self.device))
                 if not local_batch:

@@ -1,10 +1,10 @@
-"""Kills a training (kill -9) at random moments, goes on each time, and compares the end with a run never killed.
+"""Kill a training (kill -9) at random moments, resume it each time, and compare the result with an uninterrupted run.
 
   python tests/by_hand/kill_at_random.py --points 50 --seed 1 --folder /tmp/killed
 
-Run by hand; docs/results/durability.md has what it said. A moment is drawn from the time that a process takes from its
-start to the end of the run, so it falls into preparation, start, updates, evaluations and writing alike. Whenever a run
-comes to its end it is compared, and the next one is begun, until there were that many kills.
+The script is run by hand, and docs/results/durability.md reports its results. Each kill comes after a random fraction
+of the time that the uninterrupted command takes. It can hit preprocessing, start, updates, evaluations and writing.
+When a run finishes, it is compared bitwise and the next run starts, until `--points` kills were made.
 """
 
 from __future__ import annotations
@@ -46,49 +46,49 @@ SETTINGS = (
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
-    """The command of that run, its words appended to a log."""
+    """Start the training of the run `name`, and append its output to a log."""
     with (folder / f"{name}.log").open("ab") as log:
         command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SETTINGS, f"name={name}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
-def state_of(run: Path) -> str:
-    """Where a run was when it was killed."""
+def describe_state(run: Path) -> str:
+    """Describe the files that a killed run has left."""
     if list(run.rglob("*.tmp")):
-        return "a file half written"
+        return "an unfinished file"
     if not (run / "last.pt").exists():
-        return "before the first checkpoint"
-    return f"going on from {(run / 'last.pt').resolve().stem}"
+        return "no checkpoint"
+    return f"checkpoint {(run / 'last.pt').resolve().stem}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=50, help="kills in all")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--points", type=int, default=50, help="number of kills")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random moments")
     parser.add_argument("--folder", type=Path, required=True, help="a folder that does not exist yet")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True)
     rng = random.Random(arguments.seed)
 
-    began = time.monotonic()
-    assert start(folder, "whole").wait() == 0, (folder / "whole.log").read_text()
-    whole_seconds = time.monotonic() - began
-    expected = outcome(folder / "runs" / "whole")
-    print(f"never killed: {whole_seconds:.0f} s", flush=True)
+    begin = time.monotonic()
+    assert start(folder, "uninterrupted").wait() == 0, (folder / "uninterrupted.log").read_text()
+    uninterrupted_seconds = time.monotonic() - begin
+    expected = outcome(folder / "runs" / "uninterrupted")
+    print(f"uninterrupted: {uninterrupted_seconds:.0f} s", flush=True)
 
     kills, runs, kills_of_run, states = 0, 0, 0, Counter[str]()
     while kills < arguments.points or kills_of_run:
         name = f"killed-{runs}"
         process = start(folder, name)
         try:
-            process.wait(rng.uniform(0, whole_seconds) if kills < arguments.points else None)
+            process.wait(rng.uniform(0, uninterrupted_seconds) if kills < arguments.points else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills, kills_of_run = kills + 1, kills_of_run + 1
-            state = state_of(folder / "runs" / name)
+            state = describe_state(folder / "runs" / name)
             states[state] += 1
             print(f"kill {kills}: {state}", flush=True)
             continue
@@ -96,9 +96,11 @@ def main() -> None:
         different = differences(outcome(folder / "runs" / name), expected)
         assert not different, f"{name} differs after {kills_of_run} kills: {different}"
         assert not list((folder / "runs" / name).rglob("*.tmp"))
-        print(f"{name}: the same, bit by bit, after {kills_of_run} kills", flush=True)
+        print(f"{name}: bitwise equal after {kills_of_run} kills", flush=True)
         runs, kills_of_run = runs + 1, 0
-    print(f"{kills} kills, {runs} runs to their end, all as the one never killed; killed: {dict(states)}")
+    print(
+        f"{kills} kills, {runs} finished runs, all bitwise equal to the uninterrupted one; killed with {dict(states)}"
+    )
     shutil.rmtree(folder)
 
 

@@ -25,10 +25,10 @@ def main(checkpoint: str, text: str, num_kills: int) -> None:
         assert run(checkpoint, text, expected).wait() == 0
         seconds = time.monotonic() - start
         print(f"uninterrupted: {seconds:.1f} s")
-        dice = random.Random(1)
+        rng = random.Random(1)
         killed = 0
         while killed < num_kills:
-            wait = dice.uniform(0.2, 1.0) * seconds
+            wait = rng.uniform(0.2, 1.0) * seconds
             process = run(checkpoint, text, found)
             try:
                 process.wait(wait)
@@ -56,6 +56,7 @@ def run(checkpoint: str, text: str, output: Path) -> subprocess.Popen[bytes]:
 
 
 def check(found: Path, expected: Path) -> None:
+    """Exit with a message if the two files differ."""
     if found.read_bytes() != expected.read_bytes():
         sys.exit(f"{found} differs from {expected}")
 

@@ -35,9 +35,8 @@ from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.seq2seq import Seq2Seq
 
 TOLERANCE = 1e-5
-Pair = tuple[
-    tuple[int, ...], float, tuple[int, ...], float
-]  # tokens and score, and the tokens and score that they are compared with
+# Token ids and score of one result, and those of the result that it is compared with.
+Pair = tuple[tuple[int, ...], float, tuple[int, ...], float]
 
 
 class BestTokens:
@@ -54,6 +53,7 @@ class BestTokens:
     def step(
         self, tokens_BK: Tensor, state: DecoderState, memory: Memory
     ) -> tuple[Tensor, Tensor | None, DecoderState]:
+        """Step the model, and set the log-probabilities of all but the best tokens to -inf."""
         log_probs_BKV, attention_BKS, state = self.model.step(tokens_BK, state, memory)
         log_probs_BKV = log_probs_BKV.index_fill(2, self.suppressed_N, -torch.inf)
         lowest_BK1 = log_probs_BKV.topk(self.count, dim=2).values[:, :, -1:]
@@ -86,8 +86,11 @@ def main(checkpoint: str, text: str, count: int, num_with_vocabulary: int) -> No
         report(name, [(one.tokens, one.score, other.tokens, other.score) for one, other in pairs])
     report(f"shuffled, in chunks of {translator.chunk_lines} lines", in_both_orders(translator, lines))
 
-    few = BestTokens(model, 2 * options.beam_size, suppressed)
-    for name, searched, number in (("best tokens", few, count), ("the whole vocabulary", model, num_with_vocabulary)):
+    best_tokens = BestTokens(model, 2 * options.beam_size, suppressed)
+    for name, searched, number in (
+        ("best tokens", best_tokens, count),
+        ("the whole vocabulary", model, num_with_vocabulary),
+    ):
         start, compared = time.monotonic(), []
         for source, hypothesis in zip(progress_bar(sources[:number], unit=" lines"), reference, strict=False):
             with torch.inference_mode():
@@ -111,6 +114,7 @@ def in_both_orders(translator: Translator, lines: list[str]) -> list[Pair]:
 
 
 def report(name: str, compared: list[Pair]) -> None:
+    """Print how many pairs of results are equal or agree, and each pair that does not agree."""
     equal = sum(tokens == other for tokens, _, other, _ in compared)
     apart = [abs(score - other) for _, score, _, other in compared]
     agreeing = sum(one[0] == one[2] or gap < TOLERANCE for one, gap in zip(compared, apart, strict=True))

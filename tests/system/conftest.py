@@ -37,9 +37,9 @@ def wait_for() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def shelf(tiny, tmp_path_factory) -> Path:
+def samples(tiny, tmp_path_factory) -> Path:
     """Return a folder with correct files a.en and a.de, and other files and checkpoints with one error each."""
-    folder = tmp_path_factory.mktemp("shelf")
+    folder = tmp_path_factory.mktemp("samples")
     english = [f"the house number {number} is old" for number in range(40)]
     german = [f"das Haus Nummer {number} ist alt" for number in range(40)]
     for name, lines in {"a.en": english, "a.de": german, "short.de": german[:-1], "blank": ["", " "]}.items():
@@ -51,11 +51,11 @@ def shelf(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own_files(shelf: Path) -> list[str]:
+def sample_overrides(samples: Path) -> list[str]:
     """Return the overrides that train a very small model on a.en and a.de."""
     return [
         "data=files",
-        *(f"data.{split}.{side}={shelf}/a.{end}" for split in ("train", "dev") for side, end in SIDES),
+        *(f"data.{split}.{side}={samples}/a.{end}" for split in ("train", "dev") for side, end in SIDES),
         "tokenizer.vocab_size=300",
         "model.embedding_size=8",
         "trainer.max_steps=2",

@@ -16,11 +16,11 @@ def test_a_run_is_not_resumed_with_other_settings(run_command, tiny, tmp_path) -
     assert "ERROR gnmt: runs/tiny holds a run with other settings" in (run.folder / "train.log").read_text()
 
 
-def test_a_run_is_not_resumed_on_other_text_and_tokenizers(run_command, shelf, own_files, tmp_path) -> None:
+def test_a_run_is_not_resumed_on_other_text_and_tokenizers(run_command, samples, sample_overrides, tmp_path) -> None:
     """The command is the same, but the file has changed, and with it the subwords."""
     for name in ("a.en", "a.de"):
-        (tmp_path / name).write_bytes((shelf / name).read_bytes())
-    overrides = [text.replace(str(shelf), ".") for text in own_files]
+        (tmp_path / name).write_bytes((samples / name).read_bytes())
+    overrides = [text.replace(str(samples), ".") for text in sample_overrides]
     assert run_command("train", *overrides, "name=mine", cwd=tmp_path).code == 0
     (tmp_path / "a.en").write_text("".join(f"another town has {n} streets\n" for n in range(40)), encoding="utf-8")
     changed = run_command("train", *overrides, "name=mine", "trainer.max_steps=3", cwd=tmp_path)

@@ -74,10 +74,10 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     ("a learning rate below 0", ["train", "optimizer.lr=-1"], ["optimizer.lr: found -1, allowed is a number above 0"]),
     ("betas above 1", ["train", "optimizer.betas=[0.9,1.5]"], ["optimizer.betas: found [0.9, 1.5], allowed"]),
-    ("runs that is a file", ["train", "FILES", "runs={shelf}/a.en"], ["the run's folder", "cannot be made"]),
+    ("runs that is a file", ["train", "FILES", "runs={samples}/a.en"], ["the run's folder", "cannot be made"]),
     (
         "a full device",
-        ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/a.en", "output=/dev/full"],
+        ["translate", "checkpoint={tiny}/best.pt", "input={samples}/a.en", "output=/dev/full"],
         ["No space"],
     ),
     (
@@ -92,7 +92,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         "test set named twice",
-        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/a.en", "target={shelf}/a.de", "test_set=dev"],
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={samples}/a.en", "target={samples}/a.de", "test_set=dev"],
         ["source= and target= name the test set"],
     ),
     (
@@ -108,8 +108,8 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     # Text
     (
         "missing training file",
-        ["train", "FILES", "data.train.source={shelf}/a.eng"],
-        ["{shelf}/a.eng: no such file; did you mean {shelf}/a.en?"],
+        ["train", "FILES", "data.train.source={samples}/a.eng"],
+        ["{samples}/a.eng: no such file; did you mean {samples}/a.en?"],
     ),
     (
         "four missing files",
@@ -124,71 +124,71 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "half of a pair of files",
         ["train", "FILES", "data.train.target=null"],
-        ["data.train: source names 1 file ({shelf}/a.en) and target names none; each file"],
+        ["data.train: source names 1 file ({samples}/a.en) and target names none; each file"],
     ),
     (
         "missing input",
-        ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/a.eng"],
-        ["{shelf}/a.eng: no such file; did you mean {shelf}/a.en?"],
+        ["translate", "checkpoint={tiny}/best.pt", "input={samples}/a.eng"],
+        ["{samples}/a.eng: no such file; did you mean {samples}/a.en?"],
     ),
     (
         "missing folder",
-        ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/a.en", "output={shelf}/no/a.de"],
-        ["output={shelf}/no/a.de: its folder {shelf}/no does not exist"],
+        ["translate", "checkpoint={tiny}/best.pt", "input={samples}/a.en", "output={samples}/no/a.de"],
+        ["output={samples}/no/a.de: its folder {samples}/no does not exist"],
     ),
     (
         "output that is the input",
-        ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/a.en", "output={shelf}/a.en"],
-        ["output={shelf}/a.en is the input itself"],
+        ["translate", "checkpoint={tiny}/best.pt", "input={samples}/a.en", "output={samples}/a.en"],
+        ["output={samples}/a.en is the input itself"],
     ),
     (
         "unequal training files",
-        ["train", "FILES", "data.train.target={shelf}/short.de"],
-        ["{shelf}/a.en has 40 lines and {shelf}/short.de has 39"],
+        ["train", "FILES", "data.train.target={samples}/short.de"],
+        ["{samples}/a.en has 40 lines and {samples}/short.de has 39"],
     ),
     (
         "unequal test files",
-        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/a.en", "target={shelf}/short.de"],
-        ["{shelf}/a.en has 40 lines and {shelf}/short.de has 39"],
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={samples}/a.en", "target={samples}/short.de"],
+        ["{samples}/a.en has 40 lines and {samples}/short.de has 39"],
     ),
     (
         "one file of a pair",
-        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/a.en"],
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={samples}/a.en"],
         ["source= and target= belong together"],
     ),
     (
         "bad UTF-8 in training",
-        ["train", "FILES", "data.train.source={shelf}/latin1.en"],
-        ["{shelf}/latin1.en:7: not UTF-8: byte 0xfc"],
+        ["train", "FILES", "data.train.source={samples}/latin1.en"],
+        ["{samples}/latin1.en:7: not UTF-8: byte 0xfc"],
     ),
     (
         "bad UTF-8 in input",
-        ["translate", "checkpoint={tiny}/best.pt", "input={shelf}/latin1.en", "output=a.de"],
-        ["{shelf}/latin1.en:7: not UTF-8: byte 0xfc"],
+        ["translate", "checkpoint={tiny}/best.pt", "input={samples}/latin1.en", "output=a.de"],
+        ["{samples}/latin1.en:7: not UTF-8: byte 0xfc"],
     ),
     (
         "empty corpus",
-        ["train", "FILES", "data.train.source={shelf}/empty", "data.train.target={shelf}/empty"],
+        ["train", "FILES", "data.train.source={samples}/empty", "data.train.target={samples}/empty"],
         ["data.train holds no sentence pair with text on both sides (0 pairs read)"],
     ),
     (
         "empty dev set",
-        ["train", "FILES", "data.dev.source={shelf}/empty", "data.dev.target={shelf}/empty"],
-        ["data.dev holds no sentence pair with text on both sides (0 pairs read): {shelf}/empty, {shelf}/empty"],
+        ["train", "FILES", "data.dev.source={samples}/empty", "data.dev.target={samples}/empty"],
+        ["data.dev holds no sentence pair with text on both sides (0 pairs read): {samples}/empty, {samples}/empty"],
     ),
     (
         "empty test set",
-        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/empty", "target={shelf}/empty"],
-        ["{shelf}/empty and {shelf}/empty hold no sentence pair with text on both sides (0 pairs read): there"],
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={samples}/empty", "target={samples}/empty"],
+        ["{samples}/empty and {samples}/empty hold no sentence pair with text on both sides (0 pairs read): there"],
     ),
     (
         "test set of blank lines",
-        ["evaluate", "checkpoint={tiny}/best.pt", "source={shelf}/blank", "target={shelf}/blank"],
-        ["{shelf}/blank and {shelf}/blank hold no sentence pair with text on both sides (2 pairs read)"],
+        ["evaluate", "checkpoint={tiny}/best.pt", "source={samples}/blank", "target={samples}/blank"],
+        ["{samples}/blank and {samples}/blank hold no sentence pair with text on both sides (2 pairs read)"],
     ),
     (
         "corpus of blank lines",
-        ["train", "FILES", "data.train.source={shelf}/blank", "data.train.target={shelf}/blank"],
+        ["train", "FILES", "data.train.source={samples}/blank", "data.train.target={samples}/blank"],
         ["data.train holds no sentence pair with text on both sides (2 pairs read)"],
     ),
     (
@@ -210,53 +210,53 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     *[
         (
             f"damaged checkpoint ({kind}) for {command}",
-            [command, f"checkpoint={{shelf}}/{kind}.pt"],
-            [f"checkpoint {{shelf}}/{kind}.pt", "damaged"],
+            [command, f"checkpoint={{samples}}/{kind}.pt"],
+            [f"checkpoint {{samples}}/{kind}.pt", "damaged"],
         )
         for command in ("evaluate", "translate", "inspect_checkpoint")
         for kind in ("truncated", "flipped", "text")
     ],
     (
         "other format version",
-        ["translate", "checkpoint={shelf}/future.pt"],
-        [f"{{shelf}}/future.pt has format version {FORMAT_VERSION + 1}, this code reads {FORMAT_VERSION}"],
+        ["translate", "checkpoint={samples}/future.pt"],
+        [f"{{samples}}/future.pt has format version {FORMAT_VERSION + 1}, this code reads {FORMAT_VERSION}"],
     ),
     (
         "weights without a checkpoint",
-        ["inspect_checkpoint", "checkpoint={shelf}/weights.pt"],
-        ["{shelf}/weights.pt is a torch file, but not a checkpoint of gnmt"],
+        ["inspect_checkpoint", "checkpoint={samples}/weights.pt"],
+        ["{samples}/weights.pt is a torch file, but not a checkpoint of gnmt"],
     ),
     *[
         (
             f"pickle that would run code, for {command}",
-            [command, "checkpoint={shelf}/pickle.pt"],
-            ["checkpoint {shelf}/pickle.pt was refused, and nothing in it ran"],
+            [command, "checkpoint={samples}/pickle.pt"],
+            ["checkpoint {samples}/pickle.pt was refused, and nothing in it ran"],
         )
         for command in ("evaluate", "translate", "inspect_checkpoint")
     ],
     (
         "pickle that would run code, to start from",
-        ["train", "FILES", "initialize_from={shelf}/pickle.pt"],
-        ["checkpoint {shelf}/pickle.pt was refused, and nothing in it ran"],
+        ["train", "FILES", "initialize_from={samples}/pickle.pt"],
+        ["checkpoint {samples}/pickle.pt was refused, and nothing in it ran"],
     ),
     (
         "model that would run code",
-        ["translate", "checkpoint={shelf}/code_in_model.pt"],
-        ["{shelf}/code_in_model.pt: the model's config was refused, nothing was built", "os.system"],
+        ["translate", "checkpoint={samples}/code_in_model.pt"],
+        ["{samples}/code_in_model.pt: the model's config was refused, nothing was built", "os.system"],
     ),
     (
         "component of a model that would run code",
-        ["translate", "checkpoint={shelf}/code_in_encoder.pt"],
+        ["translate", "checkpoint={samples}/code_in_encoder.pt"],
         ["nothing was built", "model.encoder._target_", "torch.optim.optimizer.torch.load"],
     ),
     (
         "decoding that would run code",
-        ["translate", "checkpoint={shelf}/code_in_decoding.pt"],
+        ["translate", "checkpoint={samples}/code_in_decoding.pt"],
         ["decoding._target_", "builtins.open"],
     ),
     (
         "data that would run code",
-        ["evaluate", "checkpoint={shelf}/code_in_data.pt"],
+        ["evaluate", "checkpoint={samples}/code_in_data.pt"],
         ["the checkpoint's data config was refused", "data._target_", "shutil.rmtree"],
     ),
     (
@@ -268,9 +268,11 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("command", "fragments"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_wrong_input_gives_one_message(run_command, tiny, shelf, own_files, tmp_path, command, fragments) -> None:
-    names = {"shelf": shelf, "tiny": tiny.folder}
-    words = [word for text in command for word in (own_files if text == "FILES" else [text.format(**names)])]
+def test_wrong_input_gives_one_message(
+    run_command, tiny, samples, sample_overrides, tmp_path, command, fragments
+) -> None:
+    names = {"samples": samples, "tiny": tiny.folder}
+    words = [word for text in command for word in (sample_overrides if text == "FILES" else [text.format(**names)])]
     done = run_command(*words, cwd=tmp_path)
     assert done.code == 2
     assert done.out == ""
@@ -281,34 +283,36 @@ def test_wrong_input_gives_one_message(run_command, tiny, shelf, own_files, tmp_
     assert "Traceback" not in done.err
     assert {path.name for path in tmp_path.iterdir()} <= {"preprocessed"}  # no folder of a run that did not start
     assert list(tmp_path.rglob("*.pt")) == []
-    assert not (shelf / "code_ran").exists()
+    assert not (samples / "code_ran").exists()
 
 
-def test_the_code_on_the_shelf_would_run(shelf) -> None:
-    """Without this, the table would prove nothing: torch.load without weights_only runs the code."""
-    torch.load(shelf / "pickle.pt", weights_only=False)
-    assert (shelf / "code_ran").exists()
-    (shelf / "code_ran").unlink()
+def test_the_code_in_the_checkpoint_runs_without_protection(samples) -> None:
+    """Without this, the table would prove nothing: torch.load with weights_only=False runs the code."""
+    torch.load(samples / "pickle.pt", weights_only=False)
+    assert (samples / "code_ran").exists()
+    (samples / "code_ran").unlink()
 
 
-def test_a_corpus_smaller_than_one_batch_trains(run_command, own_files, tmp_path) -> None:
-    done = run_command("train", *own_files, "name=small", "trainer.batch_tokens=100000", cwd=tmp_path)
+def test_a_corpus_smaller_than_one_batch_trains(run_command, sample_overrides, tmp_path) -> None:
+    done = run_command("train", *sample_overrides, "name=small", "trainer.batch_tokens=100000", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "about 1 update an epoch" in done.err
     assert read_checkpoint(tmp_path / "runs" / "small" / "last.pt")["step"] == 2
 
 
-def test_a_corpus_of_one_pair_trains(run_command, own_files, tmp_path) -> None:
+def test_a_corpus_of_one_pair_trains(run_command, sample_overrides, tmp_path) -> None:
     (tmp_path / "a.tsv").write_text("good morning\tguten Morgen\n", encoding="utf-8")
-    rest = [text for text in own_files if not text.startswith("data")]
+    rest = [text for text in sample_overrides if not text.startswith("data")]
     files = ["data=files", "data.train.pairs=a.tsv", "data.dev.pairs=a.tsv", *rest, "tokenizer.vocab_size=275"]
     done = run_command("train", *files, "name=one", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "data: 1 pair in" in done.err
 
 
-def test_a_vocabulary_that_is_too_large_names_the_largest_which_then_works(run_command, own_files, tmp_path) -> None:
-    data = [text for text in own_files if text.startswith("data")]
+def test_a_vocabulary_that_is_too_large_names_the_largest_which_then_works(
+    run_command, sample_overrides, tmp_path
+) -> None:
+    data = [text for text in sample_overrides if text.startswith("data")]
     done = run_command("prepare", *data, "tokenizer.vocab_size=9000", cwd=tmp_path)
     assert done.code == 2
     largest = re.search(r"tokenizer\.vocab_size=9000 is too large .* the largest possible is (\d+)", done.err)
