@@ -39,8 +39,8 @@ def blocks(language: str) -> list[str]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder that contains the two files of the page, with its package on Python's path."""
     named = re.findall(r"`(lab/\S+\.(?:py|yaml))`", PAGE.read_text(encoding="utf-8"))
-    for path, text in zip(named, (blocks("python")[0], blocks("yaml")[0]), strict=True):
-        (tmp_path / path).parent.mkdir(parents=True)
+    for path, text in zip(named, (blocks("python")[0], blocks("yaml")[0], blocks("python")[1]), strict=True):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path / "lab"))
     yield tmp_path
