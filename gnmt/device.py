@@ -90,7 +90,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         name = "bf16" if has_fast_bf16(device) else "fp32"
     if name in ("tf32", "fp16") and device.type != "cuda":
         raise InputError(f"precision={name} needs a CUDA device, this run is on {device}: use precision=bf16 or fp32")
-    if name == "int8" and (obstacle := missing_for_int8(device)):
+    if name == "int8" and (obstacle := int8_obstacle(device)):
         log.warning("precision=int8 runs as fp32 here: %s", obstacle)
         name = "fp32"
     # Set for every precision: a second run in the same process must not inherit the setting of the first.
@@ -108,8 +108,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def missing_for_int8(device: torch.device) -> str | None:
-    """Return the reason why int8 products are not fast and exact on this device; None if they are."""
+def int8_obstacle(device: torch.device) -> str | None:
+    """Return the reason why this device has no fast and exact int8 products; None if it has them."""
     if device.type != "cpu":
         return f"int8 is for CPUs, this run is on {device}; use precision=bf16 there"
     if not onednn_dtypes():
@@ -170,7 +170,7 @@ LARGE_MODEL_PARAMETERS = 100_000_000
 time."""
 
 _M_MMAP_THRESHOLD = -3  # constant of glibc's malloc.h
-_MMAP_THRESHOLD_BYTES = 1 << 20
+_MMAP_THRESHOLD_BYTES = 1 << 20  # glibc maps each larger block separately, and returns it when it is freed
 
 
 def return_freed_memory(num_parameters: int, device: torch.device) -> bool:

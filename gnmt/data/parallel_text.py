@@ -28,7 +28,7 @@ class ParallelText(Protocol):
         """Return JSON values that identify the pairs: equal settings and equal fingerprints mean equal pairs.
 
         Args:
-            known: Fingerprints of files by path. A file whose size and time are those of its fingerprint is not hashed again.
+            known: Fingerprints of files by path. A file whose size and time have not changed is not hashed again.
         """
         ...
 

@@ -249,8 +249,8 @@ def pairs_of_segments(
     if len(segment_lengths) != len(sources) or sum(segment_lengths) != len(tokens) or min(segment_lengths) < 1:
         raise InputError(
             f"{location}: segment_lengths is {', '.join(map(str, segment_lengths))} for "
-            f"{format_count(len(tokens), 'token')} and a source of {format_count(len(sources), 'segment')}, which do not "
-            "match: score with the tokenizers and the max_source_tokens of the translation"
+            f"{format_count(len(tokens), 'token')} and a source of {format_count(len(sources), 'segment')}, which do "
+            "not match: score with the tokenizers and the max_source_tokens of the translation"
         )
     ends = list(accumulate(segment_lengths))
     starts = [0, *ends[:-1]]

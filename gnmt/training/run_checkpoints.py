@@ -1,8 +1,8 @@
 """Write the checkpoints of a run in the background, keep the newest ones, and find the one to resume from.
 
-`RunCheckpoints` names, writes, finds and deletes the files; `Trainer.run_evaluation` decides when best.pt is written. `BackgroundWriter` runs one write at a time in a thread, of
-contents that `snapshot` has copied to the CPU, so that training does not wait for the disk. The format of a file is in
-`gnmt.checkpoint.file`.
+`RunCheckpoints` names, writes, finds and deletes the files; `Trainer.run_evaluation` decides when best.pt is written.
+`BackgroundWriter` runs one write at a time in a thread, of contents that `snapshot` has copied to the CPU, so that
+training does not wait for the disk. The format of a file is in `gnmt.checkpoint.file`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gnmt.decoding.engine.inference_copy import SequenceLSTM, StepLSTM, inferenc
 from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
-from gnmt.device import Precision, choose_precision, missing_for_int8
+from gnmt.device import Precision, choose_precision, int8_obstacle
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.interfaces import Encoded, Memory, SearchModel
 from gnmt.model.recurrent.encoder import LSTMEncoder
@@ -26,7 +26,7 @@ from gnmt.model.seq2seq import Seq2Seq
 
 CPU = torch.device("cpu")
 PIECES = 40
-needs_int8 = pytest.mark.skipif(missing_for_int8(CPU) is not None, reason="no fast int8 products here")
+needs_int8 = pytest.mark.skipif(int8_obstacle(CPU) is not None, reason="no fast int8 products here")
 PRECISIONS = ["fp32", "bf16", pytest.param("int8", marks=needs_int8)]
 
 
@@ -288,7 +288,7 @@ def test_int8_without_the_hardware_is_fp32_with_one_warning(
 
 
 def test_int8_is_for_cpus() -> None:
-    assert "use precision=bf16 there" in str(missing_for_int8(torch.device("cuda")))
+    assert "use precision=bf16 there" in str(int8_obstacle(torch.device("cuda")))
 
 
 def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:

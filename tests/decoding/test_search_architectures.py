@@ -14,7 +14,7 @@ from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
 from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
-from gnmt.device import Precision, missing_for_int8
+from gnmt.device import Precision, int8_obstacle
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from gnmt.model.recurrent.encoder import LSTMEncoder
@@ -39,7 +39,7 @@ DECODERS = {
 PAIRS = [("transformer", "transformer"), ("convolutional", "convolutional"), ("transformer", "lstm")]
 PAIRS += [("lstm", "transformer")]
 every_pair = pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
-needs_int8 = pytest.mark.skipif(missing_for_int8(CPU) is not None, reason="no fast int8 products here")
+needs_int8 = pytest.mark.skipif(int8_obstacle(CPU) is not None, reason="no fast int8 products here")
 
 
 def model_of(encoder: str, decoder: str, seed: int = 1) -> Seq2Seq:
@@ -151,7 +151,7 @@ def test_an_inference_copy_computes_what_the_model_computes(encoder, decoder, pr
 @torch.inference_mode()
 def test_an_inference_copy_replaces_every_product(encoder, decoder):
     """A module left out would be no faster, and normalized weights would be normalized in every step."""
-    precision = "fp32" if missing_for_int8(CPU) else "int8"
+    precision = "fp32" if int8_obstacle(CPU) else "int8"
     fast = inference_copy(model_of(encoder, decoder), Precision(precision, CPU))
     kinds = {type(module).__name__ for module in fast.modules()}
     assert kinds & {Int8Linear.__name__, PackedLinear.__name__, "PlainLinear"}

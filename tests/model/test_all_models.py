@@ -27,7 +27,7 @@ from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import search
-from gnmt.device import Precision, missing_for_int8
+from gnmt.device import Precision, int8_obstacle
 from gnmt.model import convolutional
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -120,7 +120,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 PRECISIONS = [
     ("fp32", 1e-5),
     ("bf16", 0.15),
-    pytest.param("int8", 0.3, marks=pytest.mark.skipif(missing_for_int8(CPU) is not None, reason="no fast int8 here")),
+    pytest.param("int8", 0.3, marks=pytest.mark.skipif(int8_obstacle(CPU) is not None, reason="no fast int8 here")),
 ]
 
 

@@ -18,7 +18,7 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
-from gnmt.device import Precision, missing_for_int8
+from gnmt.device import Precision, int8_obstacle
 
 CELL = ("sizes=[tiny]", "beams=[2]", "batch_sizes=[2]", "source_tokens=4", "repetitions=2", "device=cpu")
 
@@ -99,7 +99,7 @@ def test_the_engine_translates_as_the_plain_model_does(trained: object) -> None:
     assert [hypothesis.tokens for hypothesis in found["fp32"]] == [hypothesis.tokens for hypothesis in found["plain"]]
     for fast, plain in zip(found["fp32"], found["plain"], strict=True):
         assert abs(fast.score - plain.score) < 1e-5 * len(plain.tokens)
-    narrow = ["bf16"] + (["int8"] if missing_for_int8(torch.device("cpu")) is None else [])
+    narrow = ["bf16"] + (["int8"] if int8_obstacle(torch.device("cpu")) is None else [])
     for name in narrow:
         same = [
             fast.tokens == plain.tokens
