@@ -100,8 +100,8 @@ class Positions(nn.Module):
     def at(self, positions: Tensor, like: Tensor) -> Tensor:
         """Return the vectors [..., E] of int64 positions [...]; sinusoids in the type of `like`.
 
-        Positions after the last learned one get its vector. Otherwise one hypothesis that is longer than any training
-        sentence would end the search of the whole batch.
+        Positions after the last learned one get its vector. An error would stop the search of the whole batch because
+        of one long hypothesis.
         """
         if self.table is None:
             return sinusoids(positions, self.size, like.dtype)

@@ -80,7 +80,10 @@ class RecurrentLayer(nn.Module):
 
     @abstractmethod
     def start(self, num_sequences: int, like: Tensor) -> LayerState:
-        """Return a zero state for `num_sequences` sequences, with the device and type of `like`."""
+        """Return a zero state for `num_sequences` sequences, with the device and type of `like`.
+
+        A layer may keep its cell in a more precise type.
+        """
 
     @abstractmethod
     def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
@@ -278,7 +281,7 @@ def layer_class(cell: Cell, layer_norm: bool, key: str) -> LayerMaker:
 
 
 class Bidirectional(nn.Module):
-    """A layer for each direction (Wu et al. 2016, section 3.2); outputs are concatenated to width 2H.
+    """Two layers, one for each direction, whose outputs are concatenated to width 2H (Wu et al. 2016, section 3.2).
 
     The backward layer reads each sentence reversed within its own length. Unlike packing, this keeps the fused kernels,
     and the backward layer starts at the last real token and not in the padding.
