@@ -2,7 +2,7 @@
 
 The SHA-256 of a public archive is not known in advance. It is recorded in `checksums.json`, beside the archive, when
 the archive is unpacked for the first time; an archive of the same name must have the same SHA-256 from then on.
-Unpacked files get their final names only after the record is written, so every unpacked file belongs to a recorded
+Unpacked files get their final names only after the SHA-256 is recorded, so every unpacked file belongs to a recorded
 archive.
 
 `ArchivedCorpus` is the corpus that a config names, `ArchivedText` one of its texts, and `fetch` downloads and unpacks.
@@ -55,10 +55,6 @@ class ArchivedPair:
         if not archive_name(self.url):
             raise InputError(f"{self.url}: the address of an archive must end in the name of a file")
 
-    @property
-    def members(self) -> tuple[str, str]:
-        return self.source, self.target
-
 
 @dataclass(frozen=True, kw_only=True)
 class ArchivedCorpus(Corpus):
@@ -66,7 +62,7 @@ class ArchivedCorpus(Corpus):
 
     Args:
         train, dev: Pairs of files, read one after another.
-        test: The same for each test set, by name.
+        test: Pairs of files of each test set, by name.
         download_folder, mirror: See ArchivedText.
     """
 
@@ -88,7 +84,9 @@ class ArchivedCorpus(Corpus):
     def __post_init__(self) -> None:
         for key, pairs in (("train", self.train), ("dev", self.dev)):
             if not pairs:
-                raise InputError(f"data.{key} names no files of an archive: give at least one pair of files")
+                raise InputError(
+                    f"data.{key} names no files of an archive: give url, source and target of at least one pair"
+                )
         check_test_names(self.test)
         urls: dict[str, str] = {}
         for pair in self._all_pairs():
@@ -103,7 +101,7 @@ class ArchivedCorpus(Corpus):
         return {key: value for key, value in asdict(self).items() if key in ("train", "dev", "test")}
 
     def training_text(self) -> ParallelText:
-        # Unpack dev and test files now too, so that each archive is read once.
+        # Dev and test files are unpacked now too, so that each archive is read once.
         fetch(self._all_pairs(), Path(self.download_folder), self.mirror)
         return self._text(self.train)
 
@@ -149,10 +147,11 @@ class ArchivedText:
         """Return the unpacked files; missing ones are downloaded and unpacked."""
         folder = Path(self.download_folder)
         fetch(self.pairs, folder, self.mirror)
-        source, target = (
-            [str(unpacked(folder, pair.url, pair.members[side])) for pair in self.pairs] for side in (0, 1)
+        archives = [folder / archive_name(pair.url) for pair in self.pairs]
+        return ParallelFiles(
+            [str(unpacked(archive, pair.source)) for archive, pair in zip(archives, self.pairs, strict=True)],
+            [str(unpacked(archive, pair.target)) for archive, pair in zip(archives, self.pairs, strict=True)],
         )
-        return ParallelFiles(source, target)
 
 
 def archive_name(url: str) -> str:
@@ -160,24 +159,24 @@ def archive_name(url: str) -> str:
     return urlsplit(url).path.rpartition("/")[2]
 
 
-def unpacked(folder: Path, url: str, member: str) -> Path:
+def unpacked(archive: Path, member: str) -> Path:
     """Return the path of an unpacked file; an .sgm file is unpacked as plain text with the ending .txt."""
-    path = folder / archive_name(url).split(".")[0] / member
+    path = archive.parent / archive.name.split(".")[0] / member
     return path.with_name(f"{path.name}.txt") if path.suffix == ".sgm" else path
 
 
 def fetch(pairs: Iterable[ArchivedPair], folder: Path, mirror: str | None = None) -> None:
-    """Download and unpack the files that are missing in `folder`. Several processes may do so at once."""
+    """Download and unpack the files that are missing in `folder`. Several processes may call this at once."""
     members_of: dict[str, list[str]] = {}
     for pair in pairs:
-        members_of.setdefault(pair.url, []).extend(pair.members)
+        members_of.setdefault(pair.url, []).extend((pair.source, pair.target))
     for url, members in members_of.items():
         archive = folder / archive_name(url)
         try:
-            if not _missing(folder, url, members):
+            if not _missing(archive, members):
                 continue
             with building_lock(archive):
-                if missing := _missing(folder, url, members):
+                if missing := _missing(archive, members):
                     address = url if mirror is None else f"{mirror.rstrip('/')}/{archive.name}"
                     download(address, archive)
                     _check_and_unpack(archive, url, missing)
@@ -185,15 +184,16 @@ def fetch(pairs: Iterable[ArchivedPair], folder: Path, mirror: str | None = None
             raise InputError(f"{archive}: cannot be unpacked: {error.strerror or error}") from error
 
 
-def _missing(folder: Path, url: str, members: Sequence[str]) -> list[str]:
-    """Return the members to unpack; all of them if no checksum of the archive is recorded."""
-    is_recorded = archive_name(url) in _read_checksums(folder)
-    return [
-        member for member in dict.fromkeys(members) if not (is_recorded and unpacked(folder, url, member).is_file())
-    ]
+def _missing(archive: Path, members: Sequence[str]) -> list[str]:
+    """Return the members to unpack, without repetitions; all of them if no checksum of the archive is recorded."""
+    distinct = list(dict.fromkeys(members))
+    if archive.name not in _read_checksums(archive.parent):
+        return distinct
+    return [member for member in distinct if not unpacked(archive, member).is_file()]
 
 
 def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
+    """Unpack the members if the archive has the recorded SHA-256, or record its SHA-256 if none is recorded."""
     found = {"url": url, "bytes": archive.stat().st_size, "sha256": sha256_of(archive)}
     recorded = _read_checksums(archive.parent).get(archive.name)
     if recorded is not None and recorded["sha256"] != found["sha256"]:
@@ -204,12 +204,13 @@ def _check_and_unpack(archive: Path, url: str, members: Sequence[str]) -> None:
             f"{archive.parent / _CHECKSUMS} too"
         )
     log.info("unpacking %s of %s", format_count(len(members), "file"), archive)
-    with _extracted(archive, url, members):
+    with _extracted(archive, members):
         if recorded is None:
             _record(archive, found)  # only now, so that the checksum of an unreadable archive is never recorded
 
 
 def _record(archive: Path, found: Mapping[str, Any]) -> None:
+    """Add an archive's url, size and SHA-256 to the recorded ones."""
     with building_lock(archive.parent / _CHECKSUMS):
         checksums = _read_checksums(archive.parent) | {archive.name: found}
         text = json.dumps(dict(sorted(checksums.items())), indent=1) + "\n"
@@ -218,6 +219,7 @@ def _record(archive: Path, found: Mapping[str, Any]) -> None:
 
 
 def _read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return url, size and SHA-256 of each recorded archive, by its file name."""
     path = folder / _CHECKSUMS
     try:
         checksums = json.loads(path.read_text(encoding="utf-8"))
@@ -226,20 +228,20 @@ def _read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a list of checksums: {error}; correct or remove it") from error
+        raise InputError(f"{path}: not a list of checksums: {error}; correct or remove the file") from error
     return cast(dict[str, dict[str, Any]], checksums)
 
 
 @contextmanager
-def _extracted(archive: Path, url: str, members: Sequence[str]) -> Iterator[None]:
+def _extracted(archive: Path, members: Sequence[str]) -> Iterator[None]:
     """Extract the members under temporary names, and rename them to their final names if the block succeeds.
 
-    No other name in the archive is used, so an archive cannot write outside its folder.
+    Entries with other names are skipped, so an archive cannot write outside its folder.
     """
     final_names: dict[Path, Path] = {}  # final path by temporary path
     try:
         try:
-            _extract(final_names, archive, url, set(members))
+            _extract(archive, set(members), final_names)
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise InputError(
                 f"{archive}: not a complete tar archive: {error}; remove it, and the same command downloads it again"
@@ -252,14 +254,15 @@ def _extracted(archive: Path, url: str, members: Sequence[str]) -> Iterator[None
             temporary.unlink(missing_ok=True)
 
 
-def _extract(final_names: dict[Path, Path], archive: Path, url: str, missing: set[str]) -> None:
+def _extract(archive: Path, missing: set[str], final_names: dict[Path, Path]) -> None:
+    """Write each missing member under a temporary name, and add that name with the final one to `final_names`."""
     seen = []
     with tarfile.open(archive, "r|*") as tar:
         for entry in tar:
             name = entry.name.removeprefix("./")
             seen.append(name)
             if name in missing and (file := tar.extractfile(entry)) is not None:
-                final = unpacked(archive.parent, url, name)
+                final = unpacked(archive, name)
                 temporary = final.with_name(f".{final.name}.new")
                 _write(cast(BinaryIO, file), temporary, is_sgm=name.endswith(".sgm"))
                 final_names[temporary] = final
@@ -274,6 +277,7 @@ def _extract(final_names: dict[Path, Path], archive: Path, url: str, missing: se
 
 
 def _write(file: BinaryIO, path: Path, is_sgm: bool) -> None:
+    """Write a member of an archive to `path`; of an .sgm file, only the text of its segments, one per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as out:
         if not is_sgm:

@@ -33,15 +33,15 @@ _EXAMPLE_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Rules for dropping training pairs. A pair is kept or dropped entirely; no text is ever truncated.
+    """Rules for dropping training pairs. A pair is kept unchanged or dropped; no text is truncated.
 
     Args:
         max_length_tokens: Maximum tokens of either side, including EOS; None for no limit.
         max_length_ratio: Maximum tokens of the longer side per token of the shorter, including EOS; None for no limit.
         drop_duplicates: Keep only the first of equal pairs (both sides equal).
-        drop_identical: Drop pairs whose two sides are the same text.
+        drop_identical: Drop pairs with equal source and target.
         drop_blank: Drop pairs with a side that has no text, or no subword after normalization. If False, such a side
-            is trained on as EOS alone, which is valid but rarely useful.
+            is EOS alone, which is valid but rarely useful.
     """
 
     max_length_tokens: Annotated[int, Range(1)] | None = 256
@@ -67,9 +67,9 @@ class Cleaner:
         self._duplicates = DuplicateFilter()
 
     def by_text(self, pairs: Sequence[NumberedPair]) -> tuple[CleaningReport, list[NumberedPair]]:
-        """Return a report on these pairs and those that are not blank, identical or duplicate.
+        """Return a report on the pairs, and the pairs that are not blank, identical or duplicate.
 
-        Every pair of the corpus must pass through this method once, in order.
+        To find duplicates, this method must be called with every pair of the corpus once, in order.
         """
         report = CleaningReport(num_pairs=len(pairs))
         kept = [pair for pair in pairs if not self._drop_by_text(pair, report)]
@@ -92,7 +92,7 @@ class Cleaner:
         return True
 
     def keeps(self, pair: NumberedPair, num_source: int, num_target: int, report: CleaningReport) -> bool:
-        """Return True if a pair is kept by the rules of length, and count it in the report as kept or dropped.
+        """Return True if the rules about length keep a pair, and count it in the report as kept or dropped.
 
         Args:
             pair: The pair.
@@ -147,7 +147,7 @@ class CleaningReport:
         return f"{line}, dropped: {dropped}" if dropped else line
 
     def rules(self, options: Cleaning, key: str) -> str:
-        """Return a line for each setting that dropped pairs, with an example; `key` is the config key of `options`."""
+        """Return a line for each rule that dropped pairs, with an example; `key` is the config key of `options`."""
         lines = []
         for reason, rule in REASONS.items():
             for example in self.examples[reason][:1]:
@@ -159,7 +159,7 @@ class CleaningReport:
         return "\n".join(lines)
 
     def text(self) -> str:
-        """Return the complete report for reading."""
+        """Return the complete report as text: the counts, then the examples."""
         lines = [self.counts()]
         for reason, examples in self.examples.items():
             for example in examples:
@@ -176,8 +176,8 @@ class DuplicateFilter:
     """A set of pairs that stores 8 bytes per pair: a 64-bit hash of both sides.
 
     The hashes are stored in sorted runs. A new run is merged with the last one if it is at least as long, so there are
-    at most about log2(n) runs, and a look-up takes a few binary searches. While two runs are merged, they exist twice
-    in memory. A Python set would need about 60 bytes per pair.
+    at most about log2(n) runs, and a look-up takes one binary search in each. While two runs are merged, they exist
+    twice in memory. A Python set would need about 60 bytes per pair.
 
     Two different pairs have equal hashes with probability 2^-64. Among n pairs, the probability of dropping one wrongly
     is n^2 / 2^65: 3e-8 for a million pairs, 3e-4 for a hundred million.

@@ -1,7 +1,7 @@
 """Corpora that a config can name: own files, the demo grammar, Multi30k, Korean-English, and mixtures.
 
-A corpus provides parallel text for training, development and testing. `Corpus` is the interface, and the other classes
-implement it; corpora in archives are in `gnmt.data.archives`. Their text is read by `gnmt.data.parallel_text`.
+A corpus provides parallel text for training, development and testing. `Corpus` is the interface, which the other
+classes implement. `gnmt.data.archives` holds the corpora in archives, and `gnmt.data.parallel_text` reads the text.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Corpus(ABC):
     preprocessed: str | None = None
     num_workers: Annotated[int, Range(1)] = 1
 
-    # Fields that do not change the preprocessed text: names, locations, and files, which count by their content.
+    # Fields that do not change the preprocessed text: names, locations, and files, whose content is fingerprinted.
     _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "preprocessed", "num_workers")
 
     def settings(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Corpus(ABC):
         return {"kind": type(self).__name__, **kept}
 
     def location(self) -> dict[str, Any]:
-        """Return the files that the config names, as JSON values; they distinguish default preprocessed folders."""
+        """Return the files that the config names, as JSON values, for the name of the default preprocessed folder."""
         return {}
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Corpus(ABC):
         """Return all training pairs, before cleaning."""
 
     def training_texts(self) -> dict[str, WeightedText]:
-        """Return the texts that are cleaned and weighted separately, by name, in the order of `training_text`."""
+        """Return the parts of `training_text` that are cleaned and weighted separately, by name, in its order."""
         return {self.name: WeightedText(self.training_text(), self.cleaning)}
 
     @abstractmethod
@@ -119,8 +119,8 @@ class FilesCorpus(Corpus):
     """A corpus of the user's own files.
 
     Args:
-        train, dev: Training and dev text.
-        test: Test sets by name, any number. A test set that names no files is left out.
+        train, dev: Training and dev text. Both are required.
+        test: Test sets by name. A test set that names no files is left out.
     """
 
     name: str = "files"
@@ -162,8 +162,8 @@ def check_test_names(names: Iterable[str]) -> None:
     for name in names:
         if name.startswith(".") or "/" in name or not name:
             raise InputError(
-                f"data.test: {name!r} cannot name a test set, because it becomes the name of a folder: "
-                "give a name without / that does not begin with a dot"
+                f"data.test: {name!r} cannot name a test set, because results are written to a folder of this name: "
+                "give a name that is not empty, has no / and does not begin with a dot"
             )
 
 
@@ -217,7 +217,7 @@ class DemoText:
         yield from _generate_demo(self.num_train, self.num_dev, self.num_test, self.seed)[self.split]
 
     def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
-        """Return the version of the grammar and the split; sizes and seed are part of `DemoCorpus.settings`."""
+        """Return the version of the grammar and the split; `DemoCorpus.settings` holds sizes and seed."""
         from gnmt.data.demo_grammar.corpus import CORPUS_VERSION
 
         return {"grammar_version": CORPUS_VERSION, "split": self.split}
@@ -286,7 +286,7 @@ class Multi30k(Corpus):
         return {MULTI30K_TEST_SET: self._files(MULTI30K_TEST_SET)}
 
     def _files(self, *splits: str) -> ParallelFiles:
-        """Return the files of a split; the last name is the published one, all are looked for in a local copy."""
+        """Return both files of a split. The last name is downloaded; a local copy may have any of the names."""
         return ParallelFiles(self._file(splits, self.source_language), self._file(splits, self.target_language))
 
     def _file(self, splits: tuple[str, ...], language: str) -> str:
@@ -304,7 +304,7 @@ class Multi30k(Corpus):
 class KoreanEnglish(Corpus):
     """A Korean-English corpus of documentation, help texts and everyday sentences, in either direction.
 
-    It cannot be downloaded. Raises InputError for two equal languages and for a missing `folder`.
+    It cannot be downloaded, so `folder` is required.
 
     Args:
         folder: Folder with train.ko, train.en, dev.ko, dev.en, test_pydocs.ko and test_pydocs.en, plain or .gz. The
@@ -367,10 +367,14 @@ def _has_test_set(folder: str, name: str, language: str) -> bool:
 
 
 def find_in_folder(folder: str, names: Iterable[str], advice: str = "") -> str:
-    """Return the path of the first of the files that exists in `folder`, which data.folder names.
+    """Return the path of the first file in `names` that exists in `folder`; each name is tried with .gz first.
 
-    For each name, the name with .gz comes before the plain one. Raises InputError if there is no such folder (the
-    message ends with `advice`) or none of the files.
+    Raises InputError if the folder is missing or contains none of the files.
+
+    Args:
+        folder: Value of data.folder.
+        names: File names without .gz.
+        advice: End of the message about a missing folder.
     """
     if not Path(folder).is_dir():
         raise InputError(f"data.folder={folder}: no such folder{advice}")
@@ -385,8 +389,8 @@ def find_in_folder(folder: str, names: Iterable[str], advice: str = "") -> str:
 class Mixture(Corpus):
     """Several training texts, mixed in proportion to their weights.
 
-    Every text uses each of its pairs once before it repeats one. Vocabularies are learned from all texts, with every
-    pair equally probable. The weights are not part of the preprocessed data, so one folder serves any weights.
+    All pairs of a text are used once before any is repeated. Vocabularies are learned from all texts, with every pair
+    equally probable. The weights do not change the preprocessed data, so one folder serves any weights.
 
     Args:
         corpora: The texts by name.
@@ -440,7 +444,7 @@ class Mixture(Corpus):
 
 @dataclass(frozen=True)
 class JoinedText:
-    """The texts of a mixture, one after another, by their names in data.corpora."""
+    """The texts of a mixture, read one after another. Keys are their names in data.corpora."""
 
     texts: Mapping[str, ParallelText]
 
@@ -450,7 +454,7 @@ class JoinedText:
                 yield from text.iterate()
 
     def fingerprint(self, known: Mapping[str, FileFingerprint]) -> dict[str, Any]:
-        """Return the files of all texts as one list, and the rest of each text's fingerprint under its name."""
+        """Return the files of all texts as one list, and the rest of each fingerprint under the name of its text."""
         fingerprint: dict[str, Any] = {"files": []}
         for name, text in self.texts.items():
             own = text.fingerprint(known)

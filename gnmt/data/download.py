@@ -1,7 +1,7 @@
-"""Download of files, resumed after interruptions and checked by SHA-256.
+"""Download files, with resumption after interruptions and a check of their SHA-256.
 
-`download` is the only public function. Received bytes are kept in `<path>.part`. A later attempt requests only the rest
-if the server's file is unchanged by its ETag or modification time, which is kept in `<path>.part.version`.
+`download` is the only public function. Received bytes are kept in `<path>.part`, and the ETag or modification time of
+the server's file in `<path>.part.version`. A later attempt requests only the rest if these show an unchanged file.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ _BLOCK_BYTES = 1 << 20
 def download(url: str, path: Path, sha256: str | None = None, *, advice: str | None = None) -> None:
     """Download a file, unless `path` exists (with this SHA-256, if one is given).
 
-    `path` never holds a part of the file: bytes are received in `<path>.part`, and the next attempt, of this call or of
-    a later one, resumes from there. Raises InputError after NUM_ATTEMPTS attempts in a row that received nothing new or
-    the wrong bytes, for an answer that another attempt cannot change, and for a path that cannot be written.
+    `path` is never incomplete: bytes are received in `<path>.part`, and the next attempt, of this call or of a later
+    one, resumes from there.
 
     Args:
         url: Address, which begins with https:// or http://.
         path: Path of the file; its folder is created.
         sha256: Expected SHA-256; None accepts any content.
         advice: End of the error message, in place of the usual advice.
+
+    Raises:
+        InputError: NUM_ATTEMPTS attempts in a row received nothing new or the wrong bytes, the server gave an answer
+            that another attempt cannot change, or the path cannot be written.
     """
     if path.is_file() and (sha256 is None or sha256_of(path) == sha256):
         return
@@ -60,6 +63,7 @@ def download(url: str, path: Path, sha256: str | None = None, *, advice: str | N
 
 
 def _fetch(url: str, partial: Path, sha256: str | None, advice: str) -> None:
+    """Complete the partial file in several attempts; see `download`."""
     failures, problem = 0, ""
     while failures < NUM_ATTEMPTS:
         before = _size(partial)
@@ -79,8 +83,7 @@ def _fetch(url: str, partial: Path, sha256: str | None, advice: str) -> None:
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         else:
-            found = sha256 and sha256_of(partial)
-            if found == sha256:
+            if sha256 is None or (found := sha256_of(partial)) == sha256:
                 return
             problem = f"received {_size(partial)} bytes with sha256 {found:.12}…, expected sha256 {sha256:.12}…"
             _discard(partial)
@@ -89,7 +92,7 @@ def _fetch(url: str, partial: Path, sha256: str | None, advice: str) -> None:
 
 
 def _fetch_rest(url: str, partial: Path) -> None:
-    """Append the missing bytes, or start again if the server cannot resume or the file has changed."""
+    """Append the missing bytes, or download from the start if the server cannot resume or its file has changed."""
     start = _size(partial)
     request = urllib.request.Request(url)
     if start and _version_file(partial).is_file():
@@ -134,7 +137,7 @@ def _size(partial: Path) -> int:
 
 
 def _version_file(partial: Path) -> Path:
-    """Return the path of the file that holds the server's ETag or modification time of the received bytes."""
+    """Return the path of the file with the ETag or modification time of the server's file."""
     return partial.with_name(f"{partial.name}.version")
 
 

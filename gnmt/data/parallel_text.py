@@ -37,11 +37,11 @@ class ParallelText(Protocol):
 class ParallelFiles:
     """Parallel text in files: either `source` and `target`, or `pairs`; no file at all means no text.
 
-    The name of every file may end in .gz.
+    Every file may be compressed; its name then ends in .gz.
 
     Args:
         source, target: Plain text with one sentence per line; line N of `target` translates line N of `source`. Lists
-            are read file after file, the N-th file of one beside the N-th file of the other.
+            are read in order: the N-th target file translates the N-th source file.
         pairs: Files that contain both sides. A .tsv file has source and target in the first two columns; further
             columns are ignored. A .jsonl file has one object per line; a line break in a value becomes a space.
         columns: The keys of source and target in .jsonl files.
@@ -56,12 +56,12 @@ class ParallelFiles:
         sources, targets, pairs = _listed(self.source), _listed(self.target), _listed(self.pairs)
         if pairs and (sources or targets):
             raise InputError(
-                "source or target is given beside pairs: give either source and target, or pairs, not both"
+                "source or target is given together with pairs: give either source and target, or pairs, not both"
             )
         if len(sources) != len(targets):
             raise InputError(
-                f"source names {_files(sources)} and target names {_files(targets)}; "
-                "each file of one needs its file of the other"
+                f"source names {_described(sources)} and target names {_described(targets)}: give one target file for "
+                "each source file"
             )
         for path in pairs:
             _format(path)
@@ -108,23 +108,23 @@ class MissingColumnError(InputError):
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
-        super().__init__(f"{problem}; columns names the two to read")
+        super().__init__(f"{problem}; set columns to the keys of source and target")
 
 
 @contextmanager
 def naming_columns(key: str) -> Iterator[None]:
-    """Catch a missing column in the text at the config's `key`, and raise an InputError with the full key."""
+    """Replace a MissingColumnError of the block by an InputError that names `<key>.columns` of the config."""
     try:
         yield
     except MissingColumnError as error:
-        raise InputError(f"{error.problem}; {key}.columns names the two to read") from error
+        raise InputError(f"{error.problem}; set {key}.columns to the keys of source and target") from error
 
 
 def _listed(paths: str | list[str] | None) -> list[str]:
     return [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
 
 
-def _files(paths: list[str]) -> str:
+def _described(paths: list[str]) -> str:
     return f"{format_count(len(paths), 'file')} ({', '.join(paths)})" if paths else "none"
 
 

@@ -25,14 +25,14 @@ _NUM_SPECIAL = 4
 class PretokenizedTokenizer:
     """A tokenizer that looks up subwords separated by white space.
 
-    It reads vocabularies of subword-nmt (Sennrich et al. 2016), and neither tokenizes nor applies merges. Raises
-    InputError for a list that is too short or contains a subword twice or one that is not valid Unicode, and for an
-    empty separator or one with white space.
+    It is made for vocabularies of subword-nmt (Sennrich et al. 2016), and neither tokenizes nor applies merges. Raises
+    InputError for a vocabulary that is too short, contains a subword twice, or contains one that is not valid Unicode,
+    and for a separator that is empty or contains white space.
 
     Args:
-        vocabulary: The subword of each id; None for an id without one. The first four stand for PAD, UNK, BOS and EOS,
-            whatever their names, and are never found in text.
-        separator: End of a subword that continues in the next one.
+        vocabulary: The subword of each id; None for an id without one. The first four are PAD, UNK, BOS and EOS,
+            whatever their names; text is never encoded as PAD, BOS or EOS.
+        separator: Mark at the end of a subword whose word continues in the next subword.
     """
 
     vocabulary: tuple[str | None, ...]
@@ -60,7 +60,7 @@ class PretokenizedTokenizer:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> PretokenizedTokenizer:
-        """Read what `to_bytes` returned. Raises InputError for anything else."""
+        """Return the tokenizer that `to_bytes` serialized. Raises InputError for anything else."""
         try:
             saved = json.loads(content)
             vocabulary, separator = saved["subwords"], saved["separator"]
@@ -81,7 +81,7 @@ class PretokenizedTokenizer:
         return [self._ids.get(subword, UNK_ID) for subword in text.split()]
 
     def encode_all(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
-        """Return `encode` of each text, computed in the calling thread."""
+        """Return the ids of each text; num_threads has no effect."""
         return [self.encode(text) for text in texts]
 
     def encode_sampled(self, text: str, alpha: float, seed: int) -> list[int]:
@@ -95,11 +95,11 @@ class PretokenizedTokenizer:
         return self.decode_with_spans([int(id) for id in ids])[0]
 
     def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """Return the text, `encode` of it, and the span [begin, end) of each subword."""
+        """Return the text, its ids, and the span [begin, end) of each id in the text."""
         return text, self.encode(text), [match.span() for match in re.finditer(r"\S+", text)]
 
     def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """Return `decode` of the ids, and the span [begin, end) of each id in the text."""
+        """Return the text of the ids (see `decode`), and the span [begin, end) of each id in the text."""
         text, spans = "", []
         joined = True  # True if the next subword follows without a space
         for id in ids:

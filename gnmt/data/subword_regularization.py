@@ -1,9 +1,9 @@
 """Subword regularization: random segmentations of a text that depend on the text and a seed alone.
 
-SentencePiece samples too, but differently in every process, whatever its seed. Here, BPE dropout and sampling from a
-unigram model are implemented on the vocabulary of a SentencePiece model. A text is segmented word by word, which equals
-segmenting the whole text unless a subword extends over the beginning of a word, and allows results for a word to be
-cached.
+SentencePiece samples too, but differently in every process, whatever its seed. This module therefore implements BPE
+dropout and sampling from a unigram model for the vocabulary of a SentencePiece model. A text is segmented word by word,
+so that segmentations of a word can be cached. If a subword can extend over the beginning of a word, the whole text is
+segmented as one word instead.
 
 `subword_sampler` makes a sampler for a model: `BPEDropout` or `UnigramSampling`. `PieceTable`, at the end, reads the
 vocabulary from the model file; it keeps SentencePiece's word for a subword, "piece".
@@ -38,13 +38,14 @@ _MAX_CACHED = 100_000
 # Log-weight of a character without a subword, so low that it is used only where no subword covers the character.
 _UNKNOWN_LOG_WEIGHT = -200.0
 
+# Returns a random number in [0, 1).
 Draw = Callable[[], float]
 
 # For each position in a word: cumulative probabilities of the subwords that end there, and begin and ids of each.
 _Lattice = list[tuple[list[float], list[tuple[int, list[int]]]]]
 
 # Enumerations SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto, and protobuf's wire types.
-_NORMAL, UNKNOWN, _CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
@@ -84,11 +85,11 @@ class SubwordSampler(ABC):
         self._symbols = table.ids(USER_DEFINED)
         longest_first = sorted(self._symbols, key=len, reverse=True)
         self._symbol = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        # A subword with a space after its beginning lets merges extend over words; the whole text is then one word.
+        # If a subword has a space after its beginning, merges can extend over words: the whole text is then one word.
         self._word = _ANY if any(_SPACE in piece[1:] for piece in self._id_of) else _WORD
 
     def encode(self, text: str, seed: int) -> list[int]:
-        """Return the ids of a sampled segmentation, without BOS and EOS, which depends only on text and seed (>= 0)."""
+        """Return the ids of a segmentation sampled with a seed of 0 or more, without BOS and EOS."""
         ids: list[int] = []
         draw = Random(seed).random
         normalized: str = self._processor.normalize(text)
@@ -108,7 +109,7 @@ class SubwordSampler(ABC):
 
     @abstractmethod
     def add_sampled(self, words: list[str], draw: Draw, ids: list[int]) -> None:
-        """Append the ids of a sampled segmentation of the words to `ids`; `draw` returns numbers in [0, 1)."""
+        """Sample a segmentation of the words with random numbers from `draw`, and append its ids to `ids`."""
 
     def _unknown(self, text: str) -> list[int]:
         """Return the ids of text that no subword covers."""
@@ -155,7 +156,7 @@ class BPEDropout(SubwordSampler):
             ids += segmentation.ids
 
     def _with_skips(self, word: str, segmentation: _Segmentation, skip: int, draw: Draw) -> tuple[_Segmentation, int]:
-        """Return the segmentation with the decision `skip` and further drawn ones skipped, and the remaining gap."""
+        """Return the segmentation that skips decision `skip` and others, drawn here, and the remaining gap."""
         skips: list[int] = []
         while skip < segmentation.num_decisions:
             skips.append(skip)
@@ -189,12 +190,12 @@ class BPEDropout(SubwordSampler):
             skip += 1 + self._draw_gap(draw)
 
     def _merged(self, word: str, skips: Iterator[int]) -> tuple[list[int], int]:
-        """Return the ids of a word and the number of decided merges; `skips` yields the merges to skip, ascending."""
+        """Return the ids of a word and the number of decisions. skips: indices of the merges to skip, ascending."""
         rank, size = self._rank, len(word)
         # ends[i]: end of the subword that begins at i, or 0. previous[i]: begin of the subword that ends at i.
         ends = [*range(1, size + 1), 0]
         previous = list(range(-1, size))
-        middles: dict[tuple[int, int], int] = {}  # boundary of the last merge, by begin and end of the subword
+        middles: dict[tuple[int, int], int] = {}  # where a subword was merged, by its begin and end
         pairs = [(rank[pair], left, left + 2) for left in range(size - 1) if (pair := word[left : left + 2]) in rank]
         heapify(pairs)
         next_skip, decision = next(skips, -1), -1
@@ -237,9 +238,12 @@ class BPEDropout(SubwordSampler):
 
 
 class _Segmentation:
-    """A segmentation of a word: its ids, the number of decided merges, and cached segmentations with one more skip.
+    """A cached segmentation of a word, a node of the tree of skipped decisions.
 
-    `after_skip` maps the index of that skipped merge, which follows all merges skipped so far, to the segmentation.
+    Attributes:
+        ids: Ids of the word.
+        num_decisions: Number of merges that were kept or skipped.
+        after_skip: Segmentations with one more skipped decision, by its index. It follows all decisions skipped so far.
     """
 
     __slots__ = ("after_skip", "ids", "num_decisions")
@@ -297,7 +301,7 @@ class UnigramSampling(SubwordSampler):
             forward.append(largest + math.log(sums[-1]))
             lattice.append(([partial_sum / sums[-1] for partial_sum in sums[:-1]], arcs))
         if len(word) <= _LONGEST_CACHED_WORD:
-            if len(self._lattices) * 8 > _MAX_CACHED:
+            if len(self._lattices) * 8 > _MAX_CACHED:  # a lattice counts as eight segmentations
                 self._lattices.clear()
             self._lattices[word] = lattice
         return lattice
@@ -308,7 +312,7 @@ class Piece(NamedTuple):
 
     text: str
     score: float
-    type: int = _NORMAL
+    type: int = NORMAL
 
 
 class PieceTable(NamedTuple):
@@ -335,13 +339,13 @@ class PieceTable(NamedTuple):
     @property
     def mergeable(self) -> dict[str, int]:
         """The ids of normal, unused and user-defined pieces, by text: those that merges can produce."""
-        return self.ids(_NORMAL, UNUSED, USER_DEFINED)
+        return self.ids(NORMAL, UNUSED, USER_DEFINED)
 
 
 def _piece(message: bytes) -> Piece:
     fields = dict(_fields(message))
     score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-    return Piece(fields.get(1, b"").decode("utf-8"), score, fields.get(3, _NORMAL))
+    return Piece(fields.get(1, b"").decode("utf-8"), score, fields.get(3, NORMAL))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

@@ -36,11 +36,11 @@ _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
 
 
 class TokenizerSource(ABC):
-    """The origin of a corpus' tokenizers: learned (TokenizerOptions) or read from files (TokenizerFiles)."""
+    """The origin of tokenizers: learned from the corpus (TokenizerOptions) or read from files (TokenizerFiles)."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Return what determines the tokenizers, beside the text, as JSON values."""
+        """Return the settings that determine the tokenizers, besides the text, as JSON values."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,10 @@ class Tokenizer:
         processor = self._processor
         found = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
         if found != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
-            raise InputError(f"tokenizer: the ids of PAD, UNK, BOS, EOS must be 0, 1, 2, 3, found {found}")
+            raise InputError(
+                f"tokenizer: the ids of PAD, UNK, BOS, EOS must be 0, 1, 2, 3, found {found}: train the model with "
+                "pad_id=0, unk_id=1, bos_id=2 and eos_id=3"
+            )
         self._samplers: dict[float, SubwordSampler] = {}
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
@@ -184,12 +187,12 @@ class Tokenizer:
         return text.translate(LINE_BREAKS)
 
     def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """Return the text (without half surrogate pairs), `encode` of it, and the span [begin, end) of each subword."""
+        """Return the text as `encode` reads it, its ids, and the span [begin, end) of each id in the text."""
         found = self._processor.encode(encodable(text), return_type="offset_mapping")
         return encodable(text), found["ids"], found["offsets"]
 
     def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """Return `decode` of ids without PAD, BOS and EOS, and the span [begin, end) of each id in the text."""
+        """Return the text of ids other than PAD, BOS and EOS, and the span [begin, end) of each id in the text."""
         found = self._processor.decode(list(ids), return_type="offset_mapping")
         return found["text"].translate(LINE_BREAKS), found["offsets"]
 
@@ -219,7 +222,7 @@ class Tokenizer:
         """The SHA-256 of the subwords, their types and the normalization, which define the meaning of the ids.
 
         The model file is not hashed, because it contains paths of its training, and the scores are not, because their
-        last digits differ from run to run. Unigram models of equal digest may therefore segment a text differently.
+        last digits differ from run to run. Two unigram models of equal digest may therefore segment a text differently.
         """
         is_type = (self._processor.is_control, self._processor.is_unknown, self._processor.is_byte)
         digest = hashlib.sha256()
@@ -286,7 +289,7 @@ class Tokenizers(NamedTuple):
 
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any]) -> Tokenizers:
-        """Read what `to_checkpoint` returned. Raises InputError for a malformed entry, unknown kind or framing."""
+        """Return the tokenizers of a checkpoint. Raises InputError for a malformed entry, unknown kind or framing."""
         source, target = (TokenizerEntry.read(saved, side) for side in ("source", "target"))
         tokenizer = _READERS[source.kind](source.content)
         same = (source.kind, source.content) == (target.kind, target.content)
@@ -294,7 +297,7 @@ class Tokenizers(NamedTuple):
 
     @classmethod
     def from_models(cls, source: bytes, target: bytes) -> Tokenizers:
-        """Make tokenizers of serialized SentencePiece models; equal models become one object."""
+        """Make tokenizers from serialized SentencePiece models; equal models become one object."""
         tokenizer = Tokenizer(source)
         return cls(tokenizer, tokenizer if source == target else Tokenizer(target))
 
@@ -367,7 +370,7 @@ def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, side: str =
     Args:
         lines: The text. All lines are used, in order, except blank ones and those above MAX_TRAINING_LINE_BYTES.
         options: The options; `joint`, `sample_lines` and `seed` are not used here.
-        side: Words for error messages that follow "text".
+        side: Inserted after "text" in error messages, such as " of the source side".
     """
     usable = [line for line in lines if line.strip() and len(line.encode("utf-8")) <= MAX_TRAINING_LINE_BYTES]
     if not usable:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FRAMING_IDS = (BOS_ID, EOS_ID)
 
-# Stripped from copied words, so that a copied name does not bring the comma of its source.
+# Stripped from copied words, so that a name is copied without the comma that follows it in the source.
 PUNCTUATION = string.punctuation + "“”„‚‘’«»‹›…–—¿¡。，、！？：；「」『』（）"
 
 
@@ -64,16 +64,16 @@ def word_alignment(tokenizers: Tokenizers, source: str, translation: Translation
     words are aligned within their segment.
 
     Args:
-        tokenizers: of both sides.
-        source: the source line.
-        translation: its translation with attention.
+        tokenizers: The tokenizers of both sides.
+        source: The source line.
+        translation: Its translation with attention.
 
     Returns:
         (source word, target word) for each aligned target word, sorted. Both are indices from 0, into the words of
         `source` and of `translation.text`.
 
     Raises:
-        InputError: the translation has no attention. A blank line needs none.
+        InputError: The translation has no attention. A blank line needs none.
     """
     found: dict[int, tuple[float, int]] = {}
     for block in _blocks(*_words_of_both(tokenizers, source, translation), translation.attentions):
@@ -139,14 +139,20 @@ def _blocks(source_words: Words, target_words: Words, attentions: Sequence[Tenso
 
 
 def pharaoh(pairs: Iterable[tuple[int, int]]) -> str:
-    """Format an alignment like word aligners do: "0-0 1-2", source word first, counted from 0."""
+    """Format an alignment as word aligners do: "0-0 1-2", source word first, counted from 0."""
     return " ".join(f"{source}-{target}" for source, target in pairs)
 
 
 def words_of_source(tokenizer: AnyTokenizer, line: str, tokens: Sequence[int]) -> Words:
-    """Return the words of a source line and the word of each of its tokens, which include their framing.
+    """Return the words of a source line and the word of each of its tokens.
 
-    A line that was cut may have other subwords than the whole line. Its words are then those of the decoded subwords.
+    A line that was cut may be tokenized differently from the whole line. Its words are then those of its decoded
+    subwords.
+
+    Args:
+        tokenizer: The tokenizer of the source.
+        line: The source line.
+        tokens: Its ids, with the framing of each segment.
     """
     text, ids, spans = tokenizer.encode_with_spans(line)
     subwords = [token for token in tokens if token not in FRAMING_IDS]
@@ -171,9 +177,14 @@ def _words(text: str, tokens: Sequence[int], spans: Iterable[tuple[int, int]]) -
 
 
 def _word_of(span: tuple[int, int], word_at: dict[int, int], end: int) -> int | None:
-    """Return the word of a token's last character that is in a word, or else the next word of the text.
+    """Return the word that a token belongs to: the word of its last character that is not a space.
 
-    The latter applies to tokens without a character of a word, such as a space or the first bytes of a character.
+    A token without such a character, such as a space or the first bytes of a character, belongs to the next word.
+
+    Args:
+        span: The token's characters [begin, end).
+        word_at: The word of each character.
+        end: Length of the text.
     """
     for position in chain(reversed(range(*span)), range(span[1], end)):  # lazily, since a line may be long
         if position in word_at:
@@ -189,11 +200,11 @@ def copy_unknown_words(
     The word is copied without the punctuation around it. An UNK whose attention is all on EOS stays ` ⁇ `.
 
     Args:
-        tokenizer: of the target.
-        tokens: target ids.
-        attention_TS: one row per token.
-        source_words: the words of the source line.
-        first_column: index of the source token of the first column of attention_TS.
+        tokenizer: The tokenizer of the target.
+        tokens: Target ids.
+        attention_TS: One row per token.
+        source_words: The words of the source line.
+        first_column: Index of the source token of the first column of attention_TS.
     """
     subwords = [token for token in tokens if token not in FRAMING_IDS]
     text, spans = tokenizer.decode_with_spans(subwords)
@@ -209,7 +220,7 @@ def copy_unknown_words(
 
 
 def _most_attended(weights_S: Tensor, word_of_column: Sequence[int | None]) -> int | None:
-    """Return the word with the largest sum of weights, the first of equal ones; None if no word has any weight."""
+    """Return the index of the word with the largest sum of weights, the first of equal ones; None if all sums are 0."""
     sums: dict[int, float] = {}
     for weight, word in zip(weights_S.tolist(), word_of_column, strict=True):
         if word is not None:

@@ -38,7 +38,7 @@ INCREMENT, FIRST_MULTIPLIER, SECOND_MULTIPLIER = (
 class Hypotheses(NamedTuple):
     """The hypotheses of each sentence, without the decoder's state. Every tensor is [B, K, ...].
 
-    Args:
+    Attributes:
         tokens_BKT: int64, BOS and the tokens. Positions behind the last token are undefined. T is one more than the
             largest length limit in the active batch.
         length_BK: int64, |Y|.
@@ -81,7 +81,7 @@ class Hypotheses(NamedTuple):
 class Candidates(NamedTuple):
     """Extensions of hypotheses by one token, the best first. Every tensor is [B, N].
 
-    Args:
+    Attributes:
         log_prob_BN: fp32, log P of the parent and the token together.
         parents_BN: int64, beam index of the parent hypothesis.
         tokens_BN: int64, the next token.
@@ -97,9 +97,9 @@ class Candidates(NamedTuple):
 
 
 class Sentences(NamedTuple):
-    """The search state of each sentence beside its hypotheses.
+    """Length, limit, prefix and sampling key of each sentence, and whether its search is over.
 
-    Args:
+    Attributes:
         length_B: int64, decoder steps taken, which is |Y| of the active hypotheses.
         limit_B: int64, the largest |Y|.
         longest_penalty_B: fp32, the length penalty at the limit.
@@ -130,16 +130,20 @@ class Sentences(NamedTuple):
             prefix_length_B=prefix.lengths_B,
         )
 
+    def select(self, rows_N: Tensor) -> Sentences:
+        """Return the given sentences."""
+        return Sentences(*(tensor.index_select(0, rows_N) for tensor in self))
+
 
 class ActiveBatch(NamedTuple):
     """The sentences that are being searched, one row of every tensor for each.
 
-    Args:
-        sentences: lengths, limits and prefixes.
-        memory: the encoded sources.
-        decoder: the decoder's state of each active hypothesis.
-        active: the hypotheses that the next step extends.
-        results: the best finished hypotheses of each sentence, or its samples.
+    Attributes:
+        sentences: Lengths, limits and prefixes.
+        memory: The encoded sources.
+        decoder: The decoder's state of each active hypothesis.
+        active: The hypotheses that the next step extends.
+        results: The best finished hypotheses of each sentence, or its samples.
         attention_BTKS: fp32, the attention of each step by beam index, see Hypotheses.beam_index_BKT. S is 0 when
             attention is not recorded.
     """
@@ -160,9 +164,17 @@ class ActiveBatch(NamedTuple):
         options: SearchOptions,
         with_attention: bool,
     ) -> ActiveBatch:
-        """Encode the sources. Each has one active hypothesis, BOS (with sampling, one for each sample).
+        """Encode the sources and return them before their first step.
 
-        target_width: columns of T, one more than the largest length limit.
+        Each sentence has one active hypothesis, which consists of BOS; with sampling, one for each sample.
+
+        Args:
+            model: The model, or an ensemble.
+            source: Source ids with EOS.
+            sentences: Limits, keys and prefixes.
+            target_width: Columns of T, one more than the largest length limit.
+            options: The search options.
+            with_attention: Record attention.
         """
         memory = model.encode(source)
         device = memory.mask_BS.device
@@ -191,7 +203,7 @@ class ActiveBatch(NamedTuple):
     def extract(self, rows_N: Tensor) -> ActiveBatch:
         """Return the given sentences with their results, without encoder states and decoder state."""
         return ActiveBatch(
-            Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
+            self.sentences.select(rows_N),
             Memory(self.memory.states_BSH[rows_N, :, :0], self.memory.mask_BS.index_select(0, rows_N), {}),
             DecoderState({}),
             self.active.select(rows_N),
@@ -203,18 +215,18 @@ class ActiveBatch(NamedTuple):
         """Return the given sentences, trimmed to the widths that they need. Changes the memory in place.
 
         Args:
-            rows: their indices in the order of `compact_order`.
-            target_width: columns of T, one more than their largest length limit.
-            source_width: their largest source length.
-            num_steps: the largest number of decoder steps that one of them has taken.
+            rows: Their indices in the order of `compact_order`.
+            target_width: Columns of T, one more than their largest length limit.
+            source_width: Their largest source length.
+            num_steps: The largest number of decoder steps that one of them has taken.
         """
         device = self.memory.mask_BS.device
         rows_N = torch.tensor(rows, device=device)
-        moved = [(index, row) for index, row in enumerate(rows) if index != row]
-        holes_M, movers_M = torch.tensor(moved, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+        moves = [(index, row) for index, row in enumerate(rows) if index != row]
+        free_M, moved_M = torch.tensor(moves, dtype=torch.long, device=device).view(-1, 2).unbind(1)
         return ActiveBatch(
-            Sentences(*(tensor.index_select(0, rows_N) for tensor in self.sentences)),
-            self.memory.compact(holes_M, movers_M, len(rows)).trim(source_width),
+            self.sentences.select(rows_N),
+            self.memory.compact(free_M, moved_M, len(rows)).trim(source_width),
             self.decoder.trim(num_steps).select(rows_N),
             self.active.trim(target_width, source_width).select(rows_N),
             self.results.trim(target_width, source_width).select(rows_N),
@@ -235,9 +247,9 @@ class ActiveBatch(NamedTuple):
 
 
 def compact_order(rows: Sequence[int]) -> list[int]:
-    """Return the rows in ascending order, except that the last ones fill the indices of rows that are missing.
+    """Order the rows that stay so that few of them move: the last rows fill the indices of missing ones.
 
-    [4, 0, 3] gives [0, 4, 3]: rows 1 and 2 are missing, so row 4 moves to index 1 and row 3 to index 2. Few rows move.
+    [4, 0, 3] gives [0, 4, 3]: rows 1 and 2 are missing, so row 4 moves to index 1 and row 3 to index 2.
     """
     kept, last = set(rows), sorted(rows)
     return [row if row in kept else last.pop() for row in range(len(kept))]
@@ -257,16 +269,17 @@ def advance(
     The two flags spare work. The caller derives them from the number of steps, without synchronizing with the device.
 
     Args:
-        model: runs one decoder step.
-        batch: the active batch.
+        model: Runs one decoder step.
+        batch: The active batch.
         suppressed_N: int64, ids that are never produced.
-        options: the search options.
-        some_forced: a sentence may still be within its prefix.
-        some_at_limit: a sentence may reach its length limit in this step.
+        options: The search options.
+        some_forced: A sentence may still be within its prefix.
+        some_at_limit: A sentence may reach its length limit in this step.
     """
     sentences, active = batch.sentences, batch.active
-    last_BK = active.tokens_BKT.gather(2, sentences.length_B[:, None, None].expand(-1, active.tokens_BKT.shape[1], -1))
-    log_probs_BKV, attention_BKS, decoder = model.step(last_BK.squeeze(2), batch.decoder, batch.memory)
+    length_BK1 = sentences.length_B[:, None, None].expand(-1, options.num_hypotheses, -1)
+    last_BK = active.tokens_BKT.gather(2, length_BK1).squeeze(2)
+    log_probs_BKV, attention_BKS, decoder = model.step(last_BK, batch.decoder, batch.memory)
     batch = record_attention(batch, attention_BKS)
     candidates = next_candidates(log_probs_BKV, batch, suppressed_N, options, some_forced)
 
@@ -288,7 +301,7 @@ def advance(
 
 
 def record_attention(batch: ActiveBatch, attention_BKS: Tensor | None) -> ActiveBatch:
-    """Write the step's attention into the batch when attention is recorded. A model without attention records none."""
+    """Write the step's attention into the batch if it is recorded. If the model has no attention, none is recorded."""
     if attention_BKS is None:
         return batch._replace(attention_BTKS=batch.attention_BTKS[..., :0])
     if batch.attention_BTKS.shape[3]:
@@ -333,12 +346,12 @@ def finish(
     """Return the results, with those of the best K candidates that end with EOS added.
 
     Args:
-        batch: the active batch before this step.
-        candidates: the candidates of this step.
+        batch: The active batch before this step.
+        candidates: The candidates of this step.
         ends_BN: bool, True for candidates that end with EOS.
         length_B: int64, |Y| of the candidates.
-        attention_BKS: the attention of this step.
-        options: the search options.
+        attention_BKS: The attention of this step.
+        options: The search options.
     """
     beam = options.num_hypotheses
     finishing_BK = ends_BN[:, :beam] & (candidates.log_prob_BN[:, :beam] > -math.inf)
@@ -418,7 +431,7 @@ def beam_candidates(log_probs_BKV: Tensor, log_prob_BK: Tensor, pruning: float |
     Args:
         log_probs_BKV: fp32, log-probabilities of the next token.
         log_prob_BK: fp32, log P of the hypotheses, the best first.
-        pruning: tokens this many nats below the hypothesis's best token are left out; None keeps all.
+        pruning: Tokens this many nats below the hypothesis's best token are left out; None keeps all.
     """
     beam, vocabulary_size = log_probs_BKV.shape[1:]
     num_candidates = 2 * beam if beam > 1 else 1  # with K = 1, search ends at the first EOS and needs no second choice
@@ -435,13 +448,13 @@ def beam_candidates(log_probs_BKV: Tensor, log_prob_BK: Tensor, pruning: float |
 def best_candidates(total_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest values of each row, fp32, and their columns, int64.
 
-    The largest value comes first and ties are ordered by column. The result depends on the row alone, and the host
-    reads no value.
+    The largest value comes first and ties are ordered by column. The result depends on the row alone, and no value
+    is copied to the host.
 
     `torch.topk` is slow on rows as wide as vocabulary times beam and leaves the order of equal values open. A wide row
     is therefore split into blocks first. Each of the best `count` elements lies in one of the `count` blocks with the
-    largest maxima (ties by block number), because otherwise each of these blocks would hold an element that precedes
-    it. Only these blocks are searched.
+    largest maxima (ties by block number): were it in another one, each of these blocks would hold an element that
+    precedes it. Only these blocks are searched.
 
     total_BN: fp32 or narrower, with at least `count` columns.
     """
@@ -455,7 +468,7 @@ def best_candidates(total_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     blocked_BN = total_BN
     if width % BLOCK_SIZE:
         num_blocks += 1
-        blocked_BN = F.pad(total_BN, (0, num_blocks * BLOCK_SIZE - width), value=float("-inf"))
+        blocked_BN = F.pad(total_BN, (0, num_blocks * BLOCK_SIZE - width), value=-math.inf)
     blocks_BGW = blocked_BN.view(-1, num_blocks, BLOCK_SIZE)
     numbers_G = torch.arange(num_blocks, device=total_BN.device)
     chosen_BC = _best_columns(blocks_BGW.amax(2), numbers_G, count)
@@ -470,8 +483,7 @@ def _best_columns(values_BN: Tensor, columns: Tensor, count: int) -> Tensor:
     """Return the columns of the `count` largest values, the largest first, ties by column. columns: [N] or [B, N]."""
     # One int64 key packs value and column. The bits of a float, read as an integer and mirrored for negative numbers,
     # sort like the floats. Adding 0 turns -0 into 0; NaN sorts first, as in topk.
-    infinity = float("inf")
-    bits_BN = (values_BN + 0.0).nan_to_num(infinity, infinity, -infinity).view(torch.int32)
+    bits_BN = (values_BN + 0.0).nan_to_num(math.inf, math.inf, -math.inf).view(torch.int32)
     ordered_BN = bits_BN ^ ((bits_BN >> 31) & 0x7FFFFFFF)
     keys_BN = (ordered_BN.long() << 32) | (0xFFFFFFFF - columns)
     best_BC = keys_BN.topk(count, dim=1).values
@@ -484,9 +496,9 @@ def follow_prefix(
     """Replace the candidates of sentences within their prefix by the prefix's next token.
 
     Args:
-        candidates: the candidates of all sentences.
+        candidates: The candidates of all sentences.
         forced_B: bool, True for sentences within their prefix.
-        active: the active hypotheses.
+        active: The active hypotheses.
         token_B1: int64, the next prefix token.
         token_log_prob_BK: fp32, its log-probability after each hypothesis.
     """
@@ -514,7 +526,7 @@ def suppress(
         tokens_BKT: int64, the hypotheses, BOS first.
         length_B: int64, their |Y|.
         suppressed_N: int64, ids that are never produced.
-        options: the search options.
+        options: The search options.
     """
     if len(suppressed_N):
         log_probs_BKV.index_fill_(2, suppressed_N, -math.inf)
@@ -529,21 +541,21 @@ def suppress_repeats(log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor
     """Write -inf over tokens that would complete an n-gram of `size` ids that the hypothesis already holds.
 
     All positions of a hypothesis are compared with its last `size - 1` ids at once. No active hypothesis holds EOS, so
-    EOS is never suppressed here.
+    EOS is never suppressed here. P: positions at which an n-gram may begin.
     """
     target_BKT = tokens_BKT[:, :, 1:]  # without BOS
     num_positions = target_BKT.shape[2] - size + 1
     if num_positions < 1:
         return
-    # The token that followed each (size - 1)-gram, by the position where the (size - 1)-gram starts.
-    follower_P = torch.arange(size - 1, size - 1 + num_positions, device=target_BKT.device)
-    repeats_BKP = (follower_P < length_B[:, None, None]).expand(*target_BKT.shape[:2], -1)
+    # The position of the last token of each n-gram.
+    last_P = torch.arange(size - 1, size - 1 + num_positions, device=target_BKT.device)
+    repeats_BKP = (last_P < length_B[:, None, None]).expand(*target_BKT.shape[:2], -1)
     for offset in range(size - 1):
         recent_B11 = (length_B - (size - 1) + offset).clamp(min=0)[:, None, None]
         recent_BK1 = target_BKT.gather(2, recent_B11.expand(-1, target_BKT.shape[1], -1))
         repeats_BKP = repeats_BKP & (target_BKT[:, :, offset : offset + num_positions] == recent_BK1)
     penalty_BKP = torch.zeros_like(repeats_BKP, dtype=log_probs_BKV.dtype).masked_fill_(repeats_BKP, -math.inf)
-    # Added, not written: a token may follow at several positions of which only some repeat.
+    # Added, because a token that ends several n-grams is suppressed if any of them would be repeated.
     log_probs_BKV.scatter_add_(2, target_BKT[:, :, size - 1 :], penalty_BKP)
 
 
@@ -557,7 +569,7 @@ def sample(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: Sear
         log_probs_BKV: fp32, -inf for suppressed tokens.
         keys_B: int64, the sentences' keys.
         steps_B: int64, decoder steps that each sentence has taken.
-        options: temperature, top_k, top_p and seed.
+        options: The search options, of which temperature, top_k, top_p and seed are used.
     """
     # The largest value becomes 0 first, which changes no choice. Otherwise a low temperature makes all values -inf.
     values_BKN = (log_probs_BKV - log_probs_BKV.amax(2, keepdim=True)) / options.temperature
@@ -604,7 +616,7 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
 def grow(active: Hypotheses, chosen: Candidates, length_B: Tensor, attention_BKS: Tensor | None) -> Hypotheses:
     """Return the chosen candidates as hypotheses without scores.
 
-    Each is its parent with one more token and the step's attention. length_B: their |Y|, this token included.
+    Each is its parent with one more token and the step's attention. length_B: their |Y|, with this token.
     """
     parents_BN = chosen.parents_BN
     grown = active.take(parents_BN)

@@ -20,19 +20,19 @@ Mean = Literal["log_probs", "probabilities"]
 
 
 class Ensemble:
-    """A SearchModel whose probabilities are the mean of its members' probabilities.
+    """A SearchModel that averages the predictions of several models.
 
-    The members may differ in architecture and size, but must share their tokenizers. The merged memory has the
-    encoder states of the first member. Every other tensor of memory and state is named `<member index>.<name>`, so that
-    select, join and reorder apply to all members.
+    The members may differ in architecture and size, but must share their tokenizers. Their memories and states are
+    merged, so that select, join and reorder apply to all members at once: every tensor is named
+    `<member index>.<name>`, except that the encoder states of the first member are those of the merged memory.
 
     Attention is the mean over the members that have attention.
 
     Args:
-        members: the models.
-        mean: `log_probs` for the mean of the log-probabilities, renormalized to sum to 1 (a product of experts: a token
-            impossible for one member is impossible), or `probabilities` for the mean of the probabilities (a mixture).
-            Equal members give the same distribution as one of them, in both.
+        members: The models.
+        mean: `log_probs` averages the log-probabilities and renormalizes them (a product of experts: a token that is
+            impossible for one member is impossible). `probabilities` averages the probabilities (a mixture). In both,
+            equal members give the distribution of one of them.
     """
 
     def __init__(self, members: Sequence[SearchModel], mean: Mean = "log_probs") -> None:
@@ -57,7 +57,7 @@ class Ensemble:
     def step(
         self, tokens_BK: Tensor, state: DecoderState, memory: Memory
     ) -> tuple[Tensor, Tensor | None, DecoderState]:
-        """Run one decoder step: log-probabilities [B, K, V] fp32, attention [B, K, S] or None, the next state."""
+        """Decode one more token with every member and average the results; see SearchModel.step."""
         log_probs, attentions, states = [], [], []
         for index, (member, own_memory) in enumerate(self._with_memories(memory)):
             own_state = DecoderState(_of_member(state.tensors, index), _of_member(state.by_step, index))
@@ -75,7 +75,7 @@ class Ensemble:
         return mean_BKV, attention, _merged_states(states)
 
     def _with_memories(self, memory: Memory) -> list[tuple[SearchModel, Memory]]:
-        """Return each member with its part of the merged memory."""
+        """Return each member with its own memory, taken from the merged one."""
         pairs = []
         for index, member in enumerate(self.members):
             extras = _of_member(memory.extras, index)
@@ -91,7 +91,7 @@ def _merged(of_members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _merged_states(states: Sequence[DecoderState]) -> DecoderState:
-    """Return the members' states as one."""
+    """Return the states of the members as one."""
     return DecoderState(_merged([state.tensors for state in states]), _merged([state.by_step for state in states]))
 
 
@@ -107,16 +107,16 @@ def load_members(
     trusted_packages: tuple[str, ...] = (),
     weights: Weights = "averaged",
 ) -> tuple[LoadedModel, ...]:
-    """Load one checkpoint, or several whose models can form an ensemble.
+    """Load one checkpoint, or several checkpoints whose models can form an ensemble.
 
     Args:
-        checkpoints: a path, or several.
-        device: where the models are placed.
-        trusted_packages: packages besides gnmt whose classes a checkpoint may name.
-        weights: which weights to take; see gnmt.checkpoint.load.load_model.
+        checkpoints: A path, or several.
+        device: Device of the models.
+        trusted_packages: Packages besides gnmt whose classes a checkpoint may name.
+        weights: Which weights to take; see gnmt.checkpoint.load.load_model.
 
     Raises:
-        InputError: a checkpoint cannot be loaded, or two differ in their tokenizers.
+        InputError: A checkpoint cannot be loaded, or two differ in their tokenizers.
     """
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     if not paths:

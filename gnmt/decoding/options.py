@@ -40,8 +40,8 @@ class SearchOptions:
         stop: `bound` stops when no active hypothesis can score better than the last of the n_best finished ones, and
             returns the same hypotheses as `exhausted`; `first` stops when K have finished; `exhausted` stops at the
             length limit.
-        max_length_factor: See `length_limit`.
-        max_length_offset: See `length_limit`, in tokens.
+        max_length_factor: Target tokens per source token in the length limit; see `length_limit`.
+        max_length_offset: Target tokens added to the length limit.
         min_length: Smallest |Y| (with EOS) of a finished hypothesis. The length limit takes precedence.
         n_best: Hypotheses returned, at most beam_size. With sampling, the number of samples.
         no_repeat_ngram: None, or n: a token that would complete an n-gram of target ids that the hypothesis already
@@ -78,11 +78,10 @@ class SearchOptions:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 1
 
     def __post_init__(self) -> None:
-        errors = [
-            error
-            for name, hint in _annotations().items()
-            for error in check_value(getattr(self, name), hint, f"decoding.{name}", lambda *_: [])
-        ]
+        errors = []
+        for name, hint in _annotations().items():
+            # The last argument checks components, and no option is one.
+            errors += check_value(getattr(self, name), hint, f"decoding.{name}", lambda *_: [])
         if errors:
             raise InputError("; ".join(errors))
         if self.sampling:
@@ -111,9 +110,13 @@ class SearchOptions:
         return self.n_best if self.sampling else self.beam_size
 
     def length_limit(self, num_source_tokens: int, num_prefix_tokens: int = 0) -> int:
-        """Return the largest |Y| of a sentence: int(factor * source tokens with EOS + offset), and at least 1.
+        """Return the largest |Y| of a sentence: int(max_length_factor * source tokens + max_length_offset), at least 1.
 
-        A prefix as long as the limit or longer raises it by its own length.
+        If the prefix reaches this limit by itself, its length is added, so that tokens can follow it.
+
+        Args:
+            num_source_tokens: Number of source tokens, with EOS.
+            num_prefix_tokens: Number of target tokens that the translation starts with.
         """
         limit = max(1, int(self.max_length_factor * num_source_tokens + self.max_length_offset))
         return limit + num_prefix_tokens if num_prefix_tokens >= limit else limit
@@ -141,11 +144,11 @@ def build_search_options(recorded: Mapping[str, Any], overrides: Mapping[str, An
     The node may come from a foreign checkpoint, so its `_target_` and keywords are checked before anything is built.
 
     Args:
-        recorded: a node with `_target_`, such as `decoding` of a checkpoint's config.
-        overrides: values that replace recorded ones.
+        recorded: A node with `_target_`, such as `decoding` of a checkpoint's config.
+        overrides: Values that replace recorded ones.
 
     Raises:
-        InputError: names every wrong key.
+        InputError: A key is unknown or a value is wrong. The message names all of them.
     """
     node = {**recorded, **overrides}
     errors = check_component(node, "decoding", expected=(SearchOptions,))

@@ -1,6 +1,6 @@
 """Scores of translations: equation 14 of Wu et al. 2016, and force-decoding scores of given translations.
 
-The first half defines the score that search maximizes. The second half computes it for translations that are given:
+The first half defines the score that search maximizes. The second half computes it for given translations:
 `force_decode` for a batch of ids, `score_pairs` for many pairs, and `pairs_of_line`, which turns a line and its
 translation into pairs of ids.
 """
@@ -26,7 +26,7 @@ from gnmt.model.interfaces import SearchModel
 # never infinite.
 COVERAGE_FLOOR = 1e-6
 
-# A batch of pairs holds at most this many padded source and target tokens for each pair of batch_size.
+# A batch of pairs holds at most batch_size times this many padded source and target tokens.
 LONG_PAIR_TOKENS = 200
 
 
@@ -41,7 +41,7 @@ def coverage_penalty(coverage: Tensor, mask: Tensor, beta: float) -> Tensor:
     Args:
         coverage: [..., S], attention summed over the target tokens. Each sum is clamped to [COVERAGE_FLOOR, 1].
         mask: bool, broadcasts to `coverage`, True for real source tokens.
-        beta: the weight of the penalty.
+        beta: The weight of the penalty.
     """
     logs = coverage.float().clamp(COVERAGE_FLOOR, 1.0).log()
     return beta * logs.masked_fill(~mask, 0.0).sum(-1)
@@ -60,13 +60,11 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
     Raises:
         InputError: options.coverage_beta > 0 without coverage.
     """
-    normalized = log_prob.float() / length_penalty(
-        lengths, options.length_penalty_alpha, options.length_penalty_constant
-    )
-    if options.coverage_beta == 0:
-        return normalized
     check_coverage(options, has_attention=coverage is not None)
-    assert coverage is not None
+    penalty = length_penalty(lengths, options.length_penalty_alpha, options.length_penalty_constant)
+    normalized = log_prob.float() / penalty
+    if coverage is None or options.coverage_beta == 0:
+        return normalized
     return normalized + coverage_penalty(coverage, mask, options.coverage_beta)
 
 
@@ -97,13 +95,16 @@ class ForceDecodingScores(NamedTuple):
 def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForceDecodingScores:
     """Score given token ids with the decoder steps that search takes.
 
-    An ensemble, or a model with quantized weights, is therefore scored exactly as it searches.
+    An ensemble or a quantized model therefore gives the scores that its search reports.
 
     Args:
-        model: a model in evaluation mode, or an ensemble.
-        source: source ids with EOS.
+        model: A model in evaluation mode, or an ensemble.
+        source: Source ids with EOS.
         target: BOS, target ids and, for finished translations, EOS.
-        options: the options of equation 14.
+        options: The options of equation 14.
+
+    Raises:
+        InputError: options.coverage_beta > 0 and the model has no attention.
     """
     num_rows = len(source.lengths_B)
     batch = Batch(source, target, torch.arange(num_rows), int(target.lengths_B.sum()) - num_rows)
@@ -161,11 +162,11 @@ def score_pairs(
     """Score pairs in batches and yield the scores of each batch.
 
     Args:
-        model: a model in evaluation mode, or an ensemble.
-        pairs: in the order of `scoring_order`, so that pairs of similar lengths share a batch.
-        options: the options of equation 14.
-        device: the model's device.
-        batch_size: largest number of pairs in a batch; see also LONG_PAIR_TOKENS.
+        model: A model in evaluation mode, or an ensemble.
+        pairs: In the order of `scoring_order`, so that pairs of similar lengths share a batch.
+        options: The options of equation 14.
+        device: The model's device.
+        batch_size: Largest number of pairs in a batch; see also LONG_PAIR_TOKENS.
     """
     start = 0
     while start < len(pairs):
@@ -208,15 +209,14 @@ def pairs_of_line(
     """Return the pairs of ids whose scores add up to the score of a line: none, one, or one for each segment.
 
     Args:
-        tokenizers: of both sides.
-        source: the source line.
-        target: text, ids, or a Translation; see Translator.score.
-        max_source_tokens: the limit that the line of a Translation was cut with.
-        location: of the line, for messages.
+        tokenizers: The tokenizers of both sides.
+        source: The source line.
+        target: Text, ids, or a Translation; see Translator.score.
+        max_source_tokens: The limit that the line of a Translation was cut with.
+        location: `path:line` or `line N`, for messages.
 
     Raises:
-        InputError: the ids are ones that no search produces, or the segments of a Translation do not match those of
-            its source.
+        InputError: No search produces these ids, or the segments of a Translation do not match its source.
     """
     source_ids = tokenizers.framed(tokenizers.source.encode(source) if source.strip() else [])
     if isinstance(target, str):
@@ -258,8 +258,8 @@ def pairs_of_segments(
 
 
 def check_possible(target: Sequence[int], location: str) -> None:
-    """Raise InputError for ids that no search produces, because their probabilities mean little."""
-    for token, name in ((PAD_ID, "padding"), (BOS_ID, "begin of sentence")):
+    """Raise InputError for ids that no search produces: the model has not learned to predict them."""
+    for token, name in ((PAD_ID, "padding"), (BOS_ID, "beginning of sentence")):
         if token in target:
             raise InputError(f"{location}: tokens holds {token} ({name}), which no search produces: leave it out")
     if EOS_ID in target[:-1]:
@@ -269,11 +269,11 @@ def check_possible(target: Sequence[int], location: str) -> None:
         )
 
 
-def joined_score(scores: Sequence[PairScore]) -> PairScore:
-    """Return the score of a line as the sum over its segments, as Translation does."""
+def joined_score(segments: Sequence[PairScore]) -> PairScore:
+    """Return the score of a line, the sum over its segments; see Translation."""
     return PairScore(
-        sum((score.log_prob for score in scores), 0.0),
-        sum((score.score for score in scores), 0.0),
-        tuple(token for score in scores for token in score.tokens),
-        tuple(log_prob for score in scores for log_prob in score.token_log_probs),
+        sum((segment.log_prob for segment in segments), 0.0),
+        sum((segment.score for segment in segments), 0.0),
+        tuple(token for segment in segments for token in segment.tokens),
+        tuple(log_prob for segment in segments for log_prob in segment.token_log_probs),
     )

@@ -32,18 +32,18 @@ from gnmt.decoding.scoring import force_decode
 from gnmt.errors import InputError
 from gnmt.model.interfaces import SearchModel
 
-# The active batch holds at most this many padded source tokens for each sentence of batch_size.
+# The active batch holds at most batch_size times this many padded source tokens.
 LONG_SOURCE_TOKENS = 100
 
 # Waiting sentences enter when they make up this fraction of the active batch, because joining copies the whole batch.
 SMALLEST_GROUP = 1 / 4
 
 # Steps between two checks for finished sentences, by device type. A check synchronizes with a CUDA device, which costs
-# more than a few steps of finished sentences. On a CPU a check is free.
+# more than a few needless steps for finished sentences. On a CPU a check is free.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 2}
 
-# Finished sentences leave when they make up more than this fraction of the active batch, by device type. On CUDA a
-# change of shapes needs another graph, and steps with finished rows take no longer. On a CPU every row costs time.
+# Finished sentences leave when they make up more than this fraction of the active batch, by device type. On CUDA new
+# shapes need another graph, and finished rows make a step no slower. On a CPU every row takes time.
 SMALLEST_DEPARTURE = {"cpu": 0.0, "cuda": 1 / 2}
 
 
@@ -52,9 +52,9 @@ class Hypothesis:
     """One result of search.
 
     Attributes:
-        tokens: target ids without BOS, with EOS if finished. |Y| is their number.
+        tokens: Target ids without BOS, with EOS if finished. |Y| is their number.
         log_prob: log P(Y|X), natural logarithm.
-        score: equation 14 of Wu et al. 2016.
+        score: Equation 14 of Wu et al. 2016.
         finished: False if the length limit cut it off.
         attention_TS: fp32 on the CPU, one row per token and one column per source token with EOS; None if not recorded.
     """
@@ -71,10 +71,10 @@ class SearchResult:
     """The hypotheses of one sentence and the cost of its search.
 
     Attributes:
-        hypotheses: 1 to options.n_best, the best first, or samples in the order drawn. Empty if no token was possible:
-            min_length and no_repeat_ngram together suppressed all, or the prefix has probability 0.
-        steps: decoder steps taken.
-        best_found_at: step in which the first hypothesis finished. The later steps only proved that it is the best.
+        hypotheses: 1 to options.n_best of them, the best first, or the samples in the order of their index. Empty if no
+            token was possible: min_length and no_repeat_ngram together suppressed all, or the prefix has probability 0.
+        steps: Decoder steps taken.
+        best_found_at: Step in which hypotheses[0] finished. The later steps only proved that it is the best.
     """
 
     hypotheses: list[Hypothesis]
@@ -98,26 +98,26 @@ def search(
 ) -> list[SearchResult]:
     """Search the translations of each source and return the results in the order of `sources`.
 
-    Hypotheses are finished ones. Only if none finished within the length limit, the active ones are returned with
-    finished=False. Each sample has its own flag.
+    Finished hypotheses are returned. If none finished within the length limit, the active ones are returned with
+    finished=False. All samples are returned, and each has its own flag.
 
     Args:
-        model: a model in evaluation mode, or an ensemble.
-        sources: source ids with EOS. They enter the active batch in this order, so sorting them by length saves
+        model: A model in evaluation mode, or an ensemble.
+        sources: Source ids with EOS. They enter the active batch in this order, so sorting them by length saves
             padding.
-        options: the search options.
-        device: the model's device.
-        suppressed: ids that are never produced. They are masked after the log-softmax.
-        prefixes: for each source the target ids, without BOS and EOS, that its translation starts with. They count in
+        options: The search options.
+        device: The model's device.
+        suppressed: Ids that are never produced. They are masked after the log-softmax.
+        prefixes: The target ids, without BOS and EOS, that the translation of each source starts with. They are part of
             tokens, log_prob and score, and may hold suppressed ids.
-        keys: for each source the seed of its samples; equal keys draw equal numbers. By default the source's index.
-        with_attention: record attention in the hypotheses.
-        batch_size: largest number of sentences in the active batch, which also holds at most LONG_SOURCE_TOKENS *
-            batch_size padded source tokens. A single sentence may be longer.
-        on_done: called with a source's index and its result as soon as its search is over.
+        keys: The seed of each source's samples, by default its index. Equal keys draw equal random numbers.
+        with_attention: Record attention in the hypotheses.
+        batch_size: Largest number of sentences in the active batch, which also holds at most LONG_SOURCE_TOKENS *
+            batch_size padded source tokens. A sentence longer than that is searched alone.
+        on_done: Called with a source's index and its result as soon as its search is over.
 
     Raises:
-        InputError: options.coverage_beta > 0 and the model has no attention, or its probabilities are not numbers.
+        InputError: The model's probabilities are NaN, or options.coverage_beta > 0 and the model has no attention.
     """
     assert EOS_ID not in suppressed, "a search without EOS never finishes"
     assert batch_size >= 1
@@ -126,12 +126,11 @@ def search(
     assert len(prefixes) == len(keys) == len(sources), "one prefix and one key for each source"
     assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix holds no EOS"
     suppressed_N = torch.tensor(suppressed, dtype=torch.long, device=device)
-    check_interval = STEPS_BETWEEN_CHECKS.get(device.type, max(STEPS_BETWEEN_CHECKS.values()))
     with replayed(partial(advance, model, suppressed_N=suppressed_N, options=options), device) as step:
         run = _Search(model, step, sources, prefixes, keys, options, suppressed_N)
         while run.unfinished():
             run.admit(batch_size, with_attention)
-            for _ in range(check_interval):
+            for _ in range(STEPS_BETWEEN_CHECKS[device.type]):
                 run.step()
             for index in run.release():
                 if on_done is not None:
@@ -140,17 +139,18 @@ def search(
 
 
 class _Search:
-    """The state of one call of `search`. Sentences are named by their index in `sources`.
+    """The state of one call of `search`. A sentence is identified by its index in `sources`.
 
     Attributes:
-        batch: the active batch, one row for each of active_indices; None when it is empty.
-        active_indices: the index of each row's sentence.
-        num_admitted: number of sentences that have entered. The next one to enter has this index.
-        num_steps: steps taken so far.
-        entered: for each sentence the number of steps taken before it entered.
-        results: results of the sentences that have left.
-        last_forced: last step in which a sentence of the active batch is within its prefix.
-        next_limit: first step in which a sentence of the active batch may reach its length limit.
+        limits: Length limit of each sentence.
+        batch: The active batch; None when it is empty.
+        active_indices: The sentence in each row of the active batch.
+        num_admitted: Number of sentences that have entered. The next one to enter has this index.
+        num_steps: Steps taken so far.
+        entered: Number of steps taken before each sentence entered.
+        results: Results of the sentences that have left.
+        last_forced: Last step in which a sentence of the active batch is within its prefix.
+        next_limit: First step in which a sentence of the active batch may reach its length limit.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class _Search:
         return bool(self.active_indices) or self.num_admitted < len(self.sources)
 
     def admit(self, batch_size: int, with_attention: bool) -> None:
-        """Add waiting sentences to the active batch if the group that fits is large enough or contains all of them."""
+        """Move waiting sentences into the active batch if those that fit are numerous enough, or are all that wait."""
         group = self._waiting_group(batch_size)
         is_small = len(group) < SMALLEST_GROUP * (len(self.active_indices) + len(group))
         if not group or (is_small and group.stop < len(self.sources)):
@@ -207,7 +207,7 @@ class _Search:
         self._update_flags()
 
     def _waiting_group(self, batch_size: int) -> range:
-        """Return the indices of the waiting sentences that fit into the batch, by number and by padded tokens."""
+        """Return the indices of the waiting sentences that fit into the active batch; see `search`."""
         num, end = len(self.active_indices), self.num_admitted
         widest = max((len(self.sources[index]) for index in self.active_indices), default=0)
         while end < len(self.sources) and num < batch_size:
@@ -237,7 +237,7 @@ class _Search:
         """Remove finished sentences from the active batch, store their results, and return their indices."""
         assert self.batch is not None
         done = self.batch.sentences.done_B.tolist()
-        if sum(done) <= SMALLEST_DEPARTURE.get(self.device.type, 0.0) * len(done) and not all(done):
+        if sum(done) <= SMALLEST_DEPARTURE[self.device.type] * len(done) and not all(done):
             return []
         leaving = [row for row, is_done in enumerate(done) if is_done]
         staying = compact_order([row for row, is_done in enumerate(done) if not is_done])
@@ -262,8 +262,12 @@ class _Search:
     def _check_numbers(self, index: int, tokens_T: Tensor) -> None:
         """Raise InputError if the model's probabilities are NaN for a sentence without a result.
 
-        Search treats NaN as impossible, so the model is run again to tell the two apart.
-        tokens_T: BOS and the last tokens of an active hypothesis of the sentence.
+        A sentence has no result either because all tokens were suppressed or because of NaN, which search treats as
+        impossible. The model is run again to distinguish the two.
+
+        Args:
+            index: The sentence.
+            tokens_T: BOS and the tokens of one of its hypotheses.
         """
         source, target = padded([self.sources[index]], self.device), padded([tokens_T.tolist()], self.device)
         found = force_decode(self.model, source, target, replace(self.options, coverage_beta=0.0))
@@ -303,8 +307,8 @@ def search_results(batch: ActiveBatch, n_best: int) -> list[SearchResult]:
 def attention_of_results(batch: ActiveBatch, n_best: int) -> Tensor | None:
     """Return the attention of the n_best results, fp32 [B, n_best, T, S] on the CPU, or None if it was not recorded.
 
-    T is the largest number of steps that a sentence has taken. Each step's attention is gathered from the beam index
-    that produced the token, in one transfer, since a transfer synchronizes with the device.
+    T is the largest number of steps that a sentence has taken. The attention of each token is gathered from the beam
+    index that produced it. All results are copied at once, because each copy synchronizes with the device.
     """
     if not batch.attention_BTKS.shape[3]:
         return None

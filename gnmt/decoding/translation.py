@@ -1,4 +1,4 @@
-"""The translation of one line, and the segments that a long line is cut into."""
+"""`Translation`, the result for one line, and `cut_line`, which cuts a long line into segments that fit a search."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 
 # Ends of sentences: in scripts with spaces, marks before a space; in other scripts, the marks alone. The quantifiers
-# are possessive (`++`, `*+`), so each run of marks is matched once from its beginning. With backtracking, a run without
-# a space behind it would take time that grows with the square of its length.
+# are possessive (`++`, `*+`), so each run of marks is matched once from its beginning. With backtracking, the time
+# for a run without a space after it would grow with the square of its length.
 _SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？]++[」』”’）]*+""")
 
 
@@ -61,14 +61,14 @@ class Translation:
 def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[int]]:
     """Cut a line into segments and return their source ids, each with its framing.
 
-    A line that fits is one segment, and a line without a token has none. A long line is cut at sentence ends, a
-    sentence that does not fit between words, and a word that does not fit between any two tokens. Neighbors that fit
-    into one segment together share it.
+    A line that fits is one segment, and a line without a token has none. A longer line is cut at sentence ends. A
+    sentence that does not fit is cut between words, and a word that does not fit is cut between any two tokens. Each
+    segment takes as many of these units as fit.
 
     Args:
-        tokenizers: of the source and its framing (BOS, EOS).
-        line: the text.
-        max_tokens: largest number of ids of a segment, with framing.
+        tokenizers: The tokenizers, of which the source's is used.
+        line: The text.
+        max_tokens: Largest number of ids of a segment, with its framing (BOS, EOS).
     """
     ids = tokenizers.source.encode(line) if line.strip() else []
     limit = max_tokens - tokenizers.num_framing_ids
@@ -83,7 +83,7 @@ def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[in
 
 
 def _units(tokenizer: AnyTokenizer, line: str, limit: int) -> Iterator[list[int]]:
-    """Yield the ids of each sentence; of each word of a longer sentence; of slices of a longer word."""
+    """Yield the ids of each sentence. Longer ones than the limit are split into words, and longer words into slices."""
     for sentence in split_sentences(line):
         ids = tokenizer.encode(sentence)
         if len(ids) <= limit:
@@ -95,7 +95,7 @@ def _units(tokenizer: AnyTokenizer, line: str, limit: int) -> Iterator[list[int]
 
 
 def split_sentences(line: str) -> list[str]:
-    """Split a line behind each sentence end. The parts joined are the line."""
+    """Split a line after each sentence end. The sentences keep all characters: joined, they are the line."""
     ends = [match.end() for match in _SENTENCE_END.finditer(line)]
     boundaries = [0, *ends, len(line)]
     return [line[start:end] for start, end in pairwise(boundaries) if end > start]

@@ -1,4 +1,4 @@
-"""Translator: translations of text lines by the models of checkpoints.
+"""`Translator` translates text lines with the models of checkpoints.
 
 `Translator.stream` reads lines in chunks. `_translate_chunk` cuts long lines into segments, searches all segments of a
 chunk together (`_search`), and joins the results of each line's segments to its Translation (`_join`).
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 ReplaceUnknown = Literal["none", "copy"]
 
 # A chunk has this many batches, and at least SMALLEST_CHUNK lines. translate.py stores each finished chunk in a file of
-# its own until the end, so small chunks of a large file would be many files.
+# its own until the end, and small chunks of a large file would make many files.
 CHUNK_BATCHES = 32
 SMALLEST_CHUNK = 256
 
@@ -85,24 +85,24 @@ class FittingBatchSize:
         self._successes = 0  # attempts with this size; -1 after a shortage, so that the retry does not count
 
     @contextmanager
-    def attempt(self, largest: int, first_line: str) -> Iterator[int]:
+    def attempt(self, largest: int, location: str) -> Iterator[int]:
         """Yield a batch size for the work of a `with` block.
 
         If the block runs out of memory, the error is suppressed with a warning, and the next attempt gets half the
         size. The caller repeats attempts until its work is done. Other errors pass through.
 
         Args:
-            largest: the requested batch size.
-            first_line: the first line that is not done yet, for messages.
+            largest: The requested batch size.
+            location: The first unfinished line, for messages.
 
         Raises:
-            InputError: the previous attempt failed with one line in a batch.
+            InputError: The previous attempt failed with one line in a batch.
         """
         size = largest if self._fitting is None else min(largest, self._fitting)
         if size == 0:
             self._fitting, self._successes = None, 0
             raise InputError(
-                f"{first_line} does not fit into memory, not even by itself: lower max_source_tokens, "
+                f"{location} does not fit into memory, not even by itself: lower max_source_tokens, "
                 "decoding.beam_size or decoding.max_length_factor, or use another device"
             )
         if self._successes < 0 and torch.cuda.is_available():
@@ -121,7 +121,7 @@ class FittingBatchSize:
             self._successes += 1
             if self._successes == SUCCESSES_UNTIL_LARGER:
                 self._fitting, self._successes = 2 * size, 0
-                log.info("enough memory since then: continuing with batch_size=%d", min(2 * size, largest))
+                log.info("memory suffices again: continuing with batch_size=%d", min(2 * size, largest))
             if self._fitting >= largest:
                 self._fitting = None
 
@@ -130,9 +130,9 @@ class Translator:
     """Translate lines with a model, or with an ensemble of several.
 
     In fp32, a translation does not depend on the other lines or on batch_size, except where two scores differ by less
-    than 1e-5 (with a coverage penalty, 1e-5 * beta more for each source token). A chunk of up to `chunk_lines` lines is
-    a pure function of its lines, the number of its first line (which seeds sampling) and the settings. One call of
-    `translate` with at most that many lines is one chunk.
+    than 1e-5 (with a coverage penalty, 1e-5 * beta more for each source token). Lines are translated in chunks of up to
+    `chunk_lines`. The translations of a chunk are a pure function of its lines, the number of its first line (which
+    seeds sampling) and the settings.
 
     Args:
         model: A model on its device, or several for an ensemble (see gnmt.decoding.ensemble). Models are copied, so
@@ -142,8 +142,8 @@ class Translator:
         precision: Data type of matrix products; see gnmt.device.
         batch_size: Largest number of sentences in the active batch. It is halved while memory runs out.
         max_source_tokens: Lines with more source tokens (with EOS) are translated in segments, cut at sentence ends if
-            possible, because models do not generalize to much longer lines than in training. The number of positions
-            that a model has learned is a further limit.
+            possible, because models do not generalize to much longer lines than in training. A model with learned
+            positions limits it further.
         ensemble: Mean of the models' probabilities, `log_probs` or `probabilities`.
         replace_unknown: `copy` replaces each UNK by the source word that received most of its attention, `none` keeps
             ` ⁇ `.
@@ -253,7 +253,7 @@ class Translator:
 
     @property
     def chunk_lines(self) -> int:
-        """The number of lines of a chunk. They are sorted by length and searched together, in batches."""
+        """The largest number of lines that are sorted by length and searched together, in batches."""
         return max(CHUNK_BATCHES * self.batch_size, SMALLEST_CHUNK)
 
     def translate(
@@ -294,8 +294,8 @@ class Translator:
         """Yield one translation for each line, in order. Lines are read a chunk (`chunk_lines`) at a time.
 
         A line without a token (blank, or only characters that the tokenizer drops) has an empty translation: text "",
-        score 0, no tokens. If min_length and no_repeat_ngram together suppress every token, the line's translation is
-        empty and unfinished, and a warning is logged.
+        score 0, no tokens. A line for which no token is possible, because min_length and no_repeat_ngram together
+        suppress all or the prefix has probability 0, has an empty, unfinished translation, and a warning is logged.
 
         The translation of a line that was cut has the texts of its segments joined by a space, their tokens one after
         another (with EOS at the end of each), the sums of their scores and log-probabilities, and one attention matrix
@@ -305,15 +305,20 @@ class Translator:
             lines: The source lines.
             first_line: Number of the first line, for messages and as the seed of its samples.
             path: File that the lines were read from, for messages.
-            prefixes: For each line the text that its translation starts with, "" for none. Of a line that was cut, the
-                first segment starts with it. A blank line stays blank.
+            prefixes: The text that the translation of each line starts with, "" for none. The translation of a blank
+                line is empty in any case.
             attention: Fill Translation.attentions.
-            progress: True draws a bar on stderr if that is a terminal. A function is called with the number of lines
-                that were finished since its last call.
+            progress: True draws a bar if stderr is a terminal. A function is called with the number of lines that were
+                finished since its last call.
             search_options: Fields of SearchOptions that replace the translator's for this call.
+
+        Raises:
+            InputError: An argument or an option is wrong, or a line does not fit into memory by itself.
         """
         if isinstance(lines, str) or isinstance(prefixes, str):
-            raise InputError("translate takes a list of lines, but was given one string; use translate([line])")
+            raise InputError(
+                "translate takes a list of lines, but lines or prefixes is a single string: use translate([line])"
+            )
         if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
             raise InputError(
                 f"{format_count(len(lines), 'line')} and {len(prefixes)} prefixes were given: {ONE_PREFIX_PER_LINE}"
@@ -338,7 +343,7 @@ class Translator:
             if prefixes is not None and next(remaining_prefixes, None) is not None:
                 raise InputError(f"there are more prefixes than lines: {ONE_PREFIX_PER_LINE}")
 
-        return translations()  # a generator of its own, so that wrong arguments are refused by the call itself
+        return translations()  # a nested generator, so that the call itself raises errors of its arguments
 
     def _translate_chunk(
         self,
@@ -368,7 +373,7 @@ class Translator:
                 key = first_line + row + number * SEGMENT_KEY_OFFSET
                 segments.append(Segment(row, number, ids, prefix_ids, key, location))
         on_lines(len(lines) - len({segment.row for segment in segments}))  # the empty ones
-        # The longest first: a shortage of memory shows early, and the last ones to be searched take few steps.
+        # The longest first: if memory is short, it runs out early, and the last ones to be searched take few steps.
         segments.sort(key=lambda segment: -len(segment.ids))
         results = self._search(segments, options, attention or self.copies_unknown, on_lines)
 
@@ -415,8 +420,8 @@ class Translator:
         found: dict[int, SearchResult] = {}
         unfinished = Counter(segment.row for segment in segments)
 
-        def store(indices: Sequence[int], position: int, result: SearchResult) -> None:
-            index = indices[position]
+        def store(searched: Sequence[int], number: int, result: SearchResult) -> None:
+            index = searched[number]
             found[index] = result
             row = segments[index].row
             unfinished[row] -= 1
@@ -485,7 +490,7 @@ class Translator:
         )
 
     def _text(self, hypotheses: Sequence[Hypothesis], words: Words | None) -> str:
-        """Decode the segments of a line and join them by a space. words: of the source, to copy unknown words from."""
+        """Decode the segments of a line and join them by a space. words: source words to replace UNK by, or None."""
         target = self.tokenizers.target
         if words is None:
             texts = [target.decode(hypothesis.tokens) for hypothesis in hypotheses]
@@ -519,8 +524,8 @@ class Translator:
         A Translation has its ids scored, which reproduces the score that search reported, even where its text would be
         tokenized differently; if its source line was cut, it is scored segment by segment.
 
-        A blank text is scored as EOS alone, an empty sequence of ids as 0. A blank source is read as EOS alone, which
-        training never contains. A source longer than max_source_tokens is cut only for a Translation.
+        A blank text is scored as EOS alone; the score of an empty sequence of ids is 0. A blank source is EOS alone,
+        which training data do not contain. A source longer than max_source_tokens is cut only for a Translation.
 
         Args:
             pairs: Source lines and their translations.

@@ -75,7 +75,7 @@ def test_jsonl_is_read_by_the_given_columns(tmp_path: Path) -> None:
         ("[1]", "not a JSON object but list"),
         (
             '{"source": "a", "tgt": "b"}',
-            "no key 'target'; the keys are 'source', 'tgt'; columns names the two to read$",
+            "no key 'target'; the keys are 'source', 'tgt'; set columns to the keys of source and target$",
         ),
         ('{"source": "a", "target": 3}', "the value of 'target' must be a string, found int"),
         ('{"source": "a", "target": "\\ud800"}', "half a surrogate pair"),
@@ -100,7 +100,10 @@ def test_utf16_without_a_byte_order_mark_is_refused(tmp_path: Path, encoding: st
 
 
 def test_contradictory_settings_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^source names 1 file \(a\.en\) and target names none; each"):
+    with pytest.raises(
+        InputError,
+        match=r"^source names 1 file \(a\.en\) and target names none: give one target file for each source file",
+    ):
         ParallelFiles(source="a.en")
     with pytest.raises(InputError, match="not both"):
         ParallelFiles("a.en", "a.de", "a.tsv")
@@ -125,10 +128,16 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
 
 def test_a_missing_column_is_reported_with_the_full_config_key(tmp_path: Path) -> None:
     text = ParallelFiles(pairs=write(tmp_path / "a.jsonl", '{"en": "a", "target": "b"}\n'))
-    with pytest.raises(InputError, match=r"'target'; data\.dev\.columns names the two"), naming_columns("data.dev"):
+    with (
+        pytest.raises(InputError, match=r"'target'; set data\.dev\.columns to the keys of source and target"),
+        naming_columns("data.dev"),
+    ):
         list(text.iterate())
     mixture = JoinedText({"web": text})
-    with pytest.raises(InputError, match=r"; data\.corpora\.web\.text\.columns names"), naming_columns("data.train"):
+    with (
+        pytest.raises(InputError, match=r"; set data\.corpora\.web\.text\.columns to the keys"),
+        naming_columns("data.train"),
+    ):
         list(mixture.iterate())
 
 

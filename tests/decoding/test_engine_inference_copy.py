@@ -112,7 +112,7 @@ def test_the_context_is_multiplied_by_source_position_where_there_is_one_head(op
         num_upper = options.get("layers", 3) - 1
         assert memory.extras["gates"].shape == (2, 9, num_upper * 4 * 12)
         assert len(fast.decoder.upper) == num_upper
-        with pytest.raises(NotImplementedError, match="only steps"):
+        with pytest.raises(NotImplementedError, match="no teacher forcing: call decode of the model"):
             fast.decoder(torch.zeros(2, 1, 12), memory)
 
 

@@ -115,7 +115,7 @@ def test_ids_outside_the_vocabulary_are_refused(translator, tokenizers):
     ("tokens", "segment_lengths", "message"),
     [
         ([5, PAD_ID, EOS_ID], (), rf"a:1: tokens holds {PAD_ID} \(padding\), which no search produces"),
-        ([BOS_ID, 5, EOS_ID], (), rf"a:1: tokens holds {BOS_ID} \(begin of sentence\)"),
+        ([BOS_ID, 5, EOS_ID], (), rf"a:1: tokens holds {BOS_ID} \(beginning of sentence\)"),
         ([5, EOS_ID, 6, EOS_ID], (), rf"a:1: tokens continues after {EOS_ID} \(end of sentence\)"),
         ([5, EOS_ID, EOS_ID], (), f"a:1: tokens continues after {EOS_ID}"),
         ([5, EOS_ID, 6, EOS_ID], (3, 1), f"a:1: tokens continues after {EOS_ID}.*segment_lengths"),

@@ -1,9 +1,9 @@
 """Search steps on CUDA, recorded as CUDA graphs and replayed.
 
-A search step launches about two hundred small kernels, and launching them takes the host longer than running them takes
-the device. A replayed graph is a single launch. Between two checks for finished sentences no sentence enters or leaves
-the active batch, so all steps have the same shapes: the first is run as it is, the second is recorded, and it and
-the following ones are replayed. A graph computes exactly what the single steps would compute.
+A search step launches about two hundred small kernels, and the host needs longer to launch them than the device to run
+them. Replaying a graph is a single launch. Between two checks for finished sentences, no sentence enters or leaves the
+active batch, so all steps have the same shapes. The first step runs without a graph, the second is recorded, and the
+recording is replayed for the second and all later steps. A graph computes exactly what the recorded step computes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Step(Protocol):
 
 @contextmanager
 def replayed(step: Step, device: torch.device) -> Iterator[Step]:
-    """Yield a step that computes the same. On CUDA it is recorded and replayed, on a stream of its own."""
+    """Yield a step with the same results. On CUDA it is recorded and replayed, on a stream of its own."""
     if device.type != "cuda":
         yield step
         return
@@ -56,7 +56,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 class CudaRecorder:
     """Record work as CUDA graphs.
 
-    The graphs share one memory pool for intermediate results, so only the last one may be replayed.
+    All graphs use the same memory for intermediate results, so only the last one may be replayed.
     """
 
     def __init__(self) -> None:
@@ -79,8 +79,8 @@ class ReplayedStep:
     """A Step that records itself and replays the recording while the shapes stay the same.
 
     Args:
-        step: the step to run.
-        record: turns work into a function that repeats it, such as CudaRecorder.
+        step: The step to run.
+        record: Turns work into a function that repeats it, such as CudaRecorder.
     """
 
     def __init__(self, step: Step, record: Callable[[Work], Work]) -> None:
@@ -94,7 +94,7 @@ class ReplayedStep:
     def __call__(self, batch: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch:
         flags = {"some_forced": some_forced, "some_at_limit": some_at_limit}
         is_same = batch is self.batch and flags == self.flags
-        # A state that grows with each step (by_step) changes its shapes, so it cannot be recorded.
+        # A state that grows with each step (by_step) has other shapes in each, so it cannot be recorded.
         if is_same and self.repeat is None and self.can_record and not batch.decoder.by_step:
             batch = self._recorded(batch, flags)
         elif not is_same:
@@ -109,8 +109,8 @@ class ReplayedStep:
     def _recorded(self, batch: ActiveBatch, flags: dict[str, bool]) -> ActiveBatch:
         """Record the next step and return the batch in the memory that the recording reads and writes.
 
-        If the model does something that no graph can hold, such as reading a number from the device, nothing is
-        recorded from now on and the batch is returned unchanged.
+        If the model does something that cannot be recorded, such as copying a number to the host, no further step is
+        recorded and the batch is returned unchanged.
         """
         own = with_own_memory(batch)
         try:
@@ -143,9 +143,9 @@ def changing(batch: ActiveBatch) -> list[Tensor]:
 
 
 def with_own_memory(batch: ActiveBatch) -> ActiveBatch:
-    """Return the batch with copies of its tensors, which share memory with no others and may be overwritten.
+    """Return the batch with copies of its tensors, so that they share no memory and may be overwritten.
 
-    Not copied are the memory, which no step changes, and attention_BTKS, which every step changes in place anyway.
+    `memory` is not copied, because no step changes it, nor attention_BTKS, because steps change it in place anyway.
     """
 
     def own(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

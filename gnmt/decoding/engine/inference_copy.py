@@ -3,7 +3,7 @@
 Search multiplies few rows by large matrices, thousands of times, and never trains. `inference_copy` returns a copy of a
 model in which
 
-- every Linear has its weights in the memory layout and data type that the product wants (engine/linear.py), and
+- every Linear has its weights in the memory layout and data type that make its product fast (engine/linear.py), and
   weight normalization is applied once;
 - a decoder's LSTM layer multiplies input and hidden state by one merged matrix (StepLSTM), and an encoder's layer
   multiplies the inputs of all time steps at once (SequenceLSTM);
@@ -11,8 +11,8 @@ model in which
 - the product of the attention context with the weights of GNMT's upper layers is computed once for each source
   position (SharedContextDecoder).
 
-Only modules are replaced. Architecture, results and the methods encode, start and step are those of the model, so
-everything that is built of Linear and LSTM modules becomes faster, and a module of another class is copied unchanged.
+Only modules are replaced: architecture, results and the methods encode, start and step are those of the model. Every
+model built of Linear and LSTM modules becomes faster, and modules of other classes are copied unchanged.
 Tensors between modules have the data type of the precision; with int8 they are fp32 and quantized inside the products.
 """
 
@@ -57,12 +57,12 @@ def inference_copy(model: Seq2Seq, precision: Precision) -> Seq2Seq:
     changed and may be trained further without effect on the copy.
 
     In fp32, log-probabilities of tokens are within 1e-5 of the model's. In int8, the products of Linear and LSTM
-    modules are quantized, weights by output and activations by row, and embeddings are not. A row's result does not
-    depend on the other rows in any precision.
+    modules are quantized, weights by output and activations by row; embeddings are not. In no precision does the result
+    of a row depend on the values of other rows.
 
     Args:
-        model: the model, on the device of `precision`.
-        precision: data type of weights and products.
+        model: The model, on the device of `precision`.
+        precision: Data type of weights and products.
     """
     dtype = _DTYPES.get(precision.name, torch.float32)
     make = linear_maker(precision.name, precision.device, dtype)
@@ -85,9 +85,9 @@ def _replacements(
     """Return the replacement of each module class.
 
     Args:
-        make: makes a product with a fixed matrix.
-        lstm: replaces LSTM.
-        keep_lstm: True copies LSTM layers unchanged, because cuDNN runs whole sequences faster than a loop.
+        make: Makes linear layers; see linear_maker.
+        lstm: Replaces LSTM.
+        keep_lstm: Copy LSTM layers unchanged; on CUDA, cuDNN runs whole sequences faster than a loop over steps.
     """
     replacements: dict[type[nn.Module], Replacement] = {
         nn.Linear: lambda module: make(module.weight, module.bias),
@@ -174,12 +174,18 @@ class SequenceLSTM(InferenceLSTM):
 
 
 class StepLSTM(InferenceLSTM):
-    """A decoder's layer, whose inputs are known step by step: [input, hidden] times one merged matrix."""
+    """A decoder's layer: one product of [inputs, hidden state] with a merged matrix in each step.
 
-    def __init__(self, lstm: LSTM, make: LinearMaker) -> None:
+    Args:
+        lstm: The layer to replace.
+        make: Makes linear layers; see linear_maker.
+        num_inputs: Number of inputs whose weights are kept, from the first; None for all.
+    """
+
+    def __init__(self, lstm: LSTM, make: LinearMaker, num_inputs: int | None = None) -> None:
         super().__init__(lstm.hidden_size)
         from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
-        self.merged = make(torch.cat((from_inputs_GI, from_hidden_GH), dim=1), bias_G)
+        self.merged = make(torch.cat((from_inputs_GI[:, :num_inputs], from_hidden_GH), dim=1), bias_G)
 
     def project(self, inputs: Tensor) -> Tensor:
         return inputs
@@ -190,23 +196,15 @@ class StepLSTM(InferenceLSTM):
 
 
 class ContextLSTM(StepLSTM):
-    """A StepLSTM without the weights of the attention context, whose product is computed elsewhere and added.
+    """A StepLSTM for a layer with the inputs [own inputs, attention context], without the weights of the context.
 
-    Args:
-        lstm: the layer, whose inputs are [own inputs, context].
-        num_own_inputs: number of inputs before the context.
-        make: makes a product with a fixed matrix.
+    The product of context and weights is computed by SharedContextDecoder and added in each step.
     """
 
-    def __init__(self, lstm: LSTM, num_own_inputs: int, make: LinearMaker) -> None:
-        InferenceLSTM.__init__(self, lstm.hidden_size)
-        from_inputs_GI, from_hidden_GH, bias_G = _with_doubled_cell_gate(lstm)
-        self.merged = make(torch.cat((from_inputs_GI[:, :num_own_inputs], from_hidden_GH), dim=1), bias_G)
-
     @staticmethod
-    def context_weights(lstm: LSTM, num_own_inputs: int) -> Tensor:
-        """Return the weights of the context, [4H, context size]."""
-        return _with_doubled_cell_gate(lstm)[0][:, num_own_inputs:]
+    def context_weights(lstm: LSTM, num_inputs: int) -> Tensor:
+        """Return the weights of the context, which follows `num_inputs` own inputs, [4H, context size]."""
+        return _with_doubled_cell_gate(lstm)[0][:, num_inputs:]
 
     def step_with_context(self, inputs_NI: Tensor, from_context_NG: Tensor, state: LayerState) -> LayerState:
         """Run one step. from_context_NG: the context times `context_weights`, [N, 4H]."""
@@ -255,35 +253,35 @@ class InferenceAttention(Attention):
 def with_shared_context(decoder: Decoder, copied: Decoder, make: LinearMaker) -> Decoder:
     """Return a SharedContextDecoder if it computes the same as the decoder, otherwise `copied`.
 
-    It does for a GNMTDecoder with LSTM layers and one of gnmt's own attentions with a single head. Another attention
+    This is so for a GNMTDecoder with LSTM layers and one of gnmt's own attentions with a single head. Other attentions
     may compute more than a mean of the encoder's states, and several heads attend to different parts of a state.
 
     Args:
-        decoder: the model's decoder.
-        copied: its copy, in which the other modules are replaced already.
-        make: makes a product with a fixed matrix.
+        decoder: The model's decoder.
+        copied: Its copy, in which other modules have been replaced.
+        make: Makes linear layers; see linear_maker.
     """
-    if not isinstance(copied, GNMTDecoder) or type(decoder) is not GNMTDecoder or len(decoder.upper) == 0:
+    if type(decoder) is not GNMTDecoder or len(decoder.upper) == 0:
         return copied
     averages = type(decoder.attention) in (AdditiveAttention, DotAttention, GeneralAttention)
     one_head = getattr(decoder.attention, "num_heads", 1) == 1
     if averages and one_head and all(type(layer) is LSTM for layer in decoder.upper):
-        return SharedContextDecoder(decoder, copied, make)
+        return SharedContextDecoder(decoder, cast(GNMTDecoder, copied), make)
     return copied
 
 
 class SharedContextDecoder(Decoder):
     """GNMTDecoder (Wu et al. 2016, figure 1) whose upper layers share the products with encoder states.
 
-    The context is a mean of the encoder's states, c = sum_s a_s h_s, so W c = sum_s a_s (W h_s). The right side
+    The context is a weighted mean of encoder states, c = sum_s a_s h_s, so W c = sum_s a_s (W h_s). The right side
     multiplies W by the S states of a sentence once; the left side multiplies W by K contexts in every step. With 4+4
     layers and a beam of 5 this saves an eighth of all products of a translation. `memory.extras["gates"]` holds W h_s
     of all upper layers, [B, S, (layers - 1) * 4H].
 
     Args:
-        decoder: the model's decoder.
-        copied: its copy, in which the other modules are replaced already. Its upper layers are removed.
-        make: makes a product with a fixed matrix.
+        decoder: The model's decoder.
+        copied: Its copy, in which other modules have been replaced. Its upper layers are removed.
+        make: Makes linear layers; see linear_maker.
     """
 
     def __init__(self, decoder: GNMTDecoder, copied: GNMTDecoder, make: LinearMaker) -> None:
@@ -292,7 +290,7 @@ class SharedContextDecoder(Decoder):
         self.by_sentence_sizes = copied.by_sentence_sizes
         width = decoder.bottom.hidden_size
         layers = [cast(LSTM, layer) for layer in decoder.upper]
-        self.upper = nn.ModuleList(ContextLSTM(layer, width, make) for layer in layers)
+        self.upper = nn.ModuleList(ContextLSTM(layer, make, width) for layer in layers)
         self.from_context = make(torch.cat([ContextLSTM.context_weights(layer, width) for layer in layers]), None)
         copied.upper = nn.ModuleList()
         self.copied = copied
@@ -303,7 +301,9 @@ class SharedContextDecoder(Decoder):
 
     def forward(self, embedded_BTE: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Raise NotImplementedError: an inference copy has no teacher forcing."""
-        raise NotImplementedError("an inference copy only steps: call decode of the model that it was made from")
+        raise NotImplementedError(
+            "an inference copy has no teacher forcing: call decode of the model that it was copied from"
+        )
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """Return the state before the first token; see GNMTDecoder."""
@@ -318,12 +318,11 @@ class SharedContextDecoder(Decoder):
         query_NH = outputs_NH if self.copied.query == "current" else bottom_state[0]
         context_BKH, weights_BKS = self.copied.attention(query_NH.view(batch, beam, -1), memory.extras["keys"], memory)
         gates_BSG = memory.extras["gates"]
-        from_context_NG = (weights_BKS.to(gates_BSG.dtype) @ gates_BSG).flatten(0, 1).chunk(len(self.upper), dim=1)
-        for number, (layer, layer_state) in enumerate(zip(self.upper, upper_states, strict=True), start=2):
+        from_contexts = (weights_BKS.to(gates_BSG.dtype) @ gates_BSG).flatten(0, 1).chunk(len(self.upper), dim=1)
+        upper_layers = zip(self.upper, from_contexts, upper_states, strict=True)
+        for number, (layer, from_context_NG, layer_state) in enumerate(upper_layers, start=2):
             inputs_NH = outputs_NH
-            new_states.append(
-                cast(ContextLSTM, layer).step_with_context(inputs_NH, from_context_NG[number - 2], layer_state)
-            )
+            new_states.append(cast(ContextLSTM, layer).step_with_context(inputs_NH, from_context_NG, layer_state))
             outputs_NH = new_states[-1][0]
             if is_residual(number, self.copied.residual_from):
                 outputs_NH = outputs_NH + inputs_NH

@@ -17,14 +17,14 @@ from gnmt.device import onednn_dtypes
 LinearMaker = Callable[[Tensor, Tensor | None], nn.Module]
 """A function of W [O, I] and b [O] or None that makes the module x -> x W^T + b. W and b are copied."""
 
-# Number of rows for which oneDNN chooses the memory layout of packed weights. Other numbers of rows work too.
+# Number of rows for which oneDNN optimizes the memory layout of packed weights. Other numbers of rows work too.
 _TYPICAL_ROWS = 160
 _INT8_LARGEST = 127
 _INT8_ZERO = 128  # zero point of the activations, whose integers are unsigned
 
 
 def linear_maker(precision: str, device: torch.device, dtype: torch.dtype) -> LinearMaker:
-    """Return the maker of the fastest linear layer in a precision on a device. dtype: of its inputs and outputs."""
+    """Return the maker of the fastest linear layers for a precision and device. dtype: of their inputs and outputs."""
     if precision == "int8":
         return Int8Linear
     if device.type == "cpu" and dtype in onednn_dtypes():
@@ -63,10 +63,10 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """oneDNN's product of 8-bit integers, summed in 32 bits, with fp32 inputs and outputs.
 
-    Weights are quantized by output: w = q * scale_O, q in [-127, 127]. Activations are quantized by row: each row is
-    divided by its own largest absolute value, so that one fixed scale serves all rows, and its product is multiplied by
-    that value again. torch's dynamic quantization has one scale for the whole tensor, which makes a sentence depend on
-    the others in its batch. Here a row's result is a function of that row alone, to the last bit.
+    Each output has its own scale for its weights, w = q * scale_O with q in [-127, 127], and each row its own scale for
+    its activations: the row is divided by its largest absolute value, and its product is multiplied by that value. So
+    the result of a row is a function of that row alone, to the last bit. torch's dynamic quantization has one scale for
+    all rows, which makes the translation of a sentence depend on the others in its batch.
     """
 
     scale_O: Tensor
@@ -110,5 +110,5 @@ class Int8Linear(nn.Module):
 
 
 def _constant(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a contiguous, detached copy."""
+    """Return a contiguous copy of the given data type without gradients."""
     return parameter.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
