@@ -25,7 +25,7 @@ def never_writing() -> bool:
 
 @pytest.fixture
 def pair(monkeypatch) -> tuple[Ranks, Ranks]:
-    """Two ranks in one process, without watchdogs, which would end the test run."""
+    """Return two ranks in one process, without watchdogs, because a watchdog would end the test run."""
     watchdog = SimpleNamespace(start=lambda: None, dismiss=lambda: None)
     monkeypatch.setattr(Failures, "watchdog", lambda failures, is_writing: watchdog)
     monkeypatch.setattr("gnmt.distributed.EXIT_SECONDS", 0.1)
@@ -44,6 +44,9 @@ def test_without_torchrun_a_process_runs_alone_and_never_waits(monkeypatch):
         ranks.wait_for_rank_0()
         ranks.wait_for_all()
         ranks.failures.check()
+    count = ranks.counter()
+    assert (count(2), count(3)) == (2, 5)
+    ranks.wait_before_exit()
 
 
 def test_an_incomplete_environment_is_an_input_error(monkeypatch):
@@ -99,29 +102,29 @@ def test_all_ranks_get_the_message_of_rank_0():
     assert Ranks().wait_for_rank_0("alone") == "alone"
 
 
-def test_rank_0_leaves_when_all_have_come_and_the_others_after_it(monkeypatch):
-    store, left = HashStore(), []
+def test_before_exit_all_ranks_wait_for_the_last_one_but_not_for_ever(monkeypatch):
+    store, events = HashStore(), []
 
-    def leave(rank):
+    def run(rank):
         if rank == 2:
             time.sleep(0.3)
-            left.append("last has come")
+            events.append("last rank is ready")
         Ranks(rank, 3, rank, store).wait_before_exit()
-        left.append(rank)
+        events.append(rank)
 
-    threads = [threading.Thread(target=leave, args=(rank,)) for rank in range(3)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert left[0] == "last has come"
-    assert sorted(left[1:]) == [0, 1, 2]
+    assert events[0] == "last rank is ready"
+    assert sorted(events[1:]) == [0, 1, 2]
     monkeypatch.setattr("gnmt.distributed.EXIT_SECONDS", 0.2)
-    Ranks(1, 2, 1, HashStore()).wait_before_exit()  # does not wait long for rank 0, which never comes
+    Ranks(1, 2, 1, HashStore()).wait_before_exit()  # rank 0 never reaches this call
 
 
 def test_restarted_processes_do_not_read_the_keys_of_earlier_ones():
-    """torchrun keeps its store: the new processes read that rank 1 had failed, and ended at once."""
+    """torchrun keeps its store. The new processes read the failure of the earlier rank 1, and ended at once."""
     store, stores = HashStore(), {}
 
     def connect(attempt, rank, delay):
@@ -162,7 +165,7 @@ def test_a_failure_ends_the_other_processes_at_their_next_barrier_or_check(pair)
         second.failures.check()
 
 
-def test_the_first_of_two_failures_counts(pair):
+def test_the_message_of_the_first_of_two_failures_counts(pair):
     first, second = pair
     assert second.failures.message() is None
     for ranks in (second, first):
@@ -198,7 +201,7 @@ def test_the_failed_process_names_its_rank_and_the_other_logs_one_line_and_exits
 
 
 def test_an_error_of_all_processes_is_reported_once(pair, caplog):
-    """All find the same wrong file name, for example; the slower process adds no message."""
+    """All processes find the same wrong file name, for example. The slower process adds no message."""
     first, second = pair
     with pytest.raises(InputError, match=r"^no such file$"), ending_together(first, never_writing):
         raise InputError("no such file")
@@ -251,7 +254,7 @@ def test_a_process_that_runs_alone_keeps_its_errors(caplog):
 # Watchdog
 
 
-def test_a_dismissed_watchdog_lets_the_process_live(monkeypatch):
+def test_a_dismissed_watchdog_does_not_end_the_process(monkeypatch):
     monkeypatch.setattr("gnmt.distributed.WATCH_SECONDS", 0.01)
     watchdog = Watchdog(HashStore(), reports=True)
     watchdog.start()

@@ -1,4 +1,4 @@
-"""The package's own attributes, and modules that must import in little time."""
+"""Attributes of the package, and modules that must be imported fast."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def test_the_package_offers_the_translator_and_its_version():
 
 
 @pytest.mark.parametrize("module", ["gnmt", "gnmt.errors", "gnmt.signals", "gnmt.logs", "gnmt.fileio"])
-def test_what_every_script_imports_first_imports_no_library(module):
-    """With torch, `--help` took seconds."""
+def test_modules_that_scripts_import_first_import_no_library(module):
+    """With an import of torch, `--help` took seconds."""
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'hydra', 'tqdm'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_importing_the_package_takes_no_time():
-    """CPU time is measured in a fresh process, around the import alone."""
+def test_importing_the_package_is_fast():
+    """Measure the CPU time of the import in a fresh process."""
     code = "import time; started = time.process_time(); import gnmt; print(time.process_time() - started)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.2

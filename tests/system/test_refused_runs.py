@@ -17,7 +17,7 @@ def test_a_run_is_not_resumed_with_other_settings(run_command, tiny, tmp_path) -
 
 
 def test_a_run_is_not_resumed_on_other_text_and_tokenizers(run_command, samples, sample_overrides, tmp_path) -> None:
-    """The command is the same, but the file has changed, and with it the subwords."""
+    """The command is the same, but a changed file would change the subwords."""
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_bytes((samples / name).read_bytes())
     overrides = [text.replace(str(samples), ".") for text in sample_overrides]

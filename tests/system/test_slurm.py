@@ -1,4 +1,4 @@
-"""The batch script of docs/slurm.md with stubs of Slurm's commands: a job saves at the warning, and is requeued."""
+"""The batch script of docs/slurm.md with stubs of Slurm's commands: a warned job saves, is requeued and resumes."""
 
 from __future__ import annotations
 

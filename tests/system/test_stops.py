@@ -44,7 +44,7 @@ def test_training_continues_when_checkpoints_do_not_fit_on_the_disk(
 
 @pytest.mark.slow
 def test_training_continues_when_curves_do_not_fit_on_the_disk(tiny, tmp_path) -> None:
-    """A separate process shows the output of TensorBoard's threads, and whether they let it exit."""
+    """The training runs in a separate process, to capture the output of threads and to see that they let it exit."""
     run = tiny.copied_to(tmp_path)
     limit = (run.folder / "config.json").stat().st_size + 100
     done = subprocess.run(

@@ -148,7 +148,7 @@ def test_wrong_values_are_refused_with_their_key(
 
 @pytest.mark.slow
 def test_memory_is_above_weights_gradients_and_optimizer_state() -> None:
-    """The baseline holds the logits of the batch several times. Weights and their states are subtracted."""
+    """The baseline holds the logits of the batch several times."""
     workload = TrainingWorkload("small", "equal", 0.0, 1, 1, "cpu")
     logits_mib = 4 * 32 * 15 * 10_000 / 2**20
     assert in_own_process(memory_mib, workload, "baseline") > logits_mib  # this process holds memory of other tests
