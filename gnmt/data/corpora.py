@@ -69,7 +69,7 @@ class Corpus(ABC):
     _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "preprocessed", "num_workers")
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields that determine the preprocessed text, beside the content of files, as JSON values."""
+        """Return the fields that determine the preprocessed text, besides the content of files, as JSON values."""
         kept = {name: value for name, value in asdict(self).items() if name not in self._not_content}
         return {"kind": type(self).__name__, **kept}
 

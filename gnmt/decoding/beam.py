@@ -5,7 +5,7 @@ it runs one decoder step, selects candidates (`next_candidates`), moves those th
 extends the others (`extend_active`), and marks the sentences whose search is over (`stopped`).
 
 The module is laid out in this order: the tensors of the active batch, the step, the selection of candidates (top-k,
-suppressed tokens, forced prefixes, random samples), and the operations on hypotheses.
+forced prefixes, suppressed tokens, random samples), and the operations on hypotheses.
 
 Shapes: B sentences of the active batch, K hypotheses of a sentence (the beam), N candidates of a sentence, V target
 vocabulary, T target positions, S source positions, P prefix tokens. A beam index is a position on the axis K.
@@ -39,7 +39,7 @@ class Hypotheses(NamedTuple):
     """The hypotheses of each sentence, without the decoder's state. Every tensor is [B, K, ...].
 
     Attributes:
-        tokens_BKT: int64, BOS and the tokens. Positions behind the last token are undefined. T is one more than the
+        tokens_BKT: int64, BOS and the tokens. Positions after the last token are undefined. T is one more than the
             largest length limit in the active batch.
         length_BK: int64, |Y|.
         log_prob_BK: fp32, log P(Y|X). It is -inf for an empty, finished or pruned hypothesis, which no step revives.
@@ -431,7 +431,7 @@ def beam_candidates(log_probs_BKV: Tensor, log_prob_BK: Tensor, pruning: float |
     Args:
         log_probs_BKV: fp32, log-probabilities of the next token.
         log_prob_BK: fp32, log P of the hypotheses, the best first.
-        pruning: Tokens this many nats below the hypothesis's best token are left out; None keeps all.
+        pruning: Tokens more than this many nats below the hypothesis's best token are left out; None keeps all.
     """
     beam, vocabulary_size = log_probs_BKV.shape[1:]
     num_candidates = 2 * beam if beam > 1 else 1  # with K = 1, search ends at the first EOS and needs no second choice
@@ -517,7 +517,7 @@ def follow_prefix(
 def suppress(
     log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor, suppressed_N: Tensor, options: SearchOptions
 ) -> None:
-    """Write -inf over the log-probabilities of tokens that must not come next. The others keep theirs.
+    """Write -inf over the log-probabilities of tokens that must not come next. The others are unchanged.
 
     Suppressed are the given ids, EOS before options.min_length, and tokens that would repeat an n-gram.
 
@@ -594,14 +594,14 @@ def sample(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: Sear
 
 def gumbel(streams: Tensor, numbers: Tensor) -> Tensor:
     """Return the Gumbel variate of each number in its stream, fp32, finite or -inf. Both are int64 and broadcast."""
-    # A float of 63 random bits keeps 24 digits however small it is, so large variates are spaced as finely as others.
+    # A float keeps 24 significant bits of the 63 random ones, even of small numbers, which give the large variates.
     bits = _shifted(hashed(streams, numbers), 1)
     uniform = bits.to(torch.float32).mul_(2.0**-63).clamp_(min=2.0**-64)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def hashed(stream: Tensor, number: Tensor) -> Tensor:
-    """Return 64 random bits, int64: the output number `number` of a SplitMix64 generator in the state `stream`."""
+    """Return output `number`, from 0, of a SplitMix64 generator with the state `stream`: 64 random bits, int64."""
     mixed = stream + (number + 1) * INCREMENT
     mixed = (mixed ^ _shifted(mixed, 30)).mul_(FIRST_MULTIPLIER)
     mixed = (mixed ^ _shifted(mixed, 27)).mul_(SECOND_MULTIPLIER)

@@ -34,9 +34,9 @@ class SearchOptions:
         length_penalty_alpha: alpha of equation 14 of Wu et al. 2016; 0 for no length normalization.
         length_penalty_constant: The 5 of lp(Y) in equation 14.
         coverage_beta: beta of equation 14; 0 for no coverage penalty.
-        pruning: None, or a distance in nats (beamsize in section 7 of the paper). A token this far below the best token
-            of its hypothesis is left out. An active hypothesis whose log P / lp is this far below that of the
-            best finished one is dropped; the paper compares finished hypotheses only.
+        pruning: None, or a distance in nats (beamsize in section 7 of the paper). A token further below the best token
+            of its hypothesis is left out. An active hypothesis whose log P / lp is further below that of the best
+            finished one is dropped; the paper compares finished hypotheses only.
         stop: `bound` stops when no active hypothesis can score better than the last of the n_best finished ones, and
             returns the same hypotheses as `exhausted`; `first` stops when K have finished; `exhausted` stops at the
             length limit.
@@ -127,7 +127,7 @@ class SearchOptions:
         for name in changes:
             if name not in names:
                 advice = did_you_mean(name, names, prefix="decoding")
-                raise InputError(f"decoding.{name} is no search option{advice}; the options are {', '.join(names)}")
+                raise InputError(f"decoding.{name} is no search option; the options are {', '.join(names)}{advice}")
         return replace(self, **changes)
 
 

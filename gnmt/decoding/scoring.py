@@ -83,7 +83,7 @@ class ForceDecodingScores(NamedTuple):
     Attributes:
         log_prob_B: log P(Y|X), natural logarithm.
         score_B: Equation 14.
-        token_log_probs_BT: One for each of the |Y| tokens (EOS included), 0 behind each row's end.
+        token_log_probs_BT: One for each of the |Y| tokens (EOS included), 0 after the end of each row.
     """
 
     log_prob_B: Tensor

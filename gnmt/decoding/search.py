@@ -127,7 +127,7 @@ def search(
     assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix holds no EOS"
     suppressed_N = torch.tensor(suppressed, dtype=torch.long, device=device)
     with replayed(partial(advance, model, suppressed_N=suppressed_N, options=options), device) as step:
-        run = _Search(model, step, sources, prefixes, keys, options, suppressed_N)
+        run = _Search(model, step, sources, prefixes, keys, options, device)
         while run.unfinished():
             run.admit(batch_size, with_attention)
             for _ in range(STEPS_BETWEEN_CHECKS[device.type]):
@@ -161,7 +161,7 @@ class _Search:
         prefixes: Sequence[Sequence[int]],
         keys: Sequence[int],
         options: SearchOptions,
-        suppressed_N: Tensor,
+        device: torch.device,
     ) -> None:
         self.model = model
         self.take_step = take_step
@@ -169,7 +169,7 @@ class _Search:
         self.prefixes = prefixes
         self.keys = keys
         self.options = options
-        self.device = suppressed_N.device
+        self.device = device
         self.limits = [
             options.length_limit(len(source), len(prefix)) for source, prefix in zip(sources, prefixes, strict=True)
         ]
@@ -186,7 +186,7 @@ class _Search:
         return bool(self.active_indices) or self.num_admitted < len(self.sources)
 
     def admit(self, batch_size: int, with_attention: bool) -> None:
-        """Move waiting sentences into the active batch if those that fit are numerous enough, or are all that wait."""
+        """Move waiting sentences into the active batch if enough of them fit, or all of them."""
         group = self._waiting_group(batch_size)
         is_small = len(group) < SMALLEST_GROUP * (len(self.active_indices) + len(group))
         if not group or (is_small and group.stop < len(self.sources)):

@@ -121,7 +121,7 @@ class FittingBatchSize:
             self._successes += 1
             if self._successes == SUCCESSES_UNTIL_LARGER:
                 self._fitting, self._successes = 2 * size, 0
-                log.info("memory suffices again: continuing with batch_size=%d", min(2 * size, largest))
+                log.info("there is enough memory again: continuing with batch_size=%d", min(2 * size, largest))
             if self._fitting >= largest:
                 self._fitting = None
 

@@ -161,7 +161,7 @@ def test_batches_grow_again_when_memory_suffices(caplog):
             work(fitting, 6)
     assert sorted(set(sizes)) == [2, 4, 6], "never more than requested"
     assert sizes[-SUCCESSES_UNTIL_LARGER:] == [6] * SUCCESSES_UNTIL_LARGER
-    assert caplog.records[-1].getMessage() == "memory suffices again: continuing with batch_size=6"
+    assert caplog.records[-1].getMessage() == "there is enough memory again: continuing with batch_size=6"
 
 
 def test_translations_do_not_depend_on_batches_that_grow_again(tokenizers, monkeypatch):
