@@ -1,12 +1,12 @@
 """Batching: plan the global batches of an epoch, collate pairs into padded tensors, and iterate over the result.
 
-The module is laid out in the order in which data passes through it:
+The sections follow the path of the data:
 
-- Planning: which pairs form a global batch, and in which order the batches come. The plan is a pure function of the
-  lengths, the token budget, the seed and the epoch. An epoch is planned in blocks of about a million pairs.
-- Collating: token ids of some pairs as one padded `Batch`, optionally with subword regularization.
+- Planning: pairs are grouped into global batches, in a random order. The plan is a pure function of the lengths, the
+  token budget, the seed and the epoch. An epoch is planned in blocks of about a million pairs.
+- Collating: the token ids of pairs become one padded `Batch`, optionally with subword regularization.
 - `BatchStream`: the endless sequence of global batches, each as the `LocalBatch` of this rank.
-- `Prefetcher`: the same sequence, made ahead of time by a thread.
+- `Prefetcher`: the same sequence, computed ahead of time by a thread.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ BLOCK_PAIRS = 1 << 20
 """Approximate number of pairs in a block; a smaller corpus is one block."""
 
 RUN_PAIRS = 1 << 12
-"""Number of neighboring pairs that stay in one block, so that a block reads the disk in long runs."""
+"""Number of neighboring pairs that stay together in one block, so that long stretches of the disk are read at once."""
 
 POOL_PAIRS = 1 << 17
 """Approximate number of pairs that are sorted by length together, enough for batches with little padding."""
 
-_BUCKET_TOKENS = 2  # target lengths per bucket: little more padding than one, and more ways to combine pairs
-_CHECKED_PAIRS = 1 << 22  # lengths that `check_budget` reads at once
+_BUCKET_TOKENS = 2  # target lengths per bucket; two cost little padding and leave more ways to combine pairs
+_CHECKED_PAIRS = 1 << 22  # pairs whose lengths `check_budget` reads at once
 
 Ints = NDArray[np.integer]
 Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
@@ -54,8 +54,8 @@ class BlockPlan:
     """The global batches of one block.
 
     Args:
-        pairs_N: the pairs of the block, batch after batch.
-        starts: the index of the first pair of each batch, and N.
+        pairs_N: indices of the block's pairs in the store, batch after batch.
+        starts: index in pairs_N of the first pair of each batch, and N at the end.
         source_tokens, target_tokens: number of tokens of each batch, with EOS, without BOS and padding.
     """
 
@@ -68,7 +68,7 @@ class BlockPlan:
         return len(self.starts) - 1
 
     def __getitem__(self, batch: int) -> NDArray[np.int64]:
-        """Return the pairs of a batch, int64 [B]; pairs of similar lengths are neighbors."""
+        """Return the indices of a batch's pairs, int64 [B]; pairs of similar lengths are neighbors."""
         return self.pairs_N[self.starts[batch] : self.starts[batch + 1]]
 
 
@@ -92,7 +92,7 @@ def plan_block(
     pairs beforehand).
 
     Args:
-        pairs_N: the pairs of the block, from `block_pairs`.
+        pairs_N: indices of the block's pairs in the store, from `block_pairs`.
         source_lengths_N, target_lengths_N: subwords of each pair, without EOS.
     """
     rng = np.random.default_rng([seed, epoch, block])
@@ -117,15 +117,15 @@ def plan_block(
 
 
 def round_up_lengths(lengths_N: Ints, multiple: int) -> NDArray[np.int64]:
-    """Round lengths up so that each is a multiple of `multiple` once EOS is added."""
+    """Round lengths up so that each is a multiple of `multiple` after EOS is added."""
     return -(-(lengths_N.astype(np.int64) + 1) // multiple) * multiple - 1
 
 
 def _length_order(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an order by buckets of target length, and by source length inside a bucket.
+    """Return indices that sort pairs by buckets of target length, and by source length inside a bucket.
 
-    Source lengths ascend and descend in turn from bucket to bucket, so neighbors have similar lengths on both sides of
-    a bucket's edge too. The edges and the first direction are random, so batches have other edges in each epoch.
+    Source lengths ascend in one bucket and descend in the next, so pairs next to a bucket's edge are similar too. The
+    edges and the first direction are random, so that batches differ between epochs.
     """
     buckets_N = (target_N.astype(np.int64) + rng.integers(_BUCKET_TOKENS)) // _BUCKET_TOKENS
     ascending_N = (buckets_N + rng.integers(2)) % 2 == 0
@@ -135,8 +135,14 @@ def _length_order(source_N: Ints, target_N: Ints, rng: np.random.Generator) -> N
 def batch_boundaries(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.int64]:
     """Split a sequence of pairs greedily into the longest batches within the budget of padded tokens.
 
-    source_N and target_N are lengths without EOS. A pair that exceeds the budget forms a batch of its own. Returns the
-    index of the first pair of each batch, and N.
+    A pair that exceeds the budget forms a batch of its own.
+
+    Args:
+        source_N, target_N: lengths of the pairs, without EOS.
+        budget: largest number of padded tokens of a batch, with EOS.
+
+    Returns:
+        The index of the first pair of each batch, and N at the end.
     """
     starts = [0]
     while starts[-1] < len(source_N):
@@ -155,12 +161,12 @@ def num_blocks(num_pairs: int) -> int:
 
 
 def block_pairs(corpus_spans: Sequence[CorpusSpan], seed: int, epoch: int, block: int) -> NDArray[np.int64]:
-    """Return the pairs of a block, int64 [N], ascending.
+    """Return the indices of a block's pairs in the store, int64 [N], ascending.
 
     With one corpus, the blocks of an epoch contain every pair once. With several, an epoch has as many pairs as all
     corpora together, and each corpus fills a share of every block in proportion to its weight. A corpus uses each of
-    its pairs once before it repeats one, so one corpus may be in its third epoch while another is in its first. The
-    pairs of a block depend only on the number of pairs before it.
+    its pairs once before it repeats one, so one corpus may be in its third epoch while another is in its first. No
+    earlier block needs to be computed first.
     """
     total = sum(span.num_pairs for span in corpus_spans)
     weights = [Fraction(span.weight) for span in corpus_spans]  # exact, so that equal weights give equal shares
@@ -177,7 +183,7 @@ def block_pairs(corpus_spans: Sequence[CorpusSpan], seed: int, epoch: int, block
 
 
 def _corpus_pairs(num_pairs: int, begin: int, end: int, seed: int, number: int) -> NDArray[np.int64]:
-    """Return elements `begin` to `end` of the endless sequence of a corpus's epochs, each in another order of runs."""
+    """Return elements `begin` to `end` of the endless sequence of a corpus's epochs; see `_epoch_slice`."""
     chosen = [np.zeros(0, dtype=np.int64)]
     while begin < end:
         epoch, offset = divmod(begin, num_pairs)
@@ -192,7 +198,7 @@ def _corpus_pairs(num_pairs: int, begin: int, end: int, seed: int, number: int) 
 
 
 def _epoch_slice(num_pairs: int, begin: int, end: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
-    """Return elements `begin` to `end` of one epoch of a corpus, whose runs of neighboring pairs are shuffled."""
+    """Return elements `begin` to `end` of one epoch of a corpus: runs of RUN_PAIRS neighboring pairs, shuffled."""
     starts = np.arange(0, num_pairs, RUN_PAIRS)
     # The last number of the seed keeps these draws apart from those of `plan_block`.
     starts = np.random.default_rng([seed, epoch, number, 1]).permutation(starts)
@@ -206,7 +212,7 @@ def _epoch_slice(num_pairs: int, begin: int, end: int, seed: int, epoch: int, nu
 def check_budget(
     source_lengths: Ints, target_lengths: Ints, budget: int, key: str, pad_to_multiple_of: int = 1
 ) -> None:
-    """Raise InputError, which names `key`, if a pair alone has more padded tokens than the budget."""
+    """Raise InputError if a pair alone has more padded tokens than the budget; `key` is the budget's config key."""
     cost, largest = 0, 0
     for start in range(0, len(source_lengths), _CHECKED_PAIRS):
         chunk = slice(start, start + _CHECKED_PAIRS)
@@ -228,7 +234,7 @@ def check_budget(
 
 
 class SubwordSampling(NamedTuple):
-    """Subword regularization: encode the stored text again, with other subwords in every epoch.
+    """Encode the stored text with sampled subwords, other ones in every epoch (subword regularization).
 
     alpha: see `Tokenizer.encode_sampled`.
     """
@@ -288,7 +294,7 @@ def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], pad_to_mult
 
 
 def _padded(rows: Rows, prefix: tuple[int, ...], pad_to_multiple_of: int) -> Tokens:
-    """Return rows of ids as a padded tensor, each between `prefix` and EOS."""
+    """Return rows of ids as padded tokens; each row becomes `prefix`, its ids and EOS."""
     subwords_B = np.array([len(row) for row in rows], dtype=np.int64)
     lengths_B = subwords_B + len(prefix) + 1
     width = int(round_up_lengths(subwords_B, pad_to_multiple_of).max()) + len(prefix) + 1
@@ -304,11 +310,11 @@ def _padded(rows: Rows, prefix: tuple[int, ...], pad_to_multiple_of: int) -> Tok
 
 
 class LoaderState(NamedTuple):
-    """The number of batches that training has consumed, from which a stream resumes.
+    """The point in the data up to which training has consumed batches, and from which a stream resumes.
 
     Args:
         epoch: the current epoch, from 0.
-        batches: consumed global batches of the current block.
+        batches: number of consumed global batches of the current block.
         block: the current block of the epoch, from 0.
     """
 
@@ -321,7 +327,7 @@ class LocalBatch(list[Batch]):
     """The microbatches that one rank computes of a global batch.
 
     Args:
-        microbatches: the microbatches; none if the global batch has fewer pairs than there are ranks.
+        microbatches: the microbatches; empty for some ranks if the global batch has fewer pairs than there are ranks.
         source_tokens, target_tokens: tokens of the global batch, with EOS, without BOS and padding.
         dummy_batch: one pair of the global batch for a rank without microbatches. The rank computes it with weight 0,
             so that it takes part in the collective operations.
@@ -356,23 +362,24 @@ def _pin_memory(batch: Batch) -> Batch:
 class BatchStream:
     """Iterate endlessly over global batches, each as the `LocalBatch` of this rank.
 
-    A stream made with the `loader_state` of another one yields exactly what that one would yield next; making it costs
-    the planning of one block, less than a second. Rank r of n takes every n-th pair of a global batch from pair r on,
-    so all ranks have about the same amount of work, and global batches do not depend on the number of ranks.
+    A stream that is built with the `loader_state` of another one yields exactly what that one would yield next.
+    Building it takes less than a second, in which one block is planned. Rank r of n takes every n-th pair of a global
+    batch from pair r on, so all ranks have about the same amount of work, and global batches do not depend on the
+    number of ranks.
 
-    Sampled subwords (subword regularization) make sentences longer, by about a third at alpha 0.1. The plan uses the
-    sampled lengths, so that the budgets hold; each block is therefore encoded once more when it begins, which takes
-    tens of microseconds per pair. Nothing is truncated: a pair that exceeds a budget only by its sampled subwords forms
-    a batch of its own.
+    Subword regularization makes sentences longer, by about a third at alpha 0.1. The plan uses the sampled lengths, so
+    that the budgets hold. Each block is therefore encoded once more when it is planned, which takes tens of
+    microseconds per pair. Nothing is truncated: a pair that exceeds a budget only with its sampled subwords forms a
+    batch of its own.
 
     Args:
         store: the preprocessed pairs.
         batch_tokens: largest number of padded source and target tokens in a global batch.
         seed: seed of the order and of the sampled subwords.
-        microbatch_tokens: largest number of padded tokens in a microbatch; None leaves a local batch whole.
+        microbatch_tokens: largest number of padded tokens in a microbatch; None makes the local batch one microbatch.
         pad_to_multiple_of: see `batch_of`.
         subword_regularization: alpha of `Tokenizer.encode_sampled`, 0 to 1; 0 uses the stored ids.
-        tokenizers: needed for subword regularization only.
+        tokenizers: needed only for subword regularization.
         corpus_spans: the corpora of the store and their weights; None for a single corpus.
         loader_state: the state to resume from.
         rank, world_size: the index of this process, and the number of processes.
@@ -451,7 +458,7 @@ class BatchStream:
     def largest_microbatch(self) -> Batch:
         """Return the largest microbatch of the current block's largest global batch, which needs the most memory.
 
-        The stored lengths choose the batch; with sampled subwords another one may be a little larger.
+        The batch is chosen by stored lengths. With subword regularization another one may be a little larger.
         """
         lengths = self._store.source_lengths, self._store.target_lengths
         costs = []
@@ -463,7 +470,7 @@ class BatchStream:
         return max(local_batch.to_compute, key=lambda batch: batch.num_padded_tokens)
 
     def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
-        """Return index, source and target text of each pair of the global batch that follows `loader_state`."""
+        """Return index, source text and target text of each pair of the global batch after `loader_state`."""
         pairs_B = self._plan_of(loader_state.epoch, loader_state.block)[loader_state.batches].tolist()
         return [(pair, self._store.source_text(pair), self._store.target_text(pair)) for pair in pairs_B]
 
@@ -517,7 +524,7 @@ class BatchStream:
 
 
 class _Prefetched(NamedTuple):
-    """A local batch, and the attributes of the stream right after it."""
+    """A local batch with the loader state, the epochs and the length of the stream after it."""
 
     local_batch: LocalBatch
     loader_state: LoaderState
@@ -526,7 +533,7 @@ class _Prefetched(NamedTuple):
 
 
 class Prefetcher:
-    """Iterate over a stream while a thread makes up to `num_batches` batches ahead.
+    """Iterate over a stream while a thread computes up to `num_batches` batches ahead.
 
     `loader_state`, `epochs` and `len` count consumed batches, not prefetched ones, so that a checkpoint skips nothing.
     The thread uses no global random state, so training computes the same with and without it. It starts with the first
@@ -534,8 +541,8 @@ class Prefetcher:
 
     Args:
         stream: the stream to iterate over; nothing else may consume it.
-        num_batches: the number of batches to make ahead; 0 makes each batch on demand, without a thread.
-        pin: whether to move tensors to page-locked memory, from which CUDA copies asynchronously.
+        num_batches: the number of batches to compute ahead; 0 computes each batch on demand, without a thread.
+        pin: whether to copy tensors to page-locked memory, from which CUDA copies asynchronously.
     """
 
     def __init__(self, stream: BatchStream, num_batches: int, pin: bool) -> None:
@@ -553,7 +560,7 @@ class Prefetcher:
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
-        """Return the number of global batches in the current epoch."""
+        """Return the number of global batches in the current epoch, estimated as by `BatchStream`."""
         return self._length
 
     def __iter__(self) -> Iterator[LocalBatch]:
@@ -565,7 +572,7 @@ class Prefetcher:
         return prefetched.local_batch
 
     def largest_microbatch(self) -> Batch:
-        """Return `BatchStream.largest_microbatch`; to be called before the first batch is taken."""
+        """Return `BatchStream.largest_microbatch`; call this before the first batch is taken."""
         return self._stream.largest_microbatch()
 
     def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
@@ -573,7 +580,7 @@ class Prefetcher:
         return self._stream.pairs_at(loader_state)
 
     def close(self) -> None:
-        """Stop the thread and discard prefetched batches; nothing can be taken afterwards."""
+        """Stop the thread and discard prefetched batches; no batch can be taken afterwards."""
         self._stopped = True
         self._num_free.release()
         if self._thread is not None:

@@ -33,7 +33,7 @@ from gnmt.training.objective import Objective
 MAX_PAIR_TOKENS = 1000
 """Largest number of tokens on either side of a pair whose loss is measured."""
 TOKENS_PER_PAIR = 64
-"""Source and target tokens, with padding, of a batch for the loss: at most this number times the batch size."""
+"""A batch for the loss has at most this number of padded source and target tokens per sentence of the batch size."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class DevResult:
 
     Args:
         loss: unsmoothed nats per target token with EOS.
-        scores: of the translations.
+        scores: BLEU and chrF of the translations.
         sources: the dev sentences.
-        references: their reference translations.
-        translations: those of the model.
-        tokenizers: those of the model.
+        references: reference translations.
+        translations: translations of the model.
+        tokenizers: tokenizers of the model.
     """
 
     loss: float
@@ -79,11 +79,11 @@ class DevResult:
 
 
 class RankResult(NamedTuple):
-    """The results of one rank.
+    """The translations and losses that one rank has computed.
 
     Args:
-        translations: of its sentences, in their order.
-        losses: for each of its batches, by index: summed nats and number of target tokens.
+        translations: translations of the rank's sentences, in their order.
+        losses: for each of the rank's batches, by index: summed nats and number of target tokens.
     """
 
     translations: list[Translation]
@@ -94,11 +94,11 @@ class DevEvaluator:
     """Evaluate the current weights on the dev set.
 
     With R ranks, each rank translates one contiguous part of the sentences and measures the loss of every R-th batch.
-    All ranks return the whole result, which equals that of one process.
+    All ranks return the complete result, which equals that of one process.
 
     Args:
         objective: the model and its loss.
-        tokenizers: those of the model.
+        tokenizers: tokenizers of the model.
         options: search options.
         precision: device and number format.
         pairs: source and reference texts of the dev set.
@@ -123,7 +123,7 @@ class DevEvaluator:
         unused_target_ids: Sequence[int] = (),
         ranks: Ranks | None = None,
     ) -> None:
-        check_coverage(options, objective.model.decoder.has_attention)  # refused here, not an hour later
+        check_coverage(options, objective.model.decoder.has_attention)  # before training, not at the first evaluation
         self.objective = objective
         self.tokenizers = tokenizers
         self.options = options
@@ -135,13 +135,13 @@ class DevEvaluator:
         self.ranks = ranks or Ranks()
 
     def __call__(self, abandoning: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
-        """Evaluate, and return the result.
+        """Translate the dev set, measure the loss, and return the result of all ranks.
 
         Args:
-            abandoning: returns the context of the work, in which a signal may raise Abandoned.
+            abandoning: returns the context in which this rank computes; there, a signal may raise Abandoned.
 
         Raises:
-            Abandoned: on all ranks, if one of them was interrupted; each finishes its own work first.
+            Abandoned: a rank was interrupted. All ranks raise it, after the others have finished their own work.
         """
         own = None
         try:
@@ -162,7 +162,7 @@ class DevEvaluator:
         return DevResult(mean_loss(losses), scores, self.sources, self.references, translations, self.tokenizers)
 
     def own_sentences(self) -> slice:
-        """Return the sentences that this rank translates. All ranks have about the same number of characters."""
+        """Return the range of sentences that this rank translates, with about as many characters as other ranks."""
         rank, num_ranks = self.ranks.rank, self.ranks.world_size
         ends = np.cumsum([len(source) + 1 for source in self.sources])
         total = int(ends[-1])
@@ -170,7 +170,7 @@ class DevEvaluator:
         return slice(start, end if rank + 1 < num_ranks else len(self.sources))
 
     def translations(self) -> list[Translation]:
-        """Translate the sentences of this rank. The first sentence of all keeps its attention, for the figure."""
+        """Translate the sentences of this rank. Only the first dev sentence keeps its attention, for the figure."""
         own = self.own_sentences()
         if own.start == own.stop:
             return []
@@ -194,8 +194,8 @@ class DevEvaluator:
     def losses(self) -> dict[int, tuple[float, int]]:
         """Measure the unsmoothed loss of the batches of this rank.
 
-        Left out are pairs with an empty side, and pairs with a side of more than MAX_PAIR_TOKENS tokens or more tokens
-        than the model has learned positions.
+        A pair is left out if a side is empty, has more than MAX_PAIR_TOKENS tokens, or has more tokens than the model
+        has learned positions.
 
         Returns:
             For each batch, by index: summed nats and number of target tokens with EOS.
@@ -226,9 +226,9 @@ class DevEvaluator:
 
 
 def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:
-    """Return the nats per token of all batches, or NaN without any.
+    """Return the mean loss of all batches in nats per token, or NaN without batches.
 
-    The sum runs in the order of the batches, so that it does not depend on the number of ranks.
+    It is summed in the order of the batches, so that it does not depend on the number of ranks.
     """
     in_order = [losses[index] for index in sorted(losses)]
     num_tokens = sum(tokens for _, tokens in in_order)
@@ -248,9 +248,9 @@ def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samp
 
     Args:
         reporter: writes TensorBoard data.
-        result: of the evaluation.
+        result: result of the evaluation.
         step: update after which it was made.
-        num_samples: number of translations to write.
+        num_samples: number of sample translations to write.
     """
     for tag, value in result.scalars().items():
         reporter.scalar(tag, value, step)

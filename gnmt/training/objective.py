@@ -33,7 +33,7 @@ until they are added. Without an entry, all of them."""
 
 
 class Objective(nn.Module):
-    """The summed loss of a batch. Padding positions do not enter the output layer."""
+    """Compute the summed loss of a batch. Padding positions do not enter the output layer."""
 
     def __init__(self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tens
 class _SelectTokens(torch.autograd.Function):
     """Compute states_BTH[rows_N, steps_N] for pairs of indices that are all different.
 
-    The backward pass of plain indexing allows for repeated indices: it adds one by one on a CPU and sorts on CUDA.
-    This one copies. Its result has the memory layout of the states, so the layer below does not transpose it.
+    The backward pass of plain indexing allows repeated indices, so it adds row by row on a CPU and sorts on CUDA. This
+    one copies. Its result has the memory layout of the states, so the layer below does not transpose it.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ class _SelectTokens(torch.autograd.Function):
 
 
 class LabelSmoothedCrossEntropy(nn.Module):
-    """Cross-entropy with label smoothing over all ids that can occur.
+    """Compute cross-entropy with label smoothing over the allowed ids, those that can occur.
 
     loss = -(1 - smoothing) * log p(y) - smoothing * mean of log p over the allowed ids, in nats.
 
@@ -101,9 +101,9 @@ class LabelSmoothedCrossEntropy(nn.Module):
 
     Args:
         vocabulary_size: size of the target vocabulary.
-        never_produced: ids that no sentence holds (PAD, BOS, and UNK where byte fallback makes it impossible). They
-            are not allowed ids: smoothing over them would make the model produce them now and then.
-        smoothing: share of the probability mass that is spread over the allowed ids.
+        never_produced: ids that no sentence contains (PAD, BOS, and UNK where byte fallback makes it impossible). They
+            get no smoothing, which would teach the model to produce them.
+        smoothing: fraction of the probability mass that is spread over the allowed ids.
     """
 
     uniform_V: Tensor
@@ -121,9 +121,9 @@ class LabelSmoothedCrossEntropy(nn.Module):
         self.register_buffer("uniform_V", allowed_V / allowed_V.sum(), persistent=False)
 
     def forward(self, hidden_NH: Tensor, output_layer: nn.Linear, labels_N: Tensor) -> Tensor:
-        """Return the loss summed over N tokens (fp32 scalar).
+        """Return the loss summed over N tokens, a scalar in fp32 (fp64 for fp64 hidden states).
 
-        Under autocast the logits have autocast's dtype; sums over tokens are fp32.
+        Under autocast the logits have autocast's dtype.
 
         Args:
             hidden_NH: hidden states of the real tokens.
@@ -146,9 +146,9 @@ class LabelSmoothedCrossEntropy(nn.Module):
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Compute the loss and its gradient in one pass over the chunks.
 
-    The gradient of a sum of losses depends on later operations only by a factor. The forward pass therefore computes it
-    while the logits of a chunk are in memory, and the backward pass multiplies it in place and returns it. A second
-    backward pass through the same graph (retain_graph) computes it again.
+    The gradient of the summed loss depends on later operations only by a scalar factor. The forward pass therefore
+    computes it while the logits of a chunk are in memory, and the backward pass multiplies it in place by that factor.
+    A second backward pass through the same graph (retain_graph) computes it again.
     """
 
     @staticmethod
@@ -182,7 +182,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype in which a matrix product of these hidden states runs: autocast's if that is enabled."""
+    """Return the dtype of matrix products of these hidden states: autocast's dtype if autocast is enabled."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
@@ -218,7 +218,7 @@ def chunked_cross_entropy(
         labels_N: int64 labels.
         uniform_V: uniform distribution over the allowed ids, 0 for the others.
         smoothing: s.
-        dtype: that of the matrix products.
+        dtype: dtype of the matrix products.
         with_gradient: whether to compute the gradients.
 
     Returns:
@@ -245,7 +245,7 @@ def chunked_cross_entropy(
             else:
                 # The gradient needs no wider dtype than that of the products, so the memory of the logits is reused.
                 probabilities = torch.softmax(logits, dim=-1, out=logits)
-            # The largest probability is exp(largest logit - normalizer), and it is never too small for its logarithm.
+            # The largest probability is exp(largest logit - normalizer) and at least 1/V, so its logarithm is finite.
             normalizer = largest - probabilities[real].amax(1).to(sum_dtype).log()
             loss_sum += (normalizer - (1 - smoothing) * label_logits).sum()
             if gradients is None:
@@ -272,8 +272,8 @@ def chunked_cross_entropy(
 def chunks(num_tokens: int, multiple: int) -> Iterator[slice]:
     """Yield the fewest chunks of at most CHUNK_TOKENS tokens, about equal in size.
 
-    Every chunk costs a pass over the gradient of the output weight. The size is a multiple of `multiple`, so the last
-    chunk may reach beyond the tokens. Without tokens there is one empty chunk.
+    Few chunks are fast, because each one costs a pass over the gradient of the output weight. The size is a multiple of
+    `multiple`, so the last chunk may reach beyond the tokens. Without tokens there is one chunk, which selects none.
     """
     size = max(1, math.ceil(num_tokens / max(1, math.ceil(num_tokens / CHUNK_TOKENS))))
     size = -(-size // multiple) * multiple
@@ -282,7 +282,7 @@ def chunks(num_tokens: int, multiple: int) -> Iterator[slice]:
 
 
 def accumulate_product(sum_VH: Tensor, grad_NV: Tensor, hidden_NH: Tensor, first: bool) -> None:
-    """Add grad' hidden to the sum, or overwrite the sum with it for the first chunk.
+    """Add grad_NV.T @ hidden_NH to the sum, or overwrite the sum with it for the first chunk.
 
     If the sum has a wider dtype than the product, the product is computed in blocks of rows that stay in the cache
     until they are added.
@@ -307,8 +307,8 @@ def accumulate(total: Tensor, summand: Tensor, first: bool) -> None:
 def scale(gradient: Tensor, factor: Tensor) -> Tensor:
     """Multiply a gradient by a factor, in place if their dtypes agree.
 
-    Otherwise the product is computed in the dtype of the factor: a factor rounded to bf16 would change the whole
-    gradient by up to 0.4%.
+    Otherwise the product is computed in the dtype of the factor, because rounding the factor to bf16 would change the
+    whole gradient by up to 0.4%.
     """
     if gradient.dtype == factor.dtype:
         return gradient.mul_(factor)

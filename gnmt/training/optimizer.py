@@ -1,7 +1,7 @@
 """Training stages, optimizer updates, and the moving average of the weights.
 
-A run has one training stage or several in a row, each with its own optimizer and schedule: `StageOptions` describes one
-in the config, and `build_stages` makes a `Stage` of it. `StagedOptimizer` applies the updates: it clips the gradient,
+A run has one training stage or several in a row, each with its own optimizer and schedule. `StageOptions` is a stage in
+the config, and `build_stages` turns it into a `Stage`. `StagedOptimizer` applies the updates: it clips the gradient,
 skips updates that are not finite, and changes the optimizer where a stage begins. `WeightAverage` is independent of it.
 """
 
@@ -29,13 +29,13 @@ MakeOptimizer = Callable[..., Optimizer]
 
 @dataclass(frozen=True)
 class StageOptions:
-    """One training stage. A field that is None takes the root key `optimizer` or `schedule`.
+    """Options of one training stage. Where optimizer or schedule is None, the root key of that name is used.
 
     Args:
         until_step: number of updates of the whole run after which the next stage begins; None for the last stage, which
             lasts as long as the run.
-        optimizer: it starts without the state of the previous stage's optimizer.
-        schedule: it counts updates from the beginning of the stage.
+        optimizer: optimizer of the stage, which starts without the state of the previous one.
+        schedule: schedule of the stage, which counts updates from the beginning of the stage.
     """
 
     until_step: Annotated[int, Range(1)] | None
@@ -44,12 +44,12 @@ class StageOptions:
 
 
 class Stage(NamedTuple):
-    """A training stage ready to begin.
+    """A training stage of a run.
 
     Args:
-        start: its first update, counted from 0 in the whole run.
-        make_optimizer: builds its optimizer from the keyword `params`.
-        schedule: its learning-rate schedule.
+        start: first update of the stage, counted from 0 in the whole run.
+        make_optimizer: builds the optimizer from the keyword argument `params`.
+        schedule: learning-rate schedule.
     """
 
     start: int
@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 
 
 def check_stages(stages: Sequence[StageOptions]) -> None:
-    """Raise InputError for stages that are out of order, or that leave a root key without effect."""
+    """Raise InputError if stages are out of order, or if all of them replace a root key."""
     ends = [stage.until_step for stage in stages]
     starts = [0, *(end for end in ends if end is not None)]
     rising = all(one < next_ for one, next_ in pairwise(starts))
@@ -81,9 +81,9 @@ def build_stages(
     """Return the stages of a run in their order.
 
     Args:
-        stages: from the config; None for one stage from start to end.
-        make_optimizer: the root key `optimizer`, for stages without their own.
-        schedule: the root key `schedule`, for stages without their own.
+        stages: stages of the config; None for a single stage.
+        make_optimizer: optimizer of the root key, for stages without their own.
+        schedule: schedule of the root key, for stages without their own.
     """
     if stages is None:
         return [Stage(0, make_optimizer, schedule)]
@@ -99,8 +99,8 @@ class StagedOptimizer:
 
     An update whose loss or gradient is not finite is skipped: weights and optimizer state stay unchanged. Optimizers
     with a fused kernel (`fused: true`) skip it on the device, so the host does not wait for the result. For other
-    optimizers, and until a stage has made its first update, the host reads whether the update is finite. (Fused SGD
-    would leave its momentum uninitialized if its first update were skipped on the device.)
+    optimizers, and for the first update of a stage, the host reads whether the update is finite: fused SGD would leave
+    its momentum uninitialized if its first update were skipped on the device.
 
     Args:
         parameters: the parameters to optimize.
@@ -134,7 +134,7 @@ class StagedOptimizer:
         return rate
 
     def begin_update(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
-        """Set the learning rate for an update, and enter its stage if the update is the first one of a stage.
+        """Set the learning rate of an update, after building the new optimizer if a stage begins with this update.
 
         Args:
             step: number of the update, counted from 0.
@@ -150,10 +150,10 @@ class StagedOptimizer:
             group["lr"] = base_rate * factor
 
     def apply(self, loss_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip the gradients, make one update of them, and clear them.
+        """Clip the gradients, apply the update, and clear the gradients.
 
         Args:
-            loss_sum: the loss of these gradients. If it is not finite, the update is skipped.
+            loss_sum: the loss that the gradients belong to. If it is not finite, the update is skipped.
 
         Returns:
             The norm of the gradient before clipping, and a bool that is False if the update was skipped; both are
@@ -170,7 +170,7 @@ class StagedOptimizer:
         return norm, finite
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the entries of a checkpoint. The stage is not among them: it follows from the step."""
+        """Return the entries for a checkpoint. The stage is not among them, because the step determines it."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -178,10 +178,10 @@ class StagedOptimizer:
         }
 
     def load_state_dict(self, contents: Mapping[str, Any], step: int) -> None:
-        """Load what `state_dict` gave after `step` updates.
+        """Load what `state_dict` returned after `step` updates.
 
-        The saved optimizer is that of the stage of the last update; a stage that begins with the next update starts
-        fresh.
+        The saved optimizer belongs to the stage of the last update. If a stage begins with the next update,
+        `begin_update` builds its optimizer.
         """
         self._enter_stage(self._stage_index(max(0, step - 1)))
         self.optimizer.load_state_dict(contents["optimizer"])
@@ -213,8 +213,8 @@ class StagedOptimizer:
 class WeightAverage:
     """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights.
 
-    The first updates use the smaller decay (1 + step) / (10 + step), so that the initial weights lose their influence
-    soon.
+    The first updates use the smaller decay (1 + step) / (10 + step), so that the initial weights soon lose their
+    influence.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -230,7 +230,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Replace the model's weights by their averages inside this context."""
+        """Replace the model's weights by their averages inside this context, and restore them afterwards."""
         own = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self._copy(self.averages)
         try:
@@ -244,7 +244,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state_dict(self, averages: Mapping[str, Tensor]) -> None:
-        """Load averages that `state_dict` gave."""
+        """Load averages that `state_dict` returned."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
 

@@ -1,8 +1,8 @@
 """Write the checkpoints of a run in the background, keep the newest ones, and find the one to resume from.
 
 `RunCheckpoints` names, writes, finds and deletes the files; `Trainer.run_evaluation` decides when best.pt is written.
-`BackgroundWriter` runs one write at a time in a thread, of contents that `snapshot` has copied to the CPU, so that
-training does not wait for the disk. The format of a file is in `gnmt.checkpoint.file`.
+`BackgroundWriter` runs one write at a time in a thread, so that training does not wait for the disk; `snapshot` copies
+the contents to the CPU first. `gnmt.checkpoint.file` defines the format of a file.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _THREAD_NAME = "checkpoint writer"
 
 
 class RunCheckpoints:
-    """The checkpoint files of a run folder.
+    """Write, find and delete the checkpoint files of a run folder.
 
-    checkpoints/step_00001000.pt, ... are full checkpoints, from which training resumes. last.pt is a link to the newest
-    of them. best.pt holds weights only.
+    checkpoints/step_00001000.pt, ... are full checkpoints, from which training resumes. last.pt is a symbolic link to
+    the newest of them. best.pt holds weights only.
 
     Args:
         run_folder: the run folder; it need not exist yet.
-        keep: number of newest full checkpoints that `save` keeps.
+        keep: number of full checkpoints that `save` keeps, the newest ones.
     """
 
     def __init__(self, run_folder: Path, keep: int) -> None:
@@ -51,7 +51,7 @@ class RunCheckpoints:
         return self.folder / f"step_{step:08d}.pt"
 
     def full(self) -> list[Path]:
-        """Return the full checkpoints, oldest first. Files of other names, such as a user's copies, are left out."""
+        """Return the full checkpoints, oldest first; files with other names, such as a user's copies, are ignored."""
         return sorted(
             (file for file in self.folder.glob("step_*.pt") if _FULL_CHECKPOINT.fullmatch(file.name)), key=_step_of
         )
@@ -62,8 +62,8 @@ class RunCheckpoints:
         A damaged file is skipped with a warning, and the previous one is read.
 
         Raises:
-            UnreadableCheckpointError: the newest file may be intact but cannot be read now. Falling back would repeat
-                updates without need.
+            UnreadableCheckpointError: a file cannot be read now but may be intact. Falling back would repeat updates
+                without need.
             InputError: all files are damaged.
         """
         paths = self.full()
@@ -91,7 +91,7 @@ class RunCheckpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path_of(step)
         write_checkpoint(path, contents)
-        # Newer files are damaged ones from which the run fell back. They must not displace intact ones.
+        # Files of later updates are damaged, or the run would have resumed from them. They do not count for `keep`.
         for old in [file for file in self.full() if _step_of(file) <= step][: -self.keep]:
             old.unlink()
         self._link_last_to(path)
@@ -102,13 +102,13 @@ class RunCheckpoints:
         write_checkpoint(self.best, contents)
 
     def remove_leftovers(self) -> None:
-        """Delete temporary files of a process that was killed while it wrote; call this under the run folder's lock."""
+        """Delete temporary files of a process that was killed while writing; call this under the run folder's lock."""
         for written in (self.folder / "step_*", self.best, self.last.with_suffix("")):
             for path in written.parent.glob(f".{written.name}.*tmp"):
                 path.unlink(missing_ok=True)
 
     def _link_last_to(self, path: Path) -> None:
-        """Make last.pt a link to the path. Resuming does not need the link, so a failure is only logged."""
+        """Link last.pt to the path. Resuming does not need the link, so a failure is only logged."""
         temporary = self.last.with_name(f".last.{os.getpid()}.tmp")
         try:
             temporary.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ class RunCheckpoints:
         except OSError as error:
             if not self._has_warned_of_last:
                 reason = error.strerror or error
-                log.warning("%s cannot be made a link to %s (%s); use that file itself", self.last, path, reason)
+                log.warning("%s cannot be linked to %s (%s); use that file directly", self.last, path, reason)
             self._has_warned_of_last = True
 
 
@@ -129,9 +129,9 @@ def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -
     """Return the checkpoints that a command names, by their paths or as the newest ones of a run.
 
     Args:
-        checkpoints: paths.
-        run: a run folder.
-        last: number of its newest full checkpoints.
+        checkpoints: paths; empty if `run` is given.
+        run: a run folder, or None.
+        last: number of newest full checkpoints to take from the run folder.
 
     Raises:
         InputError: both or neither of `checkpoints` and `run` are given, or the run has fewer checkpoints.
@@ -152,14 +152,14 @@ def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -
     return full[-last:]
 
 
-# Writing in the background
+# Write in the background
 
 
 class BackgroundWriter:
     """Run one write at a time in a thread. The next write, and the end of the `with` block, wait for it.
 
-    The caller's thread handles the outcome in `poll` or `wait`. After a success it calls `on_written`. An OSError, such
-    as a full disk, is logged: it costs one checkpoint and not the run. Any other error is raised.
+    `poll` and `wait` handle the outcome in the caller's thread. After a success they call `on_written`. They log an
+    OSError, such as a full disk, because the run can continue without one checkpoint. They raise any other error.
     """
 
     def __init__(self) -> None:
@@ -174,9 +174,9 @@ class BackgroundWriter:
 
         Args:
             write: called in the thread.
-            name: what is written, for the message after a failure.
+            name: name of the file for the message about a failure.
             on_written: called by `poll` or `wait` after a success.
-            has_older: whether a failure leaves an older file of this kind, for the message.
+            has_older: whether an older file of this kind remains after a failure, for the message.
         """
         self.wait()
         self._name, self._on_written, self._error = name, on_written, None
@@ -215,7 +215,7 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second signal ends the run at once. After a first one, the trainer has already waited.
+        # After a second signal the run must end at once. After a first one, the trainer has already waited.
         if not isinstance(error, Interrupted):
             self.wait()
 
@@ -226,7 +226,7 @@ def is_writing() -> bool:
 
 
 def snapshot(contents: Any) -> Any:
-    """Return the same nested values with all tensors copied to the CPU, so that they can be written during updates.
+    """Copy the tensors in nested values to the CPU, so that they can be written during updates.
 
     Tensors that share memory (tied weights) share one copy.
     """
@@ -251,7 +251,7 @@ def _copy(value: Any, copies: dict[tuple[Any, ...], Tensor]) -> Any:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of torch's global generators, as a checkpoint holds them."""
+    """Return the states of torch's global random generators for a checkpoint."""
     return {
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if device.type == "cuda" else [],
@@ -259,7 +259,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` gave; the CUDA states only if the number of CUDA devices is the same."""
+    """Restore what `random_state` returned; CUDA states only if the number of CUDA devices is the same."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,6 +1,6 @@
-"""Learning-rate schedules: pure functions of the update's number and of the dev BLEU scores so far.
+"""Learning-rate schedules: pure functions of the step and of the dev BLEU scores so far.
 
-For each update a schedule gives the factor by which `optimizer.lr` is multiplied. Schedules have no state, so
+For each update a schedule returns the factor by which `optimizer.lr` is multiplied. Schedules have no state, so
 checkpoints hold none. Updates are counted from 0.
 """
 
@@ -19,14 +19,14 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 class Schedule(ABC):
-    """Base class of schedules."""
+    """Base class of schedules, which multiply the learning rate by two factors."""
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """Return the factor of the learning rate for update `step`."""
+        """Return the factor for update `step`."""
 
     def plateau_factor(self, bleus: Sequence[float]) -> float:
-        """Return a second factor, which depends on the dev BLEU scores so far, in their order."""
+        """Return a second factor, which depends on the dev BLEU scores so far, oldest first."""
         return 1.0
 
 
@@ -37,7 +37,7 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """Linear warm-up, then 1."""
+    """Warm up linearly to 1, then stay at 1."""
 
     warmup_steps: Steps = 0
 
@@ -47,7 +47,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine from 1 down to final_fraction at total_steps, then constant."""
+    """Warm up linearly to 1, fall along half a cosine to final_fraction at total_steps, then stay there."""
 
     total_steps: Annotated[int, Range(1)]
     warmup_steps: Steps = 0
@@ -62,9 +62,9 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseSquareRoot(Schedule):
-    """Linear warm-up to 1, then sqrt(warmup_steps / step).
+    """Warm up linearly to 1, then fall as sqrt(warmup_steps / (step + 1)).
 
-    This is the schedule of Vaswani et al. 2017, eq. 3, without the factor of the model's width.
+    This is the schedule of Vaswani et al. 2017, eq. 3, scaled so that its peak is 1.
     """
 
     warmup_steps: Annotated[int, Range(1)]
@@ -75,7 +75,7 @@ class InverseSquareRoot(Schedule):
 
 @dataclass(frozen=True)
 class WarmupStepDecay(Schedule):
-    """Exponential warm-up from 0.01, then 1, then a multiplication by decay_factor every decay_interval_steps.
+    """Warm up exponentially from 0.01 to 1, then multiply by decay_factor every decay_interval_steps updates.
 
     This is the recipe of tensorflow/nmt and of NVIDIA's GNMT. Wu et al. 2016, section 8, halve the rate every 200,000
     updates from update 1.2 million on.
@@ -104,11 +104,11 @@ class WarmupStepDecay(Schedule):
 
 @dataclass(frozen=True)
 class Plateau(Schedule):
-    """Linear warm-up, then 1, and a multiplication by decay_factor whenever dev BLEU stops rising.
+    """Warm up linearly to 1, then multiply by decay_factor whenever dev BLEU stops rising.
 
     Args:
-        patience_evaluations: number of evaluations in a row without a BLEU above all before them that causes a decay.
-            After a decay, counting begins again.
+        patience_evaluations: number of evaluations in a row without a new best BLEU that causes a decay. After a
+            decay, counting begins again.
         warmup_steps: updates of the warm-up.
         decay_factor: factor of each decay.
         num_decays: largest number of decays.

@@ -1,8 +1,8 @@
 """Train one model, from a checked config to best.pt.
 
-`train` is the whole run, read from top to bottom: resolve the config, find the checkpoint to resume from, preprocess
-the data, build the model and the trainer, fit, and summarize. The functions below it stand in the order in which it
-calls them. The training loop itself is in `gnmt.training.trainer`.
+`train` performs the whole run: resolve the config, find the checkpoint to resume from, preprocess the data, build the
+model and the trainer, fit, and summarize. Its helper functions follow in the order in which it calls them. The training
+loop is in `gnmt.training.trainer`.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class TrainingResult:
 
 
 def train(cfg: Any, folder: Path) -> TrainingResult:
-    """Train as the checked config says, or resume the run that the folder holds.
+    """Train a model with a checked config, or resume the run in the folder.
 
-    With torchrun, all processes train one model together. Rank 0 alone writes files, every rank returns the result,
-    and an error on one rank stops all of them.
+    With torchrun, all processes train one model together. Only rank 0 writes files, every rank returns the result, and
+    an error on one rank stops all of them.
 
     Args:
         cfg: the composed and checked config.
@@ -96,7 +96,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         stack.enter_context(deterministic_kernels(cfg.deterministic))
         stack.enter_context(ending_together(ranks, is_writing))
 
-        # Resolve the config, and check it before a file is written.
+        # Resolve the config and check it before any file is written.
         config = resolve(cfg)
         options: TrainerOptions = build(cfg.trainer)
         check_tokenizer(config["data"]["bleu_tokenize"])
@@ -113,12 +113,14 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         if saved is not None:
             check_same_settings(folder, saved, config)
             if saved["precision"] != precision.name:
-                log.warning("the run began in %s and resumes in %s", saved["precision"], precision.name)
+                log.warning("the run was trained in %s and resumes in %s", saved["precision"], precision.name)
         elif cfg.initialize_from is not None:
             initial = read_initial_checkpoint(cfg.initialize_from, config)
 
-        # Build the data, the model and the trainer.
-        preprocessed = preprocess_on_rank_0(ranks, cfg, checkpoints)
+        # Preprocess the data, and build the model and the trainer.
+        if ranks.is_rank_0:
+            checkpoints.remove_leftovers()
+        preprocessed = preprocess_on_rank_0(ranks, cfg)
         if saved is not None:
             check_same_data(folder, saved, preprocessed)
         torch.manual_seed(cfg.seed)
@@ -128,7 +130,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
             load_initial_weights(model, cfg.initialize_from, initial, preprocessed.tokenizers)
         model.to(precision.device)
         return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
-        # A run that starts from scratch deletes curves too: a run killed before its first checkpoint has left some.
+        # From scratch, purge all curves: a run that was killed before its first checkpoint may have left some.
         purge_step = 0 if saved is None else saved["step"] + 1
         with ranks.process_group(precision.device), Reporter(folder, purge_step) as reporter:
             trainer = build_trainer(
@@ -148,7 +150,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
             # Fit.
             has_updates_left = not trainer.finished()
-            # A limit below the updates that are done changes nothing of the run, so config.json keeps the old one.
+            # Without updates left, new limits have no effect, so config.json keeps those of the training.
             if ranks.is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
                 write_config(folder, config)
             if has_updates_left or trainer.state.needs_final_evaluation():
@@ -169,15 +171,15 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
             # Summarize.
             best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
             result = TrainingResult(folder, trainer.state.step, best, best_step)
-        del trainer  # it holds the last reference to the process group, whose threads must end before the ranks part
+        del trainer  # frees the process group, whose threads must end before the barrier at exit
         return result
 
 
-# Checks of the config before data is preprocessed, which may take hours
+# Check the config before preprocessing, which may take hours
 
 
 def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
-    """Raise InputError for values that only the optimizers themselves can check, such as a negative momentum."""
+    """Raise InputError for values that only the optimizer's constructor checks, such as a negative momentum."""
     makers: dict[str, MakeOptimizer] = {"optimizer": partial(build, config["optimizer"])}
     for index, stage in enumerate(options.stages or ()):
         if stage.optimizer is not None:
@@ -190,7 +192,7 @@ def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
 
 
 def check_model(config: Mapping[str, Any]) -> None:
-    """Raise InputError if parts of the model do not fit each other, the tokenizers, or the search options."""
+    """Raise InputError if the parts of the model do not fit each other, the tokenizers or the search options."""
     joint = config["tokenizer"].get("joint") is not False
     check_shared_vocabulary(config["model"].get("tie_embeddings", "none"), joint)
     model = build_on_meta_device(config["model"], TRIAL_VOCABULARY_SIZE, TRIAL_VOCABULARY_SIZE)
@@ -201,11 +203,11 @@ def check_model(config: Mapping[str, Any]) -> None:
 def build_on_meta_device(
     node: Mapping[str, Any], source_vocabulary_size: int, target_vocabulary_size: int
 ) -> Seq2Seq | None:
-    """Build the model without memory for its weights.
+    """Build the model on the meta device, without memory for its weights.
 
     Returns:
-        The model, or None if a component from outside gnmt cannot be built on the meta device. Such a model is
-        checked when it is built on the real device.
+        The model, or None if a component from outside gnmt cannot be built on the meta device. Such a model is checked
+        only when it is built on the real device.
     """
     sizes = {"source_vocabulary_size": source_vocabulary_size, "target_vocabulary_size": target_vocabulary_size}
     try:
@@ -218,7 +220,7 @@ def build_on_meta_device(
     return model
 
 
-# Resuming, and starting from the weights of another run
+# Resume, or start from the weights of another run
 
 
 def find_saved_state(
@@ -226,11 +228,11 @@ def find_saved_state(
 ) -> dict[str, Any] | None:
     """Return the contents of the full checkpoint to resume from, or None to start from scratch.
 
-    Rank 0 chooses the file and the other ranks read the same one: on their own, two ranks could choose differently.
+    Rank 0 chooses the file and the other ranks read the same one. If each rank chose, they might choose differently.
 
     Args:
         ranks: the processes of this job.
-        checkpoints: those of the run folder.
+        checkpoints: the checkpoint files of the run folder.
         resume: `auto` or `never`; `never` refuses a folder that holds a run.
         config: the resolved config.
     """
@@ -277,13 +279,13 @@ def check_same_data(folder: Path, saved: Mapping[str, Any], preprocessed: Prepro
 
 
 def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of the checkpoint in initialize_from, whose weights fit the model of this run.
+    """Read the checkpoint of initialize_from, and check that its weights fit the model of this run.
 
-    `load_initial_weights` checks its tokenizers later, when the data is preprocessed.
+    `load_initial_weights` compares the tokenizers later, when the data has been preprocessed.
 
     Raises:
-        InputError: the file is no checkpoint, or its weights have other names or shapes; lists the settings that
-            differ.
+        InputError: the file is not a checkpoint, or its weights have other names or shapes. The message lists the
+            settings that differ.
     """
     try:
         contents = read_checkpoint(path, REQUIRED_ENTRIES)
@@ -297,7 +299,7 @@ def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, A
             config["model"], tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size
         )
         mismatch = None if model is None else describe_weight_mismatch(model, contents["model"])
-    except InputError as error:  # a table for both sides cannot hold its two vocabularies
+    except InputError as error:  # one embedding table for both sides needs vocabularies of equal size
         mismatch = str(error)
     if mismatch is None:
         return contents
@@ -317,9 +319,9 @@ def load_initial_weights(model: Seq2Seq, path: str, contents: Mapping[str, Any],
     Args:
         model: the model of this run.
         path: initialize_from, for messages.
-        contents: those of its checkpoint.
-        tokenizers: those of this run. They must equal the checkpoint's, or rows of the embedding tables would stand
-            for other subwords.
+        contents: contents of the other run's checkpoint.
+        tokenizers: tokenizers of this run. They must equal the checkpoint's: row i of an embedding table belongs to
+            subword i.
     """
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
         if not contents["preprocessed_folder"]:
@@ -330,20 +332,19 @@ def load_initial_weights(model: Seq2Seq, path: str, contents: Mapping[str, Any],
         folder = Path(contents["preprocessed_folder"]) / "tokenizer"
         raise InputError(
             f"initialize_from={path}: its tokenizers differ from those of the preprocessed data, so its embeddings "
-            "would stand for other subwords. Preprocess this data with its tokenizers: tokenizer=existing "
+            "would belong to other subwords. Preprocess this data with its tokenizers: tokenizer=existing "
             f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
         )
     load_weights(model, contents, f"initialize_from={path}")
-    log.info("weights from %s, update %d", path, contents["step"])
+    log.info("initial weights: update %d of %s", contents["step"], path)
 
 
-# Building
+# Build the data, the model and the trainer
 
 
-def preprocess_on_rank_0(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) -> PreprocessedData:
-    """Return the preprocessed data. Rank 0 makes it, and the other ranks open it when it is complete."""
+def preprocess_on_rank_0(ranks: Ranks, cfg: Any) -> PreprocessedData:
+    """Return the preprocessed data. Rank 0 preprocesses, and the other ranks open the finished folder."""
     if ranks.is_rank_0:
-        checkpoints.remove_leftovers()
         preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer))
     ranks.wait_for_rank_0()
     return preprocessed if ranks.is_rank_0 else preprocess(build(cfg.data), build(cfg.tokenizer))
@@ -352,7 +353,7 @@ def preprocess_on_rank_0(ranks: Ranks, cfg: Any, checkpoints: RunCheckpoints) ->
 def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> None:
     """Raise InputError if a training pair has more tokens than the model has learned positions.
 
-    Sampled subwords may still make a sentence longer; see gnmt.model.layers.
+    Subword regularization may still make a sentence longer; `gnmt.model.layers.Positions` then raises InputError.
     """
     for side, key, limit, lengths in (
         ("source", "model.encoder.learned_positions", model.encoder.max_tokens, preprocessed.store.source_lengths),
@@ -376,14 +377,14 @@ def choose_unused_target_ids(
 ) -> list[int]:
     """Return the target ids that no training sentence holds, which search suppresses.
 
-    A resumed run keeps the ids that it began with. A run that starts from other weights suppresses only ids that the
+    A resumed run keeps the ids of its first start. A run that starts from other weights suppresses only ids that the
     other run had not seen either. With subword regularization every id can occur.
 
     Args:
         preprocessed: the data of this run.
-        options: those of the trainer.
-        saved: contents of the checkpoint that the run resumes from.
-        initial: contents of the checkpoint in initialize_from.
+        options: options of the trainer.
+        saved: contents of the checkpoint from which the run resumes.
+        initial: contents of the checkpoint of initialize_from.
     """
     if saved is not None:
         return list(saved["unused_target_ids"])
@@ -391,8 +392,7 @@ def choose_unused_target_ids(
         return []
     if initial is None:
         return preprocessed.unused_target_ids
-    # A checkpoint that was imported need not list any.
-    return sorted({*preprocessed.unused_target_ids} & {*initial.get("unused_target_ids", ())})
+    return sorted({*preprocessed.unused_target_ids} & {*initial["unused_target_ids"]})
 
 
 def build_trainer(
@@ -408,19 +408,19 @@ def build_trainer(
     unused_target_ids: Sequence[int] = (),
     ranks: Ranks | None = None,
 ) -> Trainer:
-    """Build the loss, the optimizer stages, the batches and the dev evaluation around a model.
+    """Build the loss, the batches, the dev evaluation and the optimizer stages, and the trainer that uses them.
 
     Args:
         config: the resolved config.
-        options: those of the trainer, built from the config.
-        model: on the device of `precision`.
+        options: options of the trainer, built from the config.
+        model: the model, on the device of `precision`.
         preprocessed: training and dev data.
         loader_state: where in the data training begins.
         precision: device and number format of updates and translations.
-        checkpoints: where checkpoints are written.
-        reporter: where TensorBoard data is written.
+        checkpoints: the checkpoint files of the run.
+        reporter: writes TensorBoard data.
         unused_target_ids: see `choose_unused_target_ids`.
-        ranks: the processes that train together; None for one alone.
+        ranks: the processes that train together; None for one process alone.
     """
     ranks = ranks or Ranks()
     tokenizers = preprocessed.tokenizers
@@ -491,21 +491,21 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 
 
-# The log before the first update
+# Log before the first update
 
 
 def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path) -> None:
     """Log the sizes of data and model, the memory needed, the updates to do, the device and the precision."""
     state, options, stream = trainer.state, trainer.options, trainer.stream
     if trainer.finished():
-        log.info("%s has all its %d updates: only its final evaluation and checkpoint are left", folder, state.step)
+        log.info("%s: all %d updates are done; the final evaluation and checkpoint remain", folder, state.step)
         return
     tokenizers, num_ranks = preprocessed.tokenizers, trainer.ranks.world_size
     num_updates = trainer.last_step - state.step
     num_parameters = sum(parameter.numel() for parameter in trainer.objective.model.parameters())
     log.info("run folder: %s", folder)
     log.info(
-        "data: %s in %s, vocabularies of %d and %d subwords, about %s an epoch of at most %d tokens each",
+        "data: %s in %s, vocabularies of %d and %d subwords, about %s per epoch, at most %d tokens per update",
         format_count(len(preprocessed.store), "pair", comma=True),
         preprocessed.folder,
         tokenizers.source.vocabulary_size,
@@ -543,7 +543,7 @@ def estimate_state_bytes(trainer: Trainer) -> int:
 def measure_activation_bytes(trainer: Trainer, batch: Batch) -> int:
     """Return the bytes that a forward pass over the batch keeps for its backward pass.
 
-    Runs the forward pass and restores the random state afterwards.
+    The forward pass is run. The random state is restored afterwards.
     """
     sizes: dict[int, int] = {}
 
@@ -569,13 +569,13 @@ def in_megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f} MB"
 
 
-# After the last update
+# Check and report after the last update
 
 
 def check_final_writes(trainer: Trainer) -> None:
-    """Raise InputError if the last checkpoint, or the best.pt that it earned, could not be written.
+    """Raise InputError if the last checkpoint, or the best.pt of the last evaluation, could not be written.
 
-    The log already holds the reason of each failed write. Call this on rank 0, when all writes have ended.
+    The log already has the reason of each failed write. Call this on rank 0, when all writes have ended.
     """
     state, folder = trainer.state, trainer.checkpoints.folder.parent
     lost = []
@@ -587,21 +587,21 @@ def check_final_writes(trainer: Trainer) -> None:
         return
     if not trainer.last_saved_step and not state.best:
         raise InputError(
-            f"{folder}: no checkpoint could be written, so nothing of this training is kept (see above): make room on "
-            "the disk, and the same command starts from scratch"
+            f"{folder}: no checkpoint could be written, so nothing of this training is kept (the reason is logged "
+            "above): make room on the disk, and the same command starts from scratch"
         )
     best = f"best.pt is of update {state.best_step}" if state.best else "there is no best.pt of this run"
     newest, then = "there is no checkpoint to resume from", "starts from scratch"
     if trainer.last_saved_step:
         newest, then = f"the newest checkpoint is of update {trainer.last_saved_step}", "resumes from there"
     raise InputError(
-        f"{folder}: {' and '.join(lost)} could not be written (see above); {best}, and {newest}: make room on the "
-        f"disk, and the same command {then}"
+        f"{folder}: {' and '.join(lost)} could not be written (the reason is logged above); {best}, and {newest}: "
+        f"make room on the disk, and the same command {then}"
     )
 
 
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], state: TrainState) -> None:
-    """Write the settings and the best dev metrics for TensorBoard's comparison of runs."""
+    """Write the settings and the best dev metrics for the HPARAMS view of TensorBoard."""
     nodes = ("model", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
     metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in state.best.items()}
     reporter.hyperparameters({node: config[node] for node in nodes}, metrics, state.step)

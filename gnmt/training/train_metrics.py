@@ -1,8 +1,8 @@
 """State and metrics of a training run.
 
-`TrainState` is saved with every checkpoint. `IntervalMetrics` sums loss, speed and skipped updates between two log
-lines. `describe_batch` reports a batch whose update was skipped. `GradientNorms` records the norm of the gradient in
-each layer.
+`TrainState` holds the counters of a run. `IntervalMetrics` sums loss, tokens and skipped updates between two log lines.
+`FirstEstimate` logs early how long the run will take. `describe_batch` describes a batch whose update was skipped.
+`GradientNorms` records the gradient norm of each layer. Full checkpoints hold the first two.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ESTIMATE_SECONDS = 10.0
 NONFINITE_FILE = "nonfinite_batch.tsv"
 """File in the run folder: number, source and target of each pair of a batch with a non-finite loss or gradient."""
 NUM_PAIRS_SHOWN = 3
-"""Pairs whose text is in the message about such a batch."""
+"""Number of pairs whose text is in the error message about such a batch."""
 NUM_PAIRS_LISTED = 20
-"""Pairs whose number is in that message."""
+"""Number of pairs whose number is in that message."""
 NUM_CHARACTERS_SHOWN = 200
 """Characters of each side of a pair in that message."""
 
@@ -72,9 +72,9 @@ class TrainState:
     evaluation_due: bool = False
 
     def needs_final_evaluation(self) -> bool:
-        """Return whether the evaluation of the current step, or the best.pt that it earned, is still missing.
+        """Return whether the current step has not been evaluated, or its best dev BLEU has not reached best.pt.
 
-        The evaluation after the last update decides whether a run is finished.
+        A run that has reached its limit is finished only when its last weights are evaluated.
         """
         if self.evaluation_due or not self.best or not self.evaluations:
             return True
@@ -82,9 +82,9 @@ class TrainState:
         return step != self.step or bleu > self.best["dev/bleu"]
 
     def record_evaluation(self, bleu: float) -> bool:
-        """Record the dev BLEU of this step, and return whether it is the best so far.
+        """Record the dev BLEU of the current step, and return whether it is the best so far.
 
-        Evaluations whose best.pt could not be written count too.
+        It is compared with all earlier evaluations, including those whose best.pt could not be written.
         """
         # A resumed run repeats the evaluation of its step if best.pt could not be written.
         before = [(step, other) for step, other in self.evaluations if step != self.step]
@@ -105,7 +105,7 @@ class TrainState:
         return cls(**{item.name: contents[item.name] for item in fields(cls)})
 
 
-# Between two log lines
+# Metrics between two log lines
 
 
 class IntervalSums(NamedTuple):
@@ -117,7 +117,7 @@ class IntervalSums(NamedTuple):
         target_tokens: summed over these updates.
         updates: number of these updates.
         longest_skip: largest number of updates skipped in a row, counting those before the interval.
-        last_skipped: index in the interval of the last update of that row, or -1.
+        last_skipped: index in the interval of the last of these updates, or -1.
         largest_loss: largest loss per target token of an applied update.
         largest_gradient_norm: largest gradient norm of an applied update.
     """
@@ -136,18 +136,18 @@ class IntervalSums(NamedTuple):
 class IntervalMetrics:
     """Sums over the updates since the last log line.
 
-    Values that the device computes stay on it, in fp64, so that no update waits for the device. A checkpoint holds them
-    too, so a log line after a resumed run covers all its updates.
+    Tensors stay on the device, in fp64, so that the host does not wait for it in every update. A checkpoint holds the
+    sums, so the first log line of a resumed run covers all updates of its interval.
 
     Args:
         sums_4: loss, gradient norm, target tokens and number of the updates that were applied.
         longest_skip_1: see `IntervalSums.longest_skip`.
         last_skipped_1: see `IntervalSums.last_skipped`.
         largest_2: largest loss per target token and largest gradient norm, which show spikes that means hide.
-        loader_states: where in the data the batch of each update begins.
+        loader_states: loader state before the batch of each update.
         real_tokens: source and target tokens without padding.
         padded_tokens: the same with padding.
-        seconds_before: seconds of training before the clock last started.
+        seconds_before: seconds that were counted before the clock last started.
         seconds_waited: seconds of waiting for data.
         running_since: time when the clock last started; None while it is paused.
     """
@@ -165,12 +165,12 @@ class IntervalMetrics:
 
     @classmethod
     def begin(cls, device: torch.device) -> IntervalMetrics:
-        """Return empty sums. Their clock starts at the end of the first `paused` block."""
+        """Return empty sums with a stopped clock, which the first `paused` block starts at its end."""
         zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
         return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
 
     def count(self, local_batch: LocalBatch) -> None:
-        """Count the tokens of a global batch. Its padding is estimated from the local batch."""
+        """Count the tokens of a global batch, with its padding as estimated from the local batch."""
         real = sum(batch.num_real_tokens for batch in local_batch.to_compute)
         padded = sum(batch.num_padded_tokens for batch in local_batch.to_compute)
         global_tokens = local_batch.source_tokens + local_batch.target_tokens
@@ -178,7 +178,7 @@ class IntervalMetrics:
         self.padded_tokens += round(padded * (global_tokens / real))
 
     def add(self, loss: Tensor, norm: Tensor, target_tokens: int, applied: Tensor, skipped_in_a_row: Tensor) -> None:
-        """Add an update, whose loader state is the last of `loader_states`.
+        """Add an update to the sums. Its loader state must be the last of `loader_states`.
 
         Args:
             loss: summed loss of the global batch; a scalar on the device, as are the other tensors.
@@ -197,12 +197,12 @@ class IntervalMetrics:
         self.last_skipped_1 = torch.where(is_longest, len(self.loader_states) - 1.0, self.last_skipped_1)
 
     def sums(self) -> IntervalSums:
-        """Return the sums as numbers. Only this method waits for the device."""
+        """Return the tensors as numbers. Only this method waits for the device."""
         sums_8 = torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1, self.largest_2])
         return IntervalSums(*sums_8.tolist())
 
     def scalars(self, sums: IntervalSums, seconds: float) -> dict[str, float]:
-        """Return the metrics by their TensorBoard tags; without means and maxima if no update was applied."""
+        """Return the metrics by TensorBoard tag. Means and maxima are left out if no update was applied."""
         scalars = {
             "train/skipped_updates": len(self.loader_states) - round(sums.updates),
             "train/seconds": seconds,
@@ -246,7 +246,7 @@ class IntervalMetrics:
 
     @classmethod
     def from_checkpoint(cls, state: Mapping[str, Any], device: torch.device) -> IntervalMetrics:
-        """Return the metrics that `state_dict` gave. Their clock starts at the end of the next `paused` block."""
+        """Return the metrics that `state_dict` returned, with a stopped clock, which the next `paused` block starts."""
         values: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
         }
@@ -255,7 +255,7 @@ class IntervalMetrics:
 
 
 def format_metrics(scalars: Mapping[str, float]) -> str:
-    """Return the metrics of an interval, given by their TensorBoard tags, as text for its log line."""
+    """Return the metrics of an interval, which are given by TensorBoard tag, as text for a log line."""
     loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
     return (
         f"loss {loss:.3f}, gradient norm {norm:.2f}, learning rate {scalars['train/learning_rate']:.2e}, "
@@ -275,10 +275,18 @@ class FirstEstimate:
         self._done = False
 
     def after_update(self, step: int, last_step: int) -> None:
-        """Log the estimate if it is due; step: updates done, last_step: the last update of the run."""
+        """Log the estimate if it is due.
+
+        Args:
+            step: number of updates done.
+            last_step: the last update of the run.
+        """
         now = time.perf_counter()
-        first_step, start = self._start = self._start or (step, now)
-        if self._done or step == first_step or now - start < ESTIMATE_SECONDS:
+        if self._start is None:
+            self._start = (step, now)
+            return
+        first_step, start = self._start
+        if self._done or now - start < ESTIMATE_SECONDS:
             return
         self._done = True
         if step - first_step < self._log_every_steps:
@@ -294,7 +302,7 @@ def describe_batch(pairs: Sequence[tuple[int, str, str]], loader_state: LoaderSt
 
     Args:
         pairs: number, source text and target text of each pair; see `BatchStream.pairs_at`.
-        loader_state: where in the data the batch begins.
+        loader_state: loader state before the batch.
         folder: the run folder.
 
     Returns:
@@ -330,10 +338,10 @@ def layer_name(name: str) -> str:
     """Return the layer of a model parameter, given its name.
 
     The layers are:
-        embeddings: all embedding tables, also one that is the output layer's weight.
-        encoder.1, encoder.2, ..., decoder.1, decoder.2, ...: from the bottom. A layer includes all that repeats with
-            it, such as its own attention over the source in a Transformer or convolutional decoder.
-        attention: an attention that all layers share.
+        embeddings: all embedding tables, including one that is tied to the output layer.
+        encoder.1, encoder.2, ..., decoder.1, decoder.2, ...: the layers from the bottom. A layer includes its own
+            attention over the source, which Transformer and convolutional decoders have in every layer.
+        attention: an attention that all decoder layers share.
         output: the projection to the vocabulary.
         encoder.other, decoder.other: parameters without a layer number, such as a projection or a last normalization.
     """
@@ -353,14 +361,14 @@ def layer_name(name: str) -> str:
 
 
 def layer_sort_key(layer: str) -> tuple[int, float, str]:
-    """Return a key that sorts layers in the order of the data: encoder.2 before encoder.10 and encoder.other."""
+    """Return a sort key that orders layers from input to output: encoder.2 before encoder.10 and encoder.other."""
     module, _, number = layer.partition(".")
     index = LAYER_ORDER.index(module) if module in LAYER_ORDER else len(LAYER_ORDER)
     return index, float(number) if number.isdigit() else math.inf, layer
 
 
 def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each layer in the order of the data, a tied parameter once."""
+    """Return the parameters of each layer, layers from input to output; a tied parameter is listed once."""
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layers.setdefault(layer_name(name), []).append(parameter)
@@ -370,8 +378,8 @@ def parameters_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 class GradientNorms:
     """Record the norm of the gradient in each layer, before clipping, to a file and to TensorBoard.
 
-    Norms stay on the device until `write`, so that no update waits for them. A file that cannot be written ends the
-    records, not the run.
+    Norms stay on the device until `write`, so that no update waits for them. If the file cannot be written, recording
+    stops and training continues.
 
     Args:
         model: the model whose gradients are recorded.
@@ -389,7 +397,7 @@ class GradientNorms:
         self._pending: list[tuple[int, Tensor]] = []
 
     def start_after(self, step: int) -> None:
-        """Continue after update `step`, and delete records that an interrupted run wrote of later updates."""
+        """Count updates from `step` on, and delete records of later updates, which an interrupted run wrote."""
         self._step = step
         if not self.path.exists():
             return
@@ -402,7 +410,7 @@ class GradientNorms:
             self._give_up(error)
 
     def record(self) -> None:
-        """Compute the norms of this update if it is one to record.
+        """Compute the norms of this update if it is due for a record.
 
         Call this once in every update, when its gradients are complete and not yet clipped.
         """
@@ -412,7 +420,7 @@ class GradientNorms:
             self._pending.append((self._step, torch.stack(norms)))
 
     def write(self) -> None:
-        """Write the norms recorded since the last call. Only this method waits for the device."""
+        """Write the norms since the last call to the file and to TensorBoard. Only this method waits for the device."""
         if not self._pending:
             return
         rows = torch.stack([norms for _, norms in self._pending]).tolist()
@@ -442,7 +450,7 @@ def _norm_of(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _update_of(line: bytes) -> int | None:
-    """Return the update of a record, or None for a line that an interrupted write has cut off."""
+    """Return the update number of a record, or None if an interrupted write has cut the line off."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -455,7 +463,7 @@ def read_gradient_norms(folder: Path, problems: list[str]) -> list[GradientRecor
 
     Args:
         folder: the run folder.
-        problems: a message is appended to this list for a file that cannot be read.
+        problems: list to which a message is appended if the file cannot be read.
     """
     path = folder / GRADIENT_NORMS_FILE
     records: list[GradientRecord] = []

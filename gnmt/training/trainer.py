@@ -1,7 +1,7 @@
 """The training loop.
 
-`Trainer.fit` is the loop: take a batch, `update`, log, evaluate, save. `TrainerOptions` holds its limits and intervals.
-The other methods stand in the order in which the loop calls them.
+`Trainer.fit` is the loop: take a batch, `update`, log, evaluate, save. The other methods follow in the order in which
+the loop calls them. `TrainerOptions` holds the limits and intervals.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class TrainerOptions:
         stages: training stages, each with its own optimizer and schedule; None for one stage with those of the root
             keys `optimizer` and `schedule`.
         batch_tokens: largest number of source and target tokens of one update, padding included.
-        microbatch_tokens: the same of one forward and backward pass; None for the whole batch at once.
+        microbatch_tokens: largest number of such tokens in one forward and backward pass; None for the whole batch at
+            once.
         pad_to_multiple_of: lengths of both sides are padded to a multiple of this number, so that fewer shapes occur:
             a CPU compiles a kernel for each shape.
         clip_norm: largest global norm of the gradient; None for no clipping.
@@ -69,7 +70,7 @@ class TrainerOptions:
             no average.
         prefetch_batches: number of batches that a thread prepares ahead; 0 for none.
         log_every_steps: updates between two log lines.
-        gradient_norms_every_steps: updates between two records of `GradientNorms`; None for none.
+        gradient_norms_every_steps: updates between two records of `GradientNorms`; None for no records.
         evaluate_every_steps: updates between two evaluations on the dev set.
         save_every_steps: updates between two full checkpoints.
         keep_checkpoints: number of newest full checkpoints that are kept.
@@ -105,7 +106,7 @@ class TrainerOptions:
 
 
 class Trainer:
-    """Update, log, evaluate and save until a limit is reached.
+    """Train a model: update, log, evaluate and save until a limit is reached.
 
     Args:
         options: limits, batch sizes and intervals.
@@ -159,7 +160,7 @@ class Trainer:
         self.last_saved_step = 0
 
     def fit(self) -> TrainState:
-        """Train until a limit is reached; the last weights are evaluated and saved.
+        """Train until a limit is reached, then evaluate and save the last weights.
 
         Raises:
             InputError: the training diverged.
@@ -186,7 +187,7 @@ class Trainer:
                 bar.update()
                 first_estimate.after_update(state.step, self.last_step)
                 if state.step % options.log_every_steps == 0 or self.finished():
-                    self.log_interval(self.metrics, bar)
+                    self.log_interval(bar)
                     self.metrics = IntervalMetrics.begin(self.device)
                 with self.metrics.paused():
                     self.evaluate_and_save()
@@ -199,7 +200,7 @@ class Trainer:
 
         Args:
             local_batch: the microbatches that this rank computes.
-            metrics: the update is added to them.
+            metrics: sums to which the update is added.
         """
         self.objective.train()
         self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
@@ -212,8 +213,8 @@ class Trainer:
                 with self.precision.autocast():
                     loss_sum, _ = self.replica(batch.to(self.device))
                 if not local_batch:
-                    loss_sum = loss_sum * 0  # the dummy batch: another rank counts its pair
-                # DDP averages the gradients of the ranks. Dividing by tokens / ranks makes this average their sum.
+                    loss_sum = loss_sum * 0  # a dummy batch: another rank computes the loss of its pair
+                # DDP averages the gradients of the ranks. Dividing by tokens / ranks turns the average into the sum.
                 self.staged_optimizer.scaler.scale(
                     loss_sum / (local_batch.target_tokens / self.ranks.world_size)
                 ).backward()
@@ -226,7 +227,7 @@ class Trainer:
         metrics.add(update_loss, norm, local_batch.target_tokens, applied, self.staged_optimizer.skipped_in_a_row)
 
     def evaluate_and_save(self) -> None:
-        """Evaluate and save if this step is due for it, and stop if a rank has received a signal."""
+        """Evaluate and save if either is due at this step, and stop if a rank has received a signal."""
         options, state = self.options, self.state
         if state.evaluation_due or state.step % options.evaluate_every_steps == 0 or self.finished():
             self.run_evaluation()
@@ -240,13 +241,13 @@ class Trainer:
         if signal is not None:
             self.writer.wait()
             saved_step = self.ranks.from_rank_0(self.last_saved_step)
-            self.ranks.failures.conclude()  # all have stopped: a second signal to one concerns no other
+            self.ranks.failures.conclude()  # all ranks stop here: a second signal to one must not fail the others
             raise agreed_stop(signal, describe_stop(state.step, saved_step))
 
     # Limits
 
     def finished(self) -> bool:
-        """Return whether a limit is reached: updates, epochs or patience."""
+        """Return whether max_steps, max_epochs or patience_evaluations is reached."""
         options, state = self.options, self.state
         out_of_epochs = options.max_epochs is not None and self.stream.loader_state.epoch >= options.max_epochs
         patience = options.patience_evaluations
@@ -264,17 +265,18 @@ class Trainer:
 
     # Logging
 
-    def log_interval(self, metrics: IntervalMetrics, bar: tqdm[Any]) -> None:
+    def log_interval(self, bar: tqdm[Any]) -> None:
         """Write the metrics of the interval to TensorBoard and to one log line, on rank 0.
 
-        All metrics are those of the global batches, but padding is measured on the local batches of rank 0.
+        The metrics cover the global batches; only padding is estimated from the local batches of rank 0.
 
         Raises:
             InputError: max_nonfinite_updates or more updates in a row were skipped.
         """
         if not self.ranks.is_rank_0:
             return
-        sums, seconds, step = metrics.sums(), metrics.seconds(), self.state.step
+        metrics, step = self.metrics, self.state.step
+        sums, seconds = metrics.sums(), metrics.seconds()
         self.gradient_norms.write()
         num_updates = len(metrics.loader_states)
         scalars = metrics.scalars(sums, seconds)
@@ -303,7 +305,7 @@ class Trainer:
             )
 
     def divergence_error(self, reason: str, details: str = "") -> InputError:
-        """Return the error for a run whose weights further updates cannot repair."""
+        """Return the error that ends a run which further updates cannot repair."""
         self.writer.wait()
         return InputError(
             f"training diverged: {reason} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm in a "
@@ -315,11 +317,11 @@ class Trainer:
     def run_evaluation(self) -> None:
         """Evaluate on the dev set, report the result, and save best.pt if dev BLEU is the best so far.
 
-        After a signal the evaluation is abandoned, and the resumed run repeats it with the same weights.
+        A signal interrupts the evaluation, and the resumed run repeats it with the same weights.
         """
         state = self.state
         state.evaluation_due = True
-        self.writer.wait()  # `state.best` describes best.pt only when that file is written
+        self.writer.wait()  # `state.best` is updated when best.pt has been written
         self.objective.eval()
         try:
             with self.evaluated_weights():
@@ -368,14 +370,14 @@ class Trainer:
         """Write a full checkpoint in the background, on rank 0.
 
         Raises:
-            InputError: some weights are not finite. Such a checkpoint would displace sound ones.
+            InputError: some weights are not finite. Such a checkpoint would displace usable ones.
         """
         if not self.ranks.is_rank_0:
             return
         start = time.perf_counter()
-        self.writer.wait()  # `state.best` describes best.pt, and memory holds one copy of the state at a time
+        self.writer.wait()  # `state.best` is updated then, and memory holds one snapshot at a time
         self.gradient_norms.write()
-        self.reporter.flush()  # a run resumed from this checkpoint reports nothing before its update again
+        self.reporter.flush()  # a run resumed from this checkpoint does not report earlier updates again
         step = self.state.step
         if not torch.stack([torch.isfinite(weight).all() for weight in self.objective.parameters()]).all():
             raise self.divergence_error("some weights are not finite")
@@ -391,7 +393,7 @@ class Trainer:
 
         def on_written() -> None:
             self.last_saved_step = step
-            log.info("the checkpoint of update %d is written; updates waited %.2f seconds for it", step, stall)
+            log.info("the checkpoint of update %d is written; training paused %.2f seconds for it", step, stall)
 
         copied = snapshot(contents)
         stall = time.perf_counter() - start
@@ -408,9 +410,9 @@ class Trainer:
         return self.checkpoint_extras | {"step": state.step, "best": state.best, "best_step": state.best_step}
 
     def restore(self, contents: dict[str, Any]) -> None:
-        """Restore the state that `save` wrote, except the loader state, with which the stream was built.
+        """Restore the state that `save` wrote. The loader state is not restored here: the stream was built with it.
 
-        On a CPU, the updates that follow are bitwise those of an uninterrupted run.
+        On a CPU, the following updates are bitwise equal to those of an uninterrupted run.
         """
         self.objective.model.load_state_dict(contents["model"])
         if self.average is not None:

@@ -296,7 +296,7 @@ def test_the_code_in_the_checkpoint_runs_without_protection(samples) -> None:
 def test_a_corpus_smaller_than_one_batch_trains(run_command, sample_overrides, tmp_path) -> None:
     done = run_command("train", *sample_overrides, "name=small", "trainer.batch_tokens=100000", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "about 1 update an epoch" in done.err
+    assert "about 1 update per epoch" in done.err
     assert read_checkpoint(tmp_path / "runs" / "small" / "last.pt")["step"] == 2
 
 

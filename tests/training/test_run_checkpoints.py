@@ -134,7 +134,7 @@ def test_without_links_checkpoints_are_saved_and_old_ones_deleted(tmp_path, monk
         checkpoints.save(step, {"step": step})
     assert names(checkpoints) == ["step_00000002.pt", "step_00000003.pt"]
     [message] = [record.getMessage() for record in caplog.records]
-    assert "last.pt cannot be made a link to" in message
+    assert "last.pt cannot be linked to" in message
     assert "step_00000001.pt (Operation not permitted)" in message
 
 

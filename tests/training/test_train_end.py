@@ -41,7 +41,7 @@ def test_a_limit_below_the_updates_done_still_evaluates_a_stopped_run(run, tmp_p
     with caplog.at_level(logging.INFO):
         result = run(tmp_path, "trainer.max_steps=3")
     assert (result.steps, result.best_step) == (5, 5)
-    assert "has all its 5 updates: only its final evaluation and checkpoint are left" in caplog.text
+    assert "all 5 updates are done; the final evaluation and checkpoint remain" in caplog.text
     assert "-2 updates" not in caplog.text
     best, last = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("best", "last"))
     assert (best["step"], last["step"], last["best"]) == (5, 5, best["best"])
@@ -113,7 +113,7 @@ def test_a_run_fails_and_names_the_newest_files_if_its_last_checkpoint_could_not
         run(tmp_path, *command)
     monkeypatch.undo()
     assert str(caught.value).startswith(
-        f"{tmp_path}: the checkpoint of update 4 could not be written (see above); best.pt is of update "
+        f"{tmp_path}: the checkpoint of update 4 could not be written (the reason is logged above); best.pt is of "
     )
     assert "the newest checkpoint is of update 2: make room on the disk" in str(caught.value)
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 2

@@ -44,7 +44,7 @@ def test_ids_that_the_run_of_the_initial_weights_has_seen_are_not_unused(preproc
     initial = {"unused_target_ids": [second, PAD_ID]}
     assert first != second
     assert choose_unused_target_ids(preprocessed, options, saved=None, initial=initial) == [second]
-    assert choose_unused_target_ids(preprocessed, options, saved=None, initial={}) == []
+    assert choose_unused_target_ids(preprocessed, options, saved=None, initial={"unused_target_ids": []}) == []
 
 
 def test_with_subword_regularization_no_id_is_unused(preprocessed, options):

@@ -315,7 +315,7 @@ def test_the_log_tells_how_long_updates_waited_for_a_checkpoint(make_trainer, pr
     monkeypatch.setattr(trainer.writer, "wait", wait_and_say_so)
     with caplog.at_level(logging.INFO):
         trainer.fit()
-    stalls = re.findall(r"the checkpoint of update (\d) is written; updates waited (\S+) seconds for it", caplog.text)
+    stalls = re.findall(r"the checkpoint of update (\d) is written; training paused (\S+) seconds for it", caplog.text)
     assert [int(step) for step, _ in stalls] == [1, 2, 3]
     assert float(stalls[1][1]) >= 0.5  # the second one waited for the first one's write
     assert float(stalls[0][1]) < float(stalls[1][1])
