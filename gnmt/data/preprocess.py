@@ -1,14 +1,14 @@
 """Preprocessing: turn raw text into a preprocessed folder of token ids, in shards, with several processes.
 
-`preprocess` returns the folder of a corpus. If it exists and was made from the same inputs and settings, it is only
-opened. Otherwise it is built:
+`preprocess` opens the folder of a corpus if it was made from the same inputs and settings. Otherwise it builds the
+folder:
 
-1. Dev and test text is copied, and the tokenizers are learned from a sample of the training text or read from files.
+1. Dev and test text are copied. The tokenizers are learned from a sample of the training text or read from files.
 2. `encode_training_text` reads the training text in shards of `SHARD_PAIRS` pairs. The main process cleans each shard
    by its text, worker processes encode it and clean it by its ids, and the main process appends it to the store.
-3. The folder is built under a temporary name and renamed when it is complete.
+3. The folder, which has a temporary name until then, is renamed when it is complete.
 
-Tokenizers and finished shards are kept in a work folder beside the result, so that the same command resumes after an
+A work folder beside the result keeps the tokenizers and the finished shards, so that the same command resumes after an
 interruption.
 """
 
@@ -88,11 +88,10 @@ T = TypeVar("T")
 
 
 def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> PreprocessedData:
-    """Return the preprocessed folder of a corpus, and make it first if necessary.
+    """Open the preprocessed folder of a corpus, and build it first unless its inputs and settings are the same.
 
-    A folder that was made from the same inputs and settings is only opened. If several processes call this at once, one
-    builds and the others wait. After an interruption or an error the folder is unchanged, and the next call resumes
-    with the finished shards.
+    If several processes call this at once, one builds the folder and the others wait. An interruption or an error
+    leaves the folder unchanged, and the next call resumes with the finished shards.
 
     Args:
         corpus: the texts, and the path of the folder.
@@ -100,8 +99,8 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         overwrite: whether to replace a folder that was made from other inputs or settings, or that is damaged.
 
     Raises:
-        InputError: text cannot be read or nothing remains of it; the folder has other inputs or settings (the message
-            lists the differences) or cannot be written; a worker was killed.
+        InputError: text cannot be read, or cleaning drops all of it; the folder was made from other inputs or settings,
+            which the message lists, or cannot be written; a worker was killed.
     """
     folder = preprocessed_folder(corpus, options)
     recipe = {
@@ -114,7 +113,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         return _with_weights(read_preprocessed(folder), corpus)
     try:
         with building_lock(folder):
-            # Checked again, because another process may have built the folder while this one waited.
+            # Check again: another process may have built the folder while this one waited for the lock.
             if not _is_up_to_date(folder, recipe, overwrite):
                 log.info("preprocessing into %s", folder)
                 _build(folder, corpus, options, recipe)
@@ -126,7 +125,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
 
 
 def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
-    """Return data.preprocessed, by default preprocessed/<name>-<hash of the settings and the paths of the text>."""
+    """Return data.preprocessed, or by default preprocessed/<name>-<hash of the settings and of the text's paths>."""
     if corpus.preprocessed is not None:
         return Path(corpus.preprocessed)
     settings = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
@@ -149,7 +148,7 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
         return False
     changes = manifest_changes(old, recipe)
     if not changes:
-        return not overwrite or _opens(folder)  # so that overwrite repairs a damaged folder
+        return not overwrite or _opens(folder)  # overwrite=true repairs a damaged folder
     listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
     if not overwrite:
         raise InputError(
@@ -161,6 +160,7 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
 
 
 def _opens(folder: Path) -> bool:
+    """Return whether the folder can be opened, which a damaged one cannot."""
     try:
         read_preprocessed(folder)
     except InputError:
@@ -200,20 +200,21 @@ def _known_fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, FileFin
 
 
 def _build(folder: Path, corpus: Corpus, options: TokenizerSource, recipe: dict[str, Any]) -> None:
-    """Build the folder; after an interruption the work folder remains if it contains anything to resume from."""
+    """Build the folder. After an interruption the work folder remains if the next call can resume from it."""
     work = work_folder(folder)
     _open_work_folder(work, recipe)
     try:
         with built_folder(folder) as temporary:
             _fill_folder(temporary, work, corpus, options, recipe)
     except (KeyboardInterrupt, OSError, UnreadableFileError) as error:
-        if not isinstance(error, KeyboardInterrupt) and not _has_results(work):
+        has_results = (work / _TOKENIZERS).is_dir() or any((work / _SHARDS).glob("*.npz"))
+        if isinstance(error, KeyboardInterrupt) or has_results:
+            log.info("preprocessing stopped; the same command resumes from %s", work)
+        else:
             shutil.rmtree(work)
-            raise
-        log.info("stopped; the same command resumes from %s", work)
         raise
     except InputError:
-        shutil.rmtree(work)  # the user will change the input, and the results will not fit it
+        shutil.rmtree(work)  # the input must change, and then the results no longer fit
         raise
     shutil.rmtree(work)
 
@@ -236,16 +237,13 @@ def _open_work_folder(work: Path, recipe: Mapping[str, Any]) -> None:
         raise
 
 
-def _has_results(work: Path) -> bool:
-    return (work / _TOKENIZERS).is_dir() or any((work / _SHARDS).glob("*.npz"))
-
-
 def _versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in ("gnmt", "sentencepiece", "numpy")}
 
 
 def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSource, recipe: dict[str, Any]) -> None:
-    # Dev and test first: they are short, so errors in them appear before the long work.
+    """Write all files of the preprocessed folder, and the manifest last."""
+    # Dev and test text come first: they are short, so their errors appear before the long work.
     inputs = recipe["inputs"]
     dev = _write_raw_text(folder / "dev", corpus.dev_text(), "data.dev", inputs["dev"])
     counts = {"dev": dev.num_pairs}
@@ -276,6 +274,7 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
 
 
 def _write_raw_text(folder: Path, text: ParallelText, key: str, fingerprint: Mapping[str, Any]) -> WrittenPairs:
+    """Write a dev or test text; raise InputError if no pair has text on both sides."""
     with naming_columns(key):
         written = write_pairs(folder, text.iterate())
     if written.num_with_text == 0:  # neither loss nor BLEU could be measured on it
@@ -297,7 +296,7 @@ def _empty_text_error(key: str, num_pairs: int, fingerprint: Mapping[str, Any]) 
 def _tokenizers(
     folder: Path, text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]
 ) -> Tokenizers:
-    """Return the tokenizers in `folder`; if an earlier attempt did not write it, make them first."""
+    """Return the tokenizers in `folder`, and make them first unless an earlier attempt has."""
     if not folder.is_dir():
         new = folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
@@ -349,12 +348,13 @@ SubmitShard = Callable[[list[NumberedPair], Cleaning, Path], "Future[None]"]
 
 
 class _Shard(NamedTuple):
-    """A shard that was submitted.
+    """A submitted shard.
 
     Args:
-        corpus_index: index of its corpus.
+        corpus_index: index of the shard's corpus.
         text_report: pairs that cleaning dropped by their text.
-        encoded: resolves when the file at `path` is written.
+        encoded: a future that is done when the file at `path` is written.
+        path: file of the encoded shard.
     """
 
     corpus_index: int
@@ -369,17 +369,17 @@ def encode_training_text(
     """Clean and encode the training text into a store.
 
     Args:
-        folder: the folder of the store, which must not exist.
-        shard_folder: the folder of the shards' files; files of an earlier attempt are used again.
+        folder: folder of the store, which must not exist.
+        shard_folder: folder of the encoded shards; intact files of an earlier attempt are used again.
         corpora: the corpora by name.
         tokenizers: the tokenizers of both sides.
         num_workers: number of processes that encode; 1 encodes in this process.
 
     Returns:
-        The report of cleaning, with pairs numbered within their corpus, and the number of kept pairs of each corpus.
+        The cleaning report, with pairs numbered within their corpus, and the number of kept pairs of each corpus.
 
     Raises:
-        InputError: nothing remains of a corpus, or text cannot be read.
+        InputError: cleaning drops all pairs of a corpus, or text cannot be read.
         ChildProcessError: a worker was killed.
     """
     folder.mkdir()
@@ -408,7 +408,7 @@ def encode_training_text(
 def _submit_shards(
     corpora: Sequence[WeightedText], shard_folder: Path, submit: SubmitShard, max_pending: int
 ) -> Iterator[_Shard]:
-    """Submit all shards and yield them in order, with at most `max_pending` shards submitted ahead."""
+    """Submit all shards and yield them in order; at most `max_pending` shards are submitted ahead."""
     pending: deque[_Shard] = deque()
     for corpus_index, corpus in enumerate(corpora):
         cleaner = Cleaner(corpus.cleaning)
@@ -432,6 +432,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _finished() -> Future[None]:
+    """Return a future that is done."""
     future: Future[None] = Future()
     future.set_result(None)
     return future
@@ -449,9 +450,9 @@ def _is_intact(path: Path) -> bool:
 def encode_shard(
     pairs: Sequence[NumberedPair], tokenizers: Tokenizers, cleaning: Cleaning, path: Path, num_threads: int = -1
 ) -> None:
-    """Encode pairs, drop those that cleaning drops by their ids, and write the rest with a report to `path`.
+    """Encode pairs, clean them by their ids, and write the kept pairs with a report to `path`.
 
-    num_threads: threads that encode, -1 for one per core.
+    num_threads: number of threads that encode; -1 for one per core.
     """
     cleaner = Cleaner(cleaning)
     sides = [
@@ -485,7 +486,7 @@ def _read_shard(path: Path) -> tuple[EncodedSide, EncodedSide, CleaningReport]:
 
 @contextmanager
 def _shard_encoder(tokenizers: Tokenizers, num_workers: int) -> Iterator[SubmitShard]:
-    """Yield a function that submits `encode_shard` to worker processes; with one worker it encodes at once."""
+    """Yield a function that submits `encode_shard` to worker processes; with num_workers=1 it encodes at once."""
     if num_workers == 1:
 
         def encode_now(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
@@ -507,7 +508,7 @@ def _shard_encoder(tokenizers: Tokenizers, num_workers: int) -> Iterator[SubmitS
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a process that encodes the text was killed, probably because memory ran out; the same command resumes "
-            f"with the finished shards, and fewer processes need less memory: data.num_workers={num_workers - 1}"
+            f"with the finished shards; fewer processes need less memory: data.num_workers={num_workers - 1}"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
@@ -517,6 +518,7 @@ _worker_tokenizers: Tokenizers  # set in each worker process
 
 
 def _start_worker(tokenizers: Tokenizers) -> None:
+    """Keep the tokenizers for all shards of this worker, and let the worker exit with its parent."""
     global _worker_tokenizers
     _worker_tokenizers = tokenizers
     parent = multiprocessing.parent_process()
@@ -525,10 +527,10 @@ def _start_worker(tokenizers: Tokenizers) -> None:
 
 
 def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """Exit when the parent exits; otherwise a worker whose parent was killed would wait forever."""
+    """Exit when the parent exits. A worker whose parent was killed would otherwise wait forever."""
     parent.join()
     os._exit(1)
 
 
 def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> None:
-    encode_shard(pairs, _worker_tokenizers, cleaning, path, num_threads=1)  # one thread, as every worker has a core
+    encode_shard(pairs, _worker_tokenizers, cleaning, path, num_threads=1)  # one, because workers run in parallel

@@ -8,7 +8,8 @@ A preprocessed folder contains:
     dev/, test/<name>/                   source.txt and target.txt, raw text
     cleaning_report.{json,txt}           the number of training pairs that cleaning dropped, with examples
 
-The first half of the module reads and writes such a folder; the second half is the store of the training pairs.
+The first half of the module reads and writes such a folder. The second half is the store of the training pairs:
+`StoreWriter` writes it, and `Store` maps it into memory.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, describe_changes
 
 FORMAT = 2
-"""The version of the format; it rises when the layout or the meaning of a file changes."""
+"""The version of the format; raise it when the layout or the meaning of a file changes."""
 
 SIDES = ("source", "target")
 _MANIFEST = "manifest.json"
@@ -48,11 +49,11 @@ _REMEDY = "preprocess again with scripts/prepare.py and overwrite=true"
 
 @dataclass(frozen=True)
 class CorpusSpan:
-    """A corpus among those that a store holds one after another.
+    """One of the corpora in a store, which holds them one after another.
 
     Args:
-        num_pairs: number of its pairs.
-        weight: its share of the training pairs, relative to the weights of the other corpora.
+        num_pairs: number of pairs of the corpus.
+        weight: share of the corpus in the training pairs, relative to the weights of the other corpora.
     """
 
     num_pairs: int
@@ -64,9 +65,15 @@ class PreprocessedData:
     """An opened preprocessed folder.
 
     Args:
-        dev, tests: pairs of raw text, without cleaning.
-        corpus_spans: the corpora of the store with their weights. If the folder was opened without the config of its
-            corpora, the weights are the numbers of pairs.
+        folder: the folder.
+        store: the training pairs.
+        tokenizers: the tokenizers of both sides.
+        dev: dev pairs as raw text, without cleaning.
+        tests: pairs of each test set by its name, also raw text.
+        manifest: see `read_manifest`.
+        report: the number of training pairs that cleaning dropped, with examples.
+        corpus_spans: the corpora of the store with their weights. `read_preprocessed` sets each weight to the number
+            of pairs; `preprocess` takes the weights from the config.
     """
 
     folder: Path
@@ -80,12 +87,12 @@ class PreprocessedData:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of training text and ids, dev text and tokenizers; a run resumes only on data with an equal one."""
+        """Hash of training text and ids, dev text and tokenizers. A run resumes only on data with an equal hash."""
         return str(self.manifest["fingerprint"])
 
     @property
     def unused_target_ids(self) -> list[int]:
-        """Ids that no training target contains."""
+        """Target ids that no training target contains, without special ids."""
         return list(self.manifest["unused_target_ids"])
 
 
@@ -94,7 +101,7 @@ def read_preprocessed(folder: Path | str) -> PreprocessedData:
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder}: no preprocessed text there; make it with scripts/prepare.py")
+        raise InputError(f"{folder} holds no preprocessed text: preprocess it with scripts/prepare.py")
     if manifest["format"] != FORMAT:
         raise InputError(
             f"{folder}: preprocessed in format {manifest['format']}, this version reads format {FORMAT}; {_REMEDY}"
@@ -117,8 +124,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     The manifest of the current format has these keys:
 
     - format: `FORMAT`.
-    - settings: the settings of data and tokenizer that decide the result.
-    - inputs: for train, dev and each test set, the fingerprint of its text.
+    - settings: the settings of data and tokenizer on which the result depends.
+    - inputs: the fingerprints of the texts of train, dev and each test set.
     - counts, versions: numbers of pairs and tokens, and versions of the packages that were used.
     - fingerprint, unused_target_ids: see `PreprocessedData`.
     - pairs_per_corpus: number of training pairs of each corpus.
@@ -141,7 +148,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _looks_preprocessed(folder: Path) -> bool:
-    """Return whether a folder with a damaged manifest is certainly ours, so that a message may advise to remove it."""
+    """Return whether the folder has the files of a preprocessed folder, so that a message may advise to remove it."""
     names = (_MANIFEST, f"{_REPORT}.json", "tokenizer/source.model", "train", "dev/source.txt")
     return all((folder / name).exists() for name in names)
 
@@ -152,7 +159,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def manifest_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting or input that differs; a moved file with equal content is not a change."""
+    """Return a line for each setting or input that differs; a moved file with equal content does not differ."""
     if old["format"] != new["format"]:
         return [f"format: {old['format']} → {new['format']}"]
     changes = describe_changes(old["settings"], new["settings"])
@@ -170,6 +177,7 @@ def manifest_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 
 def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each file of a text that differs, or one line if the files have other roles."""
     if [file["role"] for file in old] != [file["role"] for file in new]:
         old_names, new_names = (", ".join(file["path"] for file in files) for files in (old, new))
         return [f"{key}: {old_names} → {new_names}"]
@@ -182,13 +190,13 @@ def _file_changes(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]
 
 
 def texts_of(inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a manifest's inputs by their keys without `data.`: train, dev, and test.<name> for each test set."""
+    """Return a manifest's inputs by config key without `data.`: train, dev, and test.<name> for each test set."""
     tests = {f"test.{name}": text for name, text in inputs["test"].items()}
     return {"train": inputs["train"], "dev": inputs["dev"], **tests}
 
 
 def write_report(folder: Path, report: CleaningReport) -> None:
-    """Write the report of cleaning as JSON and as text."""
+    """Write the cleaning report as JSON and as text."""
     _write_json(folder / f"{_REPORT}.json", report.to_json())
     (folder / f"{_REPORT}.txt").write_text(report.text(), encoding="utf-8", newline="\n")
 
@@ -198,7 +206,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def write_tokenizers(folder: Path, tokenizers: Tokenizers) -> None:
-    """Write the tokenizers' models into `folder`/tokenizer, which must not exist."""
+    """Write the models of the tokenizers into the new folder `folder`/tokenizer."""
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "source.model").write_bytes(tokenizers.source.to_bytes())
     (folder / "tokenizer" / "target.model").write_bytes(tokenizers.target.to_bytes())
@@ -211,7 +219,13 @@ def read_tokenizers(folder: Path) -> Tokenizers:
 
 
 class WrittenPairs(NamedTuple):
-    """Number of pairs, number of pairs with text on both sides, and the sha256 of all text."""
+    """Counts and hash of pairs that `write_pairs` wrote.
+
+    Args:
+        num_pairs: number of pairs.
+        num_with_text: number of pairs with text on both sides.
+        digest: sha256 of all text.
+    """
 
     num_pairs: int
     num_with_text: int
@@ -219,7 +233,7 @@ class WrittenPairs(NamedTuple):
 
 
 def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> WrittenPairs:
-    """Write raw pairs as source.txt and target.txt."""
+    """Write raw pairs as source.txt and target.txt into a new folder."""
     folder.mkdir(parents=True)
     num_pairs, num_with_text, digest = 0, 0, hashlib.sha256()
     with (folder / "source.txt").open("wb") as source_file, (folder / "target.txt").open("wb") as target_file:
@@ -235,7 +249,7 @@ def write_pairs(folder: Path, pairs: Iterable[tuple[str, str]]) -> WrittenPairs:
 
 def read_pairs(folder: Path) -> list[tuple[str, str]]:
     """Read the pairs that `write_pairs` wrote."""
-    # Not with `read_lines`, which would remove a CR at the end of a line and a byte order mark.
+    # `read_lines` would remove a CR at the end of a line and a byte order mark, which belong to the text here.
     source, target = ((folder / f"{side}.txt").read_bytes().decode("utf-8").split("\n")[:-1] for side in SIDES)
     return list(zip(source, target, strict=True))
 
@@ -244,9 +258,10 @@ def read_pairs(folder: Path) -> list[tuple[str, str]]:
 
 
 class Store:
-    """Training pairs in memory-mapped files. Pickles as its folder, so that processes map the same files.
+    """Training pairs in memory-mapped files. It is pickled as its folder, so that processes map the same files.
 
-    Raises InputError if the folder has no store, or files of other sizes than recorded.
+    Raises:
+        InputError: the folder has no store, or its files have other sizes than recorded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -254,7 +269,7 @@ class Store:
         try:
             meta = json.loads((folder / _STORE_META).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: no readable store of preprocessed text: {error}; {_REMEDY}") from error
+            raise InputError(f"{folder}: the store of training pairs cannot be read: {error}; {_REMEDY}") from error
         self._num_pairs = int(meta["num_pairs"])
         self.digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
         arrays = {name: _map(folder / name, array["dtype"], array["count"]) for name, array in meta["arrays"].items()}
@@ -282,13 +297,15 @@ class Store:
         return self._ids_of("target", pair)
 
     def source_text(self, pair: int) -> str:
+        """Return the text of a source."""
         return self._text_of("source", pair)
 
     def target_text(self, pair: int) -> str:
+        """Return the text of a target."""
         return self._text_of("target", pair)
 
     def unused_target_ids(self, vocabulary_size: int) -> list[int]:
-        """Return the ids below `vocabulary_size` that no target contains, without special ids; reads all targets."""
+        """Return the ids that no target contains, without special ids. All targets are read."""
         used_V = np.zeros(vocabulary_size, dtype=bool)
         used_V[[PAD_ID, UNK_ID, BOS_ID, EOS_ID]] = True
         ids = self._ids["target"]
@@ -306,13 +323,14 @@ class Store:
 
 
 def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
+    """Map a file of `count` values into memory, read-only; raise InputError if it is missing or has another size."""
     try:
         size = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path}: missing from the preprocessed folder; {_REMEDY}") from error
     expected = count * np.dtype(dtype).itemsize
     if size != expected:
-        raise InputError(f"{path}: damaged: {size} bytes where {expected} were written; {_REMEDY}")
+        raise InputError(f"{path}: damaged: it has {size} bytes, {expected} were written; {_REMEDY}")
     if count == 0:
         return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
     # A plain array over the map: slicing an np.memmap itself is several times slower.
@@ -320,7 +338,14 @@ def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
 
 
 class EncodedSide(NamedTuple):
-    """One side of some pairs: ids and UTF-8 bytes of all sentences, each concatenated, and the sentences' lengths."""
+    """One side of some pairs as arrays.
+
+    Args:
+        ids: ids of all sentences, concatenated.
+        lengths: number of ids of each sentence.
+        text: UTF-8 bytes of all sentences, concatenated.
+        text_lengths: number of bytes of each sentence.
+    """
 
     ids: NDArray[np.integer[Any]]
     lengths: NDArray[np.int64]
@@ -344,7 +369,7 @@ def encoded_side(ids: Sequence[list[int]], text: Sequence[str]) -> EncodedSide:
 class StoreWriter:
     """Write a store into an existing folder, some pairs at a time.
 
-    Use it as a context manager. store.json, which completes the store, is written only if the block succeeds.
+    Use it as a context manager. A store is complete when it has store.json, which is written if the block succeeds.
     """
 
     def __init__(self, folder: Path, source_vocabulary_size: int, target_vocabulary_size: int) -> None:
@@ -373,7 +398,7 @@ class StoreWriter:
             (self._folder / _STORE_META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
     def append(self, source: EncodedSide, target: EncodedSide) -> None:
-        """Append pairs."""
+        """Append pairs, given as their source side and their target side."""
         assert len(source.lengths) == len(target.lengths)
         for side, encoded in zip(SIDES, (source, target), strict=True):
             ids, text = self._files[f"{side}.ids"], self._files[f"{side}.text"]
@@ -386,7 +411,7 @@ class StoreWriter:
 
 
 class _ArrayFile:
-    """An open file of one array, which hashes the data written to it."""
+    """Write one array to a file and hash its data."""
 
     def __init__(self, path: Path, dtype: str, stack: ExitStack) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")

@@ -336,5 +336,5 @@ def test_a_complete_folder_is_opened_without_a_lock(
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no preprocessed text there.*prepare\.py"):
+    with pytest.raises(InputError, match=r"holds no preprocessed text.*prepare\.py"):
         read_preprocessed(tmp_path / "nothing")

@@ -73,12 +73,12 @@ def test_a_store_pickles_as_its_folder(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     (folder / "target.ids").write_bytes((folder / "target.ids").read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"target\.ids: damaged: 19 bytes where 20 were written"):
+    with pytest.raises(InputError, match=r"target\.ids: damaged: it has 19 bytes, 20 were written"):
         Store(folder)
     (folder / "target.ids").unlink()
     with pytest.raises(InputError, match=r"target\.ids: missing"):
         Store(folder)
-    with pytest.raises(InputError, match="no readable store"):
+    with pytest.raises(InputError, match="the store of training pairs cannot be read"):
         Store(tmp_path)
 
 
@@ -90,5 +90,5 @@ def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="stop"):
         write_and_fail()
-    with pytest.raises(InputError, match="no readable store"):
+    with pytest.raises(InputError, match="the store of training pairs cannot be read"):
         Store(tmp_path)

@@ -113,7 +113,8 @@ def test_a_run_fails_and_names_the_newest_files_if_its_last_checkpoint_could_not
         run(tmp_path, *command)
     monkeypatch.undo()
     assert str(caught.value).startswith(
-        f"{tmp_path}: the checkpoint of update 4 could not be written (the reason is logged above); best.pt is of "
+        f"{tmp_path}: the checkpoint of update 4 could not be written (the reason is logged above); "
+        "best.pt is of update "
     )
     assert "the newest checkpoint is of update 2: make room on the disk" in str(caught.value)
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 2
