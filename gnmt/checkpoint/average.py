@@ -1,4 +1,4 @@
-"""Averaging: one checkpoint with the mean weights of several, from one training or from trainings with one start."""
+"""Averaging: write a checkpoint with the mean weights of several, from one run or from runs with one initialization."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     """Write the mean of the checkpoints' weights for inference as a weights-only checkpoint.
 
-    A checkpoint with averaged weights (trainer.ema_decay) contributes these. Sums are computed in fp64. The other
-    entries are copied from the checkpoint with the most updates, except its dev scores, which are not the mean's.
+    A checkpoint with averaged weights (trainer.ema_decay) contributes those. Sums are computed in fp64. The other
+    entries are copied from the checkpoint with the most updates, without dev scores, which the mean does not have.
 
     Raises InputError if the checkpoints have different models or tokenizers, or if `output` exists.
     """
@@ -61,10 +61,10 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
 
 
 def _check_same_model(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:
-    """Raise InputError if the rows or columns of two checkpoints' weights have different meanings."""
+    """Raise InputError if two checkpoints have different tokenizers, models or shapes of weights."""
     digests = [Tokenizers.from_checkpoint(contents["tokenizers"]).digest for contents in (expected, found)]
     if digests[0] != digests[1]:
-        raise InputError(f"{path} has other tokenizers than {first}: average checkpoints with the same subwords")
+        raise InputError(f"{path} has other tokenizers than {first}: average checkpoints with the same tokenizers")
     nodes = [{"model": json.loads(contents["config"])["model"]} for contents in (expected, found)]
     if changes := changed_settings(nodes[0], nodes[1]):
         raise InputError(f"{path} has another model than {first}:\n  " + "\n  ".join(changes))

@@ -1,4 +1,4 @@
-"""Export: a checkpoint as files that other tools read, safetensors for the weights and JSON for everything else.
+"""Export: write a checkpoint as files that other tools read, safetensors for the weights and JSON for the rest.
 
 The exported folder contains:
 
@@ -30,7 +30,7 @@ from gnmt.fileio import encodable
 FORMAT, FORMAT_VERSION = "gnmt-safetensors", 2
 WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
 _SUFFIX = {"sentencepiece": ".model", "pretokenized": ".vocabulary.json"}
-_CONVERTED = ("config", "tokenizers", "model")  # entries that have a form of their own in the folder
+_CONVERTED = ("config", "tokenizers", "model")  # entries that the folder holds in another form
 _OPTIONAL = ("average_of", "imported_from")
 _COPIED = (*(entry for entry in REQUIRED_ENTRIES if entry not in _CONVERTED), *_OPTIONAL)
 
@@ -39,7 +39,7 @@ _COPIED = (*(entry for entry in REQUIRED_ENTRIES if entry not in _CONVERTED), *_
 
 
 def export_folder(checkpoint: str | Path, folder: Path) -> int:
-    """Export a checkpoint and return the number of weights; of a full checkpoint, the training state is left out.
+    """Export a checkpoint, without training state, and return the number of its parameters.
 
     Raises InputError if the checkpoint cannot be read or has an entry that JSON cannot express, or if `folder` exists.
     """
@@ -82,7 +82,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
 
 
 def _untie(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the weights, tied ones under their first name only, and that first name by each other name."""
+    """Return the weights with tied ones only once, and a mapping from each left-out name to the name that is kept."""
     first_names: dict[tuple[int, tuple[int, ...]], str] = {}
     kept, tied = {}, {}
     for name, weight in weights.items():
@@ -98,9 +98,9 @@ def _untie(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
-    """Return the contents of the checkpoint that `export_folder` wrote.
+    """Return the contents of a checkpoint from a folder that `export_folder` wrote.
 
-    Raises InputError, with the file and the key, if anything else is found.
+    Raises InputError, with the file and the key, if anything is missing, unknown or malformed.
     """
     folder = Path(folder)
     path = folder / JSON_FILE
@@ -135,12 +135,13 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in checkpoint.json."""
     try:
         described = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; every exported folder has this file") from None
     except RecursionError:
-        raise InputError(f"{path} does not describe a checkpoint: its values are nested too deeply") from None
+        raise InputError(f"{path} is not the description of a checkpoint: its values are nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(described, dict):

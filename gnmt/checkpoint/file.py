@@ -1,8 +1,8 @@
 """The checkpoint file: its format, atomic writes, and reads that run no code from the file.
 
-A checkpoint is a dictionary of tensors and plain Python values, saved by torch.save. `REQUIRED_ENTRIES` are in every
-checkpoint. A full checkpoint also has the state that resuming a run needs: optimizer, average, random state, loader
-state, counts. A weights-only checkpoint such as best.pt has the weights for inference alone.
+A checkpoint is a dictionary of tensors and plain Python values, saved by torch.save. Every checkpoint has
+`REQUIRED_ENTRIES`. A full checkpoint also has the state from which a run resumes: optimizer, averaged weights, random
+state, loader state and train state. A weights-only checkpoint such as best.pt is for inference alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gnmt.errors import InputError
 from gnmt.fileio import replacing
 
 FORMAT_VERSION = 2
-"""The version of the format; any change of what an entry means raises it."""
+"""The version of the format; raise it when the meaning of an entry changes."""
 
 REQUIRED_ENTRIES = (
     "config",  # the resolved config, as JSON
@@ -44,17 +44,17 @@ REQUIRED_ENTRIES = (
     "torch_version",
     "versions",  # see `software_versions`
 )
-"""The entries of every checkpoint. Only `read_checkpoint(path, REQUIRED_ENTRIES)` checks that they exist."""
+"""The entries of every checkpoint; `read_checkpoint(path, REQUIRED_ENTRIES)` checks that they exist."""
 
 Weights = Literal["averaged", "raw"]
 """The weights to load: the moving average of a run with trainer.ema_decay, or those that the optimizer updates."""
 
-_SEAL = ("format_version", "checksum")  # entries that `write_checkpoint` adds
+_ADDED_ENTRIES = ("format_version", "checksum")  # `write_checkpoint` adds them
 _READ_BYTES = 1 << 24
 
 
 class UnreadableCheckpointError(InputError):
-    """A checkpoint, perhaps intact, that cannot be read now because of the memory, the disk or the network."""
+    """A checkpoint cannot be read now, because of the memory, the disk or the network, but may be intact."""
 
 
 # Write and read
@@ -68,23 +68,23 @@ def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
         contents: nested dictionaries, lists, tuples, tensors and plain Python values.
 
     Raises:
-        TypeError: contents have another value, such as a NumPy scalar, which could be written but not read.
+        TypeError: contents hold another type, such as a NumPy scalar, which could be written but not read.
         OSError: the disk is full or not writable.
     """
-    sealed = {**contents, "format_version": FORMAT_VERSION, "checksum": checksum(contents)}
+    complete = {**contents, "format_version": FORMAT_VERSION, "checksum": checksum(contents)}
     with replacing(path) as file:
         output = _Output(file)
         try:
-            # Directly to the file: a copy in memory would be as large as the checkpoint.
-            torch.save(sealed, cast(BinaryIO, output))
-        except RuntimeError:  # torch raises it for a full disk
+            # Write directly to the file: a buffer in memory would be as large as the checkpoint.
+            torch.save(complete, cast(BinaryIO, output))
+        except RuntimeError:  # torch raises it in place of the OSError
             if output.error is None:
                 raise
             raise output.error from None
 
 
 class _Output(io.RawIOBase):
-    """A file to write, which keeps the OSError that it failed with."""
+    """Forward writes to a file, and keep the OSError of a failed one."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str,
         is_intact = isinstance(contents, dict) and contents.get("checksum") == checksum(contents)
     except pickle.UnpicklingError:  # torch's message recommends to load the file without protection
         raise InputError(
-            f"checkpoint {path} was refused, and nothing in it ran: it is damaged, or holds objects that only "
-            "code from the file could rebuild; a checkpoint of gnmt holds tensors and plain values alone"
+            f"checkpoint {path} was refused, and no code from it ran: it is damaged, or holds objects that only "
+            "code from the file could rebuild; a checkpoint of gnmt holds only tensors and plain values"
         ) from None
     except Exception as error:  # damaged bytes make torch's reader raise errors of any type
         if reason := _reading_problem(path, error):
@@ -140,14 +140,15 @@ def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str,
 
 
 def checksum(contents: Mapping[str, Any]) -> int:
-    """Return the CRC-32 of all entries but the seal, in the dictionary's order."""
+    """Return the CRC-32 of all entries, in the dictionary's order, except those that `write_checkpoint` adds."""
     value = 0
-    for data in _bytes_of({key: contents[key] for key in contents if key not in _SEAL}):
+    for data in _bytes_of({key: contents[key] for key in contents if key not in _ADDED_ENTRIES}):
         value = zlib.crc32(data, value)
     return value
 
 
 def _bytes_of(value: Any) -> Iterator[bytes | memoryview]:
+    """Yield bytes that determine the value: types, shapes, keys and data."""
     if isinstance(value, Tensor):
         yield f"{value.dtype}{tuple(value.shape)}".encode()
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -169,13 +170,13 @@ def _bytes_of(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def _reading_problem(path: Path, error: Exception) -> str | None:
-    """Return why a file could not be read, or None if its bytes are damaged."""
+    """Return the reason why a file could not be read, or None if its bytes are damaged."""
     if is_out_of_memory(error):
         return "there is not enough memory"
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a damaged file may lead to EINVAL
         return error.strerror or str(error)
     try:
-        with path.open("rb") as file:  # torch's reader may hide an error of the system behind another one
+        with path.open("rb") as file:  # torch's reader may raise another error in place of an OSError
             while file.read(_READ_BYTES):
                 pass
     except OSError as system_error:
@@ -184,7 +185,7 @@ def _reading_problem(path: Path, error: Exception) -> str | None:
 
 
 def _describe_damage(path: Path) -> str:
-    """Return how a file that torch cannot read differs from a checkpoint, which is a zip archive."""
+    """Return the rest of a message about a file that torch cannot read. An intact checkpoint is a zip archive."""
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
@@ -199,10 +200,10 @@ def _describe_damage(path: Path) -> str:
 
 
 def nearby_checkpoints(path: Path) -> str:
-    """Return the end of a message about a missing checkpoint: the checkpoints near its path."""
+    """Return the end of a message about a missing checkpoint, with the checkpoints near its path."""
     folders = [path.parent, path.parent / "checkpoints", path]
     found = sorted(str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.pt"))
-    return f"; there are: {', '.join(found[:8])}" if found else f"; {path.parent} has no *.pt either"
+    return f"; existing checkpoints: {', '.join(found[:8])}" if found else f"; {path.parent} has no *.pt either"
 
 
 # Versions
@@ -217,8 +218,8 @@ def software_versions() -> dict[str, str]:
 def git_revision() -> str | None:
     """Return the commit of this source tree, with "-dirty" if it has changes, or None outside its own repository.
 
-    An installed gnmt may be inside the repository of another project, which ignores or does not track it; the commit of
-    that repository is not returned.
+    An installed gnmt may be inside the repository of another project, which does not track it. The commit of that
+    repository is not returned.
     """
     try:
         _run_git("ls-files", "--error-unmatch", Path(__file__).name)

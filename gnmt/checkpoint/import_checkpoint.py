@@ -1,4 +1,4 @@
-"""Import: write a foreign model or an exported folder as a checkpoint, after checking every value."""
+"""Import: check every value of a foreign model or an exported folder, and write it as a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.decoding.options import SearchOptions
 from gnmt.device import PRECISIONS
-from gnmt.errors import InputError
+from gnmt.errors import InputError, format_value
 from gnmt.model.seq2seq import Seq2Seq
 
 READERS: Mapping[str, Callable[[str | Path], dict[str, Any]]] = {
     "nvidia_gnmt": read_nvidia_gnmt,
     "safetensors": read_folder,
 }
-"""The reader of each source: a function from a path to the contents of a checkpoint."""
+"""For each source, the function that reads a path and returns the contents of a checkpoint."""
 
 
 def import_checkpoint(
@@ -54,22 +54,23 @@ def import_checkpoint(
 
 
 def _check_entries(contents: Mapping[str, Any], target_vocabulary_size: int, origin: str) -> None:
-    """Raise InputError, with its name, for an entry whose value has the wrong type or range."""
+    """Raise InputError if the value of an entry has the wrong type or range."""
     for entry, (is_valid, allowed) in _ENTRIES.items():
         if entry in contents and not is_valid(contents[entry]):
-            raise InputError(f"{origin}: {entry} is {_shown(contents[entry])}, allowed is {allowed}")
+            raise InputError(f"{origin}: {entry} is {format_value(contents[entry])}, allowed is {allowed}")
     for id in contents["unused_target_ids"]:
         if not _is_count(id) or id >= target_vocabulary_size:
             raise InputError(
-                f"{origin}: unused_target_ids holds {_shown(id)}, allowed are ids of 0 to {target_vocabulary_size - 1}"
+                f"{origin}: unused_target_ids holds {format_value(id)}, allowed are ids of 0 to "
+                f"{target_vocabulary_size - 1}"
             )
 
 
 def _check_config(config: Mapping[str, Any], origin: str) -> None:
-    """Check the parts of the config that translation and evaluation read; building the model has checked its part."""
+    """Raise InputError if a setting that translation or evaluation reads is wrong; the model is checked before."""
     for part in ("decoding", "trainer", "data"):
         if not isinstance(config.get(part), Mapping):
-            raise InputError(f"{origin}: config.{part} is {_shown(config.get(part))}, allowed is an object")
+            raise InputError(f"{origin}: config.{part} is {format_value(config.get(part))}, allowed is an object")
     errors = check_component(config["decoding"], "config.decoding", expected=(SearchOptions,))
     if errors:
         raise InputError(f"{origin}: the search options are wrong:\n  " + "\n  ".join(errors))
@@ -77,16 +78,13 @@ def _check_config(config: Mapping[str, Any], origin: str) -> None:
     size, tokenize = config["trainer"].get("evaluation_batch_size"), config["data"].get("bleu_tokenize")
     if not _is_count(size) or size == 0:
         raise InputError(
-            f"{origin}: config.trainer.evaluation_batch_size is {_shown(size)}, allowed is a whole number of at least 1"
+            f"{origin}: config.trainer.evaluation_batch_size is {format_value(size)}, allowed is a whole number of at "
+            "least 1"
         )
     if not isinstance(tokenize, str):
-        raise InputError(f"{origin}: config.data.bleu_tokenize is {_shown(tokenize)}, allowed is text, such as '13a'")
-
-
-def _shown(value: object) -> str:
-    """Return the value as Python writes it, shortened to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        raise InputError(
+            f"{origin}: config.data.bleu_tokenize is {format_value(tokenize)}, allowed is text, such as 13a"
+        )
 
 
 def _is_count(value: object) -> bool:
@@ -110,7 +108,7 @@ def _is_list_of(is_valid: Callable[[object], bool]) -> Callable[[Any], bool]:
 
 
 _TRAINING_PRECISIONS = tuple(name for name in PRECISIONS if name != "auto")
-# For each entry, whether a value is valid, and the description of valid values.
+# For each entry, the check of its value and the description of allowed values in the error message.
 _ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_count, "a whole number of at least 0"),
     "best_step": (_is_count, "a whole number of at least 0"),

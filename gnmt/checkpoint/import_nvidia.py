@@ -2,7 +2,7 @@
 
 NVIDIA's model is this project's GNMT with `query: current`: a bidirectional first encoder layer, residual connections
 from the third layer of both sides, and normalized additive attention whose context feeds every upper decoder layer.
-Each of its tensors has a counterpart of another name. linear_q and linear_k have no bias; normalize_bias, which is
+Each of its tensors has a counterpart with another name. linear_q and linear_k have no bias; normalize_bias, which is
 added to the sum of query and key, becomes the bias of the key projection. NVIDIA's encoder reads BOS, the subwords and
 EOS.
 
@@ -40,17 +40,17 @@ _ATTENTION_TENSORS = {
 }
 _EVALUATION_BATCH_SIZE = 64
 _SPECIAL_SUBWORDS = ("<pad>", "<unk>", "<s>", "<\\s>")  # NVIDIA's names of PAD, UNK, BOS and EOS, ids 0 to 3
-_FILLER_SUBWORD = re.compile(r"madeupword\d{4,}")  # rounds the vocabulary up to a multiple; no text contains it
+_FILLER_SUBWORD = re.compile(r"madeupword\d{4,}")  # fills the vocabulary up to a round size; no text contains it
 
 
 # The checkpoint
 
 
 def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
-    """Return the contents of a checkpoint (see gnmt.checkpoint.file) whose model computes the same logits.
+    """Read NVIDIA's checkpoint, and return the contents of a checkpoint of gnmt whose model computes the same logits.
 
-    Weights become fp32. The tokenizers look up subwords that are already split. The recorded search has the default
-    options, which are NVIDIA's too. Raises InputError, with the name of the value, if anything is missing, unknown or
+    Weights become fp32. The tokenizers expect text that is already split into subwords. The search options are the
+    defaults, which are NVIDIA's too. Raises InputError, with the name of the value, if anything is missing, unknown or
     malformed.
     """
     contents = read_restricted(path)
@@ -93,9 +93,9 @@ def read_nvidia_gnmt(path: str | Path) -> dict[str, Any]:
 
 
 def _read_weights(state_dict: Any, origin: str) -> dict[str, Tensor]:
-    """Return NVIDIA's weights by NVIDIA's names, without the prefix `module.` of data parallel training, in fp32.
+    """Return the weights in fp32 by NVIDIA's names, without the prefix `module.` of data-parallel training.
 
-    Raises InputError unless these are exactly the tensors of a model with that number of layers.
+    The names decide the number of layers. Raises InputError unless the tensors are exactly those of such a model.
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise InputError(f"{origin}: state_dict must hold tensors by name")
@@ -123,8 +123,8 @@ def _read_weights(state_dict: Any, origin: str) -> dict[str, Tensor]:
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             # An expanded tensor: a small file may claim more numbers than fit into memory.
             raise InputError(
-                f"{origin}: state_dict.{name} shows the same numbers many times as {list(tensor.shape)}, allowed are "
-                "tensors whose numbers are all in the file"
+                f"{origin}: state_dict.{name} has the shape {list(tensor.shape)} but repeats the same numbers, "
+                "allowed are tensors whose numbers are all in the file"
             )
         if not tensor.is_floating_point() or tensor.dim() != num_axes or not tensor.numel():
             raise InputError(
@@ -145,12 +145,12 @@ def _read_weights(state_dict: Any, origin: str) -> dict[str, Tensor]:
 
 
 def _first_names(names: Sequence[str]) -> str:
-    """Return the first eight names and the number of the others."""
+    """Return the first eight names and the number of further names as text."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _name_pairs(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, str]:
-    """Return this project's name of each tensor by NVIDIA's name."""
+    """Return a dictionary from NVIDIA's names of the tensors to the names in gnmt."""
     lstms = {f"encoder.rnn_layers.{layer}": f"encoder.layers.{layer}" for layer in range(1, num_encoder_layers)}
     lstms["decoder.att_rnn.rnn"] = "decoder.bottom"
     lstms |= {f"decoder.rnn_layers.{layer}": f"decoder.upper.{layer}" for layer in range(num_decoder_layers - 1)}
@@ -170,7 +170,7 @@ def _name_pairs(num_encoder_layers: int, num_decoder_layers: int) -> dict[str, s
 
 
 def _num_layers(weights: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return the numbers of encoder and decoder layers, at least two, from the highest layer in the names."""
+    """Return the numbers of encoder and decoder layers, at least two each, by the highest layer in the names."""
 
     def highest(side: str) -> int:
         found = (re.match(rf"{side}\.rnn_layers\.(\d{{1,3}})\.", name) for name in weights)
@@ -224,12 +224,12 @@ def _model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout:
 def _read_vocabulary(state: Any, num_rows: int, origin: str) -> tuple[PretokenizedTokenizer, list[int]]:
     """Return NVIDIA's vocabulary as a tokenizer, and the ids of its filler subwords, which no sentence contains.
 
-    Subwords are taken from idx2tok. tok2idx must agree, but may have more words with the id of UNK, which NVIDIA's
-    lookups of unknown words leave there.
+    Subwords are read from idx2tok. tok2idx must agree with it, but may hold further words with the id of UNK: NVIDIA's
+    lookup of an unknown word adds one.
 
     Args:
         state: the state of NVIDIA's tokenizer.
-        num_rows: the number of rows of the embeddings, which the vocabulary must have too.
+        num_rows: the number of rows of the embeddings, which must equal the size of the vocabulary.
         origin: the name of the checkpoint in errors.
     """
     needed = ("separator", "vocab_size", "tok2idx", "idx2tok")
@@ -260,14 +260,14 @@ def _read_vocabulary(state: Any, num_rows: int, origin: str) -> tuple[Pretokeniz
             f"{origin}: tokenizer.idx2tok begins with {', '.join(map(repr, special))}, allowed is "
             f"{', '.join(map(repr, _SPECIAL_SUBWORDS))}, the ids of padding, unknown, begin and end of GNMT v2"
         )
-    # A subword that the vocabulary has twice has its last id, and the first id has no subword.
+    # Of a subword that the vocabulary lists twice, NVIDIA keeps the last id. The first id has no subword then.
     tokenizer = PretokenizedTokenizer(tuple(to_subword.get(id) for id in range(size)), separator)
     unused = [id for id, subword in to_subword.items() if _FILLER_SUBWORD.fullmatch(subword)]
     return tokenizer, sorted(unused)
 
 
 def _read_dropout(model_config: Any) -> float:
-    """Return the dropout of the training, which translation does not use, or 0 if the file has none."""
+    """Return the dropout of training, or 0 if the file records none. Translation does not use it."""
     dropout = model_config.get("dropout") if isinstance(model_config, Mapping) else None
     return float(dropout) if isinstance(dropout, int | float) and 0 <= dropout < 1 else 0.0
 
@@ -282,11 +282,10 @@ def _read_num_updates(scheduler: Any) -> int:
 
 
 def read_restricted(path: str | Path) -> Any:
-    """Return what torch.save wrote in its zip or its older format, without running any code from the file.
+    """Read a file of torch.save, in its zip or its older format, without running any code from the file.
 
-    Tensors are on the CPU, and foreign objects become their `REPLACEMENTS`. torch's weights-only reader refuses every
-    other class or function. Raises InputError if the file is missing or damaged, and with the full name of a class or
-    function that is refused.
+    Tensors are on the CPU. Foreign objects are replaced as in `REPLACEMENTS`; torch's weights-only reader refuses every
+    other class or function. Raises InputError if the file is missing or damaged, or names a refused class or function.
     """
     path = Path(path)
     if not path.is_file():
@@ -295,10 +294,10 @@ def read_restricted(path: str | Path) -> Any:
         with torch.serialization.safe_globals(list[Any](REPLACEMENTS)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError as error:
-        raise InputError(f"checkpoint {path} was refused, and nothing in it ran: {error}; {_allowed()}") from None
+        raise InputError(f"checkpoint {path} was refused, and no code from it ran: {error}; {_allowed()}") from None
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"checkpoint {path} was refused, and nothing in it ran: {_refusal_reason(str(error))}; {_allowed()}"
+            f"checkpoint {path} was refused, and no code from it ran: {_refusal_reason(str(error))}; {_allowed()}"
         ) from None
     except Exception as error:  # damaged bytes make torch's reader raise errors of any type
         raise InputError(
@@ -317,19 +316,20 @@ def _refusal_reason(message: str) -> str:
 
 
 def _allowed() -> str:
+    """Return the end of a refusal's message, which lists what a file may hold."""
     return f"allowed are tensors, plain values and, as inert data, {', '.join(name for _, name in REPLACEMENTS)}"
 
 
 class Inert:
-    """Replace an object of a foreign class: keep its pickled state, and do nothing.
+    """Replace an object of a foreign class by its pickled state, without behavior.
 
-    state: the object's attributes, a dictionary unless its class pickles another kind of state.
+    state: the attributes of the object, in a dictionary unless its class pickles another kind of state.
     """
 
     state: Any = None
 
     def __new__(cls, *arguments: Any) -> Self:
-        """Ignore the arguments of the constructor that this one replaces."""
+        """Ignore the arguments that the foreign constructor would get."""
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
@@ -345,7 +345,7 @@ class BytePairEncoding(Inert):
 
 
 def whole_number(*arguments: Any) -> int:
-    """Replace the type int, which a file may name but not call."""
+    """Replace the type int; a file may refer to it but not call it."""
     raise InputError("it calls builtins.int, which is allowed only as the factory of a dictionary")
 
 
@@ -368,7 +368,7 @@ def _require_constant_one(is_constant_one: bool) -> None:
 
 
 def plain_dictionary(*arguments: Any) -> dict[Any, Any]:
-    """Replace collections.defaultdict by a dictionary of its entries, without the factory."""
+    """Replace collections.defaultdict by a dictionary with the same entries and no factory."""
     if not all(isinstance(argument, ConstantOne) for argument in arguments):
         raise InputError("it holds a collections.defaultdict whose factory is not functools.partial(int, 1)")
     return {}

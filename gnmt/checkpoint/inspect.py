@@ -15,11 +15,13 @@ from gnmt.checkpoint.load import read_description
 from gnmt.data.tokenizer import Tokenizers
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z/][\w./, +-]*(?<! )")
-_YAML_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})  # plain text that YAML converts
+_YAML_WORDS = frozenset(
+    {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+)  # YAML does not read these as text
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return everything that a checkpoint records, as JSON values.
+    """Return the entries of a checkpoint, without tensors, as JSON values, and the number of its parameters.
 
     Raises InputError if the file is not a checkpoint or lacks an entry.
     """
@@ -77,7 +79,7 @@ def _describe_tokenizers(tokenizers: Tokenizers) -> dict[str, Any]:
 def as_text(description: dict[str, Any], indent: int = 0, thousands: bool = True) -> str:
     """Return the description as text: one line for each value, nested by indentation.
 
-    thousands: whether large numbers get separators. Numbers of the config never do, as its lines are valid YAML.
+    thousands: whether large numbers get separators. Those in the config never do, so that its lines are valid YAML.
     """
     lines = []
     for key, value in description.items():
@@ -92,7 +94,7 @@ def as_text(description: dict[str, Any], indent: int = 0, thousands: bool = True
 
 
 def _as_yaml(value: Any) -> str:
-    """Return a value on one line, text without quotes where YAML reads it as text."""
+    """Return a value on one line of YAML, text without quotes where YAML reads it as text."""
     if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value) and value.lower() not in _YAML_WORDS:
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -104,6 +106,7 @@ def as_json(description: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
+    """Return the nested values with None for numbers that are not finite."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """Loading: build the model that a checkpoint describes, and load its weights.
 
-The config inside a checkpoint passes the validation of any config before anything is built, so that a checkpoint from
-somebody else runs no code.
+The config in a checkpoint is validated like any other config before anything is built, so that a foreign checkpoint
+runs no code.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gnmt.model.validate import check_shared_vocabulary
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint that is ready for inference.
+    """The model of a checkpoint, ready for inference.
 
     Args:
         model: the model on `device`, in eval mode.
         tokenizers: the tokenizers of both sides.
-        config: the resolved config of the training.
+        config: the resolved config with which the model was trained.
         contents: all entries of the file.
         device: the device of the model.
     """
@@ -56,10 +56,10 @@ def load_model(
         path: the checkpoint.
         device: the device of the model.
         trusted_packages: packages whose classes the config may name, besides gnmt and torch.optim.
-        weights: "averaged" loads the averaged weights if the checkpoint has them, "raw" never does.
+        weights: "averaged" loads the averaged weights if the checkpoint has them; "raw" loads the others.
 
     Raises:
-        InputError: the checkpoint is not usable, or "raw" is given and the checkpoint has only averaged weights.
+        InputError: the checkpoint is not usable, or weights is "raw" and the checkpoint has only averaged weights.
     """
     contents = read_checkpoint(path, REQUIRED_ENTRIES)
     config, tokenizers = read_description(contents, f"checkpoint {path}")
@@ -69,7 +69,7 @@ def load_model(
     elif "average" not in contents and config["trainer"].get("ema_decay") is not None:
         raise InputError(
             f"weights=raw: checkpoint {path} has only averaged weights, as best.pt of a run with trainer.ema_decay: "
-            "use a full checkpoint, such as last.pt of its run"
+            "use a full checkpoint, such as last.pt of the same run"
         )
     else:
         load_weights(model, {**contents, "average": None}, str(path))
@@ -77,7 +77,7 @@ def load_model(
 
 
 def read_description(contents: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], Tokenizers]:
-    """Return the config, which has a model node, and the tokenizers of a checkpoint.
+    """Return the config and the tokenizers of a checkpoint. The config is certain to have a model node.
 
     origin: the name of the checkpoint in errors. Raises InputError if an entry is malformed.
     """
@@ -101,6 +101,9 @@ def build_model(
         tokenizers: the tokenizers of both sides.
         trusted_packages: see `load_model`.
         origin: the name of the config in errors.
+
+    Raises:
+        InputError: the config is refused, or the model does not fit into memory.
     """
     sizes = {
         "source_vocabulary_size": tokenizers.source.vocabulary_size,
@@ -110,7 +113,7 @@ def build_model(
         node, "model", trusted_packages=trusted_packages, supplied=tuple(sizes), expected=(Seq2Seq,)
     )
     if errors:
-        raise InputError(f"{origin}: the model's config was refused, nothing was built:\n  " + "\n  ".join(errors))
+        raise InputError(f"{origin}: the model's config was refused, and nothing was built:\n  " + "\n  ".join(errors))
     try:
         check_shared_vocabulary(node.get("tie_embeddings", "none"), tokenizers.joint)
     except InputError as error:
@@ -120,7 +123,7 @@ def build_model(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(f"{origin}: a model of these widths does not fit into memory: {first_line(error)}") from None
+        raise InputError(f"{origin}: a model of this size does not fit into memory: {first_line(error)}") from None
     return model
 
 
@@ -128,7 +131,8 @@ def build_model(
 def load_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> None:
     """Load the weights for inference: the averaged ones if the checkpoint has them.
 
-    In a full checkpoint, `model` has the raw weights and `average` the averaged ones. In best.pt, `model` is averaged.
+    In a full checkpoint, the entry `model` has the raw weights and `average` the averaged ones. In best.pt, `model` has
+    the averaged ones. Raises InputError if names or shapes differ from those of the model.
     """
     mismatch = describe_weight_mismatch(model, contents["model"])
     if mismatch is not None:
@@ -142,7 +146,7 @@ def load_weights(model: Seq2Seq, contents: Mapping[str, Any], origin: str) -> No
 
 
 def describe_weight_mismatch(model: Seq2Seq, weights: object) -> str | None:
-    """Return one line about the first tensor that differs between a model and a checkpoint's weights, or None."""
+    """Return a line about the first weight whose name, shape or tie differs from the model's, or None if all fit."""
     if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         return "they are not tensors by name"
     expected = model.state_dict()
@@ -170,9 +174,9 @@ def _and_more(names: list[str]) -> str:
 
 
 def inference_weights(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a checkpoint's weights for inference by name, averaged ones if it has them.
+    """Return a checkpoint's weights for inference by name, the averaged ones if it has them.
 
-    A tied weight appears under each of its names.
+    A tied weight is listed under each of its names.
     """
     model: Mapping[str, Tensor] = contents["model"]
     averages: Mapping[str, Tensor] = contents.get("average") or {}

@@ -91,7 +91,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
     """Open the preprocessed folder of a corpus, and build it first unless its inputs and settings are the same.
 
     If several processes call this at once, one builds the folder and the others wait. An interruption or an error
-    leaves the folder unchanged, and the next call resumes with the finished shards.
+    leaves the folder unchanged. Unless the input was wrong, the next call resumes with the finished shards.
 
     Args:
         corpus: the texts, and the path of the folder.
@@ -160,7 +160,7 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
 
 
 def _opens(folder: Path) -> bool:
-    """Return whether the folder can be opened, which a damaged one cannot."""
+    """Return whether the folder can be read, as opposed to a damaged one."""
     try:
         read_preprocessed(folder)
     except InputError:

@@ -162,7 +162,7 @@ WRONG = {
     "sparse": (lambda: with_weight(EMBEDDINGS, torch.zeros(13, 6).to_sparse()), f"{EMBEDDINGS} is torch.sparse_coo on"),
     "meta": (lambda: with_weight(EMBEDDINGS, torch.zeros(13, 6, device="meta")), f"{EMBEDDINGS} is .* on meta, all"),
     # A file of a few KB that would need 400 TB of memory.
-    "repeated": (lambda: with_weight(EMBEDDINGS, torch.zeros(1, 1).expand(10**7, 10**7)), f"{EMBEDDINGS} shows"),
+    "repeated": (lambda: with_weight(EMBEDDINGS, torch.zeros(1, 1).expand(10**7, 10**7)), f"{EMBEDDINGS} .* repeats"),
     "not_a_number": (lambda: with_weight(EMBEDDINGS, torch.full((13, 6), torch.nan)), f"{EMBEDDINGS} .* not finite"),
     "too_large": (lambda: with_weight(EMBEDDINGS, torch.full((13, 6), 1e300, dtype=torch.float64)), "not finite in fp"),
     "separator": (lambda: with_tokenizer(separator=" "), "separator must be a string without white space"),

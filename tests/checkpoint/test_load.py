@@ -42,7 +42,9 @@ def test_a_config_that_names_other_code_is_refused(tmp_path, contents, target, m
     victim = tmp_path / "victim"
     for node in ({"_target_": target, "folder": str(victim)}, {"_target_": target}):
         path = rewritten(tmp_path / "evil.pt", contents, config=json.dumps({"model": node}))
-        with pytest.raises(InputError, match=r"evil\.pt: the model's config was refused, nothing was built") as caught:
+        with pytest.raises(
+            InputError, match=r"evil\.pt: the model's config was refused, and nothing was built"
+        ) as caught:
             load_model(path, CPU)
         assert f"model._target_: found {target}" in str(caught.value)
         assert message in str(caught.value)

@@ -205,7 +205,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "missing checkpoint",
         ["translate", "checkpoint={tiny}/bset.pt"],
-        ["checkpoint {tiny}/bset.pt is not a file; there are: ", "{tiny}/best.pt"],
+        ["checkpoint {tiny}/bset.pt is not a file; existing checkpoints: ", "{tiny}/best.pt"],
     ),
     *[
         (
@@ -230,19 +230,19 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         (
             f"pickle that would run code, for {command}",
             [command, "checkpoint={samples}/pickle.pt"],
-            ["checkpoint {samples}/pickle.pt was refused, and nothing in it ran"],
+            ["checkpoint {samples}/pickle.pt was refused, and no code from it ran"],
         )
         for command in ("evaluate", "translate", "inspect_checkpoint")
     ],
     (
         "pickle that would run code, to start from",
         ["train", "FILES", "initialize_from={samples}/pickle.pt"],
-        ["checkpoint {samples}/pickle.pt was refused, and nothing in it ran"],
+        ["checkpoint {samples}/pickle.pt was refused, and no code from it ran"],
     ),
     (
         "model that would run code",
         ["translate", "checkpoint={samples}/code_in_model.pt"],
-        ["{samples}/code_in_model.pt: the model's config was refused, nothing was built", "os.system"],
+        ["{samples}/code_in_model.pt: the model's config was refused, and nothing was built", "os.system"],
     ),
     (
         "component of a model that would run code",
