@@ -139,7 +139,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; every exported folder has this file") from None
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; give a folder that export_checkpoint.py wrote"
+        ) from None
     except RecursionError:
         raise InputError(f"{path} is not the description of a checkpoint: its values are nested too deeply") from None
     except ValueError as error:

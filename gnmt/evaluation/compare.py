@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from gnmt.config.run_folder import compared_settings
 from gnmt.errors import InputError, format_value
-from gnmt.evaluation.run_records import Evaluated, RunRecord, mean_by_layer
+from gnmt.evaluation.run_records import EvaluationRecord, RunRecord, mean_by_layer
 from gnmt.reporting.figures import lines_figure, save
 from gnmt.training.train_metrics import layer_sort_key
 
@@ -184,7 +184,10 @@ def same_seed_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, ValueOf, int]]:
-    """Return the name, the value and the number of decimals of each column of results."""
+    """Return the name, the value and the number of decimals of each column of results.
+
+    Evaluations and spikes of the training have columns only if some run has a value for them.
+    """
     columns: list[tuple[str, ValueOf, int]] = [
         ("parameters", lambda run: run.parameters, 0),
         ("updates", lambda run: run.updates, 0),
@@ -198,17 +201,19 @@ def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, ValueOf, int]]:
             (f"{name} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
             (f"{name} sentences/s", evaluation_value(name, lambda evaluated: evaluated.sentences_per_second), 0),
         ]
-    return [
-        *columns,
+    columns += [
         ("tokens/s", lambda run: run.tokens_per_second, 0),
         ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
+    ]
+    spikes: list[tuple[str, ValueOf, int]] = [
         ("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
         ("largest loss rise", lambda run: run.largest_loss_rise, 2),
         ("skipped updates", lambda run: run.skipped_updates, 0),
     ]
+    return columns + [column for column in spikes if any(column[1](run) is not None for run in runs)]
 
 
-def evaluation_value(name: str, value_of: Callable[[Evaluated], float]) -> ValueOf:
+def evaluation_value(name: str, value_of: Callable[[EvaluationRecord], float]) -> ValueOf:
     """Return a function that finds a value in a run's evaluation `name`."""
     return lambda run: value_of(run.evaluations[name]) if name in run.evaluations else None
 
@@ -305,21 +310,20 @@ def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -
         folder: Folder for the files.
         gradient_updates: Gradient norms are means over this number of updates from the start.
     """
-    draw: dict[str, Callable[[], Figure]] = {}
+    figures: dict[str, Figure] = {}
     if any(evaluated.by_length for run in runs for evaluated in run.evaluations.values()):
-        draw["bleu_by_length"] = lambda: draw_by_length(runs)
+        figures["bleu_by_length"] = draw_by_length(runs)
     for name, label in (("loss", "dev loss, nats per token"), ("bleu", "dev BLEU")):
         if any(f"dev/{name}" in run.scalars for run in runs):
-            draw[f"dev_{name}"] = lambda tag=f"dev/{name}", label=label: draw_over_updates(runs, tag, label)  # type: ignore[misc]
+            figures[f"dev_{name}"] = draw_over_updates(runs, f"dev/{name}", label)
     if any(mean_by_layer(run.gradient_norms, gradient_updates) for run in runs):
-        draw["gradient_norm_by_layer"] = lambda: draw_gradient_norms(runs, gradient_updates)
-    if not draw:
+        figures["gradient_norm_by_layer"] = draw_gradient_norms(runs, gradient_updates)
+    if not figures:
         raise InputError(f"plots={folder}: none of the runs has results to draw: train until dev is evaluated")
-    paths = []
-    for name, make in draw.items():
-        paths.append(folder / f"{name}.png")
-        write_figure(make(), paths[-1], "plots")
-    return paths
+    paths = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        write_figure(figure, paths[name], "plots")
+    return list(paths.values())
 
 
 def write_figure(figure: Figure, path: Path, key: str) -> None:
@@ -327,7 +331,7 @@ def write_figure(figure: Figure, path: Path, key: str) -> None:
     try:
         save(figure, path)
     except OSError as error:
-        raise InputError(f"{key}: {path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{key}: {path} cannot be written: {error.strerror or error}; choose another path") from None
 
 
 def draw_by_length(runs: Sequence[RunRecord]) -> Figure:
@@ -358,13 +362,12 @@ def draw_over_updates(runs: Sequence[RunRecord], tag: str, label: str) -> Figure
 def draw_gradient_norms(runs: Sequence[RunRecord], num_updates: int) -> Figure:
     """Draw the mean gradient norm of each layer before clipping, from the embeddings to the output."""
     groups = group_runs(runs)
-    means = {id(run): mean_by_layer(run.gradient_norms, num_updates) for run in runs}
-    layers = sorted({layer for norms in means.values() for layer in norms}, key=layer_sort_key)
+    means = [[mean_by_layer(run.gradient_norms, num_updates) for run in group.runs] for group in groups]
+    layers = sorted({layer for of_group in means for norms in of_group for layer in norms}, key=layer_sort_key)
     lines = {}
-    for name, group in zip(labels_of(groups), groups, strict=True):
-        of_runs = [means[id(run)] for run in group.runs]
-        if any(of_runs):
-            lines[name] = [[norms[layer] for norms in of_runs if layer in norms] for layer in layers]
+    for name, of_group in zip(labels_of(groups), means, strict=True):
+        if any(of_group):
+            lines[name] = [[norms[layer] for norms in of_group if layer in norms] for layer in layers]
     recorded = [update for run in runs for update, _ in run.gradient_norms if update <= num_updates]
     label = f"gradient norm, mean over updates {min(recorded)} to {max(recorded)}"
     return lines_figure(layers, lines, "layer", label, log_y=True)

@@ -6,7 +6,8 @@
     <test set>-<hash of the text>.<checkpoint><variant>.<hash of the checkpoints>.json and .txt
 
 where the hashes are of contents: the same evaluation replaces its own files, and no evaluation replaces those of
-another text or another checkpoint.
+another text or another checkpoint. TensorBoard's tags are `evaluation/<test set><variant>/<metric>`; only the tag of a
+pair of files has the hash of the text, too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.translation import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
-from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
+from gnmt.evaluation.metrics import LengthScores, Scores, score_by_length, score_translations
 from gnmt.fileio import write_atomically
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
@@ -91,7 +92,6 @@ def evaluate(
     Raises:
         InputError: If an ensemble has no `output`, or if the files cannot be written.
     """
-    check_tokenizer(bleu_tokenize)
     folder = output_folder(checkpoints, output)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     start = time.perf_counter()
@@ -116,9 +116,10 @@ def evaluate(
             save(figure, folder / f"{name}.alignment-{number}.png")
     run = run_of(checkpoints[0]) if output is None else None
     if run is not None:
+        curve = test_set if files is None else text_name  # files of equal names get a curve each
         with Reporter(run) as reporter:
             for metric in ("bleu", "chrf", "ter"):
-                reporter.scalar(f"evaluation/{text_name}{variant}/{metric}", getattr(scores, metric), steps[0])
+                reporter.scalar(f"evaluation/{curve}{variant}/{metric}", getattr(scores, metric), steps[0])
     return evaluation
 
 
@@ -203,7 +204,9 @@ def _write(
         write_atomically(evaluation.translations_file, text.encode())
         write_atomically(evaluation.scores_file, (json.dumps(contents, indent=2) + "\n").encode())
     except OSError as error:
-        raise InputError(f"{evaluation.scores_file.parent} cannot be written ({error.strerror})") from error
+        raise InputError(
+            f"{evaluation.scores_file.parent} cannot be written ({error.strerror}): choose another folder with output="
+        ) from error
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

@@ -27,7 +27,7 @@ _ALL_EVENTS = {SCALARS: 0, TENSORS: 0}  # 0: keep every event instead of a sampl
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationRecord:
     """Results that evaluate.py has written.
 
     Args:
@@ -69,7 +69,7 @@ class RunRecord:
     dev: dict[str, float] = field(default_factory=dict)
     tokens_per_second: float | None = None
     seconds: float | None = None
-    evaluations: dict[str, Evaluated] = field(default_factory=dict)
+    evaluations: dict[str, EvaluationRecord] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -117,9 +117,9 @@ def mean_by_layer(records: Sequence[GradientRecord], num_updates: int) -> dict[s
     Norms that are not finite (None) are left out.
     """
     norms: dict[str, list[float]] = {}
-    for _, by_layer in (record for record in records if record[0] <= num_updates):
+    for update, by_layer in records:
         for layer, norm in by_layer.items():
-            if norm is not None:
+            if update <= num_updates and norm is not None:
                 norms.setdefault(layer, []).append(norm)
     return {layer: statistics.fmean(values) for layer, values in norms.items()}
 
@@ -259,7 +259,7 @@ def read_curves(folder: Path, problems: list[str]) -> Curves:
 # Evaluations
 
 
-def read_evaluations(folder: Path, best_step: int | None, problems: list[str]) -> dict[str, Evaluated]:
+def read_evaluations(folder: Path, best_step: int | None, problems: list[str]) -> dict[str, EvaluationRecord]:
     """Return the results that evaluate.py has written to a folder, by file name without the hash of the checkpoint.
 
     If a checkpoint such as last.pt was evaluated at several steps, the largest step counts.
@@ -269,7 +269,7 @@ def read_evaluations(folder: Path, best_step: int | None, problems: list[str]) -
         best_step: Step of the run's best.pt, None if it cannot be read. Results of an earlier best.pt are left out.
         problems: A message is appended for each file that is damaged or left out.
     """
-    newest: dict[str, tuple[int, Evaluated]] = {}
+    newest: dict[str, tuple[int, EvaluationRecord]] = {}
     for path in sorted(folder.glob("*.json")):
         try:
             contents = json.loads(path.read_bytes())
@@ -291,12 +291,12 @@ def read_evaluations(folder: Path, best_step: int | None, problems: list[str]) -
     return {name: evaluated for name, (_, evaluated) in newest.items()}
 
 
-def _parse_evaluated(contents: Any) -> Evaluated:
+def _parse_evaluated(contents: Any) -> EvaluationRecord:
     """Check a file of evaluate.py; raises KeyError for a missing key and ValueError for a value of the wrong type."""
     contents = _checked(contents, Mapping, "the file")
     signatures = _checked(contents["signatures"], Mapping, "signatures")
     rows = _checked(contents["by_length"], list, "by_length")
-    return Evaluated(
+    return EvaluationRecord(
         {metric: _number(contents[metric], metric) for metric in ("bleu", "chrf")},
         {str(metric): _checked(signature, str, f"signatures.{metric}") for metric, signature in signatures.items()},
         [_parse_row(row, f"by_length[{index}]") for index, row in enumerate(rows)],

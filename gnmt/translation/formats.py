@@ -23,7 +23,7 @@ _JSON_ESCAPES = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class Origin(NamedTuple):
-    """The precision and the checkpoints that scores depend on.
+    """Precision and checkpoints of a translation; its scores depend on them.
 
     Args:
         precision: Name such as "bf16".
@@ -36,7 +36,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """One of three formats, in UTF-8.
+    """Format translations as plain text, TSV or JSON lines, in UTF-8.
 
     text: The best translation, one line for each line of input.
 
@@ -87,7 +87,7 @@ class OutputFormat:
         columns = [*_COLUMNS, "alignment"] if self.alignments else _COLUMNS
         return ("\t".join(columns) + "\n").encode()
 
-    def write(
+    def encode(
         self,
         first_line: int,
         sources: Sequence[str],
@@ -96,7 +96,7 @@ class OutputFormat:
         options: SearchOptions,
         origin: Origin,
     ) -> bytes:
-        """Return the bytes for these translations.
+        """Return the bytes of the output for these translations.
 
         Args:
             first_line: Line number of the first source in its input, from 1.

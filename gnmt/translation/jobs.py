@@ -64,7 +64,7 @@ def plan_jobs(
     Args:
         inputs: One path or several.
         output: Path of the output of a single input.
-        output_folder: Folder for the outputs of several inputs, each under the name of its input. It is made.
+        output_folder: Folder for the outputs of several inputs, each under the name of its input; created if missing.
         prefixes: Path of the target prefixes of a single input.
         checkpoints: Paths of files that must not be overwritten.
     """
@@ -85,7 +85,7 @@ def plan_jobs(
             Path(output_folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"output_folder={output_folder} cannot be made ({error.strerror}): choose another one"
+                f"output_folder={output_folder} cannot be created ({error.strerror}): choose another folder"
             ) from error
     return jobs
 
@@ -107,13 +107,13 @@ def _jobs_in_folder(folder: str, sources: Sequence[str], output: str, prefixes: 
     return [Job(source, os.path.join(folder, name), prefixes) for source, name in zip(sources, names, strict=True)]
 
 
-def check_job(job: Job, checkpoints: Sequence[str] = (), output_folder_is_made: bool = False) -> None:
+def check_job(job: Job, checkpoints: Sequence[str] = (), creates_folder: bool = False) -> None:
     """Raise InputError if a file to read is missing, or if the output is a folder or a file that is read.
 
     Args:
         job: The job to check.
         checkpoints: Paths of files that are read as well.
-        output_folder_is_made: The output's folder may be missing.
+        creates_folder: The output's folder may be missing; it is created later.
     """
     if job.source != STANDARD_STREAM and not Path(job.source).exists():
         raise missing_file(job.source)
@@ -131,8 +131,10 @@ def check_job(job: Job, checkpoints: Sequence[str] = (), output_folder_is_made: 
         raise InputError(f"output={job.output} ends in {os.sep} as a folder does: give a file, or output_folder=")
     if output.is_dir():
         raise InputError(f"output={job.output} is a folder: give the name of a file")
-    if not output.parent.is_dir() and not output_folder_is_made:
-        raise InputError(f"output={job.output}: its folder {output.parent} does not exist: make it, or write elsewhere")
+    if not output.parent.is_dir() and not creates_folder:
+        raise InputError(
+            f"output={job.output}: its folder {output.parent} does not exist: create it, or choose another"
+        )
     files = [("input", job.source), ("file of prefixes", job.prefixes or STANDARD_STREAM)]
     for kind, name in [*files, *(("checkpoint", checkpoint) for checkpoint in checkpoints)]:
         if name != STANDARD_STREAM and output.exists() and Path(name).exists() and output.samefile(name):
@@ -140,7 +142,7 @@ def check_job(job: Job, checkpoints: Sequence[str] = (), output_folder_is_made: 
 
 
 def _check_partial_outputs(jobs: Sequence[Job], checkpoints: Sequence[str]) -> None:
-    """Raise InputError if a file lies in a partial output, which is deleted when its translation is complete."""
+    """Raise InputError if a file is inside a partial output, which is deleted when its translation is complete."""
     files = [("checkpoint", checkpoint) for checkpoint in checkpoints]
     for job in jobs:
         files += [("input", job.source), ("output", job.output), ("prefixes", job.prefixes or STANDARD_STREAM)]
@@ -152,11 +154,11 @@ def _check_partial_outputs(jobs: Sequence[Job], checkpoints: Sequence[str]) -> N
         folder = next((folder for folder in (path, *path.parents) if folder in output_of), None)
         if folder is not None:
             raise InputError(
-                f"{key}={name} lies in {folder}, which holds the partial output of output={output_of[folder]} until "
+                f"{key}={name} is inside {folder}, which holds the partial output of output={output_of[folder]} until "
                 "that is complete: rename one of the two"
             )
         if key == "output" and PartialOutput.is_at(path.parent):
-            raise InputError(f"output={name} lies in the partial output of another translation: use another folder")
+            raise InputError(f"output={name} is inside the partial output of another translation: use another folder")
 
 
 # Opening

@@ -3,7 +3,7 @@
 `<output>.partial/` holds `manifest.json`, with everything that the output depends on, and one file for each finished
 chunk: `chunk-000000` and so on. A chunk file is a line of JSON with the sha256 of the lines that were translated,
 followed by the bytes for the output. It is written atomically. A chunk depends on the manifest's settings and on its
-lines alone, so if both are equal, it can be used whichever process wrote it.
+lines alone, so if both are equal, it can be used, no matter which process wrote it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _SUFFIX = ".partial"
 _MANIFEST, _LOCK, _MERGED, _CHUNK = "manifest.json", "lock", "merged", "chunk-"
-# All names of our own in the folder; the last form is that of files that are being written.
+# The names of all files that this module writes; the last alternative matches files that are being written.
 _OWN_NAMES = re.compile(r"lock|manifest\.json|merged|chunk-\d{6,}|\.(manifest\.json|chunk-\d{6,})\.\d+\.tmp")
 # zlib's default; Python's own, 9, takes twice the time for output that is 1 % smaller.
 _COMPRESSION_LEVEL = 6
@@ -167,7 +167,7 @@ class PartialOutput:
                     head, _, data = self._chunk_path(number).read_bytes().partition(b"\n")
                     num_unfinished += json.loads(head)["unfinished"]
                     merged.write(data)
-            self._write_manifest(replace(self.manifest(), finished=self._output_stamp()))
+            self._write_manifest(replace(self.manifest(), finished=self._size_and_time()))
             for number in range(num_chunks):
                 self._chunk_path(number).unlink()
         return num_unfinished
@@ -183,7 +183,7 @@ class PartialOutput:
         (self.folder / _MANIFEST).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete all files of our own inside `locked`, whose end deletes the lock and the empty folder."""
+        """Delete the files of this module. Call it inside `locked`, whose end deletes the lock and the empty folder."""
         with suppress(OSError):
             self.clear()
 
@@ -195,7 +195,7 @@ class PartialOutput:
         return f"; {self.folder} keeps {format_count(num_chunks, 'chunk')}, and the same command resumes from there"
 
     def _can_resume(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the folder's contents are of use; raises InputError if they have other settings."""
+        """Return whether the chunks or the complete output can be used; raises InputError if they have other settings."""
         num_chunks = len(self.finished_chunks())
         chunks = format_count(num_chunks, "chunk")
         if not (self.folder / _MANIFEST).exists():
@@ -209,12 +209,13 @@ class PartialOutput:
         if manifest.finished is not None:
             self._refuse_other_settings(f"marks {self.output.name} as complete", manifest.settings, settings)
             # If the output has changed since, it must be made again, and its chunks are deleted.
-            return manifest.finished == self._output_stamp()
+            return manifest.finished == self._size_and_time()
         if num_chunks:
             self._refuse_other_settings(f"holds {chunks}", manifest.settings, settings)
         return num_chunks > 0
 
     def _refuse_foreign_folder(self) -> None:
+        """Raise InputError if the folder holds files of somebody else and no manifest."""
         names = sorted(path.name for path in self.folder.iterdir())
         foreign = [name for name in names if not _OWN_NAMES.fullmatch(name)]
         if foreign and _MANIFEST not in names:
@@ -224,18 +225,19 @@ class PartialOutput:
             )
 
     def _refuse_other_settings(self, state: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """Raise InputError with a list of the settings that differ, if any do."""
         changes = describe_changes(old, new)
         if changes:
             raise InputError(
                 f"{self.folder} {state}, made with other settings or input:\n  " + "\n  ".join(changes) + "\n"
-                "Give the old ones to resume, or resume=never to delete it and restart from scratch"
+                "Give the old settings and input to resume, or resume=never to delete it and restart from scratch"
             )
 
     def _chunk_path(self, number: int) -> Path:
         return self.folder / f"{_CHUNK}{number:06d}"
 
-    def _output_stamp(self) -> list[int] | None:
-        """Return size and modification time of the output file; None if there is none."""
+    def _size_and_time(self) -> list[int] | None:
+        """Return size in bytes and modification time in ns of the output file; None if there is none."""
         if not self.output.exists():
             return None
         status = self.output.stat()

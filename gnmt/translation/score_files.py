@@ -44,15 +44,15 @@ def score_files(
     jsonl: {"line", "rank", "log_prob", "score", "tokens" (ids), "token_log_probs"}. tsv: a heading, then the columns
     line, rank, log_prob, score, num_tokens.
 
-    A line that names its options of equation 14 (Wu et al. 2016) is scored with them, so that the score equals that of
-    the search; other lines are scored with the translator's options.
+    A line that records its options of equation 14 (Wu et al. 2016) is scored with them, and the score then equals that
+    of the search. Other lines are scored with the translator's options.
 
     Args:
         translator: The model.
         scorable: The translations to score.
         output: Path of a file, which appears when it is complete, or `-` for standard output.
         kind: The format of the output.
-        overridden: Names of options for which the translator's value replaces that of the lines.
+        overridden: Names of options for which the translator's value replaces the recorded one.
         checkpoints: The first digits of each checkpoint's sha256.
 
     Raises:
@@ -120,7 +120,7 @@ class Entry(NamedTuple):
         source: The source text.
         target: The target text, or a Translation with token ids.
         scoring: Options of equation 14 that its score was made with; empty if unknown.
-        made_with: Precision and checkpoints as its line names them, unchecked; None for plain text.
+        made_with: Precision and checkpoints that its line records, unchecked; None for plain text.
     """
 
     line: int
@@ -152,8 +152,8 @@ class Scorable:
             raise InputError("source= and target= belong together: give both files, or input=")
         if (self.source is None) == (self.translations is None):
             raise InputError(
-                "nothing to score, or too much: give source= and target=, two files of text, or input=, a file that "
-                "translate.py wrote with format=jsonl; one of the two"
+                "give either source= and target=, two files of text, or input=, a file that translate.py wrote with "
+                "format=jsonl"
             )
         for path in self.paths:
             if path == STANDARD_STREAM:
@@ -199,7 +199,7 @@ def _read_translations(path: str) -> Iterator[Entry]:
 
 
 def _check_scoring(value: Any, path_line: str) -> Mapping[str, float]:
-    """Return the options of equation 14 that a line names; raises InputError if they are malformed."""
+    """Return the options of equation 14 that a line records; raises InputError if they are malformed."""
     if not isinstance(value, dict) or value.keys() - set(SCORING_OPTIONS):
         raise InputError(
             f"{path_line}: scoring is {json.dumps(value)}; it holds numbers for {', '.join(SCORING_OPTIONS)}"
@@ -237,7 +237,7 @@ def _differences(made_with: Mapping[str, Any], own: Origin) -> list[str]:
         value = sorted(value) if isinstance(value, tuple) else value
         found = made_with.get(key)
         if key not in made_with:
-            differences.append(f"the line does not name its {key}")
+            differences.append(f"the line does not record its {key}")
         elif (sorted(found, key=str) if isinstance(found, list) else found) != value:
             differences.append(f"{key} is {json.dumps(found)} there and {json.dumps(value)} here")
     return differences

@@ -1,8 +1,9 @@
-"""Translation of files of any size, in constant memory, resumable, by one process or several.
+"""Translate files of any size in constant memory, by one process or several, and resume after an interruption.
 
 A file is translated in chunks of `translator.chunk_lines` lines. The translation of a chunk depends only on its lines,
-its position and the settings, so any process can translate any chunk at any time. Joined in order, the chunks are byte
-for byte what one process without interruption writes. `PartialOutput` keeps the finished ones.
+their line numbers (which seed sampling) and the settings, so any process can translate any chunk at any time. The
+finished chunks, joined in order, equal the output of one process without interruption, byte for byte. `PartialOutput`
+stores them.
 
 Standard streams and pipes cannot be read again after an interruption. They are translated chunk by chunk without a
 partial output.
@@ -113,14 +114,14 @@ def _translate_resumable(
     ranks: Ranks,
     locks: ExitStack,
 ) -> None:
-    """Translate one file, unless its partial output says that it is complete; `locks` then holds the partial output."""
+    """Translate one file unless its partial output is marked as complete; `locks` keeps the partial output locked."""
     finished: list[int] = []
     if ranks.is_rank_0:
         settings = output_settings(chunk_translator, job, made_from)
         locks.enter_context(partial.locked())
         partial.prepare(settings, resume, device_name(chunk_translator.translator.precision.device))
         finished = sorted(partial.finished_chunks())
-    # All ranks take rank 0's list: a rank that lists them later would count the new chunks of others twice.
+    # All ranks take rank 0's list: a rank that listed them later would count the new chunks of other ranks twice.
     finished_at_start = set(json.loads(ranks.wait_for_rank_0(json.dumps(finished))))
     manifest = partial.manifest()
     if manifest.finished is not None:
@@ -129,7 +130,7 @@ def _translate_resumable(
         return
     texts = {side: manifest.settings[side] for side in ("input", "prefixes")}
     fingerprints = {side: TextFingerprint(**text) for side, text in texts.items() if text is not None}
-    with _stops_explained(partial, ranks):
+    with _resume_explained(partial, ranks):
         _translate_chunks(chunk_translator, job, partial, fingerprints, finished_at_start, ranks)
 
 
@@ -171,7 +172,7 @@ def _translate_chunks(
         ranks.wait_for_all()
         if not ranks.is_rank_0:
             return
-        # By now all ranks have read the input to its end, but files in the folder may have been exchanged.
+        # By now all ranks have read the input to its end, but files in the folder may have been replaced.
         wrong = {number for number, sha256 in enumerate(hashes) if not partial.has_chunk(number, sha256)}
         for chunk in unchanged_chunks(job, fingerprints, size) if wrong else ():
             if chunk.number in wrong:
@@ -184,17 +185,17 @@ def _translate_chunks(
 
 def _warn_of_other_lines(chunk: Chunk, job: Job, partial: PartialOutput) -> None:
     log.warning(
-        "%s holds a chunk for %s from line %d on that was made from other lines or has no valid hash: it is translated "
-        "again, and so are others like it",
+        "%s: the chunk from line %d of %s was made from other lines or has no valid hash: it and others like it are "
+        "translated again",
         partial.folder,
-        job.source,
         chunk.first_line,
+        job.source,
     )
 
 
 @contextmanager
-def _stops_explained(partial: PartialOutput, ranks: Ranks) -> Iterator[None]:
-    """Remove a partial output without chunks after any error, and say how to resume after Ctrl-C and SIGTERM.
+def _resume_explained(partial: PartialOutput, ranks: Ranks) -> Iterator[None]:
+    """Add the way to resume to the message of Ctrl-C and SIGTERM; after any error, remove a partial output without chunks.
 
     With several processes, torchrun receives the signal and prints its own message.
     """
@@ -322,7 +323,7 @@ class ChunkTranslator:
             attention=self.output_format.attention,
             progress=progress,
         )
-        data = self.output_format.write(
+        data = self.output_format.encode(
             chunk.first_line, chunk.lines, translations, translator.tokenizers, translator.options, self.origin
         )
         return TranslatedChunk(data, sum(not translation.finished for translation in translations))
@@ -385,8 +386,7 @@ def fingerprint_texts(job: Job) -> dict[str, TextFingerprint]:
 def _fingerprint(path: str) -> TextFingerprint:
     digest, num_lines = hashlib.sha256(), 0
     for line in read_lines(path):
-        digest.update(line.encode())
-        digest.update(b"\n")
+        digest.update(f"{line}\n".encode())
         num_lines += 1
     return TextFingerprint(num_lines, digest.hexdigest())
 
@@ -395,8 +395,7 @@ def read_unchanged(path: str, fingerprint: TextFingerprint) -> Iterator[str]:
     """Yield the lines of a text; raise InputError at its end if they do not have the fingerprint."""
     digest = hashlib.sha256()
     for line in read_lines(path):
-        digest.update(line.encode())
-        digest.update(b"\n")
+        digest.update(f"{line}\n".encode())
         yield line
     if digest.hexdigest() != fingerprint.sha256:
         raise InputError(f"{path} was changed while it was translated: give the command again, with resume=never")

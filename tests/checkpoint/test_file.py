@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused(written, share):
     data = written.read_bytes()
     written.write_bytes(data[: int(share * len(data))])
     what = "its end is missing" if share else "it is empty"
-    with pytest.raises(InputError, match=rf"best\.pt is damaged: {what}: use another one of its folder$"):
+    with pytest.raises(InputError, match=rf"best\.pt is damaged: {what}; use another one from its folder$"):
         read_checkpoint(written)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gnmt.errors import InputError
 from gnmt.evaluation.compare import compare, draw_gradient_norms, draw_over_updates, draw_plots, group_runs, labels_of
-from gnmt.evaluation.run_records import Evaluated, RunRecord, largest_loss_rise, mean_by_layer, read_run
+from gnmt.evaluation.run_records import EvaluationRecord, RunRecord, largest_loss_rise, mean_by_layer, read_run
 from gnmt.training.train_metrics import GRADIENT_NORMS_FILE, layer_sort_key, read_gradient_norms
 
 
@@ -104,7 +104,7 @@ def test_labels_are_folder_names_if_settings_are_too_long():
 
 def test_all_plots_are_written(tmp_path):
     by_length = [{"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}]
-    evaluations = {"test.best": Evaluated({"bleu": 30.0, "chrf": 60.0}, {}, by_length, 9.0)}
+    evaluations = {"test.best": EvaluationRecord({"bleu": 30.0, "chrf": 60.0}, {}, by_length, 9.0)}
     paths = draw_plots([run("a", evaluations=evaluations), run("b")], tmp_path / "plots", 200)
     names = ["bleu_by_length.png", "dev_loss.png", "dev_bleu.png", "gradient_norm_by_layer.png"]
     assert [path.name for path in paths] == names
@@ -127,8 +127,13 @@ def test_loss_spikes_have_columns():
     assert [row["largest gradient norm"] for row in rows] == ["9.00", "27.00"]
     assert [row["largest loss rise"] for row in rows] == ["0.50", "9.50"], "above the mean of 4 before it"
     assert [row["skipped updates"] for row in rows] == ["1", "1"]
-    unlogged = compare([RunRecord(Path("c"), {})])
-    assert dict(zip(unlogged.header, unlogged.rows[0], strict=True))["largest gradient norm"] == "–"
+    table = compare([run("a"), RunRecord(Path("c"), {})])
+    assert dict(zip(table.header, table.rows[1], strict=True))["largest gradient norm"] == "–"
+
+
+def test_loss_spikes_have_no_columns_if_no_run_logged_them():
+    header = compare([RunRecord(Path("c"), {}), RunRecord(Path("d"), {})]).header
+    assert header[-2:] == ["tokens/s", "training minutes"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from gnmt.errors import InputError
 from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, group_runs, spread
-from gnmt.evaluation.run_records import Evaluated, RunRecord
+from gnmt.evaluation.run_records import EvaluationRecord, RunRecord
 
 
 def run(name, seed=1, dropout=0.1, bleu=30.0, config=None, **figures):
@@ -82,7 +82,7 @@ def test_a_setting_of_one_class_has_a_column_only_if_it_differs():
 
 
 def evaluated(bleu, signature="nrefs:1", by_length=()):
-    return {"test.best": Evaluated({"bleu": bleu, "chrf": 60.0}, {"bleu": signature}, list(by_length), 412.3)}
+    return {"test.best": EvaluationRecord({"bleu": bleu, "chrf": 60.0}, {"bleu": signature}, list(by_length), 412.3)}
 
 
 def test_results_of_evaluate_have_columns_and_notes_of_signatures():

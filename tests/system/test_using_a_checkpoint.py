@@ -92,11 +92,10 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     assert figures["num_sentences"] == 5
     assert figures["decoding"]["beam_size"] == 2
     assert translations.read_bytes().count(b"\n") == 5
-    text_name = translations.name.split(".")[0]
     events = EventAccumulator(str(run.folder))
     events.Reload()
     for metric in ("bleu", "chrf", "ter"):
-        [point] = events.Scalars(f"evaluation/{text_name}/{metric}")
+        [point] = events.Scalars(f"evaluation/test/{metric}")
         assert point.step == figures["step"]
         assert point.value == pytest.approx(figures[metric])
 

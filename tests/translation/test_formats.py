@@ -19,7 +19,7 @@ from gnmt.translation.jobs import Job
 
 def written(kind, line, translation, alignments=False):
     options, origin = SearchOptions(coverage_beta=0.3), Origin("int8", ("5a5a", "1b1b"))
-    return OutputFormat(kind, alignments).write(9, [line], [translation], None, options, origin).decode()
+    return OutputFormat(kind, alignments).encode(9, [line], [translation], None, options, origin).decode()
 
 
 HOSTILE = "a\tb\u2028c\rd\x0be"

@@ -70,7 +70,7 @@ def test_compressed_output_is_reproducible(home):
         (("a.en", "b.en", None, "b.en"), "is the file of prefixes itself"),
         (("a.en", "a.de", None, "c.en"), "c.en: no such file"),
         (("-", "a.de", None, "b.en"), "prefixes=b.en needs a plain file as input="),
-        (("a.en", "-", "a.en/out"), "output_folder=a.en/out cannot be made"),
+        (("a.en", "-", "a.en/out"), "output_folder=a.en/out cannot be created"),
     ],
 )
 def test_impossible_paths_are_refused(home, arguments, message):
@@ -89,12 +89,12 @@ def test_impossible_paths_are_refused(home, arguments, message):
         (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt is the checkpoint itself"),
         (
             (["a.en", "a.en.partial"], "-", "out"),
-            r"output=out/a\.en\.partial lies in .*which holds the partial output of output=out/a\.en",
+            r"output=out/a\.en\.partial is inside .*which holds the partial output of output=out/a\.en",
         ),
-        ((["a.en.partial", "a.en"], "-", "out"), r"output=out/a\.en\.partial lies in .*rename one of the two"),
+        ((["a.en.partial", "a.en"], "-", "out"), r"output=out/a\.en\.partial is inside .*rename one of the two"),
         (
             ("b.de.partial/chunk-000000", "b.de", None),
-            r"input=b\.de\.partial/chunk-000000 lies in .*of output=b\.de",
+            r"input=b\.de\.partial/chunk-000000 is inside .*of output=b\.de",
         ),
         (("a.en", "b.de", None, "b.de.partial/chunk-000000"), r"prefixes=b\.de\.partial/chunk-000000 lies in"),
         (
@@ -103,7 +103,7 @@ def test_impossible_paths_are_refused(home, arguments, message):
         ),
         (
             ("a.en", "b.de.partial/manifest.json", None),
-            r"output=b\.de\.partial/manifest\.json lies in the partial output of an",
+            r"output=b\.de\.partial/manifest\.json is inside the partial output of an",
         ),
     ],
 )

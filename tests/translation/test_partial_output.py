@@ -110,7 +110,7 @@ def test_chunks_of_another_text_do_not_enter_the_output(home, caplog):
     assert (home / "a.de").read_text() == expected()
     assert len(again.calls) == 5
     [warning] = [text for text in warnings(caplog) if "other lines" in text]
-    assert "a.de.partial holds a chunk for a.en from line 1 on that was made from other lines" in warning
+    assert "a.de.partial: the chunk from line 1 of a.en was made from other lines" in warning
 
 
 def test_chunks_of_other_prefixes_do_not_enter_the_output(home):
