@@ -97,7 +97,7 @@ class ArchivedCorpus(Corpus):
                     "use archives with different names"
                 )
 
-    def location(self) -> dict[str, Any]:
+    def named_files(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key in ("train", "dev", "test")}
 
     def training_text(self) -> ParallelText:

@@ -73,8 +73,8 @@ class Corpus(ABC):
         kept = {name: value for name, value in asdict(self).items() if name not in self._not_content}
         return {"kind": type(self).__name__, **kept}
 
-    def location(self) -> dict[str, Any]:
-        """Return the files that the config names, as JSON values, for the name of the default preprocessed folder."""
+    def named_files(self) -> dict[str, Any]:
+        """Return the files that the config names, as JSON values. They determine the default preprocessed folder."""
         return {}
 
     @abstractmethod
@@ -144,7 +144,7 @@ class FilesCorpus(Corpus):
             )
         check_test_names(self.test)
 
-    def location(self) -> dict[str, Any]:
+    def named_files(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key in ("train", "dev", "test")}
 
     def training_text(self) -> ParallelText:
@@ -162,7 +162,7 @@ def check_test_names(names: Iterable[str]) -> None:
     for name in names:
         if name.startswith(".") or "/" in name or not name:
             raise InputError(
-                f"data.test: {name!r} cannot name a test set, because results are written to a folder of this name: "
+                f"data.test: {name!r} cannot name a test set, because its text is copied to a folder of this name: "
                 "give a name that is not empty, has no / and does not begin with a dot"
             )
 
@@ -424,7 +424,7 @@ class Mixture(Corpus):
         corpora = {name: {"cleaning": asdict(corpus.cleaning)} for name, corpus in self._given.items()}
         return {**super().settings(), "corpora": corpora}
 
-    def location(self) -> dict[str, Any]:
+    def named_files(self) -> dict[str, Any]:
         texts = {name: repr(corpus.text) for name, corpus in self._given.items()}
         return {"corpora": texts, "dev": repr(self.dev), "test": repr(self.test)}
 

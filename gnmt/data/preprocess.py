@@ -128,7 +128,7 @@ def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
     """Return data.preprocessed, or by default preprocessed/<name>-<hash of the settings and of the text's paths>."""
     if corpus.preprocessed is not None:
         return Path(corpus.preprocessed)
-    settings = {"data": corpus.settings(), "files": corpus.location(), "tokenizer": options.settings()}
+    settings = {"data": corpus.settings(), "files": corpus.named_files(), "tokenizer": options.settings()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
     return Path("preprocessed") / f"{name}-{digest[:8]}"

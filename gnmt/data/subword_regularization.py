@@ -41,7 +41,7 @@ _UNKNOWN_LOG_WEIGHT = -200.0
 # Returns a random number in [0, 1).
 Draw = Callable[[], float]
 
-# For each position in a word: cumulative probabilities of the subwords that end there, and begin and ids of each.
+# For each position in a word: cumulative probabilities of the subwords that end there, and start and ids of each.
 _Lattice = list[tuple[list[float], list[tuple[int, list[int]]]]]
 
 # Enumerations SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto, and protobuf's wire types.
@@ -93,19 +93,13 @@ class SubwordSampler(ABC):
         ids: list[int] = []
         draw = Random(seed).random
         normalized: str = self._processor.normalize(text)
-        if self._symbol is None:
-            self.add_sampled(self._word.findall(normalized), draw, ids)
-        else:
-            self._add_between_symbols(normalized, self._symbol, draw, ids)
-        return ids if self._byte_ids or UNK_ID not in ids else _merge_unknown_runs(ids)
-
-    def _add_between_symbols(self, normalized: str, symbol: re.Pattern[str], draw: Draw, ids: list[int]) -> None:
         end = 0
-        for found in symbol.finditer(normalized):
-            self.add_sampled(self._word.findall(normalized[end : found.start()]), draw, ids)
-            ids.append(self._symbols[found[0]])
-            end = found.end()
+        for symbol in self._symbol.finditer(normalized) if self._symbol else ():
+            self.add_sampled(self._word.findall(normalized[end : symbol.start()]), draw, ids)
+            ids.append(self._symbols[symbol[0]])
+            end = symbol.end()
         self.add_sampled(self._word.findall(normalized[end:]), draw, ids)
+        return ids if self._byte_ids or UNK_ID not in ids else _merge_unknown_runs(ids)
 
     @abstractmethod
     def add_sampled(self, words: list[str], draw: Draw, ids: list[int]) -> None:
@@ -192,10 +186,10 @@ class BPEDropout(SubwordSampler):
     def _merged(self, word: str, skips: Iterator[int]) -> tuple[list[int], int]:
         """Return the ids of a word and the number of decisions. skips: indices of the merges to skip, ascending."""
         rank, size = self._rank, len(word)
-        # ends[i]: end of the subword that begins at i, or 0. previous[i]: begin of the subword that ends at i.
+        # ends[i]: end of the subword that begins at i, or 0. previous[i]: start of the subword that ends at i.
         ends = [*range(1, size + 1), 0]
         previous = list(range(-1, size))
-        middles: dict[tuple[int, int], int] = {}  # where a subword was merged, by its begin and end
+        middles: dict[tuple[int, int], int] = {}  # where a subword was merged, by its start and end
         pairs = [(rank[pair], left, left + 2) for left in range(size - 1) if (pair := word[left : left + 2]) in rank]
         heapify(pairs)
         next_skip, decision = next(skips, -1), -1
