@@ -124,9 +124,7 @@ def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str,
     except Exception as error:  # damaged bytes make torch's reader raise errors of any type
         if reason := _reading_problem(path, error):
             raise UnreadableCheckpointError(f"checkpoint {path} cannot be read: {reason}") from None
-        raise InputError(
-            f"checkpoint {path} {_describe_damage(path)}; use another checkpoint from its folder"
-        ) from None
+        raise InputError(f"checkpoint {path} {_describe_damage(path)}; use another one from its folder") from None
     if not isinstance(contents, dict) or "format_version" not in contents:
         raise InputError(f"{path} is a torch file, but not a checkpoint of gnmt: it has no format_version")
     if contents["format_version"] != FORMAT_VERSION:

@@ -195,7 +195,7 @@ class PartialOutput:
         return f"; {self.folder} keeps {format_count(num_chunks, 'chunk')}, and the same command resumes from there"
 
     def _can_resume(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the chunks or the complete output can be used; raises InputError if they have other settings."""
+        """Return whether chunks or a complete output can be used; raises InputError if they have other settings."""
         num_chunks = len(self.finished_chunks())
         chunks = format_count(num_chunks, "chunk")
         if not (self.folder / _MANIFEST).exists():

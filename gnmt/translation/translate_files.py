@@ -195,7 +195,7 @@ def _warn_of_other_lines(chunk: Chunk, job: Job, partial: PartialOutput) -> None
 
 @contextmanager
 def _resume_explained(partial: PartialOutput, ranks: Ranks) -> Iterator[None]:
-    """Add the way to resume to the message of Ctrl-C and SIGTERM; after any error, remove a partial output without chunks.
+    """Remove a partial output without chunks after any error; tell how to resume after Ctrl-C and SIGTERM.
 
     With several processes, torchrun receives the signal and prints its own message.
     """

@@ -96,10 +96,10 @@ def test_impossible_paths_are_refused(home, arguments, message):
             ("b.de.partial/chunk-000000", "b.de", None),
             r"input=b\.de\.partial/chunk-000000 is inside .*of output=b\.de",
         ),
-        (("a.en", "b.de", None, "b.de.partial/chunk-000000"), r"prefixes=b\.de\.partial/chunk-000000 lies in"),
+        (("a.en", "b.de", None, "b.de.partial/chunk-000000"), r"prefixes=b\.de\.partial/chunk-000000 is inside"),
         (
             ("a.en", "b.de", None, None, ["b.de.partial/chunk-000000"]),
-            r"checkpoint=b\.de\.partial/chunk-000000 lies",
+            r"checkpoint=b\.de\.partial/chunk-000000 is inside",
         ),
         (
             ("a.en", "b.de.partial/manifest.json", None),
