@@ -64,12 +64,12 @@ def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: after an error, the previous file is unchanged.
 
     Args:
-        path: the file.
-        contents: nested dictionaries, lists, tuples, tensors and plain Python values.
+        path: The file.
+        contents: Nested dictionaries, lists, tuples, tensors and plain Python values.
 
     Raises:
-        TypeError: contents hold another type, such as a NumPy scalar, which could be written but not read.
-        OSError: the disk is full or not writable.
+        TypeError: Contents hold another type, such as a NumPy scalar, which could be written but not read.
+        OSError: The disk is full or not writable.
     """
     complete = {**contents, "format_version": FORMAT_VERSION, "checksum": checksum(contents)}
     with replacing(path) as file:
@@ -103,12 +103,12 @@ def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str,
     """Return the contents of a checkpoint, tensors on the CPU, without running any code from the file.
 
     Args:
-        path: the file.
-        required: entries that must exist, usually `REQUIRED_ENTRIES`.
+        path: The file.
+        required: Entries that must exist, usually `REQUIRED_ENTRIES`.
 
     Raises:
-        UnreadableCheckpointError: the file cannot be read now, but may be intact.
-        InputError: the file is missing, damaged, not a checkpoint, of another format version, or lacks an entry.
+        UnreadableCheckpointError: The file cannot be read now, but may be intact.
+        InputError: The file is missing, damaged, not a checkpoint, of another format version, or lacks an entry.
     """
     path = Path(path)
     if not path.is_file():

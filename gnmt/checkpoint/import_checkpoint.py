@@ -30,13 +30,13 @@ def import_checkpoint(
     """Write an imported model as a weights-only checkpoint and return the model.
 
     Args:
-        source: one of `READERS`.
-        checkpoint: the file or folder to read.
-        output: the file to write, which must not exist.
-        trusted_packages: packages whose classes the config may name.
+        source: One of `READERS`.
+        checkpoint: The file or folder to read.
+        output: The file to write, which must not exist.
+        trusted_packages: Packages whose classes the config may name.
 
     Raises:
-        InputError: the input has a value that a checkpoint cannot hold, or `output` exists.
+        InputError: The input has a value that a checkpoint cannot hold, or `output` exists.
     """
     if output.exists():
         raise InputError(f"output={output} exists already: choose another name, or remove it")

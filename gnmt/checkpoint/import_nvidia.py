@@ -228,9 +228,9 @@ def _read_vocabulary(state: Any, num_rows: int, origin: str) -> tuple[Pretokeniz
     lookup of an unknown word adds one.
 
     Args:
-        state: the state of NVIDIA's tokenizer.
-        num_rows: the number of rows of the embeddings, which must equal the size of the vocabulary.
-        origin: the name of the checkpoint in errors.
+        state: The state of NVIDIA's tokenizer.
+        num_rows: The number of rows of the embeddings, which must equal the size of the vocabulary.
+        origin: The name of the checkpoint in errors.
     """
     needed = ("separator", "vocab_size", "tok2idx", "idx2tok")
     if not isinstance(state, Mapping) or any(name not in state for name in needed):

@@ -30,11 +30,11 @@ class LoadedModel:
     """The model of a checkpoint, ready for inference.
 
     Args:
-        model: the model on `device`, in eval mode.
-        tokenizers: the tokenizers of both sides.
-        config: the resolved config with which the model was trained.
-        contents: all entries of the file.
-        device: the device of the model.
+        model: The model on `device`, in eval mode.
+        tokenizers: The tokenizers of both sides.
+        config: The resolved config with which the model was trained.
+        contents: All entries of the file.
+        device: The device of the model.
     """
 
     model: Seq2Seq
@@ -53,13 +53,13 @@ def load_model(
     """Validate the config of a checkpoint, build its model and load its weights.
 
     Args:
-        path: the checkpoint.
-        device: the device of the model.
-        trusted_packages: packages whose classes the config may name, besides gnmt and torch.optim.
-        weights: "averaged" loads the averaged weights if the checkpoint has them; "raw" loads the others.
+        path: The checkpoint.
+        device: The device of the model.
+        trusted_packages: Packages whose classes the config may name, besides gnmt and torch.optim.
+        weights: "averaged" loads the averaged weights if the checkpoint has them; "raw" loads the optimizer's.
 
     Raises:
-        InputError: the checkpoint is not usable, or weights is "raw" and the checkpoint has only averaged weights.
+        InputError: The checkpoint is not usable, or weights is "raw" and the checkpoint has only averaged weights.
     """
     contents = read_checkpoint(path, REQUIRED_ENTRIES)
     config, tokenizers = read_description(contents, f"checkpoint {path}")
@@ -97,13 +97,13 @@ def build_model(
     """Validate a model's config node and build the model with the vocabulary sizes of the tokenizers.
 
     Args:
-        node: the config node.
-        tokenizers: the tokenizers of both sides.
-        trusted_packages: see `load_model`.
-        origin: the name of the config in errors.
+        node: The config node.
+        tokenizers: The tokenizers of both sides.
+        trusted_packages: See `load_model`.
+        origin: The name of the config in errors.
 
     Raises:
-        InputError: the config is refused, or the model does not fit into memory.
+        InputError: The config is refused, or the model does not fit into memory.
     """
     sizes = {
         "source_vocabulary_size": tokenizers.source.vocabulary_size,

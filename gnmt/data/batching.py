@@ -54,9 +54,9 @@ class BlockPlan:
     """The global batches of one block.
 
     Args:
-        pairs_N: indices of the block's pairs in the store, batch after batch.
-        starts: index in pairs_N of the first pair of each batch, and N at the end.
-        source_tokens, target_tokens: number of tokens of each batch, with EOS, without BOS and padding.
+        pairs_N: Indices of the block's pairs in the store, batch after batch.
+        starts: Index in pairs_N of the first pair of each batch, and N at the end.
+        source_tokens, target_tokens: Number of tokens of each batch, with EOS, without BOS and padding.
     """
 
     pairs_N: NDArray[np.int64]
@@ -92,8 +92,11 @@ def plan_block(
     pairs beforehand).
 
     Args:
-        pairs_N: indices of the block's pairs in the store, from `block_pairs`.
-        source_lengths_N, target_lengths_N: subwords of each pair, without EOS.
+        pairs_N: Indices of the block's pairs in the store, from `block_pairs`.
+        source_lengths_N, target_lengths_N: Subwords of each pair, without EOS.
+        batch_tokens: Largest number of padded tokens of a batch.
+        seed, epoch, block: Seed of the random order, together.
+        pad_to_multiple_of: See above.
     """
     rng = np.random.default_rng([seed, epoch, block])
     shuffled = rng.permutation(len(pairs_N))
@@ -138,8 +141,8 @@ def batch_boundaries(source_N: Ints, target_N: Ints, budget: int) -> NDArray[np.
     A pair that exceeds the budget forms a batch of its own.
 
     Args:
-        source_N, target_N: lengths of the pairs, without EOS.
-        budget: largest number of padded tokens of a batch, with EOS.
+        source_N, target_N: Lengths of the pairs, without EOS.
+        budget: Largest number of padded tokens of a batch, with EOS.
 
     Returns:
         The index of the first pair of each batch, and N at the end.
@@ -282,7 +285,7 @@ def batch_of(source: Rows, target: Rows, pairs_B: NDArray[np.int64], pad_to_mult
     Source, target inputs and labels are padded to a multiple of `pad_to_multiple_of`.
 
     Args:
-        pairs_B: the index of each row's pair in the store.
+        pairs_B: The index of each row's pair in the store.
     """
     num_labels = sum(len(row) + 1 for row in target)
     return Batch(
@@ -313,9 +316,9 @@ class LoaderState(NamedTuple):
     """The point in the data up to which training has consumed batches, and from which a stream resumes.
 
     Args:
-        epoch: the current epoch, from 0.
-        batches: number of consumed global batches of the current block.
-        block: the current block of the epoch, from 0.
+        epoch: The current epoch, from 0.
+        batches: Number of consumed global batches of the current block.
+        block: The current block of the epoch, from 0.
     """
 
     epoch: int = 0
@@ -327,9 +330,9 @@ class LocalBatch(list[Batch]):
     """The microbatches that one rank computes of a global batch.
 
     Args:
-        microbatches: the microbatches; empty for some ranks if the global batch has fewer pairs than there are ranks.
-        source_tokens, target_tokens: tokens of the global batch, with EOS, without BOS and padding.
-        dummy_batch: one pair of the global batch for a rank without microbatches. The rank computes it with weight 0,
+        microbatches: The microbatches; empty for some ranks if the global batch has fewer pairs than there are ranks.
+        source_tokens, target_tokens: Tokens of the global batch, with EOS, without BOS and padding.
+        dummy_batch: One pair of the global batch for a rank without microbatches. The rank computes it with weight 0,
             so that it takes part in the collective operations.
     """
 
@@ -373,19 +376,19 @@ class BatchStream:
     batch of its own.
 
     Args:
-        store: the preprocessed pairs.
-        batch_tokens: largest number of padded source and target tokens in a global batch.
-        seed: seed of the order and of the sampled subwords.
-        microbatch_tokens: largest number of padded tokens in a microbatch; None makes the local batch one microbatch.
-        pad_to_multiple_of: see `batch_of`.
-        subword_regularization: alpha of `Tokenizer.encode_sampled`, 0 to 1; 0 uses the stored ids.
-        tokenizers: needed only for subword regularization.
-        corpus_spans: the corpora of the store and their weights; None for a single corpus.
-        loader_state: the state to resume from.
-        rank, world_size: the index of this process, and the number of processes.
+        store: The preprocessed pairs.
+        batch_tokens: Largest number of padded source and target tokens in a global batch.
+        seed: Seed of the order and of the sampled subwords.
+        microbatch_tokens: Largest number of padded tokens in a microbatch; None makes the local batch one microbatch.
+        pad_to_multiple_of: See `batch_of`.
+        subword_regularization: Alpha of `Tokenizer.encode_sampled`, 0 to 1; 0 uses the stored ids.
+        tokenizers: Needed only for subword regularization.
+        corpus_spans: The corpora of the store and their weights; None for a single corpus.
+        loader_state: The state to resume from.
+        rank, world_size: The index of this process, and the number of processes.
 
     Raises:
-        InputError: a pair exceeds a budget, or `loader_state` does not exist in this data.
+        InputError: A pair exceeds a budget, or `loader_state` is beyond the end of the data.
     """
 
     def __init__(
@@ -540,9 +543,9 @@ class Prefetcher:
     batch. An error in the thread is raised in place of the batch that failed.
 
     Args:
-        stream: the stream to iterate over; nothing else may consume it.
-        num_batches: the number of batches to compute ahead; 0 computes each batch on demand, without a thread.
-        pin: whether to copy tensors to page-locked memory, from which CUDA copies asynchronously.
+        stream: The stream to iterate over; nothing else may consume it.
+        num_batches: The number of batches to compute ahead; 0 computes each batch on demand, without a thread.
+        pin: Whether to copy tensors to page-locked memory, from which CUDA copies asynchronously.
     """
 
     def __init__(self, stream: BatchStream, num_batches: int, pin: bool) -> None:

@@ -94,12 +94,12 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
     leaves the folder unchanged. Unless the input was wrong, the next call resumes with the finished shards.
 
     Args:
-        corpus: the texts, and the path of the folder.
-        options: settings to learn the tokenizers, or the files to read them from.
-        overwrite: whether to replace a folder that was made from other inputs or settings, or that is damaged.
+        corpus: The texts, and the path of the folder.
+        options: Settings to learn the tokenizers, or the files to read them from.
+        overwrite: Whether to replace a folder that was made from other inputs or settings, or that is damaged.
 
     Raises:
-        InputError: text cannot be read, or cleaning drops all of it; the folder was made from other inputs or settings,
+        InputError: Text cannot be read, or cleaning drops all of it; the folder was made from other inputs or settings,
             which the message lists, or cannot be written; a worker was killed.
     """
     folder = preprocessed_folder(corpus, options)
@@ -226,7 +226,7 @@ def _open_work_folder(work: Path, recipe: Mapping[str, Any]) -> None:
         old = json.loads((work / _RECIPE).read_text(encoding="utf-8"))
         same_program = all(old.get(key) == new[key] for key in ("versions", "shard_pairs"))
         if same_program and not manifest_changes(old, new):
-            log.info("resuming from %s", work)
+            log.info("resuming preprocessing from %s", work)
             return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -338,6 +338,7 @@ def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[s
 
 
 def _iterate_with_bar(text: ParallelText, description: str) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a text and draw a progress bar."""
     yield from progress_bar(text.iterate(), description=description, unit=" pairs", unit_scale=True, leave=False)
 
 
@@ -351,10 +352,10 @@ class _Shard(NamedTuple):
     """A submitted shard.
 
     Args:
-        corpus_index: index of the shard's corpus.
-        text_report: pairs that cleaning dropped by their text.
-        encoded: a future that is done when the file at `path` is written.
-        path: file of the encoded shard.
+        corpus_index: Index of the shard's corpus.
+        text_report: Pairs that cleaning dropped by their text.
+        encoded: A future that is done when the file at `path` is written.
+        path: File of the encoded shard.
     """
 
     corpus_index: int
@@ -369,18 +370,18 @@ def encode_training_text(
     """Clean and encode the training text into a store.
 
     Args:
-        folder: folder of the store, which must not exist.
-        shard_folder: folder of the encoded shards; intact files of an earlier attempt are used again.
-        corpora: the corpora by name.
-        tokenizers: the tokenizers of both sides.
-        num_workers: number of processes that encode; 1 encodes in this process.
+        folder: Folder of the store, which must not exist.
+        shard_folder: Folder of the encoded shards; intact files of an earlier attempt are used again.
+        corpora: The corpora by name.
+        tokenizers: The tokenizers of both sides.
+        num_workers: Number of processes that encode; 1 encodes in this process.
 
     Returns:
         The cleaning report, with pairs numbered within their corpus, and the number of kept pairs of each corpus.
 
     Raises:
-        InputError: cleaning drops all pairs of a corpus, or text cannot be read.
-        ChildProcessError: a worker was killed.
+        InputError: Cleaning drops all pairs of a corpus, or text cannot be read.
+        ChildProcessError: A worker was killed.
     """
     folder.mkdir()
     shard_folder.mkdir(parents=True, exist_ok=True)

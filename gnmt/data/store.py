@@ -52,8 +52,8 @@ class CorpusSpan:
     """One of the corpora in a store, which holds them one after another.
 
     Args:
-        num_pairs: number of pairs of the corpus.
-        weight: share of the corpus in the training pairs, relative to the weights of the other corpora.
+        num_pairs: Number of pairs of the corpus.
+        weight: Share of the corpus in the training pairs, relative to the weights of the other corpora.
     """
 
     num_pairs: int
@@ -65,14 +65,14 @@ class PreprocessedData:
     """An opened preprocessed folder.
 
     Args:
-        folder: the folder.
-        store: the training pairs.
-        tokenizers: the tokenizers of both sides.
-        dev: dev pairs as raw text, without cleaning.
-        tests: pairs of each test set by its name, also raw text.
-        manifest: see `read_manifest`.
-        report: the number of training pairs that cleaning dropped, with examples.
-        corpus_spans: the corpora of the store with their weights. `read_preprocessed` sets each weight to the number
+        folder: The folder.
+        store: The training pairs.
+        tokenizers: The tokenizers of both sides.
+        dev: Dev pairs as raw text, without cleaning.
+        tests: Pairs of each test set by its name, also raw text.
+        manifest: See `read_manifest`.
+        report: The number of training pairs that cleaning dropped, with examples.
+        corpus_spans: The corpora of the store with their weights. `read_preprocessed` sets each weight to the number
             of pairs; `preprocess` takes the weights from the config.
     """
 
@@ -222,9 +222,9 @@ class WrittenPairs(NamedTuple):
     """Counts and hash of pairs that `write_pairs` wrote.
 
     Args:
-        num_pairs: number of pairs.
-        num_with_text: number of pairs with text on both sides.
-        digest: sha256 of all text.
+        num_pairs: Number of pairs.
+        num_with_text: Number of pairs with text on both sides.
+        digest: Hash (sha256) of all text.
     """
 
     num_pairs: int
@@ -261,7 +261,7 @@ class Store:
     """Training pairs in memory-mapped files. It is pickled as its folder, so that processes map the same files.
 
     Raises:
-        InputError: the folder has no store, or its files have other sizes than recorded.
+        InputError: The folder has no store, or its files have other sizes than recorded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -341,10 +341,10 @@ class EncodedSide(NamedTuple):
     """One side of some pairs as arrays.
 
     Args:
-        ids: ids of all sentences, concatenated.
-        lengths: number of ids of each sentence.
+        ids: Ids of all sentences, concatenated.
+        lengths: Number of ids of each sentence.
         text: UTF-8 bytes of all sentences, concatenated.
-        text_lengths: number of bytes of each sentence.
+        text_lengths: Number of bytes of each sentence.
     """
 
     ids: NDArray[np.integer[Any]]

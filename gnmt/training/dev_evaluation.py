@@ -41,12 +41,12 @@ class DevResult:
     """The result of one evaluation.
 
     Args:
-        loss: unsmoothed nats per target token with EOS.
+        loss: Unsmoothed nats per target token with EOS.
         scores: BLEU and chrF of the translations.
-        sources: the dev sentences.
-        references: reference translations.
-        translations: translations of the model.
-        tokenizers: tokenizers of the model.
+        sources: The dev sentences.
+        references: Reference translations.
+        translations: Translations of the model.
+        tokenizers: Tokenizers of the model.
     """
 
     loss: float
@@ -82,8 +82,8 @@ class RankResult(NamedTuple):
     """The translations and losses that one rank has computed.
 
     Args:
-        translations: translations of the rank's sentences, in their order.
-        losses: for each of the rank's batches, by index: summed nats and number of target tokens.
+        translations: Translations of the rank's sentences, in their order.
+        losses: For each of the rank's batches, by index: summed nats and number of target tokens.
     """
 
     translations: list[Translation]
@@ -97,18 +97,18 @@ class DevEvaluator:
     All ranks return the complete result, which equals that of one process.
 
     Args:
-        objective: the model and its loss.
-        tokenizers: tokenizers of the model.
-        options: search options.
-        precision: device and number format.
-        pairs: source and reference texts of the dev set.
-        bleu_tokenize: sacreBLEU's tokenization.
-        batch_size: number of sentences that are translated at the same time.
-        unused_target_ids: ids that search suppresses.
-        ranks: the processes that evaluate together; None for one process alone.
+        objective: The model and its loss.
+        tokenizers: Tokenizers of the model.
+        options: Search options.
+        precision: Device and number format.
+        pairs: Source and reference texts of the dev set.
+        bleu_tokenize: SacreBLEU's tokenization.
+        batch_size: Number of sentences that are translated at the same time.
+        unused_target_ids: Ids that search suppresses.
+        ranks: The processes that evaluate together; None for one process alone.
 
     Raises:
-        InputError: the options need attention and the model has none.
+        InputError: The options need attention and the model has none.
     """
 
     def __init__(
@@ -138,17 +138,17 @@ class DevEvaluator:
         """Translate the dev set, measure the loss, and return the result of all ranks.
 
         Args:
-            abandoning: returns the context in which this rank computes; there, a signal may raise Abandoned.
+            abandoning: Returns the context in which this rank computes; there, a signal may raise Abandoned.
 
         Raises:
-            Abandoned: a rank was interrupted. All ranks raise it, after the others have finished their own work.
+            Abandoned: A rank was interrupted. All ranks raise it, after the others have finished their own work.
         """
-        own = None
+        own: RankResult | None
         try:
             with abandoning():
                 own = RankResult(self.translations(), self.losses())
         except Abandoned:
-            own = None  # the signal may have come after the assignment
+            own = None
         results: list[RankResult | None] = self.ranks.gather(own)
         translations: list[Translation] = []
         losses: dict[int, tuple[float, int]] = {}
@@ -247,10 +247,10 @@ def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samp
     """Write the metrics, sample translations and one alignment to TensorBoard.
 
     Args:
-        reporter: writes TensorBoard data.
-        result: result of the evaluation.
-        step: update after which it was made.
-        num_samples: number of sample translations to write.
+        reporter: Writes TensorBoard data.
+        result: Result of the evaluation.
+        step: Update after which it was made.
+        num_samples: Number of sample translations to write.
     """
     for tag, value in result.scalars().items():
         reporter.scalar(tag, value, step)

@@ -59,8 +59,8 @@ def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tens
     would synchronize with the GPU in every update.
 
     Args:
-        lengths_B: number of real tokens of each row, int64.
-        num_tokens: the sum of lengths_B, known on the host.
+        lengths_B: Number of real tokens of each row, int64.
+        num_tokens: The sum of lengths_B, known on the host.
 
     Returns:
         Two int64 tensors of shape [num_tokens].
@@ -100,10 +100,10 @@ class LabelSmoothedCrossEntropy(nn.Module):
     In eval mode there is no smoothing, so that the exponential of the mean loss is the perplexity.
 
     Args:
-        vocabulary_size: size of the target vocabulary.
-        never_produced: ids that no sentence contains (PAD, BOS, and UNK where byte fallback makes it impossible). They
+        vocabulary_size: Size of the target vocabulary.
+        never_produced: Ids that no sentence contains (PAD, BOS, and UNK where byte fallback makes it impossible). They
             get no smoothing, which would teach the model to produce them.
-        smoothing: fraction of the probability mass that is spread over the allowed ids.
+        smoothing: Fraction of the probability mass that is spread over the allowed ids.
     """
 
     uniform_V: Tensor
@@ -126,9 +126,9 @@ class LabelSmoothedCrossEntropy(nn.Module):
         Under autocast the logits have autocast's dtype.
 
         Args:
-            hidden_NH: hidden states of the real tokens.
-            output_layer: projects them to the vocabulary.
-            labels_N: the tokens to predict, int64.
+            hidden_NH: Hidden states of the real tokens.
+            output_layer: Projects them to the vocabulary.
+            labels_N: The tokens to predict, int64.
         """
         smoothing = self.smoothing if self.training else 0.0
         loss_sum: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -212,14 +212,14 @@ def chunked_cross_entropy(
     value and its gradients are products with the single row u W, which need no pass over the logits.
 
     Args:
-        hidden_NH: hidden states of the N tokens.
-        weight_VH: weight of the output layer.
-        bias_V: its bias.
-        labels_N: int64 labels.
-        uniform_V: uniform distribution over the allowed ids, 0 for the others.
-        smoothing: s.
-        dtype: dtype of the matrix products.
-        with_gradient: whether to compute the gradients.
+        hidden_NH: Hidden states of the N tokens.
+        weight_VH: Weight of the output layer.
+        bias_V: Its bias.
+        labels_N: Labels, int64.
+        uniform_V: Uniform distribution over the allowed ids, 0 for the others.
+        smoothing: The smoothing s.
+        dtype: Dtype of the matrix products.
+        with_gradient: Whether to compute the gradients.
 
     Returns:
         The summed loss, a scalar in fp32 or the wider dtype of the hidden states, and the gradients or None.

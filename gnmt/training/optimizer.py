@@ -32,10 +32,10 @@ class StageOptions:
     """Options of one training stage. Where optimizer or schedule is None, the root key of that name is used.
 
     Args:
-        until_step: number of updates of the whole run after which the next stage begins; None for the last stage, which
+        until_step: Number of updates of the whole run after which the next stage begins; None for the last stage, which
             lasts as long as the run.
-        optimizer: optimizer of the stage, which starts without the state of the previous one.
-        schedule: schedule of the stage, which counts updates from the beginning of the stage.
+        optimizer: Optimizer of the stage, which starts without the state of the previous one.
+        schedule: Schedule of the stage, which counts updates from the beginning of the stage.
     """
 
     until_step: Annotated[int, Range(1)] | None
@@ -47,9 +47,9 @@ class Stage(NamedTuple):
     """A training stage of a run.
 
     Args:
-        start: first update of the stage, counted from 0 in the whole run.
-        make_optimizer: builds the optimizer from the keyword argument `params`.
-        schedule: learning-rate schedule.
+        start: First update of the stage, counted from 0 in the whole run.
+        make_optimizer: Builds the optimizer from the keyword argument `params`.
+        schedule: Learning-rate schedule.
     """
 
     start: int
@@ -81,9 +81,9 @@ def build_stages(
     """Return the stages of a run in their order.
 
     Args:
-        stages: stages of the config; None for a single stage.
-        make_optimizer: optimizer of the root key, for stages without their own.
-        schedule: schedule of the root key, for stages without their own.
+        stages: Stages of the config; None for a single stage.
+        make_optimizer: Optimizer of the root key, for stages without their own.
+        schedule: Schedule of the root key, for stages without their own.
     """
     if stages is None:
         return [Stage(0, make_optimizer, schedule)]
@@ -103,11 +103,11 @@ class StagedOptimizer:
     its momentum uninitialized if its first update were skipped on the device.
 
     Args:
-        parameters: the parameters to optimize.
-        stages: see `build_stages`.
-        clip_norm: largest global norm of the gradient; None for no clipping.
-        precision: device and number format; fp16 scales the loss.
-        before_clipping: called in every update when the gradient is complete and unscaled.
+        parameters: The parameters to optimize.
+        stages: See `build_stages`.
+        clip_norm: Largest global norm of the gradient; None for no clipping.
+        precision: Device and number format; fp16 scales the loss.
+        before_clipping: Called in every update when the gradient is complete and unscaled.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class StagedOptimizer:
         """Set the learning rate of an update, after building the new optimizer if a stage begins with this update.
 
         Args:
-            step: number of the update, counted from 0.
-            evaluations: step and dev BLEU of each evaluation so far.
+            step: Number of the update, counted from 0.
+            evaluations: Step and dev BLEU of each evaluation so far.
         """
         index = self._stage_index(step)
         if index != self.stage_index:
@@ -153,7 +153,7 @@ class StagedOptimizer:
         """Clip the gradients, apply the update, and clear the gradients.
 
         Args:
-            loss_sum: the loss that the gradients belong to. If it is not finite, the update is skipped.
+            loss_sum: The loss that the gradients belong to. If it is not finite, the update is skipped.
 
         Returns:
             The norm of the gradient before clipping, and a bool that is False if the update was skipped; both are

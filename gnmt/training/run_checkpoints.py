@@ -35,8 +35,8 @@ class RunCheckpoints:
     the newest of them. best.pt holds weights only.
 
     Args:
-        run_folder: the run folder; it need not exist yet.
-        keep: number of full checkpoints that `save` keeps, the newest ones.
+        run_folder: The run folder; it need not exist yet.
+        keep: Number of full checkpoints that `save` keeps, the newest ones.
     """
 
     def __init__(self, run_folder: Path, keep: int) -> None:
@@ -62,9 +62,9 @@ class RunCheckpoints:
         A damaged file is skipped with a warning, and the previous one is read.
 
         Raises:
-            UnreadableCheckpointError: a file cannot be read now but may be intact. Falling back would repeat updates
+            UnreadableCheckpointError: A file cannot be read now but may be intact. Falling back would repeat updates
                 without need.
-            InputError: all files are damaged.
+            InputError: All files are damaged.
         """
         paths = self.full()
         failures = []
@@ -73,8 +73,8 @@ class RunCheckpoints:
                 return read_checkpoint(path)
             except UnreadableCheckpointError as error:
                 raise UnreadableCheckpointError(
-                    f"{error}; it is the newest checkpoint of this run and may be intact: once it can be read, the "
-                    "same command resumes from it"
+                    f"{error}; it may be intact, and the run would resume from it: give the same command again when "
+                    "the file can be read"
                 ) from None
             except InputError as error:
                 failures.append(str(error))
@@ -129,12 +129,12 @@ def choose_checkpoints(checkpoints: Sequence[str], run: str | None, last: int) -
     """Return the checkpoints that a command names, by their paths or as the newest ones of a run.
 
     Args:
-        checkpoints: paths; empty if `run` is given.
-        run: a run folder, or None.
-        last: number of newest full checkpoints to take from the run folder.
+        checkpoints: Paths; empty if `run` is given.
+        run: A run folder, or None.
+        last: Number of newest full checkpoints to take from the run folder.
 
     Raises:
-        InputError: both or neither of `checkpoints` and `run` are given, or the run has fewer checkpoints.
+        InputError: Both or neither of `checkpoints` and `run` are given, or the run has fewer checkpoints.
     """
     if bool(checkpoints) == (run is not None):
         found = f"found checkpoints=[{','.join(checkpoints)}] and run={'null' if run is None else run}"
@@ -173,10 +173,10 @@ class BackgroundWriter:
         """Wait for the current write, then start another one.
 
         Args:
-            write: called in the thread.
-            name: name of the file for the message about a failure.
-            on_written: called by `poll` or `wait` after a success.
-            has_older: whether an older file of this kind remains after a failure, for the message.
+            write: Called in the thread.
+            name: Name of the file for the message about a failure.
+            on_written: Called by `poll` or `wait` after a success.
+            has_older: Whether an older file of this kind remains after a failure, for the message.
         """
         self.wait()
         self._name, self._on_written, self._error = name, on_written, None

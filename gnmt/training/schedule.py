@@ -81,11 +81,11 @@ class WarmupStepDecay(Schedule):
     updates from update 1.2 million on.
 
     Args:
-        decay_start_step: update of the first decay.
-        decay_interval_steps: updates between two decays.
-        warmup_steps: updates until the factor reaches 1.
-        decay_factor: factor of each decay.
-        num_decays: largest number of decays.
+        decay_start_step: Update of the first decay.
+        decay_interval_steps: Updates between two decays.
+        warmup_steps: Updates until the factor reaches 1.
+        decay_factor: Factor of each decay.
+        num_decays: Largest number of decays.
     """
 
     decay_start_step: Steps
@@ -107,11 +107,11 @@ class Plateau(Schedule):
     """Warm up linearly to 1, then multiply by decay_factor whenever dev BLEU stops rising.
 
     Args:
-        patience_evaluations: number of evaluations in a row without a new best BLEU that causes a decay. After a
+        patience_evaluations: Number of evaluations in a row without a new best BLEU that causes a decay. After a
             decay, counting begins again.
-        warmup_steps: updates of the warm-up.
-        decay_factor: factor of each decay.
-        num_decays: largest number of decays.
+        warmup_steps: Updates of the warm-up.
+        decay_factor: Factor of each decay.
+        num_decays: Largest number of decays.
     """
 
     patience_evaluations: Annotated[int, Range(1)]

@@ -64,10 +64,10 @@ class TrainingResult:
     """The outcome of a run.
 
     Args:
-        folder: the run folder.
-        steps: number of updates done in the whole run.
-        best: dev metrics of the best evaluation by their TensorBoard tags, such as `dev/bleu`.
-        best_step: the update after which they were measured.
+        folder: The run folder.
+        steps: Number of updates done in the whole run.
+        best: Dev metrics of the best evaluation by their TensorBoard tags, such as `dev/bleu`.
+        best_step: The update after which they were measured.
     """
 
     folder: Path
@@ -83,12 +83,12 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     an error on one rank stops all of them.
 
     Args:
-        cfg: the composed and checked config.
-        folder: the run folder; created if it is missing.
+        cfg: The composed and checked config.
+        folder: The run folder; created if it is missing.
 
     Raises:
-        InputError: the config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
-        Interrupted: a signal stopped the run. The state is saved if an update was made.
+        InputError: The config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
+        Interrupted: A signal stopped the run. The state is saved if an update was made.
     """
     with explain_interrupts(lambda: bool(RunCheckpoints(folder, keep=1).full())), ExitStack() as stack:
         set_onednn_cache_capacity(cfg.onednn_cache_capacity)
@@ -231,10 +231,10 @@ def find_saved_state(
     Rank 0 chooses the file and the other ranks read the same one. If each rank chose, they might choose differently.
 
     Args:
-        ranks: the processes of this job.
-        checkpoints: the checkpoint files of the run folder.
+        ranks: The processes of this job.
+        checkpoints: The checkpoint files of the run folder.
         resume: `auto` or `never`; `never` refuses a folder that holds a run.
-        config: the resolved config.
+        config: The resolved config.
     """
     if not ranks.is_rank_0:
         step = ranks.wait_for_rank_0()
@@ -284,7 +284,7 @@ def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, A
     `load_initial_weights` compares the tokenizers later, when the data has been preprocessed.
 
     Raises:
-        InputError: the file is not a checkpoint, or its weights have other names or shapes. The message lists the
+        InputError: The file is not a checkpoint, or its weights have other names or shapes. The message lists the
             settings that differ.
     """
     try:
@@ -317,10 +317,10 @@ def load_initial_weights(model: Seq2Seq, path: str, contents: Mapping[str, Any],
     """Load the weights of another run into the model.
 
     Args:
-        model: the model of this run.
-        path: initialize_from, for messages.
-        contents: contents of the other run's checkpoint.
-        tokenizers: tokenizers of this run. They must equal the checkpoint's: row i of an embedding table belongs to
+        model: The model of this run.
+        path: Value of initialize_from, for messages.
+        contents: Contents of the other run's checkpoint.
+        tokenizers: Tokenizers of this run. They must equal the checkpoint's: row i of an embedding table belongs to
             subword i.
     """
     if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
@@ -381,10 +381,10 @@ def choose_unused_target_ids(
     other run had not seen either. With subword regularization every id can occur.
 
     Args:
-        preprocessed: the data of this run.
-        options: options of the trainer.
-        saved: contents of the checkpoint from which the run resumes.
-        initial: contents of the checkpoint of initialize_from.
+        preprocessed: The data of this run.
+        options: Options of the trainer.
+        saved: Contents of the checkpoint from which the run resumes.
+        initial: Contents of the checkpoint of initialize_from.
     """
     if saved is not None:
         return list(saved["unused_target_ids"])
@@ -411,16 +411,16 @@ def build_trainer(
     """Build the loss, the batches, the dev evaluation and the optimizer stages, and the trainer that uses them.
 
     Args:
-        config: the resolved config.
-        options: options of the trainer, built from the config.
-        model: the model, on the device of `precision`.
-        preprocessed: training and dev data.
-        loader_state: where in the data training begins.
-        precision: device and number format of updates and translations.
-        checkpoints: the checkpoint files of the run.
-        reporter: writes TensorBoard data.
-        unused_target_ids: see `choose_unused_target_ids`.
-        ranks: the processes that train together; None for one process alone.
+        config: The resolved config.
+        options: Options of the trainer, built from the config.
+        model: The model, on the device of `precision`.
+        preprocessed: Training and dev data.
+        loader_state: Where in the data training begins.
+        precision: Device and number format of updates and translations.
+        checkpoints: The checkpoint files of the run.
+        reporter: Writes TensorBoard data.
+        unused_target_ids: See `choose_unused_target_ids`.
+        ranks: The processes that train together; None for one process alone.
     """
     ranks = ranks or Ranks()
     tokenizers = preprocessed.tokenizers
@@ -498,7 +498,9 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
     """Log the sizes of data and model, the memory needed, the updates to do, the device and the precision."""
     state, options, stream = trainer.state, trainer.options, trainer.stream
     if trainer.finished():
-        log.info("%s: all %d updates are done; the final evaluation and checkpoint remain", folder, state.step)
+        log.info(
+            "%s: all %d updates are done; only the final evaluation and checkpoint are missing", folder, state.step
+        )
         return
     tokenizers, num_ranks = preprocessed.tokenizers, trainer.ranks.world_size
     num_updates = trainer.last_step - state.step

@@ -56,11 +56,11 @@ class TrainState:
     """Counters and results of the training loop, besides weights, optimizer state and loader state.
 
     Args:
-        step: number of updates done, skipped ones included.
-        best_step: the update whose weights best.pt holds.
-        best: dev metrics of these weights by their TensorBoard tags; empty before the first evaluation.
-        stale_evaluations: number of evaluations since the best dev BLEU.
-        evaluations: step and dev BLEU of each evaluation so far.
+        step: Number of updates done, skipped ones included.
+        best_step: The update whose weights best.pt holds.
+        best: Dev metrics of these weights by their TensorBoard tags; empty before the first evaluation.
+        stale_evaluations: Number of evaluations since the best dev BLEU.
+        evaluations: Step and dev BLEU of each evaluation so far.
         evaluation_due: True if a signal interrupted the evaluation of this step; the resumed run begins with it.
     """
 
@@ -112,14 +112,14 @@ class IntervalSums(NamedTuple):
     """The device tensors of an `IntervalMetrics` as Python numbers.
 
     Args:
-        loss: summed over the updates that were applied.
-        gradient_norm: summed over these updates.
-        target_tokens: summed over these updates.
-        updates: number of these updates.
-        longest_skip: largest number of updates skipped in a row, counting those before the interval.
-        last_skipped: index in the interval of the last of these updates, or -1.
-        largest_loss: largest loss per target token of an applied update.
-        largest_gradient_norm: largest gradient norm of an applied update.
+        loss: Summed over the updates that were applied.
+        gradient_norm: Summed over these updates.
+        target_tokens: Summed over these updates.
+        updates: Number of these updates.
+        longest_skip: Largest number of updates skipped in a row, counting those before the interval.
+        last_skipped: Index in the interval of the last of these updates, or -1.
+        largest_loss: Largest loss per target token of an applied update.
+        largest_gradient_norm: Largest gradient norm of an applied update.
     """
 
     loss: float
@@ -140,16 +140,16 @@ class IntervalMetrics:
     sums, so the first log line of a resumed run covers all updates of its interval.
 
     Args:
-        sums_4: loss, gradient norm, target tokens and number of the updates that were applied.
-        longest_skip_1: see `IntervalSums.longest_skip`.
-        last_skipped_1: see `IntervalSums.last_skipped`.
-        largest_2: largest loss per target token and largest gradient norm, which show spikes that means hide.
-        loader_states: loader state before the batch of each update.
-        real_tokens: source and target tokens without padding.
-        padded_tokens: the same with padding.
-        seconds_before: seconds that were counted before the clock last started.
-        seconds_waited: seconds of waiting for data.
-        running_since: time when the clock last started; None while it is paused.
+        sums_4: Loss, gradient norm, target tokens and number of the updates that were applied.
+        longest_skip_1: See `IntervalSums.longest_skip`.
+        last_skipped_1: See `IntervalSums.last_skipped`.
+        largest_2: Largest loss per target token and largest gradient norm, which show spikes that means hide.
+        loader_states: Loader state before the batch of each update.
+        real_tokens: Source and target tokens without padding.
+        padded_tokens: The same with padding.
+        seconds_before: Seconds that were counted before the clock last started.
+        seconds_waited: Seconds of waiting for data.
+        running_since: Time when the clock last started; None while it is paused.
     """
 
     sums_4: Tensor
@@ -181,11 +181,11 @@ class IntervalMetrics:
         """Add an update to the sums. Its loader state must be the last of `loader_states`.
 
         Args:
-            loss: summed loss of the global batch; a scalar on the device, as are the other tensors.
-            norm: norm of its gradient before clipping.
-            target_tokens: number of its target tokens with EOS.
-            applied: bool, False for a skipped update.
-            skipped_in_a_row: number of skipped updates since the last one that was applied.
+            loss: Summed loss of the global batch; a scalar on the device, as are the other tensors.
+            norm: Norm of its gradient before clipping.
+            target_tokens: Number of its target tokens with EOS.
+            applied: Bool, False for a skipped update.
+            skipped_in_a_row: Number of skipped updates since the last one that was applied.
         """
         applied_or_0 = applied.double()
         one_4 = torch.stack([loss.double(), norm.double(), applied_or_0 * target_tokens, applied_or_0])
@@ -278,8 +278,8 @@ class FirstEstimate:
         """Log the estimate if it is due.
 
         Args:
-            step: number of updates done.
-            last_step: the last update of the run.
+            step: Number of updates done.
+            last_step: The last update of the run.
         """
         now = time.perf_counter()
         if self._start is None:
@@ -301,9 +301,9 @@ def describe_batch(pairs: Sequence[tuple[int, str, str]], loader_state: LoaderSt
     """Write all pairs of a batch to `NONFINITE_FILE`, and describe the batch for an error message.
 
     Args:
-        pairs: number, source text and target text of each pair; see `BatchStream.pairs_at`.
-        loader_state: loader state before the batch.
-        folder: the run folder.
+        pairs: Number, source text and target text of each pair; see `BatchStream.pairs_at`.
+        loader_state: Loader state before the batch.
+        folder: The run folder.
 
     Returns:
         Lines with the index of the batch, the numbers of its pairs, the path of the file and the first pairs.
@@ -382,10 +382,10 @@ class GradientNorms:
     stops and training continues.
 
     Args:
-        model: the model whose gradients are recorded.
-        every_steps: number of updates between two records; None for no records and no cost.
-        folder: the run folder, which holds `GRADIENT_NORMS_FILE`.
-        reporter: writes the scalars `GRADIENT_NORM_TAG`/<layer>.
+        model: The model whose gradients are recorded.
+        every_steps: Number of updates between two records; None for no records and no cost.
+        folder: The run folder, which holds `GRADIENT_NORMS_FILE`.
+        reporter: Writes the scalars `GRADIENT_NORM_TAG`/<layer>.
     """
 
     def __init__(self, model: nn.Module, every_steps: int | None, folder: Path, reporter: Reporter) -> None:
@@ -462,8 +462,8 @@ def read_gradient_norms(folder: Path, problems: list[str]) -> list[GradientRecor
     """Return the records of a run in their order, or an empty list if it has none.
 
     Args:
-        folder: the run folder.
-        problems: list to which a message is appended if the file cannot be read.
+        folder: The run folder.
+        problems: List to which a message is appended if the file cannot be read.
     """
     path = folder / GRADIENT_NORMS_FILE
     records: list[GradientRecord] = []

@@ -52,32 +52,32 @@ class TrainerOptions:
     """Limits, batch sizes and intervals of training.
 
     Args:
-        max_steps: largest number of updates.
-        max_epochs: largest number of passes over the training data; None for no limit.
-        stages: training stages, each with its own optimizer and schedule; None for one stage with those of the root
+        max_steps: Largest number of updates.
+        max_epochs: Largest number of passes over the training data; None for no limit.
+        stages: Training stages, each with its own optimizer and schedule; None for one stage with those of the root
             keys `optimizer` and `schedule`.
-        batch_tokens: largest number of source and target tokens of one update, padding included.
-        microbatch_tokens: largest number of such tokens in one forward and backward pass; None for the whole batch at
+        batch_tokens: Largest number of source and target tokens of one update, padding included.
+        microbatch_tokens: Largest number of such tokens in one forward and backward pass; None for the whole batch at
             once.
-        pad_to_multiple_of: lengths of both sides are padded to a multiple of this number, so that fewer shapes occur:
+        pad_to_multiple_of: Lengths of both sides are padded to a multiple of this number, so that fewer shapes occur:
             a CPU compiles a kernel for each shape.
-        clip_norm: largest global norm of the gradient; None for no clipping.
-        max_nonfinite_updates: number of updates skipped in a row, because loss or gradient were not finite, that ends
+        clip_norm: Largest global norm of the gradient; None for no clipping.
+        max_nonfinite_updates: Number of updates skipped in a row, because loss or gradient were not finite, that ends
             the run. Checked when a log line is written.
         subword_regularization: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out;
             with a unigram tokenizer, the exponent on the probability of a segmentation (smaller is more random).
-        ema_decay: decay of the moving average of the weights. The average is evaluated and saved as best.pt. None for
+        ema_decay: Decay of the moving average of the weights. The average is evaluated and saved as best.pt. None for
             no average.
-        prefetch_batches: number of batches that a thread prepares ahead; 0 for none.
-        log_every_steps: updates between two log lines.
-        gradient_norms_every_steps: updates between two records of `GradientNorms`; None for no records.
-        evaluate_every_steps: updates between two evaluations on the dev set.
-        save_every_steps: updates between two full checkpoints.
-        keep_checkpoints: number of newest full checkpoints that are kept.
-        patience_evaluations: number of evaluations in a row without a better dev BLEU that ends the run; None for no
+        prefetch_batches: Number of batches that a thread prepares ahead; 0 for none.
+        log_every_steps: Updates between two log lines.
+        gradient_norms_every_steps: Updates between two records of `GradientNorms`; None for no records.
+        evaluate_every_steps: Updates between two evaluations on the dev set.
+        save_every_steps: Updates between two full checkpoints.
+        keep_checkpoints: Number of newest full checkpoints that are kept.
+        patience_evaluations: Number of evaluations in a row without a better dev BLEU that ends the run; None for no
             limit.
-        num_sample_translations: number of dev translations that are shown in TensorBoard.
-        evaluation_batch_size: number of dev sentences that are translated at the same time.
+        num_sample_translations: Number of dev translations that are shown in TensorBoard.
+        evaluation_batch_size: Number of dev sentences that are translated at the same time.
     """
 
     max_steps: Steps = 20_000
@@ -109,16 +109,16 @@ class Trainer:
     """Train a model: update, log, evaluate and save until a limit is reached.
 
     Args:
-        options: limits, batch sizes and intervals.
-        objective: the model with its loss, on the device.
-        stages: optimizers and schedules in their order.
-        stream: yields the local batches of this process.
-        evaluate: translates and scores the dev set with the current weights; see `DevEvaluator`.
-        checkpoints: the checkpoint files of the run.
-        reporter: writes TensorBoard data.
-        precision: device and number format.
-        checkpoint_extras: entries of every checkpoint besides the training state, such as config and tokenizers.
-        parallel: the processes that train together, of which rank 0 writes all files; None for one process alone.
+        options: Limits, batch sizes and intervals.
+        objective: The model with its loss, on the device.
+        stages: Optimizers and schedules in their order.
+        stream: Yields the local batches of this process.
+        evaluate: Translates and scores the dev set with the current weights; see `DevEvaluator`.
+        checkpoints: The checkpoint files of the run.
+        reporter: Writes TensorBoard data.
+        precision: Device and number format.
+        checkpoint_extras: Entries of every checkpoint besides the training state, such as config and tokenizers.
+        parallel: The processes that train together, of which rank 0 writes all files; None for one process alone.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ class Trainer:
         """Train until a limit is reached, then evaluate and save the last weights.
 
         Raises:
-            InputError: the training diverged.
-            Interrupted: a signal requested a stop; the state is saved.
+            InputError: The training diverged.
+            Interrupted: A signal requested a stop; the state is saved.
         """
         options, state = self.options, self.state
         first_estimate = FirstEstimate(options.log_every_steps)
@@ -199,8 +199,8 @@ class Trainer:
         The gradient is that of the loss summed over all target tokens of the global batch, divided by their number.
 
         Args:
-            local_batch: the microbatches that this rank computes.
-            metrics: sums to which the update is added.
+            local_batch: The microbatches that this rank computes.
+            metrics: Sums to which the update is added.
         """
         self.objective.train()
         self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
@@ -271,7 +271,7 @@ class Trainer:
         The metrics cover the global batches; only padding is estimated from the local batches of rank 0.
 
         Raises:
-            InputError: max_nonfinite_updates or more updates in a row were skipped.
+            InputError: As many updates in a row as max_nonfinite_updates were skipped.
         """
         if not self.ranks.is_rank_0:
             return
@@ -301,15 +301,16 @@ class Trainer:
             batch = describe_batch(self.stream.pairs_at(loader_state), loader_state, self.checkpoints.folder.parent)
             raise self.divergence_error(
                 f"{sums.longest_skip:.0f} updates in a row were skipped because loss or gradient were not finite",
-                f"\nThe last of them, update {step - num_updates + index + 1}, was {batch}",
+                f"\nThe last of them, update {step - num_updates + index + 1}, was on {batch}",
             )
 
     def divergence_error(self, reason: str, details: str = "") -> InputError:
         """Return the error that ends a run which further updates cannot repair."""
         self.writer.wait()
+        saved = f"is saved up to update {self.last_saved_step}" if self.last_saved_step else "has no full checkpoint"
         return InputError(
             f"training diverged: {reason} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm in a "
-            f"new run (name=...); this one is saved up to update {self.last_saved_step}{details}"
+            f"new run (name=...); this one {saved}{details}"
         )
 
     # Evaluation
@@ -370,7 +371,7 @@ class Trainer:
         """Write a full checkpoint in the background, on rank 0.
 
         Raises:
-            InputError: some weights are not finite. Such a checkpoint would displace usable ones.
+            InputError: Some weights are not finite. Such a checkpoint would displace usable ones.
         """
         if not self.ranks.is_rank_0:
             return

@@ -173,7 +173,7 @@ def test_too_many_skipped_updates_in_a_row_end_the_run_and_name_the_batch(make_t
     assert "saved up to update 9" in message
     pairs = [pair for batch in consumed[-1] for pair in batch.pairs_B.tolist()]
     loader_state = trainer.stream.loader_state
-    assert f"update 10, was batch {loader_state.batches - 1} of epoch {loader_state.epoch}" in message
+    assert f"update 10, was on batch {loader_state.batches - 1} of epoch {loader_state.epoch}" in message
     assert f"{len(pairs)} pairs of the preprocessed text: {', '.join(map(str, pairs[:20]))}" in message
     assert (
         f"{pairs[0]}: {preprocessed.store.source_text(pairs[0])} | {preprocessed.store.target_text(pairs[0])}"

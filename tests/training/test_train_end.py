@@ -41,7 +41,7 @@ def test_a_limit_below_the_updates_done_still_evaluates_a_stopped_run(run, tmp_p
     with caplog.at_level(logging.INFO):
         result = run(tmp_path, "trainer.max_steps=3")
     assert (result.steps, result.best_step) == (5, 5)
-    assert "all 5 updates are done; the final evaluation and checkpoint remain" in caplog.text
+    assert "all 5 updates are done; only the final evaluation and checkpoint are missing" in caplog.text
     assert "-2 updates" not in caplog.text
     best, last = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("best", "last"))
     assert (best["step"], last["step"], last["best"]) == (5, 5, best["best"])
