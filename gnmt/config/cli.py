@@ -6,20 +6,23 @@ other errors it shortens Hydra's message to one line.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import hydra
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser  # Hydra has no public name for it
 from hydra.core.config_loader import ConfigLoader
@@ -29,11 +32,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 import gnmt.config.schema  # noqa: F401 (registers the root schemas)
 from gnmt.config.build import resolve
-from gnmt.config.validate import RENAMED, check_config, children, config_errors, renamed
+from gnmt.config.validate import RENAMED, check_config, children, config_errors, describe, renamed
 from gnmt.errors import InputError, did_you_mean, format_count, format_value
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
 from gnmt.signals import exit_code_of, restore_ctrl_c
@@ -43,11 +46,11 @@ EXIT_WRONG_INPUT = 2
 RANK_0_SECONDS = 10.0
 """How long other ranks wait for rank 0 to print its message: torchrun stops all ranks as soon as one exits."""
 EXPERIMENT = "experiment"
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
-"""The exceptions of composing. Hydra raises ValueError for a group that is set to a number or to null."""
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+"""The exceptions of composing: ValueError is for a group set to a number or to null, YAMLError for a file."""
 QUOTING = (
     "Values with '=', ',', spaces, brackets or letters outside ASCII need quotes inside quotes: 'key=\"a=b\"'; "
-    "lists are [a,b] without spaces"
+    "lists are [a,b]; there are no spaces around '=' and ','"
 )
 
 
@@ -101,12 +104,17 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         print(help_text(inspect.getmodule(main), config_name))
         return
-    arguments, unknown_flags = get_args_parser().parse_known_args()
+    arguments, unknown_flags = get_args_parser().parse_known_intermixed_args()
     if unknown_flags:
         _refuse(
             f"{unknown_flags[0]}: is no flag of this command; overrides are written without dashes, as in seed=3. "
             "Its flags are --help, --cfg job, -m and those of --hydra-help"
         )
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        _refuse(f"--config-dir: found {arguments.config_dir}, allowed is a folder that exists")
+    # Hydra parses sys.argv again, and refuses overrides on both sides of a flag, as in `device=cpu -m seed=1,2`.
+    flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    sys.argv[1:] = [*arguments.overrides, *flags]
     configure_logging()
     search_path = search_path_override(arguments.config_dir, arguments.overrides)
     started = False
@@ -225,7 +233,7 @@ def explain(
                 choices = _choices(one.key_or_group, loader, groups, config_name, search_path)
                 wrong = _unknown_choices(one, choices)
                 problems += wrong
-                composed += [] if wrong else [_first_of_sweep(one)]
+                composed += [] if wrong else _values_of(one)[:1]
             chosen = _chosen_groups(config_name, composed)
             keys = list_keys(compose(config_name, composed))
             known = []
@@ -234,7 +242,7 @@ def explain(
                     known.append(one)
                 else:
                     problems.append(_unknown_key(one.key_or_group, keys, chosen))
-            cfg = compose(config_name, [*composed, *map(_first_of_sweep, known)])
+            cfg = compose(config_name, [*composed, *(_values_of(one)[0] for one in known)])
             if problems:
                 problems += _errors_of_values(cfg, [one.key_or_group for one in known])
     except COMPOSITION_ERRORS as further:
@@ -312,10 +320,6 @@ def _values_of(override: Override) -> list[str]:
     return [str(override.input_line)]
 
 
-def _first_of_sweep(override: Override) -> str:
-    return _values_of(override)[0]
-
-
 def _unknown_experiments(config_name: str, overrides: Sequence[str], search_path: Sequence[str]) -> list[str]:
     """Return an error for each experiment of the command line that does not exist.
 
@@ -374,9 +378,9 @@ def _unknown_key(key: str, keys: list[str], groups: Mapping[str, str]) -> str:
         if similar := difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff):
             return f"{key}: is no key of this config; did you mean {similar[0]}?"
     group = parent.replace(".", "/")
-    place = f"{parent} (with {group}={groups[group]})" if group in groups else parent or "the config"
+    owner = f"{parent} (with {group}={groups[group]})" if group in groups else parent or "the config"
     names = ", ".join(name.rpartition(".")[2] for name in siblings)
-    return f"{key}: is no key of this config; the keys of {place} are {names}"
+    return f"{key}: is no key of this config; the keys of {owner} are {names}"
 
 
 def _errors_of_values(cfg: Any, keys: Sequence[str]) -> list[str]:
@@ -385,12 +389,24 @@ def _errors_of_values(cfg: Any, keys: Sequence[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the message of Hydra or OmegaConf on one line, with the override in front if it is known."""
+    """Return the message of Hydra, OmegaConf or YAML on one line, with the override, key or file in front."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: is not valid YAML: {error.problem}"
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return f"{error.override}: found a word without '=', allowed are overrides of the form key=value"
-        return f"{error.override}: cannot be read ({lines[0]}). {QUOTING}"
-    if isinstance(error.__cause__, OmegaConfBaseException):  # a value of a wrong type, which OmegaConf's message names
-        return f"{lines[0].removeprefix('Error merging override ')}: {str(error.__cause__).splitlines()[0]}"
+        reason = "" if lines[0].startswith("LexerNoViableAlt") else f" ({lines[0]})"
+        return f"{error.override}: cannot be read{reason}. {QUOTING}"
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException) and dataclasses.is_dataclass(cause.object_type):
+        # Hydra's message names the file, OmegaConf's error the key: one at the root, which the schema describes.
+        file = re.match("In '(.+?)'", lines[0])
+        key = f"{file[1]}.yaml: {cause.key}" if file else str(cause.key)
+        hints = get_type_hints(cause.object_type)
+        if isinstance(cause, ConfigKeyError):
+            advice = did_you_mean(str(cause.key), list(hints)) or "; its keys are " + ", ".join(hints)
+            return renamed(str(cause.key)) if cause.key in RENAMED else f"{key}: is no key of this config{advice}"
+        example = f", as in {key}=[{cause.value}]" if hints[cause.key] == list[str] else ""
+        return f"{key}: found {format_value(cause.value)}, allowed is {describe(hints[cause.key])}{example}"
     return " ".join(lines)

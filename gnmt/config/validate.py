@@ -104,10 +104,15 @@ def config_errors(cfg: Any) -> list[str]:
     schema = OmegaConf.get_type(cfg)
     assert schema is not None, "the config has no schema: compose it from configs/"
     values = resolve(cfg)
-    trusted = values["trusted_packages"]
-    errors: list[str] = []
-    for field in dataclasses.fields(schema):
-        value = values[field.name]
+    trusted = values.get("trusted_packages", ())
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    errors = [
+        f"{name}: is no key of this config{did_you_mean(name, list(fields)) or '; its keys are ' + ', '.join(fields)}"
+        for name in values
+        if name not in fields
+    ]
+    for field in fields.values():
+        value = values.get(field.name, MISSING_VALUE)
         if value == MISSING_VALUE:
             errors.append(_missing(field.name))
         elif "component" in field.metadata:
@@ -223,9 +228,9 @@ def _check_keywords(node: Mapping[str, Any], component: type, path: str, supplie
             errors.append(renamed(key))
         elif name not in named and not takes_any:
             # The key may come from the config of a whole model, and another component may have replaced this one.
+            advice = did_you_mean(str(name), free, prefix=path) or f"; it takes {', '.join(free)}"
             errors.append(
-                f"{key}: {component.__name__} takes no such key{did_you_mean(str(name), free, prefix=path)}; "
-                f"it takes {', '.join(free)}; '~{key}' leaves out what another config sets"
+                f"{key}: {component.__name__} takes no such key{advice} ('~{key}' leaves out what another config sets)"
             )
     for name in free:
         if named[name].default is Parameter.empty and name not in node:

@@ -94,15 +94,17 @@ def test_all_unknown_keys_are_reported_with_the_nearest_name(
             "experiment=multi30k",
             'experiment: found "multi30k"; did you mean multi30k_en_de? (allowed is one of demo, k',
         ),
-        ("seed=two", "seed=two: Value 'two' of type 'str' could not be converted to Integer"),
-        ("name=[a]", "name=[a]: Cannot convert 'list' to string"),
+        ("seed=two", 'seed: found "two", allowed is a whole number'),
+        ("seed=null", "seed: found null, allowed is a whole number"),
+        ("name=[a]", 'name: found ["a"], allowed is text or null'),
         (
             "trusted_packages=mylab",
-            "trusted_packages=mylab: Invalid value assigned: str is not a ListConfig, list or t",
+            'trusted_packages: found "mylab", allowed is a list (text each), as in trusted_packages=[mylab]',
         ),
         ("precision=fp32,bf16", "Ambiguous value for argument 'precision=fp32,bf16' 1. To use it as a list, use key=["),
         ("runs=a=b", "runs=a=b: cannot be read (mismatched input '='"),
-        ("data.name=ü", "data.name=ü: cannot be read ("),
+        ("data.name=ü", "data.name=ü: cannot be read. Values with "),
+        ("seed = 3", "seed = 3: cannot be read. Values with "),
         ("data.preprocessed=[a, b", "data.preprocessed=[a, b: cannot be read ("),
         ("decoding", "decoding: found a word without '=', allowed are overrides of the form key=value"),
         ("=3", "found no key before '=', allowed is key=value"),
@@ -216,6 +218,57 @@ def test_experiments_of_a_users_own_config_folder(run: Run, tmp_path: Path, way:
     assert code == 2
     assert err.startswith("error: 2 errors")
     assert "did you mean mine?" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainr: 3", "experiment/own.yaml: trainr: is no key of this config; did you mean trainer?"),
+        ("seed: two", 'experiment/own.yaml: seed: found "two", allowed is a whole number'),
+        ("trainer: [", "own.yaml:3: is not valid YAML: "),
+        (
+            "trainer: {max_step: 3}",
+            "trainer.max_step: TrainerOptions takes no such key; did you mean trainer.max_steps? (",
+        ),
+    ],
+)
+def test_an_error_in_a_users_own_yaml_names_file_and_key(run: Run, tmp_path: Path, text: str, message: str) -> None:
+    """Broken YAML gave a traceback, a wrong root key Hydra's "ConfigKeyError raised while composing config"."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{text}\n")
+    code, out, err = run("--config-dir", "mine", "experiment=own")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 1 error in the ")
+    assert message in err
+    assert len(err.splitlines()) == 2
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(run: Run) -> None:
+    """`device=cpu -m seed=1,2` was refused with "seed=1,2: is no flag of this command"."""
+    seeds: list[int] = []
+    code, _, err = run("device=cpu", "-m", "seed=1,2", main=lambda cfg: seeds.append(cfg.seed))
+    assert code == 0, err
+    assert seeds == [1, 2]
+    code, out, err = run("seed=7", "--cfg", "job", "device=cpu")
+    assert (code, err) == (0, "")
+    assert "seed: 7\ndevice: cpu\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["~seed"], "seed: is missing; give it as seed=..."),
+        (["~trusted_packages"], "trusted_packages: is missing; give it as trusted_packages=..."),
+        (["+sed=3"], "sed: is no key of this config; did you mean seed?"),
+        (["+zzz=3"], "zzz: is no key of this config; its keys are name, runs, seed, "),
+        (["--config-dir", "nowhere"], "--config-dir: found nowhere, allowed is a folder that exists"),
+    ],
+)
+def test_removed_and_added_root_keys_and_absent_folders_are_named(run: Run, arguments: list[str], message: str) -> None:
+    """`~seed` gave a traceback, and `+sed=3` trained with the old seed."""
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 def test_the_nearest_choice_stands_first_and_other_folders_are_summarized() -> None:

@@ -28,7 +28,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["train", "experiment=multi30k_en"],
         ["experiment", "multi30k_en", "allowed is one of demo, ", "did you mean multi30k_en_de?"],
     ),
-    ("wrong type", ["train", "seed=two"], ["seed=two: Value 'two' of type 'str' could not be converted to Integer"]),
+    ("wrong type", ["train", "seed=two"], ['seed: found "two", allowed is a whole number']),
     (
         "wrong type in a component",
         ["train", "model.encoder.num_layers=2.5"],
