@@ -126,8 +126,11 @@ def test_an_ensemble_can_translate_evaluate_and_score(run_command, tiny, home) -
     ("overrides", "message"),
     [
         (["source=a.en"], "source= and target= belong together"),
-        ([], "give source= and target=, two files of text, or input="),
-        (["source=a.en", "target=a.de", "input=a.jsonl"], "one of the two"),
+        ([], "give either source= and target=, two files of text, or input="),
+        (
+            ["source=a.en", "target=a.de", "input=a.jsonl"],
+            "give either source= and target=, two files of text, or input=",
+        ),
         (["input=a.en"], "a.en:1: not a line that translate.py writes with format=jsonl"),
         (["input=a.jsonl"], "a.jsonl:1: source must be text and tokens a list of whole numbers"),
         (["input=b.jsonl"], "b.jsonl:1: token 99999 is not in the target vocabulary, whose ids are 0 to 419"),

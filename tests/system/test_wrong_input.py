@@ -125,7 +125,8 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         "half of a pair of files",
         ["train", "FILES", "data.train.target=null"],
         [
-            "data.train: source names 1 file ({samples}/a.en) and target names none: give one target file for each source file"
+            "data.train: source names 1 file ({samples}/a.en) and target names none: "
+            "give one target file for each source file"
         ],
     ),
     (
