@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gnmt.batch import BOS_ID, EOS_ID, UNK_ID
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens, padded
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translation import Translation, cut_line
+from gnmt.decoding.segments import Translation, cut_line
 from gnmt.errors import InputError, format_count
 from gnmt.model.interfaces import SearchModel
 

@@ -31,7 +31,7 @@ from gnmt.decoding.ensemble import Ensemble, Mean, load_members
 from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.scoring import PairScore, joined_score, pairs_of_line, score_pairs, scoring_order
 from gnmt.decoding.search import Hypothesis, SearchResult, search
-from gnmt.decoding.translation import Translation, cut_line
+from gnmt.decoding.segments import Translation, cut_line
 from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory
 from gnmt.errors import InputError, format_count
 from gnmt.logs import progress_bar

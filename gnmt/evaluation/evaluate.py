@@ -30,7 +30,7 @@ from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.store import read_preprocessed
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions, build_search_options
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, score_by_length, score_translations

@@ -21,7 +21,7 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import check_coverage
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import Precision
 from gnmt.distributed import Ranks

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
 from gnmt.fileio import LINE_BREAKS, sha256_of
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.scoring import PairScore
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.fileio import read_lines

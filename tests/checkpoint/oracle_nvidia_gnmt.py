@@ -94,7 +94,7 @@ def tokenizer_state(subwords: list[str] = SUBWORDS, separator: str = "@@") -> di
     to_id: defaultdict[str, int] = defaultdict(partial(int, 1))
     for id, subword in enumerate(subwords):
         to_id[subword] = id
-    to_piece = {id: subword for subword, id in to_id.items()}
+    to_subword = {id: subword for subword, id in to_id.items()}
     assert to_id["a word that is not there"] == 1
     return {
         "lang": {"src": "en", "tgt": "de"},
@@ -102,7 +102,7 @@ def tokenizer_state(subwords: list[str] = SUBWORDS, separator: str = "@@") -> di
         "vocab_size": len(subwords),
         "bpe": {"bpe_codes": {("t", "h"): 0, ("th", "e</w>"): 1}, "separator": separator, "cache": {}},
         "tok2idx": to_id,
-        "idx2tok": to_piece,
+        "idx2tok": to_subword,
     }
 
 

@@ -20,7 +20,7 @@ from gnmt.decoding.alignment import (
     words_of_target,
 )
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError

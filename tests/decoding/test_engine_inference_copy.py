@@ -25,7 +25,7 @@ from gnmt.model.recurrent.layers import LSTM
 from gnmt.model.seq2seq import Seq2Seq
 
 CPU = torch.device("cpu")
-PIECES = 40
+SUBWORDS = 40
 needs_int8 = pytest.mark.skipif(int8_obstacle(CPU) is not None, reason="no fast int8 products here")
 PRECISIONS = ["fp32", "bf16", pytest.param("int8", marks=needs_int8)]
 
@@ -42,7 +42,7 @@ def small_model(
     encoder = LSTMEncoder(12, 12, layers)
     attention = AdditiveAttention(12, encoder.output_size, 20, normalize=normalize, num_heads=num_heads)
     decoder = GNMTDecoder(12, 12, layers, attention, query=query, context_to_output=context_to_output)  # type: ignore[arg-type]
-    model = Seq2Seq(encoder, decoder, PIECES, PIECES, 12, tie_embeddings=tie, init_range=0.6)  # type: ignore[arg-type]
+    model = Seq2Seq(encoder, decoder, SUBWORDS, SUBWORDS, 12, tie_embeddings=tie, init_range=0.6)  # type: ignore[arg-type]
     return model.eval()
 
 
@@ -50,7 +50,7 @@ def batch(*lengths: int) -> Tokens:
     torch.manual_seed(2)
     ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(4, PIECES, (length,))
+        ids[row, :length] = torch.randint(4, SUBWORDS, (length,))
     return Tokens(ids, torch.tensor(lengths))
 
 
@@ -68,7 +68,7 @@ def steps(model: SearchModel, source: Tokens, num_steps: int = 7, beam: int = 3)
         log_probs.append(log_probs_BKV)
         weights.append(weights_BKS)
         state = state.reorder(torch.randint(0, beam, size, generator=generator))
-        tokens = torch.randint(4, PIECES, size, generator=generator)
+        tokens = torch.randint(4, SUBWORDS, size, generator=generator)
     return torch.stack(log_probs), torch.stack(weights)
 
 

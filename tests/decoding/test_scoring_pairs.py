@@ -14,7 +14,7 @@ import gnmt.decoding.translator as translator_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError

@@ -23,7 +23,7 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.transformer import TransformerDecoder, TransformerEncoder
 
 CPU = torch.device("cpu")
-PIECES, WIDTH = 20, 16
+SUBWORDS, WIDTH = 20, 16
 SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 OPTIONS = SearchOptions(beam_size=3, n_best=3, max_length_factor=1.0, max_length_offset=4)
 ENCODERS = {
@@ -45,14 +45,14 @@ needs_int8 = pytest.mark.skipif(int8_obstacle(CPU) is not None, reason="no fast 
 def model_of(encoder: str, decoder: str, seed: int = 1) -> Seq2Seq:
     """Return an untrained model whose distributions are far from uniform."""
     torch.manual_seed(seed)
-    model = Seq2Seq(ENCODERS[encoder](), DECODERS[decoder](), PIECES, PIECES, WIDTH, init_range=0.6)
+    model = Seq2Seq(ENCODERS[encoder](), DECODERS[decoder](), SUBWORDS, SUBWORDS, WIDTH, init_range=0.6)
     return model.eval()
 
 
 def random_sources(count: int, longest: int = 12) -> list[list[int]]:
     generator = torch.Generator().manual_seed(11)
     lengths = torch.randint(0, longest, (count,), generator=generator).tolist()
-    return [[*torch.randint(4, PIECES, (length,), generator=generator).tolist(), EOS_ID] for length in lengths]
+    return [[*torch.randint(4, SUBWORDS, (length,), generator=generator).tolist(), EOS_ID] for length in lengths]
 
 
 def found_by(model, sources, options=OPTIONS, **settings):
@@ -123,7 +123,7 @@ def some_steps(model, num_steps: int = 5) -> torch.Tensor:
     memory = model.encode(Tokens(ids_BT, torch.tensor([len(row) for row in rows])))
     state, found = model.start(memory, 2), []
     for _ in range(num_steps):
-        tokens_BK = torch.randint(4, PIECES, (len(rows), 2), generator=generator)
+        tokens_BK = torch.randint(4, SUBWORDS, (len(rows), 2), generator=generator)
         log_probs_BKV, _, state = model.step(tokens_BK, state, memory)
         found.append(log_probs_BKV)
         state = state.reorder(torch.randint(0, 2, (len(rows), 2), generator=generator))

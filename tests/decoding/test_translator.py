@@ -14,7 +14,7 @@ from gnmt.batch import EOS_ID
 from gnmt.checkpoint.load import LoadedModel
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translation import Translation, split_sentences
+from gnmt.decoding.segments import Translation, split_sentences
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError

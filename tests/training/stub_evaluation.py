@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from gnmt.data.store import PreprocessedData
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.evaluation.metrics import Scores
 from gnmt.training.dev_evaluation import DevResult
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.device import Precision
 from gnmt.translation.formats import OutputFormat
 from gnmt.translation.jobs import Job

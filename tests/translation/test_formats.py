@@ -9,7 +9,7 @@ import pytest
 from stub_translator import NUM_LINES, StubTranslator, names, translate
 
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.translation import Translation
+from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
 from gnmt.translation.formats import Origin, OutputFormat
 from gnmt.translation.jobs import Job

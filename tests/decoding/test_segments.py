@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnmt.decoding.translation import split_sentences
+from gnmt.decoding.segments import split_sentences
 
 # The same sentence ends by a plain pattern, whose time grows with the square of a run of marks.
 PLAIN = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*""")
