@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,17 @@ def test_importing_the_package_is_fast():
     code = "import time; started = time.process_time(); import gnmt; print(time.process_time() - started)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.2
+
+
+def test_generated_folders_are_ignored_by_git():
+    """A preprocessed demo folder once entered the repository; with another format, the demo then failed in a clone."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    for folder in ("preprocessed", "runs", "downloads", "multirun"):
+        ignored = subprocess.run(["git", "-C", str(root), "check-ignore", "--quiet", f"{folder}/x"], check=False)
+        assert ignored.returncode == 0, folder
+        tracked = subprocess.run(
+            ["git", "-C", str(root), "ls-files", folder], capture_output=True, text=True, check=True
+        )
+        assert tracked.stdout == "", folder

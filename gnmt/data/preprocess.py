@@ -49,6 +49,7 @@ from gnmt.data.store import (
     Store,
     StoreWriter,
     WrittenPairs,
+    check_format,
     encoded_side,
     manifest_changes,
     read_manifest,
@@ -146,6 +147,9 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
     old = read_manifest(folder)
     if old is None:
         return False
+    if old["format"] != FORMAT and overwrite:
+        return False
+    check_format(folder, old)
     changes = manifest_changes(old, recipe)
     if not changes:
         return not overwrite or _opens(folder)  # overwrite=true repairs a damaged folder

@@ -102,10 +102,7 @@ def read_preprocessed(folder: Path | str) -> PreprocessedData:
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder} holds no preprocessed text: preprocess it with scripts/prepare.py")
-    if manifest["format"] != FORMAT:
-        raise InputError(
-            f"{folder}: preprocessed in format {manifest['format']}, this version reads format {FORMAT}; {_REMEDY}"
-        )
+    check_format(folder, manifest)
     try:
         tokenizers = read_tokenizers(folder)
         dev = read_pairs(folder / "dev")
@@ -147,6 +144,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def check_format(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise InputError for a folder of another format than FORMAT."""
+    if manifest["format"] != FORMAT:
+        raise InputError(
+            f"{folder}: preprocessed in format {manifest['format']}, this version reads format {FORMAT}; {_REMEDY}"
+        )
+
+
 def _looks_preprocessed(folder: Path) -> bool:
     """Return whether the folder has the files of a preprocessed folder, so that a message may advise to remove it."""
     names = (_MANIFEST, f"{_REPORT}.json", "tokenizer/source.model", "train", "dev/source.txt")
@@ -160,8 +165,6 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def manifest_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting or input that differs; a moved file with equal content does not differ."""
-    if old["format"] != new["format"]:
-        return [f"format: {old['format']} → {new['format']}"]
     changes = describe_changes(old["settings"], new["settings"])
     old_texts, new_texts = texts_of(old["inputs"]), texts_of(new["inputs"])
     for name in [*old_texts, *(name for name in new_texts if name not in old_texts)]:
