@@ -1,5 +1,5 @@
-# make demo   the whole road on the embedded corpus, from an empty machine, in under 6 minutes on two cores
-# make test   lint, types and all tests;  make check: the fast tier;  make test-gpu: what needs CUDA
+# make demo   install, then prepare, train, evaluate and translate the embedded corpus, in under 6 minutes on two cores
+# make test   lint, types and all tests;  make check: without the slow tests;  make test-gpu: the tests that need CUDA
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
