@@ -357,24 +357,24 @@ def train_tokenizers(source: Sequence[str], target: Sequence[str], options: Toke
         tokenizer = train_tokenizer([*source, *target], options)
         return Tokenizers(tokenizer, tokenizer)
     return Tokenizers(
-        train_tokenizer(source, options, side=" of the source side"),
-        train_tokenizer(target, options, side=" of the target side"),
+        train_tokenizer(source, options, "text of the source side"),
+        train_tokenizer(target, options, "text of the target side"),
     )
 
 
-def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, side: str = "") -> Tokenizer:
+def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, text: str = "text") -> Tokenizer:
     """Learn a vocabulary of exactly options.vocab_size ids.
 
     Raises InputError if the lines contain no text, or if the vocabulary cannot have that size.
 
     Args:
-        lines: The text. All lines are used, in order, except blank ones and those above MAX_TRAINING_LINE_BYTES.
+        lines: All lines are used, in order, except blank ones and those above MAX_TRAINING_LINE_BYTES.
         options: The options; `joint`, `sample_lines` and `seed` are not used here.
-        side: Inserted after "text" in error messages, such as " of the source side".
+        text: Name of the lines in error messages.
     """
     usable = [line for line in lines if line.strip() and len(line.encode("utf-8")) <= MAX_TRAINING_LINE_BYTES]
     if not usable:
-        raise InputError(f"tokenizer: no text{side} to learn from (no line with 1 to {MAX_TRAINING_LINE_BYTES} bytes)")
+        raise InputError(f"tokenizer: no {text} to learn from (no line with 1 to {MAX_TRAINING_LINE_BYTES} bytes)")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -398,17 +398,18 @@ def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, side: str =
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _training_error(str(error), options, side) from error
+        raise _training_error(str(error), options, text) from error
     return Tokenizer(model.getvalue())
 
 
-def _training_error(message: str, options: TokenizerOptions, side: str) -> InputError:
+def _training_error(message: str, options: TokenizerOptions, text: str) -> InputError:
+    """Return the error for SentencePiece's message, with the possible vocabulary size if the message contains it."""
     setting = f"tokenizer.vocab_size={options.vocab_size}"
     if most := re.search(r"size too high .*<= (\d+)", message):
-        return InputError(f"{setting} is too large for the text{side}: the largest possible is {most[1]}")
+        return InputError(f"{setting} is too large for the {text}: the largest possible is {most[1]}")
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return InputError(
-            f"{setting} is too small for the text{side}: the smallest possible is {least[1]} (special ids, "
+            f"{setting} is too small for the {text}: the smallest possible is {least[1]} (special ids, "
             "bytes and every character; a lower tokenizer.character_coverage leaves out rare characters)"
         )
-    return InputError(f"tokenizer: SentencePiece cannot learn {setting} from the text{side}: {message}")
+    return InputError(f"tokenizer: SentencePiece cannot learn {setting} from the {text}: {message}")
