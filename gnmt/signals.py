@@ -48,7 +48,7 @@ def exit_while_loading(number: int, frame: FrameType | None) -> NoReturn:
     """Print one line and end the process. An exception might be caught by the library that is being imported."""
     received = signal.Signals(number)
     if received == signal.SIGINT:
-        message = "interrupted before it began"
+        message = "interrupted while loading: nothing was done"
     else:
         message = f"{received.name}: stopped while no training was running: the same command resumes"
     os.write(2, f"{message}\n".encode())
@@ -144,12 +144,12 @@ def describe_stop(step: int, saved_step: int) -> str:
     """
     if not saved_step:
         return f"stopped after update {step}, no checkpoint could be written: the same command starts from scratch"
-    return f"stopped after update {step}, saved up to {saved_step}: the same command continues from there"
+    return f"stopped after update {step}, saved up to {saved_step}: the same command resumes from there"
 
 
 @contextmanager
 def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
-    """Raise Interrupted at a signal inside this context; its message tells from where the same command continues.
+    """Raise Interrupted at a signal inside this context; its message tells from where the same command resumes.
 
     `has_checkpoint()` returns True if the run has a checkpoint to resume from. During the updates, a `StopRequest`
     replaces this handler.
@@ -158,7 +158,7 @@ def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received = signal.Signals(number)
         consequence = (
-            "interrupted between updates: the same command continues from the newest checkpoint"
+            "interrupted between updates: the same command resumes from the newest checkpoint"
             if has_checkpoint()
             else "interrupted before the first update: nothing is trained yet, and the same command starts from scratch"
         )

@@ -57,7 +57,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     try:
         write_checkpoint(output, result)
     except OSError as error:
-        raise InputError(f"output={output} cannot be written ({error.strerror})") from None
+        raise InputError(f"output={output} cannot be written ({error.strerror}): choose another path") from None
 
 
 def _check_same_model(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:

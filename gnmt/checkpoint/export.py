@@ -75,7 +75,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
         (temporary / JSON_FILE).write_text(encodable(text) + "\n", encoding="utf-8")  # a path may be invalid text
         temporary.rename(folder)
     except OSError as error:
-        raise InputError(f"output={folder} cannot be written ({error.strerror})") from None
+        raise InputError(f"output={folder} cannot be written ({error.strerror}): choose another path") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return sum(weight.numel() for weight in weights.values())

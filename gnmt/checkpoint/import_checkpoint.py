@@ -49,7 +49,7 @@ def import_checkpoint(
     try:
         write_checkpoint(output, contents)
     except OSError as error:
-        raise InputError(f"output={output} cannot be written ({error.strerror})") from None
+        raise InputError(f"output={output} cannot be written ({error.strerror}): choose another path") from None
     return model
 
 

@@ -302,7 +302,7 @@ def read_restricted(path: str | Path) -> Any:
     except Exception as error:  # damaged bytes make torch's reader raise errors of any type
         raise InputError(
             f"checkpoint {path} is damaged or was not written by torch.save "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"({type(error).__name__}: {first_line(error).partition('. ')[0]}): use another file"
         ) from None
 
 

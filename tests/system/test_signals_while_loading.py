@@ -31,7 +31,7 @@ def test_ctrl_c_prints_one_line_and_no_traceback(script: str, slow_libraries: di
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "interrupted before it began\n")
+    assert (process.returncode, err) == (130, "interrupted while loading: nothing was done\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])

@@ -58,7 +58,7 @@ def test_a_warned_job_saves_is_requeued_and_resumes(run_command, tiny, wait_for,
         finally:
             job.kill()
     output = (tmp_path / "log").read_text(encoding="utf-8")
-    stopped = re.search(r"SIGUSR1: stopped after update (\d+), saved up to (\d+): the same command continues", output)
+    stopped = re.search(r"SIGUSR1: stopped after update (\d+), saved up to (\d+): the same command resumes", output)
     assert stopped is not None, output
     assert stopped[1] == stopped[2]
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"

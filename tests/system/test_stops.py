@@ -31,8 +31,9 @@ def test_training_continues_when_checkpoints_do_not_fit_on_the_disk(
     assert done.code == 2, done.err
     assert re.search(r"error: the checkpoint of update 6 was not written \(.*\); the previous one stays", done.err)
     assert re.search(
-        r"error: runs/tiny: the checkpoint of update 6.* could not be written \(see above\); best\.pt is of update \d, "
-        r"and the newest checkpoint is of update 4: make room on the disk, and the same command resumes from there",
+        r"error: runs/tiny: the checkpoint of update 6.* could not be written \(the reason is logged above\); "
+        r"best\.pt is of update \d, and the newest checkpoint is of update 4: make room on the disk, and the same "
+        r"command resumes from there",
         done.err,
     )
     assert {path: path.read_bytes() for path in run.folder.rglob("*.pt") if not path.is_symlink()} == old
@@ -150,7 +151,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(run_command, tiny, wait_for, 
             process.kill()
     output = (tmp_path / "err").read_text(encoding="utf-8")
     assert "Traceback" not in output
-    stopped = re.search(r"stopped after update (\d+), saved.*: the same command continues from there", output)
+    stopped = re.search(r"stopped after update (\d+), saved.*: the same command resumes from there", output)
     assert stopped is not None
     step = int(stopped[1])
     assert step >= 6

@@ -58,7 +58,7 @@ def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait
     finally:
         process.kill()
     output = log.read_text(encoding="utf-8")
-    stopped = re.search(r"SIGTERM: stopped after update (\d+), saved up to (\d+): the same command continues", output)
+    stopped = re.search(r"SIGTERM: stopped after update (\d+), saved up to (\d+): the same command resumes", output)
     assert stopped is not None, output
     assert stopped[1] == stopped[2]
     step = int(stopped[1])

@@ -177,7 +177,7 @@ def test_a_signal_before_the_first_update_tells_the_next_step(run, tmp_path, mon
     monkeypatch.undo()
     run(tmp_path, "trainer.max_steps=1")
     monkeypatch.setattr(train_module, function, interrupted)
-    with pytest.raises(Interrupted, match="the same command continues from the newest checkpoint"):
+    with pytest.raises(Interrupted, match="the same command resumes from the newest checkpoint"):
         run(tmp_path, "trainer.max_steps=2")
 
 

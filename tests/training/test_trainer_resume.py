@@ -78,7 +78,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(run, uninterrupted, tmp_path,
 
     monkeypatch.setattr(Trainer, "update", ctrl_c_in_the_third)
     command = (*RECIPES[recipe], *EVERY_4, "trainer.max_steps=8")
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after update 3, .* the same command continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after update 3, .* the same command resumes"):
         run(tmp_path, *command)
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 3
     monkeypatch.undo()
