@@ -161,7 +161,7 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
         options = replace(OPTIONS, n_best=2, **penalties)
         translations = translator.translate(LINES[:2], n_best=2, **penalties)
         reported.append([one.score for best in translations for one in (best, *best.alternatives)])
-        text = OutputFormat("jsonl").write(1, LINES[:2], translations, tokenizers, options, ORIGIN).decode()
+        text = OutputFormat("jsonl").encode(1, LINES[:2], translations, tokenizers, options, ORIGIN).decode()
         for line in text.splitlines():
             record = json.loads(line)
             if not penalties:
@@ -193,7 +193,7 @@ def test_a_file_of_translations_is_scored_with_the_penalties_it_names(translator
             {"precision": ["fp32"], "checkpoints": 5},
             'precision is ["fp32"] there and "fp32" here; checkpoints is 5 there',
         ),
-        ({}, "a.jsonl:2: the line does not name its precision; the line does not name its checkpoints: scores may"),
+        ({}, "a.jsonl:2: the line does not record its precision; the line does not record its checkpoints: scores may"),
     ],
 )
 def test_scores_of_another_precision_or_other_models_are_a_warning(translator, tmp_path, caplog, made_with, warning):
