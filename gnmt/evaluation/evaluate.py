@@ -93,6 +93,8 @@ def evaluate(
         InputError: If an ensemble has no `output`, or if the files cannot be written.
     """
     folder = output_folder(checkpoints, output)
+    # The hash of the checkpoints is taken first: a training may replace best.pt during the translation.
+    text_name, name = evaluation_names(test_set, pairs, checkpoints, variant)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     start = time.perf_counter()
     translations = translator.translate(sources, progress=True)
@@ -100,7 +102,6 @@ def evaluate(
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
     by_length = score_by_length(sources, texts, references, tokenize=bleu_tokenize, lowercase=lowercase)
-    text_name, name = evaluation_names(test_set, pairs, checkpoints, variant)
     evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
     origin: dict[str, Any] = {"checkpoint_files": [str(checkpoint.resolve()) for checkpoint in checkpoints]}
     if files is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gnmt.decoding.options import SearchOptions
+from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
-from gnmt.evaluation.evaluate import evaluation_names, output_folder
+from gnmt.evaluation.evaluate import evaluate, evaluation_names, output_folder
 
 PAIRS = [("A house.", "Ein Haus.")]
 OTHER_PAIRS = [("A house.", "Das Haus.")]
@@ -77,3 +80,27 @@ def test_files_are_written_to_the_run_or_beside_the_checkpoint(tmp_path):
     assert output_folder([best, alone], tmp_path / "x") == tmp_path / "x"
     with pytest.raises(InputError, match="output=FOLDER"):
         output_folder([best, alone], None)
+
+
+def test_a_checkpoint_replaced_during_the_translation_does_not_change_the_names(tmp_path):
+    """The files had the hash of the new best.pt, which had not made these translations."""
+    best = make_run(tmp_path / "run")
+    expected = name(best)
+
+    def translate(sources, **options):
+        best.write_bytes(b"later weights")
+        return [Translation("Ein Haus.", 0.0, ()) for _ in sources]
+
+    translator = SimpleNamespace(
+        translate=translate, options=SearchOptions(), precision=SimpleNamespace(name="fp32"), batch_size=1
+    )
+    evaluation = evaluate(
+        translator,
+        PAIRS,
+        test_set="test",
+        checkpoints=[best],
+        steps=[1],
+        bleu_tokenize="13a",
+        output=tmp_path / "out",
+    )
+    assert evaluation.scores_file.name == f"{expected}.json"
