@@ -49,7 +49,7 @@ def score_files(
 
     Args:
         translator: The model.
-        scorable: The translations to score.
+        scorable: The translations to score. Call its `check_output` first: this function does not check the paths.
         output: Path of a file, which appears when it is complete, or `-` for standard output.
         kind: The format of the output.
         overridden: Names of options for which the translator's value replaces the recorded one.
@@ -59,7 +59,6 @@ def score_files(
         InputError: If an input cannot be read or the output cannot be written.
     """
     path = scorable.paths[0]
-    scorable.check_output(output)
     totals = Totals()
     own_origin = Origin(translator.precision.name, tuple(checkpoints))
     entries = _warn_of_other_origin(scorable.entries(), path, own_origin)
