@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     """Write the mean of the checkpoints' weights for inference as a weights-only checkpoint.
 
-    A checkpoint with averaged weights (trainer.ema_decay) contributes those. Sums are computed in fp64. The other
-    entries are copied from the checkpoint with the most updates, without dev scores, which the mean does not have.
+    A checkpoint with averaged weights (trainer.ema_decay) contributes those. Sums are computed in fp64. Only the target
+    ids that are unused in all checkpoints remain unused. The other entries are copied from the checkpoint with the most
+    updates, without dev scores, which the mean does not have.
 
     Raises InputError if the checkpoints have different models or tokenizers, or if `output` exists.
     """

@@ -85,9 +85,9 @@ def plan_block(
 ) -> BlockPlan:
     """Split a block into batches of at most `batch_tokens` padded tokens.
 
-    The padded tokens of a batch are its rows times (longest source + longest target), with EOS, both rounded up to
-    multiples of `pad_to_multiple_of`. A batch has pairs of similar lengths on both sides. Its composition and the order
-    of the batches are random and differ between epochs. Every pair occurs as often as in `pairs_N`; the last pairs of a
+    A batch has rows * (longest source + longest target) padded tokens, with EOS, where both lengths are rounded up to
+    multiples of `pad_to_multiple_of`. Its pairs have similar lengths on both sides. The composition and the order of
+    the batches are random and differ between epochs. Every pair occurs as often as in `pairs_N`; the last pairs of a
     pool form a smaller batch. A pair that exceeds the budget forms a batch of its own (`check_budget` refuses such
     pairs beforehand).
 
@@ -366,9 +366,9 @@ class BatchStream:
     """Iterate endlessly over global batches, each as the `LocalBatch` of this rank.
 
     A stream that is built with the `loader_state` of another one yields exactly what that one would yield next.
-    Building it takes less than a second, in which one block is planned. Rank r of n takes every n-th pair of a global
-    batch from pair r on, so all ranks have about the same amount of work, and global batches do not depend on the
-    number of ranks.
+    Building it plans one block, which takes less than a second without subword regularization. Rank r of n takes every
+    n-th pair of a global batch from pair r on, so all ranks have about the same amount of work, and global batches do
+    not depend on the number of ranks.
 
     Subword regularization makes sentences longer, by about a third at alpha 0.1. The plan uses the sampled lengths, so
     that the budgets hold. Each block is therefore encoded once more when it is planned, which takes tens of

@@ -89,7 +89,7 @@ T = TypeVar("T")
 
 
 def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = False) -> PreprocessedData:
-    """Open the preprocessed folder of a corpus, and build it first unless its inputs and settings are the same.
+    """Open the preprocessed folder of a corpus, and build it first unless inputs and settings are unchanged.
 
     If several processes call this at once, one builds the folder and the others wait. An interruption or an error
     leaves the folder unchanged. Unless the input was wrong, the next call resumes with the finished shards.

@@ -102,7 +102,7 @@ class DevEvaluator:
         options: Search options.
         precision: Device and number format.
         pairs: Source and reference texts of the dev set.
-        bleu_tokenize: SacreBLEU's tokenization.
+        bleu_tokenize: Tokenization of sacreBLEU.
         batch_size: Number of sentences that are translated at the same time.
         unused_target_ids: Ids that search suppresses.
         ranks: The processes that evaluate together; None for one process alone.
@@ -162,7 +162,7 @@ class DevEvaluator:
         return DevResult(mean_loss(losses), scores, self.sources, self.references, translations, self.tokenizers)
 
     def own_sentences(self) -> slice:
-        """Return the range of sentences that this rank translates, with about as many characters as other ranks."""
+        """Return the range of sentences that this rank translates. Each rank gets about as many characters."""
         rank, num_ranks = self.ranks.rank, self.ranks.world_size
         ends = np.cumsum([len(source) + 1 for source in self.sources])
         total = int(ends[-1])

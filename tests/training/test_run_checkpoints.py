@@ -90,7 +90,8 @@ def test_no_fallback_from_a_newest_checkpoint_that_cannot_be_read_now(tmp_path, 
         raise error
 
     monkeypatch.setattr("gnmt.checkpoint.load.torch.load", fail)
-    with pytest.raises(InputError, match=rf"step_00000002\.pt cannot be read: {reason}; it may be intact, .* give the same command again"):
+    message = rf"step_00000002\.pt cannot be read: {reason}; it may be intact, .* give the same command again"
+    with pytest.raises(InputError, match=message):
         checkpoints.newest()
 
 
