@@ -146,7 +146,7 @@ class IntervalMetrics:
         largest_2: Largest loss per target token and largest gradient norm, which show spikes that means hide.
         loader_states: Loader state before the batch of each update.
         real_tokens: Source and target tokens without padding.
-        padded_tokens: The same with padding.
+        padded_tokens: Source and target tokens with padding, an estimate if there are several ranks.
         seconds_before: Seconds that were counted before the clock last started.
         seconds_waited: Seconds of waiting for data.
         running_since: Time when the clock last started; None while it is paused.
@@ -167,7 +167,7 @@ class IntervalMetrics:
     def begin(cls, device: torch.device) -> IntervalMetrics:
         """Return empty sums with a stopped clock, which the first `paused` block starts at its end."""
         zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
-        return cls(zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
+        return cls(sums_4=zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
 
     def count(self, local_batch: LocalBatch) -> None:
         """Count the tokens of a global batch, with its padding as estimated from the local batch."""
@@ -187,8 +187,8 @@ class IntervalMetrics:
             applied: Bool, False for a skipped update.
             skipped_in_a_row: Number of skipped updates since the last one that was applied.
         """
-        applied_or_0 = applied.double()
-        one_4 = torch.stack([loss.double(), norm.double(), applied_or_0 * target_tokens, applied_or_0])
+        num_applied = applied.double()
+        one_4 = torch.stack([loss.double(), norm.double(), num_applied * target_tokens, num_applied])
         self.sums_4 += torch.where(applied, one_4, 0.0)
         one_2 = torch.stack([one_4[0] / target_tokens, one_4[1]])
         self.largest_2 = torch.where(applied, torch.maximum(self.largest_2, one_2), self.largest_2)

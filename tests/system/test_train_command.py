@@ -208,7 +208,7 @@ def test_a_run_starts_from_the_weights_of_another(run_command, tiny, tmp_path) -
     settings = ["name=second", "initialize_from=runs/tiny/best.pt", "optimizer.lr=1e-9", "trainer.max_steps=1"]
     done = run_command("train", *overrides, *settings, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "weights from runs/tiny/best.pt, update " in done.err
+    assert re.search(r"initial weights: update \d+ of runs/tiny/best\.pt", done.err)
     first = read_checkpoint(tiny.folder / "best.pt")["model"]
     second = read_checkpoint(tmp_path / "runs" / "second" / "last.pt")
     torch.testing.assert_close(second["model"], first, rtol=0, atol=1e-6)
