@@ -9,15 +9,17 @@ lines alone, so if both are equal, it can be used, no matter which process wrote
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from gnmt.distributed import Ranks
 from gnmt.errors import InputError, describe_changes, format_count
 from gnmt.fileio import folder_lock, replacing, write_atomically
 
@@ -38,12 +40,40 @@ class Manifest:
     Args:
         settings: Nested values that the output depends on.
         finished: Size in bytes and modification time in ns of the output; None until it is written.
-        device_name: Name of the processor or GPU on which the translation began.
+        device_name: Name of the processor or GPU on which the translation was started.
     """
 
     settings: Mapping[str, Any]
     finished: list[int] | None
     device_name: str
+
+
+class Chunk(NamedTuple):
+    """Lines that are translated together.
+
+    Args:
+        number: Index of the chunk, from 0.
+        first_line: Line number of its first line in the input, from 1.
+        lines: The lines without line ends.
+        prefixes: One target prefix for each line, or None.
+    """
+
+    number: int
+    first_line: int
+    lines: list[str]
+    prefixes: list[str] | None = None
+
+    def sha256(self) -> str:
+        """Return the sha256 of the lines and prefixes, each ended by LF."""
+        texts = [*self.lines, *(self.prefixes or ())]
+        return hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
+
+
+class TranslatedChunk(NamedTuple):
+    """The UTF-8 bytes of a chunk's output, and the number of translations that the length limit cut off."""
+
+    data: bytes
+    num_unfinished: int
 
 
 class PartialOutput:
@@ -59,6 +89,8 @@ class PartialOutput:
         self._name = output
         self.output = Path(output).resolve()
         self.folder = self.output.with_name(f"{self.output.name}{_SUFFIX}")
+        self._hashes: list[str] = []  # the sha256 of each chunk of the input, filled by `unfinished`
+        self._has_warned = False
 
     @staticmethod
     def is_at(folder: Path) -> bool:
@@ -89,7 +121,7 @@ class PartialOutput:
         """Keep the chunks that were made with these settings, and write the manifest.
 
         Until the first chunk is finished, settings may change. A warning says that last digits may differ if the
-        translation began on another device.
+        translation was started on another device.
 
         Args:
             settings: Nested JSON values that the output depends on.
@@ -106,7 +138,7 @@ class PartialOutput:
                 self._write_manifest(Manifest(settings, None, device_name))
             elif (first_device := self.manifest().device_name) != device_name:
                 log.warning(
-                    "%s was begun on %s and is resumed on %s: scores may differ in their last digits from those of "
+                    "%s was started on %s and is resumed on %s: scores may differ in their last digits from those of "
                     "one device, and in rare cases a translation may",
                     self.folder,
                     first_device,
@@ -129,34 +161,45 @@ class PartialOutput:
         names = (path.name for path in self.folder.glob(f"{_CHUNK}*"))
         return {int(name.removeprefix(_CHUNK)) for name in names if _OWN_NAMES.fullmatch(name)}
 
-    def has_chunk(self, number: int, sha256: str) -> bool:
-        """Return whether the chunk is finished and was made from lines with this sha256."""
-        try:
-            with self._chunk_path(number).open("rb") as file:
-                head = json.loads(file.readline())
-        except (FileNotFoundError, ValueError):
-            return False
-        return isinstance(head, dict) and head.get("sha256") == sha256
+    def unfinished(self, chunks: Iterable[Chunk], source: str, ranks: Ranks) -> Iterator[Chunk]:
+        """Yield the chunks that this process must translate and write. If it is rank 0, `merge` may follow.
 
-    def write_chunk(self, number: int, sha256: str, data: bytes, num_unfinished: int) -> None:
-        """Write a finished chunk.
+        Each rank gets its chunks (number modulo world size) that are not finished. The input may have changed between
+        its fingerprint and an earlier reading, so a finished chunk counts only if it was made from the lines that are
+        read now. Rank 0 then waits for the others and gets all chunks whose files were replaced in the meantime.
 
         Args:
-            number: Index of the chunk in the input.
-            sha256: Hash of the lines (and prefixes) that were translated.
-            data: The chunk's bytes of the output, not compressed.
-            num_unfinished: Number of translations that the length limit cut off.
+            chunks: All chunks of the input, with the same lines in each iteration.
+            source: Path of the input, for a warning.
+            ranks: The processes that share the chunks.
         """
-        head = json.dumps({"unfinished": num_unfinished, "sha256": sha256}).encode()
-        with self._disk_errors():
-            write_atomically(self._chunk_path(number), head + b"\n" + data)
+        self._hashes = []
+        for chunk in chunks:
+            self._hashes.append(chunk.sha256())
+            if chunk.number % ranks.world_size == ranks.rank and not self._is_finished(chunk.number):
+                self._warn_of_other_lines(chunk, source)
+                yield chunk
+        ranks.wait_for_all()
+        if not ranks.is_rank_0:
+            return
+        replaced = {number for number in range(len(self._hashes)) if not self._is_finished(number)}
+        for chunk in chunks if replaced else ():
+            if chunk.number in replaced:
+                self._warn_of_other_lines(chunk, source)
+                yield chunk
 
-    def merge(self, heading: bytes, num_chunks: int) -> int:
+    def write_chunk(self, chunk: Chunk, translated: TranslatedChunk) -> None:
+        """Write a finished chunk."""
+        head = json.dumps({"unfinished": translated.num_unfinished, "sha256": chunk.sha256()}).encode()
+        with self._disk_errors():
+            write_atomically(self._chunk_path(chunk.number), head + b"\n" + translated.data)
+
+    def merge(self, heading: bytes) -> int:
         """Write the heading and all chunks to the output file, delete the chunks, and return `num_unfinished` of all.
 
-        The output file is replaced atomically.
+        Call it after the last chunk of `unfinished` is written. The output file is replaced atomically.
         """
-        num_unfinished = 0
+        num_chunks, num_unfinished = len(self._hashes), 0
         with self._disk_errors():
             with (
                 replacing(self.output, temporary=self.folder / _MERGED) as file,
@@ -232,6 +275,28 @@ class PartialOutput:
                 f"{self.folder} {state}, made with other settings or input:\n  " + "\n  ".join(changes) + "\n"
                 "Give the old settings and input to resume, or resume=never to delete it and restart from scratch"
             )
+
+    def _is_finished(self, number: int) -> bool:
+        """Return whether the chunk is finished and was made from the lines that were read."""
+        try:
+            with self._chunk_path(number).open("rb") as file:
+                head = json.loads(file.readline())
+        except (FileNotFoundError, ValueError):
+            return False
+        return isinstance(head, dict) and head.get("sha256") == self._hashes[number]
+
+    def _warn_of_other_lines(self, chunk: Chunk, source: str) -> None:
+        """Log a warning, once, if the chunk has a file."""
+        if self._has_warned or not self._chunk_path(chunk.number).exists():
+            return
+        self._has_warned = True
+        log.warning(
+            "%s: the chunk from line %d of %s was made from other lines or has no valid hash: it and others like it "
+            "are translated again",
+            self.folder,
+            chunk.first_line,
+            source,
+        )
 
     def _chunk_path(self, number: int) -> Path:
         return self.folder / f"{_CHUNK}{number:06d}"

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ from gnmt.logs import format_duration, progress_bar
 from gnmt.signals import interrupt_on_sigterm
 from gnmt.translation.formats import Origin, OutputFormat, sha256_of_checkpoints, short_digests
 from gnmt.translation.jobs import STANDARD_STREAM, Job, input_lines, open_output
-from gnmt.translation.partial_output import PartialOutput
+from gnmt.translation.partial_output import Chunk, PartialOutput, TranslatedChunk
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def translate_files(
     output_format: OutputFormat,
     *,
     made_from: MadeFrom,
+    ranks: Ranks,
     resume: str = "auto",
-    ranks: Ranks | None = None,
 ) -> None:
     """Translate each job's UTF-8 input to its output, with one line (or one entry of the format) for each line.
 
@@ -74,14 +74,13 @@ def translate_files(
         jobs: Inputs and outputs.
         output_format: Text, TSV or JSON lines.
         made_from: Checkpoints and options. A partial output made from others is refused.
-        resume: "never" deletes partial outputs and restarts from scratch.
         ranks: The processes that share the chunks; all make the same call. Only plain files can be shared.
+        resume: "never" deletes partial outputs and restarts from scratch.
 
     Raises:
         InputError: If an input cannot be read, an output cannot be written, or a partial output has other settings.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, with a message that says how to resume.
     """
-    ranks = ranks or Ranks()
     output_format.check(translator.options)
     checkpoints = short_digests(made_from.checkpoints) if output_format.kind == "jsonl" else ()
     chunk_translator = ChunkTranslator(translator, output_format, Origin(translator.precision.name, checkpoints))
@@ -142,55 +141,22 @@ def _translate_chunks(
     finished_at_start: Collection[int],
     ranks: Ranks,
 ) -> None:
-    """Translate this rank's chunks (number modulo world size) that are not finished; rank 0 then merges all of them.
-
-    The input may change between its fingerprint and its reading. Therefore a finished chunk counts only if it was made
-    from the lines that are read now, and reading ends with an error if they do not have the fingerprint.
-    """
+    """Translate the chunks of this rank that are not finished; rank 0 then merges all chunks."""
     size, num_lines = chunk_translator.chunk_lines, fingerprints["input"].num_lines
     num_done = lines_in_chunks(finished_at_start, size, num_lines)
     if num_done and ranks.is_rank_0:
         log.info("%s: %d of %d lines are done, resuming from %s", job.output, num_done, num_lines, partial.folder)
     new_lines_of_all = ranks.counter()
     with closing(Progress(num_lines, num_done, shown=ranks.is_rank_0)) as progress:
-
-        def translate(chunk: Chunk, sha256: str) -> None:
+        for chunk in partial.unfinished(UnchangedChunks(job, fingerprints, size), job.source, ranks):
             ranks.failures.check()
-            partial.write_chunk(chunk.number, sha256, *chunk_translator.translate(chunk, job.source, progress.advance))
-
-        hashes, has_warned = [], False
-        for chunk in unchanged_chunks(job, fingerprints, size):
-            hashes.append(chunk.sha256())
-            if chunk.number % ranks.world_size != ranks.rank or partial.has_chunk(chunk.number, hashes[-1]):
-                continue
+            partial.write_chunk(chunk, chunk_translator.translate_chunk(chunk, job.source, progress.advance))
             is_new = chunk.number not in finished_at_start
-            if not is_new and not has_warned:
-                has_warned = True
-                _warn_of_other_lines(chunk, job, partial)
-            translate(chunk, hashes[-1])
             progress.reach(num_done + new_lines_of_all(len(chunk.lines) if is_new else 0))
-        ranks.wait_for_all()
-        if not ranks.is_rank_0:
-            return
-        # By now all ranks have read the input to its end, but files in the folder may have been replaced.
-        wrong = {number for number, sha256 in enumerate(hashes) if not partial.has_chunk(number, sha256)}
-        for chunk in unchanged_chunks(job, fingerprints, size) if wrong else ():
-            if chunk.number in wrong:
-                _warn_of_other_lines(chunk, job, partial)
-                translate(chunk, hashes[chunk.number])
-        num_unfinished = partial.merge(chunk_translator.output_format.heading, len(hashes))
-        progress.reach(num_lines)
-        progress.summarize(job.output, num_unfinished)
-
-
-def _warn_of_other_lines(chunk: Chunk, job: Job, partial: PartialOutput) -> None:
-    log.warning(
-        "%s: the chunk from line %d of %s was made from other lines or has no valid hash: it and others like it are "
-        "translated again",
-        partial.folder,
-        chunk.first_line,
-        job.source,
-    )
+        if ranks.is_rank_0:
+            num_unfinished = partial.merge(chunk_translator.output_format.heading)
+            progress.reach(num_lines)
+            progress.summarize(job.output, num_unfinished)
 
 
 @contextmanager
@@ -254,7 +220,7 @@ def _translate_stream(chunk_translator: ChunkTranslator, job: Job) -> None:
         with open_output(job.output) as out:
             out.write(chunk_translator.output_format.heading)
             for chunk in split_into_chunks(input_lines(job.source), size, prefixes):
-                translated = chunk_translator.translate(chunk, job.source, progress.advance)
+                translated = chunk_translator.translate_chunk(chunk, job.source, progress.advance)
                 out.write(translated.data)
                 out.flush()
                 num_unfinished += translated.num_unfinished
@@ -263,34 +229,6 @@ def _translate_stream(chunk_translator: ChunkTranslator, job: Job) -> None:
 
 
 # Chunks
-
-
-class Chunk(NamedTuple):
-    """Lines that are translated together.
-
-    Args:
-        number: Index of the chunk, from 0.
-        first_line: Line number of its first line in the input, from 1.
-        lines: The lines without line ends.
-        prefixes: One target prefix for each line, or None.
-    """
-
-    number: int
-    first_line: int
-    lines: list[str]
-    prefixes: list[str] | None = None
-
-    def sha256(self) -> str:
-        """Return the sha256 of the lines and prefixes, each ended by LF."""
-        texts = [*self.lines, *(self.prefixes or ())]
-        return hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
-
-
-class TranslatedChunk(NamedTuple):
-    """The UTF-8 bytes of a chunk's output, and the number of translations that the length limit cut off."""
-
-    data: bytes
-    num_unfinished: int
 
 
 @dataclass(frozen=True)
@@ -306,7 +244,7 @@ class ChunkTranslator:
         """Number of lines of a chunk."""
         return self.translator.chunk_lines
 
-    def translate(self, chunk: Chunk, source: str, progress: Callable[[int], None]) -> TranslatedChunk:
+    def translate_chunk(self, chunk: Chunk, source: str, progress: Callable[[int], None]) -> TranslatedChunk:
         """Translate one chunk.
 
         Args:
@@ -342,10 +280,18 @@ def split_into_chunks(lines: Iterable[str], size: int, prefixes: Iterable[str] |
         next(remaining_prefixes, None)  # reach the end, where `read_unchanged` compares fingerprints
 
 
-def unchanged_chunks(job: Job, fingerprints: Mapping[str, TextFingerprint], size: int) -> Iterator[Chunk]:
-    """Yield a job's chunks; raise InputError at the end if the text does not have the fingerprint."""
-    prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, fingerprints["prefixes"])
-    return split_into_chunks(read_unchanged(job.source, fingerprints["input"]), size, prefixes)
+@dataclass(frozen=True)
+class UnchangedChunks:
+    """The chunks of a job. Each iteration reads the text again and raises InputError at the end if it has changed."""
+
+    job: Job
+    fingerprints: Mapping[str, TextFingerprint]
+    size: int
+
+    def __iter__(self) -> Iterator[Chunk]:
+        job, fingerprints = self.job, self.fingerprints
+        prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, fingerprints["prefixes"])
+        return split_into_chunks(read_unchanged(job.source, fingerprints["input"]), self.size, prefixes)
 
 
 def lines_in_chunks(numbers: Collection[int], size: int, num_lines: int) -> int:

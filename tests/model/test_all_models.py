@@ -206,7 +206,8 @@ def test_the_gradient_equals_a_finite_difference_of_the_loss(name: str, monkeypa
     """The derivative along a random direction of all weights is compared.
 
     Other tests passed when the context that enters the upper layers or the query was detached: every weight still had
-    some gradient. The convolutional decoder's scaling of the encoder's gradients (Gehring et al. 2017, section 3.5) is disabled.
+    some gradient. The convolutional decoder's scaling of the encoder's gradients (Gehring et al. 2017, section 3.5) is
+    disabled.
     """
     monkeypatch.setattr(convolutional, "scale_gradient", lambda tensor, factor: tensor)
     model = make(name, init_range=0.3)

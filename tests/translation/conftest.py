@@ -1,4 +1,4 @@
-"""Make this folder's stub translator importable by name, and provide a folder with an input file."""
+"""Make the stubs of this folder and of tests/decoding importable by name, and provide a folder with an input file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))  # the stubs of models
 
 from stub_translator import NUM_LINES
 

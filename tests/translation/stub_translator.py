@@ -9,6 +9,7 @@ import torch
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
 from gnmt.device import Precision
+from gnmt.distributed import Ranks
 from gnmt.translation.formats import OutputFormat
 from gnmt.translation.jobs import Job
 from gnmt.translation.translate_files import MadeFrom, translate_files
@@ -76,10 +77,11 @@ class Killed(BaseException):
     """Stands for SIGKILL in tests that run in one process."""
 
 
-def translate(translator, *jobs, kind="text", **options):
+def translate(translator, *jobs, kind="text", ranks=None, **options):
     """Translate a.en to a.de, unless other jobs are given."""
     made_from = MadeFrom(["best.pt"], {"ensemble": "log_probs"})
-    translate_files(translator, jobs or [Job("a.en", "a.de")], OutputFormat(kind), made_from=made_from, **options)
+    jobs, ranks = jobs or [Job("a.en", "a.de")], ranks or Ranks()
+    translate_files(translator, jobs, OutputFormat(kind), made_from=made_from, ranks=ranks, **options)
 
 
 def expected(num_lines=NUM_LINES):

@@ -15,8 +15,7 @@ from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at
 from gnmt.errors import InputError
 from gnmt.translation import translate_files as module
 from gnmt.translation.jobs import Job
-from gnmt.translation.partial_output import PartialOutput
-from gnmt.translation.translate_files import Chunk
+from gnmt.translation.partial_output import Chunk, PartialOutput, TranslatedChunk
 
 
 def test_another_input_is_refused_on_resume(home):
@@ -150,7 +149,7 @@ def test_a_chunk_that_is_exchanged_before_the_merge_does_not_enter_the_output(ho
     translate(again)
     assert again.calls[-1] == (5, 4)
     assert (home / "a.de").read_text() == expected()
-    assert "from line 5 on" in " ".join(warnings(caplog))
+    assert "the chunk from line 5 of a.en was made from other lines" in " ".join(warnings(caplog))
 
 
 def test_two_commands_do_not_translate_to_the_same_file(home):
@@ -178,7 +177,7 @@ def test_a_refused_command_removes_nothing_from_the_holder_of_the_lock(home, mon
         with pytest.raises(InputError, match="is in use"), second.locked():
             pass
         first.prepare({}, "auto", "a machine")
-        first.write_chunk(0, "5a", b"1\n", 0)
+        first.write_chunk(Chunk(0, 1, ["a"]), TranslatedChunk(b"1\n", 0))
         assert names(first.folder) == ["chunk-000000", "lock", "manifest.json"]
     assert names(first.folder) == ["chunk-000000", "manifest.json"]
 

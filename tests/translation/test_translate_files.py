@@ -106,7 +106,7 @@ def test_an_incomplete_chunk_file_is_deleted(home):
 def test_killed_during_the_merge(home, monkeypatch):
     merge = PartialOutput.merge
 
-    def killed_midway(self, heading, num_chunks):
+    def killed_midway(self, heading):
         (self.folder / "merged").write_bytes(b"1:1 en")
         raise Killed
 
