@@ -142,6 +142,7 @@ COLUMNS = (
 def workloads(
     sizes: list[str], lengths: list[str], beams: list[int], batch_sizes: list[int], **common: Any
 ) -> list[Workload]:
+    """Return a workload for each combination of the lists; common: the other fields."""
     return [Workload(*cell, **common) for cell in product(sizes, lengths, beams, batch_sizes)]
 
 

@@ -38,6 +38,7 @@ def timed_in_turns(runners: Mapping[str, Runner], repetitions: int, device: str)
 
 
 def synchronize(name: str) -> None:
+    """Wait until a CUDA device has finished its work; return at once for the CPU."""
     device = choose_device(name)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

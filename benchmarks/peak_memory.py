@@ -36,6 +36,7 @@ def family(pid: int) -> list[int]:
 
 
 def anonymous_kilobytes(pid: int) -> int:
+    """Return RssAnon of a process in kB; 0 if it has exited."""
     try:
         found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except OSError:

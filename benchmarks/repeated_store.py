@@ -20,7 +20,7 @@ def main(preprocessed: Path, times: int, folder: Path) -> None:
     shutil.copytree(preprocessed, folder, ignore=lambda where, _: ["train"] if Path(where) == preprocessed else [])
     (folder / "train").mkdir()
     sizes = (opened.tokenizers.source.vocabulary_size, opened.tokenizers.target.vocabulary_size)
-    sides = [whole_side(opened.store, side) for side in ("source", "target")]
+    sides = [read_side(opened.store, side) for side in ("source", "target")]
     with StoreWriter(folder / "train", *sizes) as writer:
         for _ in range(times):
             writer.append(*sides)
@@ -30,14 +30,16 @@ def main(preprocessed: Path, times: int, folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def whole_side(store: Store, side: str) -> EncodedSide:
+def read_side(store: Store, side: str) -> EncodedSide:
     """Return one side of all pairs of a store, in memory."""
-    arrays = {name: np.fromfile(store.folder / f"{side}.{name}", kind) for name, kind in kinds(store, side).items()}
+    dtypes = array_dtypes(store, side)
+    arrays = {name: np.fromfile(store.folder / f"{side}.{name}", dtype) for name, dtype in dtypes.items()}
     lengths = arrays["lengths"].astype(np.int64)
     return EncodedSide(arrays["ids"], lengths, arrays["text"], np.diff(arrays["text_offsets"]))
 
 
-def kinds(store: Store, side: str) -> dict[str, str]:
+def array_dtypes(store: Store, side: str) -> dict[str, str]:
+    """Return the NumPy dtype of each array of a side by name."""
     described = json.loads((store.folder / "store.json").read_text(encoding="utf-8"))["arrays"]
     return {name: described[f"{side}.{name}"]["dtype"] for name in ("ids", "lengths", "text", "text_offsets")}
 

@@ -51,6 +51,7 @@ def run_benchmark(cfg: BenchmarkConfig) -> None:
 
 
 def decoding_workloads(cfg: BenchmarkConfig) -> list[decoding.Workload]:
+    """Return a workload for each combination of size or checkpoint, lengths, beam and batch size."""
     return decoding.workloads(
         [*cfg.sizes, *([] if cfg.checkpoint is None else [cfg.checkpoint])],
         list(cfg.lengths),
@@ -78,6 +79,7 @@ def training_workloads(cfg: BenchmarkConfig) -> list[training.TrainingWorkload]:
 
 
 def length_workloads(cfg: BenchmarkConfig) -> list[length.LengthWorkload]:
+    """Return a workload for each combination of experiment and sentence length."""
     return length.workloads(
         list(cfg.sizes),
         list(cfg.sentence_tokens),
@@ -99,15 +101,15 @@ def check_lists(cfg: BenchmarkConfig) -> None:
             if value < least:
                 raise InputError(f"{key}: found {value}, allowed are numbers of at least {least}")
     if not cfg.sizes and (cfg.checkpoint is None or cfg.task != "decoding"):
-        place = " or checkpoint=" if cfg.task == "decoding" else ""
+        alternative = " or checkpoint=" if cfg.task == "decoding" else ""
         known = ALLOWED[cfg.task].get("sizes")
         names = "names of experiments" if known is None else f"of {', '.join(known)}"
-        raise InputError(f"there is nothing to measure: give sizes= ({names}){place}")
+        raise InputError(f"there is nothing to measure: give sizes= ({names}){alternative}")
     if cfg.checkpoint is not None and cfg.task != "decoding":
         raise InputError(f"checkpoint={cfg.checkpoint} is for task=decoding; training is measured from random weights")
     for key in ("lengths", "precisions", "beams", "batch_sizes", "sentence_tokens"):
         if not getattr(cfg, key):
-            raise InputError(f"{key} is empty: name at least one")
+            raise InputError(f"{key}: found [], allowed is a list of at least one")
 
 
 def setting(cfg: BenchmarkConfig) -> dict[str, object]:

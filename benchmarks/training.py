@@ -258,10 +258,12 @@ def matrix_product(precision: str, device_name: str) -> Callable[[], object]:
 
 
 def matrix_product_flops(device_name: str) -> int:
+    """Return the floating-point operations of the call of `matrix_product`."""
     return 2 * product_width(device_name) ** 3
 
 
 def product_width(device_name: str) -> int:
+    """Return the width of the matrices of `matrix_product`."""
     return 8192 if choose_device(device_name).type == "cuda" else 2048
 
 

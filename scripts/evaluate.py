@@ -43,11 +43,7 @@ def main(cfg: EvaluateConfig) -> None:
         raise InputError("source= and target= belong together: give both files, or a test_set=")
     if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
         raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
-    translator, members = load_translator(
-        cfg,
-        replace_unknown="copy" if cfg.replace_unknown == "copy" else "none",
-        weights="raw" if cfg.weights == "raw" else "averaged",
-    )
+    translator, members = load_translator(cfg, replace_unknown=cfg.replace_unknown, weights=cfg.weights)
     contents, config = members[0].contents, members[0].config
     bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
     check_tokenizer(bleu_tokenize, key="bleu_tokenize")

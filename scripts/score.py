@@ -35,13 +35,11 @@ def main(cfg: ScoreConfig) -> None:
     from gnmt.translation.score_files import Scorable, score_files
 
     scorable = Scorable(cfg.source, cfg.target, cfg.input)
-    checkpoint = resolve(cfg)["checkpoint"]
-    checkpoints = [checkpoint] if isinstance(checkpoint, str) else checkpoint
+    checkpoints = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
     scorable.check_output(cfg.output, checkpoints)
     translator, _ = load_translator(cfg)
     given = [name for name, value in resolve(cfg.decoding).items() if value is not None]
-    kind = "tsv" if cfg.format == "tsv" else "jsonl"
-    score_files(translator, scorable, cfg.output, kind, given, short_digests(checkpoints))
+    score_files(translator, scorable, cfg.output, cfg.format, given, short_digests(checkpoints))
 
 
 if __name__ == "__main__":

@@ -44,14 +44,11 @@ def main(cfg: TranslateConfig) -> None:
     from gnmt.translation.translate_files import MadeFrom, translate_files
 
     set_onednn_cache_capacity(ONEDNN_CACHE_CAPACITY)
-    values = resolve(cfg)
-    checkpoints = [values["checkpoint"]] if isinstance(values["checkpoint"], str) else values["checkpoint"]
-    jobs = plan_jobs(values["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
+    checkpoints = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
+    jobs = plan_jobs(resolve(cfg)["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
     ranks = current_ranks()
-    translator, _ = load_translator(
-        cfg, ranks.local_device_name(cfg.device), replace_unknown="copy" if cfg.replace_unknown == "copy" else "none"
-    )
+    translator, _ = load_translator(cfg, ranks.local_device_name(cfg.device), replace_unknown=cfg.replace_unknown)
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
     with report_once(ranks):

@@ -105,9 +105,12 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
     values = _last_values(overrides)
     group = None if cfg.name else next((key for key in GROUPS_IN_NAMES if values.get(key) is not None), None)
     base = cfg.name or (str(values[group]) if group else "demo")
-    # A single run is resumed with other limits. Jobs of a sweep that differ only in limits are different runs.
-    left_out = NEVER_NAMED.__contains__ if sweep else may_change
-    slugs = [_slug(key, value) for key, value in sorted(values.items()) if key != group and not left_out(key)]
+    slugs = []
+    for key, value in sorted(values.items()):
+        # A single run is resumed with other limits. Jobs of a sweep that differ only in limits are different runs.
+        unnamed = key in NEVER_NAMED if sweep else may_change(key)
+        if key != group and not unnamed:
+            slugs.append(_slug(key, value))
     name = "__".join([base, *slugs])
     if len(name) > MAX_NAME_LENGTH:  # file systems limit the length of names
         name = f"{name[: MAX_NAME_LENGTH - 9]}-{_short_hash(name)}"

@@ -100,7 +100,7 @@ class PrepareConfig:
 
 @dataclass
 class TranslatorConfig:
-    """Keys of every command that loads a translator, see gnmt.decoding.translator."""
+    """Root keys of every command that loads a translator, see gnmt.decoding.translator."""
 
     checkpoint: Any = field(default=MISSING, metadata=PATHS)
     ensemble: str = field(default=MISSING, metadata=choice("log_probs", "probabilities"))
