@@ -1,8 +1,9 @@
 """Beam search (Wu et al. 2016, section 7) and sampling, tensorized over sentences and hypotheses.
 
-`search` is the loop: waiting sentences enter the active batch, all of its hypotheses are extended by a token
-(`gnmt.decoding.beam.advance`), and finished sentences leave it. Each step takes the best 2K candidates of a sentence.
-A hypothesis has one EOS candidate, so at most K of the 2K end, and the best K of the others are always among them.
+`search_as_completed` is the loop: waiting sentences enter the active batch, all of its hypotheses are extended by a
+token (`gnmt.decoding.beam.advance`), and finished sentences leave it. Each step takes the best 2K candidates of a
+sentence. A hypothesis has one EOS candidate, so at most K of the 2K end, and the best K of the others are always among
+them.
 
 - A candidate that ends with EOS and is among the best K finishes and is added to the sentence's results.
 - The best K candidates without EOS stay active, so finished hypotheses never narrow the beam.
@@ -17,9 +18,10 @@ lengths of the outputs. Limit, results, stopping and random numbers of a sentenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,8 +84,16 @@ class SearchResult:
     best_found_at: int
 
 
-@torch.inference_mode()
 def search(
+    model: SearchModel, sources: Sequence[Sequence[int]], options: SearchOptions, **settings: Any
+) -> list[SearchResult]:
+    """Return the results in the order of `sources`. The arguments are those of `search_as_completed`."""
+    found = dict(search_as_completed(model, sources, options, **settings))
+    return [found[index] for index in range(len(sources))]
+
+
+@torch.inference_mode()
+def search_as_completed(
     model: SearchModel,
     sources: Sequence[Sequence[int]],
     options: SearchOptions,
@@ -94,12 +104,13 @@ def search(
     keys: Sequence[int] | None = None,
     with_attention: bool = False,
     batch_size: int = 64,
-    on_done: Callable[[int, SearchResult], None] | None = None,
-) -> list[SearchResult]:
-    """Search the translations of each source and return the results in the order of `sources`.
+) -> Iterator[tuple[int, SearchResult]]:
+    """Search the translations of each source, and yield its index and its result as soon as its search is over.
 
     Finished hypotheses are returned. If none finished within the length limit, the active ones are returned with
     finished=False. All samples are returned, and each has its own flag.
+
+    On CUDA, the stream of the search stays the current one between two results.
 
     Args:
         model: A model in evaluation mode, or an ensemble.
@@ -114,7 +125,6 @@ def search(
         with_attention: Record attention in the hypotheses.
         batch_size: Largest number of sentences in the active batch, which also holds at most LONG_SOURCE_TOKENS *
             batch_size padded source tokens. A sentence longer than that is searched alone.
-        on_done: Called with a source's index and its result as soon as its search is over.
 
     Raises:
         InputError: The model's probabilities are NaN, or options.coverage_beta > 0 and the model has no attention.
@@ -132,14 +142,11 @@ def search(
             run.admit(batch_size, with_attention)
             for _ in range(STEPS_BETWEEN_CHECKS[device.type]):
                 run.step()
-            for index in run.release():
-                if on_done is not None:
-                    on_done(index, run.results[index])
-        return [run.results[index] for index in range(len(sources))]
+            yield from run.release()
 
 
 class _Search:
-    """The state of one call of `search`. A sentence is identified by its index in `sources`.
+    """The state of one search. A sentence is identified by its index in `sources`.
 
     Attributes:
         limits: Length limit of each sentence.
@@ -148,7 +155,6 @@ class _Search:
         num_admitted: Number of sentences that have entered. The next one to enter has this index.
         num_steps: Steps taken so far.
         entered: Number of steps taken before each sentence entered.
-        results: Results of the sentences that have left.
         last_forced: Last step in which a sentence of the active batch is within its prefix.
         next_limit: First step in which a sentence of the active batch may reach its length limit.
     """
@@ -178,7 +184,6 @@ class _Search:
         self.num_admitted = 0
         self.num_steps = 0
         self.entered: dict[int, int] = {}
-        self.results: dict[int, SearchResult] = {}
         self.last_forced = self.next_limit = 0
 
     def unfinished(self) -> bool:
@@ -207,7 +212,7 @@ class _Search:
         self._update_flags()
 
     def _waiting_group(self, batch_size: int) -> range:
-        """Return the indices of the waiting sentences that fit into the active batch; see `search`."""
+        """Return the indices of the waiting sentences that fit into the active batch; see `search_as_completed`."""
         num, end = len(self.active_indices), self.num_admitted
         widest = max((len(self.sources[index]) for index in self.active_indices), default=0)
         while end < len(self.sources) and num < batch_size:
@@ -233,8 +238,8 @@ class _Search:
             some_at_limit=self.num_steps >= self.next_limit,
         )
 
-    def release(self) -> list[int]:
-        """Remove finished sentences from the active batch, store their results, and return their indices."""
+    def release(self) -> list[tuple[int, SearchResult]]:
+        """Remove finished sentences from the active batch, and return the index and the result of each."""
         assert self.batch is not None
         done = self.batch.sentences.done_B.tolist()
         if sum(done) <= SMALLEST_DEPARTURE[self.device.type] * len(done) and not all(done):
@@ -244,20 +249,20 @@ class _Search:
         indices = [self.active_indices[row] for row in leaving]
         finished = self.batch.extract(torch.tensor(leaving, device=self.device))
         found = search_results(finished, self.options.n_best)
-        self.results.update(zip(indices, found, strict=True))
         for row, index in enumerate(indices):
             if not found[row].hypotheses:
                 self._check_numbers(index, finished.active.tokens_BKT[row, 0, : found[row].steps + 1])
         self.active_indices = [self.active_indices[row] for row in staying]
         self._update_flags()
+        results = list(zip(indices, found, strict=True))
         if not staying:
             self.batch = None
-            return indices
+            return results
         target_width = max(self.limits[index] for index in self.active_indices) + 1
         source_width = max(len(self.sources[index]) for index in self.active_indices)
         num_steps = max(self.num_steps - self.entered[index] for index in self.active_indices)
         self.batch = self.batch.compact(staying, target_width, source_width, num_steps)
-        return indices
+        return results
 
     def _check_numbers(self, index: int, tokens_T: Tensor) -> None:
         """Raise InputError if the model's probabilities are NaN for a sentence without a result.

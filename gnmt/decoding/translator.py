@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -30,11 +29,10 @@ from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.ensemble import Ensemble, Mean, load_members
 from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.scoring import PairScore, joined_score, pairs_of_line, score_pairs, scoring_order
-from gnmt.decoding.search import Hypothesis, SearchResult, search
+from gnmt.decoding.search import Hypothesis, SearchResult, search_as_completed
 from gnmt.decoding.segments import Translation, cut_line
 from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory
 from gnmt.errors import InputError, format_count
-from gnmt.logs import progress_bar
 from gnmt.model.interfaces import SearchModel
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -264,7 +262,7 @@ class Translator:
         path: str | None = None,
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
-        progress: bool | Callable[[int], object] = False,
+        progress: Callable[[int], object] | None = None,
         **search_options: Any,
     ) -> list[Translation]:
         """Return one translation for each line, in order; see `stream`."""
@@ -288,7 +286,7 @@ class Translator:
         path: str | None = None,
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
-        progress: bool | Callable[[int], object] = False,
+        progress: Callable[[int], object] | None = None,
         **search_options: Any,
     ) -> Iterator[Translation]:
         """Yield one translation for each line, in order. Lines are read a chunk (`chunk_lines`) at a time.
@@ -308,8 +306,8 @@ class Translator:
             prefixes: The text that the translation of each line starts with, "" for none. The translation of a blank
                 line is empty in any case.
             attention: Fill Translation.attentions.
-            progress: True draws a bar if stderr is a terminal. A function is called with the number of lines that were
-                finished since its last call.
+            progress: Called with the number of lines that were finished since its last call, for example `update` of a
+                progress bar.
             search_options: Fields of SearchOptions that replace the translator's for this call.
 
         Raises:
@@ -324,22 +322,17 @@ class Translator:
                 f"{format_count(len(lines), 'line')} and {len(prefixes)} prefixes were given: {ONE_PREFIX_PER_LINE}"
             )
         options = self.options.with_changes(search_options)
-        total = len(lines) if isinstance(lines, Sized) else None
 
         def translations() -> Iterator[Translation]:
             remaining, remaining_prefixes = iter(lines), repeat("") if prefixes is None else iter(prefixes)
             number = first_line
-            with progress_bar(description="translating", unit="line", total=total, shown=progress is True) as bar:
-                on_lines = progress if callable(progress) else bar.update
-                while chunk := list(islice(remaining, self.chunk_lines)):
-                    chunk_prefixes = list(islice(remaining_prefixes, len(chunk)))
-                    if len(chunk_prefixes) < len(chunk):
-                        raise InputError(f"there are fewer prefixes than lines: {ONE_PREFIX_PER_LINE}")
-                    locations = [line_location(path, number + row) for row in range(len(chunk))]
-                    yield from self._translate_chunk(
-                        chunk, chunk_prefixes, number, locations, options, attention, on_lines
-                    )
-                    number += len(chunk)
+            while chunk := list(islice(remaining, self.chunk_lines)):
+                chunk_prefixes = list(islice(remaining_prefixes, len(chunk)))
+                if len(chunk_prefixes) < len(chunk):
+                    raise InputError(f"there are fewer prefixes than lines: {ONE_PREFIX_PER_LINE}")
+                locations = [line_location(path, number + row) for row in range(len(chunk))]
+                yield from self._translate_chunk(chunk, chunk_prefixes, number, locations, options, attention, progress)
+                number += len(chunk)
             if prefixes is not None and next(remaining_prefixes, None) is not None:
                 raise InputError(f"there are more prefixes than lines: {ONE_PREFIX_PER_LINE}")
 
@@ -353,7 +346,7 @@ class Translator:
         locations: Sequence[str],
         options: SearchOptions,
         attention: bool,
-        on_lines: Callable[[int], object],
+        progress: Callable[[int], object] | None,
     ) -> list[Translation]:
         """Translate the lines of one chunk; see `stream`.
 
@@ -364,7 +357,7 @@ class Translator:
             locations: One for each line, for messages.
             options: The search options.
             attention: Fill Translation.attentions.
-            on_lines: Called with the number of lines that were finished since its last call.
+            progress: See `stream`.
         """
         segments = []
         for row, (line, prefix, location) in enumerate(zip(lines, prefixes, locations, strict=True)):
@@ -372,14 +365,18 @@ class Translator:
                 prefix_ids = self.tokenizers.target.encode(prefix) if number == 0 else []
                 key = first_line + row + number * SEGMENT_KEY_OFFSET
                 segments.append(Segment(row, number, ids, prefix_ids, key, location))
-        on_lines(len(lines) - len({segment.row for segment in segments}))  # the empty ones
         # The longest first: if memory is short, it runs out early, and the last ones to be searched take few steps.
         segments.sort(key=lambda segment: -len(segment.ids))
-        results = self._search(segments, options, attention or self.copies_unknown, on_lines)
-
+        num_waiting = Counter(segment.row for segment in segments)
+        if progress is not None:
+            progress(len(lines) - len(num_waiting))  # the empty lines
         by_line: list[list[tuple[Segment, SearchResult]]] = [[] for _ in lines]
-        for segment, result in zip(segments, results, strict=True):
+        for segment, result in self._search(segments, options, attention or self.copies_unknown):
             by_line[segment.row].append((segment, result))
+            num_waiting[segment.row] -= 1
+            if progress is not None and not num_waiting[segment.row]:
+                progress(1)
+
         translations = []
         for line, location, found in zip(lines, locations, by_line, strict=True):
             if not all(result.hypotheses for _, result in found):
@@ -410,29 +407,18 @@ class Translator:
         return segments
 
     def _search(
-        self,
-        segments: Sequence[Segment],
-        options: SearchOptions,
-        with_attention: bool,
-        on_lines: Callable[[int], object],
-    ) -> list[SearchResult]:
-        """Search all segments. When memory runs out, the unfinished ones are searched again in smaller batches."""
-        found: dict[int, SearchResult] = {}
-        unfinished = Counter(segment.row for segment in segments)
+        self, segments: Sequence[Segment], options: SearchOptions, with_attention: bool
+    ) -> Iterator[tuple[Segment, SearchResult]]:
+        """Yield each segment with its result as soon as its search is over.
 
-        def store(searched: Sequence[int], number: int, result: SearchResult) -> None:
-            index = searched[number]
-            found[index] = result
-            row = segments[index].row
-            unfinished[row] -= 1
-            if not unfinished[row]:
-                on_lines(1)
-
-        while remaining := [index for index in range(len(segments)) if index not in found]:
+        When memory runs out, the unfinished segments are searched again in smaller batches.
+        """
+        finished: set[int] = set()
+        while remaining := [index for index in range(len(segments)) if index not in finished]:
             first = segments[remaining[0]]
             name = f"{first.location} ({len(first.ids)} tokens)"
             with self.fitting_batch_size.attempt(self.batch_size, name) as batch_size:
-                search(
+                for number, result in search_as_completed(
                     self.search_model,
                     [segments[index].ids for index in remaining],
                     options,
@@ -442,9 +428,9 @@ class Translator:
                     keys=[segments[index].key for index in remaining],
                     with_attention=with_attention,
                     batch_size=batch_size,
-                    on_done=partial(store, remaining),
-                )
-        return [found[index] for index in range(len(segments))]
+                ):
+                    finished.add(remaining[number])
+                    yield segments[remaining[number]], result
 
     def _join(
         self, line: str, sources: Sequence[Sequence[int]], results: Sequence[SearchResult], attention: bool

@@ -35,6 +35,7 @@ from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, score_by_length, score_translations
 from gnmt.fileio import write_atomically
+from gnmt.logs import progress_bar
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.translation.formats import sha256_of_checkpoints
@@ -97,7 +98,8 @@ def evaluate(
     text_name, name = evaluation_names(test_set, pairs, checkpoints, variant)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     start = time.perf_counter()
-    translations = translator.translate(sources, progress=True)
+    with progress_bar(description="translating", unit="line", total=len(sources)) as bar:
+        translations = translator.translate(sources, progress=bar.update)
     seconds = time.perf_counter() - start
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)

@@ -26,6 +26,7 @@ from gnmt.decoding.translator import Translator
 from gnmt.device import Precision
 from gnmt.distributed import Ranks
 from gnmt.evaluation.metrics import Scores, score_translations
+from gnmt.logs import progress_bar
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.signals import Abandoned
 from gnmt.training.objective import Objective
@@ -183,9 +184,12 @@ class DevEvaluator:
             self.batch_size,
             unused_target_ids=self.unused_target_ids,
         )
-        translations = translator.translate(
-            self.sources[own], attention=own.start == 0, first_line=own.start + 1, progress=self.ranks.is_rank_0
-        )
+        sources = self.sources[own]
+        shown = self.ranks.is_rank_0
+        with progress_bar(description="translating", unit="line", total=len(sources), shown=shown) as bar:
+            translations = translator.translate(
+                sources, attention=own.start == 0, first_line=own.start + 1, progress=bar.update
+            )
         if own.start > 0:
             return translations
         return translations[:1] + [replace(translation, attentions=()) for translation in translations[1:]]

@@ -11,7 +11,7 @@ from stub_models import CPU, HistoryModel, MarkovModel
 import gnmt.decoding.search as search_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.search import search
+from gnmt.decoding.search import search, search_as_completed
 
 SUPPRESSED = (PAD_ID, UNK_ID, BOS_ID)
 SHORT = SearchOptions(max_length_factor=1.0, max_length_offset=4, n_best=5)
@@ -131,11 +131,11 @@ def test_padded_source_tokens_of_the_active_batch_are_bounded(monkeypatch):
     assert model.groups[-1] == (1, 41)  # longer than the bound alone: it goes by itself
 
 
-def test_every_sentence_is_reported_once_when_it_is_finished():
+def test_every_result_is_yielded_once_when_its_search_is_over():
     endless = MarkovModel({BOS_ID: {A: 1.0}, A: {A: 1.0}})
-    done = []
     options = SearchOptions(max_length_factor=1.0, max_length_offset=0)
-    run(endless, [[A] * 6 + [EOS_ID], [A, EOS_ID], [A, A, EOS_ID]], options, on_done=lambda *found: done.append(found))
+    sources = [[A] * 6 + [EOS_ID], [A, EOS_ID], [A, A, EOS_ID]]
+    done = list(search_as_completed(endless, sources, options, device=CPU, suppressed=SUPPRESSED))
     assert [index for index, _ in done] == [1, 2, 0]
     assert [result.steps for _, result in done] == [2, 3, 7]
 

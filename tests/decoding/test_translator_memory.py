@@ -168,13 +168,13 @@ def test_translations_do_not_depend_on_batches_that_grow_again(tokenizers, monke
     monkeypatch.setattr(translator_module, "SUCCESSES_UNTIL_LARGER", 1)
     reference = Translator(CopyModel(tokenizers.source.vocabulary_size), tokenizers, OPTIONS, FP32, batch_size=8)
     expected = reference.translate(LINES)
-    sizes, search = [], translator_module.search
+    sizes, search_as_completed = [], translator_module.search_as_completed
 
     def recording_search(*args, batch_size, **options):
         sizes.append(batch_size)
-        return search(*args, batch_size=batch_size, **options)
+        return search_as_completed(*args, batch_size=batch_size, **options)
 
-    monkeypatch.setattr(translator_module, "search", recording_search)
+    monkeypatch.setattr(translator_module, "search_as_completed", recording_search)
     model = FailingOnceModel(tokenizers.source.vocabulary_size, failing_step=3)
     translator = Translator(model, tokenizers, OPTIONS, FP32, batch_size=8)
     for _ in range(3):
