@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.errors import InputError
-from gnmt.training.run_checkpoints import RunCheckpoints
+from gnmt.training.run_checkpoints import RunCheckpoints, choose_checkpoints
 
 
 def names(checkpoints: RunCheckpoints) -> list[str]:
@@ -164,3 +165,24 @@ def test_a_damaged_newest_checkpoint_does_not_displace_those_after_the_fallback(
     checkpoints.save(9, {"step": 9})
     assert names(checkpoints) == ["step_00000009.pt"]
     assert checkpoints.newest()["step"] == 9
+
+
+def test_the_newest_checkpoints_of_a_run_are_chosen(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    chosen = choose_checkpoints([], str(tmp_path), 2)
+    assert [path.name for path in chosen] == ["step_00000002.pt", "step_00000003.pt"]
+    with pytest.raises(InputError, match=r"last=4: .* holds 3 checkpoints; .*trainer\.keep_checkpoints"):
+        choose_checkpoints([], str(tmp_path), 4)
+
+
+def test_missing_and_contradicting_choices_of_checkpoints_are_refused():
+    assert choose_checkpoints(["a.pt"], None, 3) == [Path("a.pt")]
+    for checkpoints, folder_name in (([], None), (["a.pt"], "runs/x")):
+        with pytest.raises(InputError, match=r"give one of them, checkpoints=\[a\.pt,b\.pt\] or run=FOLDER last=N"):
+            choose_checkpoints(checkpoints, folder_name, 3)
+    with pytest.raises(InputError, match=r"found checkpoints=\[\] and run=null: give one"):
+        choose_checkpoints([], None, 3)
+    with pytest.raises(InputError, match="run=nowhere: there is no such folder"):
+        choose_checkpoints([], "nowhere", 3)
