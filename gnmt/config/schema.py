@@ -163,7 +163,6 @@ class InspectConfig:
 
     checkpoint: str = MISSING
     format: str = field(default=MISSING, metadata=choice("text", "json"))
-    trusted_packages: list[str] = MISSING
 
 
 @dataclass
@@ -174,7 +173,6 @@ class AverageConfig:
     run: str | None = MISSING
     last: int = field(default=MISSING, metadata=AT_LEAST_1)
     output: str = MISSING
-    trusted_packages: list[str] = MISSING
 
 
 @dataclass
@@ -193,7 +191,6 @@ class ExportConfig:
 
     checkpoint: str = MISSING
     output: str = MISSING
-    trusted_packages: list[str] = MISSING
 
 
 @dataclass
@@ -206,7 +203,6 @@ class CompareConfig:
     plots: str | None = MISSING
     gradient_updates: int = field(default=MISSING, metadata=AT_LEAST_1)
     format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
-    trusted_packages: list[str] = MISSING
 
 
 @dataclass

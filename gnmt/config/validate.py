@@ -68,22 +68,10 @@ _ADAM = {"lr": _ABOVE_0, "betas": _BELOW_1, "eps": _ABOVE_0, "weight_decay": _AT
 OPTIMIZER_RANGES: dict[str, dict[str, Range]] = {
     "Adam": _ADAM,
     "AdamW": _ADAM,
-    "Adamax": _ADAM,
-    "NAdam": {**_ADAM, "momentum_decay": _AT_LEAST_0},
-    "RAdam": _ADAM,
     "SGD": {"lr": _ABOVE_0, "momentum": _BELOW_1, "dampening": _UP_TO_1, "weight_decay": _AT_LEAST_0},
-    "RMSprop": {
-        "lr": _ABOVE_0,
-        "alpha": _BELOW_1,
-        "eps": _ABOVE_0,
-        "weight_decay": _AT_LEAST_0,
-        "momentum": _BELOW_1,
-    },
-    "Adagrad": {"lr": _ABOVE_0, "lr_decay": _AT_LEAST_0, "eps": _ABOVE_0, "weight_decay": _AT_LEAST_0},
-    "Adadelta": {"lr": _ABOVE_0, "rho": _UP_TO_1, "eps": _ABOVE_0, "weight_decay": _AT_LEAST_0},
 }
-"""The ranges of torch.optim, whose constructors have no annotations for them; of a list, the range of each number.
-Optimizers and keywords that are not listed are checked by their constructor only."""
+"""The ranges of the optimizers in configs/optimizer, whose constructors have no annotations for them; of a list, the
+range of each number. The values of other optimizers are checked by their constructors (gnmt.training.train)."""
 
 CheckNode = Callable[[Any, str, tuple[type, ...], tuple[str, ...]], list[str]]
 """A function that checks a component node: (node, its key, the classes of which it must be one, keywords that the
@@ -104,7 +92,7 @@ def config_errors(cfg: Any) -> list[str]:
     schema = OmegaConf.get_type(cfg)
     assert schema is not None, "the config has no schema: compose it from configs/"
     values = resolve(cfg)
-    trusted = values.get("trusted_packages", ())
+    trusted = values.get("trusted_packages", ())  # commands that build nothing have no such key
     fields = {field.name: field for field in dataclasses.fields(schema)}
     errors = [
         f"{name}: is no key of this config{did_you_mean(name, list(fields)) or '; its keys are ' + ', '.join(fields)}"
