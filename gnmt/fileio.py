@@ -193,6 +193,11 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_hash(text: str) -> str:
+    """Return eight hexadecimal digits of the SHA-256 of a text, for names of files and folders."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
 @dataclass(frozen=True)
 class FileFingerprint:
     """Size in bytes, modification time and SHA-256 of a file at the time it was read."""

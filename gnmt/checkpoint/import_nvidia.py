@@ -40,7 +40,7 @@ _ATTENTION_TENSORS = {
 }
 _EVALUATION_BATCH_SIZE = 64
 _SPECIAL_SUBWORDS = ("<pad>", "<unk>", "<s>", "<\\s>")  # NVIDIA's names of PAD, UNK, BOS and EOS, ids 0 to 3
-_FILLER_SUBWORD = re.compile(r"madeupword\d{4,}")  # fills the vocabulary up to a round size; no text contains it
+_PADDING_SUBWORD = re.compile(r"madeupword\d{4,}")  # fills the vocabulary up to a round size; no text contains it
 
 
 # The checkpoint
@@ -262,7 +262,7 @@ def _read_vocabulary(state: Any, num_rows: int, origin: str) -> tuple[Pretokeniz
         )
     # Of a subword that the vocabulary lists twice, NVIDIA keeps the last id. The first id has no subword then.
     tokenizer = PretokenizedTokenizer(tuple(to_subword.get(id) for id in range(size)), separator)
-    unused = [id for id, subword in to_subword.items() if _FILLER_SUBWORD.fullmatch(subword)]
+    unused = [id for id, subword in to_subword.items() if _PADDING_SUBWORD.fullmatch(subword)]
     return tokenizer, sorted(unused)
 
 

@@ -115,7 +115,7 @@ def build_model(
     if errors:
         raise InputError(f"{origin}: the model's config was refused, and nothing was built:\n  " + "\n  ".join(errors))
     try:
-        check_shared_vocabulary(node.get("tie_embeddings", "none"), tokenizers.joint)
+        check_shared_vocabulary(node, tokenizers.joint)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from gnmt.errors import InputError, describe_changes, flatten, format_value
-from gnmt.fileio import folder_lock
+from gnmt.fileio import folder_lock, short_hash
 from gnmt.logs import configure_logging
 
 NEVER_NAMED = frozenset(
@@ -113,7 +112,7 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
             slugs.append(_slug(key, value))
     name = "__".join([base, *slugs])
     if len(name) > MAX_NAME_LENGTH:  # file systems limit the length of names
-        name = f"{name[: MAX_NAME_LENGTH - 9]}-{_short_hash(name)}"
+        name = f"{name[: MAX_NAME_LENGTH - 9]}-{short_hash(name)}"
     return Path(cfg.runs) / name
 
 
@@ -131,11 +130,7 @@ def _slug(key: str, value: Any) -> str:
     if PLAIN.fullmatch(text) and PLAIN.fullmatch(key):
         return f"{key}-{text}"
     plain = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key}-{text}").strip("_")
-    return f"{plain}-{_short_hash(f'{key}={text}')}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain}-{short_hash(f'{key}={text}')}"
 
 
 def may_change(key: str) -> bool:

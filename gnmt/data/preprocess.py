@@ -69,6 +69,7 @@ from gnmt.fileio import (
     building_lock,
     built_folder,
     replacing,
+    short_hash,
     work_folder,
     write_atomically,
 )
@@ -130,9 +131,8 @@ def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
     if corpus.preprocessed is not None:
         return Path(corpus.preprocessed)
     settings = {"data": corpus.settings(), "files": corpus.named_files(), "tokenizer": options.settings()}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9._-]", "-", corpus.name).lstrip(".-") or "corpus"
-    return Path("preprocessed") / f"{name}-{digest[:8]}"
+    return Path("preprocessed") / f"{name}-{short_hash(json.dumps(settings, sort_keys=True))}"
 
 
 def _with_weights(preprocessed: PreprocessedData, corpus: Corpus) -> PreprocessedData:

@@ -236,7 +236,7 @@ class Translator:
     ) -> Translator:
         """Make a translator from loaded models; see `load`."""
         first = members[0]
-        unused = [set(member.contents.get("unused_target_ids", ())) for member in members]
+        unused = [set(member.contents["unused_target_ids"]) for member in members]
         return cls(
             [member.model for member in members],
             first.tokenizers,

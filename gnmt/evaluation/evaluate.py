@@ -12,7 +12,6 @@ pair of files has the hash of the text, too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -34,7 +33,7 @@ from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, score_by_length, score_translations
-from gnmt.fileio import write_atomically
+from gnmt.fileio import short_hash, write_atomically
 from gnmt.logs import progress_bar
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
@@ -43,8 +42,6 @@ from gnmt.translation.formats import sha256_of_checkpoints
 log = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
-
-_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -131,9 +128,10 @@ def evaluation_names(test_set: str, pairs: Pairs, checkpoints: Sequence[Path], v
 
     The module's docstring describes the names. Raises InputError if a checkpoint cannot be read.
     """
-    text_name = f"{test_set}-{_short_hash(pairs)}"
+    text_name = f"{test_set}-{short_hash(json.dumps(pairs))}"
     checkpoint_name = "+".join(checkpoint.stem for checkpoint in checkpoints)
-    return text_name, f"{text_name}.{checkpoint_name}{variant}.{_short_hash(sha256_of_checkpoints(checkpoints))}"
+    checkpoints_hash = short_hash(json.dumps(sha256_of_checkpoints(checkpoints)))
+    return text_name, f"{text_name}.{checkpoint_name}{variant}.{checkpoints_hash}"
 
 
 def output_folder(checkpoints: Sequence[Path], output: Path | None) -> Path:
@@ -164,10 +162,6 @@ def variant_of(options: SearchOptions, recorded: Mapping[str, Any], further: Map
     defaults = asdict(build_search_options(recorded, {}))
     differing = {key: value for key, value in asdict(options).items() if defaults[key] != value}
     return "".join(f".{key}-{str(value).lower()}" for key, value in {**differing, **further}.items())
-
-
-def _short_hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:_HASH_DIGITS]
 
 
 def _write(

@@ -7,6 +7,9 @@ attentions call the other checks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Decoder, Encoder
 
@@ -94,13 +97,14 @@ def _check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
         )
 
 
-def check_shared_vocabulary(tie_embeddings: str, joint: bool) -> None:
+def check_shared_vocabulary(node: Mapping[str, Any], joint: bool) -> None:
     """Check that source and target have one tokenizer where they share one embedding table.
 
     Args:
-        tie_embeddings: Value of `model.tie_embeddings`.
-        joint: Whether both sides have the same tokenizer.
+        node: The config node of the model.
+        joint: True if both sides have the same tokenizer.
     """
+    tie_embeddings = node.get("tie_embeddings")
     if tie_embeddings in TIES_SIDES and not joint:
         raise InputError(
             f"model.tie_embeddings={tie_embeddings} shares one embedding table between source and target, but their "

@@ -106,7 +106,7 @@ class DevEvaluator:
         bleu_tokenize: Tokenization of sacreBLEU.
         batch_size: Number of sentences that are translated at the same time.
         unused_target_ids: Ids that search suppresses.
-        ranks: The processes that evaluate together; None for one process alone.
+        ranks: The processes that evaluate together.
 
     Raises:
         InputError: The options need attention and the model has none.
@@ -121,10 +121,11 @@ class DevEvaluator:
         pairs: Sequence[tuple[str, str]],
         bleu_tokenize: str,
         batch_size: int,
-        unused_target_ids: Sequence[int] = (),
-        ranks: Ranks | None = None,
+        unused_target_ids: Sequence[int],
+        ranks: Ranks,
     ) -> None:
-        check_coverage(options, objective.model.decoder.has_attention)  # before training, not at the first evaluation
+        # train() has checked this already, but not for a model that cannot be built on the meta device.
+        check_coverage(options, objective.model.decoder.has_attention)
         self.objective = objective
         self.tokenizers = tokenizers
         self.options = options
@@ -133,7 +134,7 @@ class DevEvaluator:
         self.bleu_tokenize = bleu_tokenize
         self.batch_size = batch_size
         self.unused_target_ids = unused_target_ids
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks
 
     def __call__(self, abandoning: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
         """Translate the dev set, measure the loss, and return the result of all ranks.

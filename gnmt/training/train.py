@@ -148,27 +148,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
             if saved is not None:
                 trainer.restore(saved)
 
-            # Fit.
-            has_updates_left = not trainer.finished()
-            # Without updates left, new limits have no effect, so config.json keeps those of the training.
-            if ranks.is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
-                write_config(folder, config)
-            if has_updates_left or trainer.state.needs_final_evaluation():
-                if ranks.is_rank_0:
-                    log_run_start(trainer, preprocessed, folder)
-                trainer.fit()
-                if ranks.is_rank_0:
-                    check_final_writes(trainer)
-                    report_hyperparameters(reporter, config, trainer.state)
-            else:
-                log.info(
-                    "%s is finished after %s; to train further, raise the limit that stopped it: "
-                    "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
-                    folder,
-                    format_count(trainer.state.step, "update"),
-                )
-
-            # Summarize.
+            fit(trainer, preprocessed, folder, config)
             best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
             result = TrainingResult(folder, trainer.state.step, best, best_step)
         del trainer  # frees the process group, whose threads must end before the barrier at exit
@@ -193,8 +173,8 @@ def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
 
 def check_model(config: Mapping[str, Any]) -> None:
     """Raise InputError if the parts of the model do not fit each other, the tokenizers or the search options."""
-    joint = config["tokenizer"].get("joint") is not False
-    check_shared_vocabulary(config["model"].get("tie_embeddings", "none"), joint)
+    # `build_model` repeats this check with the tokenizers themselves, which tokenizer=existing reads only later.
+    check_shared_vocabulary(config["model"], joint=config["tokenizer"].get("joint") is not False)
     model = build_on_meta_device(config["model"], TRIAL_VOCABULARY_SIZE, TRIAL_VOCABULARY_SIZE)
     if model is not None:
         check_coverage(build(config["decoding"]), model.decoder.has_attention)
@@ -405,8 +385,8 @@ def build_trainer(
     precision: Precision,
     checkpoints: RunCheckpoints,
     reporter: Reporter,
-    unused_target_ids: Sequence[int] = (),
-    ranks: Ranks | None = None,
+    unused_target_ids: Sequence[int],
+    ranks: Ranks,
 ) -> Trainer:
     """Build the loss, the batches, the dev evaluation and the optimizer stages, and the trainer that uses them.
 
@@ -420,9 +400,8 @@ def build_trainer(
         checkpoints: The checkpoint files of the run.
         reporter: Writes TensorBoard data.
         unused_target_ids: See `choose_unused_target_ids`.
-        ranks: The processes that train together; None for one process alone.
+        ranks: The processes that train together.
     """
-    ranks = ranks or Ranks()
     tokenizers = preprocessed.tokenizers
     loss = build(
         config["loss"],
@@ -454,17 +433,6 @@ def build_trainer(
         unused_target_ids=unused_target_ids,
         ranks=ranks,
     )
-    extras = {
-        "config": json.dumps(config),
-        "tokenizers": tokenizers.to_checkpoint(),
-        "data_fingerprint": preprocessed.fingerprint,
-        "preprocessed_folder": str(preprocessed.folder.resolve()),
-        "precision": precision.name,
-        "git_revision": git_revision(),
-        "torch_version": str(torch.__version__),
-        "versions": software_versions(),
-        "unused_target_ids": list(unused_target_ids),
-    }
     return Trainer(
         options,
         objective,
@@ -474,9 +442,57 @@ def build_trainer(
         checkpoints,
         reporter,
         precision,
-        checkpoint_extras=extras,
+        checkpoint_extras=checkpoint_extras(config, preprocessed, precision, unused_target_ids),
         parallel=DataParallel(ranks, precision.device, config["seed"]),
     )
+
+
+def checkpoint_extras(
+    config: dict[str, Any], preprocessed: PreprocessedData, precision: Precision, unused_target_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Return the entries of every checkpoint that stay the same during the run; arguments as for `build_trainer`."""
+    return {
+        "config": json.dumps(config),
+        "tokenizers": preprocessed.tokenizers.to_checkpoint(),
+        "data_fingerprint": preprocessed.fingerprint,
+        "preprocessed_folder": str(preprocessed.folder.resolve()),
+        "precision": precision.name,
+        "git_revision": git_revision(),
+        "torch_version": str(torch.__version__),
+        "versions": software_versions(),
+        "unused_target_ids": list(unused_target_ids),
+    }
+
+
+# Fit
+
+
+def fit(trainer: Trainer, preprocessed: PreprocessedData, folder: Path, config: dict[str, Any]) -> None:
+    """Train until a limit is reached and report the result, or log that the run was finished before.
+
+    Rank 0 also writes config.json, logs the start, and checks that the last files were written.
+
+    Raises:
+        InputError: The final checkpoint or best.pt could not be written.
+    """
+    is_rank_0, has_updates_left = trainer.ranks.is_rank_0, not trainer.finished()
+    # Without updates left, new limits have no effect, so config.json keeps those of the training.
+    if is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
+        write_config(folder, config)
+    if not has_updates_left and not trainer.state.needs_final_evaluation():
+        log.info(
+            "%s is finished after %s; to train further, raise the limit that stopped it: "
+            "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
+            folder,
+            format_count(trainer.state.step, "update"),
+        )
+        return
+    if is_rank_0:
+        log_run_start(trainer, preprocessed, folder)
+    trainer.fit()
+    if is_rank_0:
+        check_final_writes(trainer)
+        report_hyperparameters(trainer.reporter, config, trainer.state)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -489,9 +505,6 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         write_atomically(folder / CONFIG, text.encode())
     except OSError as error:
         log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
-
-
-# Log before the first update
 
 
 def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """State and metrics of a training run.
 
-`TrainState` holds the counters of a run. `IntervalMetrics` sums loss, tokens and skipped updates between two log lines.
+`TrainState` holds the counters of a run. `TrainMetrics` sums loss, tokens and skipped updates between two log lines.
 `FirstEstimate` logs early how long the run will take. `describe_batch` describes a batch whose update was skipped.
 `GradientNorms` records the gradient norm of each layer. Full checkpoints hold the first two.
 """
@@ -108,16 +108,16 @@ class TrainState:
 # Metrics between two log lines
 
 
-class IntervalSums(NamedTuple):
-    """The device tensors of an `IntervalMetrics` as Python numbers.
+class MetricSums(NamedTuple):
+    """The device tensors of a `TrainMetrics` as Python numbers.
 
     Args:
         loss: Summed over the updates that were applied.
         gradient_norm: Summed over these updates.
         target_tokens: Summed over these updates.
         updates: Number of these updates.
-        longest_skip: Largest number of updates skipped in a row, counting those before the interval.
-        last_skipped: Index in the interval of the last of these updates, or -1.
+        longest_skip: Largest number of updates skipped in a row, counting those before the last log line.
+        last_skipped: Index of the last of these updates since the last log line, or -1.
         largest_loss: Largest loss per target token of an applied update.
         largest_gradient_norm: Largest gradient norm of an applied update.
     """
@@ -133,16 +133,16 @@ class IntervalSums(NamedTuple):
 
 
 @dataclass
-class IntervalMetrics:
+class TrainMetrics:
     """Sums over the updates since the last log line.
 
     Tensors stay on the device, in fp64, so that the host does not wait for it in every update. A checkpoint holds the
-    sums, so the first log line of a resumed run covers all updates of its interval.
+    sums, so the first log line of a resumed run covers all updates since the previous one.
 
     Args:
         sums_4: Loss, gradient norm, target tokens and number of the updates that were applied.
-        longest_skip_1: See `IntervalSums.longest_skip`.
-        last_skipped_1: See `IntervalSums.last_skipped`.
+        longest_skip_1: See `MetricSums.longest_skip`.
+        last_skipped_1: See `MetricSums.last_skipped`.
         largest_2: Largest loss per target token and largest gradient norm, which show spikes that means hide.
         loader_states: Loader state before the batch of each update.
         real_tokens: Source and target tokens without padding.
@@ -164,7 +164,7 @@ class IntervalMetrics:
     running_since: float | None = None
 
     @classmethod
-    def begin(cls, device: torch.device) -> IntervalMetrics:
+    def begin(cls, device: torch.device) -> TrainMetrics:
         """Return empty sums with a stopped clock, which the first `paused` block starts at its end."""
         zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
         return cls(sums_4=zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
@@ -196,12 +196,12 @@ class IntervalMetrics:
         self.longest_skip_1 = torch.where(is_longest, skipped_in_a_row.double(), self.longest_skip_1)
         self.last_skipped_1 = torch.where(is_longest, len(self.loader_states) - 1.0, self.last_skipped_1)
 
-    def sums(self) -> IntervalSums:
+    def sums(self) -> MetricSums:
         """Return the tensors as numbers. Only this method waits for the device."""
         sums_8 = torch.cat([self.sums_4, self.longest_skip_1, self.last_skipped_1, self.largest_2])
-        return IntervalSums(*sums_8.tolist())
+        return MetricSums(*sums_8.tolist())
 
-    def scalars(self, sums: IntervalSums, seconds: float) -> dict[str, float]:
+    def scalars(self, sums: MetricSums, seconds: float) -> dict[str, float]:
         """Return the metrics by TensorBoard tag. Means and maxima are left out if no update was applied."""
         scalars = {
             "train/skipped_updates": len(self.loader_states) - round(sums.updates),
@@ -218,7 +218,7 @@ class IntervalMetrics:
         return scalars
 
     def seconds(self) -> float:
-        """Return the wall-clock seconds of the interval, without pauses."""
+        """Return the wall-clock seconds since the last log line, without pauses."""
         running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
         return self.seconds_before + running
 
@@ -245,7 +245,7 @@ class IntervalMetrics:
         }
 
     @classmethod
-    def from_checkpoint(cls, state: Mapping[str, Any], device: torch.device) -> IntervalMetrics:
+    def from_checkpoint(cls, state: Mapping[str, Any], device: torch.device) -> TrainMetrics:
         """Return the metrics that `state_dict` returned, with a stopped clock, which the next `paused` block starts."""
         values: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
@@ -255,7 +255,7 @@ class IntervalMetrics:
 
 
 def format_metrics(scalars: Mapping[str, float]) -> str:
-    """Return the metrics of an interval, which are given by TensorBoard tag, as text for a log line."""
+    """Return metrics, which are given by TensorBoard tag, as text for a log line."""
     loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
     return (
         f"loss {loss:.3f}, gradient norm {norm:.2f}, learning rate {scalars['train/learning_rate']:.2e}, "

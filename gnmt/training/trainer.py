@@ -20,7 +20,6 @@ import torch
 from gnmt.config.validate import Range
 from gnmt.data.batching import LocalBatch, Prefetcher
 from gnmt.device import Precision
-from gnmt.distributed import Ranks
 from gnmt.errors import InputError
 from gnmt.logs import format_duration, progress_bar
 from gnmt.reporting.tensorboard import Reporter
@@ -33,7 +32,7 @@ from gnmt.training.run_checkpoints import BackgroundWriter, RunCheckpoints, rand
 from gnmt.training.train_metrics import (
     FirstEstimate,
     GradientNorms,
-    IntervalMetrics,
+    TrainMetrics,
     TrainState,
     describe_batch,
     format_metrics,
@@ -118,7 +117,7 @@ class Trainer:
         reporter: Writes TensorBoard data.
         precision: Device and number format.
         checkpoint_extras: Entries of every checkpoint besides the training state, such as config and tokenizers.
-        parallel: The processes that train together, of which rank 0 writes all files; None for one process alone.
+        parallel: The processes that train together, of which rank 0 writes all files.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Trainer:
         reporter: Reporter,
         precision: Precision,
         checkpoint_extras: dict[str, Any],
-        parallel: DataParallel | None = None,
+        parallel: DataParallel,
     ) -> None:
         self.options = options
         self.objective = objective
@@ -143,7 +142,7 @@ class Trainer:
         self.precision = precision
         self.device = precision.device
         self.checkpoint_extras = checkpoint_extras
-        self.parallel = parallel or DataParallel(Ranks(), self.device, seed=0)
+        self.parallel = parallel
         self.ranks = self.parallel.ranks
         self.replica = self.parallel.replicate(objective)  # the objective, wrapped in DDP if there are several ranks
         # After the all-reduce every rank has the same gradients, so rank 0 alone records their norms.
@@ -156,7 +155,7 @@ class Trainer:
         self.writer = BackgroundWriter()
         self.stop_request = StopRequest()
         self.state = TrainState()
-        self.metrics = IntervalMetrics.begin(self.device)
+        self.metrics = TrainMetrics.begin(self.device)
         self.last_saved_step = 0
 
     def fit(self) -> TrainState:
@@ -187,13 +186,13 @@ class Trainer:
                 bar.update()
                 first_estimate.after_update(state.step, self.last_step)
                 if state.step % options.log_every_steps == 0 or self.finished():
-                    self.log_interval(bar)
-                    self.metrics = IntervalMetrics.begin(self.device)
+                    self.log_metrics(bar)
+                    self.metrics = TrainMetrics.begin(self.device)
                 with self.metrics.paused():
                     self.evaluate_and_save()
         return state
 
-    def update(self, local_batch: LocalBatch, metrics: IntervalMetrics) -> None:
+    def update(self, local_batch: LocalBatch, metrics: TrainMetrics) -> None:
         """Make one optimizer update on a global batch.
 
         The gradient is that of the loss summed over all target tokens of the global batch, divided by their number.
@@ -265,8 +264,8 @@ class Trainer:
 
     # Logging
 
-    def log_interval(self, bar: tqdm[Any]) -> None:
-        """Write the metrics of the interval to TensorBoard and to one log line, on rank 0.
+    def log_metrics(self, bar: tqdm[Any]) -> None:
+        """Write the metrics since the last log line to TensorBoard and to one log line, on rank 0.
 
         The metrics cover the global batches; only padding is estimated from the local batches of rank 0.
 
@@ -387,7 +386,7 @@ class Trainer:
             **self.staged_optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **self.state.state_dict(),
-            "interval_metrics": self.metrics.state_dict(),
+            "metrics": self.metrics.state_dict(),
             "loader_state": tuple(self.stream.loader_state),
             "rng": random_state(self.device),
         }
@@ -420,6 +419,6 @@ class Trainer:
             self.average.load_state_dict(contents["average"])
         self.state = TrainState.from_checkpoint(contents)
         self.staged_optimizer.load_state_dict(contents, self.state.step)
-        self.metrics = IntervalMetrics.from_checkpoint(contents["interval_metrics"], self.device)
+        self.metrics = TrainMetrics.from_checkpoint(contents["metrics"], self.device)
         self.last_saved_step = self.state.step
         restore_random_state(contents["rng"], self.device)

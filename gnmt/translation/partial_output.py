@@ -258,7 +258,7 @@ class PartialOutput:
         return num_chunks > 0
 
     def _refuse_foreign_folder(self) -> None:
-        """Raise InputError if the folder holds files of somebody else and no manifest."""
+        """Raise InputError if the folder holds files of someone else and no manifest."""
         names = sorted(path.name for path in self.folder.iterdir())
         foreign = [name for name in names if not _OWN_NAMES.fullmatch(name)]
         if foreign and _MANIFEST not in names:

@@ -21,6 +21,7 @@ from gnmt.data.batching import LoaderState
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
 from gnmt.device import Precision, choose_device, choose_precision
+from gnmt.distributed import Ranks
 from gnmt.logs import RunFileHandler, StderrHandler
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.training.run_checkpoints import RunCheckpoints
@@ -141,6 +142,8 @@ def make_trainer(
             precision=precision,
             checkpoints=RunCheckpoints(tmp_path, cfg.trainer.keep_checkpoints),
             reporter=reporters[-1],
+            unused_target_ids=(),
+            ranks=Ranks(),
         )
         trainers.append(trainer)
         return trainer

@@ -31,7 +31,7 @@ from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.run_checkpoints import RunCheckpoints
 from gnmt.training.train import build_trainer, train
-from gnmt.training.train_metrics import IntervalMetrics
+from gnmt.training.train_metrics import TrainMetrics
 from gnmt.training.trainer import Trainer
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
@@ -57,7 +57,7 @@ def composed(overrides: tuple[str, ...]) -> Any:
         return compose("train", list(overrides))
 
 
-def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks | None = None) -> Trainer:
+def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks) -> Trainer:
     """Return the trainer of a new run, as train() builds it."""
     cfg = composed(overrides)
     config = resolve(cfg)
@@ -74,6 +74,7 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks | None =
         precision=precision,
         checkpoints=RunCheckpoints(folder, 1),
         reporter=Reporter(folder),
+        unused_target_ids=(),
         ranks=ranks,
     )
 
@@ -92,7 +93,7 @@ def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
 
     trainer.staged_optimizer.apply = take  # type: ignore[method-assign]
     for _ in range(num_updates):
-        metrics = IntervalMetrics.begin(trainer.device)
+        metrics = TrainMetrics.begin(trainer.device)
         metrics.loader_states.append(trainer.stream.loader_state)
         local_batch = next(trainer.stream)
         found["own_pairs"].append([pair for batch in local_batch for pair in batch.pairs_B.tolist()])

@@ -18,6 +18,7 @@ import torch
 from parallel_child import EVERY_2, GRADIENTS, SPLIT_EVALUATION, evaluation, gradients, make_trainer
 
 from gnmt.checkpoint.file import read_checkpoint
+from gnmt.distributed import Ranks
 from gnmt.training.trainer import Trainer
 
 CHILD = Path(__file__).with_name("parallel_child.py")
@@ -69,7 +70,7 @@ def pair(settings, tmp_path_factory) -> Pair:
 def test_gradients_of_two_processes_are_those_of_one(pair, settings, tmp_path, name):
     """DDP averages gradients, and the processes have different numbers of tokens; neither may change the result."""
     overrides, num_updates = GRADIENTS[name]
-    expected = gradients(make_trainer((*settings, *overrides), tmp_path), num_updates)
+    expected = gradients(make_trainer((*settings, *overrides), tmp_path, Ranks()), num_updates)
     tolerance = 2e-2 if name == "bf16" else 1e-5
     for found in (pair.found[0][name], pair.found[1][name]):
         for one, other in zip(found["gradients"], expected["gradients"], strict=True):
@@ -81,7 +82,7 @@ def test_gradients_of_two_processes_are_those_of_one(pair, settings, tmp_path, n
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_the_local_batches_of_both_make_up_the_batches_of_one(pair, settings, tmp_path, name):
     overrides, num_updates = GRADIENTS[name]
-    expected = gradients(make_trainer((*settings, *overrides), tmp_path), num_updates)["own_pairs"]
+    expected = gradients(make_trainer((*settings, *overrides), tmp_path, Ranks()), num_updates)["own_pairs"]
     own = [pair.found[rank][name]["own_pairs"] for rank in range(2)]
     assert [sorted(first + second) for first, second in zip(*own, strict=True)] == [sorted(batch) for batch in expected]
     num_empty = sum(not batch for batch in own[1])
@@ -89,7 +90,7 @@ def test_the_local_batches_of_both_make_up_the_batches_of_one(pair, settings, tm
 
 
 def test_evaluation_is_split_and_equals_that_of_one_process(pair, settings, tmp_path):
-    expected = evaluation(make_trainer((*settings, *SPLIT_EVALUATION), tmp_path))
+    expected = evaluation(make_trainer((*settings, *SPLIT_EVALUATION), tmp_path, Ranks()))
     for rank in range(2):
         found = pair.found[rank]["evaluation"]
         assert found["scalars"] == expected["scalars"], "bitwise: losses are summed in the same order"

@@ -10,7 +10,7 @@ import torch
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.data.batching import LoaderState
 from gnmt.errors import InputError
-from gnmt.training.train_metrics import IntervalMetrics
+from gnmt.training.train_metrics import TrainMetrics
 from gnmt.training.trainer import Trainer
 
 OPTIMIZERS = {
@@ -27,7 +27,7 @@ def spoil(trainer: Trainer, factor: float = math.nan) -> torch.utils.hooks.Remov
     return trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * factor)
 
 
-def update(trainer: Trainer, metrics: IntervalMetrics) -> None:
+def update(trainer: Trainer, metrics: TrainMetrics) -> None:
     metrics.loader_states.append(trainer.stream.loader_state)
     trainer.update(next(trainer.stream), metrics)
 
@@ -44,7 +44,7 @@ def state(trainer: Trainer) -> list[torch.Tensor]:
 def test_a_skipped_update_changes_neither_weights_nor_optimizer(make_trainer, optimizer, first):
     """Fused SGD whose first update is skipped on the device leaves its momentum uninitialized."""
     trainer = make_trainer(*OPTIMIZERS[optimizer], "trainer.ema_decay=0.5")
-    metrics = IntervalMetrics.begin(trainer.device)
+    metrics = TrainMetrics.begin(trainer.device)
     for _ in range(first):
         update(trainer, metrics)
     before, gradients = state(trainer), spoil(trainer)
@@ -77,7 +77,7 @@ def test_updates_after_a_skipped_one_are_as_without_its_batch(make_trainer):
                 trainer.state.step += 1
                 continue
             gradients = spoil(trainer, math.nan if number == 2 else 1.0)
-            update(trainer, IntervalMetrics.begin(trainer.device))
+            update(trainer, TrainMetrics.begin(trainer.device))
             gradients.remove()
         weights.append(state(trainer))
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
@@ -85,7 +85,7 @@ def test_updates_after_a_skipped_one_are_as_without_its_batch(make_trainer):
 
 def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
     trainer = make_trainer()
-    metrics = IntervalMetrics.begin(trainer.device)
+    metrics = TrainMetrics.begin(trainer.device)
     update(trainer, metrics)
     before, forward = state(trainer), trainer.objective.loss.forward
     trainer.objective.loss.forward = lambda *arguments: forward(*arguments) + math.inf
@@ -97,8 +97,8 @@ def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
 def test_no_update_reads_the_device(make_trainer, monkeypatch):
     """This holds after the first update of a stage, for skipped updates too."""
     trainer = make_trainer("trainer.ema_decay=0.5", "trainer.microbatch_tokens=100")
-    update(trainer, IntervalMetrics.begin(trainer.device))
-    metrics, batches = IntervalMetrics.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
+    update(trainer, TrainMetrics.begin(trainer.device))
+    metrics, batches = TrainMetrics.begin(trainer.device), [next(trainer.stream) for _ in range(3)]
     numbers = [sum(int(batch.labels.lengths_B.sum()) for batch in microbatches) for microbatches in batches]
 
     def refuse(tensor, *_):
@@ -120,7 +120,7 @@ def test_no_update_reads_the_device(make_trainer, monkeypatch):
 
 def test_the_reported_index_is_that_of_the_longest_row_of_skipped_updates():
     """Once, the error message named the batch of the last skipped update, which need not belong to that row."""
-    metrics, one, in_a_row = IntervalMetrics.begin(torch.device("cpu")), torch.ones(()), 0
+    metrics, one, in_a_row = TrainMetrics.begin(torch.device("cpu")), torch.ones(()), 0
     for number, made in enumerate([True, False, False, False, True, False, True]):
         metrics.loader_states.append(LoaderState(0, number))
         in_a_row = 0 if made else in_a_row + 1
@@ -203,9 +203,9 @@ def test_a_resumed_run_continues_the_count_of_skipped_updates(make_trainer):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_an_update_is_skipped_on_cuda(make_trainer):
     trainer = make_trainer("device=cuda", "optimizer=sgd", "optimizer.momentum=0.9")
-    update(trainer, IntervalMetrics.begin(trainer.device))
+    update(trainer, TrainMetrics.begin(trainer.device))
     before, gradients = state(trainer), spoil(trainer)
-    metrics = IntervalMetrics.begin(trainer.device)
+    metrics = TrainMetrics.begin(trainer.device)
     update(trainer, metrics)
     gradients.remove()
     assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))

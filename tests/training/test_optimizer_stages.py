@@ -12,7 +12,7 @@ from gnmt.config.validate import check_config
 from gnmt.errors import InputError
 from gnmt.training.optimizer import StageOptions, build_stages, check_stages
 from gnmt.training.schedule import Constant, WarmupStepDecay
-from gnmt.training.train_metrics import IntervalMetrics
+from gnmt.training.train_metrics import TrainMetrics
 
 SGD = "{_target_: torch.optim.SGD, lr: 0.5, momentum: 0.9, fused: true}"
 HALVING = (
@@ -30,7 +30,7 @@ RECIPE = (ADAM_THEN_SGD, "optimizer.lr=0.01", "schedule.warmup_steps=2")
 def rates_and_optimizers(trainer, updates):
     rows = []
     for _ in range(updates):
-        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         optimizer = trainer.staged_optimizer.optimizer
         rows.append((type(optimizer).__name__, optimizer.param_groups[0]["lr"]))
     return rows

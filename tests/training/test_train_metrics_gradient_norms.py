@@ -19,7 +19,7 @@ from gnmt.training.train_metrics import (
     GRADIENT_NORM_TAG,
     GRADIENT_NORMS_FILE,
     GradientNorms,
-    IntervalMetrics,
+    TrainMetrics,
     parameters_by_layer,
     read_gradient_norms,
 )
@@ -97,7 +97,7 @@ def test_a_layer_includes_both_directions_and_its_attention():
 @pytest.mark.parametrize("microbatch_tokens", ["null", "60"])
 def test_norms_are_measured_before_clipping_and_sum_to_the_global_norm(make_trainer, tmp_path, microbatch_tokens):
     trainer = make_trainer(f"{EVERY}=1", "trainer.clip_norm=0.001", f"trainer.microbatch_tokens={microbatch_tokens}")
-    metrics = IntervalMetrics.begin(trainer.device)
+    metrics = TrainMetrics.begin(trainer.device)
     trainer.update(next(trainer.stream), metrics)
     assert not (tmp_path / GRADIENT_NORMS_FILE).exists(), "nothing is written before the log is"
     trainer.gradient_norms.write()
@@ -113,7 +113,7 @@ def test_norms_do_not_include_the_loss_scale_of_fp16(make_trainer, tmp_path):
     for scale in (1.0, 1024.0):
         trainer = make_trainer(f"{EVERY}=1")
         trainer.staged_optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         trainer.gradient_norms.write()
         norms.append(records(tmp_path)[-1]["norms"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
@@ -122,7 +122,7 @@ def test_norms_do_not_include_the_loss_scale_of_fp16(make_trainer, tmp_path):
 def test_a_norm_that_is_not_finite_is_null_in_the_file(make_trainer, tmp_path):
     trainer = make_trainer(f"{EVERY}=1")
     trainer.objective.model.output_layer.bias.register_hook(lambda gradient: gradient * torch.inf)
-    trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+    trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
     trainer.gradient_norms.write()
     [record] = records(tmp_path)
     assert record["norms"]["output"] is None
@@ -134,12 +134,12 @@ def test_recording_does_not_change_training_and_costs_nothing_when_off(make_trai
     for every in ("null", "1"):
         trainer = make_trainer(f"{EVERY}={every}", "trainer.clip_norm=0.5")
         for _ in range(3):
-            trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+            trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         weights.append([weight.detach().clone() for weight in trainer.objective.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
     off = make_trainer()
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", None)  # a call would fail
-    off.update(next(off.stream), IntervalMetrics.begin(off.device))
+    off.update(next(off.stream), TrainMetrics.begin(off.device))
     assert not off.gradient_norms._pending
 
 
@@ -189,7 +189,7 @@ def test_a_full_disk_ends_the_records_and_not_the_run(make_trainer, tmp_path, ca
     trainer = make_trainer(f"{EVERY}=1")
     trainer.gradient_norms.path = tmp_path / "gone" / GRADIENT_NORMS_FILE
     for _ in range(2):
-        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         trainer.gradient_norms.write()
     assert caplog.text.count("no more gradient norms are recorded") == 1
 

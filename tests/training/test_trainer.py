@@ -23,7 +23,7 @@ from gnmt.data.batching import collate
 from gnmt.data.store import PreprocessedData
 from gnmt.errors import InputError
 from gnmt.training.dev_evaluation import DevResult
-from gnmt.training.train_metrics import IntervalMetrics
+from gnmt.training.train_metrics import TrainMetrics
 from gnmt.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -40,11 +40,11 @@ def flat_weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([weight.detach().flatten().double() for weight in trainer.objective.parameters()])
 
 
-def one_update(trainer: Trainer) -> tuple[torch.Tensor, IntervalMetrics, list]:
+def one_update(trainer: Trainer) -> tuple[torch.Tensor, TrainMetrics, list]:
     """Make one update. Return the negative change of the weights (the gradient for SGD at rate 1), metrics, batches."""
     before = flat_weights(trainer)
     microbatches = next(trainer.stream)
-    metrics = IntervalMetrics.begin(trainer.device)
+    metrics = TrainMetrics.begin(trainer.device)
     trainer.update(microbatches, metrics)
     return before - flat_weights(trainer), metrics, microbatches
 
@@ -105,7 +105,7 @@ def test_the_schedule_scales_the_rate_of_the_config(make_trainer, preprocessed):
     trainer = make_trainer("schedule.warmup_steps=4", "optimizer.lr=0.02")
     rates = []
     for _ in range(5):
-        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         rates.append(trainer.staged_optimizer.learning_rate)
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
 
@@ -114,7 +114,7 @@ def test_the_average_includes_every_update(make_trainer):
     trainer = make_trainer("trainer.ema_decay=0.5")
     expected = flat_weights(trainer)
     for step in (1, 2, 3):
-        trainer.update(next(trainer.stream), IntervalMetrics.begin(trainer.device))
+        trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * flat_weights(trainer)
     found = torch.cat([average.flatten().double() for average in trainer.average.state_dict().values()])
