@@ -258,7 +258,7 @@ def test_limits_out_of_range_are_refused(model, tokenizers, argument, message):
 def recorded(model, tokenizers, monkeypatch):
     """Stub the loading of a checkpoint and return its recorded search options, which tests may change."""
     config = {"decoding": {"_target_": "gnmt.decoding.options.SearchOptions", "beam_size": 3, "coverage_beta": 0.3}}
-    loaded = LoadedModel(model, tokenizers, config, {}, torch.device("cpu"))
+    loaded = LoadedModel(model, tokenizers, config, {"unused_target_ids": []}, torch.device("cpu"))
     monkeypatch.setattr(translator_module, "load_members", lambda paths, device, trusted: (loaded,))
     return config["decoding"]
 
