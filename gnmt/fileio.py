@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -185,6 +185,11 @@ def _beside(path: Path, role: str) -> Path:
 
 
 # Hashes
+
+
+def path_list(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return one path or several as a list."""
+    return [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]
 
 
 def sha256_of(path: str | Path) -> str:

@@ -37,16 +37,14 @@ from gnmt.errors import InputError, format_count
 def main(cfg: EvaluateConfig) -> None:
     from gnmt.decoding.translator import load_translator
     from gnmt.evaluation.evaluate import TrainingData, evaluate, read_pairs, variant_of
-    from gnmt.evaluation.metrics import check_tokenizer
 
     if (cfg.source is None) != (cfg.target is None):
         raise InputError("source= and target= belong together: give both files, or a test_set=")
     if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
         raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
-    translator, members = load_translator(cfg, replace_unknown=cfg.replace_unknown, weights=cfg.weights)
+    translator, checkpoints, members = load_translator(cfg)
     contents, config = members[0].contents, members[0].config
     bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
-    check_tokenizer(bleu_tokenize, key="bleu_tokenize")
     files, fingerprint = None, None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
@@ -67,7 +65,6 @@ def main(cfg: EvaluateConfig) -> None:
         further["replace_unknown"] = "copy"
     if len(members) > 1 and cfg.ensemble != "log_probs":
         further["ensemble"] = cfg.ensemble
-    checkpoints = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
     evaluation = evaluate(
         translator,
         pairs,

@@ -29,17 +29,18 @@ from gnmt.config.schema import ScoreConfig
 
 
 def main(cfg: ScoreConfig) -> None:
-    from gnmt.config.build import resolve
+    from gnmt.checkpoint.file import short_digests
+    from gnmt.decoding.options import given_options
     from gnmt.decoding.translator import load_translator
-    from gnmt.translation.formats import short_digests
+    from gnmt.fileio import path_list
     from gnmt.translation.score_files import Scorable, score_files
 
     scorable = Scorable(cfg.source, cfg.target, cfg.input)
-    checkpoints = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
+    checkpoints = path_list(cfg.checkpoint)
     scorable.check_output(cfg.output, checkpoints)
-    translator, _ = load_translator(cfg)
-    given = [name for name, value in resolve(cfg.decoding).items() if value is not None]
-    score_files(translator, scorable, cfg.output, cfg.format, given, short_digests(checkpoints))
+    translator = load_translator(cfg).translator
+    overridden = given_options(cfg.decoding).keys()
+    score_files(translator, scorable, cfg.output, cfg.format, overridden, short_digests(checkpoints))
 
 
 if __name__ == "__main__":

@@ -39,16 +39,17 @@ def main(cfg: TranslateConfig) -> None:
     from gnmt.decoding.translator import load_translator
     from gnmt.device import set_onednn_cache_capacity
     from gnmt.distributed import current_ranks, report_once
+    from gnmt.fileio import path_list
     from gnmt.translation.formats import OutputFormat
     from gnmt.translation.jobs import plan_jobs
     from gnmt.translation.translate_files import MadeFrom, translate_files
 
     set_onednn_cache_capacity(ONEDNN_CACHE_CAPACITY)
-    checkpoints = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
+    checkpoints = path_list(cfg.checkpoint)
     jobs = plan_jobs(resolve(cfg)["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
     ranks = current_ranks()
-    translator, _ = load_translator(cfg, ranks.local_device_name(cfg.device), replace_unknown=cfg.replace_unknown)
+    translator = load_translator(cfg, ranks.local_device_name(cfg.device)).translator
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
     with report_once(ranks):

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gnmt.device import is_out_of_memory
 from gnmt.errors import InputError
-from gnmt.fileio import replacing
+from gnmt.fileio import replacing, sha256_of
 
 FORMAT_VERSION = 2
 """The version of the format; raise it when the meaning of an entry changes."""
@@ -231,3 +231,16 @@ def git_revision() -> str | None:
 def _run_git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def sha256_of_checkpoints(checkpoints: Iterable[str | Path]) -> list[str]:
+    """Return the sha256 of each file; raises InputError if one cannot be read."""
+    try:
+        return [sha256_of(path) for path in checkpoints]
+    except OSError as error:  # deleted since the model was loaded
+        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error
+
+
+def short_digests(checkpoints: Iterable[str | Path]) -> tuple[str, ...]:
+    """Return the first 12 digits of each file's sha256; raises InputError if a file cannot be read."""
+    return tuple(digest[:12] for digest in sha256_of_checkpoints(checkpoints))

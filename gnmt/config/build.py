@@ -84,18 +84,6 @@ def _build_value(value: Any, hint: Any = None) -> Any:
     return [_build_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def decoding_node(recorded: Mapping[str, Any], given: Any) -> dict[str, Any]:
-    """Return the decoding options of a command: the given ones, completed by those that the checkpoint recorded.
-
-    A given node with `_target_` (`decoding=paper`) is complete. Otherwise each value that is not null replaces the
-    recorded one.
-    """
-    options = resolve(given)
-    if "_target_" in options:
-        return options
-    return {**recorded, **{name: value for name, value in options.items() if value is not None}}
-
-
 def find_class(target: object, trusted_packages: Collection[str] = ()) -> type:
     """Return the class with a dotted name.
 

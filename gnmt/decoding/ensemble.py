@@ -14,6 +14,7 @@ from gnmt.batch import Tokens
 from gnmt.checkpoint.file import Weights
 from gnmt.checkpoint.load import LoadedModel, load_model
 from gnmt.errors import InputError
+from gnmt.fileio import path_list
 from gnmt.model.interfaces import DecoderState, Memory, SearchModel
 
 Mean = Literal["log_probs", "probabilities"]
@@ -118,7 +119,7 @@ def load_members(
     Raises:
         InputError: A checkpoint cannot be loaded, or two differ in their tokenizers.
     """
-    paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    paths = path_list(checkpoints)
     if not paths:
         raise InputError("checkpoint names no file: give a path, or a list of paths for an ensemble")
     members = tuple(load_model(path, device, trusted_packages, weights) for path in paths)

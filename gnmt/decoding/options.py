@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-from gnmt.config.build import build
-from gnmt.config.validate import Range, check_component, check_value
+from gnmt.config.build import dotted_name, resolve
+from gnmt.config.validate import Range, check_value
 from gnmt.errors import InputError, did_you_mean
 
 # Bounds far beyond useful values. Within them every score is a finite fp32 number: lp stays below 1e38 for sentences of
@@ -138,21 +138,31 @@ def _annotations() -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(SearchOptions)}
 
 
-def build_search_options(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchOptions:
+def build_search_options(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> SearchOptions:
     """Return the options of a config node with some values replaced.
 
-    The node may come from a foreign checkpoint, so its `_target_` and keywords are checked before anything is built.
+    The node may come from a foreign checkpoint. Its `_target_` is compared and never imported, and SearchOptions checks
+    the other keys.
 
     Args:
         recorded: A node with `_target_`, such as `decoding` of a checkpoint's config.
-        overrides: Values that replace recorded ones.
+        given: Values that replace recorded ones.
 
     Raises:
-        InputError: A key is unknown or a value is wrong. The message names all of them.
+        InputError: A key is unknown or a value is wrong.
     """
-    node = {**recorded, **overrides}
-    errors = check_component(node, "decoding", expected=(SearchOptions,))
-    if errors:
-        raise InputError("the search options are wrong:\n  " + "\n  ".join(errors))
-    options: SearchOptions = build(node)
-    return options
+    values = {**recorded, **given}
+    target = values.pop("_target_", None)
+    if target != dotted_name(SearchOptions):
+        raise InputError(f"decoding._target_: found {target}, allowed is {dotted_name(SearchOptions)}")
+    return SearchOptions().with_changes(values)
+
+
+def given_options(node: Any) -> dict[str, Any]:
+    """Return the values of a command's `decoding` node that replace those recorded in a checkpoint.
+
+    A node with `_target_` (`decoding=paper`) replaces all; otherwise, null stands for the recorded value.
+    """
+    options = resolve(node)
+    is_complete = "_target_" in options
+    return {name: value for name, value in options.items() if is_complete or value is not None}

@@ -20,19 +20,19 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from gnmt.batch import UNK_ID
-from gnmt.checkpoint.file import Weights
 from gnmt.checkpoint.load import LoadedModel
-from gnmt.config.build import decoding_node, resolve
+from gnmt.config.build import resolve
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import Words, copy_unknown_words, words_of_source
 from gnmt.decoding.engine.inference_copy import inference_copy
 from gnmt.decoding.ensemble import Ensemble, Mean, load_members
-from gnmt.decoding.options import SearchOptions, build_search_options
+from gnmt.decoding.options import SearchOptions, build_search_options, given_options
 from gnmt.decoding.scoring import PairScore, joined_score, pairs_of_line, score_pairs, scoring_order
 from gnmt.decoding.search import Hypothesis, SearchResult, search_as_completed
 from gnmt.decoding.segments import Translation, cut_line
 from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory
 from gnmt.errors import InputError, format_count
+from gnmt.fileio import path_list
 from gnmt.model.interfaces import SearchModel
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -550,33 +550,32 @@ def line_location(path: str | None, number: int) -> str:
 
 
 class LoadedTranslator(NamedTuple):
-    """A translator and the contents of its checkpoints, in the order given."""
+    """A translator with the paths and the contents of its checkpoints, in the order given."""
 
     translator: Translator
+    checkpoints: list[str]
     members: tuple[LoadedModel, ...]
 
 
-def load_translator(
-    cfg: Any,
-    device: str | None = None,
-    replace_unknown: ReplaceUnknown = "none",
-    weights: Weights = "averaged",
-) -> LoadedTranslator:
+def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:
     """Load the translator that the config of a command describes.
 
-    The keys checkpoint, ensemble, batch_size, max_source_tokens, precision, decoding and trusted_packages are read.
-    `precision: recorded` is the precision of the first checkpoint's training, and `batch_size: null` the batch size of
-    its evaluations.
+    The keys of gnmt.config.schema.TranslatorConfig and batch_size are read, and if the command has them,
+    replace_unknown (see Translator) and weights (see gnmt.checkpoint.load.load_model). `precision: recorded` is the
+    precision of the first checkpoint's training, and `batch_size: null` the batch size of its evaluations.
 
     Args:
         cfg: A checked config.
         device: Replaces the config's device, for one process among several.
-        replace_unknown: See Translator.
-        weights: Which weights to take; see gnmt.checkpoint.load.load_model.
     """
     values = resolve(cfg)
-    device = values["device"] if device is None else device
-    members = load_members(values["checkpoint"], choose_device(device), tuple(values["trusted_packages"]), weights)
+    checkpoints = path_list(values["checkpoint"])
+    members = load_members(
+        checkpoints,
+        choose_device(values["device"] if device is None else device),
+        tuple(values["trusted_packages"]),
+        values.get("weights", "averaged"),
+    )
     first = members[0]
     translator = Translator.from_loaded(
         members,
@@ -584,7 +583,7 @@ def load_translator(
         values["batch_size"] or first.config["trainer"]["evaluation_batch_size"],
         values["max_source_tokens"],
         ensemble=values["ensemble"],
-        replace_unknown=replace_unknown,
-        **decoding_node(first.config["decoding"], cfg.decoding),
+        replace_unknown=values.get("replace_unknown", "none"),
+        **given_options(cfg.decoding),
     )
-    return LoadedTranslator(translator, members)
+    return LoadedTranslator(translator, checkpoints, members)

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from gnmt.checkpoint.file import sha256_of_checkpoints
 from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.corpora import Corpus
@@ -32,12 +33,11 @@ from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
-from gnmt.evaluation.metrics import LengthScores, Scores, score_by_length, score_translations
+from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
 from gnmt.fileio import short_hash, write_atomically
 from gnmt.logs import progress_bar
 from gnmt.reporting.figures import save
 from gnmt.reporting.tensorboard import Reporter
-from gnmt.translation.formats import sha256_of_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,9 @@ def evaluate(
             the scores as well; for a checkpoint outside of any run, `<its name>.translations/` beside it.
 
     Raises:
-        InputError: If an ensemble has no `output`, or if the files cannot be written.
+        InputError: If the tokenization is not available, an ensemble has no `output`, or the files cannot be written.
     """
+    check_tokenizer(bleu_tokenize, key="bleu_tokenize")
     folder = output_folder(checkpoints, output)
     # The hash of the checkpoints is taken first: a training may replace best.pt during the translation.
     text_name, name = evaluation_names(test_set, pairs, checkpoints, variant)

@@ -66,12 +66,12 @@ def score_translations(
     Args:
         hypotheses: The translations.
         references: One reference for each translation.
-        tokenize: Tokenization of BLEU, one of `BLEU_TOKENIZERS`.
+        tokenize: Tokenization of BLEU, one of `BLEU_TOKENIZERS` that passed `check_tokenizer`.
         lowercase: BLEU and chrF ignore case; sacreBLEU's TER always does.
         ter: Compute TER, which takes many times as long as the others.
 
     Raises:
-        InputError: For empty input, unequal numbers of lines, or a tokenization that is not available.
+        InputError: For empty input or unequal numbers of lines.
     """
     if len(hypotheses) != len(references):
         raise InputError(
@@ -80,7 +80,6 @@ def score_translations(
         )
     if not hypotheses:
         raise InputError("there are 0 translations and 0 references; a score needs at least one pair")
-    check_tokenizer(tokenize)
     _warn_of_decomposed_hangul(references)
     metrics: dict[str, BLEU | CHRF | TER] = {
         "bleu": BLEU(tokenize=tokenize, lowercase=lowercase),

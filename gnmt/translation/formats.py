@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gnmt.data.tokenizer import Tokenizers
@@ -13,9 +12,8 @@ from gnmt.decoding.alignment import pharaoh, word_alignment, word_attention
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
-from gnmt.fileio import LINE_BREAKS, sha256_of
+from gnmt.fileio import LINE_BREAKS
 
-_DIGITS = 12  # of a sha256
 _COLUMNS = ("line", "rank", "score", "log_prob", "finished", "text")
 _NOT_IN_TSV = LINE_BREAKS | {ord("\t"): " "}
 # JSON escapes the control characters of ASCII; some readers end a line at these three as well.
@@ -152,16 +150,3 @@ def _json_entry(hypothesis: Translation) -> dict[str, object]:
     if hypothesis.segment_lengths:
         entry["segment_lengths"] = list(hypothesis.segment_lengths)
     return entry
-
-
-def short_digests(checkpoints: Iterable[str | Path]) -> tuple[str, ...]:
-    """Return the first digits of each file's sha256; raises InputError if a file cannot be read."""
-    return tuple(digest[:_DIGITS] for digest in sha256_of_checkpoints(checkpoints))
-
-
-def sha256_of_checkpoints(checkpoints: Iterable[str | Path]) -> list[str]:
-    """Return the sha256 of each file; raises InputError if one cannot be read."""
-    try:
-        return [sha256_of(path) for path in checkpoints]
-    except OSError as error:  # deleted since the model was loaded
-        raise InputError(f"checkpoint {error.filename} cannot be read ({error.strerror})") from error

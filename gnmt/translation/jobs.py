@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gnmt.errors import InputError
-from gnmt.fileio import lines_of, missing_file, read_lines, replacing
+from gnmt.fileio import lines_of, missing_file, path_list, read_lines, replacing
 from gnmt.translation.partial_output import PartialOutput, compressed
 
 STANDARD_STREAM = "-"
@@ -68,7 +68,7 @@ def plan_jobs(
         prefixes: Path of the target prefixes of a single input.
         checkpoints: Paths of files that must not be overwritten.
     """
-    sources = [inputs] if isinstance(inputs, str) else inputs
+    sources = path_list(inputs)
     if not sources or "" in sources:
         raise InputError(f"input={inputs} names no file: give a file, several, or - for standard input")
     if output_folder is None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from gnmt.checkpoint.file import sha256_of_checkpoints, short_digests
 from gnmt.decoding.translator import Translator
 from gnmt.device import device_name
 from gnmt.distributed import Ranks
@@ -32,7 +33,7 @@ from gnmt.errors import InputError, Interrupted, format_count
 from gnmt.fileio import read_lines
 from gnmt.logs import format_duration, progress_bar
 from gnmt.signals import interrupt_on_sigterm
-from gnmt.translation.formats import Origin, OutputFormat, sha256_of_checkpoints, short_digests
+from gnmt.translation.formats import Origin, OutputFormat
 from gnmt.translation.jobs import STANDARD_STREAM, Job, input_lines, open_output
 from gnmt.translation.partial_output import Chunk, PartialOutput, TranslatedChunk
 

@@ -13,10 +13,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from gnmt.config.build import build, decoding_node, find_class, resolve
+from gnmt.config.build import build, find_class, resolve
 from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.schema import SCHEMAS
 from gnmt.config.validate import OPTIMIZER_RANGES, check_component, check_config, check_optimizer
+from gnmt.decoding.options import build_search_options, given_options
 from gnmt.errors import InputError
 
 COMMANDS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
@@ -280,7 +281,8 @@ def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_given_decoding_options_replace_recorded_ones() -> None:
     recorded = resolve(composed("train").decoding)
     given = composed("translate", "checkpoint=x", "decoding.beam_size=1").decoding
-    assert decoding_node(recorded, given) == {**recorded, "beam_size": 1}
+    assert build_search_options(recorded, given_options(given)) == build({**recorded, "beam_size": 1})
     paper = composed("translate", "checkpoint=x", "decoding=paper").decoding
-    assert decoding_node(recorded, paper) == resolve(paper)
-    assert decoding_node(recorded, composed("translate", "checkpoint=x").decoding) == recorded
+    assert build_search_options(recorded, given_options(paper)) == build(resolve(paper))
+    nothing = given_options(composed("translate", "checkpoint=x").decoding)
+    assert build_search_options(recorded, nothing) == build(recorded)

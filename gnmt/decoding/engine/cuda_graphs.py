@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gnmt.decoding.beam import ActiveBatch, Hypotheses, Sentences
+from gnmt.device import is_out_of_memory
 from gnmt.model.interfaces import DecoderState
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ class ReplayedStep:
         own = with_own_memory(batch)
         try:
             self.repeat = self.record(lambda: self._step_in_place(own, flags))
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             log.debug("search steps are not replayed as CUDA graphs: %s", error)
             self.can_record = False
             return batch
