@@ -10,7 +10,6 @@ from gnmt.checkpoint.export import read_folder
 from gnmt.checkpoint.file import write_checkpoint
 from gnmt.checkpoint.import_nvidia import read_nvidia_gnmt
 from gnmt.checkpoint.load import build_model, load_weights, read_description
-from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.decoding.options import SearchOptions
 from gnmt.device import PRECISIONS
@@ -74,7 +73,6 @@ def _check_config(config: Mapping[str, Any], origin: str) -> None:
     errors = check_component(config["decoding"], "config.decoding", expected=(SearchOptions,))
     if errors:
         raise InputError(f"{origin}: the search options are wrong:\n  " + "\n  ".join(errors))
-    build(config["decoding"])
     size, tokenize = config["trainer"].get("evaluation_batch_size"), config["data"].get("bleu_tokenize")
     if not _is_count(size) or size == 0:
         raise InputError(
