@@ -88,6 +88,15 @@ def test_a_model_that_cannot_be_built_is_refused_before_the_data_is_preprocessed
             ("model=seq2seq", "decoding.coverage_beta=0.1"),
             r"^decoding\.coverage_beta is 0\.1, but this model has no attention",
         ),
+        (
+            (
+                "optimizer._target_=torch.optim.NAdam",
+                "~optimizer.amsgrad",
+                "~optimizer.fused",
+                "optimizer.weight_decay=-1",
+            ),
+            r"^optimizer: Invalid weight_decay value: -1",
+        ),
         (("initialize_from=nowhere.pt",), r"^initialize_from: checkpoint nowhere\.pt is not a file"),
     ],
 )
