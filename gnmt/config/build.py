@@ -27,8 +27,8 @@ class Deferred:
     component from the keywords which are known only at run time.
 
     Args:
-        kind: the class that the component must be or derive from.
-        supplied: the keywords that the function takes.
+        kind: The class that the component must be or derive from.
+        supplied: The keywords that the function takes.
     """
 
     kind: type
@@ -63,8 +63,8 @@ def build(node: Any, **supplied: Any) -> Any:
     the parameters, and it fills in interpolations in the text of foreign checkpoints.
 
     Args:
-        node: a plain dictionary, taken as it is (text stays text), or a DictConfig, which is resolved.
-        supplied: keywords that the program gives itself.
+        node: A plain dictionary, taken as it is (text stays text), or a DictConfig, which is resolved.
+        supplied: Keywords that the program gives itself.
     """
     if isinstance(node, DictConfig):
         node = resolve(node)

@@ -217,10 +217,10 @@ def explain(
     Of other errors of composition only the first is reported, with Hydra's message.
 
     Args:
-        error: what Hydra raised; None if it has not composed the config yet.
-        config_name: the command's.
-        overrides: as on the command line.
-        search_path: the result of `search_path_override`.
+        error: What Hydra raised; None if it has not composed the config yet.
+        config_name: The command's.
+        overrides: As on the command line.
+        search_path: The result of `search_path_override`.
     """
     problems: list[str] = []
     try:
@@ -359,9 +359,9 @@ def _unknown_key(key: str, keys: list[str], groups: Mapping[str, str]) -> str:
     """Return the message for a key that the config does not have: its new name, the nearest key, or its siblings.
 
     Args:
-        key: as on the command line; it may be the name of a group that does not exist.
-        keys: all keys of the config.
-        groups: its groups with the choice of each.
+        key: As on the command line; it may be the name of a group that does not exist.
+        keys: All keys of the config.
+        groups: Its groups with the choice of each.
     """
     if not key:
         return "found no key before '=', allowed is key=value without spaces around '='"

@@ -90,9 +90,9 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
     Raises InputError if `name` is not a plain folder name.
 
     Args:
-        cfg: the composed config.
-        overrides: as on the command line.
-        sweep: append the slug to a given `name` too, so that the jobs of a sweep have different folders.
+        cfg: The composed config.
+        overrides: As on the command line.
+        sweep: Append the slug to a given `name` too, so that the jobs of a sweep have different folders.
     """
     if cfg.name is not None and not (PLAIN.fullmatch(cfg.name) and cfg.name.strip(".")):
         raise InputError(

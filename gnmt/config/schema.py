@@ -24,9 +24,9 @@ def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any
     """Return the metadata of a component, a node with `_target_` and the keywords of its class.
 
     Args:
-        kind: the dotted name of the class that the target must be or derive from.
-        supplied: keywords that the program gives itself.
-        partial: also allow a node without `_target_`, which replaces single options of `kind`.
+        kind: The dotted name of the class that the target must be or derive from.
+        supplied: Keywords that the program gives itself.
+        partial: Also allow a node without `_target_`, which replaces single options of `kind`.
     """
     return {"component": kind, "supplied": supplied, "partial": partial}
 

@@ -30,10 +30,10 @@ class Range:
     A float must be finite, unless `high` is infinity.
 
     Args:
-        low: the smallest value; None for no bound.
-        high: the largest value; None for no bound.
-        open_low: exclude `low` itself.
-        open_high: exclude `high` itself.
+        low: The smallest value; None for no bound.
+        high: The largest value; None for no bound.
+        open_low: Exclude `low` itself.
+        open_high: Exclude `high` itself.
     """
 
     low: float | None = None
@@ -164,11 +164,11 @@ def check_component(
     """Return all errors of a component node and of the nodes inside it.
 
     Args:
-        node: plain and resolved. Text in it stays text, even "${...}".
-        path: the node's key, for the messages.
-        trusted_packages: packages besides gnmt and torch.optim whose classes may be built.
-        supplied: keywords that the program gives at run time. The node must not hold them.
-        expected: the target must be one of these classes or derive from one.
+        node: Plain and resolved. Text in it stays text, even "${...}".
+        path: The node's key, for the messages.
+        trusted_packages: Packages besides gnmt and torch.optim whose classes may be built.
+        supplied: Keywords that the program gives at run time. The node must not hold them.
+        expected: The target must be one of these classes or derive from one.
         complete: False for a node that holds only some options, so that their combination cannot be checked yet.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
@@ -263,10 +263,10 @@ def check_value(value: Any, hint: Any, path: str, check_node: CheckNode) -> list
     class stands for a component that derives from it.
 
     Args:
-        value: plain and resolved.
-        hint: the annotation.
-        path: the value's key, for the messages.
-        check_node: checks the components in it.
+        value: Plain and resolved.
+        hint: The annotation.
+        path: The value's key, for the messages.
+        check_node: Checks the components in it.
     """
     if isinstance(value, str) and value == MISSING_VALUE:
         return [_missing(path)]

@@ -31,9 +31,9 @@ class SearchOptions:
 
     Args:
         beam_size: Active hypotheses of a sentence (K). With 1, search is greedy and ends at the first EOS.
-        length_penalty_alpha: alpha of equation 14 of Wu et al. 2016; 0 for no length normalization.
+        length_penalty_alpha: Alpha of equation 14 of Wu et al. 2016; 0 for no length normalization.
         length_penalty_constant: The 5 of lp(Y) in equation 14.
-        coverage_beta: beta of equation 14; 0 for no coverage penalty.
+        coverage_beta: Beta of equation 14; 0 for no coverage penalty.
         pruning: None, or a distance in nats (beamsize in section 7 of the paper). A token further below the best token
             of its hypothesis is left out. An active hypothesis whose log P / lp is further below that of the best
             finished one is dropped; the paper compares finished hypotheses only.

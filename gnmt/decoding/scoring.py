@@ -55,7 +55,7 @@ def score(log_prob: Tensor, lengths: Tensor, coverage: Tensor | None, mask: Tens
         lengths: |Y|, of the shape of log_prob.
         coverage: [..., S], attention summed over the target tokens, or None for a model without attention.
         mask: bool, broadcasts to coverage, True for real source tokens.
-        options: alpha, constant and beta of the equation.
+        options: Alpha, constant and beta of the equation.
 
     Raises:
         InputError: options.coverage_beta > 0 without coverage.

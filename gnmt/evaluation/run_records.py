@@ -52,7 +52,7 @@ class RunRecord:
         config: The resolved config.
         parameters: Number of parameters of the model; tied ones count once.
         updates: Number of updates so far.
-        dev: dev/loss, dev/bleu and dev/chrf of the best evaluation.
+        dev: Dev/loss, dev/bleu and dev/chrf of the best evaluation.
         tokens_per_second: Source and target tokens without padding, over all updates.
         seconds: Training time without evaluations and checkpoints.
         evaluations: Results of evaluate.py, by `<test set>-<hash of the text>.<checkpoint><variant>`.
