@@ -8,14 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gnmt.decoding.translator as translator_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import Hypothesis, search
+from gnmt.decoding.translator import Translator
+from gnmt.device import choose_precision
 from gnmt.model.interfaces import DecoderState, Memory
 
 CPU = torch.device("cpu")
 NUM_HISTORIES = 211
+FP32 = choose_precision("fp32", CPU)
+OPTIONS = SearchOptions(beam_size=3, max_length_factor=0.0, max_length_offset=5)
+LINES = [
+    "the dog sees a house.",
+    "a red house.",
+    "it runs to the old man and then it reads.",
+    "today.",
+    "the man runs.",
+]
 
 
 def searched(model, sentences: Sequence[Sequence[int]], options: SearchOptions, **settings) -> list[list[Hypothesis]]:
@@ -156,3 +169,17 @@ class CopyModel(nn.Module):
         logits_BKV = 6.0 * nn.functional.one_hot(wanted_BK, self.vocabulary_size).float()
         attention_BKS = nn.functional.one_hot(place_BK, width).float()
         return logits_BKV.log_softmax(-1), attention_BKS, DecoderState({"position": position_BK + 1})
+
+
+def line_tokenizers() -> Tokenizers:
+    """Return tokenizers trained on LINES, without byte fallback."""
+    return train_tokenizers(LINES, LINES, TokenizerOptions(vocab_size=50, byte_fallback=False))
+
+
+def history_translator(tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> Translator:
+    """Return a translator with a HistoryModel, which no inference copy replaces."""
+    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
+    model = HistoryModel.random(2, tokenizers.target.vocabulary_size)
+    model.log_probs_RV[:, EOS_ID] += 1.0  # so that some finish before the limit
+    model.log_probs_RV = model.log_probs_RV.log_softmax(1)
+    return Translator(model, tokenizers, OPTIONS, FP32)

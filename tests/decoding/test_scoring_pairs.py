@@ -6,40 +6,24 @@ import math
 
 import pytest
 import torch
-from stub_models import CopyModel, HistoryModel, batch_of
+from stub_models import FP32, LINES, CopyModel, batch_of, history_translator, line_tokenizers
 
-import gnmt.decoding.translator as translator_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
-from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
+from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
-from gnmt.device import choose_precision
 from gnmt.errors import InputError
-
-LINES = [
-    "the dog sees a house.",
-    "a red house.",
-    "it runs to the old man and then it reads.",
-    "today.",
-    "the man runs.",
-]
-FP32 = choose_precision("fp32", torch.device("cpu"))
-OPTIONS = SearchOptions(beam_size=3, max_length_factor=0.0, max_length_offset=5)
 
 
 @pytest.fixture(scope="module")
 def tokenizers() -> Tokenizers:
-    return train_tokenizers(LINES, LINES, TokenizerOptions(vocab_size=50, byte_fallback=False))
+    return line_tokenizers()
 
 
 @pytest.fixture
 def translator(tokenizers, monkeypatch):
-    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
-    model = HistoryModel.random(2, tokenizers.target.vocabulary_size)
-    model.log_probs_RV[:, EOS_ID] += 1.0  # so that some finish before the limit
-    model.log_probs_RV = model.log_probs_RV.log_softmax(1)
-    return Translator(model, tokenizers, OPTIONS, FP32)
+    return history_translator(tokenizers, monkeypatch)
 
 
 def test_the_score_that_search_reports_is_the_force_decoding_score_of_its_ids(translator):

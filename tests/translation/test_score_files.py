@@ -6,42 +6,23 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
-from stub_models import HistoryModel
+from stub_models import LINES, OPTIONS, history_translator, line_tokenizers
 
-import gnmt.decoding.translator as translator_module
-from gnmt.batch import EOS_ID
-from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
-from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
-from gnmt.decoding.translator import Translator
-from gnmt.device import choose_precision
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.options import SCORING_OPTIONS
 from gnmt.errors import InputError
 from gnmt.translation.formats import Origin, OutputFormat
 from gnmt.translation.score_files import Scorable, score_files
 
-LINES = [
-    "the dog sees a house.",
-    "a red house.",
-    "it runs to the old man and then it reads.",
-    "today.",
-    "the man runs.",
-]
-FP32 = choose_precision("fp32", torch.device("cpu"))
-OPTIONS = SearchOptions(beam_size=3, max_length_factor=0.0, max_length_offset=5)
-
 
 @pytest.fixture(scope="module")
 def tokenizers() -> Tokenizers:
-    return train_tokenizers(LINES, LINES, TokenizerOptions(vocab_size=50, byte_fallback=False))
+    return line_tokenizers()
 
 
 @pytest.fixture
 def translator(tokenizers, monkeypatch):
-    monkeypatch.setattr(translator_module, "inference_copy", lambda model, precision: model.eval())
-    model = HistoryModel.random(2, tokenizers.target.vocabulary_size)
-    model.log_probs_RV[:, EOS_ID] += 1.0  # so that some finish before the limit
-    model.log_probs_RV = model.log_probs_RV.log_softmax(1)
-    return Translator(model, tokenizers, OPTIONS, FP32)
+    return history_translator(tokenizers, monkeypatch)
 
 
 ORIGIN = Origin("fp32", ("5a5a", "1b1b"))
