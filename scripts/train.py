@@ -11,7 +11,7 @@
 Main keys:
   name, runs         the run is written to runs/<name>; the default name is made from the overrides
   device, precision  auto selects CUDA and bf16 if the hardware has them
-  trainer.*          limits, batch size, intervals of logging, evaluation and saving
+  trainer.*          limits, batch size, intervals of logging, evaluation and saving; best_metric chooses best.pt
   resume             auto: resume the run in the folder; never: refuse a folder that holds a run
   initialize_from    a checkpoint of another run whose weights to start from, with a new optimizer
   deterministic      true: bitwise the same result each time on CUDA too
@@ -29,12 +29,13 @@ from gnmt.config.schema import TrainConfig
 
 
 def main(cfg: TrainConfig) -> float:
-    """Return the best dev BLEU, which Hydra's sweepers maximize."""
-    from gnmt.config.run_folder import current_run_folder
+    """Return the value of trainer.best_metric at the best evaluation, for Hydra's sweepers."""
+    from gnmt.config.run_folder import check_sweep_direction, current_run_folder
     from gnmt.distributed import current_ranks
     from gnmt.logs import note_in_run_file
     from gnmt.training.train import train
 
+    check_sweep_direction(cfg.trainer.best_metric)
     result = train(cfg, current_run_folder(cfg))
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     if current_ranks().is_rank_0:
@@ -45,7 +46,7 @@ def main(cfg: TrainConfig) -> float:
         ):
             note_in_run_file(line)
             print(line)
-    return result.best["dev/bleu"]
+    return result.best[cfg.trainer.best_metric]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from gnmt.device import is_out_of_memory
 from gnmt.errors import InputError
 from gnmt.fileio import replacing, sha256_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The version of the format; raise it when the meaning of an entry changes."""
 
 REQUIRED_ENTRIES = (

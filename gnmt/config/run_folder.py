@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from gnmt.errors import InputError, describe_changes, flatten, format_value
 from gnmt.fileio import folder_lock, short_hash
@@ -82,6 +83,17 @@ def current_run_folder(cfg: Any) -> Path:
     """Return the folder of the run that Hydra is executing; each job of a sweep has its own."""
     hydra = HydraConfig.get()
     return run_folder(cfg, list(hydra.overrides.task), sweep=hydra.mode == RunMode.MULTIRUN)
+
+
+def check_sweep_direction(best_metric: str) -> None:
+    """Raise InputError if Hydra's sweeper, such as optuna, optimizes the result of the run in the wrong direction."""
+    found = OmegaConf.select(HydraConfig.get().sweeper, "direction")  # None for a sweeper that only lists values
+    right = "minimize" if best_metric == "dev/loss" else "maximize"
+    if found is not None and found != right:
+        raise InputError(
+            f"hydra.sweeper.direction is {format_value(found)}, but the result of a run is trainer.best_metric="
+            f"{best_metric}: use hydra.sweeper.direction={right}"
+        )
 
 
 def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Path:

@@ -49,7 +49,7 @@ def compare(runs: Sequence[RunRecord]) -> Table:
     ]
     notes += [
         *same_seed_notes(groups),
-        "dev scores are from the evaluation with the best dev BLEU; ± is the standard deviation over seeds",
+        "dev scores are those of best.pt; ± is the standard deviation over seeds",
         *signature_notes(runs),
         *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
     ]

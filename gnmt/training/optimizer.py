@@ -22,7 +22,7 @@ from gnmt.config.build import Deferred
 from gnmt.config.validate import Range
 from gnmt.device import Precision
 from gnmt.errors import InputError
-from gnmt.training.schedule import Schedule
+from gnmt.training.schedule import Quality, Schedule
 
 MakeOptimizer = Callable[..., Optimizer]
 
@@ -133,19 +133,19 @@ class StagedOptimizer:
         rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
-    def begin_update(self, step: int, evaluations: Sequence[tuple[int, float]]) -> None:
+    def begin_update(self, step: int, qualities: Sequence[tuple[int, Quality]]) -> None:
         """Set the learning rate of an update, after building the new optimizer if a stage begins with this update.
 
         Args:
             step: Number of the update, counted from 0.
-            evaluations: Step and dev BLEU of each evaluation so far.
+            qualities: Step and quality of each dev evaluation so far.
         """
         index = self._stage_index(step)
         if index != self.stage_index:
             self._enter_stage(index)
         stage = self.stages[index]
-        bleus = [bleu for evaluated_step, bleu in evaluations if evaluated_step > stage.start]
-        factor = stage.schedule.factor(step - stage.start) * stage.schedule.plateau_factor(bleus)
+        of_stage = [quality for evaluated_step, quality in qualities if evaluated_step > stage.start]
+        factor = stage.schedule.factor(step - stage.start) * stage.schedule.plateau_factor(of_stage)
         for group, base_rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base_rate * factor
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step and of the dev BLEU scores so far.
+"""Learning-rate schedules: pure functions of the step and of the dev evaluations so far.
 
 For each update a schedule returns the factor by which `optimizer.lr` is multiplied. Schedules have no state, so
 checkpoints hold none. Updates are counted from 0.
@@ -16,6 +16,8 @@ from gnmt.config.validate import Range
 
 Steps = Annotated[int, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
+Quality = tuple[float, float]
+"""Quality of a dev evaluation, larger for better ones; see `gnmt.training.train_metrics.TrainState.quality`."""
 
 
 class Schedule(ABC):
@@ -25,8 +27,8 @@ class Schedule(ABC):
     def factor(self, step: int) -> float:
         """Return the factor for update `step`."""
 
-    def plateau_factor(self, bleus: Sequence[float]) -> float:
-        """Return a second factor, which depends on the dev BLEU scores so far, oldest first."""
+    def plateau_factor(self, qualities: Sequence[Quality]) -> float:
+        """Return a second factor, which depends on the qualities of the dev evaluations so far, oldest first."""
         return 1.0
 
 
@@ -104,11 +106,11 @@ class WarmupStepDecay(Schedule):
 
 @dataclass(frozen=True)
 class Plateau(Schedule):
-    """Warm up linearly to 1, then multiply by decay_factor whenever dev BLEU stops rising.
+    """Warm up linearly to 1, then multiply by decay_factor whenever the dev evaluations stop getting better.
 
     Args:
-        patience_evaluations: Number of evaluations in a row without a new best BLEU that causes a decay. After a
-            decay, counting begins again.
+        patience_evaluations: Number of evaluations in a row without a new best one, by trainer.best_metric, that
+            causes a decay. After a decay, counting begins again.
         warmup_steps: Updates of the warm-up.
         decay_factor: Factor of each decay.
         num_decays: Largest number of decays.
@@ -122,11 +124,11 @@ class Plateau(Schedule):
     def factor(self, step: int) -> float:
         return linear_warmup(step, self.warmup_steps)
 
-    def plateau_factor(self, bleus: Sequence[float]) -> float:
-        best, stale, decays = -math.inf, 0, 0
-        for bleu in bleus:
-            stale = 0 if bleu > best else stale + 1
-            best = max(best, bleu)
+    def plateau_factor(self, qualities: Sequence[Quality]) -> float:
+        best, stale, decays = (-math.inf, -math.inf), 0, 0
+        for quality in qualities:
+            stale = 0 if quality > best else stale + 1
+            best = max(best, quality)
             if stale == self.patience_evaluations:
                 stale, decays = 0, decays + 1
         return self.decay_factor ** min(decays, self.num_decays)

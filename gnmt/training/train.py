@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from gnmt.batch import Batch
-from gnmt.checkpoint.file import REQUIRED_ENTRIES, git_revision, read_checkpoint, software_versions
+from gnmt.checkpoint.file import (
+    REQUIRED_ENTRIES,
+    UnreadableCheckpointError,
+    git_revision,
+    read_checkpoint,
+    software_versions,
+)
 from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights, read_description
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, changed_settings, locked_run_folder
@@ -209,6 +215,7 @@ def find_saved_state(
     """Return the contents of the full checkpoint to resume from, or None to start from scratch.
 
     Rank 0 chooses the file and the other ranks read the same one. If each rank chose, they might choose differently.
+    The entries `best` and `best_step` are those of the best.pt that exists, see `find_best`.
 
     Args:
         ranks: The processes of this job.
@@ -217,8 +224,11 @@ def find_saved_state(
         config: The resolved config.
     """
     if not ranks.is_rank_0:
-        step = ranks.wait_for_rank_0()
-        return read_checkpoint(checkpoints.path_of(int(step))) if step else None
+        chosen = ranks.wait_for_rank_0()
+        if not chosen:
+            return None
+        step, best = json.loads(chosen)
+        return {**read_checkpoint(checkpoints.path_of(step)), **best}
     folder = checkpoints.folder.parent
     if resume == "never" and (checkpoints.full() or checkpoints.best.exists()):
         raise InputError(f"{folder} already holds a run and resume=never: choose another name=..., or set resume=auto")
@@ -231,8 +241,43 @@ def find_saved_state(
                 "would overwrite it: choose another name=..., or move best.pt away"
             )
         log.warning("%s holds no checkpoint to resume from: the run starts from scratch", folder)
-    ranks.wait_for_rank_0("" if saved is None else str(saved["step"]))
-    return saved
+    if saved is None:
+        ranks.wait_for_rank_0()
+        return None
+    best = find_best(checkpoints, saved)
+    ranks.wait_for_rank_0(json.dumps([saved["step"], best]))
+    return {**saved, **best}
+
+
+def find_best(checkpoints: RunCheckpoints, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries `best` and `best_step` of best.pt; they are empty and 0 if best.pt is missing or damaged.
+
+    best.pt may be newer than the full checkpoint: a run that was killed had evaluated after it. Without a usable
+    best.pt, the next evaluation writes one.
+
+    Raises UnreadableCheckpointError if best.pt cannot be read now but may be intact.
+    """
+    nothing: dict[str, Any] = {"best": {}, "best_step": 0}
+    if not checkpoints.best.exists():
+        if saved["best"]:
+            log.warning(
+                "%s is missing, which held the weights of update %d: the next evaluation writes it again, and later "
+                "ones replace it if they are better",
+                checkpoints.best,
+                saved["best_step"],
+            )
+        return nothing
+    try:
+        contents = read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)
+    except UnreadableCheckpointError as error:
+        raise UnreadableCheckpointError(
+            f"{error}; it may be intact, and this run would replace it: give the same command again when the file can "
+            "be read, or move it away"
+        ) from None
+    except InputError as error:
+        log.warning("%s; the next evaluation writes it again, and later ones replace it if they are better", error)
+        return nothing
+    return {entry: contents[entry] for entry in nothing}
 
 
 def check_same_settings(folder: Path, saved: Mapping[str, Any], config: dict[str, Any]) -> None:
@@ -599,6 +644,8 @@ def check_final_writes(trainer: Trainer) -> None:
     if state.needs_final_evaluation():
         lost.append(f"best.pt of update {state.step}")
     if not lost:
+        if not trainer.checkpoints.best.is_file():  # somebody has deleted it during the run
+            raise InputError(f"{trainer.checkpoints.best} was removed during the run: the same command writes it again")
         return
     if not trainer.last_saved_step and not state.best:
         raise InputError(

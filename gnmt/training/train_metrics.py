@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from gnmt.data.batching import LoaderState, LocalBatch
 from gnmt.fileio import write_atomically
 from gnmt.logs import format_duration
 from gnmt.reporting.tensorboard import Reporter
+from gnmt.training.schedule import Quality
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ GRADIENT_NORM_TAG = "train/gradient_norm_by_layer"
 LAYER_ORDER = ("embeddings", "encoder", "attention", "decoder", "output")
 LAYER_NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
+BestMetric = Literal["dev/bleu", "dev/chrf", "dev/loss"]
+"""The dev metric that chooses best.pt."""
+ZERO_BLEU = 0.005
+"""A BLEU below this number is logged as 0.00."""
+
 GradientRecord = tuple[int, dict[str, float | None]]
 """The number of an update, counted from 1, and the norm of its gradient in each layer before clipping."""
 
@@ -55,45 +61,77 @@ GradientRecord = tuple[int, dict[str, float | None]]
 class TrainState:
     """Counters and results of the training loop, besides weights, optimizer state and loader state.
 
+    Metrics are dictionaries by TensorBoard tag, such as `dev/bleu`.
+
     Args:
+        best_metric: The metric by which evaluations are compared.
         step: Number of updates done, skipped ones included.
         best_step: The update whose weights best.pt holds.
-        best: Dev metrics of these weights by their TensorBoard tags; empty before the first evaluation.
-        stale_evaluations: Number of evaluations since the best dev BLEU.
-        evaluations: Step and dev BLEU of each evaluation so far.
+        best: Dev metrics of these weights; empty if there is no best.pt.
+        evaluations: Step and dev metrics of each evaluation so far.
         evaluation_due: True if a signal interrupted the evaluation of this step; the resumed run begins with it.
     """
 
+    best_metric: BestMetric = "dev/bleu"
     step: int = 0
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    stale_evaluations: int = 0
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     evaluation_due: bool = False
 
+    def quality(self, metrics: Mapping[str, float]) -> Quality:
+        """Return a pair that is larger for better metrics: `best_metric` decides, and dev loss breaks ties.
+
+        A loss that is not a number is worse than any other.
+        """
+        loss = metrics["dev/loss"]
+        negative_loss = -math.inf if math.isnan(loss) else -loss
+        return (negative_loss if self.best_metric == "dev/loss" else metrics[self.best_metric], negative_loss)
+
+    def qualities(self) -> list[tuple[int, Quality]]:
+        """Return step and quality of each evaluation so far."""
+        return [(step, self.quality(metrics)) for step, metrics in self.evaluations]
+
+    def is_better_than_best(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether the metrics are better than those of best.pt, or there is no best.pt."""
+        return not self.best or self.quality(metrics) > self.quality(self.best)
+
     def needs_final_evaluation(self) -> bool:
-        """Return whether the current step has not been evaluated, or its best dev BLEU has not reached best.pt.
+        """Return whether the current step has not been evaluated, or its metrics are better than those of best.pt.
 
         A run that has reached its limit is finished only when its last weights are evaluated.
         """
-        if self.evaluation_due or not self.best or not self.evaluations:
+        if self.evaluation_due or not self.evaluations:
             return True
-        step, bleu = self.evaluations[-1]
-        return step != self.step or bleu > self.best["dev/bleu"]
+        step, metrics = self.evaluations[-1]
+        return step != self.step or self.is_better_than_best(metrics)
 
-    def record_evaluation(self, bleu: float) -> bool:
-        """Record the dev BLEU of the current step, and return whether it is the best so far.
+    def record_evaluation(self, metrics: dict[str, float]) -> bool:
+        """Record the dev metrics of the current step, and return whether they are the best so far.
 
-        It is compared with all earlier evaluations, including those whose best.pt could not be written.
+        They are compared with all earlier evaluations, including those whose best.pt could not be written or is lost.
         """
-        # A resumed run repeats the evaluation of its step if best.pt could not be written.
-        before = [(step, other) for step, other in self.evaluations if step != self.step]
-        best_before = max([other for _, other in before] + [self.best.get("dev/bleu", -math.inf)])
-        self.evaluations = [*before, (self.step, bleu)]
+        # A resumed run repeats the evaluation of its step if best.pt could not be written or is lost.
+        self.evaluations = [(step, other) for step, other in self.evaluations if step != self.step]
+        self.evaluations.append((self.step, metrics))
         self.evaluation_due = False
-        improved = bleu > best_before
-        self.stale_evaluations = 0 if improved else self.stale_evaluations + 1
-        return improved
+        return self.stale_evaluations == 0
+
+    @property
+    def stale_evaluations(self) -> int:
+        """The number of evaluations since the best one."""
+        qualities = [quality for _, quality in self.qualities()]
+        return len(qualities) - 1 - qualities.index(max(qualities)) if qualities else 0
+
+    @property
+    def zero_bleu_evaluations(self) -> int:
+        """The number of last evaluations in a row with a dev BLEU of 0.00."""
+        count = 0
+        for _, metrics in reversed(self.evaluations):
+            if metrics["dev/bleu"] >= ZERO_BLEU:
+                break
+            count += 1
+        return count
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fields by name, as a checkpoint holds them."""

@@ -30,6 +30,7 @@ from gnmt.training.objective import Objective
 from gnmt.training.optimizer import Stage, StagedOptimizer, StageOptions, WeightAverage, check_stages
 from gnmt.training.run_checkpoints import BackgroundWriter, RunCheckpoints, random_state, restore_random_state, snapshot
 from gnmt.training.train_metrics import (
+    BestMetric,
     FirstEstimate,
     GradientNorms,
     TrainMetrics,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Steps = Annotated[int, Range(1)]
+NUM_ZERO_BLEU = 3
+"""Number of evaluations in a row with a dev BLEU of 0.00 that is warned about."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class TrainerOptions:
         evaluate_every_steps: Updates between two evaluations on the dev set.
         save_every_steps: Updates between two full checkpoints.
         keep_checkpoints: Number of newest full checkpoints that are kept.
-        patience_evaluations: Number of evaluations in a row without a better dev BLEU that ends the run; None for no
+        best_metric: Dev metric that chooses best.pt and that patience and the plateau schedule follow; dev loss breaks
+            ties.
+        patience_evaluations: Number of evaluations in a row without a new best one that ends the run; None for no
             limit.
         num_sample_translations: Number of dev translations that are shown in TensorBoard.
         evaluation_batch_size: Number of dev sentences that are translated at the same time.
@@ -95,6 +100,7 @@ class TrainerOptions:
     evaluate_every_steps: Steps = 500
     save_every_steps: Steps = 500
     keep_checkpoints: Annotated[int, Range(1)] = 3
+    best_metric: BestMetric = "dev/bleu"
     patience_evaluations: Annotated[int, Range(1)] | None = None
     num_sample_translations: Annotated[int, Range(0)] = 5
     evaluation_batch_size: Annotated[int, Range(1)] = 64
@@ -154,7 +160,7 @@ class Trainer:
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
         self.stop_request = StopRequest()
-        self.state = TrainState()
+        self.state = TrainState(options.best_metric)
         self.metrics = TrainMetrics.begin(self.device)
         self.last_saved_step = 0
 
@@ -202,7 +208,7 @@ class Trainer:
             metrics: Sums to which the update is added.
         """
         self.objective.train()
-        self.staged_optimizer.begin_update(self.state.step, self.state.evaluations)
+        self.staged_optimizer.begin_update(self.state.step, self.state.qualities())
         self.parallel.begin_update(self.state.step)
         metrics.count(local_batch)
         batches = local_batch.to_compute
@@ -315,7 +321,7 @@ class Trainer:
     # Evaluation
 
     def run_evaluation(self) -> None:
-        """Evaluate on the dev set, report the result, and save best.pt if dev BLEU is the best so far.
+        """Evaluate on the dev set, report the result, and save best.pt if the result is better than its own.
 
         A signal interrupts the evaluation, and the resumed run repeats it with the same weights.
         """
@@ -326,17 +332,26 @@ class Trainer:
         try:
             with self.evaluated_weights():
                 result = self.evaluate(self.stop_request.abandoning)
-                bleu, kept_bleu = result.scores.bleu, state.best.get("dev/bleu", -math.inf)
-                improved = state.record_evaluation(bleu)
+                metrics = result.scalars()
+                better_than_best = state.is_better_than_best(metrics)
+                improved = state.record_evaluation(metrics)
                 if self.ranks.is_rank_0:
                     report_evaluation(self.reporter, result, state.step, self.options.num_sample_translations)
-                    if bleu > kept_bleu:
-                        self.save_best(result)
+                    if better_than_best:
+                        self.save_best(metrics)
         except Abandoned:
             log.warning("the evaluation after update %d was interrupted; the resumed run repeats it", state.step)
             return
-        note = " (best so far)" if improved else " (better than best.pt)" if bleu > kept_bleu else ""
+        note = " (best so far)" if improved else " (better than best.pt)" if better_than_best else ""
         log.info("update %d, dev: %s%s", state.step, result.summary(), note)
+        if state.zero_bleu_evaluations == NUM_ZERO_BLEU and self.ranks.is_rank_0:
+            log.warning(
+                "dev BLEU is 0.00 at %d evaluations in a row: either the model has learned too little yet, or "
+                "data.bleu_tokenize does not fit the target language (text without spaces between words needs zh, "
+                "ja-mecab or char; BLEU's signature is %s). trainer.best_metric=dev/chrf or dev/loss needs no words",
+                NUM_ZERO_BLEU,
+                result.scores.signatures.get("bleu"),
+            )
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the model holds the weights to evaluate: averaged ones if there is an average."""
@@ -344,12 +359,15 @@ class Trainer:
 
     # Checkpoints
 
-    def save_best(self, result: DevResult) -> None:
+    def save_best(self, best: dict[str, float]) -> None:
         """Write best.pt in the background, from the weights that the model holds now.
 
         If the write fails, the previous best.pt stays.
+
+        Args:
+            best: Dev metrics of these weights.
         """
-        best, step = result.scalars(), self.state.step
+        step = self.state.step
         contents = self.common_contents() | {
             "best": best,
             "best_step": step,

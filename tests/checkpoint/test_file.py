@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import gnmt.checkpoint.file as checkpoint_module
-from gnmt.checkpoint.file import git_revision, read_checkpoint, write_checkpoint
+from gnmt.checkpoint.file import FORMAT_VERSION, git_revision, read_checkpoint, write_checkpoint
 from gnmt.errors import InputError
 
 
@@ -32,7 +32,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def test_reading_returns_what_was_written(written, contents):
     found = read_checkpoint(written)
-    assert found.pop("format_version") == 2
+    assert found.pop("format_version") == FORMAT_VERSION
     found.pop("checksum")
     assert {**found, "model": dict(found["model"])}.keys() == contents.keys()
     assert equal(found["optimizer"]["param_groups"][0], contents["optimizer"]["param_groups"][0])
@@ -159,7 +159,7 @@ def test_another_format_version_is_named(tmp_path, contents, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 7)
     write_checkpoint(tmp_path / "new.pt", contents)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"new\.pt has format version 7, this code reads 2: use the version of gnmt"):
+    with pytest.raises(InputError, match=r"new\.pt has format version 7, this code reads 3: use the version of gnmt"):
         read_checkpoint(tmp_path / "new.pt")
 
 
@@ -180,7 +180,7 @@ class Malicious:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, legacy):
     victim = tmp_path / "victim"
     path = tmp_path / "evil.pt"
-    evil = {"format_version": 2, "model": Malicious(victim)}
+    evil = {"format_version": FORMAT_VERSION, "model": Malicious(victim)}
     torch.save(evil, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match=r"evil\.pt was refused, and no code from it ran"):
         read_checkpoint(path)
@@ -190,7 +190,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, lega
 
 
 def test_numpy_scalars_of_a_foreign_file_are_refused(tmp_path):
-    torch.save({"format_version": 2, "best": np.float64(1.5)}, tmp_path / "foreign.pt")
+    torch.save({"format_version": FORMAT_VERSION, "best": np.float64(1.5)}, tmp_path / "foreign.pt")
     with pytest.raises(InputError, match=r"foreign\.pt was refused"):
         read_checkpoint(tmp_path / "foreign.pt")
 

@@ -410,16 +410,21 @@ def test_a_failed_job_fails_for_hydra_and_the_others_give_it_their_results(run: 
     assert "Error executing job with overrides: ['seed=2'" in err
 
 
-def test_train_returns_the_best_dev_bleu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("metric", "value"), [("dev/bleu", 31.5), ("dev/loss", 1.0)])
+def test_train_returns_the_value_of_the_metric_that_chooses_best_pt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metric: str, value: float
+) -> None:
     result = SimpleNamespace(folder=tmp_path, steps=4, best={"dev/bleu": 31.5, "dev/loss": 1.0}, best_step=2)
     monkeypatch.setattr("gnmt.training.train.train", lambda cfg, folder: result)
     monkeypatch.setattr("gnmt.config.run_folder.current_run_folder", lambda cfg: tmp_path)
+    monkeypatch.setattr("gnmt.config.run_folder.check_sweep_direction", lambda best_metric: None)
     spec = importlib.util.spec_from_file_location("script_train_main", CONFIG_FOLDER.parent / "scripts" / "train.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.main(None) == 31.5
+    cfg = SimpleNamespace(trainer=SimpleNamespace(best_metric=metric))
+    assert script.main(cfg) == value
 
 
 def test_wrong_overrides_of_a_sweep(run: Run) -> None:

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from gnmt.config.cli import CONFIG_FOLDER, list_keys
 from gnmt.config.run_folder import (
@@ -14,6 +16,7 @@ from gnmt.config.run_folder import (
     LIMITS,
     MAY_CHANGE,
     changed_settings,
+    check_sweep_direction,
     run_folder,
 )
 from gnmt.errors import InputError
@@ -149,3 +152,25 @@ def test_every_key_of_the_lists_is_a_key_of_some_config() -> None:
     }
     assert any(key.startswith("data.test.") for key in keys)
     assert set(GROUPS_IN_NAMES) <= set(chosen)
+
+
+@pytest.mark.parametrize(
+    ("metric", "sweeper", "advice"),
+    [
+        ("dev/bleu", {}, None),
+        ("dev/bleu", {"direction": "maximize"}, None),
+        ("dev/chrf", {"direction": "minimize"}, "hydra.sweeper.direction=maximize"),
+        ("dev/loss", {"direction": "minimize"}, None),
+        ("dev/loss", {"direction": "maximize"}, "hydra.sweeper.direction=minimize"),
+    ],
+)
+def test_a_sweep_in_the_wrong_direction_is_refused(
+    metric: str, sweeper: dict[str, str], advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna minimizes by default, so it would look for the settings with the lowest BLEU."""
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"sweeper": sweeper}))
+    if advice is None:
+        check_sweep_direction(metric)
+    else:
+        with pytest.raises(InputError, match=f"trainer.best_metric={metric}: use {advice}"):
+            check_sweep_direction(metric)

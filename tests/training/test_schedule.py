@@ -57,9 +57,15 @@ def test_no_update_is_wasted_and_none_exceeds_the_learning_rate(schedule):
 )
 def test_the_plateau_schedule_decays_when_bleu_stops_rising(bleus, expected):
     plateau = Plateau(patience_evaluations=2, num_decays=3)
-    assert plateau.plateau_factor(bleus) == expected
+    assert plateau.plateau_factor([(bleu, -1.0) for bleu in bleus]) == expected
     assert plateau.factor(7) == 1
 
 
-def test_other_schedules_do_not_depend_on_dev_bleu():
-    assert Constant().plateau_factor([3, 2, 1, 0]) == 1
+def test_the_plateau_schedule_does_not_decay_while_the_dev_loss_falls_and_bleu_stays_0():
+    plateau = Plateau(patience_evaluations=1)
+    assert plateau.plateau_factor([(0.0, -9.0), (0.0, -8.0), (0.0, -7.5)]) == 1
+    assert plateau.plateau_factor([(0.0, -9.0), (0.0, -8.0), (0.0, -8.5)]) == 0.5
+
+
+def test_other_schedules_do_not_depend_on_dev_evaluations():
+    assert Constant().plateau_factor([(3, -1), (2, -1), (1, -1), (0, -1)]) == 1

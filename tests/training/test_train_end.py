@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+from functools import partial
 
 import pytest
 from stub_evaluation import results
@@ -63,17 +64,14 @@ def test_a_limit_below_the_updates_done_leaves_a_finished_run_unchanged(run, tmp
 
 
 def test_the_final_evaluation_is_missing_until_its_best_is_written():
-    written = {"dev/bleu": 3.0}
-    assert TrainState(step=4).needs_final_evaluation(), "never evaluated"
-    assert TrainState(step=4, best=written, evaluations=[(2, 3.0)]).needs_final_evaluation(), "not at its end"
-    assert TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 3.5)]).needs_final_evaluation(), (
-        "its best.pt was not written"
-    )
-    assert TrainState(step=4, evaluations=[(4, 0.0)]).needs_final_evaluation(), "no best.pt at all was written"
-    assert not TrainState(step=4, best=written, evaluations=[(2, 3.0), (4, 2.5)]).needs_final_evaluation()
-    assert TrainState(step=4, best=written, evaluations=[(4, 2.5)], evaluation_due=True).needs_final_evaluation(), (
-        "interrupted"
-    )
+    best, better, worse = ({"dev/bleu": bleu, "dev/loss": 1.0} for bleu in (3.0, 3.5, 2.5))
+    state = partial(TrainState, step=4)
+    assert state().needs_final_evaluation(), "never evaluated"
+    assert state(best=best, evaluations=[(2, best)]).needs_final_evaluation(), "not at its end"
+    assert state(best=best, evaluations=[(2, best), (4, better)]).needs_final_evaluation(), "best.pt was not written"
+    assert state(evaluations=[(4, worse)]).needs_final_evaluation(), "no best.pt at all was written"
+    assert not state(best=best, evaluations=[(2, best), (4, worse)]).needs_final_evaluation()
+    assert state(best=best, evaluations=[(4, worse)], evaluation_due=True).needs_final_evaluation(), "interrupted"
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "") -> None:

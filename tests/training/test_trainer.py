@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import logging
+import math
 import os
 import re
 import threading
@@ -148,7 +149,47 @@ def test_patience_counts_evaluations_without_a_better_bleu(make_trainer, preproc
     state = trainer.fit()
     assert (state.step, state.best_step, state.best["dev/bleu"]) == (5, 3, 6.0)
     saved = trainer.checkpoints.newest()
-    assert (saved["step"], saved["stale_evaluations"], saved["best"]["dev/bleu"]) == (5, 2, 6.0)
+    assert (saved["step"], len(saved["evaluations"]), saved["best"]["dev/bleu"]) == (5, 5, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "bleus", "losses", "best_step"),
+    [
+        ("dev/bleu", [0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 3.0, 3.5], 3),  # once, this was update 1
+        ("dev/bleu", [0.0, 2.0, 1.0, 2.0], [5.0, 4.0, 3.0, 4.5], 2),
+        ("dev/loss", [9.0, 8.0, 7.0, 6.0], [5.0, 4.0, 3.0, 3.5], 3),
+        ("dev/loss", [9.0, 8.0, 7.0, 6.0], [math.nan, math.inf, 3.0, math.nan], 3),
+        ("dev/bleu", [1.0, 1.0, 1.0, 1.0], [math.nan, math.nan, math.nan, 2.0], 4),
+    ],
+)
+def test_the_best_evaluation_is_that_of_best_metric_and_dev_loss_breaks_ties(
+    make_trainer, preprocessed, metric, bleus, losses, best_step
+):
+    trainer = make_trainer(f"trainer.best_metric={metric}", "trainer.max_steps=4", "trainer.evaluate_every_steps=1")
+    trainer.evaluate = results(bleus, preprocessed, losses)
+    state = trainer.fit()
+    best = read_checkpoint(trainer.checkpoints.best)
+    assert best["step"] == state.best_step == best_step
+    assert best["best"]["dev/loss"] == losses[best_step - 1]
+    assert state.stale_evaluations == 4 - best_step
+
+
+def test_patience_follows_best_metric(make_trainer, preprocessed):
+    trainer = make_trainer(
+        "trainer.best_metric=dev/loss", "trainer.patience_evaluations=2", "trainer.evaluate_every_steps=1"
+    )
+    trainer.evaluate = results([1.0, 2.0, 3.0, 4.0, 5.0], preprocessed, [3.0, 2.0, 2.5, 2.2, 1.0])
+    assert trainer.fit().step == 4
+
+
+def test_a_bleu_of_0_at_three_evaluations_in_a_row_is_warned_about_once(make_trainer, preprocessed, caplog):
+    trainer = make_trainer("trainer.max_steps=7", "trainer.evaluate_every_steps=1")
+    trainer.evaluate = results([0.0, 0.0, 1.0, 0.0, 0.001, 0.0, 0.0], preprocessed)
+    trainer.fit()
+    warnings = [message for message in caplog.messages if "dev BLEU is 0.00" in message]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("dev BLEU is 0.00 at 3 evaluations in a row: ")
+    assert "data.bleu_tokenize" in warnings[0]
 
 
 def test_the_end_is_evaluated_and_saved_with_its_result(make_trainer, preprocessed):
