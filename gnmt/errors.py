@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import signal
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,12 +23,14 @@ class Interrupted(KeyboardInterrupt):
     Args:
         message: Tells what was saved and how to resume.
         exit_code: Exit code of the command.
+        number: The signal.
         agreed: True if all processes of the job stop together, False if the work is broken off.
     """
 
-    def __init__(self, message: str, exit_code: int, *, agreed: bool = False) -> None:
+    def __init__(self, message: str, exit_code: int, *, number: int = signal.SIGINT, agreed: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.number = signal.Signals(number)
         self.agreed = agreed
 
 

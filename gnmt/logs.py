@@ -6,9 +6,11 @@ imported only when the first bar is made, so that commands without a bar start f
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import termios
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +52,20 @@ def note_in_run_file(message: str, level: int = logging.INFO) -> None:
             handler.handle(record)
 
 
+def leave_closed_terminal() -> None:
+    """Send stdout and stderr to /dev/null if they are a terminal that was closed, such as that of an ended ssh session.
+
+    Each write to it would raise an OSError, and so would the flush of what is buffered.
+    """
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # other errors: a file, a pipe, or closed
+                with open(os.devnull, "wb") as null:
+                    os.dup2(null.fileno(), descriptor)
+
+
 def own_rank() -> int:
     """Return the rank of this process in a torchrun job; 0 outside of one."""
     rank = os.environ.get("RANK", "0")
@@ -68,6 +84,8 @@ class StderrHandler(logging.Handler):
                 tqdm.write(text, file=sys.stderr)
             else:
                 print(text, file=sys.stderr)
+        except OSError:  # logging would try to report it on stderr
+            leave_closed_terminal()
         except Exception:
             self.handleError(record)
 

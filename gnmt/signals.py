@@ -1,15 +1,19 @@
 """Signal handlers of all commands.
 
-SIGINT (Ctrl-C), SIGTERM (sent by schedulers) and SIGUSR1 (sent by Slurm shortly before a job's time limit) stop a
-command. The handler depends on what the command is doing:
+SIGINT (Ctrl-C), SIGTERM (sent by schedulers), SIGHUP (sent when a terminal or ssh connection is closed), SIGUSR1 and
+SIGUSR2 (sent by Slurm and by submitit shortly before a job's time limit) stop a command. The handler depends on what
+the command is doing:
 
 - `exit_while_loading` prints one line and ends the process while a script imports its libraries. Importing this module
   installs it, so scripts import this module first.
-- `explain_interrupts` raises `Interrupted` with a message before the first update of a training and after the last.
+- `interrupt_on_signals` raises `Interrupted` while a command works, as Ctrl-C raises KeyboardInterrupt.
+- `explain_interrupts` does the same before the first update of a training and after the last, and tells how to resume.
 - `StopRequest` records a signal during the updates, so that the training loop can finish its update and save.
 - `ignore_signals` ignores the signals that torchrun sends after all processes of a job have agreed to stop.
-- `interrupt_on_sigterm` makes SIGTERM raise an exception during translation, as Ctrl-C does.
 - `block_signals_in_children` keeps worker processes from receiving signals that their parent handles.
+
+For one closed terminal, the shell and the kernel may both send SIGHUP, so after the first one further ones are ignored.
+If SIGHUP is ignored from the start, as by nohup, it stays ignored.
 """
 
 from __future__ import annotations
@@ -19,18 +23,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from gnmt.errors import Interrupted
+from gnmt.logs import leave_closed_terminal
 
 log = logging.getLogger(__name__)
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-"""Exit code of a command for each signal that stops it: 128 + N, as shells report it, and 75 for SIGUSR1. No other
-outcome of a command has the code 75 (EX_TEMPFAIL of sysexits.h, "try again"), so a batch script can requeue its job."""
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75, signal.SIGUSR2: 75}
+"""Exit code of a command for each signal that stops it: 128 + N, as shells report it, and 75 for the warnings SIGUSR1
+and SIGUSR2. No other outcome of a command has the code 75 (EX_TEMPFAIL of sysexits.h, "try again"), so a batch script
+can requeue its job."""
 
 SIGNALS = tuple(EXIT_CODES)
 """The signals that stop a command."""
@@ -41,45 +47,90 @@ def exit_code_of(interruption: KeyboardInterrupt) -> int:
     return interruption.exit_code if isinstance(interruption, Interrupted) else EXIT_CODES[signal.SIGINT]
 
 
+def interruption(number: int, consequence: str, *, agreed: bool = False) -> Interrupted:
+    """Return the exception for a signal; its message is the signal's name and the consequence."""
+    received = signal.Signals(number)
+    return Interrupted(f"{received.name}: {consequence}", EXIT_CODES[received], agreed=agreed, number=received)
+
+
+Handler = Callable[[int, FrameType | None], object]
+Handlers = dict[signal.Signals, Any]
+
+
+def _install(handler: Handler, replaced: Collection[Any] | None = None) -> Handlers:
+    """Handle SIGNALS by a function, which calls `_received` first, and return the previous handlers.
+
+    If `replaced` is given, other handlers stay. Outside the main thread, where Python cannot install any, all stay.
+    """
+    previous: Handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            current = signal.getsignal(number)
+            is_ignored_hangup = number == signal.SIGHUP and current is signal.SIG_IGN
+            if not is_ignored_hangup and (replaced is None or current in replaced):
+                previous[number] = signal.signal(number, handler)
+    return previous
+
+
+def _received(number: int) -> signal.Signals:
+    """Return the signal that a handler has received. After a SIGHUP, ignore further ones and the closed terminal."""
+    received = signal.Signals(number)
+    if received == signal.SIGHUP:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        leave_closed_terminal()
+    return received
+
+
+def _restore(previous: Handlers) -> None:
+    """Restore handlers. A signal that is ignored by now stays ignored, see `_received` and `ignore_signals`."""
+    for number, handler in previous.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 # Loading
 
 
 def exit_while_loading(number: int, frame: FrameType | None) -> NoReturn:
     """Print one line and end the process. An exception might be caught by the library that is being imported."""
-    received = signal.Signals(number)
-    if received == signal.SIGINT:
-        message = "interrupted while loading: nothing was done"
-    else:
-        message = f"{received.name}: stopped while no training was running: the same command resumes"
-    os.write(2, f"{message}\n".encode())
+    received = _received(number)
+    message = "interrupted" if received == signal.SIGINT else f"{received.name}: stopped"
+    with suppress(OSError):
+        os.write(2, f"{message} while loading: nothing was done\n".encode())
     os._exit(EXIT_CODES[received])
 
 
-def restore_ctrl_c() -> None:
-    """Make Ctrl-C raise KeyboardInterrupt again. Scripts call this when their imports are done."""
-    if signal.getsignal(signal.SIGINT) is exit_while_loading:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def _install_exit_while_loading() -> None:
-    """Install `exit_while_loading` if the program is a script of this project; replace only default handlers.
-
-    train.py handles SIGTERM and SIGUSR1 too, because its batch jobs are requeued. It keeps these two handlers after
-    loading, for the time before and between trainings.
-    """
+    """Install `exit_while_loading` if the program is a script of this project; replace only default handlers."""
     program = getattr(sys.modules["__main__"], "__file__", None)
     scripts = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
-    if program is None or os.path.dirname(os.path.abspath(program)) != scripts:
-        return
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, exit_while_loading)
-    if os.path.basename(program) == "train.py":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, exit_while_loading)
+    if program is not None and os.path.dirname(os.path.abspath(program)) == scripts:
+        _install(exit_while_loading, replaced=(signal.SIG_DFL, signal.default_int_handler))
 
 
 _install_exit_while_loading()
+
+
+# All commands
+
+
+@contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Raise Interrupted at a signal inside this context; at SIGINT, KeyboardInterrupt.
+
+    The handlers of a surrounding program stay. At the end, messages can be printed even if the terminal was closed.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received = _received(number)
+        raise KeyboardInterrupt if received == signal.SIGINT else interruption(received, "stopped")
+
+    previous = _install(interrupt, replaced=(signal.SIG_DFL, signal.default_int_handler, exit_while_loading))
+    try:
+        yield
+    finally:
+        _restore(previous)
+        leave_closed_terminal()
 
 
 # Training
@@ -90,7 +141,7 @@ class Abandoned(BaseException):
 
 
 class StopRequest:
-    """Context that records the first SIGINT, SIGTERM or SIGUSR1 as a request to stop, and raises at the second.
+    """Context that records the first signal as a request to stop, and raises at the second.
 
     The training loop reads `received` after every update. If it is set, the loop saves and raises `agreed_stop(...)`.
     The second signal raises Interrupted at once.
@@ -113,19 +164,20 @@ class StopRequest:
             self._abandoning = False
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._previous = _install(self._receive)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        _restore(self._previous)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        received = signal.Signals(number)
+        received = _received(number)
         if self.received is not None:
-            raise Interrupted(f"{received.name}: stopped at once, nothing more was saved", EXIT_CODES[received])
+            if received == signal.SIGHUP:
+                return  # the run is stopping already, and then its terminal was closed
+            raise interruption(number, "stopped at once, nothing more was saved")
         self.received = received
         log.warning("%s: stopping; this update is finished and saved (a second signal stops at once)", received.name)
         if self._abandoning:
@@ -134,7 +186,7 @@ class StopRequest:
 
 def agreed_stop(number: signal.Signals, message: str) -> Interrupted:
     """Return the exception that ends a training after a stop request; its message begins with the signal's name."""
-    return Interrupted(f"{number.name}: {message}", EXIT_CODES[number], agreed=True)
+    return interruption(number, message, agreed=True)
 
 
 def describe_stop(step: int, saved_step: int) -> str:
@@ -152,25 +204,32 @@ def explain_interrupts(has_checkpoint: Callable[[], bool]) -> Iterator[None]:
     """Raise Interrupted at a signal inside this context; its message tells from where the same command resumes.
 
     `has_checkpoint()` returns True if the run has a checkpoint to resume from. During the updates, a `StopRequest`
-    replaces this handler.
+    replaces this handler. If a surrounding program handles the signal, its handler is called when the run has stopped:
+    that of submitit queues the job again.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        received = signal.Signals(number)
+        received = _received(number)
         consequence = (
             "interrupted between updates: the same command resumes from the newest checkpoint"
             if has_checkpoint()
             else "interrupted before the first update: nothing is trained yet, and the same command starts from scratch"
         )
-        raise Interrupted(f"{received.name}: {consequence}", EXIT_CODES[received])
+        raise interruption(received, consequence)
 
-    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    previous = _install(interrupt)
     try:
         yield
+    except Interrupted as stop:
+        _restore(previous)
+        handler = previous.get(stop.number)
+        is_own = handler is signal.default_int_handler or getattr(handler, "__module__", None) == __name__
+        if callable(handler) and not is_own:
+            log.warning("%s", stop)  # the handler may end the process
+            handler(stop.number, None)
+        raise
     finally:
-        for number, handler in previous.items():
-            if signal.getsignal(number) is interrupt:  # after `ignore_signals`, the signal stays ignored
-                signal.signal(number, handler)
+        _restore(previous)
 
 
 def ignore_signals() -> None:
@@ -183,38 +242,16 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-# Translation and preprocessing
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Raise Interrupted at a SIGTERM inside this context.
-
-    Do nothing if the surrounding program has its own handler, or outside the main thread, where Python cannot install
-    handlers.
-    """
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted("SIGTERM: stopped", EXIT_CODES[signal.SIGTERM])
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+# Worker processes
 
 
 @contextmanager
 def block_signals_in_children() -> Iterator[None]:
-    """Block SIGINT and SIGUSR1 in child processes that are started inside this context.
+    """Block all SIGNALS but SIGTERM in child processes that are started inside this context.
 
-    Terminals and schedulers send both to all processes of a job. The parent handles them and ends its children.
+    Terminals and schedulers send them to all processes of a job. The parent handles them and ends its children.
     """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})  # children inherit the mask
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})  # children inherit the mask
     try:
         yield
     finally:

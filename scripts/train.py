@@ -16,9 +16,9 @@ Main keys:
   initialize_from    a checkpoint of another run whose weights to start from, with a new optimizer
   deterministic      true: bitwise the same result each time on CUDA too
 
-Ctrl-C, SIGTERM and SIGUSR1 save after the current update and exit with code 130, 143 and 75; the same command resumes
-the run. A second signal exits at once, without saving. With several processes, the signal may reach any of them; all
-stop after the same update.
+Ctrl-C, SIGTERM, SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2 save after the current update and exit with code 130,
+143, 129, 75 and 75; the same command resumes the run. A second signal exits at once, without saving. With several
+processes, the signal may reach any of them; all stop after the same update.
 """
 
 import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)

@@ -39,7 +39,7 @@ from gnmt.config.build import resolve
 from gnmt.config.validate import RENAMED, check_config, children, config_errors, describe, renamed
 from gnmt.errors import InputError, did_you_mean, format_count, format_value
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
-from gnmt.signals import exit_code_of, restore_ctrl_c
+from gnmt.signals import exit_code_of, interrupt_on_signals
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 EXIT_WRONG_INPUT = 2
@@ -85,9 +85,9 @@ def run_job(main: Callable[[Any], Any], cfg: Any) -> Any:
     except InputError as error:
         print_once(str(error))
         raise
-    restore_ctrl_c()
     try:
-        result = main(cfg)
+        with interrupt_on_signals():
+            result = main(cfg)
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

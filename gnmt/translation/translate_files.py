@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -32,7 +32,6 @@ from gnmt.distributed import Ranks
 from gnmt.errors import InputError, Interrupted, format_count
 from gnmt.fileio import read_lines
 from gnmt.logs import format_duration, progress_bar
-from gnmt.signals import interrupt_on_sigterm
 from gnmt.translation.formats import Origin, OutputFormat
 from gnmt.translation.jobs import STANDARD_STREAM, Job, input_lines, open_output
 from gnmt.translation.partial_output import Chunk, PartialOutput, TranslatedChunk
@@ -80,7 +79,7 @@ def translate_files(
 
     Raises:
         InputError: If an input cannot be read, an output cannot be written, or a partial output has other settings.
-        KeyboardInterrupt: After Ctrl-C or SIGTERM, with a message that says how to resume.
+        KeyboardInterrupt: After Ctrl-C or another signal, with a message that says how to resume.
     """
     output_format.check(translator.options)
     checkpoints = short_digests(made_from.checkpoints) if output_format.kind == "jsonl" else ()
@@ -162,18 +161,15 @@ def _translate_chunks(
 
 @contextmanager
 def _resume_explained(partial: PartialOutput, ranks: Ranks) -> Iterator[None]:
-    """Remove a partial output without chunks after any error; tell how to resume after Ctrl-C and SIGTERM.
-
-    With several processes, torchrun receives the signal and prints its own message.
-    """
+    """Remove a partial output without chunks after any error; tell how to resume after Ctrl-C and other signals."""
     try:
-        with interrupt_on_sigterm() if ranks.world_size == 1 else nullcontext():
-            yield
+        yield
     except BaseException as error:
         if ranks.world_size == 1 and not partial.finished_chunks():
             partial.remove()
         if isinstance(error, Interrupted):
-            raise Interrupted(f"{error}{partial.resume_hint()}", error.exit_code) from None
+            hint = partial.resume_hint()
+            raise Interrupted(f"{error}{hint}", error.exit_code, number=error.number) from None
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted{partial.resume_hint()}") from None
         raise

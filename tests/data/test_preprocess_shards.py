@@ -119,8 +119,8 @@ def test_signals_to_all_processes_of_a_job_do_not_stop_the_workers(
     def submit_and_signal(*arguments: Any) -> Any:
         future = submit(*arguments)
         for process in multiprocessing.active_children():
-            os.kill(process.pid, signal.SIGUSR1)
-            os.kill(process.pid, signal.SIGINT)
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                os.kill(process.pid, number)
         return future
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_signal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import resource
 import signal
@@ -131,7 +132,7 @@ def test_a_closed_pipe_ends_the_translation_with_one_line(tiny, tmp_path) -> Non
     assert process.returncode == 2
 
 
-# Ctrl-C
+# Ctrl-C and closed terminals
 
 
 @pytest.mark.slow
@@ -166,3 +167,40 @@ def test_ctrl_c_saves_and_the_same_command_resumes(run_command, tiny, wait_for, 
     assert straight.code == 0, straight.err
     weights = [read_checkpoint(tmp_path / "runs" / name / "last.pt")["model"] for name in ("tiny", "straight")]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def close_terminal(terminal: int, text: bytes) -> None:
+    """Read the terminal until it shows the text, and then close it."""
+    shown = b""
+    while text not in shown:
+        shown += os.read(terminal, 1 << 12)  # an OSError if the process has ended
+    os.close(terminal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_loses_no_update(tiny, tmp_path, nohup) -> None:
+    """A closed ssh connection killed the run. With nohup, its writes to the terminal ended it with a traceback."""
+    run = tiny.copied_to(tmp_path)
+    seldom = ("trainer.save_every_steps=1000000", "trainer.evaluate_every_steps=1000000")
+    overrides = (*run.overrides, *seldom, f"trainer.max_steps={30 if nohup else 1000000}")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.chdir(tmp_path)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, str(SCRIPTS / "train.py"), *overrides])
+    close_terminal(terminal, b"update 6/")
+    if not nohup:
+        os.kill(pid, signal.SIGHUP)  # a shell sends it too; the kernel has sent the first one
+    status = os.waitpid(pid, 0)[1]
+    log = (run.folder / "train.log").read_text(encoding="utf-8")
+    assert os.waitstatus_to_exitcode(status) == (0 if nohup else 129), log
+    step = read_checkpoint(run.folder / "last.pt")["step"]
+    if nohup:
+        assert step == 30
+        assert "best on dev, at update" in log
+    else:
+        assert step >= 6
+        assert f"SIGHUP: stopped after update {step}, saved up to {step}: the same command resumes" in log

@@ -155,6 +155,7 @@ def test_only_the_best_evaluation_is_logged_as_the_best(make_trainer, preprocess
         ("build_trainer", signal.SIGINT, 130),
         ("check_model", signal.SIGTERM, 143),
         ("preprocess", signal.SIGUSR1, 75),
+        ("preprocess", signal.SIGUSR2, 75),
     ],
 )
 def test_a_signal_before_the_first_update_tells_the_next_step(run, tmp_path, monkeypatch, function, number, exit_code):

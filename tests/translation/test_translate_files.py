@@ -15,6 +15,7 @@ from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at
 
 from gnmt.errors import InputError, Interrupted
 from gnmt.fileio import read_lines
+from gnmt.signals import interrupt_on_signals
 from gnmt.translation import partial_output
 from gnmt.translation.jobs import Job
 from gnmt.translation.partial_output import PartialOutput
@@ -139,7 +140,7 @@ def send_sigterm_at(line):
 def test_sigterm_says_how_to_resume_and_has_its_own_exit_code(home):
     """Slurm's signal ended a job without a message."""
     message = r"^SIGTERM: stopped; .*a\.de\.partial keeps 2 chunks, and the same command resumes from there"
-    with pytest.raises(Interrupted, match=message) as caught:
+    with pytest.raises(Interrupted, match=message) as caught, interrupt_on_signals():
         translate(send_sigterm_at(10))
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -148,26 +149,20 @@ def test_sigterm_says_how_to_resume_and_has_its_own_exit_code(home):
 
 
 def test_sigterm_before_the_first_chunk_leaves_nothing(home):
-    with pytest.raises(Interrupted, match=r"^SIGTERM: stopped$"):
+    with pytest.raises(Interrupted, match=r"^SIGTERM: stopped$"), interrupt_on_signals():
         translate(send_sigterm_at(2))
     assert names(home) == ["a.en", "best.pt"]
 
 
-def test_an_existing_handler_of_sigterm_stays(home):
-    received = []
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
-    try:
-        translate(send_sigterm_at(10))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert received == [1]
-    assert (home / "a.de").read_text() == expected()
-
-
 def test_a_thread_can_translate_too(home):
     """Only the main thread can install signal handlers."""
+
+    def translate_as_a_command():
+        with interrupt_on_signals():
+            translate(StubTranslator())
+
     with ThreadPoolExecutor(1) as executor:
-        executor.submit(translate, StubTranslator()).result()
+        executor.submit(translate_as_a_command).result()
     assert (home / "a.de").read_text() == expected()
 
 
