@@ -24,7 +24,7 @@ def code_words() -> set[str]:
     """
     words: set[str] = set()
     for path in (path for name in ("gnmt", "scripts", "configs") for path in (ROOT / name).rglob("*")):
-        words.update(path.relative_to(ROOT).with_suffix("").parts)
+        words.update(re.findall(r"\w+", str(path.relative_to(ROOT))))
         if path.suffix == ".yaml":
             words.update(re.findall(r"\w+", re.sub(r"#.*", "", path.read_text(encoding="utf-8"))))
         elif path.suffix == ".py":

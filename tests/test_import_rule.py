@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the lowest layer to the highest. A module may import from lower layers and from its own.
 LAYERS = (
-    {"gnmt.errors", "gnmt.signals"},
-    {"gnmt.batch", "gnmt.fileio", "gnmt.logs", "gnmt.device", "gnmt.distributed"},
+    {"gnmt.errors", "gnmt.logs", "gnmt.signals"},
+    {"gnmt.batch", "gnmt.fileio", "gnmt.device", "gnmt.distributed"},
     {"gnmt.reporting"},
     {"gnmt.config"},
     {"gnmt.data", "gnmt.model", "gnmt.decoding.options"},
