@@ -12,7 +12,8 @@ Main keys:
   data, tokenizer    the corpus, and how its text is split into subwords
   data.cleaning.*    limits of length and length ratio, duplicates, pairs with identical or blank sides
   data.preprocessed  the folder; by default preprocessed/<name>-<digest of the settings>
-  overwrite          true: replace a folder that was made from other inputs or settings
+  overwrite          true: replace a folder that was made from other inputs or settings, or is damaged
+  verify             true: only compare every file of the folder with its checksums
 """
 
 import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
@@ -24,10 +25,17 @@ from gnmt.config.schema import PrepareConfig
 
 def main(cfg: PrepareConfig) -> None:
     from gnmt.config.build import build
-    from gnmt.data.preprocess import preprocess
+    from gnmt.data.preprocess import preprocess, preprocessed_folder
+    from gnmt.data.store import verify_preprocessed
     from gnmt.errors import format_count
 
-    preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer), overwrite=cfg.overwrite)
+    corpus, tokenizer = build(cfg.data), build(cfg.tokenizer)
+    if cfg.verify:
+        folder = preprocessed_folder(corpus, tokenizer)
+        num_files, num_bytes = verify_preprocessed(folder)
+        print(f"{folder}: {format_count(num_files, 'file')}, {num_bytes:,} bytes: all are intact")
+        return
+    preprocessed = preprocess(corpus, tokenizer, overwrite=cfg.overwrite)
     training_pairs = format_count(len(preprocessed.store), "training pair")
     dev_pairs = format_count(len(preprocessed.dev), "dev pair")
     print(f"{preprocessed.folder}: {training_pairs}, {dev_pairs}")

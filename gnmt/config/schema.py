@@ -95,6 +95,7 @@ class PrepareConfig:
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
     overwrite: bool = MISSING
+    verify: bool = MISSING
     trusted_packages: list[str] = MISSING
 
 

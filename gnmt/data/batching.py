@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens
-from gnmt.data.store import CorpusSpan, Store
+from gnmt.data.store import CorpusSpan, Pairs, Store
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 
@@ -264,17 +264,15 @@ class SubwordSampling(NamedTuple):
         return lengths[0], lengths[1]
 
 
-def collate(store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None = None) -> Batch:
+def collate(store: Store, pairs: Pairs, sampling: SubwordSampling | None = None) -> Batch:
     """Return the pairs as one batch, rows in the given order."""
     return batch_of(*_ids_of(store, pairs, sampling), np.asarray(pairs))
 
 
-def _ids_of(
-    store: Store, pairs: Sequence[int] | NDArray[np.int64], sampling: SubwordSampling | None
-) -> tuple[Rows, Rows]:
+def _ids_of(store: Store, pairs: Pairs, sampling: SubwordSampling | None) -> tuple[Rows, Rows]:
     """Return source and target ids of the pairs, without BOS and EOS."""
     if sampling is None:
-        return [store.source_ids(pair) for pair in pairs], [store.target_ids(pair) for pair in pairs]
+        return store.source_ids(pairs), store.target_ids(pairs)
     both = [sampling.encode(store, int(pair)) for pair in pairs]
     return [source for source, _ in both], [target for _, target in both]
 

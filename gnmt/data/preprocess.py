@@ -44,6 +44,7 @@ from gnmt.data.parallel_text import ParallelText, naming_columns
 from gnmt.data.store import (
     FORMAT,
     SIDES,
+    DamagedDataError,
     EncodedSide,
     PreprocessedData,
     Store,
@@ -56,6 +57,7 @@ from gnmt.data.store import (
     read_preprocessed,
     read_tokenizers,
     texts_of,
+    verify_preprocessed,
     write_manifest,
     write_pairs,
     write_report,
@@ -152,7 +154,7 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
     check_format(folder, old)
     changes = manifest_changes(old, recipe)
     if not changes:
-        return not overwrite or _opens(folder)  # overwrite=true repairs a damaged folder
+        return not overwrite or _is_intact_folder(folder)  # overwrite=true repairs a damaged folder
     listed = f"{folder} was preprocessed from other inputs or settings:\n" + "\n".join(f"  {line}" for line in changes)
     if not overwrite:
         raise InputError(
@@ -163,11 +165,12 @@ def _is_up_to_date(folder: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
     return False
 
 
-def _opens(folder: Path) -> bool:
-    """Return whether the folder can be read, as opposed to a damaged one."""
+def _is_intact_folder(folder: Path) -> bool:
+    """Return whether all files of the folder are intact."""
     try:
-        read_preprocessed(folder)
-    except InputError:
+        verify_preprocessed(folder)
+    except DamagedDataError as error:
+        log.info("%s", error)
         return False
     return True
 

@@ -10,15 +10,22 @@ A preprocessed folder contains:
 
 The first half of the module reads and writes such a folder. The second half is the store of the training pairs:
 `StoreWriter` writes it, and `Store` maps it into memory.
+
+Every file has a checksum, which finds bytes that changed on the disk. The small files are verified when the folder is
+opened, the arrays of the store in blocks when they are first read. The checksum is CRC-32: it finds every changed byte
+(and all but one in four billion other changes of a block), and it is several times faster than a cryptographic hash,
+which only protection against deliberate changes would need.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -32,19 +39,35 @@ from gnmt.data.cleaning import CleaningReport
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, describe_changes
 
-FORMAT = 2
+FORMAT = 3
 """The version of the format; raise it when the layout or the meaning of a file changes."""
+
+Pairs = Sequence[int] | NDArray[np.int64]
+"""Indices of pairs in a store."""
 
 SIDES = ("source", "target")
 _MANIFEST = "manifest.json"
 _REQUIRED_KEYS = {"format", "settings", "inputs"}  # of a manifest of any format
 _REPORT = "cleaning_report"
-_STORE_META = "store.json"
-_BLOCK_IDS = 1 << 20  # ids that `Store.unused_target_ids` reads at once
+_TRAIN, _STORE_META = "train", "store.json"
+_STORE_META_PATH = f"{_TRAIN}/{_STORE_META}"
+_CHECKED_BYTES = 1 << 17  # bytes of a block with a checksum: what Linux reads ahead when it maps a file
 _REMEDY = "preprocess again with scripts/prepare.py and overwrite=true"
+_REBUILD = (
+    "rebuild this folder alone with scripts/prepare.py, the same settings of data and tokenizer, and overwrite=true; "
+    "it will have the same contents, so runs that were trained on it can resume"
+)
 
 
 # The preprocessed folder
+
+
+class DamagedDataError(InputError):
+    """Files of a preprocessed folder are missing or changed since they were written; `problems` has a message each."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems) + ("\n" if len(problems) > 1 else "; ") + _REBUILD)
 
 
 @dataclass(frozen=True)
@@ -97,22 +120,64 @@ class PreprocessedData:
 
 
 def read_preprocessed(folder: Path | str) -> PreprocessedData:
-    """Open a preprocessed folder. Raises InputError if it is missing, damaged or of another format."""
+    """Open a preprocessed folder and verify its small files.
+
+    Raises InputError if the folder is missing or of another format, and DamagedDataError if a file is damaged.
+    """
     folder = Path(folder)
+    manifest = _read_current_manifest(folder)
+    if problems := _damaged_small_files(folder, manifest):
+        raise DamagedDataError(*problems.values())
+    tokenizers = read_tokenizers(folder)
+    dev = read_pairs(folder / "dev")
+    tests = {name: read_pairs(folder / "test" / name) for name in manifest["inputs"]["test"]}
+    report = CleaningReport(**json.loads((folder / f"{_REPORT}.json").read_text(encoding="utf-8")))
+    store = Store(folder / _TRAIN)
+    corpus_spans = [CorpusSpan(number, float(number)) for number in manifest["pairs_per_corpus"]]
+    return PreprocessedData(folder, store, tokenizers, dev, tests, manifest, report, corpus_spans)
+
+
+def verify_preprocessed(folder: Path) -> tuple[int, int]:
+    """Verify every byte of a preprocessed folder, and return the number of its files and their size in bytes.
+
+    Raises InputError if the folder is missing or of another format, and DamagedDataError with all damaged files.
+    """
+    manifest = _read_current_manifest(folder)
+    problems = _damaged_small_files(folder, manifest)
+    names = [_MANIFEST, *manifest["checksums"]]
+    if _STORE_META_PATH not in problems:
+        for name, description in _read_store_meta(folder / _TRAIN)["arrays"].items():
+            names.append(f"{_TRAIN}/{name}")
+            try:
+                _Array(folder / names[-1], description).verify_all()
+            except DamagedDataError as error:
+                problems[names[-1]] = error.problems[0]
+    if problems:
+        raise DamagedDataError(*problems.values())
+    return len(names), sum((folder / name).stat().st_size for name in names)
+
+
+def _read_current_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder of the current format; raise InputError if there is none."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder} holds no preprocessed text: preprocess it with scripts/prepare.py")
     check_format(folder, manifest)
-    try:
-        tokenizers = read_tokenizers(folder)
-        dev = read_pairs(folder / "dev")
-        tests = {name: read_pairs(folder / "test" / name) for name in manifest["inputs"]["test"]}
-        report = CleaningReport(**json.loads((folder / f"{_REPORT}.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: damaged: {error}; {_REMEDY}") from error
-    store = Store(folder / "train")
-    corpus_spans = [CorpusSpan(number, float(number)) for number in manifest["pairs_per_corpus"]]
-    return PreprocessedData(folder, store, tokenizers, dev, tests, manifest, report, corpus_spans)
+    return manifest
+
+
+def _damaged_small_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return a message for each small file whose contents differ from the manifest's checksum, by its name there."""
+    problems = {}
+    for name, checksum in manifest["checksums"].items():
+        try:
+            found = zlib.crc32((folder / name).read_bytes())
+        except OSError as error:
+            problems[name] = f"{folder / name}: cannot be read: {error.strerror}"
+            continue
+        if found != checksum:
+            problems[name] = f"{folder / name}: damaged: its checksum is {found:08x}, {checksum:08x} was written"
+    return problems
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -126,22 +191,38 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     - counts, versions: numbers of pairs and tokens, and versions of the packages that were used.
     - fingerprint, unused_target_ids: see `PreprocessedData`.
     - pairs_per_corpus: number of training pairs of each corpus.
+    - checksums: CRC-32 of each file by its path in the folder, except of the manifest itself and of the store's arrays,
+      whose blocks have theirs in store.json.
+    - checksum: CRC-32 of all other keys.
 
     Raises InputError for a folder with other contents, which preprocessing must not touch.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
+    problem = None
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
         if not isinstance(manifest, dict) or not manifest.keys() >= _REQUIRED_KEYS:
-            raise ValueError(f"it lacks the keys {', '.join(sorted(_REQUIRED_KEYS))}")
-    except (OSError, ValueError) as error:
+            problem = f"lacks the keys {', '.join(sorted(_REQUIRED_KEYS))}"
+        elif manifest["format"] == FORMAT and manifest.get("checksum") != _manifest_checksum(manifest):
+            problem = "is damaged: its checksum differs"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        problem = "is damaged: it is not JSON"
+    if problem is not None:
+        advice = "remove it to preprocess again, or " if _looks_preprocessed(folder) else ""
         raise InputError(
-            f"{folder}: not a preprocessed folder (its {_MANIFEST} cannot be read: {error}); "
-            + ("remove it, or " if _looks_preprocessed(folder) else "")
-            + "choose another one with data.preprocessed="
-        ) from error
+            f"{folder}: not a preprocessed folder (its {_MANIFEST} {problem}); {advice}choose another one with "
+            "data.preprocessed="
+        )
+    assert isinstance(manifest, dict)
     return manifest
+
+
+def _manifest_checksum(manifest: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of all keys of a manifest but `checksum`."""
+    return zlib.crc32(json.dumps({**manifest, "checksum": None}, sort_keys=True).encode())
 
 
 def check_format(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -159,8 +240,12 @@ def _looks_preprocessed(folder: Path) -> bool:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest; see `read_manifest` for its keys."""
-    _write_json(folder / _MANIFEST, manifest)
+    """Write the manifest with the checksums of the folder's other files; see `read_manifest` for its keys."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    arrays = {f"{_TRAIN}/{name}" for name in _read_store_meta(folder / _TRAIN)["arrays"]}
+    checksums = {name: zlib.crc32((folder / name).read_bytes()) for name in names if name not in arrays}
+    complete = {**manifest, "checksums": checksums}
+    _write_json(folder / _MANIFEST, {**complete, "checksum": _manifest_checksum(complete)})
 
 
 def manifest_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -263,27 +348,25 @@ def read_pairs(folder: Path) -> list[tuple[str, str]]:
 class Store:
     """Training pairs in memory-mapped files. It is pickled as its folder, so that processes map the same files.
 
+    Each process verifies each block of a file when it first reads from it. Verifying all pairs of a batch together
+    takes a few operations of NumPy, and nothing once every block of a file was read.
+
     Raises:
-        InputError: The folder has no store, or its files have other sizes than recorded.
+        DamagedDataError: The folder has no store, its files have other sizes than recorded, or, when they are read,
+            other contents.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            meta = json.loads((folder / _STORE_META).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: the store of training pairs cannot be read: {error}; {_REMEDY}") from error
+        meta = _read_store_meta(folder)
         self._num_pairs = int(meta["num_pairs"])
-        self.digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-        arrays = {name: _map(folder / name, array["dtype"], array["count"]) for name, array in meta["arrays"].items()}
+        arrays = {name: _Array(folder / name, description) for name, description in meta["arrays"].items()}
+        self.digest = _digest(meta)
         self._ids = {side: arrays[f"{side}.ids"] for side in SIDES}
         self._offsets = {side: arrays[f"{side}.offsets"] for side in SIDES}
         self._text = {side: arrays[f"{side}.text"] for side in SIDES}
         self._text_offsets = {side: arrays[f"{side}.text_offsets"] for side in SIDES}
-        self.source_lengths: NDArray[np.int32] = arrays["source.lengths"]
-        """Subwords of each source, without EOS."""
-        self.target_lengths: NDArray[np.int32] = arrays["target.lengths"]
-        """Subwords of each target, without BOS and EOS."""
+        self._lengths = {side: arrays[f"{side}.lengths"] for side in SIDES}
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.folder,)
@@ -291,13 +374,23 @@ class Store:
     def __len__(self) -> int:
         return self._num_pairs
 
-    def source_ids(self, pair: int) -> NDArray[np.integer[Any]]:
-        """Return the ids of a source, without BOS and EOS: a read-only view of the file."""
-        return self._ids_of("source", pair)
+    @cached_property
+    def source_lengths(self) -> NDArray[np.int32]:
+        """Subwords of each source, without EOS."""
+        return self._lengths["source"].verify_all()
 
-    def target_ids(self, pair: int) -> NDArray[np.integer[Any]]:
-        """Return the ids of a target, without BOS and EOS: a read-only view of the file."""
-        return self._ids_of("target", pair)
+    @cached_property
+    def target_lengths(self) -> NDArray[np.int32]:
+        """Subwords of each target, without BOS and EOS."""
+        return self._lengths["target"].verify_all()
+
+    def source_ids(self, pairs: Pairs) -> list[NDArray[np.integer[Any]]]:
+        """Return the ids of some sources, without BOS and EOS: a read-only view of the file for each."""
+        return self._ids_of("source", np.asarray(pairs))
+
+    def target_ids(self, pairs: Pairs) -> list[NDArray[np.integer[Any]]]:
+        """Return the ids of some targets, without BOS and EOS: a read-only view of the file for each."""
+        return self._ids_of("target", np.asarray(pairs))
 
     def source_text(self, pair: int) -> str:
         """Return the text of a source."""
@@ -311,33 +404,126 @@ class Store:
         """Return the ids that no target contains, without special ids. All targets are read."""
         used_V = np.zeros(vocabulary_size, dtype=bool)
         used_V[[PAD_ID, UNK_ID, BOS_ID, EOS_ID]] = True
-        ids = self._ids["target"]
-        for start in range(0, len(ids), _BLOCK_IDS):
-            used_V[ids[start : start + _BLOCK_IDS]] = True
+        for ids in self._ids["target"].blocks():
+            used_V[ids] = True
         return [int(id) for id in np.flatnonzero(~used_V)]
 
-    def _ids_of(self, side: str, pair: int) -> NDArray[np.integer[Any]]:
-        offsets = self._offsets[side]
-        return self._ids[side][offsets[pair] : offsets[pair + 1]]
+    def _ids_of(self, side: str, pairs_N: NDArray[np.int64]) -> list[NDArray[np.integer[Any]]]:
+        offsets, ids = self._offsets[side], self._ids[side]
+        offsets.verify(pairs_N, pairs_N + 2)
+        begins_N, ends_N = offsets.values[pairs_N], offsets.values[pairs_N + 1]
+        ids.verify(begins_N, ends_N)
+        return [ids.values[begin:end] for begin, end in zip(begins_N.tolist(), ends_N.tolist(), strict=True)]
 
     def _text_of(self, side: str, pair: int) -> str:
-        offsets = self._text_offsets[side]
-        return self._text[side][offsets[pair] : offsets[pair + 1]].tobytes().decode("utf-8")
+        begin, end = self._text_offsets[side].read(pair, pair + 2).tolist()
+        return self._text[side].read(begin, end).tobytes().decode("utf-8")
+
+
+class _Array:
+    """An array in a memory-mapped file, in blocks that are verified when they are first read.
+
+    Args:
+        path: The file.
+        description: dtype, number of values and checksums, as `_ArrayFile.describe` returns them.
+
+    Raises:
+        DamagedDataError: The file is missing or has another size than recorded.
+    """
+
+    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+        self._path = path
+        self.values = _map(path, description["dtype"], description["count"])
+        """All values. Before some are used, they must be verified."""
+        self._block_values = _CHECKED_BYTES // self.values.itemsize
+        self._checksums = _unpack_checksums(description["crc32"])
+        # One more than there are blocks: the empty range at the end of the file begins there.
+        self._verified = np.zeros(len(self._checksums) + 1, dtype=np.bool_)
+        self._verified[-1] = True
+        self._num_unverified = len(self._checksums)
+
+    def verify(self, begins_N: NDArray[np.int64], ends_N: NDArray[np.int64]) -> None:
+        """Verify the blocks with the values from each begin to each end."""
+        if not self._num_unverified:
+            return
+        first_N = begins_N // self._block_values
+        last_N = np.maximum(begins_N, ends_N - 1) // self._block_values
+        known_N = self._verified[first_N] & self._verified[last_N] & (last_N - first_N <= 1)
+        for row in np.flatnonzero(~known_N):
+            self.read(int(begins_N[row]), int(ends_N[row]))
+
+    def read(self, begin: int, end: int) -> NDArray[Any]:
+        """Return the values from `begin` to `end`, verified."""
+        if self._num_unverified:
+            for block in range(begin // self._block_values, -(-end // self._block_values)):
+                if not self._verified[block]:
+                    self._verify_block(block)
+        return self.values[begin:end]
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """Yield all values block by block, verified."""
+        for begin in range(0, len(self.values), self._block_values):
+            yield self.read(begin, min(begin + self._block_values, len(self.values)))
+
+    def verify_all(self) -> NDArray[Any]:
+        """Return all values, verified."""
+        return self.read(0, len(self.values))
+
+    def _verify_block(self, block: int) -> None:
+        begin = block * self._block_values
+        found = zlib.crc32(self.values[begin : begin + self._block_values].data)
+        if found != self._checksums[block]:
+            first_byte = block * _CHECKED_BYTES
+            size = min(_CHECKED_BYTES, self.values.nbytes - first_byte)
+            raise DamagedDataError(
+                f"{self._path}: damaged: the checksum of bytes {first_byte} to {first_byte + size - 1} is {found:08x}, "
+                f"{self._checksums[block]:08x} was written"
+            )
+        self._verified[block] = True
+        self._num_unverified -= 1
+
+
+def _read_store_meta(folder: Path) -> dict[str, Any]:
+    """Return the contents of store.json: the number of pairs, and the description of each array."""
+    path = folder / _STORE_META
+    try:
+        meta: dict[str, Any] = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamagedDataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DamagedDataError(f"{path}: damaged: it is not JSON") from error
+    return meta
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all values of a store and their types."""
+    hashed = {name: {key: array[key] for key in ("dtype", "count", "sha256")} for name, array in meta["arrays"].items()}
+    return hashlib.sha256(json.dumps({**meta, "arrays": hashed}, sort_keys=True).encode()).hexdigest()
 
 
 def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
-    """Map a file of `count` values into memory, read-only; raise InputError if it is missing or has another size."""
+    """Map a file of `count` values into memory, read-only."""
+    expected = count * np.dtype(dtype).itemsize
     try:
         size = path.stat().st_size
+        if size == expected == 0:
+            return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
+        if size == expected:
+            # A plain array over the map: slicing an np.memmap itself is several times slower.
+            return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(count,)))
     except OSError as error:
-        raise InputError(f"{path}: missing from the preprocessed folder; {_REMEDY}") from error
-    expected = count * np.dtype(dtype).itemsize
-    if size != expected:
-        raise InputError(f"{path}: damaged: it has {size} bytes, {expected} were written; {_REMEDY}")
-    if count == 0:
-        return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
-    # A plain array over the map: slicing an np.memmap itself is several times slower.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(count,)))
+        raise DamagedDataError(f"{path}: cannot be read: {error.strerror}") from error
+    raise DamagedDataError(f"{path}: damaged: it has {size} bytes, {expected} were written")
+
+
+def _unpack_checksums(text: str) -> NDArray[np.uint32]:
+    """Return the numbers that `_pack_checksums` packed."""
+    return np.frombuffer(bytes.fromhex(text), ">u4")
+
+
+def _pack_checksums(checksums: Sequence[int]) -> str:
+    """Return the checksums in hexadecimal digits, eight for each: a large store has a hundred thousand."""
+    return np.array(checksums, ">u4").tobytes().hex()
 
 
 class EncodedSide(NamedTuple):
@@ -421,13 +607,23 @@ class _ArrayFile:
         self.count = 0
         self._file = stack.enter_context(path.open("wb"))
         self._hash = hashlib.sha256()
+        self._num_bytes = 0
+        self._checksums: list[int] = []  # of each block; the last one may be incomplete
 
     def write(self, values: Any) -> None:
-        data = np.ascontiguousarray(values, dtype=self.dtype).tobytes()
+        data = memoryview(np.ascontiguousarray(values, dtype=self.dtype).tobytes())
         self._file.write(data)
         self._hash.update(data)
         self.count += len(data) // self.dtype.itemsize
+        while data:
+            filled = self._num_bytes % _CHECKED_BYTES
+            if filled == 0:
+                self._checksums.append(0)
+            part, data = data[: _CHECKED_BYTES - filled], data[_CHECKED_BYTES - filled :]
+            self._checksums[-1] = zlib.crc32(part, self._checksums[-1])
+            self._num_bytes += len(part)
 
     def describe(self) -> dict[str, Any]:
-        """Return dtype, number of values and sha256, as store.json records them."""
-        return {"dtype": self.dtype.str, "count": self.count, "sha256": self._hash.hexdigest()}
+        """Return dtype, number of values, sha256, and the CRC-32 of each block, as store.json records them."""
+        checksums = _pack_checksums(self._checksums)
+        return {"dtype": self.dtype.str, "count": self.count, "sha256": self._hash.hexdigest(), "crc32": checksums}

@@ -27,7 +27,7 @@ from gnmt.config.build import build
 from gnmt.config.validate import check_component
 from gnmt.data.corpora import Corpus
 from gnmt.data.parallel_text import ParallelFiles
-from gnmt.data.store import read_preprocessed
+from gnmt.data.store import DamagedDataError, read_preprocessed
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.segments import Translation
@@ -245,7 +245,8 @@ class TrainingData:
     def test_set(self, name: str | None, folder: str | None) -> tuple[str, Pairs]:
         """Return the name and the pairs of a test set.
 
-        The pairs are read from the preprocessed folder if it still holds this data, otherwise from the corpus.
+        The pairs are read from the preprocessed folder if it still holds this data, otherwise from the corpus. Raises
+        InputError if the folder is damaged, or has no test set of this name.
 
         Args:
             name: "dev" or a test set of the data; None for the only test set.
@@ -274,6 +275,8 @@ class TrainingData:
     def _preprocessed_texts(self) -> dict[str, Pairs] | None:
         try:
             preprocessed = read_preprocessed(self.preprocessed_folder)
+        except DamagedDataError:
+            raise
         except InputError:
             return None
         return {"dev": preprocessed.dev, **preprocessed.tests} if preprocessed.fingerprint == self.fingerprint else None

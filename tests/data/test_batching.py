@@ -78,7 +78,7 @@ def test_an_epoch_has_every_pair_once_within_the_budgets(
             for row, pair in enumerate(batch.pairs_B.tolist()):
                 ids = batch.target.ids_BT[row, 1 : batch.target.lengths_B[row] - 1].tolist()
                 assert tokenizers.target.decode(ids) == store.target_text(pair)
-                assert alpha > 0 or ids == store.target_ids(pair).tolist()
+                assert alpha > 0 or ids == store.target_ids([pair])[0].tolist()
     batches = [batch for update in updates for batch in update]
     assert sum(batch.num_real_tokens for batch in batches) == sum(
         int((batch.source.lengths_B + batch.labels.lengths_B).sum()) for batch in batches

@@ -43,8 +43,8 @@ def test_the_folder_has_the_ids_and_the_text_of_all_kept_pairs(
     assert len(store) == 299
     for index, (source, target) in enumerate(kept):
         assert (store.source_text(index), store.target_text(index)) == (source, target)
-        assert store.source_ids(index).tolist() == tokenizers.source.encode(source)
-        assert store.target_ids(index).tolist() == tokenizers.target.encode(target)
+        assert store.source_ids([index])[0].tolist() == tokenizers.source.encode(source)
+        assert store.target_ids([index])[0].tolist() == tokenizers.target.encode(target)
     assert preprocessed.dev == toy_pairs(7, seed=1)
     assert preprocessed.tests == {}
     assert preprocessed.report.dropped["blank"] == 1
@@ -298,7 +298,8 @@ def test_a_message_advises_to_remove_a_damaged_preprocessed_folder(
 ) -> None:
     (preprocess(make_corpus(), options).folder / "manifest.json").write_text("{")
     with pytest.raises(
-        InputError, match=r"not a preprocessed folder .*; remove it, or choose another one with data\.prep"
+        InputError,
+        match=r"not a preprocessed folder .*; remove it to preprocess again, or choose another",
     ):
         preprocess(make_corpus(), options)
 
@@ -322,9 +323,9 @@ def test_a_folder_of_another_format_is_refused(make_corpus: MakeCorpus, options:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(InputError, match="preprocessed in format 0"):
         read_preprocessed(folder)
-    with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 2; .*overwrite=true"):
+    with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 3; .*overwrite=true"):
         preprocess(make_corpus(), options)
-    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 2
+    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 3
 
 
 def test_a_complete_folder_is_opened_without_a_lock(

@@ -83,7 +83,8 @@ def test_shards_of_any_size_give_the_same_result(
     store, report = preprocessed.store, preprocessed.report
     assert [(store.source_text(pair), store.target_text(pair)) for pair in range(len(store))] == kept
     assert all(
-        store.source_ids(pair).tolist() == preprocessed.tokenizers.source.encode(kept[pair][0]) for pair in range(9)
+        store.source_ids([pair])[0].tolist() == preprocessed.tokenizers.source.encode(kept[pair][0])
+        for pair in range(9)
     )
     assert report.dropped == {reason: len(numbers) for reason, numbers in dropped.items()}
     assert min(report.dropped.values()) > 0

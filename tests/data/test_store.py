@@ -31,11 +31,11 @@ def test_reading_returns_what_was_written(tmp_path: Path, block: int) -> None:
     store = Store(write(tmp_path / "store", block))
     assert len(store) == 4
     for pair in range(4):
-        assert store.source_ids(pair).tolist() == SOURCE[pair]
-        assert store.target_ids(pair).tolist() == TARGET[pair]
+        assert store.source_ids([pair])[0].tolist() == SOURCE[pair]
+        assert store.target_ids([pair])[0].tolist() == TARGET[pair]
         assert store.source_text(pair) == SOURCE_TEXT[pair]
         assert store.target_text(pair) == TARGET_TEXT[pair]
-    assert (store.source_ids(0).dtype, store.target_ids(0).dtype) == (np.uint16, np.uint32)
+    assert (store.source_ids([0])[0].dtype, store.target_ids([0])[0].dtype) == (np.uint16, np.uint32)
     assert store.source_lengths.tolist() == [3, 0, 1, 1]
     assert store.target_lengths.tolist() == [1, 2, 0, 2]
     assert store.target_lengths.dtype == np.int32
@@ -54,11 +54,11 @@ def test_empty_pairs_are_stored(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, 300, 300) as writer:
         writer.append(encoded_side([[], []], ["", ""]), encoded_side([[], []], ["", ""]))
     store = Store(tmp_path)
-    assert [store.source_ids(1).tolist(), store.target_text(1)] == [[], ""]
+    assert [store.source_ids([1])[0].tolist(), store.target_text(1)] == [[], ""]
 
 
 def test_ids_are_read_only(tmp_path: Path) -> None:
-    ids = Store(write(tmp_path / "store")).source_ids(0)
+    ids = Store(write(tmp_path / "store")).source_ids([0])[0]
     with pytest.raises(ValueError, match="read-only"):
         ids[0] = 1
 
@@ -67,7 +67,7 @@ def test_a_store_pickles_as_its_folder(tmp_path: Path) -> None:
     store = Store(write(tmp_path / "store"))
     data = pickle.dumps(store)
     assert len(data) < 500
-    assert pickle.loads(data).target_ids(1).tolist() == TARGET[1]
+    assert pickle.loads(data).target_ids([1])[0].tolist() == TARGET[1]
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"target\.ids: damaged: it has 19 bytes, 20 were written"):
         Store(folder)
     (folder / "target.ids").unlink()
-    with pytest.raises(InputError, match=r"target\.ids: missing"):
+    with pytest.raises(InputError, match=r"target\.ids: cannot be read: No such file"):
         Store(folder)
-    with pytest.raises(InputError, match="the store of training pairs cannot be read"):
+    with pytest.raises(InputError, match=r"store\.json: cannot be read"):
         Store(tmp_path)
 
 
@@ -90,5 +90,5 @@ def test_an_error_while_writing_leaves_no_store(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="stop"):
         write_and_fail()
-    with pytest.raises(InputError, match="the store of training pairs cannot be read"):
+    with pytest.raises(InputError, match=r"store\.json: cannot be read"):
         Store(tmp_path)

@@ -23,7 +23,7 @@ def test_the_sum_and_the_number_of_target_tokens_with_eos(objective, preprocesse
     batch = collate(preprocessed.store, pairs)
     objective.eval()
     loss_sum, num_tokens = objective(batch)
-    assert num_tokens == sum(len(preprocessed.store.target_ids(pair)) + 1 for pair in pairs)
+    assert num_tokens == sum(len(preprocessed.store.target_ids([pair])[0]) + 1 for pair in pairs)
     expected = 0.0
     for pair in pairs:  # one at a time, so that there is no padding at all
         row = collate(preprocessed.store, [pair])

@@ -19,7 +19,7 @@ def options() -> TrainerOptions:
 
 
 def test_unused_ids_are_those_that_the_store_does_not_hold(preprocessed):
-    held = {int(id) for pair in range(len(preprocessed.store)) for id in preprocessed.store.target_ids(pair)}
+    held = {int(id) for pair in range(len(preprocessed.store)) for id in preprocessed.store.target_ids([pair])[0]}
     size = preprocessed.tokenizers.target.vocabulary_size
     assert preprocessed.unused_target_ids == sorted(set(range(size)) - held - {PAD_ID, UNK_ID, BOS_ID, EOS_ID})
     assert preprocessed.unused_target_ids
