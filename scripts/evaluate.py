@@ -36,7 +36,7 @@ from gnmt.errors import InputError, format_count
 
 def main(cfg: EvaluateConfig) -> None:
     from gnmt.decoding.translator import load_translator
-    from gnmt.evaluation.evaluate import TrainingData, evaluate, read_pairs, variant_of
+    from gnmt.evaluation.evaluate import TrainingData, choose_bleu_tokenizer, evaluate, read_pairs, variant_of
 
     if (cfg.source is None) != (cfg.target is None):
         raise InputError("source= and target= belong together: give both files, or a test_set=")
@@ -44,7 +44,6 @@ def main(cfg: EvaluateConfig) -> None:
         raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
     translator, checkpoints, members = load_translator(cfg)
     contents, config = members[0].contents, members[0].config
-    bleu_tokenize = cfg.bleu_tokenize or config["data"]["bleu_tokenize"]
     files, fingerprint = None, None
     if cfg.source is not None and cfg.target is not None:
         files = (cfg.source, cfg.target)
@@ -54,6 +53,7 @@ def main(cfg: EvaluateConfig) -> None:
         recorded = TrainingData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)
         test_set, pairs = recorded.test_set(cfg.test_set, cfg.data_folder)
         fingerprint = recorded.fingerprint
+    bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, config["data"], pairs)
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:
         further["tokenize"] = cfg.bleu_tokenize

@@ -73,16 +73,18 @@ def _check_config(config: Mapping[str, Any], origin: str) -> None:
     errors = check_component(config["decoding"], "config.decoding", expected=(SearchOptions,))
     if errors:
         raise InputError(f"{origin}: the search options are wrong:\n  " + "\n  ".join(errors))
-    size, tokenize = config["trainer"].get("evaluation_batch_size"), config["data"].get("bleu_tokenize")
+    size = config["trainer"].get("evaluation_batch_size")
     if not _is_count(size) or size == 0:
         raise InputError(
             f"{origin}: config.trainer.evaluation_batch_size is {format_value(size)}, allowed is a whole number of at "
             "least 1"
         )
-    if not isinstance(tokenize, str):
-        raise InputError(
-            f"{origin}: config.data.bleu_tokenize is {format_value(tokenize)}, allowed is text, such as 13a"
-        )
+    texts = {"target_language": "unknown", **config["data"]}  # an imported model has no corpus
+    for key, example in (("bleu_tokenize", "13a"), ("target_language", "de")):
+        if not isinstance(value := texts.get(key), str):
+            raise InputError(
+                f"{origin}: config.data.{key} is {format_value(value)}, allowed is text, such as {example}"
+            )
 
 
 def _is_count(value: object) -> bool:

@@ -74,6 +74,8 @@ class ArchivedCorpus(Corpus):
 
     _not_content: ClassVar[tuple[str, ...]] = (
         *Corpus._not_content,
+        "source_language",
+        "target_language",
         "train",
         "dev",
         "test",

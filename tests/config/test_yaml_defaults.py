@@ -51,7 +51,6 @@ DIFFERENT = {
     ("Cosine", "final_fraction"): "a setting of recipes: plain annealing ends at 0",
     ("WarmupStepDecay", "warmup_steps"): WARMUP,
     ("ArchivedCorpus", "download_folder"): "each corpus has its own folder inside the default",
-    ("KoreanEnglish", "bleu_tokenize"): "the YAML selects it by the target language",
     ("KoreanEnglish", "folder"): "given here",
     ("ParallelFiles", "source"): "given here",
     ("ParallelFiles", "target"): "given here",

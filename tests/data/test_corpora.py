@@ -10,7 +10,15 @@ from typing import Any, get_args
 
 import pytest
 
-from gnmt.data.corpora import MULTI30K_SHA256, DemoCorpus, FilesCorpus, Multi30k, Multi30kLanguage
+from gnmt.data.corpora import (
+    MULTI30K_SHA256,
+    DemoCorpus,
+    FilesCorpus,
+    Multi30k,
+    Multi30kLanguage,
+    bleu_tokenizer,
+    language_unlike_13a,
+)
 from gnmt.data.demo_grammar.corpus import CORPUS_VERSION
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.preprocess import preprocess
@@ -117,3 +125,59 @@ def test_demo_corpus_has_disjoint_splits_and_both_directions(tmp_path: Path) -> 
 def test_demo_corpus_refuses_other_languages() -> None:
     with pytest.raises(InputError, match="from en to de or from de to en"):
         DemoCorpus(target_language="fr")
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "expected"),
+    [
+        ("auto", "de", "13a"),
+        ("auto", "target", "13a"),
+        ("auto", "zh", "zh"),
+        ("auto", "zh-CN", "zh"),
+        ("auto", "zho_Hans", "zh"),
+        ("auto", "ja", "ja-mecab"),
+        ("auto", "jpn_Jpan", "ja-mecab"),
+        ("auto", "KO", "ko-mecab"),
+        ("char", "zh", "char"),
+    ],
+)
+def test_the_language_code_chooses_the_tokenization_of_bleu(name: str, language: str, expected: str) -> None:
+    assert bleu_tokenizer(name, language) == expected
+
+
+@pytest.mark.parametrize(
+    ("references", "expected"),
+    [
+        (["一只猫在吃鱼。", "狗跑得很快！"], "zh"),
+        (["猫が魚を食べている。", "犬は速い。"], "ja"),
+        (["カタカナ"], "ja"),
+        (["고양이가 생선을 먹는다."], "ko"),
+        (["A cat (猫) eats fish.", "Das Wort für Katze ist 猫."], None),
+        (["Кошка ест рыбу."], None),
+        (["12 + 3 = 15", "!?"], None),
+        ([], None),
+    ],
+)
+def test_dev_references_without_a_code_of_their_language_are_refused(
+    references: list[str], expected: str | None, tmp_path: Path
+) -> None:
+    """With 13a, dev BLEU of Chinese text was 0.00 at every evaluation, so best.pt was that of the first one."""
+    assert language_unlike_13a("auto", "target", references) == expected
+    assert language_unlike_13a("13a", "target", references) is None
+    assert language_unlike_13a("auto", expected or "target", references) is None
+
+
+def test_references_without_a_language_code_are_refused_before_training_text_is_encoded(tmp_path: Path) -> None:
+    for name, text in {"a": "cat\ndog\n", "b": "猫\n狗\n"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = ParallelFiles(source=str(tmp_path / "a"), target=str(tmp_path / "b"))
+    corpus = FilesCorpus(train=files, dev=files, preprocessed=str(tmp_path / "p"))
+    options = TokenizerOptions(vocab_size=270)
+    message = r"data\.target_language is target, but most letters of the dev references are Han, .*_language=zh"
+    with pytest.raises(InputError, match=message):
+        preprocess(corpus, options)
+    assert not (tmp_path / "p").exists()
+    fingerprint = preprocess(replace(corpus, bleu_tokenize="char"), options).fingerprint
+    with pytest.raises(InputError, match=message):  # the folder is up to date
+        preprocess(corpus, options)
+    assert preprocess(replace(corpus, target_language="zh"), options).fingerprint == fingerprint

@@ -35,7 +35,7 @@ def test_the_corpus_is_read_in_both_directions(folder: Path, tmp_path: Path) -> 
     backward = KoreanEnglish(
         folder=str(folder), preprocessed=str(tmp_path / "back"), source_language="en", target_language="ko"
     )
-    assert (forward.bleu_tokenize, backward.bleu_tokenize) == ("13a", "ko-mecab")
+    assert (forward.bleu_tokenizer, backward.bleu_tokenizer) == ("13a", "ko-mecab")
     pairs = list(zip(KOREAN, ENGLISH, strict=True))
     for text in (forward.training_text(), forward.dev_text(), forward.test_texts()["test_pydocs"]):
         assert list(text.iterate()) == pairs
@@ -60,7 +60,6 @@ def test_the_test_set_may_be_absent_and_files_may_be_uncompressed(folder: Path) 
     [
         ({"folder": None}, r"data\.folder is not given: this corpus cannot be downloaded; .* with data\.folder=FOLDER"),
         ({"source_language": "en"}, r"both en: .*data\.source_language=en data\.target_language=ko"),
-        ({"bleu_tokenizers": {"ko": "char"}}, r"data\.bleu_tokenizers has no entry for en"),
     ],
 )
 def test_wrong_settings_are_refused_by_their_key(keywords: dict[str, Any], message: str) -> None:

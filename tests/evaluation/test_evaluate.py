@@ -10,7 +10,12 @@ import pytest
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
-from gnmt.evaluation.evaluate import evaluate, evaluation_names, output_folder
+from gnmt.evaluation.evaluate import (
+    choose_bleu_tokenizer,
+    evaluate,
+    evaluation_names,
+    output_folder,
+)
 
 PAIRS = [("A house.", "Ein Haus.")]
 OTHER_PAIRS = [("A house.", "Das Haus.")]
@@ -104,3 +109,26 @@ def test_a_checkpoint_replaced_during_the_translation_does_not_change_the_names(
         output=tmp_path / "out",
     )
     assert evaluation.scores_file.name == f"{expected}.json"
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded", "language", "reference", "expected"),
+    [
+        (None, "auto", "de", "eine Katze", "13a"),
+        (None, "auto", "zh", "一只猫", "zh"),
+        (None, "char", "zh", "一只猫", "char"),
+        ("13a", "auto", "zh", "一只猫", "13a"),
+        ("zh", "auto", "target", "一只猫", "zh"),
+    ],
+)
+def test_bleu_is_tokenized_as_the_checkpoint_records_unless_the_command_says_otherwise(
+    given, recorded, language, reference, expected
+):
+    data = {"bleu_tokenize": recorded, "target_language": language}
+    assert choose_bleu_tokenizer(given, data, [("a cat", reference)]) == expected
+
+
+def test_references_in_an_unexpected_script_are_refused_with_the_key_to_set():
+    data = {"bleu_tokenize": "auto", "target_language": "target"}
+    with pytest.raises(InputError, match=r"are Hangul, .*_language=target: choose bleu_tokenize=ko-mecab"):
+        choose_bleu_tokenizer(None, data, [("a cat", "고양이가 잔다")])

@@ -87,7 +87,7 @@ def test_an_unknown_tokenization_is_refused_with_the_known_ones():
         check_tokenizer("13b")
 
 
-@pytest.mark.parametrize(("name", "command"), [("ja-mecab", "'sacrebleu[ja]'"), ("ko-mecab", "-e '.[korean]'")])
+@pytest.mark.parametrize(("name", "command"), [("ja-mecab", "-e '.[japanese]'"), ("ko-mecab", "-e '.[korean]'")])
 def test_a_missing_extra_is_named(name, command, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(InputError, match=rf"not installed here: pip install .*{re.escape(command)}; or use .*=char"):
@@ -119,6 +119,15 @@ def test_korean_is_scored_over_morphemes():
     scores = score_translations(["고양이는 집에서 잠을 잔다."], [reference], tokenize="ko-mecab")
     assert "tok:ko-mecab" in scores.signatures["bleu"]
     assert scores.bleu > score_translations(["고양이는 집에서 잠을 잔다."], [reference]).bleu
+
+
+def test_japanese_is_scored_over_morphemes():
+    pytest.importorskip("MeCab", reason="needs the extra japanese")
+    check_tokenizer("ja-mecab")
+    reference = "猫は家で寝ている。"
+    scores = score_translations(["犬は家で寝ている。"], [reference], tokenize="ja-mecab")
+    assert "tok:ja-mecab" in scores.signatures["bleu"]
+    assert scores.bleu > score_translations(["犬は家で寝ている。"], [reference]).bleu
 
 
 def test_decomposed_hangul_in_references_is_a_warning(caplog):

@@ -125,3 +125,11 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
         locked_run_folder(Path(tmp_path / "file" / "run")),
     ):
         pass
+
+
+def test_a_missing_extra_for_bleu_is_told_before_the_data_is_preprocessed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    monkeypatch.setattr("gnmt.training.train.preprocess", None)
+    with pytest.raises(InputError, match=r"data\.bleu_tokenize: 'ja-mecab', .* Japanese text, needs .*\[japanese\]"):
+        run(tmp_path / "run", "data.target_language=ja")
+    assert not (tmp_path / "run").exists()
