@@ -1,20 +1,23 @@
 """The processes of a torchrun job: ranks, barriers, collectives, and propagation of failures.
 
 `Ranks` identifies this process and communicates with the others. Its barriers use torchrun's key-value store and have
-no time limit, because rank 0 may preprocess data for hours. Its collectives use the process group of torch.distributed,
-whose calls time out.
+no time limit, because rank 0 may preprocess data for hours, but they say which rank they wait for. Its collectives use
+the process group of torch.distributed, whose calls time out.
 
 `Failures` ends all processes when one fails. The failed process writes its message to the store. The others read it at
-their next barrier or check, and a `Watchdog` thread ends a process that hangs in a collective. `ending_together` wraps
-a training in this protocol, and `report_once` wraps a translation, so that the error is printed once.
+their next barrier or check, and a `Watchdog` thread ends a process that hangs in a collective, where it would not
+handle signals either. `ending_together` wraps a training in this protocol, and `report_once` wraps a translation, so
+that the error is printed once.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,16 +27,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import DistError, HashStore, PrefixStore, Store  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from gnmt.errors import InputError, Interrupted
-from gnmt.signals import ignore_signals
+from gnmt.errors import InputError, Interrupted, first_line
+from gnmt.logs import ended, polled, wait_for
+from gnmt.signals import EXIT_CODES, ArrivedSignals, ignore_signals
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
-"""Time limit for the start of all processes of a job."""
+"""Time limit for the start of all processes of a job, counted from the start of each."""
 
 COLLECTIVE_MINUTES = 30
 """Time limit of a collective. A process that has not joined it by then hangs."""
@@ -47,14 +50,17 @@ GRACE_SECONDS = 10.0
 WRITING_SECONDS = 600.0
 """Time in which a process must end after another has failed, including all its writes to the disk."""
 
+SIGNAL_SECONDS = 3.0
+"""Time in which the main thread must handle a second signal before a `Watchdog` ends the process."""
+
 EXIT_SECONDS = 60.0
 """Time limit of `Ranks.wait_before_exit`."""
 
 THREADS_SECONDS = 0.5
 """Time in which the threads of a destroyed process group release their tensors."""
 
-_POLL_SECONDS = 0.1
 _FAILURE_KEY = "failed"
+_NUM_RANKS_SHOWN = 8
 
 
 class Ranks:
@@ -90,10 +96,13 @@ class Ranks:
             world_size = int(os.environ.get("WORLD_SIZE", "1"))
             if world_size == 1:
                 return cls()
-            store, rank, world_size = next(rendezvous("env://"))
-            return cls(rank, world_size, int(os.environ["LOCAL_RANK"]), fresh_store(store, rank, world_size))
-        except (KeyError, ValueError, DistError) as error:
+            rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            if not 0 <= rank < world_size or not all(address):
+                raise ValueError(f"RANK={rank} WORLD_SIZE={world_size} MASTER_ADDR={address[0]}")
+        except (KeyError, ValueError) as error:
             raise InputError(f"the processes of this job cannot connect ({error}): start them with torchrun") from error
+        return cls(rank, world_size, local_rank, connect(*address, rank, world_size))
 
     @property
     def is_rank_0(self) -> bool:
@@ -114,15 +123,14 @@ class Ranks:
         if self.is_rank_0:
             self._store.set(name, message)
             return message
-        self._wait_until(lambda: self._store.check([name]))
+        self._wait_for_keys({name: 0})
         return self._store.get(name).decode()
 
     def wait_for_all(self) -> None:
         """On rank 0, wait until all other ranks have reached this call. The other ranks do not wait."""
         name = self._next_barrier()
         if self.is_rank_0:
-            others = [f"{name}/{rank}" for rank in range(1, self.world_size)]
-            self._wait_until(lambda: self._store.check(others))
+            self._wait_for_keys({f"{name}/{rank}": rank for rank in range(1, self.world_size)})
         else:
             self._store.set(f"{name}/{self.rank}", "")
 
@@ -136,16 +144,17 @@ class Ranks:
         Rank 0 may host the store. It waits for all others, and they wait for its reply, so that no process loses the
         store while it still reads from it.
         """
-        deadline = time.monotonic() + EXIT_SECONDS
         name = self._next_barrier()
+        others = {f"{name}/{rank}": rank for rank in range(1, self.world_size)}
+        awaited = others if self.is_rank_0 else {f"{name}/0": 0}
         try:
-            self._store.add(name, 1)
-            while self.is_rank_0 and self._store.add(name, 0) < self.world_size and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
+            if not self.is_rank_0:
+                self._store.set(f"{name}/{self.rank}", "")
+            wait_for(
+                polled(lambda: self._store.check([*awaited])), lambda: _missing(self._store, awaited), EXIT_SECONDS
+            )
             if self.is_rank_0:
-                self._store.set(f"{name}/rank-0", "")
-            while not self._store.check([f"{name}/rank-0"]) and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
+                self._store.set(f"{name}/0", "")
         except DistError:
             pass  # rank 0 has ended, and with it the store
 
@@ -153,12 +162,15 @@ class Ranks:
         self._num_barriers += 1
         return f"barrier-{self._num_barriers}"
 
-    def _wait_until(self, reached: Callable[[], bool]) -> None:
-        while True:
+    def _wait_for_keys(self, ranks: dict[str, int]) -> None:
+        """Wait until the store has all keys. Each key is written by the rank that it is mapped to."""
+
+        def reached() -> bool:
             self.failures.check()
-            if reached():
-                return
-            time.sleep(_POLL_SECONDS)
+            return bool(self._store.check([*ranks]))
+
+        level = logging.WARNING if self.rank <= 1 else logging.INFO  # one of those that wait for rank 0 prints it
+        wait_for(polled(reached), lambda: _missing(self._store, ranks), level=level)
 
     # Collectives
 
@@ -174,9 +186,13 @@ class Ranks:
         on_cuda = device.type == "cuda"
         if on_cuda:
             torch.cuda.set_device(device)
+        # Joining the group and its collectives block in C++, where no signal is handled, so wait here for all ranks.
+        name = self._next_barrier()
+        self._store.set(f"{name}/{self.rank}", "")
+        self._wait_for_keys({f"{name}/{rank}": rank for rank in range(self.world_size)})
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-            store=PrefixStore(self._next_barrier(), self._store),
+            store=PrefixStore(name, self._store),
             rank=self.rank,
             world_size=self.world_size,
             timeout=timedelta(minutes=COLLECTIVE_MINUTES),
@@ -219,38 +235,87 @@ def current_ranks() -> Ranks:
     return Ranks.from_environment()
 
 
-def fresh_store(store: Store, rank: int, world_size: int) -> Store:
+def connect(host: str, port: int, rank: int, world_size: int) -> Store:
+    """Return the store of a new job, when all its processes have connected.
+
+    Rank 0 hosts the store, unless torchrun does. Raises InputError if not all processes start within START_SECONDS.
+    """
+    hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    start = time.monotonic()
+    store: list[Store] = []
+    errors: list[Exception] = []
+
+    def open_store() -> None:
+        is_host = rank == 0 and not hosted_by_torchrun
+        try:
+            # By default, the host would wait here for all others, in C++, and could not say which one is missing.
+            store.append(TCPStore(host, port, world_size, is_host, wait_for_workers=False, multi_tenant=True))
+        except (DistError, ValueError) as error:
+            errors.append(error)
+
+    # The constructor blocks until the host answers. In a thread, it does not keep signals from being handled.
+    thread = threading.Thread(target=open_store, name="connection to the store", daemon=True)
+    thread.start()
+
+    what = f"{'torchrun' if hosted_by_torchrun else 'rank 0'} at {host}:{port}"
+    if not wait_for(ended(thread), lambda: f"{what}, where the processes of this job connect", START_SECONDS):
+        raise _not_started(world_size, what)
+    try:
+        if errors:
+            raise errors[0]
+        return fresh_store(store[0], rank, world_size, START_SECONDS - (time.monotonic() - start))
+    except (DistError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the processes of this job cannot connect at {host}:{port} ({first_line(error)}): start them with torchrun"
+        ) from error
+
+
+def fresh_store(store: Store, rank: int, world_size: int, limit_seconds: float) -> Store:
     """Return the store with a new key prefix on which all ranks agree.
 
     torchrun keeps its store when it restarts failed processes, and the number of restarts may differ between machines.
     Without a new prefix, the keys of earlier processes would be read as keys of the current ones. Rank 0 chooses the
     prefix. Each other rank writes a random number, and rank 0 writes the prefix under that number, until all ranks have
-    received it. Raises InputError if not all processes start within START_SECONDS.
+    received it. Raises InputError if this takes longer than `limit_seconds`.
     """
     own = secrets.token_hex(8)
-    deadline = time.monotonic() + START_SECONDS
-
-    def poll() -> None:
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"not all of the {world_size} processes have started within {START_SECONDS:.0f} seconds: "
-                "see the messages of the others, and start all of them again"
-            )
-        time.sleep(_POLL_SECONDS)
-
-    if rank > 0:
+    awaited = {f"welcome-{own}": 0}
+    if rank == 0:
+        awaited = {f"received-{own}-{other}": other for other in range(1, world_size)}
+    else:
         store.set(f"hello-{rank}", own)
-        while not store.check([f"welcome-{own}"]):
-            poll()
-        prefix = store.get(f"welcome-{own}").decode()
-        store.add(f"received-{prefix}", 1)
-        return PrefixStore(prefix, store)
-    while store.add(f"received-{own}", 0) < world_size - 1:
-        for other in range(1, world_size):
-            if store.check([f"hello-{other}"]):
-                store.set(f"welcome-{store.get(f'hello-{other}').decode()}", own)
-        poll()
-    return PrefixStore(own, store)
+
+    def reached() -> bool:
+        if rank == 0:
+            for other in range(1, world_size):
+                if store.check([f"hello-{other}"]):
+                    store.set(f"welcome-{store.get(f'hello-{other}').decode()}", own)
+        return bool(store.check([*awaited]))
+
+    if not wait_for(polled(reached), lambda: f"{_missing(store, awaited)} to start", limit_seconds):
+        raise _not_started(world_size, _missing(store, awaited))
+    if rank == 0:
+        return PrefixStore(own, store)
+    prefix = store.get(f"welcome-{own}").decode()
+    store.set(f"received-{prefix}-{rank}", "")
+    return PrefixStore(prefix, store)
+
+
+def _missing(store: Store, ranks: dict[str, int]) -> str:
+    """Return "rank 3" or "ranks 3, 4": those whose keys the store does not have."""
+    missing = [rank for key, rank in ranks.items() if not store.check([key])]
+    return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:_NUM_RANKS_SHOWN]))}" + (
+        f" and {len(missing) - _NUM_RANKS_SHOWN} more" if len(missing) > _NUM_RANKS_SHOWN else ""
+    )
+
+
+def _not_started(world_size: int, missing: str) -> InputError:
+    return InputError(
+        f"not all of the {world_size} processes have started within {START_SECONDS:.0f} seconds ({missing} did not "
+        "answer): see the messages of the others, and start all of them again"
+    )
 
 
 class Failures:
@@ -328,10 +393,19 @@ class Watchdog(threading.Thread):
         self._reports = reports
         self._is_writing = is_writing
         self._dismissed = threading.Event()
+        self._arrived = ArrivedSignals()
+        self._unhandled_since = math.inf
+        self._has_explained = False
+
+    def start(self) -> None:
+        """Start the thread and observe signals; call this in the main thread."""
+        signal.set_wakeup_fd(self._arrived.writer, warn_on_full_buffer=False)
+        super().start()
 
     def run(self) -> None:
-        """Check the store until `dismiss` is called or a process has failed."""
+        """Check the store and the signals until `dismiss` is called or a process has failed."""
         while not self._dismissed.wait(WATCH_SECONDS):
+            self._check_signals()
             message = _failure_in(self._store)
             if message is None:
                 continue
@@ -344,8 +418,27 @@ class Watchdog(threading.Thread):
 
     def dismiss(self) -> None:
         """Stop the thread when the work has ended without a failure."""
+        signal.set_wakeup_fd(-1)
         self._dismissed.set()
         self.join()
+        self._arrived.close()
+
+    def _check_signals(self) -> None:
+        """Do what the handlers of the main thread would do if it is blocked, as in a collective without an answer."""
+        unhandled = self._arrived.unhandled()
+        if not unhandled:
+            self._unhandled_since = math.inf
+            return
+        self._unhandled_since = min(self._unhandled_since, time.monotonic())
+        seconds = time.monotonic() - self._unhandled_since
+        name = signal.Signals(unhandled[-1]).name
+        if self._arrived.total > 1 and seconds >= SIGNAL_SECONDS:
+            log.error("%s: stopped at once, nothing more was saved", name)
+            logging.shutdown()
+            os._exit(EXIT_CODES[signal.Signals(unhandled[-1])])
+        if seconds >= GRACE_SECONDS and not self._has_explained:
+            self._has_explained = True
+            log.warning("%s: this process still waits for another one (a second signal stops it at once)", name)
 
     def _dismissed_in_time(self) -> bool:
         """Return True if `dismiss` is called within GRACE_SECONDS after the last write and within WRITING_SECONDS."""

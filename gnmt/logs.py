@@ -1,4 +1,4 @@
-"""Logging to stderr and to the run's log file, and progress bars.
+"""Logging to stderr and to the run's log file, progress bars, and waits that say what they wait for.
 
 `configure_logging` installs both log handlers. Log lines are printed above a progress bar that is being drawn. tqdm is
 imported only when the first bar is made, so that commands without a bar start faster.
@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import sys
 import termios
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+NOTICE_SECONDS = 10.0
+"""Time after which `wait_for` says for the first time what it waits for."""
+
+_POLL_SECONDS = 0.1
 
 
 def configure_logging(run_file: Path | None = None) -> None:
@@ -151,6 +159,56 @@ def progress_bar(
         unit_scale=unit_scale,
         initial=initial,
     )
+
+
+def wait_for(
+    done: Callable[[float], bool],
+    what: Callable[[], str],
+    limit_seconds: float = math.inf,
+    level: int = logging.WARNING,
+) -> bool:
+    """Wait until `done` returns True, and log a long wait, first after NOTICE_SECONDS and then ever more rarely.
+
+    Signals interrupt the wait.
+
+    Args:
+        done: Waits for at most the given number of seconds; True if the wait is over.
+        what: Names what is waited for.
+        limit_seconds: After this time, `wait_for` returns False.
+        level: Level of the log lines.
+    """
+    start, next_notice = time.monotonic(), NOTICE_SECONDS
+    while True:
+        waited = time.monotonic() - start
+        if waited >= next_notice:
+            logging.getLogger(__name__).log(level, "waiting for %s (%s so far)", what(), format_duration(waited))
+            next_notice *= 2
+        if done(max(0, min(next_notice, limit_seconds) - waited)):
+            return True
+        if waited >= limit_seconds:
+            return False
+
+
+def polled(reached: Callable[[], bool]) -> Callable[[float], bool]:
+    """Return `done` of `wait_for` for a condition that must be polled."""
+
+    def done(seconds: float) -> bool:
+        if reached():
+            return True
+        time.sleep(min(seconds, _POLL_SECONDS))
+        return False
+
+    return done
+
+
+def ended(thread: threading.Thread) -> Callable[[float], bool]:
+    """Return `done` of `wait_for` for the end of a thread."""
+
+    def done(seconds: float) -> bool:
+        thread.join(seconds)
+        return not thread.is_alive()
+
+    return done
 
 
 def format_duration(seconds: float) -> str:

@@ -74,11 +74,46 @@ def _install(handler: Handler, replaced: Collection[Any] | None = None) -> Handl
 
 def _received(number: int) -> signal.Signals:
     """Return the signal that a handler has received. After a SIGHUP, ignore further ones and the closed terminal."""
+    global _num_handled
+    _num_handled += 1
     received = signal.Signals(number)
     if received == signal.SIGHUP:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         leave_closed_terminal()
     return received
+
+
+_num_handled = 0
+
+
+class ArrivedSignals:
+    """Record SIGNALS as they arrive. Python calls their handlers later, when the main thread leaves its C++ code.
+
+    Another thread can thus find out that the main thread is blocked. Pass `writer` to `signal.set_wakeup_fd`.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self.writer, False)
+        self._handled_before = _num_handled
+        self._arrived: list[int] = []
+
+    @property
+    def total(self) -> int:
+        """The number of signals that have arrived."""
+        return len(self._arrived)
+
+    def unhandled(self) -> list[int]:
+        """Return the signals that have arrived and whose handler has not been called yet."""
+        with suppress(BlockingIOError):
+            self._arrived += [number for number in os.read(self._reader, 1 << 12) if number in SIGNALS]
+        return self._arrived[_num_handled - self._handled_before :]
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._reader)
+        os.close(self.writer)
 
 
 def _restore(previous: Handlers) -> None:

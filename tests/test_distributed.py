@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -129,7 +131,7 @@ def test_restarted_processes_do_not_read_the_keys_of_earlier_ones():
 
     def connect(attempt, rank, delay):
         time.sleep(delay)
-        stores[attempt, rank] = fresh_store(store, rank, 3)
+        stores[attempt, rank] = fresh_store(store, rank, 3, limit_seconds=30)
 
     for attempt, delays in enumerate([(0, 0.2, 0), (0.2, 0, 0.3)]):
         threads = [threading.Thread(target=connect, args=(attempt, rank, delays[rank])) for rank in range(3)]
@@ -144,11 +146,67 @@ def test_restarted_processes_do_not_read_the_keys_of_earlier_ones():
         assert {each.message() for each in failures} == {"stopped, because rank 1 did: by zero"}
 
 
-def test_a_process_that_never_starts_is_an_input_error(monkeypatch):
-    monkeypatch.setattr("gnmt.distributed.START_SECONDS", 0.1)
-    for rank in range(2):
-        with pytest.raises(InputError, match="not all of the 2 processes have started within 0 seconds"):
-            fresh_store(HashStore(), rank, 2)
+@pytest.mark.parametrize(("rank", "missing"), [(0, "ranks 1, 2"), (1, "rank 0")])
+def test_a_process_that_never_starts_is_named(monkeypatch, caplog, rank, missing):
+    monkeypatch.setattr("gnmt.logs.NOTICE_SECONDS", 0.1)
+    expected = rf"not all of the 3 processes have started within 300 seconds \({missing} did not answer\)"
+    with pytest.raises(InputError, match=expected):
+        fresh_store(HashStore(), rank, 3, limit_seconds=0.5)
+    assert caplog.messages[0] == f"waiting for {missing} to start (00:00 so far)"
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_barrier_names_the_ranks_that_it_waits_for(monkeypatch, caplog, waiting):
+    monkeypatch.setattr("gnmt.logs.NOTICE_SECONDS", 0.1)
+    store = HashStore()
+    ranks = [Ranks(rank, 3, rank, store) for rank in range(3)]
+    if waiting == 0:
+        thread = threading.Thread(target=ranks[0].wait_for_all)
+        ranks[1].wait_for_all()
+    else:
+        thread = threading.Thread(target=ranks[1].wait_for_rank_0)
+    thread.start()
+    while not caplog.messages:
+        time.sleep(0.01)
+    (ranks[2].wait_for_all if waiting == 0 else ranks[0].wait_for_rank_0)()
+    thread.join(30)
+    assert caplog.messages[0] == f"waiting for rank {2 if waiting == 0 else 0} (00:00 so far)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_peers_are_absent_says_so_and_obeys_signals(rank):
+    """It waited for ten minutes without a word, and only SIGKILL ended it."""
+    code = """
+import gnmt.distributed, gnmt.logs, gnmt.signals
+gnmt.logs.NOTICE_SECONDS = 0.1
+gnmt.logs.configure_logging()
+try:
+    with gnmt.signals.interrupt_on_signals():
+        gnmt.distributed.Ranks.from_environment()
+except KeyboardInterrupt as stop:
+    raise SystemExit(str(stop))
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env={**os.environ, **job}, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        notice = next(line for line in process.stderr if "waiting for" in line)
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=60)[1]
+    expected = "waiting for rank 1 to start" if rank == 0 else f"rank 1: waiting for rank 0 at 127.0.0.1:{port}"
+    assert expected in notice
+    assert rest.splitlines()[-1] == "SIGTERM: stopped"
+    assert process.returncode == 1
 
 
 # Failures
@@ -298,3 +356,28 @@ time.sleep(300)
     assert done.returncode == 1
     assert "stopped, because rank 1 did: no memory" in done.stderr
     assert (tmp_path / "checkpoint").exists() == is_complete
+
+
+@pytest.mark.slow
+def test_a_watchdog_obeys_signals_for_a_process_that_hangs_in_a_collective():
+    """Python calls no handler while the main thread is in C++. Such a process ignored all signals for half an hour."""
+    code = """
+import gnmt.distributed as distributed, gnmt.logs, gnmt.signals
+distributed.WATCH_SECONDS = distributed.GRACE_SECONDS = distributed.SIGNAL_SECONDS = 0.1
+gnmt.logs.configure_logging()
+with gnmt.signals.interrupt_on_signals():
+    distributed.Watchdog(distributed.HashStore(), reports=True).start()
+    gnmt.logs.logging.warning("blocked")
+    distributed.HashStore().wait(["a key that is never set"])
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr)
+        next(line for line in lines if "blocked" in line)
+        process.send_signal(signal.SIGTERM)
+        explained = next(line for line in lines if "SIGTERM" in line)
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=60)[1]
+    assert "still waits for another one (a second signal stops it at once)" in explained
+    assert "SIGTERM: stopped at once, nothing more was saved" in rest
+    assert process.returncode == 143

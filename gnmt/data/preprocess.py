@@ -27,10 +27,11 @@ import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -75,7 +76,7 @@ from gnmt.fileio import (
     work_folder,
     write_atomically,
 )
-from gnmt.logs import progress_bar
+from gnmt.logs import progress_bar, wait_for
 from gnmt.signals import block_signals_in_children
 
 log = logging.getLogger(__name__)
@@ -401,6 +402,7 @@ def encode_training_text(
     sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
     with StoreWriter(folder, *sizes) as writer, _shard_encoder(tokenizers, num_workers) as submit:
         for shard in _submit_shards(list(corpora.values()), shard_folder, submit, max_pending=num_workers + 1):
+            wait_for(partial(_is_done, shard.encoded), lambda: "the processes that encode the training text")
             shard.encoded.result()
             source, target, ids_report = _read_shard(shard.path)
             writer.append(source, target)
@@ -442,6 +444,11 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def _is_done(future: Future[None], seconds: float) -> bool:
+    """Wait for at most this time until a future is done, and return whether it is."""
+    return bool(wait([future], seconds).done)
 
 
 def _finished() -> Future[None]:
@@ -523,6 +530,10 @@ def _shard_encoder(tokenizers: Tokenizers, num_workers: int) -> Iterator[SubmitS
             "a process that encodes the text was killed, probably because memory ran out; the same command resumes "
             f"with the finished shards; fewer processes need less memory: data.num_workers={num_workers - 1}"
         ) from error
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.kill()  # otherwise `shutdown` would wait for them, even if they hang
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 

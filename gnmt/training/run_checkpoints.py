@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gnmt.checkpoint.file import UnreadableCheckpointError, read_checkpoint, write_checkpoint
 from gnmt.errors import InputError, Interrupted, format_count
+from gnmt.logs import ended, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class BackgroundWriter:
         """Wait for the current write, if there is one, and handle its outcome."""
         if self._thread is None:
             return
-        self._thread.join()
+        wait_for(ended(self._thread), lambda: f"the disk, to which {self._name} is written")
         self._thread, error = None, self._error
         if error is None:
             self._on_written()

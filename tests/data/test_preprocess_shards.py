@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -127,6 +128,38 @@ def test_signals_to_all_processes_of_a_job_do_not_stop_the_workers(
     monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_signal)
     preprocessed = preprocess(replace(make_corpus(dirty, STRICT), num_workers=2), options)
     assert len(preprocessed.store) == len(oracle(dirty, preprocessed)[0])
+
+
+@pytest.mark.slow
+def test_workers_that_hang_are_named_and_ctrl_c_ends_them(
+    make_corpus: MakeCorpus, dirty: list[tuple[str, str]], options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preprocessing waited without a word, and Ctrl-C waited for the workers again."""
+    monkeypatch.setattr(preprocess_module, "SHARD_PAIRS", 40)
+    monkeypatch.setattr("gnmt.logs.NOTICE_SECONDS", 0.2)
+
+    submit = ProcessPoolExecutor.submit
+
+    def submit_and_freeze(*arguments: Any) -> Any:
+        future = submit(*arguments)
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGSTOP)
+        return future
+
+    class PressCtrlC(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("waiting for the processes that encode the training text"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    handler = PressCtrlC()
+    logging.getLogger().addHandler(handler)
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_freeze)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(replace(make_corpus(dirty, STRICT), num_workers=2), options)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow
