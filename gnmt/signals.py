@@ -125,13 +125,18 @@ def _restore(previous: Handlers) -> None:
 
 # Loading
 
+_has_worked = False  # set by the first `interrupt_on_signals`
+
 
 def exit_while_loading(number: int, frame: FrameType | None) -> NoReturn:
-    """Print one line and end the process. An exception might be caught by the library that is being imported."""
+    """Print one line and end the process. An exception might be caught by the library that is being imported.
+
+    This handles signals between the jobs of a sweep too, and those that torchrun sends when the work has ended.
+    """
     received = _received(number)
     message = "interrupted" if received == signal.SIGINT else f"{received.name}: stopped"
     with suppress(OSError):
-        os.write(2, f"{message} while loading: nothing was done\n".encode())
+        os.write(2, f"{message}{'' if _has_worked else ' while loading: nothing was done'}\n".encode())
     os._exit(EXIT_CODES[received])
 
 
@@ -155,6 +160,9 @@ def interrupt_on_signals() -> Iterator[None]:
 
     The handlers of a surrounding program stay. At the end, messages can be printed even if the terminal was closed.
     """
+
+    global _has_worked
+    _has_worked = True
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received = _received(number)
