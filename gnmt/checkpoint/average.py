@@ -27,6 +27,8 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     ids that are unused in all checkpoints remain unused. The other entries are copied from the checkpoint with the most
     updates, without dev scores, which the mean does not have.
 
+    Warns if the checkpoints are of different runs without a common initialize_from: they may have no useful mean.
+
     Raises InputError if the checkpoints have different models or tokenizers, or if `output` exists.
     """
     if output.exists():
@@ -38,6 +40,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         contents = read_checkpoint(path, REQUIRED_ENTRIES)
         if newest:
             _check_same_model(paths[0], newest, path, contents)
+            _warn_of_another_run(path, newest, contents)
         for name, weight in inference_weights(contents).items():
             sums[name] = weight.double() if name not in sums else sums[name] + weight
         own_unused = set(contents["unused_target_ids"])
@@ -72,3 +75,19 @@ def _check_same_model(first: Path, expected: Mapping[str, Any], path: Path, foun
     shapes = [{name: weight.shape for name, weight in contents["model"].items()} for contents in (expected, found)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{path} has weights of other names or shapes than {first}")
+
+
+def _warn_of_another_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Log a warning if two checkpoints are of runs that were trained from different weights or in different ways."""
+    configs = [json.loads(contents["config"]) for contents in (expected, found)]
+    changes = changed_settings(configs[0], configs[1])
+    if expected["data_fingerprint"] != found["data_fingerprint"]:
+        changes.append("data")
+    start = configs[0].get("initialize_from")
+    if changes and (start is None or start != configs[1].get("initialize_from")):
+        log.warning(
+            "%s is of another run (other %s): weights that were trained apart from random ones have no useful mean; "
+            "average checkpoints of one run, or of runs with the same initialize_from",
+            path,
+            ", ".join(change.partition(":")[0] for change in changes[:5]),
+        )

@@ -52,9 +52,11 @@ MAY_CHANGE = NEVER_NAMED | {
     "trainer.num_sample_translations",
     "trainer.evaluation_batch_size",
     "trainer.prefetch_batches",
+    "schedule.total_steps",
 }
 """Keys that may change when a run is resumed: limits, intervals, devices and folders. They do not change what an update
-computes. The keys below `data.test` may change too, see `may_change`."""
+computes, except schedule.total_steps, whose change is logged. The keys below `data.test` may change too, see
+`may_change`."""
 
 LIMITS = frozenset(
     {
@@ -62,6 +64,7 @@ LIMITS = frozenset(
         "trainer.max_epochs",
         "trainer.patience_evaluations",
         "trainer.evaluate_every_steps",
+        "schedule.total_steps",
     }
 )
 """The keys of MAY_CHANGE that decide how long a run trains."""
@@ -75,7 +78,7 @@ GROUPS_IN_NAMES = ("experiment", "data")
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 MAX_NAME_LENGTH = 120
 
-CONFIG, _LOCK, _LOG = "config.json", ".lock", "train.log"
+CONFIG, LOG, _LOCK = "config.json", "train.log", ".lock"
 """Files of a run's folder."""
 
 
@@ -118,8 +121,9 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
     base = cfg.name or (str(values[group]) if group else "demo")
     slugs = []
     for key, value in sorted(values.items()):
-        # A single run is resumed with other limits. Jobs of a sweep that differ only in limits are different runs.
-        unnamed = key in NEVER_NAMED if sweep else may_change(key)
+        # A single run is resumed with other limits. Jobs of a sweep that differ only in limits are different runs, and
+        # so are runs with other schedules: only name= lengthens the schedule of an existing run.
+        unnamed = key in NEVER_NAMED if sweep else may_change(key) and key != "schedule.total_steps"
         if key != group and not unnamed:
             slugs.append(_slug(key, value))
     name = "__".join([base, *slugs])
@@ -188,7 +192,7 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
         try:
-            configure_logging(folder / _LOG)
+            configure_logging(folder / LOG)
             yield
         except InputError:
             if made:
@@ -199,9 +203,9 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
 def _remove_unused(made: list[Path]) -> None:
     """Remove the folders, innermost first, unless the run's folder holds more than its lock, log and config."""
     folder = made[0]
-    if {path.name for path in folder.iterdir()} <= {_LOCK, _LOG, CONFIG}:
+    if {path.name for path in folder.iterdir()} <= {_LOCK, LOG, CONFIG}:
         configure_logging()  # closes the log file
-        for name in (_LOCK, _LOG, CONFIG):
+        for name in (_LOCK, LOG, CONFIG):
             (folder / name).unlink(missing_ok=True)
         for path in made:
             if not any(path.iterdir()):

@@ -94,7 +94,7 @@ class Corpus(ABC):
         if language is not None:
             raise InputError(
                 f"data.target_language is {self.target_language}, but most letters of the dev references are "
-                f"{SCRIPTS[language]}, which data.bleu_tokenize=auto does not know without a language code: set "
+                f"{SCRIPTS[language]}, for which BLEU needs another tokenization than 13a: set "
                 f"data.target_language={language}, or choose data.bleu_tokenize yourself"
             )
 

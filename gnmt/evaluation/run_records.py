@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENS
 
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.inspect import count_parameters
+from gnmt.config.run_folder import CONFIG, LOG
 from gnmt.errors import InputError
 from gnmt.training.train_metrics import GradientRecord, read_gradient_norms
 
@@ -128,7 +129,9 @@ def mean_by_layer(records: Sequence[GradientRecord], num_updates: int) -> dict[s
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
-    """Return the run folders at or below the paths, sorted within each path; a run folder holds a config.json.
+    """Return the run folders at or below the paths, sorted within each path.
+
+    A run folder holds a config.json; before the first update, it holds a train.log and no folder.
 
     A run that is reached by several paths or links is returned once. Raises InputError for a path that is no folder or
     holds no run.
@@ -137,23 +140,23 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"runs: {path} is not a folder; name the folders of runs, or one that holds them")
-        runs = [path] if (path / "config.json").is_file() else _runs_below(path)
+        runs = [path] if (path / CONFIG).is_file() else _runs_below(path)
         if not runs:
-            raise InputError(f"runs: {path} holds no run: there is no config.json in it or below; name another folder")
+            raise InputError(f"runs: {path} holds no run: there is no {CONFIG} in it or below; name another folder")
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())
 
 
 def _runs_below(path: Path) -> list[Path]:
-    """Return the folders below `path` with a config.json, sorted; links are followed, and each folder is read once."""
+    """Return the run folders below `path`, sorted; links are followed, and each folder is read once."""
     runs, seen = [], set()
     for folder, subfolders, files in os.walk(path, followlinks=True):
         if (real_path := os.path.realpath(folder)) in seen:
             subfolders.clear()  # a link to a folder above it
             continue
         seen.add(real_path)
-        runs += [Path(folder)] if "config.json" in files else []
+        runs += [Path(folder)] if CONFIG in files or (LOG in files and not subfolders) else []
     return sorted(runs)
 
 
@@ -175,7 +178,12 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
 
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder; raises InputError if its config.json cannot be read."""
-    config = _read_config(folder / "config.json")
+    if not (folder / CONFIG).exists() and (folder / LOG).exists():
+        raise InputError(
+            f"{folder} has no {CONFIG}, only {LOG}: the run was stopped before its first update, while the data was "
+            "preprocessed, or is still there; the same command starts it"
+        )
+    config = _read_config(folder / CONFIG)
     problems: list[str] = []
     parameters, dev, best_step = None, {}, None
     try:

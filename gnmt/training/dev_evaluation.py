@@ -59,8 +59,8 @@ class DevResult:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss; infinite if that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """The exponential of the loss; infinite if that overflows, NaN without a loss."""
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     def scalars(self) -> dict[str, float]:
         """Return the metrics by their TensorBoard tags."""
@@ -195,15 +195,11 @@ class DevEvaluator:
             return translations
         return translations[:1] + [replace(translation, attentions=()) for translation in translations[1:]]
 
-    @torch.no_grad()
-    def losses(self) -> dict[int, tuple[float, int]]:
-        """Measure the unsmoothed loss of the batches of this rank.
+    def measured_pairs(self) -> list[tuple[list[int], list[int]]]:
+        """Return the ids of the pairs whose loss is measured, without EOS, sorted by length.
 
         A pair is left out if a side is empty, has more than MAX_PAIR_TOKENS tokens, or has more tokens than the model
         has learned positions.
-
-        Returns:
-            For each batch, by index: summed nats and number of target tokens with EOS.
         """
         source = self.tokenizers.source.encode_all(self.sources)
         target = self.tokenizers.target.encode_all(self.references)
@@ -214,7 +210,16 @@ class DevEvaluator:
             for pair in zip(source, target, strict=True)
             if all(0 < len(side) <= limit for side, limit in zip(pair, limits, strict=True))
         ]
-        pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
+        return sorted(pairs, key=lambda pair: (len(pair[1]), len(pair[0])))
+
+    @torch.no_grad()
+    def losses(self) -> dict[int, tuple[float, int]]:
+        """Measure the unsmoothed loss of the batches of this rank, which `measured_pairs` fill.
+
+        Returns:
+            For each batch, by index: summed nats and number of target tokens with EOS.
+        """
+        pairs = self.measured_pairs()
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
         boundaries = batch_boundaries(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
         self.objective.eval()

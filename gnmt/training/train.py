@@ -52,7 +52,7 @@ from gnmt.model.validate import check_shared_vocabulary
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import explain_interrupts
 from gnmt.training.data_parallel import DataParallel
-from gnmt.training.dev_evaluation import DevEvaluator
+from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
@@ -153,6 +153,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
             )
             if saved is not None:
                 trainer.restore(saved)
+                tell_of_changed_schedule(trainer, saved, config)
 
             fit(trainer, preprocessed, folder, config)
             best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
@@ -478,6 +479,7 @@ def build_trainer(
         unused_target_ids=unused_target_ids,
         ranks=ranks,
     )
+    check_dev_pairs(evaluator, options)
     return Trainer(
         options,
         objective,
@@ -489,6 +491,45 @@ def build_trainer(
         precision,
         checkpoint_extras=checkpoint_extras(config, preprocessed, precision, unused_target_ids),
         parallel=DataParallel(ranks, precision.device, config["seed"]),
+    )
+
+
+def check_dev_pairs(evaluator: DevEvaluator, options: TrainerOptions) -> None:
+    """Tell how many dev pairs are left out of the dev loss, on rank 0.
+
+    Raises InputError if all of them are and the dev loss chooses best.pt.
+    """
+    num_pairs = len(evaluator.sources)
+    num_left_out = num_pairs - len(evaluator.measured_pairs())
+    reason = (
+        f"{num_left_out} of {format_count(num_pairs, 'dev pair')} cannot be measured, because a side is empty, has "
+        f"more than {MAX_PAIR_TOKENS:,} tokens, or has more than the model has learned positions"
+    )
+    if num_left_out == num_pairs and options.best_metric == "dev/loss":
+        raise InputError(f"trainer.best_metric is dev/loss, but {reason}: use another metric or other dev pairs")
+    if num_left_out and evaluator.ranks.is_rank_0:
+        everything = num_left_out == num_pairs
+        log.log(
+            logging.WARNING if everything else logging.INFO, "dev loss%s: %s", " is nan" if everything else "", reason
+        )
+
+
+def tell_of_changed_schedule(trainer: Trainer, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Log what a resumed run with another schedule.total_steps does to the learning rate."""
+    before, after = (node["schedule"].get("total_steps") for node in (json.loads(saved["config"]), config))
+    if before == after or trainer.finished() or not trainer.ranks.is_rank_0:
+        return
+    optimizer, step = trainer.staged_optimizer, trainer.state.step
+    last_rate = optimizer.learning_rate
+    optimizer.begin_update(step, trainer.state.qualities())
+    log.warning(
+        "schedule.total_steps was %s and is %s: the learning rate of update %d is %.2e, that of update %d was %.2e",
+        before,
+        after,
+        step + 1,
+        optimizer.learning_rate,
+        step,
+        last_rate,
     )
 
 
@@ -527,7 +568,8 @@ def fit(trainer: Trainer, preprocessed: PreprocessedData, folder: Path, config: 
     if not has_updates_left and not trainer.state.needs_final_evaluation():
         log.info(
             "%s is finished after %s; to train further, raise the limit that stopped it: "
-            "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations",
+            "trainer.max_steps, trainer.max_epochs or trainer.patience_evaluations (or schedule.total_steps, which "
+            "trainer.max_steps follows by default)",
             folder,
             format_count(trainer.state.step, "update"),
         )
@@ -590,6 +632,24 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
         if num_ranks > 1
         else "",
     )
+    warn_of_long_warmup(trainer)
+
+
+def warn_of_long_warmup(trainer: Trainer) -> None:
+    """Log a warning for each training stage that ends before the warm-up of its schedule."""
+    stages = trainer.staged_optimizer.stages
+    ends = [*(stage.start for stage in stages[1:]), trainer.last_step]
+    for stage, end in zip(stages, ends, strict=True):
+        warmup = getattr(stage.schedule, "warmup_steps", 0)  # a schedule of another package may have none
+        num_updates = min(end, trainer.last_step) - stage.start
+        if 0 < num_updates < warmup:
+            log.warning(
+                "the warm-up of %d updates is longer than %s of %d: the learning rate reaches only %.2g%% of its value",
+                warmup,
+                "the run" if len(stages) == 1 else "the training stage",
+                num_updates,
+                100 * stage.schedule.factor(num_updates - 1),
+            )
 
 
 def estimate_state_bytes(trainer: Trainer) -> int:

@@ -346,9 +346,9 @@ class Trainer:
         log.info("update %d, dev: %s%s", state.step, result.summary(), note)
         if state.zero_bleu_evaluations == NUM_ZERO_BLEU and self.ranks.is_rank_0:
             log.warning(
-                "dev BLEU is 0.00 at %d evaluations in a row: either the model has learned too little yet, or "
-                "data.bleu_tokenize does not fit the target language (text without spaces between words needs zh, "
-                "ja-mecab or char; BLEU's signature is %s). trainer.best_metric=dev/chrf or dev/loss needs no words",
+                "dev BLEU is 0.00 at %d evaluations in a row (signature %s): either the model has learned too little "
+                "yet, or data.bleu_tokenize does not fit the target language; text without spaces between words needs "
+                "zh, ja-mecab or char. trainer.best_metric=dev/chrf and dev/loss do not depend on words",
                 NUM_ZERO_BLEU,
                 result.scores.signatures.get("bleu"),
             )

@@ -42,6 +42,7 @@ def folder(*overrides: str, name: str | None = None, sweep: bool = False) -> str
         (["+optimizer.foreach=true"], "demo__optimizer.foreach-true"),
         (["trainer.clip_norm=null"], "demo__trainer.clip_norm-null"),
         (["seed=3", "loss.smoothing=0"], "demo__loss.smoothing-0__seed-3"),
+        (["schedule.total_steps=9"], "demo__schedule.total_steps-9"),  # another recipe; name= lengthens a run
         (["trainer.max_steps=2", "device=cpu", "runs=x", "resume=never", "data.folder=/data/a b"], "demo"),
     ],
 )

@@ -13,6 +13,7 @@ from gnmt.checkpoint.file import read_checkpoint
 from gnmt.evaluation.run_records import find_runs, read_evaluations, read_run
 
 ROW = {"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}
+LEFT_OUT_ADVICE = "while the data was preprocessed, or is still there; the same command starts it"
 RESULT = {"bleu": 30.0, "chrf": 50.0, "signatures": {}, "by_length": [ROW], "sentences_per_second": 9.0, "step": 7}
 
 
@@ -94,6 +95,24 @@ def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):
     events.write_bytes(events.read_bytes()[: events.stat().st_size // 2])
     [problem] = read_run(home.folder).problems
     assert problem.startswith("not finished: stopped or still running after update")
+
+
+def test_a_run_that_was_killed_before_its_first_update_is_named(tiny, tmp_path, run_command):
+    """Once, it was not mentioned, or the message was that there is no config.json."""
+    home = tiny.copied_to(tmp_path)
+    (tmp_path / "runs" / "killed").mkdir()
+    (tmp_path / "runs" / "killed" / "train.log").write_text("preprocessing into x\n", encoding="utf-8")
+    (tmp_path / "train.log").write_text("output of nohup\n", encoding="utf-8")
+    named = "runs/killed has no config.json, only train.log: the run was stopped before its first update"
+    done = run_command("compare", "runs=.", "format=tsv", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1].startswith(f"{home.folder.name}\t")
+    assert [line for line in done.out.splitlines() if "left out" in line] == [
+        f"# left out: {named}, " + LEFT_OUT_ADVICE
+    ]
+    done = run_command("compare", "runs=runs/killed", cwd=tmp_path)
+    assert done.code == 2
+    assert named in done.err
 
 
 def test_a_run_without_a_readable_config_is_left_out_with_a_note(tiny, tmp_path, run_command):

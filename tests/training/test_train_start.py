@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 
 import pytest
 import torch
+from run_outcome import scalars
 
 from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
 from gnmt.errors import InputError
@@ -138,3 +140,61 @@ def test_weights_that_do_not_fit_are_refused(run, tmp_path, other_corpus):
     with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
         run(tmp_path / "c", *ONE_STEP, f"initialize_from={tmp_path}/nowhere.pt")
     assert not list(tmp_path.rglob("[abc]/*.pt"))
+
+
+# Settings that do not fit the run
+
+
+@pytest.mark.parametrize(("num_long", "level"), [(2, "INFO"), (4, "WARNING")])
+def test_dev_pairs_without_a_loss_are_counted_at_the_start(run, tmp_path, monkeypatch, caplog, num_long, level):
+    """Once, a dev set of long pairs had "loss nan, perplexity inf" without a reason."""
+    monkeypatch.setattr("gnmt.training.dev_evaluation.MAX_PAIR_TOKENS", 20)
+    lines = {side: ["a", *["a house " * 20] * num_long][-4:] for side in ("source", "target")}
+    for side, texts in lines.items():
+        texts += ["a"] * (4 - len(texts))
+        (tmp_path / side).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    dev = [f"data.dev.{side}={tmp_path / side}" for side in lines]
+    command = (*ONE_STEP, *dev, f"data.preprocessed={tmp_path}/preprocessed")
+    with caplog.at_level(logging.INFO):
+        result = run(tmp_path / "run", *command)
+    [record] = [record for record in caplog.records if "dev loss" in record.message]
+    assert record.levelname == level
+    assert f"{num_long} of 4 dev pairs cannot be measured, because a side is empty, has more than " in record.message
+    assert math.isnan(result.best["dev/loss"]) == math.isnan(result.best["dev/perplexity"]) == (num_long == 4)
+    if num_long == 4:
+        with pytest.raises(
+            InputError, match=r"trainer\.best_metric is dev/loss, but 4 of 4 dev pairs cannot be measured"
+        ):
+            run(tmp_path / "other", *command, "trainer.best_metric=dev/loss")
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_warned_about(run, tmp_path, caplog):
+    """Once, such a run ended at 8% of the learning rate without a word."""
+    run(tmp_path / "long", "trainer.max_steps=2", "schedule.warmup_steps=2")
+    assert "warm-up" not in caplog.text
+    run(tmp_path / "short", "trainer.max_steps=2", "schedule.warmup_steps=25")
+    assert (
+        "the warm-up of 25 updates is longer than the run of 2: the learning rate reaches only 8% of its value"
+        in caplog.text
+    )
+
+
+def test_a_run_may_be_resumed_with_a_longer_schedule(run, tmp_path, caplog):
+    """The config of the cosine schedule advises it. The learning rate follows the longer curve, and the log says so."""
+    command = ("schedule=cosine", "schedule.warmup_steps=0", "schedule.final_fraction=0", "optimizer.lr=0.01")
+    run(tmp_path, *command, "schedule.total_steps=2")
+    caplog.clear()
+    result = run(tmp_path, *command, "schedule.total_steps=8", "trainer.max_steps=4")
+    assert (
+        "schedule.total_steps was 2 and is 8: the learning rate of update 3 is 8.54e-03, that of update 2 was 5.00e-03"
+        in caplog.text
+    )
+    assert result.steps == 4
+    rates = dict(scalars(tmp_path)["train/learning_rate"])
+    expected = [0.01 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (2, 3)]
+    assert [rates[3], rates[4]] == pytest.approx(expected)
+    caplog.clear()
+    run(tmp_path, *command, "schedule.total_steps=8", "trainer.max_steps=5")
+    assert "total_steps" not in caplog.text
+    with pytest.raises(InputError, match=r"schedule\.warmup_steps: 0 → 1"):
+        run(tmp_path, *command, "schedule.total_steps=9", "schedule.warmup_steps=1")
