@@ -6,8 +6,8 @@ other errors it shortens Hydra's message to one line.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
@@ -16,7 +16,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -27,25 +28,47 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser  # Hydra has no public name for it
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-import gnmt.config.schema  # noqa: F401 (registers the root schemas)
 from gnmt.config.build import resolve
-from gnmt.config.validate import RENAMED, check_config, children, config_errors, describe, renamed
+from gnmt.config.schema import SCHEMAS
+from gnmt.config.validate import (
+    RENAMED,
+    check_config,
+    config_errors,
+    describe,
+    list_items,
+    list_keys,
+    renamed,
+    unknown_key,
+)
 from gnmt.errors import InputError, did_you_mean, format_count, format_value
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
 from gnmt.signals import exit_code_of, interrupt_on_signals
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 EXIT_WRONG_INPUT = 2
+PLUGINS = {
+    "hydra/launcher/joblib": "sweep",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/sweeper/optuna": "sweep",
+}
+"""Launchers and sweepers of Hydra that are packages of their own, with the extra of this project that installs them."""
 RANK_0_SECONDS = 10.0
 """How long other ranks wait for rank 0 to print its message: torchrun stops all ranks as soon as one exits."""
+HOME = re.compile(r"""(^|(?<=[=\[,:"']))~(?=/|$)""")
+"""The `~` that begins a path, in an override or in a value. Hydra cannot read it, and a shell expands it only in some
+positions."""
 EXPERIMENT = "experiment"
+RAISED_BY_JOB = "raised_by_job"
+"""Attribute of an exception that a job has raised. Unlike a local variable, it also comes back from other processes."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """The exceptions of composing: ValueError is for a group set to a number or to null, YAMLError for a file."""
 QUOTING = (
@@ -74,13 +97,19 @@ def run_command(main: Callable[[Any], Any], config_name: str) -> None:
         sys.exit(exit_code_of(interruption))
 
 
-def run_job(main: Callable[[Any], Any], cfg: Any) -> Any:
+def run_job(main: Callable[[Any], Any], cfg: Any, config_name: str) -> Any:
     """Check a composed config and return main's result.
 
     Raises InputError for a wrong config and for wrong input that main finds, after printing it.
     """
     configure_logging()  # closes the log file of the previous job of a sweep
     try:
+        if OmegaConf.get_type(cfg) is not SCHEMAS[config_name]:
+            raise InputError(
+                f"--config-name: found {HydraConfig.get().job.config_name}, which is no config of {config_name}.py; "
+                f"allowed is one with `{config_name}` in its defaults"
+            )
+        expand_home(cfg)
         check_config(cfg)
     except InputError as error:
         print_once(str(error))
@@ -99,11 +128,19 @@ def run_job(main: Callable[[Any], Any], cfg: Any) -> Any:
     return result
 
 
+def expand_home(cfg: Any) -> None:
+    """Replace the `~` that begins a path in a YAML file by the home folder."""
+    for key, text in list_items(cfg):
+        if isinstance(text, str) and HOME.match(text) and not key.startswith("tokenizer.user_symbols"):
+            OmegaConf.update(cfg, key, os.path.expanduser(text))
+
+
 def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     """Let Hydra compose the config and call `run_job`. Raises InputError after printing it."""
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         print(help_text(inspect.getmodule(main), config_name))
         return
+    sys.argv[1:] = [HOME.sub(lambda _: os.path.expanduser("~"), word) for word in sys.argv[1:]]
     arguments, unknown_flags = get_args_parser().parse_known_intermixed_args()
     if unknown_flags:
         _refuse(
@@ -117,32 +154,57 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     sys.argv[1:] = [*arguments.overrides, *flags]
     configure_logging()
     search_path = search_path_override(arguments.config_dir, arguments.overrides)
-    started = False
+    command = os.getpid()
     errors: list[Exception] = []
 
     @functools.wraps(main)
     def job(cfg: Any) -> Any:
-        nonlocal started
-        started = True
         try:
-            return run_job(main, cfg)
-        except (InputError, BrokenPipeError) as error:
-            if arguments.multirun:
-                raise  # Hydra runs the other jobs before it raises the first error
-            errors.append(error)  # Hydra would add a line of its own to stderr
-            return None
+            return run_job(main, cfg, config_name)
+        except Exception as error:
+            if not arguments.multirun and isinstance(error, InputError | BrokenPipeError):
+                errors.append(error)  # Hydra would add a line of its own to stderr
+                return None
+            vars(error)[RAISED_BY_JOB] = True
+            if os.getpid() != command:
+                _fail_worker(error)
+            raise  # Hydra runs the other jobs of a sweep before it raises the first error
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors of composition instead of printing them
     try:
         if _unknown_experiments(config_name, arguments.overrides, search_path):
             _refuse(explain(None, config_name, arguments.overrides, search_path))
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
-    except COMPOSITION_ERRORS as error:
-        if started or isinstance(error, InputError):
+    except Exception as error:
+        if RAISED_BY_JOB in vars(error):
+            if isinstance(error, InputError):  # after Hydra's line with the overrides of the failed job
+                print_once(str(error))
+            raise
+        if type(error).__module__.split(".")[0] in ("joblib", "submitit"):
+            _refuse(f"a job of the sweep ended without a result: {error}")
+        if not isinstance(error, COMPOSITION_ERRORS) or isinstance(error, InputError):
             raise
         _refuse(explain(error, config_name, arguments.overrides, search_path))
     if errors:
         raise errors[0]
+
+
+def _fail_worker(error: Exception) -> None:
+    """Make a failure visible in the process that a launcher has started for a job of a sweep.
+
+    Hydra hands the exception to the command as the job's result, so the process itself would end without an error.
+    """
+    wrong_input = isinstance(error, InputError)
+    if not wrong_input:  # the exception reaches the command without its traceback
+        traceback.print_exception(error)
+    if "SUBMITIT_EXECUTOR" in os.environ:  # each job is a process of its own, whose exit code Slurm shows
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it would log "Job completed successfully"
+        atexit.register(_exit_at_once, EXIT_WRONG_INPUT if wrong_input else 1)
+
+
+def _exit_at_once(code: int) -> None:
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -167,6 +229,7 @@ Groups (choose with group=choice):
 {_describe_groups(config_name)}
 
 Every key can be overridden by its full name, as in optimizer.lr=0.001; null, true, false, numbers and [a,b] are YAML.
+A comment explains each key: those of this command in configs/{config_name}.yaml, those of a group in its folder there.
 {QUOTING}.
   --cfg job   print the whole config and exit; with --resolve, ${{...}} is filled in
   -m          sweep: key=a,b runs one job for each value
@@ -241,7 +304,7 @@ def explain(
                 if one.key_or_group in keys or one.is_add() or one.is_force_add():
                     known.append(one)
                 else:
-                    problems.append(_unknown_key(one.key_or_group, keys, chosen))
+                    problems.append(unknown_key(one.key_or_group, keys, chosen))
             cfg = compose(config_name, [*composed, *(_values_of(one)[0] for one in known)])
             if problems:
                 problems += _errors_of_values(cfg, [one.key_or_group for one in known])
@@ -262,18 +325,6 @@ def search_path_override(config_dir: str | None, overrides: Sequence[str]) -> li
             folders += [str(folder) for folder in value]
     quoted = ",".join(json.dumps(folder, ensure_ascii=False) for folder in folders)
     return [f"hydra.searchpath=[{quoted}]"] if folders else []
-
-
-def list_keys(cfg: Any) -> list[str]:
-    """Return every dotted key of a config, of nodes and of values; items of a list by their index."""
-
-    def below(node: Any, prefix: str) -> Iterator[str]:
-        for name, value in children(node):
-            if name != "_target_":
-                yield f"{prefix}{name}"
-                yield from below(value, f"{prefix}{name}.")
-
-    return list(below(OmegaConf.to_container(cfg, resolve=False), ""))
 
 
 @contextmanager
@@ -355,34 +406,6 @@ def _unknown_choices(override: Override, choices: Sequence[str]) -> list[str]:
     return problems
 
 
-def _unknown_key(key: str, keys: list[str], groups: Mapping[str, str]) -> str:
-    """Return the message for a key that the config does not have: its new name, the nearest key, or its siblings.
-
-    Args:
-        key: As on the command line; it may be the name of a group that does not exist.
-        keys: All keys of the config.
-        groups: Its groups with the choice of each.
-    """
-    if not key:
-        return "found no key before '=', allowed is key=value without spaces around '='"
-    if key in RENAMED:
-        return renamed(key)
-    last = key.rpartition(".")[2]
-    parent = key.rpartition(".")[0]
-    while parent and parent not in keys:
-        parent = parent.rpartition(".")[0]
-    siblings = [known for known in keys if known.rpartition(".")[0] == parent]
-    same_name = [known for known in keys if known.rpartition(".")[2] == last]
-    elsewhere = [] if parent and parent == key.rpartition(".")[0] else [*keys, *groups]
-    for candidates, cutoff in ((same_name, 0.0), (siblings, 0.7), (elsewhere, 0.7)):
-        if similar := difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff):
-            return f"{key}: is no key of this config; did you mean {similar[0]}?"
-    group = parent.replace(".", "/")
-    owner = f"{parent} (with {group}={groups[group]})" if group in groups else parent or "the config"
-    names = ", ".join(name.rpartition(".")[2] for name in siblings)
-    return f"{key}: is no key of this config; the keys of {owner} are {names}"
-
-
 def _errors_of_values(cfg: Any, keys: Sequence[str]) -> list[str]:
     """Return the errors of a composed config at the given keys or below them."""
     return [error for error in config_errors(cfg) if any(error.startswith((f"{key}:", f"{key}.")) for key in keys)]
@@ -391,6 +414,12 @@ def _errors_of_values(cfg: Any, keys: Sequence[str]) -> list[str]:
 def _one_line(error: Exception) -> str:
     """Return the message of Hydra, OmegaConf or YAML on one line, with the override, key or file in front."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/"):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        extra = PLUGINS.get(f"{group}/{name}")
+        if extra is not None:
+            return f"{group}: {name} is not installed; install it with the extra `{extra}`: pip install '.[{extra}]'"
+        return f"{group}: found {format_value(name)}, allowed is one of {', '.join(error.options or ())}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: is not valid YAML: {error.problem}"
     if isinstance(error, OverrideParseException):

@@ -7,12 +7,12 @@ inside a component have no schema here; their ranges and choices are annotations
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import BatchSize, BeamSize, Probability, Range, Seed
 
 
 def choice(*choices: str) -> dict[str, Any]:
@@ -29,6 +29,14 @@ def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any
         partial: Also allow a node without `_target_`, which replaces single options of `kind`.
     """
     return {"component": kind, "supplied": supplied, "partial": partial}
+
+
+def typed(hint: Any) -> dict[str, Any]:
+    """Return the metadata of a value that is checked against an annotation.
+
+    For OmegaConf such a field is Any. It would convert other values without a word: 3.7 to 3, and 3 to true.
+    """
+    return {"hint": hint}
 
 
 # gnmt.device imports torch, which takes a second: too long for --help and --cfg job.
@@ -50,8 +58,6 @@ PRECISION = {"choices": _precisions}
 SEARCH_PRECISION = {"choices": _search_precisions}
 RECORDED_OR_SEARCH_PRECISION = {"choices": lambda: ("recorded", *_search_precisions())}
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
-AT_LEAST_0 = {"range": Range(0)}
-AT_LEAST_1 = {"range": Range(1)}
 PATHS = {"paths": True}
 CORPUS = component("gnmt.data.corpora.Corpus")
 TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
@@ -64,13 +70,13 @@ class TrainConfig:
 
     name: str | None = MISSING
     runs: str = MISSING
-    seed: int = field(default=MISSING, metadata=AT_LEAST_0)
+    seed: Any = field(default=MISSING, metadata=typed(Seed))
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=PRECISION)
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     initialize_from: str | None = MISSING
-    deterministic: bool = MISSING
-    onednn_cache_capacity: int | None = field(default=MISSING, metadata=AT_LEAST_1)
+    deterministic: Any = field(default=MISSING, metadata=typed(bool))
+    onednn_cache_capacity: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1, 2**31 - 1)] | None))
     trusted_packages: list[str] = MISSING
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
@@ -94,8 +100,8 @@ class PrepareConfig:
 
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
-    overwrite: bool = MISSING
-    verify: bool = MISSING
+    overwrite: Any = field(default=MISSING, metadata=typed(bool))
+    verify: Any = field(default=MISSING, metadata=typed(bool))
     trusted_packages: list[str] = MISSING
 
 
@@ -105,7 +111,7 @@ class TranslatorConfig:
 
     checkpoint: Any = field(default=MISSING, metadata=PATHS)
     ensemble: str = field(default=MISSING, metadata=choice("log_probs", "probabilities"))
-    max_source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
+    max_source_tokens: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(2)]))
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=SEARCH_PRECISION)
     trusted_packages: list[str] = MISSING
@@ -122,11 +128,11 @@ class EvaluateConfig(TranslatorConfig):
     data_folder: str | None = MISSING
     output: str | None = MISSING
     bleu_tokenize: str | None = MISSING
-    lowercase: bool = MISSING
-    num_alignments: int = field(default=MISSING, metadata=AT_LEAST_0)
+    lowercase: Any = field(default=MISSING, metadata=typed(bool))
+    num_alignments: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(0)]))
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     weights: str = field(default=MISSING, metadata=choice("averaged", "raw"))
-    batch_size: int | None = field(default=MISSING, metadata=AT_LEAST_1)
+    batch_size: Any = field(default=MISSING, metadata=typed(BatchSize | None))
     precision: str = field(default=MISSING, metadata=RECORDED_OR_SEARCH_PRECISION)
 
 
@@ -139,11 +145,11 @@ class TranslateConfig(TranslatorConfig):
     output_folder: str | None = MISSING
     prefixes: str | None = MISSING
     format: str = field(default=MISSING, metadata=choice("text", "tsv", "jsonl"))
-    alignments: bool = MISSING
-    word_attention: bool = MISSING
+    alignments: Any = field(default=MISSING, metadata=typed(bool))
+    word_attention: Any = field(default=MISSING, metadata=typed(bool))
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
-    batch_size: int = field(default=MISSING, metadata=AT_LEAST_1)
+    batch_size: Any = field(default=MISSING, metadata=typed(BatchSize))
 
 
 @dataclass
@@ -155,7 +161,7 @@ class ScoreConfig(TranslatorConfig):
     input: str | None = MISSING
     output: str = MISSING
     format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))
-    batch_size: int = field(default=MISSING, metadata=AT_LEAST_1)
+    batch_size: Any = field(default=MISSING, metadata=typed(BatchSize))
 
 
 @dataclass
@@ -172,7 +178,7 @@ class AverageConfig:
 
     checkpoints: list[str] = MISSING
     run: str | None = MISSING
-    last: int = field(default=MISSING, metadata=AT_LEAST_1)
+    last: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)]))
     output: str = MISSING
 
 
@@ -199,10 +205,10 @@ class CompareConfig:
     """Root keys of scripts/compare.py."""
 
     runs: Any = field(default=MISSING, metadata=PATHS)
-    by_length: bool = MISSING
+    by_length: Any = field(default=MISSING, metadata=typed(bool))
     figure: str | None = MISSING
     plots: str | None = MISSING
-    gradient_updates: int = field(default=MISSING, metadata=AT_LEAST_1)
+    gradient_updates: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)]))
     format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
 
 
@@ -214,19 +220,19 @@ class BenchmarkConfig:
     sizes: list[str] = MISSING
     lengths: list[str] = MISSING
     precisions: list[str] = MISSING
-    num_batches: int = field(default=MISSING, metadata=AT_LEAST_1)
+    num_batches: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)]))
     checkpoint: str | None = MISSING
-    beams: list[int] = MISSING
-    batch_sizes: list[int] = MISSING
-    source_tokens: int = field(default=MISSING, metadata={"range": Range(2)})
-    dropout: float = field(default=MISSING, metadata={"range": Range(0, 1, open_high=True)})
-    sentence_tokens: list[int] = MISSING
-    batch_tokens: int = field(default=MISSING, metadata={"range": Range(4)})
-    repetitions: int = field(default=MISSING, metadata=AT_LEAST_1)
-    memory: bool = MISSING
+    beams: Any = field(default=MISSING, metadata=typed(list[BeamSize]))
+    batch_sizes: Any = field(default=MISSING, metadata=typed(list[BatchSize]))
+    source_tokens: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(2)]))
+    dropout: Any = field(default=MISSING, metadata=typed(Probability))
+    sentence_tokens: Any = field(default=MISSING, metadata=typed(list[Annotated[int, Range(2)]]))
+    batch_tokens: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(4)]))
+    repetitions: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)]))
+    memory: Any = field(default=MISSING, metadata=typed(bool))
     profile: str | None = MISSING
     output: str | None = MISSING
-    seed: int = field(default=MISSING, metadata=AT_LEAST_0)
+    seed: Any = field(default=MISSING, metadata=typed(Seed))
     device: str = field(default=MISSING, metadata=DEVICE)
     trusted_packages: list[str] = MISSING
 

@@ -8,10 +8,11 @@ line "key: value found, what is allowed, how to fix it".
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from types import NoneType, UnionType
@@ -42,6 +43,17 @@ class Range:
     open_high: bool = False
 
 
+Seed = Annotated[int, Range(0)]
+Probability = Annotated[float, Range(0, 1, open_high=True)]
+"""A probability of dropout or smoothing: below 1."""
+# The bounds below lie far above useful values. Within them, the number of elements of a tensor fits into 64 bits.
+Size = Annotated[int, Range(1, 2**20)]
+"""The width of a layer, or another dimension of a tensor of weights."""
+NumLayers = Annotated[int, Range(1, 1000)]
+BatchSize = Annotated[int, Range(1, 2**20)]
+"""A number of sentences that are processed at once."""
+BeamSize = Annotated[int, Range(1, 10_000)]
+
 RENAMED = {
     "cpu_kernels": "onednn_cache_capacity",
     "initialise_from": "initialize_from",
@@ -58,6 +70,12 @@ RENAMED = {
     "model/decoder=top_attention": "model/decoder=attention",
 }
 """Former names of keys and of choices of groups, with their new names."""
+
+OTHER_NAMES = {"learning_rate": "lr", "max_updates": "max_steps", "num_epochs": "max_epochs"}
+"""Names that other projects give to keys, with the name here."""
+
+LARGEST_INT = 2**63 - 1
+"""The largest whole number of a config, unless its range has a lower bound: tensors, arrays and files hold 64 bits."""
 
 MISSING_VALUE = "???"
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
@@ -94,11 +112,9 @@ def config_errors(cfg: Any) -> list[str]:
     values = resolve(cfg)
     trusted = values.get("trusted_packages", ())  # commands that build nothing have no such key
     fields = {field.name: field for field in dataclasses.fields(schema)}
-    errors = [
-        f"{name}: is no key of this config{did_you_mean(name, list(fields)) or '; its keys are ' + ', '.join(fields)}"
-        for name in values
-        if name not in fields
-    ]
+    unknown = list_items({name: value for name, value in values.items() if name not in fields})
+    known = list_keys({name: value for name, value in values.items() if name in fields})
+    errors = [unknown_key(key, known) for key, value in unknown if not children(value)]
     for field in fields.values():
         value = values.get(field.name, MISSING_VALUE)
         if value == MISSING_VALUE:
@@ -107,7 +123,26 @@ def config_errors(cfg: Any) -> list[str]:
             errors += _check_root_component(value, field, trusted)
         else:
             errors += _check_root_value(value, field)
-    return errors
+    return _explain_interpolations(errors, cfg)
+
+
+def _explain_interpolations(errors: list[str], cfg: Any) -> list[str]:
+    """Report a wrong value once, at the key that holds it, and name the interpolation that another wrong value has."""
+    texts = dict(list_items(cfg))
+    wrong = {error.partition(":")[0] for error in errors}
+    explained = []
+    for error in errors:
+        key = error.partition(":")[0]
+        text = texts.get(key)
+        if isinstance(text, str) and (reference := re.search(r"\$\{(oc\.select:)?([\w.]+)[,}]", text)):
+            if reference[2] in wrong:
+                continue
+            error += f" (from {text})"
+        elif isinstance(text, str) and "${oc.env:" in text:
+            decoded = re.sub(r"\$\{oc\.env:[^{}]*\}", r"${oc.decode:\g<0>}", text)
+            error += f"; the text of an environment variable needs oc.decode: '{key}=\"{decoded}\"'"
+        explained.append(error)
+    return explained
 
 
 def _check_root_component(value: Any, field: dataclasses.Field[Any], trusted: list[str]) -> list[str]:
@@ -135,9 +170,8 @@ def _check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
         choices = field.metadata["choices"]()
         if value not in choices:
             return [f"{found}, allowed is one of {', '.join(choices)}{did_you_mean(str(value), choices)}"]
-    if "range" in field.metadata and not _contains(field.metadata["range"], value):
-        kind = "a whole number" if isinstance(value, int) else "a number"
-        return [f"{found}, allowed is {kind} {_describe_range(field.metadata['range'])}"]
+    if "hint" in field.metadata:
+        return check_value(value, field.metadata["hint"], field.name, lambda *_: [])
     if "pattern" in field.metadata and not re.fullmatch(field.metadata["pattern"], value):
         return [f"{found}, allowed is {field.metadata['allowed']}"]
     return []
@@ -216,7 +250,8 @@ def _check_keywords(node: Mapping[str, Any], component: type, path: str, supplie
             errors.append(renamed(key))
         elif name not in named and not takes_any:
             # The key may come from the config of a whole model, and another component may have replaced this one.
-            advice = did_you_mean(str(name), free, prefix=path) or f"; it takes {', '.join(free)}"
+            other_name = OTHER_NAMES.get(str(name), str(name))
+            advice = did_you_mean(other_name, free, prefix=path) or f"; it takes {', '.join(free)}"
             errors.append(
                 f"{key}: {component.__name__} takes no such key{advice} ('~{key}' leaves out what another config sets)"
             )
@@ -337,7 +372,7 @@ def _fits_scalar(value: Any, hint: Any) -> bool:
         except OverflowError:  # an int too large for a float
             return False
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
     return hint in SCALARS and isinstance(value, hint)
 
 
@@ -375,6 +410,23 @@ def _is_container(kind: Any, base: type) -> bool:
     return own and kind is not str and issubclass(kind, base)
 
 
+def list_keys(cfg: Any) -> list[str]:
+    """Return every dotted key of a config, of nodes and of values; items of a list by their index."""
+    return [key for key, _ in list_items(cfg)]
+
+
+def list_items(cfg: Any) -> list[tuple[str, Any]]:
+    """Return every dotted key of a config with its node or value; interpolations stay text."""
+
+    def below(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in children(node):
+            if name != "_target_":
+                yield f"{prefix}{name}", value
+                yield from below(value, f"{prefix}{name}.")
+
+    return list(below(OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg, ""))
+
+
 def children(value: Any) -> list[tuple[Any, Any]]:
     """Return the (key, item) pairs of a mapping, the (index, item) pairs of a list, and none of a scalar."""
     if isinstance(value, Mapping):
@@ -383,6 +435,35 @@ def children(value: Any) -> list[tuple[Any, Any]]:
 
 
 # Messages
+
+
+def unknown_key(key: str, keys: list[str], groups: Mapping[str, str] | None = None) -> str:
+    """Return the message for a key that the config does not have: its new name, the nearest key, or its siblings.
+
+    Args:
+        key: As on the command line; it may be the name of a group that does not exist.
+        keys: All keys of the config.
+        groups: Its groups with the choice of each, where they are known.
+    """
+    if not key:
+        return "found no key before '=', allowed is key=value without spaces around '='"
+    if key in RENAMED:
+        return renamed(key)
+    groups = groups or {}
+    parent, _, last = key.rpartition(".")
+    other_name = f"{parent}.{OTHER_NAMES.get(last, last)}".lstrip(".")
+    while parent and parent not in keys:
+        parent = parent.rpartition(".")[0]
+    siblings = [known for known in keys if known.rpartition(".")[0] == parent]
+    same_name = [known for known in keys if known.rpartition(".")[2] == other_name.rpartition(".")[2]]
+    elsewhere = [] if parent and parent == key.rpartition(".")[0] else [*keys, *groups]
+    for candidates, cutoff in ((same_name, 0.0), (siblings, 0.7), (elsewhere, 0.7)):
+        if similar := difflib.get_close_matches(other_name, candidates, n=1, cutoff=cutoff):
+            return f"{key}: is no key of this config; did you mean {similar[0]}?"
+    group = parent.replace(".", "/")
+    owner = f"{parent} (with {group}={groups[group]})" if group in groups else parent or "the config"
+    names = ", ".join(name.rpartition(".")[2] for name in siblings)
+    return f"{key}: is no key of this config; the keys of {owner} are {names}"
 
 
 def renamed(key: str) -> str:
@@ -401,6 +482,8 @@ def _wrong(value: Any, hint: Any, path: str) -> str:
         advice = f"""; to give it as text, quote it twice: {path}='"{format_value(value)}"'"""
     if isinstance(value, float) and not math.isfinite(value):
         allowed = allowed.replace("a number", "a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        allowed = allowed.replace("a whole number", "a 64-bit whole number")
     return f"{path}: found {format_value(value)}, allowed is {allowed}{advice}"
 
 
@@ -432,7 +515,7 @@ def describe(hint: Any) -> str:
 
 def _describe_range(limits: Range) -> str:
     """Return the limits in words that follow "a number"."""
-    low = None if limits.low is None else ("above " if limits.open_low else "of at least ") + f"{limits.low:g}"
+    low = None if limits.low is None else ("above " if limits.open_low else "of at least ") + str(limits.low)
     has_high = limits.high is not None and limits.high != math.inf
-    high = ("below " if limits.open_high else "at most ") + f"{limits.high:g}" if has_high else None
+    high = ("below " if limits.open_high else "at most ") + str(limits.high) if has_high else None
     return " and ".join(part for part in (low, high) if part)

@@ -78,7 +78,7 @@ class Corpus(ABC):
     bleu_tokenize: str = "auto"
     cleaning: Cleaning = field(default_factory=Cleaning)
     preprocessed: str | None = None
-    num_workers: Annotated[int, Range(1)] = 1
+    num_workers: Annotated[int, Range(1, 1024)] = 1
 
     # Fields that do not change the preprocessed text: names, locations, and files, whose content is fingerprinted.
     _not_content: ClassVar[tuple[str, ...]] = ("name", "bleu_tokenize", "preprocessed", "num_workers")
@@ -164,7 +164,7 @@ class WeightedText:
 
     text: ParallelText
     cleaning: Cleaning = field(default_factory=Cleaning)
-    weight: Annotated[float, Range(0, open_low=True)] = 1.0
+    weight: Annotated[float, Range(0, 1_000_000, open_low=True)] = 1.0
 
     @property
     def given(self) -> bool:
@@ -235,9 +235,9 @@ class DemoCorpus(Corpus):
     name: str = "demo"
     source_language: str = "en"
     target_language: str = "de"
-    num_train: Annotated[int, Range(1)] = 20_000
-    num_dev: Annotated[int, Range(1)] = 500
-    num_test: Annotated[int, Range(1)] = 500
+    num_train: Annotated[int, Range(1, 1_000_000)] = 20_000
+    num_dev: Annotated[int, Range(1, 1_000_000)] = 500
+    num_test: Annotated[int, Range(1, 1_000_000)] = 500
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ import sentencepiece
 import torch
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from gnmt.config.validate import Range
+from gnmt.config.validate import Range, Size
 from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
 from gnmt.errors import InputError
@@ -60,7 +60,7 @@ class TokenizerOptions(TokenizerSource):
     """
 
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: Annotated[int, Range(1)] = 4000
+    vocab_size: Size = 4000
     joint: bool = True
     byte_fallback: bool = True
     normalization: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"

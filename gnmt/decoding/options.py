@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 from gnmt.config.build import dotted_name, resolve
-from gnmt.config.validate import Range, check_value
+from gnmt.config.validate import BeamSize, Range, Seed, check_value
 from gnmt.errors import InputError, did_you_mean
 
 # Bounds far beyond useful values. Within them every score is a finite fp32 number: lp stays below 1e38 for sentences of
@@ -60,7 +60,7 @@ class SearchOptions:
         InputError: A value is out of range, or two options contradict each other.
     """
 
-    beam_size: Annotated[int, Range(1)] = 5
+    beam_size: BeamSize = 5
     length_penalty_alpha: Annotated[float, Range(0, LARGEST_ALPHA)] = 0.6
     length_penalty_constant: Annotated[float, Range(0, LARGEST_CONSTANT)] = 5.0
     coverage_beta: Annotated[float, Range(0, LARGEST_BETA)] = 0.1
@@ -69,13 +69,13 @@ class SearchOptions:
     max_length_factor: Annotated[float, Range(0, LARGEST_FACTOR)] = 2.0
     max_length_offset: Annotated[int, Range(0, LARGEST_LENGTH)] = 10
     min_length: Annotated[int, Range(0, LARGEST_LENGTH)] = 0
-    n_best: Annotated[int, Range(1)] = 1
+    n_best: BeamSize = 1
     no_repeat_ngram: Annotated[int, Range(1)] | None = None
     sampling: bool = False
     temperature: Annotated[float, Range(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)] = 1.0
     top_k: Annotated[int, Range(1)] | None = None
     top_p: Annotated[float, Range(0, 1, open_low=True)] | None = None
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 1
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
         errors = []

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import Range, Size
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Memory
 from gnmt.model.validate import check_heads
@@ -48,12 +48,12 @@ class AdditiveAttention(Attention):
 
     def __init__(
         self,
-        query_size: Annotated[int, Range(1)],
-        memory_size: Annotated[int, Range(1)],
-        hidden_size: Annotated[int, Range(1)],
+        query_size: Size,
+        memory_size: Size,
+        hidden_size: Size,
         normalize: bool = True,
-        initial_scale: Annotated[float, Range(0, open_low=True)] = 1.0,
-        num_heads: Annotated[int, Range(1)] = 1,
+        initial_scale: Annotated[float, Range(0, 1000, open_low=True)] = 1.0,
+        num_heads: Size = 1,
     ) -> None:
         super().__init__()
         check_heads("model.decoder.attention", num_heads, hidden_size=hidden_size, memory_size=memory_size)
@@ -110,8 +110,8 @@ class DotAttention(Attention):
 
     def __init__(
         self,
-        query_size: Annotated[int, Range(1)],
-        memory_size: Annotated[int, Range(1)],
+        query_size: Size,
+        memory_size: Size,
         scaled: bool = False,
     ) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class GeneralAttention(Attention):
         memory_size: Width of the encoder's states.
     """
 
-    def __init__(self, query_size: Annotated[int, Range(1)], memory_size: Annotated[int, Range(1)]) -> None:
+    def __init__(self, query_size: Size, memory_size: Size) -> None:
         super().__init__()
         self.query_size = query_size
         self.memory_size = self.output_size = memory_size

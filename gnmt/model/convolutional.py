@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, Positions
@@ -45,12 +45,12 @@ class ConvolutionalEncoder(Encoder):
 
     def __init__(
         self,
-        input_size: Annotated[int, Range(1)],
-        hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
-        kernel_size: Annotated[int, Range(1)] = 3,
-        learned_positions: Annotated[int, Range(1)] | None = 1024,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
+        input_size: Size,
+        hidden_size: Size,
+        num_layers: NumLayers,
+        kernel_size: Annotated[int, Range(1, 1024)] = 3,
+        learned_positions: Size | None = 1024,
+        dropout: Probability = 0.1,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
@@ -106,13 +106,13 @@ class ConvolutionalDecoder(Decoder):
 
     def __init__(
         self,
-        input_size: Annotated[int, Range(1)],
-        hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
-        kernel_size: Annotated[int, Range(1)] = 3,
-        learned_positions: Annotated[int, Range(1)] | None = 1024,
+        input_size: Size,
+        hidden_size: Size,
+        num_layers: NumLayers,
+        kernel_size: Annotated[int, Range(1, 1024)] = 3,
+        learned_positions: Size | None = 1024,
         alignment_layer: Annotated[int, Range(1)] | None = None,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
+        dropout: Probability = 0.1,
     ) -> None:
         super().__init__()
         check_alignment_layer(alignment_layer, num_layers, "the mean of all layers")

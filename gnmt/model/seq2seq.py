@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.batch import PAD_ID, Tokens
-from gnmt.config.validate import Range
+from gnmt.config.validate import Probability, Range, Size
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, WordDropout
 from gnmt.model.validate import TIES_SIDES, TIES_TARGET_OUTPUT, check_parts
@@ -49,12 +49,12 @@ class Seq2Seq(nn.Module):
         decoder: Decoder,
         source_vocabulary_size: Annotated[int, Range(4)],
         target_vocabulary_size: Annotated[int, Range(4)],
-        embedding_size: Annotated[int, Range(1)],
+        embedding_size: Size,
         tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "none",
-        init_range: Annotated[float, Range(0, open_low=True)] = 0.1,
-        embedding_init_range: Annotated[float, Range(0, open_low=True)] | None = None,
-        output_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        word_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        init_range: Annotated[float, Range(0, 1000, open_low=True)] = 0.1,
+        embedding_init_range: Annotated[float, Range(0, 1000, open_low=True)] | None = None,
+        output_dropout: Probability = 0.0,
+        word_dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         check_parts(encoder, decoder, embedding_size, tie_embeddings)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, Positions
 from gnmt.model.validate import check_alignment_layer, check_heads
@@ -49,15 +49,15 @@ class TransformerEncoder(Encoder):
 
     def __init__(
         self,
-        hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
-        num_heads: Annotated[int, Range(1)],
-        feed_forward_size: Annotated[int, Range(1)],
+        hidden_size: Size,
+        num_layers: NumLayers,
+        num_heads: Size,
+        feed_forward_size: Size,
         norm: Norm = "pre",
-        learned_positions: Annotated[int, Range(1)] | None = None,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
-        attention_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        feed_forward_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        learned_positions: Size | None = None,
+        dropout: Probability = 0.1,
+        attention_dropout: Probability = 0.0,
+        feed_forward_dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         check_heads("model.encoder", num_heads, hidden_size=hidden_size)
@@ -135,17 +135,17 @@ class TransformerDecoder(Decoder):
 
     def __init__(
         self,
-        hidden_size: Annotated[int, Range(1)],
-        memory_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
-        num_heads: Annotated[int, Range(1)],
-        feed_forward_size: Annotated[int, Range(1)],
+        hidden_size: Size,
+        memory_size: Size,
+        num_layers: NumLayers,
+        num_heads: Size,
+        feed_forward_size: Size,
         norm: Norm = "pre",
-        learned_positions: Annotated[int, Range(1)] | None = None,
+        learned_positions: Size | None = None,
         alignment_layer: Annotated[int, Range(1)] | None = None,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
-        attention_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
-        feed_forward_dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        dropout: Probability = 0.1,
+        attention_dropout: Probability = 0.0,
+        feed_forward_dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         check_heads("model.decoder", num_heads, hidden_size=hidden_size)

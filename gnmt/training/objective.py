@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnmt.batch import Batch
-from gnmt.config.validate import Range
+from gnmt.config.validate import Probability, Range
 from gnmt.model.layers import affine
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -112,7 +112,7 @@ class LabelSmoothedCrossEntropy(nn.Module):
         self,
         vocabulary_size: Annotated[int, Range(4)],
         never_produced: Sequence[int],
-        smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.1,
+        smoothing: Probability = 0.1,
     ) -> None:
         super().__init__()
         self.smoothing = smoothing

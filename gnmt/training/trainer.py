@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import BatchSize, Range
 from gnmt.data.batching import LocalBatch, Prefetcher
 from gnmt.device import Precision
 from gnmt.errors import InputError
@@ -89,12 +89,12 @@ class TrainerOptions:
     stages: Sequence[StageOptions] | None = None
     batch_tokens: Annotated[int, Range(4)] = 4096
     microbatch_tokens: Annotated[int, Range(4)] | None = None
-    pad_to_multiple_of: Annotated[int, Range(1)] = 1
+    pad_to_multiple_of: Annotated[int, Range(1, 1024)] = 1
     clip_norm: Annotated[float, Range(0, open_low=True)] | None = 5.0
     max_nonfinite_updates: Annotated[int, Range(1)] = 25
     subword_regularization: Annotated[float, Range(0, 1)] = 0.0
     ema_decay: Annotated[float, Range(0, 1, open_high=True)] | None = None
-    prefetch_batches: Annotated[int, Range(0)] = 2
+    prefetch_batches: Annotated[int, Range(0, 1000)] = 2
     log_every_steps: Steps = 50
     gradient_norms_every_steps: Steps | None = None
     evaluate_every_steps: Steps = 500
@@ -103,7 +103,7 @@ class TrainerOptions:
     best_metric: BestMetric = "dev/bleu"
     patience_evaluations: Annotated[int, Range(1)] | None = None
     num_sample_translations: Annotated[int, Range(0)] = 5
-    evaluation_batch_size: Annotated[int, Range(1)] = 64
+    evaluation_batch_size: BatchSize = 64
 
     def __post_init__(self) -> None:
         if self.stages is not None:

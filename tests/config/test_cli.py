@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gnmt.config.cli import COMPOSITION_ERRORS, CONFIG_FOLDER, explain, list_keys, run_job
+from gnmt.config.cli import COMPOSITION_ERRORS, CONFIG_FOLDER, explain, run_job
 from gnmt.config.cli import run_command as run_main
 from gnmt.config.run_folder import current_run_folder
-from gnmt.config.validate import RENAMED
+from gnmt.config.validate import RENAMED, list_keys
 from gnmt.errors import InputError, Interrupted
 
 Run = Callable[..., tuple[int, str, str]]
@@ -55,6 +56,8 @@ WRONG_KEYS = [
     ("model.encodr.num_layers=3", "is no key of this config; did you mean model.encoder.num_layers?"),
     ("encoder.num_layers=3", "is no key of this config; did you mean model.encoder.num_layers?"),
     ("lr=3", "is no key of this config; did you mean optimizer.lr?"),
+    ("optimizer.learning_rate=3", "is no key of this config; did you mean optimizer.lr?"),
+    ("trainer.max_updates=3", "is no key of this config; did you mean trainer.max_steps?"),
     ("sed=3", "is no key of this config; did you mean seed?"),
     ("optimzer=adam", "is no key of this config; did you mean optimizer?"),
     ("trainer.zzz=3", "is no key of this config; the keys of trainer (with trainer=default) are max_steps, max_epochs"),
@@ -94,8 +97,6 @@ def test_all_unknown_keys_are_reported_with_the_nearest_name(
             "experiment=multi30k",
             'experiment: found "multi30k"; did you mean multi30k_en_de? (allowed is one of demo, k',
         ),
-        ("seed=two", 'seed: found "two", allowed is a whole number'),
-        ("seed=null", "seed: found null, allowed is a whole number"),
         ("name=[a]", 'name: found ["a"], allowed is text or null'),
         (
             "trusted_packages=mylab",
@@ -224,7 +225,8 @@ def test_experiments_of_a_users_own_config_folder(run: Run, tmp_path: Path, way:
     ("text", "message"),
     [
         ("trainr: 3", "experiment/own.yaml: trainr: is no key of this config; did you mean trainer?"),
-        ("seed: two", 'experiment/own.yaml: seed: found "two", allowed is a whole number'),
+        ("name: [a]", "experiment/own.yaml: name: found "),
+        ("seed: two", 'seed: found "two", allowed is a whole number'),
         ("trainer: [", "own.yaml:3: is not valid YAML: "),
         (
             "trainer: {max_step: 3}",
@@ -260,7 +262,12 @@ def test_overrides_may_stand_on_both_sides_of_a_flag(run: Run) -> None:
         (["~seed"], "seed: is missing; give it as seed=..."),
         (["~trusted_packages"], "trusted_packages: is missing; give it as trusted_packages=..."),
         (["+sed=3"], "sed: is no key of this config; did you mean seed?"),
-        (["+zzz=3"], "zzz: is no key of this config; its keys are name, runs, seed, "),
+        (["+zzz=3"], "zzz: is no key of this config; the keys of the config are name, runs, seed, "),
+        (["++beam_size=1"], "beam_size: is no key of this config; did you mean decoding.beam_size?"),
+        (["+decodng.beam_size=1"], "decodng.beam_size: is no key of this config; did you mean decoding.beam_size?"),
+        (["+decoding.beam.size=1"], "decoding.beam: SearchOptions takes no such key; did you mean decoding.beam_size?"),
+        (["+optimizer.learning_rate=1"], "learning_rate: Adam takes no such key; did you mean optimizer.lr?"),
+        (["--config-name", "evaluate"], "--config-name: found evaluate, which is no config of train.py; allowed is"),
         (["--config-dir", "nowhere"], "--config-dir: found nowhere, allowed is a folder that exists"),
     ],
 )
@@ -287,8 +294,8 @@ def test_the_nearest_choice_stands_first_and_other_folders_are_summarized() -> N
 def test_all_wrong_keys_and_choices_are_reported_together(run: Run) -> None:
     code, _, err = run("sed=1", "model=gnmt_9", "seed=x", "trainer.max_stps=1", "seed=4")
     assert code == 2
-    assert err.splitlines()[0] == "error: 4 errors in the overrides:"
-    assert len(err.splitlines()) == 5
+    assert err.splitlines()[0] == "error: 3 errors in the overrides:"  # the second seed replaces the first
+    assert len(err.splitlines()) == 4
 
 
 def test_values_out_of_range_are_reported_with_the_wrong_keys(run: Run) -> None:
@@ -402,12 +409,149 @@ def test_a_failed_job_fails_for_hydra_and_the_others_give_it_their_results(run: 
         return float(cfg.seed)
 
     def job(cfg: Any) -> None:
-        results.append(run_job(main, cfg))
+        results.append(run_job(main, cfg, "train"))
 
     code, _, err = run("-m", "seed=1,2,3", "name=mine", main=job)
     assert code == 2
     assert results == [1.0, 3.0]
-    assert "Error executing job with overrides: ['seed=2'" in err
+    assert err.endswith("Error executing job with overrides: ['seed=2', 'name=mine']\nerror: not 2\n")
+
+
+LAUNCHER = '''"""A launcher that runs each job in a process of its own, as those for joblib and submitit do."""
+import os, pickle, sys
+from hydra.core.utils import run_job
+from hydra.plugins.launcher import Launcher
+
+class ParallelLauncher(Launcher):
+    def setup(self, *, hydra_context, task_function, config):
+        self.context, self.function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides, initial_job_idx):
+        return [self.run(list(overrides)) for overrides in job_overrides]
+
+    def run(self, overrides):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            job = run_job(self.function, self.context.config_loader.load_sweep_config(self.config, overrides),
+                          "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+            sys.stdout.flush()
+            os.write(writer, pickle.dumps(job))
+            os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            return pickle.load(pipe)
+'''
+
+WORKER_SCRIPT = """from gnmt.config.cli import run_command
+from gnmt.errors import InputError
+
+def main(cfg):
+    if cfg.seed == 2:
+        raise InputError("not 2")
+    if cfg.seed == 3:
+        raise ValueError("a bug")
+    print("seed", cfg.seed)
+
+run_command(main, "train")
+"""
+
+
+@pytest.mark.parametrize(
+    ("seeds", "code", "done", "messages"),
+    [
+        ("seed=1,4", 0, ["seed 1", "seed 4"], []),
+        ("seed=1,2,4", 2, ["seed 1", "seed 4"], ["error: not 2", "overrides: ['seed=2'", "error: not 2"]),
+        ("seed=1,3", 1, ["seed 1"], ['script.py", line 8, in main', "ValueError: a bug", "overrides: ['seed=3'"]),
+        ("seed=-1,4", 2, ["seed 4"], ["error: 1 error in the config", "overrides: ['seed=-1'", "seed: found -1"]),
+    ],
+)
+def test_a_failed_job_of_a_parallel_launcher_fails_the_command(
+    tmp_path: Path, seeds: str, code: int, done: list[str], messages: list[str]
+) -> None:
+    """Such sweeps ended with exit code 0, and a bug in a job looked like an error of the command line."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "parallel.py").write_text(LAUNCHER)
+    (tmp_path / "script.py").write_text(WORKER_SCRIPT)
+    launcher = "hydra.launcher._target_=hydra_plugins.parallel.ParallelLauncher"
+    path = os.pathsep.join([str(tmp_path), str(CONFIG_FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "script.py", "-m", launcher, seeds]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout.splitlines()) == (code, done), ended.stderr
+    rest = ended.stderr
+    for message in messages:  # in this order
+        _, found, rest = rest.partition(message)
+        assert found, ended.stderr
+
+
+def test_a_failed_job_of_submitit_ends_its_process_with_an_error(tmp_path: Path) -> None:
+    """Slurm showed failed jobs as completed, because Hydra returns the exception as the job's result."""
+    script = "from gnmt.config.cli import _fail_worker; from gnmt.errors import InputError; _fail_worker({}); print(1)"
+    for error, code in (("InputError('no')", 2), ("ValueError('bug')", 1)):
+        for executor, expected in (("slurm", code), (None, 0)):
+            environment = os.environ | ({"SUBMITIT_EXECUTOR": executor} if executor else {})
+            command = [sys.executable, "-c", script.format(error)]
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert (ended.returncode, ended.stdout) == (expected, "1\n"), ended.stderr
+            assert ("ValueError: bug" in ended.stderr) == (code == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_failed_job_of_hydras_own_parallel_launchers(tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    (tmp_path / "script.py").write_text(WORKER_SCRIPT)
+    command = [sys.executable, "script.py", "-m", f"hydra/launcher={launcher}", "seed=1,2,4"]
+    path = os.pathsep.join([str(CONFIG_FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.endswith("Error executing job with overrides: ['seed=2']\nerror: not 2\n")
+    logs = [path.read_text() for path in tmp_path.rglob("*_log.err")]
+    assert sorted("Job completed successfully" in log for log in logs) == [False, True, True][: len(logs)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra/launcher=submitit_slurm", "hydra/launcher: submitit_slurm is not installed; install it with the extra"),
+        ("hydra/launcher=joblib", "pip install '.[sweep]'"),
+        ("hydra/sweeper=optuna", "pip install '.[sweep]'"),
+        ("hydra/launcher=nosuch", 'hydra/launcher: found "nosuch", allowed is one of basic'),
+    ],
+)
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(run: Run, override: str, message: str) -> None:
+    plugin = f"hydra_plugins.hydra_{override.partition('=')[2].partition('_')[0]}_{override[6:].partition('=')[0]}"
+    with suppress(ModuleNotFoundError):
+        if importlib.util.find_spec(plugin) is not None:
+            pytest.skip(f"{plugin} is installed")
+    code, out, err = run("-m", override, "seed=1,2")
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_the_home_folder_is_expanded_in_lists_quotes_and_yaml(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra's grammar cannot read a `~`, and a shell expands it only at the beginning of a word."""
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\ninitialize_from: ~/best.pt\n")
+    found: list[Any] = []
+
+    def main(cfg: Any) -> None:
+        found.extend([cfg.runs, cfg.initialize_from, cfg.data.train.source, cfg.data.train.target])
+
+    code, _, err = run(
+        "--config-dir=~/mine", "data=files", "experiment=own", "runs=~/runs", 'data.train.source=[~/a.en,"~/b.en"]',
+        'data.train.target=["a~/b.de",b.de]', "data.dev.source=a", "data.dev.target=b", main=main,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    expected = [f"{home}/runs", f"{home}/best.pt", [f"{home}/a.en", f"{home}/b.en"], ["a~/b.de", "b.de"]]
+    assert found == expected
 
 
 @pytest.mark.parametrize(("metric", "value"), [("dev/bleu", 31.5), ("dev/loss", 1.0)])

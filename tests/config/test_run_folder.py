@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from gnmt.config.cli import CONFIG_FOLDER, list_keys
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.run_folder import (
     GROUPS_IN_NAMES,
     INPUT_FILES,
@@ -19,6 +19,7 @@ from gnmt.config.run_folder import (
     check_sweep_direction,
     run_folder,
 )
+from gnmt.config.validate import list_keys
 from gnmt.errors import InputError
 
 

@@ -217,11 +217,38 @@ def test_the_check_reports_all_errors_at_once() -> None:
         ("evaluate", [], "checkpoint: is missing; give it as checkpoint=..."),
         ("translate", ["checkpoint=x", "decoding.beam_size=0"], "decoding.beam_size: found 0, allowed is a whole numb"),
         ("translate", ["checkpoint=x", "batch_size=0"], "batch_size: found 0, allowed is a whole number of at least 1"),
+        ("train", ["seed=two"], 'seed: found "two", allowed is a whole number'),
+        ("train", ["seed=null"], "seed: found null, allowed is a whole number"),
+        ("train", ["seed=3.7"], "seed: found 3.7, allowed is a whole number"),  # was rounded to 3
+        ("train", ["deterministic=3"], "deterministic: found 3, allowed is true or false"),  # meant true
+        ("train", ["deterministic=yes"], 'deterministic: found "yes", allowed is true or false'),
+        ("evaluate", ["checkpoint=x", "lowercase=1"], "lowercase: found 1, allowed is true or false"),
+        ("translate", ["checkpoint=x", "batch_size=2.5"], "batch_size: found 2.5, allowed is a whole number"),
+        ("benchmark", ["beams=[5,0]"], "beams.1: found 0, allowed is a whole number of at least 1"),
         ("inspect_checkpoint", ["checkpoint=x", "format=yaml"], 'format: found "yaml", allowed is one of text, json'),
     ],
 )
 def test_messages_of_the_check(command: str, overrides: list[str], message: str) -> None:
     assert message in check_message(command, *overrides) + "\n"
+
+
+def test_a_wrong_value_is_reported_once_at_the_key_that_holds_it() -> None:
+    """`model.encoder.dropout=1.5` was reported for the decoder too, which takes its dropout from the encoder."""
+    assert check_message("train", "model.encoder.dropout=1.5").splitlines()[1:] == [
+        "  model.encoder.dropout: found 1.5, allowed is a number of at least 0 and below 1"
+    ]
+    message = check_message("train", "model=gnmt_small", "model.encoder.variational_dropout=3")
+    assert "model.decoder.variational_dropout" not in message
+    message = check_message("train", "trainer.evaluate_every_steps=${optimizer.lr}")
+    assert "allowed is a whole number of at least 1 (from ${optimizer.lr})" in message
+
+
+def test_a_number_from_an_environment_variable_points_to_oc_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LR", "0.01")
+    message = check_message("train", "optimizer.lr=${oc.env:LR}")
+    advice = 'optimizer.lr="${oc.decode:${oc.env:LR}}"'
+    assert message.endswith(f"needs oc.decode: '{advice}'")
+    check_config(composed("train", advice))
 
 
 def test_values_of_an_optimizer_are_checked_with_all_others() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Encoded, Encoder
 from gnmt.model.layers import Dropout
@@ -60,18 +60,18 @@ class LSTMEncoder(Encoder):
 
     def __init__(
         self,
-        input_size: Annotated[int, Range(1)],
-        hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
+        input_size: Size,
+        hidden_size: Size,
+        num_layers: NumLayers,
         num_bidirectional_layers: Annotated[int, Range(0)] = 1,
         residual_from: Annotated[int, Range(2)] | None = 3,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        dropout: Probability = 0.0,
         variational_dropout: bool = False,
         attend_to_embeddings: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
         reverse_source: bool = False,
-        projection_size: Annotated[int, Range(1)] | None = None,
+        projection_size: Size | None = None,
         final_states: bool = False,
     ) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
@@ -67,13 +67,13 @@ class GNMTDecoder(Decoder):
 
     def __init__(
         self,
-        input_size: Annotated[int, Range(1)],
-        hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
+        input_size: Size,
+        hidden_size: Size,
+        num_layers: NumLayers,
         attention: Attention,
         query: Literal["previous", "current"] = "current",
         residual_from: Annotated[int, Range(2)] | None = 3,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        dropout: Probability = 0.0,
         variational_dropout: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,

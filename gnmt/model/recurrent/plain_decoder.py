@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from gnmt.config.validate import Range
+from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
 from gnmt.model.recurrent.layers import (
@@ -50,11 +50,11 @@ class PlainDecoder(Decoder):
 
     def __init__(
         self,
-        input_size: Annotated[int, Range(1)],
-        hidden_size: Annotated[int, Range(1)],
-        num_layers: Annotated[int, Range(1)],
+        input_size: Size,
+        hidden_size: Size,
+        num_layers: NumLayers,
         residual_from: Annotated[int, Range(2)] | None = None,
-        dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0,
+        dropout: Probability = 0.0,
         variational_dropout: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
