@@ -25,7 +25,7 @@ from gnmt.errors import InputError
         ({"coverage_beta": 1e38}, r"decoding\.coverage_beta: found 1e\+38, allowed is a number of .* at most 1000"),
         ({"length_penalty_alpha": 20.0}, r"decoding\.length_penalty_alpha: found 20\.0, .* at most 10"),
         ({"max_length_factor": math.inf}, r"decoding\.max_length_factor: found Infinity, .* at most 1000"),
-        ({"min_length": 2**70}, X),
+        ({"min_length": 2**70}, r"decoding\.min_length: found \d+, .* at most 1000000"),
         ({"min_length": -1}, r"decoding\.min_length: found -1"),
         ({"stop": "never"}, r'decoding\.stop: found "never", allowed is one of bound, first, exhausted'),
         ({"n_best": 0}, r"decoding\.n_best: found 0"),

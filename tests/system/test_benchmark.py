@@ -76,7 +76,7 @@ def test_memory_of_the_parent_process_does_not_count() -> None:
     [
         ("sizes=[huge]", "sizes: found huge, allowed are gnmt, multi30k, tiny"),
         ("precisions=[int4]", "precisions: found int4, allowed are auto, fp32, bf16, fp16, int8"),
-        ("beams=[0]", "beams: found 0, allowed are numbers of at least 1"),
+        ("beams=[0]", "beams.0: found 0, allowed is a whole number of at least 1"),
         ("lengths=[]", "lengths: found [], allowed is a list of at least one"),
         ("sizes=[]", "there is nothing to measure"),
         ("task=singing", 'task: found "singing", allowed is one of decoding, length, training'),

@@ -89,7 +89,7 @@ def test_length_benchmark_writes_finite_figures(run_command: Callable[..., objec
             "sentence_tokens=[20,400]",
             "sentence_tokens: found 400, but claims/convolutional has 336 learned positions: remove",
         ),
-        ("sentence_tokens=[1]", "sentence_tokens: found 1, allowed are numbers of at least 2"),
+        ("sentence_tokens=[1]", "sentence_tokens.0: found 1, allowed is a whole number of at least 2"),
         ("sentence_tokens=[]", "sentence_tokens: found [], allowed is a list of at least one"),
         ("lengths=[mixed]", "lengths: found mixed, allowed are equal"),
     ],
