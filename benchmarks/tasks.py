@@ -16,7 +16,7 @@ from benchmarks.profiling import profile_workload
 from gnmt.config.schema import BenchmarkConfig
 from gnmt.device import choose_device, choose_precision, device_name
 from gnmt.errors import InputError
-from gnmt.fileio import write_atomically
+from gnmt.fileio import check_output, check_output_folder, check_stdout, write_atomically
 
 TASKS = {"decoding": decoding, "training": training, "length": length}
 ALLOWED = {
@@ -32,6 +32,7 @@ SETTINGS = {"decoding": ["source_tokens"], "training": ["dropout"], "length": ["
 def run_benchmark(cfg: BenchmarkConfig) -> None:
     """Measure the workloads of the config and print the table."""
     check_lists(cfg)
+    check_outputs(cfg)
     device = choose_device(cfg.device)
     precisions = list(dict.fromkeys(choose_precision(name, device).name for name in cfg.precisions))
     task: Any = TASKS[cfg.task]
@@ -108,6 +109,17 @@ def check_lists(cfg: BenchmarkConfig) -> None:
             raise InputError(f"{key}: found [], allowed is a list of at least one")
 
 
+def check_outputs(cfg: BenchmarkConfig) -> None:
+    """Raise InputError if the file of the figures, the folder of profiles or standard output cannot be written."""
+    if cfg.output is None:
+        check_stdout(", or name a file with output=")
+    else:
+        check_output_folder("output", Path(cfg.output).parent)
+        check_output("output", cfg.output)
+    if cfg.profile is not None:
+        check_output_folder("profile", cfg.profile)
+
+
 def setting(cfg: BenchmarkConfig) -> dict[str, object]:
     """Return the settings, besides the workload, that the figures depend on."""
     device = choose_device(cfg.device)
@@ -127,7 +139,6 @@ def setting(cfg: BenchmarkConfig) -> dict[str, object]:
 def write(output: Path, contents: dict[str, object], profiles: list[str]) -> None:
     """Write the figures as JSON, and the profiles beside them."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, (json.dumps(contents, indent=2) + "\n").encode())
         if profiles:
             write_atomically(output.with_suffix(".profile.txt"), "\n".join(profiles).encode())

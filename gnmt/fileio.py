@@ -1,7 +1,8 @@
-"""Files: atomic writes, locks, folders built by one process, hashes, and strict reading of UTF-8 lines.
+"""Files: atomic writes, streams, locks, folders built by one process, hashes, and strict reading of UTF-8 lines.
 
-All locks are `file_lock`, an flock on a lock file. `folder_lock` holds one inside a folder in use. `building_lock`
-holds one beside a file or folder that is being built.
+Every file that a command line may name is written by `replacing`; `check_output` tells beforehand if it can be. All
+locks are `file_lock`, an flock on a lock file. `folder_lock` holds one inside a folder in use. `building_lock` holds
+one beside a file or folder that is being built.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import gzip
 import hashlib
 import logging
 import os
+import re
 import shutil
+import stat
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from gnmt.errors import InputError
+from gnmt.errors import InputError, format_value
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ _MAGIC_BYTES = (
 )
 # A file with a larger fraction of NUL characters in its first lines is refused: it may be UTF-16 without a mark.
 _NUM_CHECKED_LINES, _MAX_NUL_FRACTION = 100, 0.1
+_DESCRIPTOR_FOLDER = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
+_MAX_LINKS = 40  # more links in a row are a loop, as for the kernel
 _MIN_SIMILARITY = 0.7  # between a missing file's name and the suggested one
 
 
@@ -53,11 +59,18 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, and rename it to `path` when the block succeeds.
 
     The file is flushed to the disk before it is renamed. If the block fails, it is removed and `path` is unchanged. Its
-    name is `temporary`, by default a hidden name beside `path`. Raises OSError if the disk is full or not writable.
+    name is `temporary`, by default a hidden name beside `path`. A link is followed and stays a link, and an existing
+    file keeps its mode and, where the system permits it, its owner. A stream (see `is_stream`) is written directly,
+    after everything that it already holds. Raises OSError if the disk is full or not writable.
     """
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if is_stream(path):
+        with _open_stream(path) as stream:
+            yield stream
+        return
+    path = Path(os.path.realpath(path))
+    temporary = temporary or _temporary_path(path)
     try:
-        with temporary.open("wb") as file:
+        with _open_like(path, temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -66,10 +79,167 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _open_like(path: Path, temporary: Path) -> BinaryIO:
+    """Open a new file for writing, with the mode and the owner of the existing file at `path`."""
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        return temporary.open("wb")
+    # Until it has its owner and mode, nobody else can open it.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=0o600)
+    for owner in ((-1, old.st_gid), (old.st_uid, -1)):
+        with suppress(OSError):
+            os.fchown(descriptor, *owner)
+    with suppress(OSError):  # a file system without modes
+        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+    return open(descriptor, "wb")
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Replace the contents of `path` by `data`, as `replacing` does."""
     with replacing(path) as file:
         file.write(data)
+
+
+def check_output(key: str, path: str | Path) -> None:
+    """Raise InputError if `replacing` could not write a file. Call it before the work whose result is written.
+
+    Args:
+        key: Config key of the path, for the message.
+        path: Path of the file.
+    """
+    if not str(path):
+        raise InputError(f"{key}= names no file: give the path of a file")
+    if str(path).endswith(os.sep):
+        raise InputError(f"{key}={path} ends in {os.sep} as a folder does: give the path of a file")
+    path = Path(path)
+    try:
+        if is_stream(path):
+            number = _own_descriptor(path)
+            writable = os.access(path, os.W_OK) if number is None else _is_open_for_writing(number)
+            if not writable:
+                raise PermissionError(errno.EACCES, "it is not open for writing")
+        elif path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        elif not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"its folder {path.parent} does not exist")
+        else:
+            _try_to_write(path)
+    except OSError as error:
+        shown = format_value(str(path), quote=False)
+        raise InputError(f"{key}={shown} cannot be written ({error.strerror}): choose another path") from None
+
+
+def check_new_output(key: str, path: str | Path) -> None:
+    """Raise InputError if a file or folder exists already or could not be written. Arguments as for `check_output`."""
+    if os.path.lexists(path):
+        raise InputError(f"{key}={path} exists already: choose another name, or remove it")
+    check_output(key, path)
+
+
+def check_output_folder(key: str, folder: str | Path) -> None:
+    """Create the folder of several outputs; raise InputError if it cannot be created or written.
+
+    Args:
+        key: Config key of the path, for the message.
+        folder: Path of the folder.
+    """
+    if not str(folder):
+        raise InputError(f"{key}= names no folder: give the path of a folder")
+    try:
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _try_to_write(Path(folder) / "file")
+    except OSError as error:
+        shown = format_value(str(folder), quote=False)
+        raise InputError(f"{key}={shown} cannot be written ({error.strerror}): choose another folder") from None
+
+
+def _try_to_write(path: Path) -> None:
+    """Create the temporary file of `replacing`, and remove it."""
+    path = Path(os.path.realpath(path))
+    temporary = _temporary_path(path)
+    try:
+        _open_like(path, temporary).close()
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Streams
+
+
+def is_stream(path: str | Path) -> bool:
+    """Return whether a path leads to an open descriptor, such as /dev/stdout or /dev/fd/3, to a pipe or to a device.
+
+    These are written to. Replaced by a new file they would lose what was written before, or stop being a device.
+    """
+    return _descriptor_entry(path) is not None or (
+        os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    )
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """Open a stream for writing at its present position, or at the end if another process has opened it."""
+    number = _own_descriptor(path)
+    if number is None:
+        return path.open("ab")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # text that was printed before comes first
+    return open(os.dup(number), "wb")
+
+
+def _own_descriptor(path: str | Path) -> int | None:
+    """Return the descriptor of this process that a path leads to; None if it leads to none."""
+    folder, name = os.path.split(_descriptor_entry(path) or "")
+    own = folder == "/dev/fd" or folder.startswith(f"/proc/{os.getpid()}/")
+    return int(name) if own and name.isdecimal() else None
+
+
+def _descriptor_entry(path: str | Path) -> str | None:
+    """Follow links to an entry of a folder of open descriptors, and return its path; None if they lead elsewhere.
+
+    On Linux, /dev/stdout is a link to /proc/self/fd/1, which is a link to the open file. That file has a path of its
+    own, which is not the descriptor: it has another position, and appending would not be kept.
+    """
+    path = os.fspath(path)
+    for _ in range(_MAX_LINKS):
+        folder = os.path.realpath(os.path.dirname(path))
+        if _DESCRIPTOR_FOLDER.fullmatch(folder):
+            return os.path.join(folder, os.path.basename(path))
+        if not os.path.islink(path):
+            return None
+        path = os.path.join(folder, os.readlink(path))
+    return None
+
+
+def _is_open_for_writing(number: int) -> bool:
+    try:
+        return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        return False
+
+
+def discard_stdout() -> None:
+    """Discard what is still to be written to stdout after an error; Python would try again when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def check_stdout(advice: str = "") -> None:
+    """Raise InputError if standard output is closed. Call it in commands whose result is printed.
+
+    Args:
+        advice: Another way to get the result.
+    """
+    if sys.stdout is None:
+        raise InputError(f"the result is printed to standard output, which is closed: redirect it to a file{advice}")
 
 
 # Locks

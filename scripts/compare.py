@@ -31,22 +31,29 @@ log = logging.getLogger(__name__)
 
 
 def main(cfg: CompareConfig) -> None:
-    from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, draw_plots, write_figure
+    from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, draw_plots
     from gnmt.evaluation.run_records import find_runs, read_runs
-    from gnmt.fileio import encodable
+    from gnmt.fileio import check_output, check_output_folder, check_stdout, write_atomically
+    from gnmt.reporting.figures import image_bytes
 
     if cfg.figure is not None and not (cfg.by_length and cfg.figure.endswith((".png", ".svg", ".pdf"))):
         raise InputError(f"figure={cfg.figure} needs by_length=true and a name that ends in .png, .svg or .pdf")
+    check_stdout()
     folders = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
+    if cfg.figure is not None:
+        check_output_folder("figure", Path(cfg.figure).parent)
+        check_output("figure", cfg.figure)
+    if cfg.plots is not None:
+        check_output_folder("plots", cfg.plots)
     records, left_out = read_runs(folders)
     table = compare_by_length(records) if cfg.by_length else compare(records)
     table.notes.extend(left_out)
     if cfg.figure is not None:
-        write_figure(draw_by_length(records), Path(cfg.figure), "figure")
+        write_atomically(Path(cfg.figure), image_bytes(draw_by_length(records), cfg.figure))
     if cfg.plots is not None:
         for path in draw_plots(records, Path(cfg.plots), cfg.gradient_updates):
             log.info("%s", path)
-    print(encodable(table.as_tsv() if cfg.format == "tsv" else table.as_markdown()))
+    print(table.as_tsv() if cfg.format == "tsv" else table.as_markdown())
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ from gnmt.config.schema import ExportConfig
 
 def main(cfg: ExportConfig) -> None:
     from gnmt.checkpoint.export import export_folder
-    from gnmt.fileio import encodable
 
     num_weights = export_folder(cfg.checkpoint, Path(cfg.output))
-    print(encodable(f"{num_weights:,} weights of {cfg.checkpoint}: {cfg.output}"))
+    print(f"{num_weights:,} weights of {cfg.checkpoint}: {cfg.output}")
 
 
 if __name__ == "__main__":

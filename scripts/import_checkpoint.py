@@ -24,11 +24,10 @@ from gnmt.config.schema import ImportConfig
 
 def main(cfg: ImportConfig) -> None:
     from gnmt.checkpoint.import_checkpoint import import_checkpoint
-    from gnmt.fileio import encodable
 
     model = import_checkpoint(cfg.source, cfg.checkpoint, Path(cfg.output), tuple(cfg.trusted_packages))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(encodable(f"{num_parameters:,} parameters from {cfg.checkpoint}: {cfg.output}"))
+    print(f"{num_parameters:,} parameters from {cfg.checkpoint}: {cfg.output}")
 
 
 if __name__ == "__main__":

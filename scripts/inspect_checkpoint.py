@@ -19,7 +19,9 @@ from gnmt.config.schema import InspectConfig
 
 def main(cfg: InspectConfig) -> None:
     from gnmt.checkpoint.inspect import as_json, as_text, describe_checkpoint
+    from gnmt.fileio import check_stdout
 
+    check_stdout()
     description = describe_checkpoint(cfg.checkpoint)
     print(as_json(description) if cfg.format == "json" else as_text(description))
 

@@ -15,13 +15,142 @@ from pathlib import Path
 import pytest
 
 from gnmt.errors import InputError
-from gnmt.fileio import building_lock, built_folder, file_lock, fingerprint_file, folder_lock, read_lines
-
-# Locks and folders
+from gnmt.fileio import (
+    building_lock,
+    built_folder,
+    check_new_output,
+    check_output,
+    check_output_folder,
+    file_lock,
+    fingerprint_file,
+    folder_lock,
+    is_stream,
+    read_lines,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
+
+
+# Files
+
+
+def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
+    """A private file became readable by everyone, and a link became a file."""
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(0o600)
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("new")
+    for name in ("link", "dangling"):
+        write_atomically(tmp_path / name, b"text")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert {name: os.readlink(tmp_path / name) for name in ("link", "dangling")} == {"link": "file", "dangling": "new"}
+    assert [(tmp_path / name).read_bytes() for name in ("file", "new")] == [b"text", b"text"]
+    assert len(names(tmp_path)) == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_a_replaced_file_keeps_its_owner(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.chown(tmp_path / "file", 1, 2)
+    write_atomically(tmp_path / "file", b"text")
+    assert ((tmp_path / "file").stat().st_uid, (tmp_path / "file").stat().st_gid) == (1, 2)
+
+
+@pytest.mark.parametrize("flags", [os.O_APPEND, 0])
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd", "links"])
+def test_a_path_that_names_an_open_descriptor_is_written_to(tmp_path: Path, folder: str, flags: int) -> None:
+    """`output=/dev/stdout >> all.de` replaced all.de, and the lines before were lost."""
+    (tmp_path / "all.de").write_text("before\n")
+    descriptor = os.open(tmp_path / "all.de", os.O_RDWR | flags)
+    os.lseek(descriptor, 0, os.SEEK_END)
+    if folder == "links":
+        folder = str(tmp_path / "links")
+        Path(folder).mkdir()
+        (tmp_path / "links" / str(descriptor)).symlink_to("further")
+        (tmp_path / "links" / "further").symlink_to(f"/dev/fd/{descriptor}")
+    path = Path(folder) / str(descriptor)
+    if not path.exists():
+        pytest.skip(f"no {folder}")
+    assert is_stream(path)
+    check_output("output", path)
+    write_atomically(path, b"between\n")
+    os.write(descriptor, b"after\n")
+    os.close(descriptor)
+    assert (tmp_path / "all.de").read_text() == "before\nbetween\nafter\n"
+
+
+def test_the_descriptor_of_another_process_is_appended_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("before\n")
+    with (tmp_path / "file").open("ab") as file:
+        child = subprocess.Popen(["sleep", "60"], stdout=file)
+    try:
+        path = Path(f"/proc/{child.pid}/fd/1")
+        if not path.exists():
+            pytest.skip("no /proc")
+        check_output("output", path)
+        write_atomically(path, b"after\n")
+    finally:
+        child.kill()
+        child.wait()
+    assert (tmp_path / "file").read_text() == "before\nafter\n"
+
+
+def test_pipes_and_devices_are_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        check_output("output", tmp_path / name)
+        write_atomically(tmp_path / name, b"text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert is_stream(tmp_path / "pipe")
+    assert is_stream("/dev/null")
+
+
+def test_outputs_that_cannot_be_written_are_found_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were found after hours of translation."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("none/file")
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    for path, reason in {
+        "": "output= names no file",
+        "new/": "output=new/ ends in /",
+        "folder": "it is a folder",
+        "none/new": "its folder none does not exist",
+        "file/new": "its folder file does not exist",
+        "dangling": "No such file or directory",
+        "x" * 300: r"output=x{70,77}\.\.\. cannot be written \(File name too long\): choose another path",
+        f"/dev/fd/{descriptor}": "it is not open for writing",
+        "/dev/fd/987654": "it is not open for writing",
+    }.items():
+        with pytest.raises(InputError, match=reason):
+            check_output("output", path)
+    with pytest.raises(InputError, match="output=file exists already"):
+        check_new_output("output", "file")
+    for folder, reason in {
+        "": "plots= names no folder",
+        "file": "it is a file",
+        "file/new": "Not a directory",
+        "x" * 300: "File name too long",
+    }.items():
+        with pytest.raises(InputError, match=reason):
+            check_output_folder("plots", folder)
+    os.close(descriptor)
+    assert names(tmp_path) == ["dangling", "file", "folder"]
+    check_output("output", "new")
+    check_output("output", "file")
+    check_output_folder("plots", "a/b")
+    assert names(tmp_path) == ["a", "dangling", "file", "folder"]
+    assert names(tmp_path / "a" / "b") == []
+
+
+# Locks and folders
 
 
 def test_a_folder_appears_complete_and_is_replaced_at_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gnmt.checkpoint.load import inference_weights
 from gnmt.config.run_folder import changed_settings
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
-from gnmt.fileio import sha256_of
+from gnmt.fileio import check_new_output, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
 
     Raises InputError if the checkpoints have different models or tokenizers, or if `output` exists.
     """
-    if output.exists():
-        raise InputError(f"output={output} exists already: choose another name, or remove it")
+    check_new_output("output", output)
     newest: dict[str, Any] = {}
     sums: dict[str, Tensor] = {}
     unused: set[int] | None = None

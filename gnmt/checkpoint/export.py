@@ -25,7 +25,7 @@ from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.load import inference_weights
 from gnmt.data.tokenizer import TokenizerEntry, saved_entries
 from gnmt.errors import InputError, first_line
-from gnmt.fileio import encodable
+from gnmt.fileio import check_new_output, check_output_folder, encodable
 
 FORMAT, FORMAT_VERSION = "gnmt-safetensors", 2
 WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
@@ -43,9 +43,10 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
 
     Raises InputError if the checkpoint cannot be read or has an entry that JSON cannot express, or if `folder` exists.
     """
+    library = safetensors_library()
+    check_output_folder("output", folder.parent)
+    check_new_output("output", folder)
     contents = read_checkpoint(checkpoint, REQUIRED_ENTRIES)
-    if folder.exists():
-        raise InputError(f"output={folder} exists already: choose another name, or remove it")
     entries = {side: TokenizerEntry.read(contents["tokenizers"], side) for side in ("source", "target")}
     joint = (entries["source"].kind, entries["source"].content) == (entries["target"].kind, entries["target"].content)
     files = {side: f"{'source' if joint else side}{_SUFFIX[entry.kind]}" for side, entry in entries.items()}
@@ -65,7 +66,6 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
         text = json.dumps(described, indent=2, ensure_ascii=False)
     except TypeError as error:
         raise InputError(f"checkpoint {checkpoint} has an entry that JSON cannot express: {error}") from None
-    library = safetensors_library()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

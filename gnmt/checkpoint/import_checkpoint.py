@@ -14,6 +14,7 @@ from gnmt.config.validate import check_component
 from gnmt.decoding.options import SearchOptions
 from gnmt.device import PRECISIONS
 from gnmt.errors import InputError, format_value
+from gnmt.fileio import check_new_output
 from gnmt.model.seq2seq import Seq2Seq
 
 READERS: Mapping[str, Callable[[str | Path], dict[str, Any]]] = {
@@ -37,8 +38,7 @@ def import_checkpoint(
     Raises:
         InputError: The input has a value that a checkpoint cannot hold, or `output` exists.
     """
-    if output.exists():
-        raise InputError(f"output={output} exists already: choose another name, or remove it")
+    check_new_output("output", output)
     contents = READERS[source](checkpoint)
     config, tokenizers = read_description(contents, str(checkpoint))
     model = build_model(config["model"], tokenizers, trusted_packages, str(checkpoint))

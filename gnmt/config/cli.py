@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import errno
 import functools
 import inspect
+import io
 import json
 import logging
 import os
@@ -49,6 +51,7 @@ from gnmt.config.validate import (
     unknown_key,
 )
 from gnmt.errors import InputError, did_you_mean, format_count, format_value
+from gnmt.fileio import discard_stdout
 from gnmt.logs import configure_logging, note_in_run_file, own_rank
 from gnmt.signals import exit_code_of, interrupt_on_signals
 
@@ -69,6 +72,23 @@ positions."""
 EXPERIMENT = "experiment"
 RAISED_BY_JOB = "raised_by_job"
 """Attribute of an exception that a job has raised. Unlike a local variable, it also comes back from other processes."""
+SYSTEM_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMFILE,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Numbers of system errors that are no bug of this package: they are reported without a traceback."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """The exceptions of composing: ValueError is for a group set to a number or to null, YAMLError for a file."""
 QUOTING = (
@@ -81,26 +101,31 @@ def run_command(main: Callable[[Any], Any], config_name: str) -> None:
     """Run a script: compose configs/<config_name>.yaml with the command line's overrides, and run main on the result.
 
     In a sweep (-m) main runs once for each job, and the jobs after a failed one still run. `--help` prints the
-    docstring of main's module and the config groups. Wrong input prints one message to stderr and exits with code 2,
-    Ctrl-C exits with 130, another signal with the code of `Interrupted`. Other exceptions keep their traceback.
+    docstring of main's module and the config groups. Wrong input and system errors such as a full disk print one
+    message to stderr and exit with code 2, Ctrl-C exits with 130, another signal with the code of `Interrupted`. Other
+    exceptions keep their traceback.
     """
+    prepare_streams()
     try:
         _run_with_hydra(main, config_name)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except InputError:  # already reported
         sys.exit(EXIT_WRONG_INPUT)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its exit
+        discard_stdout()
+        sys.exit(EXIT_WRONG_INPUT)
+    except OSError as error:  # of --help and --cfg job; `run_job` reports those of main
+        print_error(describe_system_error(error))
         sys.exit(EXIT_WRONG_INPUT)
     except KeyboardInterrupt as interruption:
-        print(str(interruption) or "interrupted", file=sys.stderr)
+        print_error(str(interruption) or "interrupted", prefix="")
         sys.exit(exit_code_of(interruption))
 
 
 def run_job(main: Callable[[Any], Any], cfg: Any, config_name: str) -> Any:
     """Check a composed config and return main's result.
 
-    Raises InputError for a wrong config and for wrong input that main finds, after printing it.
+    Raises InputError for a wrong config, for wrong input that main finds and for a system error, after printing it.
     """
     configure_logging()  # closes the log file of the previous job of a sweep
     try:
@@ -115,11 +140,16 @@ def run_job(main: Callable[[Any], Any], cfg: Any, config_name: str) -> Any:
         print_once(str(error))
         raise
     try:
-        with interrupt_on_signals():
-            result = main(cfg)
-        sys.stdout.flush()
+        try:
+            with interrupt_on_signals():
+                result = main(cfg)
+            print(end="", flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise InputError(describe_system_error(error)) from error
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         note_in_run_file(str(error), logging.ERROR)
         raise
     except KeyboardInterrupt as interruption:
@@ -133,6 +163,39 @@ def expand_home(cfg: Any) -> None:
     for key, text in list_items(cfg):
         if isinstance(text, str) and HOME.match(text) and not key.startswith("tokenizer.user_symbols"):
             OmegaConf.update(cfg, key, os.path.expanduser(text))
+
+
+def describe_system_error(error: OSError) -> str:
+    """Return the message for an error that a correct program can meet, such as a full disk; raise any other again."""
+    if error.filename is not None:
+        file = format_value(os.fsdecode(error.filename), quote=False)
+    else:
+        try:
+            print(end="", flush=True)
+            file = "standard output or a file"
+        except OSError:  # what could not be written is still in the buffer
+            discard_stdout()
+            return f"standard output cannot be written ({error.strerror})"
+    if error.errno not in SYSTEM_ERRORS:
+        raise error
+    return f"{file} cannot be read or written ({error.strerror})"
+
+
+def prepare_streams() -> None:
+    """Make standard streams safe to use: closed ones, and those of a terminal that cannot show every character.
+
+    Without this, the next file that is opened takes the number of a closed stream, and a library that prints to
+    descriptor 1 or 2 writes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed, and the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY), True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (print(file=None) would print to stdout)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr
 
 
 def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
@@ -212,10 +275,16 @@ def _refuse(message: str) -> NoReturn:
     raise InputError(message)
 
 
+def print_error(message: str, prefix: str = "error: ") -> None:
+    """Print a message to stderr if it can be written."""
+    with suppress(OSError):
+        print(f"{prefix}{message}", file=sys.stderr, flush=True)
+
+
 def print_once(message: str) -> None:
     """Print an error of the command line, which all ranks of torchrun find, on rank 0 only."""
     if own_rank() == 0:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print_error(message)
     else:
         with suppress(KeyboardInterrupt):
             time.sleep(RANK_0_SECONDS)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from gnmt.config.run_folder import compared_settings
 from gnmt.errors import InputError, format_value
 from gnmt.evaluation.run_records import EvaluationRecord, RunRecord, mean_by_layer
-from gnmt.reporting.figures import lines_figure, save
+from gnmt.fileio import write_atomically
+from gnmt.reporting.figures import image_bytes, lines_figure
 from gnmt.training.train_metrics import layer_sort_key
 
 NOTHING = "–"  # a missing value in a table
@@ -303,11 +304,11 @@ def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -
     """Write each plot for which a run has data, as PNG, and return the paths.
 
     The plots are bleu_by_length (from evaluate.py's files), dev_loss and dev_bleu over updates, and
-    gradient_norm_by_layer. Raises InputError if there is nothing to draw or a file cannot be written.
+    gradient_norm_by_layer. Raises InputError if there is nothing to draw, and OSError if a file cannot be written.
 
     Args:
         runs: The records of the runs.
-        folder: Folder for the files.
+        folder: Existing folder for the files.
         gradient_updates: Gradient norms are means over this number of updates from the start.
     """
     figures: dict[str, Figure] = {}
@@ -322,16 +323,8 @@ def draw_plots(runs: Sequence[RunRecord], folder: Path, gradient_updates: int) -
         raise InputError(f"plots={folder}: none of the runs has results to draw: train until dev is evaluated")
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
-        write_figure(figure, paths[name], "plots")
+        write_atomically(paths[name], image_bytes(figure, paths[name].name))
     return list(paths.values())
-
-
-def write_figure(figure: Figure, path: Path, key: str) -> None:
-    """Write a figure; raises InputError, which names the config key of the path, if it cannot be written."""
-    try:
-        save(figure, path)
-    except OSError as error:
-        raise InputError(f"{key}: {path} cannot be written: {error.strerror or error}; choose another path") from None
 
 
 def draw_by_length(runs: Sequence[RunRecord]) -> Figure:

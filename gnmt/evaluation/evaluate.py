@@ -34,9 +34,9 @@ from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
-from gnmt.fileio import short_hash, write_atomically
+from gnmt.fileio import check_output, check_output_folder, short_hash, write_atomically
 from gnmt.logs import progress_bar
-from gnmt.reporting.figures import save
+from gnmt.reporting.figures import image_bytes
 from gnmt.reporting.tensorboard import Reporter
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,14 @@ def evaluate(
     folder = output_folder(checkpoints, output)
     # The hash of the checkpoints is taken first: a training may replace best.pt during the translation.
     text_name, name = evaluation_names(test_set, pairs, checkpoints, variant)
+    num_alignments = min(num_alignments, len(pairs))
+    alignment_files = [folder / f"{name}.alignment-{number}.png" for number in range(1, num_alignments + 1)]
+    check_output_folder("output", folder)
+    for path in (folder / f"{name}.json", folder / f"{name}.txt", *alignment_files):
+        check_output("output", path)
+    run = run_of(checkpoints[0]) if output is None else None
+    if run is not None:
+        check_output_folder("output", run)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     start = time.perf_counter()
     with progress_bar(description="translating", unit="line", total=len(sources)) as bar:
@@ -111,11 +119,11 @@ def evaluate(
     origin["checkpoint"] = _one_or_all([str(checkpoint) for checkpoint in checkpoints])
     origin["step"] = _one_or_all(steps)
     _write(evaluation, origin, translator, translations, seconds)
-    for number, translation in enumerate(translator.translate(sources[:num_alignments], attention=True), start=1):
+    with_attention = translator.translate(sources[:num_alignments], attention=True)
+    for path, translation in zip(alignment_files, with_attention, strict=True):
         figure = draw_alignment(translator.tokenizers, translation)
         if figure is not None:  # None for a line without attention or of several segments
-            save(figure, folder / f"{name}.alignment-{number}.png")
-    run = run_of(checkpoints[0]) if output is None else None
+            _write_file(path, image_bytes(figure, path.name))
     if run is not None:
         curve = test_set if files is None else text_name  # files of equal names get a curve each
         with Reporter(run) as reporter:
@@ -196,15 +204,16 @@ def _write(
         "search_steps": sum(translation.steps for translation in translations),
         "search_steps_after_best": sum(translation.steps_after_best for translation in translations),
     }
+    _write_file(evaluation.translations_file, "".join(translation.text + "\n" for translation in translations).encode())
+    _write_file(evaluation.scores_file, (json.dumps(contents, indent=2) + "\n").encode())
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """Write a file of an evaluation; raises InputError if it cannot be written."""
     try:
-        evaluation.scores_file.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(translation.text + "\n" for translation in translations)
-        write_atomically(evaluation.translations_file, text.encode())
-        write_atomically(evaluation.scores_file, (json.dumps(contents, indent=2) + "\n").encode())
+        write_atomically(path, data)
     except OSError as error:
-        raise InputError(
-            f"{evaluation.scores_file.parent} cannot be written ({error.strerror}): choose another folder with output="
-        ) from error
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder with output=") from error
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

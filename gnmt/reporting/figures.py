@@ -1,10 +1,11 @@
 """Figures: attention between source and target subwords, and curves with error bars.
 
-`alignment_figure` and `lines_figure` draw, `save` and `pixels` convert a figure to a file or an array.
+`alignment_figure` and `lines_figure` draw, `image_bytes` and `pixels` convert a figure to a file or an array.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,11 +133,12 @@ def lines_figure(
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure in the format of the path's suffix (.png, .svg, .pdf); the folder is made if missing."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def image_bytes(figure: Figure, name: str) -> bytes:
+    """Return the contents of an image file in the format of a file name's suffix (.png, .svg, .pdf)."""
+    file = io.BytesIO()
     with _no_glyph_warnings():
-        figure.savefig(path, dpi=150)
+        figure.savefig(file, dpi=150, format=Path(name).suffix[1:])
+    return file.getvalue()
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:

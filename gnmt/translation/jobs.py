@@ -15,10 +15,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gnmt.errors import InputError
-from gnmt.fileio import lines_of, missing_file, path_list, read_lines, replacing
+from gnmt.fileio import (
+    check_files,
+    check_output,
+    check_output_folder,
+    check_stdout,
+    discard_stdout,
+    is_stream,
+    lines_of,
+    path_list,
+    read_lines,
+    replacing,
+)
 from gnmt.translation.partial_output import PartialOutput, compressed
 
 STANDARD_STREAM = "-"
+_STREAM_PATHS = {(STANDARD_STREAM, "input"): "/dev/stdin", (STANDARD_STREAM, "output"): "/dev/stdout"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,7 @@ class Job:
         """True if input and output are plain files: the input can then be read again after an interruption."""
         if STANDARD_STREAM in (self.source, self.output):
             return False
-        output = Path(self.output)
-        return Path(self.source).is_file() and (output.is_file() or not output.exists())
+        return Path(self.source).is_file() and not is_stream(self.output)
 
     @property
     def interactive(self) -> bool:
@@ -78,15 +89,12 @@ def plan_jobs(
     else:
         jobs = _jobs_in_folder(output_folder, sources, output, prefixes)
     for job in jobs:
-        check_job(job, checkpoints, output_folder is not None)
+        check_job(job, checkpoints)
     _check_partial_outputs(jobs, checkpoints)
     if output_folder is not None:
-        try:
-            Path(output_folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"output_folder={output_folder} cannot be created ({error.strerror}): choose another folder"
-            ) from error
+        check_output_folder("output_folder", output_folder)
+    for job in jobs:
+        check_job_output(job.output)
     return jobs
 
 
@@ -107,38 +115,31 @@ def _jobs_in_folder(folder: str, sources: Sequence[str], output: str, prefixes: 
     return [Job(source, os.path.join(folder, name), prefixes) for source, name in zip(sources, names, strict=True)]
 
 
-def check_job(job: Job, checkpoints: Sequence[str] = (), creates_folder: bool = False) -> None:
-    """Raise InputError if a file to read is missing, or if the output is a folder or a file that is read.
+def check_job(job: Job, checkpoints: Sequence[str] = ()) -> None:
+    """Raise InputError if a file to read is missing or is also the output.
 
     Args:
         job: The job to check.
         checkpoints: Paths of files that are read as well.
-        creates_folder: The output's folder may be missing; it is created later.
     """
-    if job.source != STANDARD_STREAM and not Path(job.source).exists():
-        raise missing_file(job.source)
-    if job.prefixes is not None:
-        if not Path(job.prefixes).exists():
-            raise missing_file(job.prefixes)
-        if job.source == STANDARD_STREAM or not Path(job.source).is_file():
-            raise InputError(f"prefixes={job.prefixes} needs a plain file as input=, found input={job.source}")
-    if job.output == STANDARD_STREAM:
-        return
-    output = Path(job.output)
-    if not job.output:
-        raise InputError("output= names no file: give a file, or - for standard output")
-    if job.output.endswith(os.sep):
-        raise InputError(f"output={job.output} ends in {os.sep} as a folder does: give a file, or output_folder=")
-    if output.is_dir():
-        raise InputError(f"output={job.output} is a folder: give the name of a file")
-    if not output.parent.is_dir() and not creates_folder:
-        raise InputError(
-            f"output={job.output}: its folder {output.parent} does not exist: create it, or choose another"
-        )
-    files = [("input", job.source), ("file of prefixes", job.prefixes or STANDARD_STREAM)]
-    for kind, name in [*files, *(("checkpoint", checkpoint) for checkpoint in checkpoints)]:
-        if name != STANDARD_STREAM and output.exists() and Path(name).exists() and output.samefile(name):
-            raise InputError(f"output={job.output} is the {kind} itself: write to another file")
+    if job.source == STANDARD_STREAM and sys.stdin is None:
+        raise InputError("input=- is standard input, which is closed: name a file with input=")
+    check_files([path for path in (job.source, job.prefixes) if path not in (None, STANDARD_STREAM)])
+    if job.prefixes is not None and (job.source == STANDARD_STREAM or not Path(job.source).is_file()):
+        raise InputError(f"prefixes={job.prefixes} needs a plain file as input=, found input={job.source}")
+    files = [("input", job.source)] if job.prefixes is None else [("input", job.source), ("prefixes", job.prefixes)]
+    for key, name in [*files, *(("checkpoint", checkpoint) for checkpoint in checkpoints)]:
+        paths = (_STREAM_PATHS.get((job.output, "output"), job.output), _STREAM_PATHS.get((name, key), name))
+        if all(map(os.path.isfile, paths)) and os.path.samefile(*paths):
+            raise InputError(f"output={job.output} and {name} are the same file: write to another file")
+
+
+def check_job_output(output: str) -> None:
+    """Raise InputError if the output of a job cannot be written; see `open_output`."""
+    if output == STANDARD_STREAM:
+        check_stdout(", or name a file with output=")
+    else:
+        check_output("output", output)
 
 
 def _check_partial_outputs(jobs: Sequence[Job], checkpoints: Sequence[str]) -> None:
@@ -165,11 +166,9 @@ def _check_partial_outputs(jobs: Sequence[Job], checkpoints: Sequence[str]) -> N
 
 
 def input_lines(source: str) -> Iterator[str]:
-    """Yield the lines of a file or of standard input; raises InputError if they cannot be read."""
+    """Return the lines of a file or of standard input; reading them raises InputError if they cannot be read."""
     if source != STANDARD_STREAM:
         return read_lines(source)
-    if sys.stdin is None:
-        raise InputError("input=- is standard input, which is closed: name a file with input=")
     return lines_of(sys.stdin.buffer, "stdin")
 
 
@@ -177,33 +176,26 @@ def input_lines(source: str) -> Iterator[str]:
 def open_output(output: str) -> Iterator[BinaryIO]:
     """Open an output for writing bytes.
 
-    A plain file replaces the existing one when the block succeeds, and is compressed if its name ends in .gz. Standard
-    output, a pipe or a device is written directly. Raises InputError if it cannot be written.
+    A plain file replaces the existing one when the block succeeds. Standard output and other streams (see `is_stream`)
+    are written directly. The bytes are compressed if the name ends in .gz. Raises InputError if they cannot be written.
     """
-    is_special = Path(output).exists() and not Path(output).is_file()
     try:
         if output == STANDARD_STREAM:
             with _open_stdout() as file:
                 yield file
-        elif is_special:
-            with open(output, "wb") as file:
-                yield file
         else:
-            with replacing(Path(output).resolve()) as file, compressed(file, output) as packed:
+            with replacing(Path(output)) as file, compressed(file, output) as packed:
                 yield packed
     except OSError as error:
-        unchanged = "" if is_special else "; an existing file is unchanged"
+        unchanged = "" if is_stream(output) else "; an existing file is unchanged"
         raise InputError(f"output={output} cannot be written ({error.strerror}){unchanged}") from error
 
 
 @contextmanager
 def _open_stdout() -> Iterator[BinaryIO]:
-    if sys.stdout is None:
-        raise InputError("output=- is standard output, which is closed: name a file with output=")
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except OSError as error:  # a full disk, or a reader such as `head` that has ended
-        # Python flushes stdout once more when it exits, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         raise InputError(f"standard output cannot be written ({error.strerror})") from error

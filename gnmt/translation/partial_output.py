@@ -12,7 +12,9 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -87,7 +89,7 @@ class PartialOutput:
 
     def __init__(self, output: str | Path) -> None:
         self._name = output
-        self.output = Path(output).resolve()
+        self.output = Path(os.path.realpath(output))
         self.folder = self.output.with_name(f"{self.output.name}{_SUFFIX}")
         self._hashes: list[str] = []  # the sha256 of each chunk of the input, filled by `unfinished`
         self._has_warned = False
@@ -112,6 +114,9 @@ class PartialOutput:
             with ExitStack() as stack:
                 with self._disk_errors():
                     stack.enter_context(folder_lock(self.folder, _LOCK, in_use))
+                if self.output.exists() and not self.output.stat().st_mode & stat.S_IROTH:
+                    with suppress(OSError):  # the folder of another user
+                        self.folder.chmod(0o700)  # the chunks are as private as the output that they replace
                 yield
         finally:
             with suppress(OSError):  # not empty; a process that needs the folder at this moment makes it again

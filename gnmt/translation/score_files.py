@@ -24,7 +24,7 @@ from gnmt.errors import InputError, format_count
 from gnmt.fileio import read_lines
 from gnmt.logs import progress_bar
 from gnmt.translation.formats import Origin
-from gnmt.translation.jobs import STANDARD_STREAM, Job, check_job, open_output
+from gnmt.translation.jobs import STANDARD_STREAM, Job, check_job, check_job_output, open_output
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +164,10 @@ class Scorable:
         return [path for path in (self.source, self.target, self.translations) if path is not None]
 
     def check_output(self, output: str, checkpoints: Sequence[str] = ()) -> None:
-        """Raise InputError if a file is missing, or if the output is one of them or one of the checkpoints."""
+        """Raise InputError if a file is missing or is also the output, or if the output cannot be written."""
         for path in self.paths:
             check_job(Job(path, output), checkpoints)
+        check_job_output(output)
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries in order; raises InputError with `path:line` for a line that cannot be read."""

@@ -1,8 +1,10 @@
 """The command line of the scripts: one message and exit code 2 for wrong input, a traceback for bugs."""
 
+import errno
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -357,15 +359,112 @@ def test_input_errors_of_main_are_messages_and_bugs_are_tracebacks(run: Run) -> 
 def test_a_closed_stdout_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`inspect_checkpoint.py … | head -3` showed Hydra's "Error executing job with overrides"."""
     replaced: list[int] = []
-    monkeypatch.setattr(os, "dup2", lambda new, old: replaced.append(new))
+    monkeypatch.setattr(os, "dup2", lambda new, old: replaced.append(old))
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
 
     def printing(cfg: Any) -> None:
         raise BrokenPipeError
 
     assert run(main=printing) == (2, "", "")
-    assert len(replaced) == 1
-    os.close(replaced[0])
+    assert replaced == [1]
+
+
+STREAMS = """
+import logging, os, sys
+from gnmt.config.cli import run_command
+from gnmt.errors import InputError
+
+def main(cfg):
+    file = os.open("file", os.O_WRONLY | os.O_CREAT)
+    assert file > 2
+    for number in (1, 2):
+        try:
+            os.write(number, b"from a library\\n")
+        except OSError:
+            pass
+    logging.warning("logged")
+    print("printed", "\u2013")
+    if cfg.checkpoint == "wrong":
+        raise InputError("wrong")
+
+run_command(main, "inspect_checkpoint")
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [
+        ("2>&-", "from a library\nprinted –\n", ""),
+        (">&-", "", "from a library\nwarning: logged\n"),
+        ("<&- >&- 2>&-", "", ""),
+    ],
+)
+def test_streams_may_be_closed(tmp_path: Path, closed: str, out: str, err: str) -> None:
+    """Every command ended with code 1 after its work was done, and files got the descriptors 1 and 2."""
+    (tmp_path / "child.py").write_text(STREAMS, encoding="utf-8")
+
+    def child(checkpoint: str) -> tuple[int, str, str]:
+        command = f"exec {sys.executable} child.py checkpoint={checkpoint} {closed}"
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    assert child("x") == (0, out, err)
+    assert child("wrong") == (2, out, err and f"{err}error: wrong\n")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("environment", "dash"),
+    [
+        ({"PYTHONIOENCODING": "latin-1"}, "\\u2013"),
+        ({"PYTHONIOENCODING": "ascii"}, "\\u2013"),
+        ({"LC_ALL": "C"}, "–"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "\\u2013"),
+    ],
+)
+def test_a_terminal_that_lacks_a_character_shows_its_code(tmp_path: Path, environment: dict, dash: str) -> None:
+    """compare.py died of the dash that stands for a missing value."""
+    (tmp_path / "child.py").write_text(STREAMS, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "child.py", "checkpoint=x"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, "from a library\nwarning: logged\n")
+    assert done.stdout.decode() == f"from a library\nprinted {dash}\n"
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_a_full_stdout_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    for arguments in ([], ["--help"]):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            code, _, err = run(*arguments, main=lambda cfg: print("x" * size))
+            assert code == 2
+            assert re.fullmatch(r"error: standard output .*\(No space left on device\)\n", err)
+
+
+def test_a_system_error_is_one_line_and_a_bug_keeps_its_traceback(run: Run) -> None:
+    def too_long(cfg: Any) -> None:
+        open("x" * 300)  # noqa: SIM115
+
+    code, _, err = run(main=too_long)
+    assert code == 2
+    assert err == f"error: {'x' * 77}... cannot be read or written (File name too long)\n"
+
+    def full_disk(cfg: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = "error: standard output or a file cannot be read or written (No space left on device)\n"
+    assert run(main=full_disk) == (2, "", message)
+
+    def bug(cfg: Any) -> None:
+        os.close(987654)
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run(main=bug)
 
 
 def test_a_sweep_gives_each_job_a_folder_and_runs_the_jobs_after_a_failed_one(run: Run, tmp_path: Path) -> None:

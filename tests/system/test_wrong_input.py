@@ -142,7 +142,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "output that is the input",
         ["translate", "checkpoint={tiny}/best.pt", "input={samples}/a.en", "output={samples}/a.en"],
-        ["output={samples}/a.en is the input itself"],
+        ["output={samples}/a.en and {samples}/a.en are the same file"],
     ),
     (
         "unequal training files",

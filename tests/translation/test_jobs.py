@@ -59,18 +59,18 @@ def test_compressed_output_is_reproducible(home):
         ((["a.en", "sub/a.en"], "-", "out"), "two files a.en"),
         ((["a.en", "b.en"], "-", "out", "a.en"), "belongs to one input"),
         (("a.eng", "a.de", None), "did you mean a.en"),
-        (("a.en", "sub", None), "output=sub is a folder"),
-        (("a.en", "new/", None), "output=new/ ends in / as a folder does: give a file, or output_folder="),
+        (("a.en", "sub", None), r"output=sub cannot be written \(it is a folder\)"),
+        (("a.en", "new/", None), "output=new/ ends in / as a folder does: give the path of a file"),
         (("a.en", "", None), "output= names no file"),
         (("", "a.de", None), "input= names no file"),
         (([], "a.de", None), r"input=\[\] names no file"),
-        (("a.en", "no/a.de", None), "its folder no does not exist"),
-        (("a.en", "a.en", None), "output=a.en is the input itself"),
-        (("a.en", "-", "."), "output=./a.en is the input itself"),
-        (("a.en", "b.en", None, "b.en"), "is the file of prefixes itself"),
+        (("a.en", "no/a.de", None), r"output=no/a\.de cannot be written \(its folder no does not exist\): choose"),
+        (("a.en", "a.en", None), "output=a.en and a.en are the same file: write to another"),
+        (("a.en", "-", "."), "output=./a.en and a.en are the same file"),
+        (("a.en", "b.en", None, "b.en"), "output=b.en and b.en are the same file"),
         (("a.en", "a.de", None, "c.en"), "c.en: no such file"),
         (("-", "a.de", None, "b.en"), "prefixes=b.en needs a plain file as input="),
-        (("a.en", "-", "a.en/out"), "output_folder=a.en/out cannot be created"),
+        (("a.en", "-", "a.en/out"), r"output_folder=a\.en/out cannot be written \(Not a directory\)"),
     ],
 )
 def test_impossible_paths_are_refused(home, arguments, message):
@@ -85,8 +85,11 @@ def test_impossible_paths_are_refused(home, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.en", "best.pt", None, None, ["other.pt", "best.pt"]), "output=best.pt is the checkpoint itself"),
-        (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt is the checkpoint itself"),
+        (
+            ("a.en", "best.pt", None, None, ["b.pt", "best.pt"]),
+            "output=best.pt and best.pt are the same file",
+        ),
+        (("a.en", "link.pt", None, None, ["best.pt"]), "output=link.pt and best.pt are the same file"),
         (
             (["a.en", "a.en.partial"], "-", "out"),
             r"output=out/a\.en\.partial is inside .*which holds the partial output of output=out/a\.en",
@@ -125,6 +128,48 @@ def test_a_folder_whose_name_ends_in_partial_may_hold_outputs(home):
     [job] = plan_jobs("a.en", "first.partial/a.de", None, None, ["best.pt"])
     translate(StubTranslator(), job)
     assert names(home / "first.partial") == ["a.de"]
+
+
+def test_a_translation_is_appended_to_an_open_descriptor(home):
+    """`output=/dev/stdout >> all.de` destroyed all.de."""
+    (home / "all.de").write_text("before\n")
+    with (home / "all.de").open("ab") as file:
+        [job] = plan_jobs("a.en", f"/dev/fd/{file.fileno()}")
+        translate(StubTranslator(), job)
+    assert (home / "all.de").read_text() == "before\n" + expected()
+    assert names(home) == ["a.en", "all.de", "best.pt"]
+
+
+def test_an_output_on_the_input_that_the_shell_opened_is_refused(home):
+    """`input=a.en output=/dev/stdout >> a.en` would read what it writes, without end."""
+    with (home / "a.en").open("ab") as file, pytest.raises(InputError, match="are the same file"):
+        plan_jobs("a.en", f"/dev/fd/{file.fileno()}")
+
+
+def test_the_partial_output_of_a_private_file_is_private(home):
+    (home / "a.de").write_text("secret\n")
+    (home / "a.de").chmod(0o600)
+    modes = []
+
+    def look(line: int) -> None:
+        modes.append((home / "a.de.partial").stat().st_mode & 0o777)
+
+    translate(StubTranslator(before=look))
+    assert set(modes) == {0o700}
+    assert (home / "a.de").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("stream", "source", "output", "message"),
+    [
+        ("stdout", "a.en", "-", "standard output, which is closed: redirect it to a file, or name a file with output="),
+        ("stdin", "-", "a.de", "input=- is standard input, which is closed: name a file with input="),
+    ],
+)
+def test_a_closed_stream_that_is_needed_is_refused(home, monkeypatch, stream, source, output, message):
+    monkeypatch.setattr(f"sys.{stream}", None)
+    with pytest.raises(InputError, match=message):
+        plan_jobs(source, output)
 
 
 # Prefixes
