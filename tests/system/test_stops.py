@@ -82,7 +82,7 @@ def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_pat
     with file_size_limit(20):
         done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", "output=out", cwd=tmp_path)
     assert done.code == 2
-    assert re.search(r"error: out cannot be written \(.*\): choose another folder with output=", done.err)
+    assert re.search(r"error: out/test-\S+\.txt cannot be written \(.*\): choose another folder with output=", done.err)
     assert "Traceback" not in done.err
 
 
