@@ -136,7 +136,7 @@ def test_an_ensemble_can_translate_evaluate_and_score(run_command, tiny, home) -
         (["input=b.jsonl"], "b.jsonl:1: token 99999 is not in the target vocabulary, whose ids are 0 to 419"),
         (["source=a.en", "target=a.dee"], "a.dee: no such file; did you mean a.de?"),
         (["source=a.en", "target=a.de", "output=a.de"], "output=a.de and a.de are the same file"),
-        (["source=a.en", "target=a.de", "output=link.pt"], "output=link.pt and "),
+        (["source=a.en", "target=a.de", "output=link.pt"], "best.pt are the same file"),
         (["source=a.en", "target=a.de", "max_source_tokens=1"], "max_source_tokens: found 1"),
         (["source=a.en", "target=a.de", "ensemble=median"], 'ensemble: found "median", allowed is one of log_probs'),
     ],

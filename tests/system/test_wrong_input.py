@@ -137,7 +137,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "missing folder",
         ["translate", "checkpoint={tiny}/best.pt", "input={samples}/a.en", "output={samples}/no/a.de"],
-        ["output={samples}/no/a.de: its folder {samples}/no does not exist"],
+        ["output={samples}/no/a.de cannot be written (its folder {samples}/no does not exist)"],
     ),
     (
         "output that is the input",
