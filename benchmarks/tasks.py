@@ -114,8 +114,7 @@ def check_outputs(cfg: BenchmarkConfig) -> None:
     if cfg.output is None:
         check_stdout(", or name a file with output=")
     else:
-        check_output_folder("output", Path(cfg.output).parent)
-        check_output("output", cfg.output)
+        check_output("output", cfg.output, make_folder=True)
     if cfg.profile is not None:
         check_output_folder("profile", cfg.profile)
 

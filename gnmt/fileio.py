@@ -105,12 +105,13 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
 
 
-def check_output(key: str, path: str | Path) -> None:
+def check_output(key: str, path: str | Path, *, make_folder: bool = False) -> None:
     """Raise InputError if `replacing` could not write a file. Call it before the work whose result is written.
 
     Args:
         key: Config key of the path, for the message.
         path: Path of the file.
+        make_folder: Make the folder of the file if it is missing.
     """
     if not str(path):
         raise InputError(f"{key}= names no file: give the path of a file")
@@ -118,6 +119,8 @@ def check_output(key: str, path: str | Path) -> None:
         raise InputError(f"{key}={path} ends in {os.sep} as a folder does: give the path of a file")
     path = Path(path)
     try:
+        if make_folder and not path.parent.exists():
+            path.parent.mkdir(parents=True)
         if is_stream(path):
             number = _own_descriptor(path)
             writable = os.access(path, os.W_OK) if number is None else _is_open_for_writing(number)
@@ -134,11 +137,11 @@ def check_output(key: str, path: str | Path) -> None:
         raise InputError(f"{key}={shown} cannot be written ({error.strerror}): choose another path") from None
 
 
-def check_new_output(key: str, path: str | Path) -> None:
+def check_new_output(key: str, path: str | Path, *, make_folder: bool = False) -> None:
     """Raise InputError if a file or folder exists already or could not be written. Arguments as for `check_output`."""
     if os.path.lexists(path):
         raise InputError(f"{key}={path} exists already: choose another name, or remove it")
-    check_output(key, path)
+    check_output(key, path, make_folder=make_folder)
 
 
 def check_output_folder(key: str, folder: str | Path) -> None:

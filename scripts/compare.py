@@ -41,8 +41,7 @@ def main(cfg: CompareConfig) -> None:
     check_stdout()
     folders = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
     if cfg.figure is not None:
-        check_output_folder("figure", Path(cfg.figure).parent)
-        check_output("figure", cfg.figure)
+        check_output("figure", cfg.figure, make_folder=True)
     if cfg.plots is not None:
         check_output_folder("plots", cfg.plots)
     records, left_out = read_runs(folders)

@@ -42,7 +42,10 @@ def main(cfg: EvaluateConfig) -> None:
         raise InputError("source= and target= belong together: give both files, or a test_set=")
     if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
         raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
-    translator, checkpoints, members = load_translator(cfg)
+    loaded = load_translator(cfg)
+    translator, checkpoints, members = loaded
+    if cfg.num_alignments:
+        loaded.require_attention(f"num_alignments={cfg.num_alignments}")
     contents, config = members[0].contents, members[0].config
     files, fingerprint = None, None
     if cfg.source is not None and cfg.target is not None:

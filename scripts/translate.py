@@ -49,11 +49,13 @@ def main(cfg: TranslateConfig) -> None:
     jobs = plan_jobs(resolve(cfg)["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
     ranks = current_ranks()
-    translator = load_translator(cfg, ranks.local_device_name(cfg.device)).translator
+    loaded = load_translator(cfg, ranks.local_device_name(cfg.device))
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
     with report_once(ranks):
-        translate_files(translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
+        if output_format.attention:
+            loaded.require_attention("word_attention=true" if cfg.word_attention else "alignments=true")
+        translate_files(loaded.translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.load import inference_weights
 from gnmt.data.tokenizer import TokenizerEntry, saved_entries
 from gnmt.errors import InputError, first_line
-from gnmt.fileio import check_new_output, check_output_folder, encodable
+from gnmt.fileio import check_new_output, encodable
 
 FORMAT, FORMAT_VERSION = "gnmt-safetensors", 2
 WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
@@ -44,8 +44,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
     Raises InputError if the checkpoint cannot be read or has an entry that JSON cannot express, or if `folder` exists.
     """
     library = safetensors_library()
-    check_output_folder("output", folder.parent)
-    check_new_output("output", folder)
+    check_new_output("output", folder, make_folder=True)
     contents = read_checkpoint(checkpoint, REQUIRED_ENTRIES)
     entries = {side: TokenizerEntry.read(contents["tokenizers"], side) for side in ("source", "target")}
     joint = (entries["source"].kind, entries["source"].content) == (entries["target"].kind, entries["target"].content)

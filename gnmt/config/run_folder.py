@@ -180,11 +180,12 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
     Raises InputError if the folder cannot be made or another process trains in it. If an InputError ends the context
     before the training has written anything, a folder that this call made is removed again.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}; see runs= and name=") from None
+        shown = format_value(str(folder), quote=False)
+        raise InputError(f"the run's folder {shown} cannot be made ({error.strerror}); see runs= and name=") from None
     in_use = f"{folder}: another process trains in it: wait until it ends, or give the new run another name: name=..."
     with ExitStack() as stack:
         try:

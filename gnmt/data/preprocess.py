@@ -109,6 +109,9 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
             which the message lists, or cannot be written; a worker was killed.
     """
     folder = preprocessed_folder(corpus, options)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if read_manifest(folder) is None and not os.access(existing, os.W_OK):  # found before the inputs are read
+        raise InputError(f"{folder}: cannot be preprocessed: {existing} is not writable; see data.preprocessed=")
     recipe = {
         "format": FORMAT,
         "settings": {"data": corpus.settings(), "tokenizer": options.settings()},

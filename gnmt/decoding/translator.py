@@ -556,6 +556,14 @@ class LoadedTranslator(NamedTuple):
     checkpoints: list[str]
     members: tuple[LoadedModel, ...]
 
+    def require_attention(self, option: str) -> None:
+        """Raise InputError if an option needs attention and no model has it. Call it before the translation."""
+        if not any(member.model.decoder.has_attention for member in self.members):
+            raise InputError(
+                f"{option} needs attention that aligns target with source tokens, which this model does not have: "
+                f"leave out {option.partition('=')[0]}="
+            )
+
 
 def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:
     """Load the translator that the config of a command describes.
@@ -586,4 +594,7 @@ def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:
         replace_unknown=values.get("replace_unknown", "none"),
         **given_options(cfg.decoding),
     )
-    return LoadedTranslator(translator, checkpoints, members)
+    loaded = LoadedTranslator(translator, checkpoints, members)
+    if translator.copies_unknown:
+        loaded.require_attention("replace_unknown=copy")
+    return loaded

@@ -102,6 +102,11 @@ class RunCheckpoints:
         """Write best.pt."""
         write_checkpoint(self.best, contents)
 
+    def check_folder(self) -> None:
+        """Raise InputError if the folder of an earlier command cannot be written, before updates that would be lost."""
+        if self.folder.exists() and not (self.folder.is_dir() and os.access(self.folder, os.W_OK)):
+            raise InputError(f"{self.folder} cannot be written as a folder: move it away, or choose another name=")
+
     def remove_leftovers(self) -> None:
         """Delete temporary files of a process that was killed while writing; call this under the run folder's lock."""
         for written in (self.folder / "step_*", self.best, self.last.with_suffix("")):

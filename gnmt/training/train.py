@@ -125,6 +125,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
 
         # Preprocess the data, and build the model and the trainer.
         if ranks.is_rank_0:
+            checkpoints.check_folder()
             checkpoints.remove_leftovers()
         preprocessed = preprocess_on_rank_0(ranks, cfg)
         if saved is not None:

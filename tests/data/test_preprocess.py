@@ -55,6 +55,16 @@ def test_the_folder_has_the_ids_and_the_text_of_all_kept_pairs(
     assert not [name for name in os.listdir(preprocessed.folder.parent) if name.startswith(".")]
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_text_is_read(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(toy_pairs(300))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(preprocess_module, "_fingerprint_inputs", lambda *_: pytest.fail("the text was read"))
+    with pytest.raises(InputError, match="is not writable; see data"):
+        preprocess(corpus, options)
+
+
 def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, options: TokenizerOptions) -> None:
     hostile = [("", ""), ("a\u2028b\x85", "c\r"), ("\x00", " "), ("x" * 9000, "same"), ("x" * 9000, "same")]
     (tmp_path / "h.tsv").write_text("".join(f"{s}\t{t}\r\n" for s, t in hostile), encoding="utf-8", newline="")

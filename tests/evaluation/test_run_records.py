@@ -78,7 +78,7 @@ def test_the_command_shows_evaluations_and_names_problems(tiny, tmp_path, run_co
     (tmp_path / "file").write_text("")
     done = run_command("compare", f"runs=[{home.folder}]", "by_length=true", "figure=file/a.png", cwd=tmp_path)
     assert done.code == 2
-    assert "figure=file cannot be written (it is a file)" in done.err
+    assert "figure=file/a.png cannot be written (its folder file does not exist)" in done.err
 
 
 def test_a_run_that_stopped_early_is_named(tiny, tmp_path, run_command):

@@ -53,6 +53,11 @@ def test_a_run_resumes_exactly_and_its_checkpoint_translates(model: str, run_com
         )
         assert done.code == 0, done.err
         assert [json.loads(line)["line"] for line in done.out.splitlines()] == [1, 2, 3], precision
+    if model == "seq2seq":  # once, the test set was translated first, and nothing was drawn
+        for command in (["evaluate", "num_alignments=1"], ["translate", "format=tsv", "alignments=true"]):
+            done = run_command(*command, "checkpoint=runs/straight/best.pt", cwd=tmp_path, stdin=lines)
+            assert (done.code, done.out) == (2, "")
+            assert f"{command[-1]} needs attention" in done.err
     members = "checkpoint=[runs/straight/best.pt,runs/tiny/best.pt]"  # tiny is a GNMT
     done = run_command("translate", members, cwd=tmp_path, stdin=lines)
     assert done.code == 0, done.err

@@ -34,6 +34,18 @@ def test_the_newest_few_stay_and_last_names_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "last.pt"]
 
 
+def test_a_file_in_the_way_of_the_checkpoints_is_found_before_the_updates(tmp_path):
+    """Once, a whole training was lost: no checkpoint could be written at its end."""
+    checkpoints = RunCheckpoints(tmp_path, keep=1)
+    checkpoints.check_folder()
+    checkpoints.folder.touch()
+    with pytest.raises(InputError, match="checkpoints cannot be written as a folder"):
+        checkpoints.check_folder()
+    checkpoints.folder.unlink()
+    checkpoints.save(1, {"step": 1})
+    checkpoints.check_folder()
+
+
 def test_only_half_written_files_of_a_killed_process_are_removed(tmp_path):
     """Once, each kill during a save left a file as large as a checkpoint."""
     checkpoints = RunCheckpoints(tmp_path, keep=2)
