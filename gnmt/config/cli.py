@@ -69,6 +69,8 @@ RANK_0_SECONDS = 10.0
 HOME = re.compile(r"""(^|(?<=[=\[,:"']))~(?=/|$)""")
 """The `~` that begins a path, in an override or in a value. Hydra cannot read it, and a shell expands it only in some
 positions."""
+PRINTING_FLAGS = frozenset({"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"})
+"""Flags with which a command prints something and does nothing else."""
 EXPERIMENT = "experiment"
 RAISED_BY_JOB = "raised_by_job"
 """Attribute of an exception that a job has raised. Unlike a local variable, it also comes back from other processes."""
@@ -200,6 +202,8 @@ def prepare_streams() -> None:
 
 def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     """Let Hydra compose the config and call `run_job`. Raises InputError after printing it."""
+    if sys.stdout is None and PRINTING_FLAGS & {word.partition("=")[0] for word in sys.argv[1:]}:
+        _refuse("the result is printed to standard output, which is closed: redirect it to a file")
     if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
         print(help_text(inspect.getmodule(main), config_name))
         return

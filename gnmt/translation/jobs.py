@@ -131,7 +131,8 @@ def check_job(job: Job, checkpoints: Sequence[str] = ()) -> None:
     for key, name in [*files, *(("checkpoint", checkpoint) for checkpoint in checkpoints)]:
         paths = (_STREAM_PATHS.get((job.output, "output"), job.output), _STREAM_PATHS.get((name, key), name))
         if all(map(os.path.isfile, paths)) and os.path.samefile(*paths):
-            raise InputError(f"output={job.output} and {name} are the same file: write to another file")
+            shown = "standard input" if name == STANDARD_STREAM else name
+            raise InputError(f"output={job.output} and {shown} are the same file: write to another file")
 
 
 def check_job_output(output: str) -> None:

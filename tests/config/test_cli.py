@@ -411,6 +411,9 @@ def test_streams_may_be_closed(tmp_path: Path, closed: str, out: str, err: str) 
     assert child("x") == (0, out, err)
     assert child("wrong") == (2, out, err and f"{err}error: wrong\n")
     assert (tmp_path / "file").read_bytes() == b""
+    if ">&-" in closed.split():
+        message = "error: the result is printed to standard output, which is closed: redirect it to a file\n"
+        assert child("x --cfg job") == child("x --help") == (2, "", err and message)
 
 
 @pytest.mark.parametrize(
