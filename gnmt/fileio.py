@@ -12,6 +12,7 @@ import errno
 import fcntl
 import gzip
 import hashlib
+import json
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from gnmt.errors import InputError, format_value
 
@@ -103,6 +104,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Replace the contents of `path` by `data`, as `replacing` does."""
     with replacing(path) as file:
         file.write(data)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the contents of a JSON file for people to read; a path may hold bytes that are not UTF-8."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes its escape sequence in JSON
 
 
 def check_output(key: str, path: str | Path, *, make_folder: bool = False) -> None:

@@ -45,7 +45,7 @@ def configure_logging(run_file: Path | None = None) -> None:
     root.addHandler(stderr_handler)
     if run_file is not None:
         run_file.parent.mkdir(parents=True, exist_ok=True)
-        file_handler = RunFileHandler(run_file, encoding="utf-8")
+        file_handler = RunFileHandler(run_file, encoding="utf-8", errors="backslashreplace")
         file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file_handler)
     root.setLevel(logging.INFO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from gnmt.fileio import (
     fingerprint_file,
     folder_lock,
     is_stream,
+    json_bytes,
     read_lines,
     write_atomically,
 )
@@ -109,6 +111,13 @@ def test_pipes_and_devices_are_written_to(tmp_path: Path) -> None:
     os.close(reader)
     assert is_stream(tmp_path / "pipe")
     assert is_stream("/dev/null")
+
+
+def test_json_may_hold_a_path_that_is_not_utf8() -> None:
+    """Preprocessing a corpus in a folder of Latin-1 ended with a traceback."""
+    value = {"path": os.fsdecode(b"/caf\xe9"), "name": "é"}
+    assert json_bytes(value) == '{\n  "path": "/caf\\udce9",\n  "name": "é"\n}\n'.encode()
+    assert json.loads(json_bytes(value)) == value
 
 
 def test_outputs_that_cannot_be_written_are_found_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

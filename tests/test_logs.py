@@ -66,3 +66,14 @@ def test_rank_0_logs_and_the_other_ranks_only_warn(monkeypatch, capsys):
         "warning: rank 0 is short of memory",
         "warning: rank 3: rank 3 is short of memory",
     ]
+
+
+def test_a_path_that_is_not_utf8_does_not_end_the_log_file(tmp_path, monkeypatch):
+    """The log file missed all lines after the first such path."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging(tmp_path / "train.log")
+    logging.getLogger("gnmt").info("reading caf\udce9.en")
+    logging.getLogger("gnmt").info("update 7")
+    configure_logging()
+    lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("gnmt: ")[2] for line in lines] == ["reading caf\\udce9.en", "update 7"]

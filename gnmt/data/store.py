@@ -38,6 +38,7 @@ from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.data.cleaning import CleaningReport
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, describe_changes
+from gnmt.fileio import json_bytes
 
 FORMAT = 3
 """The version of the format; raise it when the layout or the meaning of a file changes."""
@@ -290,7 +291,7 @@ def write_report(folder: Path, report: CleaningReport) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    path.write_bytes(json_bytes(value))
 
 
 def write_tokenizers(folder: Path, tokenizers: Tokenizers) -> None:

@@ -46,7 +46,7 @@ from gnmt.device import (
 from gnmt.distributed import Ranks, current_ranks, ending_together
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import check_tokenizer
-from gnmt.fileio import write_atomically
+from gnmt.fileio import json_bytes, write_atomically
 from gnmt.model.seq2seq import Seq2Seq
 from gnmt.model.validate import check_shared_vocabulary
 from gnmt.reporting.tensorboard import Reporter
@@ -588,9 +588,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
     Checkpoints hold the config too, so a failure to write this file is only logged.
     """
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     try:
-        write_atomically(folder / CONFIG, text.encode())
+        write_atomically(folder / CONFIG, json_bytes(config))
     except OSError as error:
         log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from gnmt.distributed import Ranks
 from gnmt.errors import InputError, describe_changes, format_count
-from gnmt.fileio import folder_lock, replacing, write_atomically
+from gnmt.fileio import folder_lock, json_bytes, replacing, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -314,8 +314,7 @@ class PartialOutput:
         return [status.st_size, status.st_mtime_ns]
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / _MANIFEST, text.encode())
+        write_atomically(self.folder / _MANIFEST, json_bytes(asdict(manifest)))
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
