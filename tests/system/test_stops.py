@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gnmt.checkpoint.file import read_checkpoint
+from gnmt.decoding.translator import Translator
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -84,6 +85,35 @@ def test_an_evaluation_that_does_not_fit_is_a_message(run_command, tiny, tmp_pat
     assert done.code == 2
     assert re.search(r"error: out/test-\S+\.txt cannot be written \(.*\): choose another folder with output=", done.err)
     assert "Traceback" not in done.err
+
+
+def test_a_figure_that_does_not_fit_is_a_message_and_the_scores_stay(
+    run_command, tiny, tmp_path, file_size_limit
+) -> None:
+    """It was reported by a traceback."""
+    with file_size_limit(6000):
+        done = run_command(
+            "evaluate", f"checkpoint={tiny.folder}/best.pt", "output=out", "num_alignments=2", cwd=tmp_path
+        )
+    assert done.code == 2
+    assert re.search(
+        r"^error: out/\S+\.alignment-1\.png cannot be written \(.*\): choose another folder", done.err, re.M
+    )
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".txt"]
+
+
+def test_an_evaluation_whose_file_names_are_too_long_is_refused_before_it_translates(
+    run_command, tiny, tmp_path, monkeypatch
+) -> None:
+    """The names contain that of the source file and the options that differ from the recorded ones."""
+    monkeypatch.setattr(Translator, "translate", lambda *_, **__: pytest.fail("it translated"))
+    text = tmp_path / ("x" * 230)
+    text.write_text("The old man sees the house.\n", encoding="utf-8")
+    pair = (f"source={text}", f"target={text}")
+    done = run_command("evaluate", f"checkpoint={tiny.folder}/best.pt", "output=out", *pair, cwd=tmp_path)
+    assert done.code == 2
+    assert "cannot be written (File name too long): choose another path" in done.err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_preprocessed_data_that_does_not_fit_leaves_no_unfinished_folder(

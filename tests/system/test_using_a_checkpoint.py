@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gnmt.checkpoint.file import read_checkpoint
+from gnmt.checkpoint.file import FORMAT_VERSION, read_checkpoint
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError
 
@@ -312,7 +312,7 @@ def test_inspect_prints_text(run_command, tiny, tmp_path) -> None:
         "dev/bleu: ",
         "embedding_size: 16",
         "vocabulary_size: 420",
-        "format: 2",
+        f"format: {FORMAT_VERSION}",
         "total: 20,613",
     ):
         assert expected in done.out
