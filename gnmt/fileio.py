@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -96,7 +95,7 @@ def _open_like(path: Path, temporary: Path) -> BinaryIO:
         with suppress(OSError):
             os.fchown(descriptor, *owner)
     with suppress(OSError):  # a file system without modes
-        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+        os.fchmod(descriptor, old.st_mode & 0o777)
     return open(descriptor, "wb")
 
 
