@@ -7,6 +7,7 @@ one beside a file or folder that is being built.
 
 from __future__ import annotations
 
+import bz2
 import difflib
 import errno
 import fcntl
@@ -14,14 +15,19 @@ import gzip
 import hashlib
 import json
 import logging
+import lzma
 import os
 import re
+import select
 import shutil
 import sys
+import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -43,12 +49,19 @@ _MAGIC_BYTES = (
     (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
     (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f utf-16 -t utf-8`"),
     (b"\x1f\x8b", "a gzip file", "give it a name that ends in .gz, or unpack it"),
+    (b"BZh", "a bzip2 file", "give it a name that ends in .bz2, or unpack it"),
+    (b"\xfd7zXZ\x00", "an xz file", "give it a name that ends in .xz, or unpack it"),
 )
 # A file with a larger fraction of NUL characters in its first lines is refused: it may be UTF-16 without a mark.
 _NUM_CHECKED_LINES, _MAX_NUL_FRACTION = 100, 0.1
 _DESCRIPTOR_FOLDER = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
 _MAX_LINKS = 40  # more links in a row are a loop, as for the kernel
 _MIN_SIMILARITY = 0.7  # between a missing file's name and the suggested one
+_OPEN_COMPRESSED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_PIPE_BYTES = 1 << 16  # Linux keeps this many bytes in a pipe
+
+COMPRESSED_SUFFIXES = tuple(_OPEN_COMPRESSED)
+"""Ends of names of compressed files, which are decompressed when they are read."""
 
 
 # Atomic writes
@@ -408,13 +421,13 @@ def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFin
 
 
 def read_lines(path: str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file (gzip if its name ends in .gz) without their line ends.
+    """Yield the lines of a UTF-8 file without their line ends; a name in COMPRESSED_SUFFIXES is decompressed.
 
     Only LF ends a line; a CR before it is removed too. U+2028, U+0085, form feeds and other CRs are text. A byte order
     mark at the start of the file is removed, and a file that contains nothing else has no line.
 
     Raises InputError with `path:line` for bytes that are not UTF-8, and with `path` for a file that is missing,
-    unreadable or a damaged gzip file.
+    unreadable, a damaged compressed file, or a text whose lines end in CR alone.
     """
     number = 0
     try:
@@ -422,10 +435,11 @@ def read_lines(path: str) -> Iterator[str]:
             for line in lines_of(file, path):
                 number += 1
                 yield line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a complete gzip file (after line {number}): {error}") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from error
+        kind = Path(path).suffix
+        raise InputError(f"{path}: not a complete {kind} file (after line {number}): {error}") from error
 
 
 def read_text_lines(path: str) -> Iterator[str]:
@@ -452,18 +466,75 @@ def lines_of(file: Iterable[bytes], name: str) -> Iterator[str]:
         yield _decode(line, name, number)
 
 
+class PipeLines:
+    """The lines of a pipe or a terminal as bytes, which can tell whether the next line is there already.
+
+    Args:
+        file: The open pipe. A file works too; its next line is always there.
+    """
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file = file
+        self._complete: deque[bytes] = deque()  # lines that were read and not returned yet
+        self._incomplete: list[bytes] = []  # parts of the line after them
+        self._has_ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        while not self._complete:
+            if self._has_ended:
+                raise StopIteration
+            self._read()
+        return self._complete.popleft()
+
+    def is_ready(self, deadline: float) -> bool:
+        """Wait until the next line, or the end, is there; return False if it is not at `deadline` (time.monotonic)."""
+        poll = select.poll()
+        poll.register(self._file, select.POLLIN)
+        while not self._complete and not self._has_ended:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return False
+            self._read()
+        return True
+
+    def _read(self) -> None:
+        """Read what is in the pipe; wait if that is nothing."""
+        data = self._file.read1(_PIPE_BYTES)
+        first, *others = data.split(b"\n")
+        self._incomplete.append(first)
+        for part in others:
+            self._complete.append(b"".join([*self._incomplete, b"\n"]))
+            self._incomplete = [part]
+        if not data:
+            self._has_ended = True
+            if rest := b"".join(self._incomplete):
+                self._complete.append(rest)
+
+
 def open_binary(path: str) -> BinaryIO:
-    """Open a file for reading bytes, decompressed if its name ends in .gz."""
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.endswith(".gz") else open(path, "rb")
+    """Open a file for reading bytes, decompressed if its name ends in one of COMPRESSED_SUFFIXES."""
+    return cast(BinaryIO, _OPEN_COMPRESSED.get(Path(path).suffix, _open_plain)(path))
+
+
+def _open_plain(path: str) -> BinaryIO:
+    return open(path, "rb")
+
+
+def uncompressed_name(path: str) -> str:
+    """Return the path without a suffix of COMPRESSED_SUFFIXES."""
+    return path.removesuffix(Path(path).suffix) if Path(path).suffix in COMPRESSED_SUFFIXES else path
 
 
 def _decode(line: bytes, path: str, number: int) -> str:
     """Return a line as text without its line end; raise InputError if it is not UTF-8. Line numbers begin with 1."""
     if number == 1:
         line = line.removeprefix(_BOM)
+    is_whole_file = number == 1 and not line.endswith(b"\n")
     line = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
     try:
-        return line.decode("utf-8")
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         if number == 1:
             for magic, kind, remedy in _MAGIC_BYTES:
@@ -474,6 +545,12 @@ def _decode(line: bytes, path: str, number: int) -> str:
             f"({error.reason}); convert the file from its encoding, for example Latin-1 with "
             "`iconv -f latin1 -t utf-8`"
         ) from error
+    if is_whole_file and (num_lines := sum(bool(part.strip()) for part in text.split("\r"))) > 1:
+        raise InputError(
+            f"{path}: its {num_lines} lines end in CR alone, where LF or CR LF must end a line: convert it with "
+            r"`tr '\r' '\n'`"
+        )
+    return text
 
 
 def encodable(text: str) -> str:

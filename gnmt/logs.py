@@ -161,6 +161,25 @@ def progress_bar(
     )
 
 
+def counter(bar: tqdm[Any]) -> Callable[[float], None]:
+    """Return a function that adds a number of items to a bar's count. Parts of items add up and are shown rounded."""
+    count = 0.0
+
+    def add(number: float) -> None:
+        nonlocal count
+        count += number
+        show_count(bar, count)
+
+    return add
+
+
+def show_count(bar: tqdm[Any], count: float) -> None:
+    """Set a bar's count, rounded to one decimal."""
+    rounded = round(count, 1)
+    bar.n = int(rounded) if rounded == int(rounded) else rounded
+    bar.update(0)
+
+
 def wait_for(
     done: Callable[[float], bool],
     what: Callable[[], str],

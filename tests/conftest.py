@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import ModuleType
 
 import pytest
@@ -112,10 +113,17 @@ def run_script(script: str, *overrides: str, cwd: Path, stdin: bytes = b"") -> C
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(2))
     code = 0
     root = logging.getLogger()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    with (
+        TemporaryFile() as given,
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        given.write(stdin)
+        given.seek(0)
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [f"scripts/{script}.py", *overrides])
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8"))
         patch.setenv("HYDRA_FULL_ERROR", "0")  # the script sets it; the patch restores its value
         handlers, level = list(root.handlers), root.level
         try:

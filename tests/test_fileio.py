@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import fcntl
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -335,14 +337,36 @@ def test_an_error_of_encoding_names_file_and_line(tmp_path: Path, name: str) -> 
         next(lines)
 
 
-def test_a_damaged_gzip_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.gz"
-    path.write_bytes(gzip.compress(b"line\n" * 10000)[:-20])
-    with pytest.raises(InputError, match=r"a\.gz: not a complete gzip file"):
-        list(read_lines(str(path)))
-    path.write_bytes(b"plain text under a wrong name\n")
-    with pytest.raises(InputError, match=r"a\.gz: not a complete gzip file"):
-        list(read_lines(str(path)))
+COMPRESSORS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_compressed_file_is_read_by_the_end_of_its_name(tmp_path: Path, suffix: str) -> None:
+    data = COMPRESSORS[suffix](b"one\ntwo\n")
+    assert lines_of(tmp_path / f"a.en{suffix}", data) == ["one", "two"]
+    with pytest.raises(InputError, match=rf"a\.en: not UTF-8, but .* file: give it a name that ends in \{suffix}"):
+        lines_of(tmp_path / "a.en", data)
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_damaged_compressed_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    for data in (COMPRESSORS[suffix](b"line\n" * 10000)[:-20], b"plain text under a wrong name\n"):
+        with pytest.raises(InputError, match=rf"a\{suffix}: not a complete \{suffix} file"):
+            lines_of(path, data)
+
+
+@pytest.mark.parametrize("data", [b"One.\rTwo.\rThree.\r", b"One.\rTwo.\r\rThree."])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_file_whose_lines_end_in_cr_alone_is_refused(tmp_path: Path, data: bytes, suffix: str) -> None:
+    """All of it was one line, and its translation lacked all sentences but the first."""
+    with pytest.raises(InputError, match=r"a.*: its 3 lines end in CR alone, .* convert it with `tr '\\r' '\\n'`"):
+        lines_of(tmp_path / f"a{suffix}", gzip.compress(data) if suffix else data)
+
+
+def test_a_cr_inside_a_line_or_at_the_end_of_the_only_one_is_text(tmp_path: Path) -> None:
+    assert lines_of(tmp_path / "a", b"One.\rTwo.\rThree.\n") == ["One.\rTwo.\rThree."]
+    assert lines_of(tmp_path / "a", b"One.\r") == ["One.\r"]
 
 
 def test_a_missing_file_suggests_the_nearest_name(tmp_path: Path) -> None:

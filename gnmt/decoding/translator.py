@@ -9,6 +9,7 @@ runs out (`FittingBatchSize`). `load_translator` makes a Translator from the con
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -45,9 +46,17 @@ ReplaceUnknown = Literal["none", "copy"]
 CHUNK_BATCHES = 32
 SMALLEST_CHUNK = 256
 
+# A chunk ends at the line with which its text reaches this many characters, about 100 tokens, for each of its largest
+# number of lines. Otherwise a chunk of very long lines would take hours, and finished work is stored by chunks.
+CHARACTERS_PER_LINE = 400
+
 # After a shortage of memory, twice the batch size is tried after this many successes. A failed attempt costs the
 # active batch, so attempts are rare.
 SUCCESSES_UNTIL_LARGER = 8
+
+# How long a chunk waits for the lines that follow its first one in a pipe. A program that writes many lines is slower
+# than their reader at times; one that waits for an answer gets it this much later.
+LONGEST_WAIT_SECONDS = 0.02
 
 # Distance between the sampling keys of a line's segments. It is larger than any line number.
 SEGMENT_KEY_OFFSET = 1 << 40
@@ -254,6 +263,11 @@ class Translator:
         """The largest number of lines that are sorted by length and searched together, in batches."""
         return max(CHUNK_BATCHES * self.batch_size, SMALLEST_CHUNK)
 
+    @property
+    def chunk_characters(self) -> int:
+        """The number of characters of text at which a chunk ends, after the line that reaches it."""
+        return CHARACTERS_PER_LINE * self.chunk_lines
+
     def translate(
         self,
         lines: Iterable[str],
@@ -262,7 +276,7 @@ class Translator:
         path: str | None = None,
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[float], object] | None = None,
         **search_options: Any,
     ) -> list[Translation]:
         """Return one translation for each line, in order; see `stream`."""
@@ -286,10 +300,10 @@ class Translator:
         path: str | None = None,
         prefixes: Iterable[str] | None = None,
         attention: bool = False,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[float], object] | None = None,
         **search_options: Any,
     ) -> Iterator[Translation]:
-        """Yield one translation for each line, in order. Lines are read a chunk (`chunk_lines`) at a time.
+        """Yield one translation for each line, in order. Lines are read a chunk at a time (see `next_chunk`).
 
         A line without a token (blank, or only characters that the tokenizer drops) has an empty translation: text "",
         score 0, no tokens. A line for which no token is possible, because min_length and no_repeat_ngram together
@@ -307,7 +321,7 @@ class Translator:
                 line is empty in any case.
             attention: Fill Translation.attentions.
             progress: Called with the number of lines that were finished since its last call, for example `update` of a
-                progress bar.
+                progress bar. A line that was cut counts in equal parts, one for each segment.
             search_options: Fields of SearchOptions that replace the translator's for this call.
 
         Raises:
@@ -326,7 +340,7 @@ class Translator:
         def translations() -> Iterator[Translation]:
             remaining, remaining_prefixes = iter(lines), repeat("") if prefixes is None else iter(prefixes)
             number = first_line
-            while chunk := list(islice(remaining, self.chunk_lines)):
+            while chunk := next_chunk(remaining, self.chunk_lines, self.chunk_characters):
                 chunk_prefixes = list(islice(remaining_prefixes, len(chunk)))
                 if len(chunk_prefixes) < len(chunk):
                     raise InputError(f"there are fewer prefixes than lines: {ONE_PREFIX_PER_LINE}")
@@ -346,7 +360,7 @@ class Translator:
         locations: Sequence[str],
         options: SearchOptions,
         attention: bool,
-        progress: Callable[[int], object] | None,
+        progress: Callable[[float], object] | None,
     ) -> list[Translation]:
         """Translate the lines of one chunk; see `stream`.
 
@@ -367,15 +381,14 @@ class Translator:
                 segments.append(Segment(row, number, ids, prefix_ids, key, location))
         # The longest first: if memory is short, it runs out early, and the last ones to be searched take few steps.
         segments.sort(key=lambda segment: -len(segment.ids))
-        num_waiting = Counter(segment.row for segment in segments)
+        num_segments = Counter(segment.row for segment in segments)
         if progress is not None:
-            progress(len(lines) - len(num_waiting))  # the empty lines
+            progress(len(lines) - len(num_segments))  # the empty lines
         by_line: list[list[tuple[Segment, SearchResult]]] = [[] for _ in lines]
         for segment, result in self._search(segments, options, attention or self.copies_unknown):
             by_line[segment.row].append((segment, result))
-            num_waiting[segment.row] -= 1
-            if progress is not None and not num_waiting[segment.row]:
-                progress(1)
+            if progress is not None:
+                progress(1 if num_segments[segment.row] == 1 else 1 / num_segments[segment.row])
 
         translations = []
         for line, location, found in zip(lines, locations, by_line, strict=True):
@@ -542,6 +555,33 @@ class Translator:
         found = dict(zip(order, in_order, strict=True))
         in_line_order = (found[index] for index in range(len(id_pairs)))
         return [joined_score(list(islice(in_line_order, len(line)))) for line in lines]
+
+
+def next_chunk(
+    lines: Iterator[str],
+    max_lines: int,
+    max_characters: int,
+    is_ready: Callable[[float], bool] = lambda deadline: True,
+) -> list[str]:
+    """Return the lines of the next chunk, and read no further line; an empty list at the end.
+
+    Args:
+        lines: The remaining lines.
+        max_lines: Largest number of lines of a chunk.
+        max_characters: The chunk ends at the line with which its text reaches this length.
+        is_ready: Waits for the next line of `lines` until a given time (time.monotonic), and returns whether it is
+            there. The chunk ends when no line has come within LONGEST_WAIT_SECONDS from its first line.
+    """
+    chunk: list[str] = []
+    num_characters, deadline = 0, 0.0
+    for line in lines:
+        if not chunk:
+            deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        chunk.append(line)
+        num_characters += len(line)
+        if len(chunk) == max_lines or num_characters >= max_characters or not is_ready(deadline):
+            break
+    return chunk
 
 
 def line_location(path: str | None, number: int) -> str:

@@ -35,7 +35,7 @@ from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
 from gnmt.fileio import check_output, check_output_folder, short_hash, write_atomically
-from gnmt.logs import progress_bar
+from gnmt.logs import counter, progress_bar
 from gnmt.reporting.figures import image_bytes
 from gnmt.reporting.tensorboard import Reporter
 
@@ -105,7 +105,7 @@ def evaluate(
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     start = time.perf_counter()
     with progress_bar(description="translating", unit="line", total=len(sources)) as bar:
-        translations = translator.translate(sources, progress=bar.update)
+        translations = translator.translate(sources, progress=counter(bar))
     seconds = time.perf_counter() - start
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)

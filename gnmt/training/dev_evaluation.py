@@ -26,7 +26,7 @@ from gnmt.decoding.translator import Translator
 from gnmt.device import Precision
 from gnmt.distributed import Ranks
 from gnmt.evaluation.metrics import Scores, score_translations
-from gnmt.logs import progress_bar
+from gnmt.logs import counter, progress_bar
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.signals import Abandoned
 from gnmt.training.objective import Objective
@@ -189,7 +189,7 @@ class DevEvaluator:
         shown = self.ranks.is_rank_0
         with progress_bar(description="translating", unit="line", total=len(sources), shown=shown) as bar:
             translations = translator.translate(
-                sources, attention=own.start == 0, first_line=own.start + 1, progress=bar.update
+                sources, attention=own.start == 0, first_line=own.start + 1, progress=counter(bar)
             )
         if own.start > 0:
             return translations

@@ -1,6 +1,6 @@
 """Inputs and outputs of translate.py and score.py: which files are read and written, and how they are opened.
 
-`plan_jobs` turns the command line into jobs and finds impossible ones before a model is loaded. `input_lines` and
+`plan_jobs` turns the command line into jobs and finds impossible ones before a model is loaded. `open_input` and
 `open_output` then open files and standard streams.
 """
 
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, cast
 
 from gnmt.errors import InputError
 from gnmt.fileio import (
+    COMPRESSED_SUFFIXES,
+    PipeLines,
     check_files,
     check_output,
     check_output_folder,
@@ -166,11 +169,32 @@ def _check_partial_outputs(jobs: Sequence[Job], checkpoints: Sequence[str]) -> N
 # Opening
 
 
-def input_lines(source: str) -> Iterator[str]:
-    """Return the lines of a file or of standard input; reading them raises InputError if they cannot be read."""
-    if source != STANDARD_STREAM:
-        return read_lines(source)
-    return lines_of(sys.stdin.buffer, "stdin")
+class Input(NamedTuple):
+    """The lines of an open input.
+
+    Args:
+        lines: The lines without line ends.
+        is_ready: Returns whether the next line, or the end, is there at a given time (time.monotonic), and waits for it
+            until then. The lines of a file are always there.
+    """
+
+    lines: Iterator[str]
+    is_ready: Callable[[float], bool] = lambda deadline: True
+
+
+@contextmanager
+def open_input(source: str) -> Iterator[Input]:
+    """Open a file, a pipe or standard input for reading lines; raises InputError if it cannot be read."""
+    if source == STANDARD_STREAM:
+        pipe = PipeLines(cast(BufferedReader, sys.stdin.buffer))
+        yield Input(lines_of(pipe, "stdin"), pipe.is_ready)
+    elif Path(source).is_file() or source.endswith(COMPRESSED_SUFFIXES):
+        yield Input(read_lines(source))
+    else:
+        check_files([source])
+        with open(source, "rb") as file:
+            pipe = PipeLines(file)
+            yield Input(lines_of(pipe, source), pipe.is_ready)
 
 
 @contextmanager

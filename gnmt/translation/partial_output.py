@@ -1,23 +1,26 @@
 """The partial output: a folder beside an output file, from which an interrupted translation resumes.
 
 `<output>.partial/` holds `manifest.json`, with everything that the output depends on, and one file for each finished
-chunk: `chunk-000000` and so on. A chunk file is a line of JSON with the sha256 of the lines that were translated,
-followed by the bytes for the output. It is written atomically. A chunk depends on the manifest's settings and on its
-lines alone, so if both are equal, it can be used, no matter which process wrote it.
+chunk: `chunk-000000` and so on. A chunk file is a line of JSON with the number and the sha256 of the lines that were
+translated, followed by the bytes for the output. It is written atomically. A chunk depends on the manifest's settings
+and on its lines alone, so if both are equal, it can be used, no matter which process wrote it.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
 import logging
+import lzma
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -33,6 +36,11 @@ _MANIFEST, _LOCK, _MERGED, _CHUNK = "manifest.json", "lock", "merged", "chunk-"
 _OWN_NAMES = re.compile(r"lock|manifest\.json|merged|chunk-\d{6,}|\.(manifest\.json|chunk-\d{6,})\.\d+\.tmp")
 # zlib's default; Python's own, 9, takes twice the time for output that is 1 % smaller.
 _COMPRESSION_LEVEL = 6
+_COMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": partial(gzip.GzipFile, "", "wb", _COMPRESSION_LEVEL, mtime=0),
+    ".bz2": partial(bz2.BZ2File, mode="wb"),
+    ".xz": partial(lzma.LZMAFile, mode="wb"),
+}
 
 
 @dataclass(frozen=True)
@@ -161,10 +169,11 @@ class PartialOutput:
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path} is damaged: give resume=never to restart from scratch") from None
 
-    def finished_chunks(self) -> set[int]:
-        """Return the numbers of the finished chunks."""
+    def finished_chunks(self) -> dict[int, int]:
+        """Return the number of lines of each finished chunk, by the chunk's number; 0 for a damaged file."""
         names = (path.name for path in self.folder.glob(f"{_CHUNK}*"))
-        return {int(name.removeprefix(_CHUNK)) for name in names if _OWN_NAMES.fullmatch(name)}
+        numbers = sorted(int(name.removeprefix(_CHUNK)) for name in names if _OWN_NAMES.fullmatch(name))
+        return {number: self._head(number).get("lines", 0) for number in numbers}
 
     def unfinished(self, chunks: Iterable[Chunk], source: str, ranks: Ranks) -> Iterator[Chunk]:
         """Yield the chunks that this process must translate and write. If it is rank 0, `merge` may follow.
@@ -195,7 +204,8 @@ class PartialOutput:
 
     def write_chunk(self, chunk: Chunk, translated: TranslatedChunk) -> None:
         """Write a finished chunk."""
-        head = json.dumps({"unfinished": translated.num_unfinished, "sha256": chunk.sha256()}).encode()
+        contents = {"lines": len(chunk.lines), "unfinished": translated.num_unfinished, "sha256": chunk.sha256()}
+        head = json.dumps(contents).encode()
         with self._disk_errors():
             write_atomically(self._chunk_path(chunk.number), head + b"\n" + translated.data)
 
@@ -283,12 +293,16 @@ class PartialOutput:
 
     def _is_finished(self, number: int) -> bool:
         """Return whether the chunk is finished and was made from the lines that were read."""
+        return self._head(number).get("sha256") == self._hashes[number]
+
+    def _head(self, number: int) -> dict[str, Any]:
+        """Return the JSON at the beginning of a chunk's file, empty if the file is missing or damaged."""
         try:
             with self._chunk_path(number).open("rb") as file:
                 head = json.loads(file.readline())
         except (FileNotFoundError, ValueError):
-            return False
-        return isinstance(head, dict) and head.get("sha256") == self._hashes[number]
+            return {}
+        return head if isinstance(head, dict) else {}
 
     def _warn_of_other_lines(self, chunk: Chunk, source: str) -> None:
         """Log a warning, once, if the chunk has a file."""
@@ -330,12 +344,12 @@ class PartialOutput:
 
 @contextmanager
 def compressed(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """Yield a file that compresses into `file` if the name ends in .gz, otherwise `file` itself.
+    """Yield a file that compresses into `file` if the name ends in .gz, .bz2 or .xz, otherwise `file` itself.
 
     The gzip header holds no time and no name, so equal contents give equal bytes.
     """
-    if not name.endswith(".gz"):
+    if (compress := _COMPRESSORS.get(Path(name).suffix)) is None:
         yield file
         return
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=_COMPRESSION_LEVEL, fileobj=file, mtime=0) as packed:
+    with compress(file) as packed:
         yield cast(BinaryIO, packed)

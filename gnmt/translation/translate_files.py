@@ -1,9 +1,9 @@
 """Translate files of any size in constant memory, by one process or several, and resume after an interruption.
 
-A file is translated in chunks of `translator.chunk_lines` lines. The translation of a chunk depends only on its lines,
-their line numbers (which seed sampling) and the settings, so any process can translate any chunk at any time. The
-finished chunks, joined in order, equal the output of one process without interruption, byte for byte. `PartialOutput`
-stores them.
+A file is translated in chunks (`gnmt.decoding.translator.next_chunk`). The translation of a chunk depends only on its
+lines, their line numbers (which seed sampling) and the settings, so any process can translate any chunk at any time.
+The finished chunks, joined in order, equal the output of one process without interruption, byte for byte.
+`PartialOutput` stores them.
 
 Standard streams and pipes cannot be read again after an interruption. They are translated chunk by chunk without a
 partial output.
@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,14 +26,14 @@ from typing import Any
 import torch
 
 from gnmt.checkpoint.file import sha256_of_checkpoints, short_digests
-from gnmt.decoding.translator import Translator
+from gnmt.decoding.translator import Translator, next_chunk
 from gnmt.device import device_name
 from gnmt.distributed import Ranks
 from gnmt.errors import InputError, Interrupted, format_count
 from gnmt.fileio import read_lines
-from gnmt.logs import format_duration, progress_bar
+from gnmt.logs import format_duration, progress_bar, show_count
 from gnmt.translation.formats import Origin, OutputFormat
-from gnmt.translation.jobs import STANDARD_STREAM, Job, input_lines, open_output
+from gnmt.translation.jobs import STANDARD_STREAM, Input, Job, open_input, open_output
 from gnmt.translation.partial_output import Chunk, PartialOutput, TranslatedChunk
 
 log = logging.getLogger(__name__)
@@ -114,14 +114,14 @@ def _translate_resumable(
     locks: ExitStack,
 ) -> None:
     """Translate one file unless its partial output is marked as complete; `locks` keeps the partial output locked."""
-    finished: list[int] = []
+    finished: dict[int, int] = {}
     if ranks.is_rank_0:
         settings = output_settings(chunk_translator, job, made_from)
         locks.enter_context(partial.locked())
         partial.prepare(settings, resume, device_name(chunk_translator.translator.precision.device))
-        finished = sorted(partial.finished_chunks())
-    # All ranks take rank 0's list: a rank that listed them later would count the new chunks of other ranks twice.
-    finished_at_start = set(json.loads(ranks.wait_for_rank_0(json.dumps(finished))))
+        finished = partial.finished_chunks()
+    # All ranks take rank 0's chunks: a rank that listed them later would count the new chunks of other ranks twice.
+    finished_at_start = dict(json.loads(ranks.wait_for_rank_0(json.dumps(list(finished.items())))))
     manifest = partial.manifest()
     if manifest.finished is not None:
         if ranks.is_rank_0:
@@ -138,17 +138,20 @@ def _translate_chunks(
     job: Job,
     partial: PartialOutput,
     fingerprints: Mapping[str, TextFingerprint],
-    finished_at_start: Collection[int],
+    finished_at_start: Mapping[int, int],
     ranks: Ranks,
 ) -> None:
-    """Translate the chunks of this rank that are not finished; rank 0 then merges all chunks."""
-    size, num_lines = chunk_translator.chunk_lines, fingerprints["input"].num_lines
-    num_done = lines_in_chunks(finished_at_start, size, num_lines)
+    """Translate the chunks of this rank that are not finished; rank 0 then merges all chunks.
+
+    `finished_at_start` holds the number of lines of each finished chunk.
+    """
+    num_lines, num_done = fingerprints["input"].num_lines, sum(finished_at_start.values())
+    chunks = UnchangedChunks(job, fingerprints, chunk_translator.translator)
     if num_done and ranks.is_rank_0:
         log.info("%s: %d of %d lines are done, resuming from %s", job.output, num_done, num_lines, partial.folder)
     new_lines_of_all = ranks.counter()
     with closing(Progress(num_lines, num_done, shown=ranks.is_rank_0)) as progress:
-        for chunk in partial.unfinished(UnchangedChunks(job, fingerprints, size), job.source, ranks):
+        for chunk in partial.unfinished(chunks, job.source, ranks):
             ranks.failures.check()
             partial.write_chunk(chunk, chunk_translator.translate_chunk(chunk, job.source, progress.advance))
             is_new = chunk.number not in finished_at_start
@@ -195,7 +198,8 @@ def output_settings(chunk_translator: ChunkTranslator, job: Job, made_from: Made
         "device": translator.precision.device.type,
         "batch_size": translator.batch_size,
         "max_source_tokens": translator.max_source_tokens,
-        "chunk_lines": chunk_translator.chunk_lines,
+        "chunk_lines": translator.chunk_lines,
+        "chunk_characters": translator.chunk_characters,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("gnmt", "torch")},
     }
@@ -207,16 +211,15 @@ def output_settings(chunk_translator: ChunkTranslator, job: Job, made_from: Made
 
 
 def _translate_stream(chunk_translator: ChunkTranslator, job: Job) -> None:
-    """Write each chunk as soon as it is translated; at a terminal, a chunk is one line."""
+    """Write each chunk as soon as it is translated; in a pipe, a chunk ends where no more input is waiting."""
     # A pipe can be read only once, so its lines cannot be counted first.
     total = fingerprint_texts(job)["input"].num_lines if Path(job.source).is_file() else None
     prefixes = None if job.prefixes is None else read_lines(job.prefixes)
-    size = 1 if job.interactive else chunk_translator.chunk_lines
     num_unfinished = 0
     with closing(Progress(total, num_done=0, shown=not job.interactive)) as progress:
-        with open_output(job.output) as out:
+        with open_input(job.source) as source, open_output(job.output) as out:
             out.write(chunk_translator.output_format.heading)
-            for chunk in split_into_chunks(input_lines(job.source), size, prefixes):
+            for chunk in split_into_chunks(source, chunk_translator.translator, prefixes):
                 translated = chunk_translator.translate_chunk(chunk, job.source, progress.advance)
                 out.write(translated.data)
                 out.flush()
@@ -236,18 +239,13 @@ class ChunkTranslator:
     output_format: OutputFormat
     origin: Origin
 
-    @property
-    def chunk_lines(self) -> int:
-        """Number of lines of a chunk."""
-        return self.translator.chunk_lines
-
-    def translate_chunk(self, chunk: Chunk, source: str, progress: Callable[[int], None]) -> TranslatedChunk:
+    def translate_chunk(self, chunk: Chunk, source: str, progress: Callable[[float], None]) -> TranslatedChunk:
         """Translate one chunk.
 
         Args:
             chunk: Lines and prefixes.
             source: Path of the input, for messages.
-            progress: Called with the number of lines that were finished since the last call.
+            progress: See Translator.stream.
         """
         translator = self.translator
         translations = translator.translate(
@@ -264,15 +262,14 @@ class ChunkTranslator:
         return TranslatedChunk(data, sum(not translation.finished for translation in translations))
 
 
-def split_into_chunks(lines: Iterable[str], size: int, prefixes: Iterable[str] | None = None) -> Iterator[Chunk]:
-    """Yield chunks of `size` lines, the last one perhaps shorter; read no line ahead."""
-    remaining = iter(lines)
+def split_into_chunks(source: Input, translator: Translator, prefixes: Iterable[str] | None = None) -> Iterator[Chunk]:
+    """Yield the chunks of an input, of the translator's size; read no line ahead."""
     remaining_prefixes = None if prefixes is None else iter(prefixes)
-    number = 0
-    while chunk := list(islice(remaining, size)):
-        chunk_prefixes = None if remaining_prefixes is None else list(islice(remaining_prefixes, len(chunk)))
-        yield Chunk(number, number * size + 1, chunk, chunk_prefixes)
-        number += 1
+    number, first_line = 0, 1
+    while lines := next_chunk(source.lines, translator.chunk_lines, translator.chunk_characters, source.is_ready):
+        chunk_prefixes = None if remaining_prefixes is None else list(islice(remaining_prefixes, len(lines)))
+        yield Chunk(number, first_line, lines, chunk_prefixes)
+        number, first_line = number + 1, first_line + len(lines)
     if remaining_prefixes is not None:
         next(remaining_prefixes, None)  # reach the end, where `read_unchanged` compares fingerprints
 
@@ -283,19 +280,13 @@ class UnchangedChunks:
 
     job: Job
     fingerprints: Mapping[str, TextFingerprint]
-    size: int
+    translator: Translator
 
     def __iter__(self) -> Iterator[Chunk]:
         job, fingerprints = self.job, self.fingerprints
         prefixes = None if job.prefixes is None else read_unchanged(job.prefixes, fingerprints["prefixes"])
-        return split_into_chunks(read_unchanged(job.source, fingerprints["input"]), self.size, prefixes)
-
-
-def lines_in_chunks(numbers: Collection[int], size: int, num_lines: int) -> int:
-    """Return the number of lines in the chunks with these numbers; only the last chunk of the text may be short."""
-    last = (num_lines - 1) // size
-    missing = (last + 1) * size - num_lines if last in numbers else 0
-    return len(numbers) * size - missing
+        source = Input(read_unchanged(job.source, fingerprints["input"]))
+        return split_into_chunks(source, self.translator, prefixes)
 
 
 # Fingerprints
@@ -358,22 +349,23 @@ class Progress:
 
     def __init__(self, total: int | None, num_done: int, shown: bool) -> None:
         self._total = total
-        self._at_start = self._num_done = num_done
+        self._at_start = num_done
+        self._num_done: float = num_done
         self._started = self._logged = time.monotonic()
         self._shown = shown
         self._bar = progress_bar(description="translating", unit="line", total=total, initial=num_done, shown=shown)
 
-    def reach(self, num_done: int) -> None:
+    def reach(self, num_done: float) -> None:
         """Set the number of finished lines."""
-        self._bar.update(num_done - self._num_done)
         self._num_done = num_done
+        show_count(self._bar, num_done)
         now = time.monotonic()
         if self._shown and self._bar.disable and now - self._logged >= _LOG_SECONDS:
             self._logged = now
             log.info("%s", self._line())
 
-    def advance(self, num_lines: int) -> None:
-        """Add to the number of finished lines."""
+    def advance(self, num_lines: float) -> None:
+        """Add to the number of finished lines; a part of a line is a fraction."""
         self.reach(self._num_done + num_lines)
 
     def summarize(self, output: str, num_unfinished: int) -> None:
@@ -381,11 +373,12 @@ class Progress:
         if not self._shown:
             return
         earlier = f", after {self._at_start:,} that were done" if self._at_start else ""
-        num_lines = format_count(self._num_done - self._at_start, "line", comma=True)
+        num_done = round(self._num_done)
+        num_lines = format_count(num_done - self._at_start, "line", comma=True)
         seconds = self._seconds()
         log.info("%s: %s in %.1f s, %.1f lines per second%s", output, num_lines, seconds, self._rate(), earlier)
         if num_unfinished:
-            log.warning("%d of %d translations were cut off by the length limit", num_unfinished, self._num_done)
+            log.warning("%d of %d translations were cut off by the length limit", num_unfinished, num_done)
 
     def close(self) -> None:
         """Remove the progress bar."""
@@ -393,10 +386,11 @@ class Progress:
 
     def _line(self) -> str:
         rate = self._rate()
+        num_done = f"{round(self._num_done, 1):,}".removesuffix(".0")
         if self._total is None or rate == 0:
-            return f"{format_count(self._num_done, 'line', comma=True)} translated, {rate:.1f} lines/s"
+            return f"{num_done} line{'' if num_done == '1' else 's'} translated, {rate:.1f} lines/s"
         left = format_duration((self._total - self._num_done) / rate)
-        return f"{self._num_done:,} of {self._total:,} lines translated, {rate:.1f} lines/s, {left} left"
+        return f"{num_done} of {self._total:,} lines translated, {rate:.1f} lines/s, {left} left"
 
     def _seconds(self) -> float:
         return max(time.monotonic() - self._started, 1e-3)

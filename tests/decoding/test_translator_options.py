@@ -204,13 +204,15 @@ def test_unused_ids_are_never_produced(random_model, tokenizers):
     assert not produced & {token for one in translator.translate(LINES) for token in one.tokens}
 
 
-def test_progress_counts_each_line_once_when_its_last_segment_is_finished(tokenizers):
+def test_progress_counts_each_line_once_and_a_line_that_was_cut_by_its_segments(tokenizers):
     model, counts = CopyModel(tokenizers.source.vocabulary_size), []
     translator = Translator(model, tokenizers, OPTIONS, FP32, max_source_tokens=12)
     translator.translate(["the dog sees a red house " * 4, "", "a dog."], progress=counts.append)
     assert sum(counts) == 3
-    assert all(type(count) is int for count in counts)
-    assert counts[-1] == 1
+    num_parts = counts.count(1 / 3)
+    assert num_parts == 3
+    assert counts.count(1) == 2  # the blank line and the short one
+    assert len(counts) == 5
 
 
 # Unknown words

@@ -19,7 +19,8 @@ class StubTranslator:
     """The part of Translator's interface that translate_files uses. A translation holds the line's number and prefix.
 
     Args:
-        chunk_lines: Number of lines of a chunk.
+        chunk_lines: Largest number of lines of a chunk.
+        chunk_characters: Length of the text at which a chunk ends.
         before: Called with each line's number before the line is translated.
 
     Attributes:
@@ -31,8 +32,15 @@ class StubTranslator:
     batch_size = 2
     max_source_tokens = 250
 
-    def __init__(self, chunk_lines: int = 4, before: Callable[[int], None] = lambda line: None, **options: int) -> None:
+    def __init__(
+        self,
+        chunk_lines: int = 4,
+        before: Callable[[int], None] = lambda line: None,
+        chunk_characters: int = 10_000,
+        **options: int,
+    ) -> None:
         self.chunk_lines = chunk_lines
+        self.chunk_characters = chunk_characters
         self.before = before
         self.options = SearchOptions(**options)
         self.precision = Precision("fp32", torch.device("cpu"))
@@ -89,14 +97,14 @@ def expected(num_lines=NUM_LINES):
     return "".join(f"{n}:{f'line {n}'[::-1]}\n" for n in range(1, num_lines + 1))
 
 
-def kill_at(line, error=Killed):
+def kill_at(line, error=Killed, **settings):
     """Return a translator that raises the error at that line."""
 
     def before(number):
         if number == line:
             raise error
 
-    return StubTranslator(before=before)
+    return StubTranslator(before=before, **settings)
 
 
 def names(folder):

@@ -6,8 +6,11 @@ import io
 import logging
 import os
 import signal
+import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,9 @@ from gnmt.errors import InputError, Interrupted
 from gnmt.fileio import read_lines
 from gnmt.signals import interrupt_on_signals
 from gnmt.translation import partial_output
-from gnmt.translation.jobs import Job
+from gnmt.translation.jobs import Input, Job
 from gnmt.translation.partial_output import PartialOutput
-from gnmt.translation.translate_files import lines_in_chunks, split_into_chunks
+from gnmt.translation.translate_files import split_into_chunks
 
 # Chunks
 
@@ -36,15 +39,22 @@ def test_every_chunk_is_translated_once_with_its_line_number(home):
 def test_no_line_is_read_before_its_chunk_is_needed():
     read = []
     lines = (read.append(n) or str(n) for n in range(100))
-    chunks = split_into_chunks(lines, 3, iter("abcdefgh"))
+    chunks = split_into_chunks(Input(lines), StubTranslator(chunk_lines=3), iter("abcdefgh"))
     assert next(chunks) == (0, 1, ["0", "1", "2"], ["a", "b", "c"])
     assert next(chunks) == (1, 4, ["3", "4", "5"], ["d", "e", "f"])
     assert len(read) == 6
 
 
-@pytest.mark.parametrize(("chunks", "lines"), [(set(), 0), ({0, 2}, 8), ({4}, 2), ({0, 1, 2, 3, 4}, 18)])
-def test_lines_of_chunks(chunks, lines):
-    assert lines_in_chunks(chunks, 4, NUM_LINES) == lines
+def test_a_chunk_of_long_lines_holds_fewer_of_them(home):
+    """A chunk had any length: a file of lines of a megabyte worked for 15 minutes before anything was kept."""
+    lengths = [3, 4, 5, 9, 30, 1, 2, 3, 4]
+    (home / "a.en").write_text("".join(f"{'x' * length}\n" for length in lengths))
+    translator = StubTranslator(chunk_characters=10)
+    with pytest.raises(Killed):
+        translate(kill_at(5, chunk_characters=10))
+    translate(translator)
+    assert translator.calls == [(4, 2), (6, 4)]
+    assert (home / "a.de").read_text() == "".join(f"{n}:{'x' * length}\n" for n, length in enumerate(lengths, start=1))
 
 
 def test_an_empty_input_gives_an_empty_output(home):
@@ -184,48 +194,98 @@ def test_a_link_is_followed_and_stays(home):
 # Streams
 
 
-class Terminal(io.TextIOWrapper):
-    def isatty(self):
-        return True
+class Writer(threading.Thread):
+    """A program that writes texts to a pipe, and after each one waits for its answer to come back.
+
+    Attributes:
+        input: The end of the pipe to read from.
+        output: A standard output whose number of lines is the number of answers.
+        received: The number of answers before each text was written.
+    """
+
+    def __init__(self, texts):
+        super().__init__(daemon=True)
+        end_of_reader, self._pipe = os.pipe()
+        self.input = io.TextIOWrapper(io.BufferedReader(io.FileIO(end_of_reader)))
+        self.output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        self.received, self._texts = [], texts
+        self.start()
+
+    def run(self):
+        num_sent, give_up = 0, time.monotonic() + 20
+        for text in self._texts:
+            while self._num_received() < num_sent and time.monotonic() < give_up:
+                time.sleep(0.001)
+            self.received.append(self._num_received())
+            os.write(self._pipe, text)
+            num_sent += text.count(b"\n")
+        os.close(self._pipe)
+
+    def _num_received(self):
+        return self.output.buffer.getvalue().count(b"\n")
 
 
-def test_at_a_terminal_each_line_is_translated_before_the_next_is_read(home, monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    answered = []
-
-    class Typed(io.BytesIO):
-        def __next__(self):
-            answered.append(out.buffer.getvalue().count(b"\n"))
-            return super().__next__()
-
-    monkeypatch.setattr("sys.stdin", Terminal(Typed(b"one\n\ntwo\n")))
-    monkeypatch.setattr("sys.stdout", out)
-    translator = StubTranslator()
+def translate_from(writer, monkeypatch, **options):
+    monkeypatch.setattr("sys.stdin", writer.input)
+    monkeypatch.setattr("sys.stdout", writer.output)
+    translator = StubTranslator(**options)
     translate(translator, Job("-", "-"))
-    assert translator.calls == [(1, 1), (2, 1), (3, 1)]
-    assert answered == [0, 1, 2, 3]
+    writer.join()
+    return translator
 
 
-def test_a_pipe_is_translated_chunk_by_chunk(home, monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((home / "a.en").read_bytes())))
-    monkeypatch.setattr("sys.stdout", out)
-    translator = StubTranslator()
-    translate(translator, Job("-", "-"))
-    assert out.buffer.getvalue().decode() == expected()
-    assert translator.calls[-1] == (17, 2)
+def test_a_program_that_waits_for_the_translation_of_each_line_gets_it(home, monkeypatch):
+    """It waited forever: 256 lines were read before the first one was translated."""
+    writer = Writer([b"one\n", b"\n", b"two\nthree\n", b"four"])
+    translator = translate_from(writer, monkeypatch, chunk_lines=256)
+    assert writer.received == [0, 1, 2, 4]
+    assert [first for first, _ in translator.calls] == [1, 2, 3, 5]
+    assert writer.output.buffer.getvalue().decode() == "1:eno\n2:\n3:owt\n4:eerht\n5:ruof\n"
+
+
+def test_complete_lines_are_translated_before_the_line_that_is_still_being_written(home, monkeypatch):
+    writer = Writer([b"one\ntw", b"o\n"])
+    translate_from(writer, monkeypatch, chunk_lines=256)
+    assert writer.received == [0, 1]
+    assert writer.output.buffer.getvalue().decode() == "1:eno\n2:owt\n"
+
+
+def test_lines_that_are_waiting_in_a_pipe_are_translated_together(home, monkeypatch):
+    writer = Writer([b"".join(b"line %d\n" % n for n in range(1, NUM_LINES + 1))])
+    translator = translate_from(writer, monkeypatch)
+    assert writer.output.buffer.getvalue().decode() == expected()
+    assert translator.calls == [(1, 4), (5, 4), (9, 4), (13, 4), (17, 2)]
+
+
+def test_a_named_pipe_is_answered_like_standard_input(home, monkeypatch):
+    os.mkfifo("in")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    received = []
+
+    def write():
+        with open("in", "wb", buffering=0) as pipe:
+            for line in (b"one\n", b"two\n"):
+                pipe.write(line)
+                give_up = time.monotonic() + 20
+                while not received and time.monotonic() < give_up:
+                    time.sleep(0.001)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    translator = StubTranslator(before=received.append, chunk_lines=256)
+    translate(translator, Job("in", "-"))
+    writer.join()
+    assert translator.calls == [(1, 1), (2, 1)]
 
 
 def test_a_stream_to_a_file_replaces_it_at_the_end(home, monkeypatch):
     (home / "a.de.gz").write_bytes(b"before")
     for translator, error in ((kill_at(9), Killed), (StubTranslator(), None)):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((home / "a.en").read_bytes())))
-        if error:
-            with pytest.raises(error):
-                translate(translator, Job("-", "a.de.gz"))
-            assert (home / "a.de.gz").read_bytes() == b"before"
-        else:
+        with open("a.en", encoding="utf-8") as given, pytest.raises(error) if error else nullcontext():
+            monkeypatch.setattr("sys.stdin", given)
             translate(translator, Job("-", "a.de.gz"))
+        if error:
+            assert (home / "a.de.gz").read_bytes() == b"before"
     assert list(read_lines("a.de.gz")) == expected().splitlines()
     assert names(home) == ["a.de.gz", "a.en", "best.pt"]
 
