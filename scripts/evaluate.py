@@ -15,7 +15,8 @@ or of another checkpoint is overwritten. On dev, with the recorded decoding, BLE
 Main keys:
   checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]
   test_set           a named test set of the training's data, or dev
-  source, target     instead of test_set: a pair of files
+  source, target     instead of test_set: a pair of files; target=[a.de,b.de] for several references
+  pairs, columns     instead of source and target: a .tsv or .jsonl file, and the keys of both sides in .jsonl
   decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
   weights            of a run with trainer.ema_decay: averaged (default) or raw
   max_source_tokens  longer lines are translated in segments
@@ -36,21 +37,30 @@ from gnmt.errors import InputError, format_count
 
 def main(cfg: EvaluateConfig) -> None:
     from gnmt.decoding.translator import load_translator
-    from gnmt.evaluation.evaluate import TrainingData, choose_bleu_tokenizer, evaluate, read_pairs, variant_of
+    from gnmt.evaluation.evaluate import (
+        EvaluationFiles,
+        Rows,
+        TrainingData,
+        choose_bleu_tokenizer,
+        evaluate,
+        variant_of,
+    )
+    from gnmt.fileio import path_list
 
-    if (cfg.source is None) != (cfg.target is None):
-        raise InputError("source= and target= belong together: give both files, or a test_set=")
-    if cfg.source is not None and (cfg.test_set is not None or cfg.data_folder is not None):
-        raise InputError("source= and target= name the test set: leave out test_set= and data_folder=")
+    files = None
+    if not (cfg.source is None and cfg.target is None and cfg.pairs is None):
+        files = EvaluationFiles(cfg.source, path_list(cfg.target or []), cfg.pairs, cfg.columns)
+        if cfg.test_set is not None or cfg.data_folder is not None:
+            raise InputError("source= and target=, or pairs=, name the test set: leave out test_set= and data_folder=")
     loaded = load_translator(cfg)
     translator, checkpoints, members = loaded
     if cfg.num_alignments:
         loaded.require_attention(f"num_alignments={cfg.num_alignments}")
     contents, config = members[0].contents, members[0].config
-    files, fingerprint = None, None
-    if cfg.source is not None and cfg.target is not None:
-        files = (cfg.source, cfg.target)
-        test_set, pairs = read_pairs(cfg.source, cfg.target)
+    fingerprint = None
+    pairs: Rows
+    if files is not None:
+        test_set, pairs = files.name, files.read()
     else:
         trusted = tuple(cfg.trusted_packages)
         recorded = TrainingData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)

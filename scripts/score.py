@@ -13,8 +13,9 @@ have translated.
 
 Main keys:
   checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]
-  source, target     UTF-8 text files, plain or .gz; line N of target is the translation of line N of source
-  input              instead of source and target: a file that translate.py wrote with format=jsonl
+  source, target     UTF-8 text files, plain, .gz, .bz2 or .xz; line N of target is the translation of line N of source
+  pairs, columns     instead of source and target: a .tsv or .jsonl file, and the keys of both sides in .jsonl
+  input              instead of them: a file that translate.py wrote with format=jsonl
   output, format     a path, or - for standard output; jsonl or tsv
   max_source_tokens  the value that the lines of input= were translated with, if long ones were cut
   decoding.*         length_penalty_alpha, length_penalty_constant, coverage_beta: replace the recorded values and those
@@ -35,7 +36,7 @@ def main(cfg: ScoreConfig) -> None:
     from gnmt.fileio import path_list
     from gnmt.translation.score_files import Scorable, score_files
 
-    scorable = Scorable(cfg.source, cfg.target, cfg.input)
+    scorable = Scorable(cfg.source, cfg.target, cfg.input, cfg.pairs, cfg.columns)
     checkpoints = path_list(cfg.checkpoint)
     scorable.check_output(cfg.output, checkpoints)
     translator = load_translator(cfg).translator

@@ -8,13 +8,13 @@
 
 Line N of the output is the translation of line N of the input; a blank line stays blank. The output file appears when
 it is complete. Until then the finished lines are kept in <output>.partial, and the same command resumes after an
-interruption. With other settings or another input it stops and lists the differences. At a terminal, without input=,
-each line is translated as soon as it is typed. Several processes, started by torchrun, share the work on a file and
-write the same output as one.
+interruption. With other settings or another input it stops and lists the differences. Without input=, lines that are
+typed, or that a program writes to a pipe, are translated as soon as no further line is waiting. Several processes,
+started by torchrun, share the work on a file and write the same output as one.
 
 Main keys:
   checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]
-  input, output      UTF-8 text files, plain or .gz; - is standard input or output
+  input, output      UTF-8 text files, plain, .gz, .bz2 or .xz; - is standard input or output
   output_folder      for several inputs: the folder of the outputs, each with the name of its input
   format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true)
   prefixes           a file with the beginning of each translation

@@ -58,7 +58,8 @@ PRECISION = {"choices": _precisions}
 SEARCH_PRECISION = {"choices": _search_precisions}
 RECORDED_OR_SEARCH_PRECISION = {"choices": lambda: ("recorded", *_search_precisions())}
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
-PATHS = {"paths": True}
+PATHS = {"paths": True, "optional": False}
+OPTIONAL_PATHS = {"paths": True, "optional": True}
 CORPUS = component("gnmt.data.corpora.Corpus")
 TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
 SEARCH = "gnmt.decoding.options.SearchOptions"
@@ -124,7 +125,9 @@ class EvaluateConfig(TranslatorConfig):
 
     test_set: str | None = MISSING
     source: str | None = MISSING
-    target: str | None = MISSING
+    target: Any = field(default=MISSING, metadata=OPTIONAL_PATHS)
+    pairs: str | None = MISSING
+    columns: list[str] = MISSING
     data_folder: str | None = MISSING
     output: str | None = MISSING
     bleu_tokenize: str | None = MISSING
@@ -158,6 +161,8 @@ class ScoreConfig(TranslatorConfig):
 
     source: str | None = MISSING
     target: str | None = MISSING
+    pairs: str | None = MISSING
+    columns: list[str] = MISSING
     input: str | None = MISSING
     output: str = MISSING
     format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))

@@ -164,7 +164,9 @@ def _check_root_component(value: Any, field: dataclasses.Field[Any], trusted: li
 def _check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
     """Check a plain value at the root against its metadata; OmegaConf has checked its type."""
     found = f"{field.name}: found {format_value(value)}"
-    if "paths" in field.metadata and not _is_paths(value):
+    if value in ("", [""]):
+        return [_empty(field.name)]
+    if "paths" in field.metadata and not (_is_paths(value) or (value is None and field.metadata["optional"])):
         return [f"{found}, allowed is a path or a list of paths, [a,b]"]
     if "choices" in field.metadata:
         choices = field.metadata["choices"]()
@@ -179,7 +181,7 @@ def _check_root_value(value: Any, field: dataclasses.Field[Any]) -> list[str]:
 
 def _is_paths(value: Any) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(isinstance(path, str) for path in value)
+        return bool(value) and all(isinstance(path, str) and path for path in value)
     return isinstance(value, str)
 
 
@@ -305,6 +307,8 @@ def check_value(value: Any, hint: Any, path: str, check_node: CheckNode) -> list
     """
     if isinstance(value, str) and value == MISSING_VALUE:
         return [_missing(path)]
+    if isinstance(value, str) and not value:
+        return [_empty(path)]
     if (deferred := deferred_component(hint)) is not None:
         absent = value is None and NoneType in get_args(get_args(hint)[0])
         return [] if absent else check_node(value, path, (deferred.kind,), deferred.supplied)
@@ -473,6 +477,10 @@ def renamed(key: str) -> str:
 
 def _missing(path: str) -> str:
     return f"{path}: is missing; give it as {path}=..."
+
+
+def _empty(path: str) -> str:
+    return f"{path}: is empty; give a value, or leave {path}= out"
 
 
 def _wrong(value: Any, hint: Any, path: str) -> str:

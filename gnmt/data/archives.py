@@ -43,8 +43,8 @@ class ArchivedPair:
 
     Args:
         url: Address of the tar archive, compressed or not.
-        source, target: Names of the files in the archive: plain text, .gz, or .sgm. The text of each <seg> of an .sgm
-            file is a line, with white space folded, as sacreBLEU reads such files.
+        source, target: Names of the files in the archive: text, plain or compressed, or .sgm. The text of each <seg> of
+            an .sgm file is a line, with white space folded, as sacreBLEU reads such files.
     """
 
     url: str

@@ -20,7 +20,7 @@ from gnmt.data.cleaning import Cleaning
 from gnmt.data.download import download
 from gnmt.data.parallel_text import ParallelFiles, ParallelText, naming_columns
 from gnmt.errors import InputError
-from gnmt.fileio import FileFingerprint
+from gnmt.fileio import COMPRESSED_SUFFIXES, FileFingerprint
 
 MULTI30K_TEST_SET = "test_2016_flickr"
 # SHA-256 of the files at the commit that Multi30k.url names.
@@ -308,7 +308,7 @@ class Multi30k(Corpus):
 
     Args:
         folder: A local copy with train.en, dev.en (or val.en), test_2016_flickr.en and the same files of the other
-            language, plain or .gz. The test set may be absent. None downloads the files from `url` to
+            language, plain or compressed. The test set may be absent. None downloads the files from `url` to
             `download_folder` and checks their SHA-256.
         download_folder: Folder for downloaded files.
         url: Address of a folder with the files.
@@ -365,8 +365,8 @@ class KoreanEnglish(Corpus):
     It cannot be downloaded, so `folder` is required.
 
     Args:
-        folder: Folder with train.ko, train.en, dev.ko, dev.en, test_pydocs.ko and test_pydocs.en, plain or .gz. The
-            test set may be absent.
+        folder: Folder with train.ko, train.en, dev.ko, dev.en, test_pydocs.ko and test_pydocs.en, plain or compressed.
+            The test set may be absent.
     """
 
     name: str = "koen"
@@ -386,7 +386,7 @@ class KoreanEnglish(Corpus):
             test = KOREAN_ENGLISH_TEST_SET
             raise InputError(
                 "data.folder is not given: this corpus cannot be downloaded; name a folder with train.ko, train.en, "
-                f"dev.ko and dev.en (and {test}.ko, {test}.en), plain or .gz, with data.folder=FOLDER"
+                f"dev.ko and dev.en (and {test}.ko, {test}.en), plain or compressed, with data.folder=FOLDER"
             )
 
     def training_text(self) -> ParallelText:
@@ -414,22 +414,24 @@ def _has_test_set(folder: str, name: str, language: str) -> bool:
 
 
 def find_in_folder(folder: str, names: Iterable[str], advice: str = "") -> str:
-    """Return the path of the first file in `names` that exists in `folder`; each name is tried with .gz first.
+    """Return the path of the first file in `names` that exists in `folder`, a compressed one before a plain one.
 
     Raises InputError if the folder is missing or contains none of the files.
 
     Args:
         folder: Value of data.folder.
-        names: File names without .gz.
+        names: File names without COMPRESSED_SUFFIXES.
         advice: End of the message about a missing folder.
     """
     if not Path(folder).is_dir():
         raise InputError(f"data.folder={folder}: no such folder{advice}")
-    names = [f"{name}{ending}" for name in names for ending in (".gz", "")]
-    for name in names:
-        if (Path(folder) / name).is_file():
-            return str(Path(folder) / name)
-    raise InputError(f"data.folder={folder}: contains none of {', '.join(names)}")
+    names, endings = list(names), (*COMPRESSED_SUFFIXES, "")
+    for path in (Path(folder) / f"{name}{ending}" for name in names for ending in endings):
+        if path.is_file():
+            return str(path)
+    raise InputError(
+        f"data.folder={folder}: contains none of {', '.join(names)}, plain or with {', '.join(COMPRESSED_SUFFIXES)}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

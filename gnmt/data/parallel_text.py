@@ -11,10 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Protocol
 
-from gnmt.errors import InputError, format_count
-from gnmt.fileio import FileFingerprint, check_files, fingerprint_file, read_text_lines
+from gnmt.errors import InputError, flatten, format_count
+from gnmt.fileio import (
+    COMPRESSED_SUFFIXES,
+    FileFingerprint,
+    check_files,
+    fingerprint_file,
+    read_text_lines,
+    uncompressed_name,
+)
 
 
 class ParallelText(Protocol):
@@ -37,14 +45,15 @@ class ParallelText(Protocol):
 class ParallelFiles:
     """Parallel text in files: either `source` and `target`, or `pairs`; no file at all means no text.
 
-    Every file may be compressed; its name then ends in .gz.
+    Every file may be compressed; its name then ends in .gz, .bz2 or .xz.
 
     Args:
         source, target: Plain text with one sentence per line; line N of `target` translates line N of `source`. Lists
             are read in order: the N-th target file translates the N-th source file.
         pairs: Files that contain both sides. A .tsv file has source and target in the first two columns; further
             columns are ignored. A .jsonl file has one object per line; a line break in a value becomes a space.
-        columns: The keys of source and target in .jsonl files.
+        columns: The keys of source and target in .jsonl files; `translation.en` is the key en of the object at the key
+            translation.
     """
 
     source: str | list[str] | None = None
@@ -64,7 +73,12 @@ class ParallelFiles:
                 "each source file"
             )
         for path in pairs:
-            _format(path)
+            if _format(path) is None:
+                endings = f"perhaps with {', '.join(COMPRESSED_SUFFIXES)} after it"
+                raise InputError(f"pairs must end in .tsv or .jsonl, {endings}, found {path}")
+        for side, paths in (("source", sources), ("target", targets)):
+            for path in paths:
+                check_plain_text(path, side, "give it as pairs=, which reads both sides of each line")
         if len(self.columns) != 2 or self.columns[0] == self.columns[1]:
             raise InputError(f"columns must be two different keys, found {list(self.columns)}")
 
@@ -128,11 +142,22 @@ def _described(paths: list[str]) -> str:
     return f"{format_count(len(paths), 'file')} ({', '.join(paths)})" if paths else "none"
 
 
-def _format(path: str) -> str:
-    for ending in ("tsv", "jsonl"):
-        if path.removesuffix(".gz").endswith(f".{ending}"):
-            return ending
-    raise InputError(f"pairs must end in .tsv, .jsonl, .tsv.gz or .jsonl.gz, found {path}")
+def _format(path: str) -> str | None:
+    """Return "tsv" or "jsonl" by the end of the name, None for other names."""
+    suffix = Path(uncompressed_name(path)).suffix
+    return suffix.removeprefix(".") if suffix in (".tsv", ".jsonl") else None
+
+
+def check_plain_text(path: str, key: str, advice: str) -> None:
+    """Raise InputError if the name of a file says that its lines are not sentences.
+
+    Args:
+        path: The path.
+        key: The key that names it, for the message.
+        advice: What to do instead.
+    """
+    if (kind := _format(path)) is not None:
+        raise InputError(f"{key}={path} is a file of {kind.upper()}, but {key} takes one sentence per line: {advice}")
 
 
 def _read_two_files(source_path: str, target_path: str) -> Iterator[tuple[str, str]]:
@@ -177,10 +202,12 @@ def _read_jsonl(path: str, columns: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _json_text(record: dict[str, Any], column: str, location: str) -> str:
-    if column not in record:
-        keys = ", ".join(map(repr, record)) or "none"
-        raise MissingColumnError(f"{location}: no key {column!r}; the keys are {keys}")
-    value = record[column]
+    value: Any = record
+    for key in [column] if column in record else column.split("."):
+        if not isinstance(value, dict) or key not in value:
+            keys = ", ".join(map(repr, flatten(record))) or "none"
+            raise MissingColumnError(f"{location}: no key {column!r}; the keys are {keys}")
+        value = value[key]
     if not isinstance(value, str):
         raise InputError(f"{location}: the value of {column!r} must be a string, found {type(value).__name__}")
     if any("\ud800" <= character <= "\udfff" for character in value):

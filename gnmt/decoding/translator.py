@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, repeat
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import torch
 
 from gnmt.batch import UNK_ID
 from gnmt.checkpoint.load import LoadedModel
 from gnmt.config.build import resolve
+from gnmt.config.validate import Range, check_value
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import Words, copy_unknown_words, words_of_source
 from gnmt.decoding.engine.inference_copy import inference_copy
@@ -163,22 +165,25 @@ class Translator:
         tokenizers: Tokenizers,
         options: SearchOptions,
         precision: Precision,
-        batch_size: int = 64,
+        batch_size: Annotated[int, Range(1)] = 64,
         max_source_tokens: int = 250,
         *,
         ensemble: Mean = "log_probs",
         replace_unknown: ReplaceUnknown = "none",
         unused_target_ids: Iterable[int] = (),
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
+        check_arguments(
+            Translator.__init__,
+            batch_size=batch_size,
+            max_source_tokens=max_source_tokens,
+            ensemble=ensemble,
+            replace_unknown=replace_unknown,
+        )
         least, framing = tokenizers.num_framing_ids + 1, "BOS and EOS" if tokenizers.source_bos else "EOS"
         if max_source_tokens < least:
             raise InputError(
                 f"max_source_tokens is {max_source_tokens}; it must be {least} or more (one token and {framing})"
             )
-        if replace_unknown not in get_args(ReplaceUnknown):
-            raise InputError(f"replace_unknown is {replace_unknown!r}; it must be none or copy")
         models = list(model) if isinstance(model, Sequence) else [model]
         limits = [member.max_source_tokens for member in models if member.max_source_tokens is not None]
         members = [inference_copy(member, precision) for member in models]
@@ -221,6 +226,10 @@ class Translator:
         Raises:
             InputError: Any of these is wrong, or the checkpoint cannot be loaded.
         """
+        check_arguments(Translator.load, device=device, precision=precision, trusted_packages=trusted_packages)
+        checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint
+        if not isinstance(checkpoints, Sequence) or not all(isinstance(path, str | Path) for path in checkpoints):
+            raise InputError(f"checkpoint: found {checkpoint!r}, allowed is a path or a list of paths")
         return cls.from_loaded(
             load_members(checkpoint, choose_device(device), trusted_packages),
             precision,
@@ -327,10 +336,10 @@ class Translator:
         Raises:
             InputError: An argument or an option is wrong, or a line does not fit into memory by itself.
         """
-        if isinstance(lines, str) or isinstance(prefixes, str):
-            raise InputError(
-                "translate takes a list of lines, but lines or prefixes is a single string: use translate([line])"
-            )
+        for name, texts in (("lines", lines), ("prefixes", () if prefixes is None else prefixes)):
+            if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+                raise InputError(f"{name} must be a list of strings, found {texts!r:.80}: use translate([line])")
+        check_arguments(Translator.stream, first_line=first_line, path=path)
         if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
             raise InputError(
                 f"{format_count(len(lines), 'line')} and {len(prefixes)} prefixes were given: {ONE_PREFIX_PER_LINE}"
@@ -338,7 +347,8 @@ class Translator:
         options = self.options.with_changes(search_options)
 
         def translations() -> Iterator[Translation]:
-            remaining, remaining_prefixes = iter(lines), repeat("") if prefixes is None else iter(prefixes)
+            remaining = _checked(lines, path, first_line)
+            remaining_prefixes = repeat("") if prefixes is None else _checked(prefixes, None, first_line)
             number = first_line
             while chunk := next_chunk(remaining, self.chunk_lines, self.chunk_characters):
                 chunk_prefixes = list(islice(remaining_prefixes, len(chunk)))
@@ -536,9 +546,17 @@ class Translator:
             InputError: Ids that no search produces, or a Translation whose segments do not match its source.
         """
         options = self.options.with_changes(search_options)
+        if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+            raise InputError(f"pairs must be a list of pairs, found {pairs!r:.80}: use score([(source, translation)])")
         pairs = list(pairs)
         numbers = range(1, len(pairs) + 1) if line_numbers is None else line_numbers
         locations = [line_location(path, number) for number in numbers]
+        for pair, location in zip(pairs, locations, strict=True):
+            if not _is_pair(pair):
+                raise InputError(
+                    f"{location}: found {pair!r:.80}, allowed is a pair of a source line and its translation, which is "
+                    "text, a list of ids or a Translation"
+                )
         lines = [
             pairs_of_line(self.tokenizers, source, target, self.max_source_tokens, location)
             for (source, target), location in zip(pairs, locations, strict=True)
@@ -587,6 +605,33 @@ def next_chunk(
 def line_location(path: str | None, number: int) -> str:
     """Return `path:number`, or `line number` for lines that were read from no file. number: counted from 1."""
     return f"line {number}" if path is None else f"{path}:{number}"
+
+
+def _checked(texts: Iterable[str], path: str | None, first_line: int) -> Iterator[str]:
+    """Yield the texts; raise InputError for one that is no string."""
+    for number, text in enumerate(texts, start=first_line):
+        if not isinstance(text, str):
+            raise InputError(f"{line_location(path, number)}: found {text!r:.80}, allowed is a string (str)")
+        yield text
+
+
+def check_arguments(function: Callable[..., object], **arguments: Any) -> None:
+    """Raise InputError for arguments that do not have the types and ranges of the function's annotations."""
+    hints = get_type_hints(function, include_extras=True)
+    errors: list[str] = []
+    for name, value in arguments.items():
+        errors += check_value(value, hints[name], name, lambda *_: [])
+    if errors:
+        raise InputError("; ".join(errors))
+
+
+def _is_pair(value: Any) -> bool:
+    """Return whether the value is a source line with text, ids or a Translation."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2 or not isinstance(value[0], str):
+        return False
+    target = value[1]
+    is_ids = isinstance(target, Sequence) and all(isinstance(token, Integral) for token in target)
+    return isinstance(target, str | Translation) or is_ids
 
 
 class LoadedTranslator(NamedTuple):

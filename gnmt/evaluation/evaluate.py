@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on a test set.
 
 `evaluate` translates the test set, scores it, and writes the scores and the translations. The test set comes from
-`TrainingData.test_set` or `read_pairs`. The files are named
+`TrainingData.test_set` or `EvaluationFiles`. The files are named
 
     <test set>-<hash of the text>.<checkpoint><variant>.<hash of the checkpoints>.json and .txt
 
@@ -42,6 +42,8 @@ from gnmt.reporting.tensorboard import Reporter
 log = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
+Rows = Sequence[tuple[str, ...]]
+"""Source and references of each sentence; all have the same number of references."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Evaluation:
 
 def evaluate(
     translator: Translator,
-    pairs: Pairs,
+    pairs: Rows,
     *,
     test_set: str,
-    files: tuple[str, str] | None = None,
+    files: EvaluationFiles | None = None,
     data_fingerprint: str | None = None,
     checkpoints: Sequence[Path],
     steps: Sequence[int],
@@ -74,9 +76,9 @@ def evaluate(
 
     Args:
         translator: The model and its search.
-        pairs: Source and reference of each sentence.
+        pairs: Source and reference, or several references, of each sentence.
         test_set: Name of the test set.
-        files: Paths of source and target if the pairs were read from them.
+        files: The files that the pairs were read from, if they were.
         data_fingerprint: Fingerprint of the training data if the pairs are one of its test sets.
         checkpoints: Files that the translator was loaded from.
         steps: Number of updates of each checkpoint.
@@ -102,18 +104,18 @@ def evaluate(
     run = run_of(checkpoints[0]) if output is None else None
     if run is not None:
         check_output_folder("output", run)
-    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
+    sources, *references = zip(*pairs, strict=True)
     start = time.perf_counter()
     with progress_bar(description="translating", unit="line", total=len(sources)) as bar:
         translations = translator.translate(sources, progress=counter(bar))
     seconds = time.perf_counter() - start
     texts = [translation.text for translation in translations]
-    scores = score_translations(texts, references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
-    by_length = score_by_length(sources, texts, references, tokenize=bleu_tokenize, lowercase=lowercase)
+    scores = score_translations(texts, *references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
+    by_length = score_by_length(sources, texts, *references, tokenize=bleu_tokenize, lowercase=lowercase)
     evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
     origin: dict[str, Any] = {"checkpoint_files": [str(checkpoint.resolve()) for checkpoint in checkpoints]}
     if files is not None:
-        origin |= {"source": str(Path(files[0]).resolve()), "target": str(Path(files[1]).resolve())}
+        origin |= files.resolved()
     elif data_fingerprint is not None:
         origin["data_fingerprint"] = data_fingerprint
     origin["checkpoint"] = _one_or_all([str(checkpoint) for checkpoint in checkpoints])
@@ -132,7 +134,7 @@ def evaluate(
     return evaluation
 
 
-def evaluation_names(test_set: str, pairs: Pairs, checkpoints: Sequence[Path], variant: str) -> tuple[str, str]:
+def evaluation_names(test_set: str, pairs: Rows, checkpoints: Sequence[Path], variant: str) -> tuple[str, str]:
     """Return the name of the text, with a hash of its contents, and the name of the evaluation's files.
 
     The module's docstring describes the names. Raises InputError if a checkpoint cannot be read.
@@ -224,7 +226,7 @@ def _one_or_all(values: Sequence[Any]) -> Any:
 # Test sets
 
 
-def choose_bleu_tokenizer(given: str | None, data: Mapping[str, Any], pairs: Pairs) -> str:
+def choose_bleu_tokenizer(given: str | None, data: Mapping[str, Any], pairs: Rows) -> str:
     """Return the tokenization of BLEU.
 
     Args:
@@ -237,7 +239,7 @@ def choose_bleu_tokenizer(given: str | None, data: Mapping[str, Any], pairs: Pai
     """
     name = given or data.get("bleu_tokenize", "auto")
     language = data.get("target_language", "unknown")
-    if found := language_unlike_13a(name, language, (target for _, target in pairs)):
+    if found := language_unlike_13a(name, language, (target for _, *targets in pairs for target in targets)):
         raise InputError(
             f"bleu_tokenize: most letters of the references are {SCRIPTS[found]}, but the checkpoint was trained with "
             f"data.target_language={language}: choose bleu_tokenize={bleu_tokenizer('auto', found)}"
@@ -245,15 +247,57 @@ def choose_bleu_tokenizer(given: str | None, data: Mapping[str, Any], pairs: Pai
     return bleu_tokenizer(name, language)
 
 
-def read_pairs(source: str, target: str) -> tuple[str, Pairs]:
-    """Read a test set from two files, and name it after the source, with its ending, such as `test.en`."""
-    pairs = list(ParallelFiles(source, target).iterate())
-    if not any(left.strip() and right.strip() for left, right in pairs):
-        raise InputError(
-            f"{source} and {target} hold no sentence pair with text on both sides ({format_count(len(pairs), 'pair')} "
-            "read): there is nothing to evaluate"
-        )
-    return Path(source).name, pairs
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """A test set in files: a source with a file of targets, or several of them for several references, or pairs.
+
+    Raises InputError unless either the source and a target or `pairs` are given.
+
+    Args:
+        source: Path of a text file.
+        targets: Paths of text files; line N of each translates line N of the source.
+        pairs: Path of a .tsv or .jsonl file.
+        columns: The keys of source and target in a .jsonl file.
+    """
+
+    source: str | None
+    targets: Sequence[str]
+    pairs: str | None = None
+    columns: Sequence[str] = ("source", "target")
+
+    def __post_init__(self) -> None:
+        if (self.source is None) != (not self.targets):
+            raise InputError("source= and target= belong together: give both files, or pairs=, or a test_set=")
+        self._texts()
+
+    def _texts(self) -> list[ParallelFiles]:
+        """Return the source with each of its references."""
+        targets: Sequence[str | None] = self.targets or [None]
+        return [ParallelFiles(self.source, target, self.pairs, list(self.columns)) for target in targets]
+
+    @property
+    def name(self) -> str:
+        """The file name of the source, with its ending, such as `test.en`."""
+        return Path(self.pairs or self.source or "").name
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the absolute paths of the files that are given."""
+        targets = [str(Path(target).resolve()) for target in self.targets]
+        paths = {"source": self.source, "pairs": self.pairs}
+        given = {key: str(Path(path).resolve()) for key, path in paths.items() if path is not None}
+        return {**given, "target": _one_or_all(targets)} if targets else given
+
+    def read(self) -> Rows:
+        """Return source and references of each sentence; raises InputError if there is nothing to evaluate."""
+        read = [list(text.iterate()) for text in self._texts()]
+        rows = [(same[0][0], *(target for _, target in same)) for same in zip(*read, strict=True)]
+        if not any(source.strip() and any(target.strip() for target in targets) for source, *targets in rows):
+            names = " and ".join(path for path in (self.source, *self.targets, self.pairs) if path is not None)
+            raise InputError(
+                f"{names} hold no sentence pair with text on both sides ({format_count(len(rows), 'pair')} read): "
+                "there is nothing to evaluate"
+            )
+        return rows
 
 
 @dataclass(frozen=True)

@@ -55,17 +55,16 @@ class Scores:
 
 def score_translations(
     hypotheses: Sequence[str],
-    references: Sequence[str],
-    *,
+    *references: Sequence[str],
     tokenize: str = "13a",
     lowercase: bool = False,
     ter: bool = False,
 ) -> Scores:
-    """Score detokenized translations against one reference each.
+    """Score detokenized translations against one reference each, or several.
 
     Args:
         hypotheses: The translations.
-        references: One reference for each translation.
+        references: One reference for each translation, or several such lists for several references of each.
         tokenize: Tokenization of BLEU, one of `BLEU_TOKENIZERS` that passed `check_tokenizer`.
         lowercase: BLEU and chrF ignore case; sacreBLEU's TER always does.
         ter: Compute TER, which takes many times as long as the others.
@@ -73,21 +72,22 @@ def score_translations(
     Raises:
         InputError: For empty input or unequal numbers of lines.
     """
-    if len(hypotheses) != len(references):
-        raise InputError(
-            f"{format_count(len(hypotheses), 'translation')} but {format_count(len(references), 'reference')}; "
-            "give one reference for each translation"
-        )
+    for of_set in references:
+        if len(hypotheses) != len(of_set):
+            raise InputError(
+                f"{format_count(len(hypotheses), 'translation')} but {format_count(len(of_set), 'reference')}; "
+                "give one reference for each translation"
+            )
     if not hypotheses:
         raise InputError("there are 0 translations and 0 references; a score needs at least one pair")
-    _warn_of_decomposed_hangul(references)
+    _warn_of_decomposed_hangul([reference for of_set in references for reference in of_set])
     metrics: dict[str, BLEU | CHRF | TER] = {
         "bleu": BLEU(tokenize=tokenize, lowercase=lowercase),
         "chrf": CHRF(lowercase=lowercase),
     }
     if ter:
         metrics["ter"] = TER()
-    scores = {name: metric.corpus_score(hypotheses, [references]).score for name, metric in metrics.items()}
+    scores = {name: metric.corpus_score(hypotheses, references).score for name, metric in metrics.items()}
     return Scores(
         bleu=scores["bleu"],
         chrf=scores["chrf"],
@@ -122,8 +122,7 @@ class LengthScores:
 def score_by_length(
     sources: Sequence[str],
     hypotheses: Sequence[str],
-    references: Sequence[str],
-    *,
+    *references: Sequence[str],
     tokenize: str = "13a",
     lowercase: bool = False,
 ) -> list[LengthScores]:
@@ -137,7 +136,8 @@ def score_by_length(
     for low, high in LENGTH_RANGES:
         chosen = [index for index, length in enumerate(lengths) if low <= length <= (high or length)]
         if chosen:
-            score = bleu.corpus_score([hypotheses[n] for n in chosen], [[references[n] for n in chosen]]).score
+            of_chosen = [[of_set[n] for n in chosen] for of_set in references]
+            score = bleu.corpus_score([hypotheses[n] for n in chosen], of_chosen).score
             found.append(LengthScores(low, high, len(chosen), score))
     return found
 

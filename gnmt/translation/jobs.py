@@ -15,6 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from gnmt.data.parallel_text import check_plain_text
 from gnmt.errors import InputError
 from gnmt.fileio import (
     COMPRESSED_SUFFIXES,
@@ -85,6 +86,9 @@ def plan_jobs(
     sources = path_list(inputs)
     if not sources or "" in sources:
         raise InputError(f"input={inputs} names no file: give a file, several, or - for standard input")
+    for key, paths in (("input", sources), ("prefixes", [] if prefixes is None else [prefixes])):
+        for path in paths:
+            check_plain_text(path, key, "extract the sentences first, for example with `cut -f1` or `jq -r .source`")
     if output_folder is None:
         if len(sources) > 1:
             raise InputError(f"input= names {len(sources)} files: give output_folder=FOLDER for their translations")

@@ -1,7 +1,7 @@
 """Force-decoding scores of files of translations, line by line, in constant memory.
 
-`score_files` reads entries (a source and one of its translations) from two text files, or from one file that
-translate.py wrote with format=jsonl, and writes one line of scores for each.
+`score_files` reads entries (a source and one of its translations) from two text files, from a file of pairs, or from
+one that translate.py wrote with format=jsonl, and writes one line of scores for each.
 """
 
 from __future__ import annotations
@@ -132,28 +132,33 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Scorable:
-    """Translations to be scored: two text files, or one file of translate.py, whose token ids are scored.
+    """Translations to be scored: two text files, a file of pairs, or one of translate.py, whose token ids are scored.
 
-    Raises InputError unless either both text files or `translations` are given.
+    Raises InputError unless either both text files, `pairs` or `translations` are given.
 
     Args:
         source: Path of a text file.
         target: Path of a text file; line N translates line N of the source.
         translations: Path of a file that translate.py wrote with format=jsonl.
+        pairs: Path of a .tsv or .jsonl file.
+        columns: The keys of source and target in a .jsonl file.
     """
 
     source: str | None = None
     target: str | None = None
     translations: str | None = None
+    pairs: str | None = None
+    columns: Sequence[str] = ("source", "target")
 
     def __post_init__(self) -> None:
         if (self.source is None) != (self.target is None):
-            raise InputError("source= and target= belong together: give both files, or input=")
-        if (self.source is None) == (self.translations is None):
+            raise InputError("source= and target= belong together: give both files, or pairs=, or input=")
+        if sum(path is not None for path in (self.source, self.pairs, self.translations)) != 1:
             raise InputError(
-                "give either source= and target=, two files of text, or input=, a file that translate.py wrote with "
-                "format=jsonl"
+                "give either source= and target=, two files of text, or pairs=, a .tsv or .jsonl file, or input=, a "
+                "file that translate.py wrote with format=jsonl"
             )
+        self._text()
         for path in self.paths:
             if path == STANDARD_STREAM:
                 raise InputError("score.py reads files, found -: give the name of a file")
@@ -161,7 +166,7 @@ class Scorable:
     @property
     def paths(self) -> list[str]:
         """The paths of all files that are given."""
-        return [path for path in (self.source, self.target, self.translations) if path is not None]
+        return [path for path in (self.source, self.target, self.pairs, self.translations) if path is not None]
 
     def check_output(self, output: str, checkpoints: Sequence[str] = ()) -> None:
         """Raise InputError if a file is missing or is also the output, or if the output cannot be written."""
@@ -174,8 +179,11 @@ class Scorable:
         if self.translations is not None:
             yield from _read_translations(self.translations)
         else:
-            pairs = ParallelFiles(self.source, self.target).iterate()
-            yield from (Entry(line, 1, source, target) for line, (source, target) in enumerate(pairs, start=1))
+            pairs = enumerate(self._text().iterate(), start=1)
+            yield from (Entry(line, 1, source, target) for line, (source, target) in pairs)
+
+    def _text(self) -> ParallelFiles:
+        return ParallelFiles(self.source, self.target, self.pairs, list(self.columns))
 
 
 def _read_translations(path: str) -> Iterator[Entry]:

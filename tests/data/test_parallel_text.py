@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from gnmt.errors import InputError
 
 def write(path: Path, data: str) -> str:
     raw = data.encode("utf-8")
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(raw))
     return str(path)
 
 
@@ -44,7 +47,7 @@ def test_files_of_unequal_length_are_refused_with_both_counts(tmp_path: Path, nu
         next(pairs)
 
 
-@pytest.mark.parametrize("ending", [".tsv", ".tsv.gz"])
+@pytest.mark.parametrize("ending", [".tsv", ".tsv.gz", ".tsv.bz2", ".tsv.xz"])
 def test_tsv_has_source_and_target_in_its_first_columns(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"a{ending}", "one\teins\r\ntwo\tzwei\tCC-BY\n\t\n")
     assert list(ParallelFiles(pairs=path).iterate()) == [("one", "eins"), ("two", "zwei"), ("", "")]
@@ -63,6 +66,19 @@ def test_jsonl_is_read_by_the_given_columns(tmp_path: Path) -> None:
     records = [{"en": "two\nlines", "de": "zwei"}, {"de": "\u2028", "en": "😀", "id": 3}]
     path = write(tmp_path / "a.jsonl.gz", "".join(json.dumps(record) + "\n" for record in records))
     assert list(ParallelFiles(pairs=path, columns=["en", "de"]).iterate()) == [("two lines", "zwei"), ("😀", "\u2028")]
+
+
+def test_a_column_may_be_a_key_inside_of_another(tmp_path: Path) -> None:
+    """This is the form of many public corpora; preprocessing it needed a script of one's own."""
+    records = [{"translation": {"en": "one", "de": "eins"}}, {"translation.en": "two", "translation": {"de": "zwei"}}]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    columns = ["translation.en", "translation.de"]
+    assert list(ParallelFiles(pairs=path, columns=columns).iterate()) == [("one", "eins"), ("two", "zwei")]
+    with pytest.raises(
+        InputError,
+        match=r"a\.jsonl:1: no key 'translation\.fr'; the keys are 'translation\.en', 'translation\.de'",
+    ):
+        list(ParallelFiles(pairs=path, columns=["translation.en", "translation.fr"]).iterate())
 
 
 @pytest.mark.parametrize(
@@ -109,6 +125,11 @@ def test_contradictory_settings_are_refused() -> None:
         ParallelFiles("a.en", "a.de", "a.tsv")
     with pytest.raises(InputError, match=r"\.tsv.*found a\.txt"):
         ParallelFiles(pairs="a.txt")
+    for name in ("a.tsv", "a.jsonl.xz"):
+        with pytest.raises(
+            InputError, match=rf"target={name} is a file of .* one sentence per line: give it as pairs="
+        ):
+            ParallelFiles(source="a.en", target=name)
     with pytest.raises(InputError, match="two different keys"):
         ParallelFiles(pairs="a.jsonl", columns=["en", "en"])
     assert not ParallelFiles().given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -330,3 +331,15 @@ def test_search_on_cuda_gives_the_scores_of_the_cpu() -> None:
         results = search(fast, sources, SearchOptions(), device=device, suppressed=(PAD_ID, BOS_ID))
         found.append([result.hypotheses[0].score for result in results])
     assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+# Copies of copies
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_or_a_pickle_of_an_inference_copy_computes_the_same_bits(precision, duplicate):
+    """oneDNN's own memory layout cannot be copied: a Translator could not be sent to another process."""
+    model, source = inference_copy(small_model(), choose_precision(precision, CPU)), batch(5, 3)
+    for expected, found in zip(steps(model, source), steps(duplicate(model), source), strict=True):
+        assert torch.equal(expected, found)

@@ -229,9 +229,50 @@ def test_a_stream_reads_and_yields_chunk_by_chunk(model, tokenizers, monkeypatch
     assert len(read) == 6
 
 
-def test_one_string_is_not_a_list_of_lines(model, tokenizers):
-    with pytest.raises(InputError, match="list of lines"):
-        Translator(model, tokenizers, OPTIONS, FP32).translate("the dog.")
+@pytest.mark.parametrize("lines", ["the dog.", b"the dog.", None, 5])
+def test_what_is_no_list_of_lines_is_refused(model, tokenizers, lines):
+    translator = Translator(model, tokenizers, OPTIONS, FP32)
+    with pytest.raises(InputError, match=r"lines must be a list of strings, found .*: use translate\(\[line\]\)"):
+        translator.translate(lines)
+    if lines is not None:
+        with pytest.raises(InputError, match="prefixes must be a list of strings"):
+            translator.translate(["the dog."], prefixes=lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lines": ["the dog.", None]}, "line 2: found None, allowed is a string"),
+        ({"lines": [b"the dog."]}, "line 1: found b'the dog.', allowed is a string"),
+        ({"lines": ["the dog."], "prefixes": [7]}, "line 1: found 7, allowed is a string"),
+        ({"lines": [], "first_line": "1"}, 'first_line: found "1", allowed is a whole number'),
+        ({"lines": ["the dog."], "beam_size": "5"}, r'decoding\.beam_size: found "5"'),
+    ],
+)
+def test_arguments_of_other_types_are_refused_by_name(model, tokenizers, arguments, message):
+    """They ended in a traceback from inside."""
+    with pytest.raises(InputError, match=message):
+        Translator(model, tokenizers, OPTIONS, FP32).translate(**arguments)
+
+
+@pytest.mark.parametrize(
+    "pairs", ["ab", 5, ["ab"], [("a",)], [("a", None)], [("a", "b", "c")], [("a", [0.5])], [(None, "b")], [None]]
+)
+def test_what_is_no_list_of_pairs_is_refused(model, tokenizers, pairs):
+    """`score("ab")` scored letters, or ended in a traceback."""
+    with pytest.raises(
+        InputError, match=r"pairs must be a list of pairs|line 1: found .*, allowed is a pair of a source"
+    ):
+        Translator(model, tokenizers, OPTIONS, FP32).score(pairs)
+
+
+def test_load_refuses_arguments_of_other_types(recorded):
+    for argument, value in (("device", 5), ("precision", None), ("batch_size", "8"), ("trusted_packages", "mine")):
+        with pytest.raises(InputError, match=f"{argument}: found .*, allowed is "):
+            Translator.load("best.pt", **{"device": "cpu", argument: value})
+    for checkpoint in (5, None, [None]):
+        with pytest.raises(InputError, match=r"checkpoint: found .*, allowed is a path"):
+            Translator.load(checkpoint)
 
 
 def test_search_options_can_be_changed_for_one_call(model, tokenizers):
@@ -247,7 +288,10 @@ def test_search_options_can_be_changed_for_one_call(model, tokenizers):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [({"batch_size": 0}, "batch_size is 0"), ({"max_source_tokens": 1}, "max_source_tokens is 1")],
+    [
+        ({"batch_size": 0}, "batch_size: found 0, allowed is a whole number of at least 1"),
+        ({"max_source_tokens": 1}, "max_source_tokens is 1"),
+    ],
 )
 def test_limits_out_of_range_are_refused(model, tokenizers, argument, message):
     with pytest.raises(InputError, match=message):

@@ -11,6 +11,7 @@ from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
 from gnmt.evaluation.evaluate import (
+    EvaluationFiles,
     choose_bleu_tokenizer,
     evaluate,
     evaluation_names,
@@ -58,6 +59,37 @@ def test_other_text_of_the_same_test_set_has_another_name(tmp_path):
     best = make_run(tmp_path / "run")
     assert name(best, OTHER_PAIRS) != name(best)
     assert name(best, [*PAIRS, *PAIRS]) != name(best)
+
+
+def test_other_references_have_another_name(tmp_path):
+    best = make_run(tmp_path / "run")
+    assert name(best, [("A house.", "Ein Haus.", "Das Haus.")]) not in (name(best), name(best, OTHER_PAIRS))
+
+
+def test_a_test_set_is_read_with_its_references_or_from_a_file_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, text in (("a.en", "A house.\n"), ("a.de", "Ein Haus.\n"), ("b.de", "Das Haus.\n"), ("c.de", "1\n2\n")):
+        Path(path).write_text(text)
+    Path("a.tsv").write_text("A house.\tEin Haus.\n")
+    Path("a.jsonl").write_text('{"translation": {"en": "A house.", "de": "Ein Haus."}}\n')
+    both = EvaluationFiles("a.en", ["a.de", "b.de"])
+    assert both.read() == [("A house.", "Ein Haus.", "Das Haus.")]
+    assert both.resolved() == {
+        "source": str(tmp_path / "a.en"),
+        "target": [str(tmp_path / "a.de"), str(tmp_path / "b.de")],
+    }
+    assert EvaluationFiles("a.en", ["a.de"]).resolved()["target"] == str(tmp_path / "a.de")
+    assert EvaluationFiles(None, [], "a.tsv").read() == PAIRS
+    assert EvaluationFiles(None, [], "a.tsv").name == "a.tsv"
+    nested = EvaluationFiles(None, [], "a.jsonl", ["translation.en", "translation.de"])
+    assert nested.read() == PAIRS
+    with pytest.raises(InputError, match=r"a\.en has 1 line and c\.de has 2"):
+        EvaluationFiles("a.en", ["a.de", "c.de"]).read()
+    with pytest.raises(InputError, match=r"source=a\.tsv is a file of TSV, .* give it as pairs="):
+        EvaluationFiles("a.tsv", ["a.tsv"])
+    for source, targets, pairs in (("a.en", [], None), (None, ["a.de"], None), ("a.en", ["a.de"], "a.tsv")):
+        with pytest.raises(InputError, match=r"belong together|not both"):
+            EvaluationFiles(source, targets, pairs)
 
 
 def test_a_copied_checkpoint_and_a_link_have_the_name_of_the_same_contents(tmp_path):

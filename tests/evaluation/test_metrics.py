@@ -41,6 +41,20 @@ def test_signatures_name_the_settings():
     assert lowercased.signatures["bleu"] == f"nrefs:1|case:lc|eff:no|tok:char|smooth:exp|{version}"
 
 
+def test_each_translation_is_compared_with_all_of_its_references():
+    others = ["The small dog sees a house.", "Two cats are asleep in the old garden.", "He reads a book."]
+    scores = score_translations(HYPOTHESES, REFERENCES, others, ter=True)
+    assert scores.bleu == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES, others]).score)
+    assert scores.chrf == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES, others]).score)
+    assert scores.ter == pytest.approx(sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES, others]).score)
+    assert scores.bleu > score_translations(HYPOTHESES, REFERENCES).bleu
+    assert all(signature.startswith("nrefs:2|") for signature in scores.signatures.values())
+    [of_all] = score_by_length(["w"] * 3, HYPOTHESES, REFERENCES, others)
+    assert of_all.bleu == pytest.approx(scores.bleu)
+    with pytest.raises(InputError, match="3 translations but 2 references"):
+        score_translations(HYPOTHESES, REFERENCES, others[:2])
+
+
 def test_ter_is_computed_on_request():
     scores = score_translations(HYPOTHESES, REFERENCES)
     assert scores.ter is None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from gnmt.decoding.translator import Translator
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -51,3 +55,12 @@ def test_wrong_input_ends_a_process_with_code_2_and_one_message(tmp_path) -> Non
     done = process("translate", "checkpoint=no.pt", "input=-", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr == b"error: checkpoint no.pt is not a file; . has no *.pt either\n"
+
+
+def test_spawned_processes_get_a_translator(tiny) -> None:
+    """It could not be pickled."""
+    translator = Translator.load(tiny.folder / "best.pt", device="cpu", precision="fp32", beam_size=2)
+    lines = [["The old man reads a book."], ["Does the child see the house?"]]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(translator.translate, lines))
+    assert found == [translator.translate(line) for line in lines]

@@ -126,10 +126,10 @@ def test_an_ensemble_can_translate_evaluate_and_score(run_command, tiny, home) -
     ("overrides", "message"),
     [
         (["source=a.en"], "source= and target= belong together"),
-        ([], "give either source= and target=, two files of text, or input="),
+        ([], "give either source= and target=, two files of text, or pairs="),
         (
             ["source=a.en", "target=a.de", "input=a.jsonl"],
-            "give either source= and target=, two files of text, or input=",
+            "give either source= and target=, two files of text, or pairs=",
         ),
         (["input=a.en"], "a.en:1: not a line that translate.py writes with format=jsonl"),
         (["input=a.jsonl"], "a.jsonl:1: source must be text and tokens a list of whole numbers"),

@@ -110,6 +110,56 @@ def test_a_pair_of_files_is_a_test_set(run_command, tiny, text, tmp_path) -> Non
     assert translations.read_bytes().split(b"\n")[1] == b""
 
 
+def test_several_references_and_files_of_pairs_are_test_sets(run_command, tiny, text, tmp_path) -> None:
+    """Only the first of several references could be used, and source=d.tsv target=d.tsv scored whole lines."""
+    checkpoint = f"checkpoint={tiny.folder}/best.pt"
+    sources = text.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "a.de").write_text("Der alte Mann liest ein Buch.\n\nSieht das Kind das Haus?\n", encoding="utf-8")
+    (tmp_path / "b.de").write_text("Ein Buch liest der alte Mann.\n\nSieht ein Kind das Haus?\n", encoding="utf-8")
+    files = [f"source={text}", "target=[a.de,b.de]"]
+    done = run_command("evaluate", checkpoint, *files, "output=two", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.count("nrefs:2|") == 3
+    scores = read_scores(tmp_path / "two", "a.en-*.best.*.json")
+    assert [Path(path).name for path in scores["target"]] == ["a.de", "b.de"]
+    references = (tmp_path / "a.de").read_text(encoding="utf-8").splitlines()
+    pairs = "".join(f"{source}\t{target}\n" for source, target in zip(sources, references, strict=True))
+    (tmp_path / "d.tsv").write_text(pairs, encoding="utf-8")
+    done = run_command("evaluate", checkpoint, "pairs=d.tsv", "output=pairs", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert read_scores(tmp_path / "pairs", "d.tsv-*.best.*.json")["num_sentences"] == 3
+    refused = run_command("evaluate", checkpoint, "source=d.tsv", "target=d.tsv", cwd=tmp_path)
+    assert refused.code == 2
+    assert "source=d.tsv is a file of TSV, but source takes one sentence per line: give it as pairs=" in refused.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("translate", "output="),
+        ("translate", "output_folder="),
+        ("score", "source=a.en", "target=a.en", "output="),
+        ("evaluate", "output="),
+        ("evaluate", "output=''"),
+        ("average_checkpoints", "checkpoints=[a.pt]", "output="),
+        ("export_checkpoint", "output="),
+        ("import_checkpoint", "source=safetensors", "output="),
+        ("benchmark", "task=decoding", "output="),
+        ("compare", "runs=.", "plots="),
+        ("prepare", "data.preprocessed="),
+        ("train", "name="),
+    ],
+)
+def test_an_empty_path_is_refused_by_its_key(run_command, tmp_path, command) -> None:
+    """evaluate.py wrote into the working folder."""
+    script, *settings = command
+    checkpoint = ["checkpoint=a.pt"] if script not in ("average_checkpoints", "compare", "prepare", "train") else []
+    done = run_command(script, *checkpoint, *settings, cwd=tmp_path)
+    assert done.code == 2
+    assert f"{settings[-1].partition('=')[0]}: is empty; give a value" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_results_of_files_with_equal_names_do_not_overwrite_each_other(run_command, tiny, tmp_path) -> None:
     """The results of a/test.en and b/test.en shared their files and their curve."""
     run = tiny.copied_to(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 
 import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
@@ -39,13 +41,21 @@ def test_a_finished_file_that_was_changed_since_is_translated_again(home):
     assert (home / "out" / "b.en").read_text() == expected(2)
 
 
-def test_compressed_output_is_reproducible(home):
+@pytest.mark.parametrize(
+    ("suffix", "decompress"), [(".gz", gzip.decompress), (".bz2", bz2.decompress), (".xz", lzma.decompress)]
+)
+def test_compressed_output_is_reproducible(home, suffix, decompress):
     outputs = []
-    for name in ("a.de.gz", "b.de.gz"):
+    for name in (f"a.de{suffix}", f"b.de{suffix}"):
         translate(StubTranslator(), Job("a.en", name))
         outputs.append((home / name).read_bytes())
-    assert gzip.decompress(outputs[0]).decode() == expected()
+    assert decompress(outputs[0]).decode() == expected()
     assert outputs[0] == outputs[1]
+
+
+def test_gzip_output_holds_no_time_and_no_name(home):
+    translate(StubTranslator(), Job("a.en", "a.de.gz"))
+    outputs = [(home / "a.de.gz").read_bytes()]
     assert outputs[0][4:8] == bytes(4)  # the time of RFC 1952
     assert not outputs[0][3] & 8  # no name either
 
@@ -59,6 +69,9 @@ def test_compressed_output_is_reproducible(home):
         ((["a.en", "sub/a.en"], "-", "out"), "two files a.en"),
         ((["a.en", "b.en"], "-", "out", "a.en"), "belongs to one input"),
         (("a.eng", "a.de", None), "did you mean a.en"),
+        (("b.tsv", "a.de"), r"input=b\.tsv is a file of TSV, but input takes one sentence per line: extract the sent"),
+        ((["a.en", "b.jsonl.gz"], "-", "out"), r"input=b\.jsonl\.gz is a file of JSONL, but input takes one sentence"),
+        (("a.en", "a.de", None, "b.tsv"), r"prefixes=b\.tsv is a file of TSV"),
         (("a.en", "sub", None), r"output=sub cannot be written \(it is a folder\)"),
         (("a.en", "new/", None), "output=new/ ends in / as a folder does: give the path of a file"),
         (("a.en", "", None), "output= names no file"),

@@ -96,6 +96,21 @@ def test_scores_of_another_precision_or_other_models_are_a_warning(translator, t
     assert (warning or "") in "".join(warnings)
 
 
+def test_a_file_of_pairs_has_the_scores_of_two_text_files(translator, tmp_path):
+    (tmp_path / "a.en").write_text("a house.\nthe dog.\n")
+    (tmp_path / "a.tsv").write_text("a house.\ta house.\nthe dog.\tthe dog.\n")
+    text = str(tmp_path / "a.en")
+    outputs = []
+    for scorable in (Scorable(text, text), Scorable(pairs=str(tmp_path / "a.tsv"))):
+        outputs.append(tmp_path / f"{len(outputs)}.jsonl")
+        score_files(translator, scorable, str(outputs[-1]), "jsonl")
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    with pytest.raises(InputError, match=r"target=.*a\.tsv is a file of TSV, .*: give it as pairs="):
+        Scorable(text, str(tmp_path / "a.tsv"))
+    with pytest.raises(InputError, match="give either source= and target="):
+        Scorable(text, text, pairs=str(tmp_path / "a.tsv"))
+
+
 def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_text("a house.\n")

@@ -287,7 +287,7 @@ class SharedContextDecoder(Decoder):
     def __init__(self, decoder: GNMTDecoder, copied: GNMTDecoder, make: LinearMaker) -> None:
         super().__init__()
         self.input_size, self.memory_size, self.output_size = copied.input_size, copied.memory_size, copied.output_size
-        self.by_sentence_sizes = copied.by_sentence_sizes
+        self.by_sentence_sizes = dict(copied.by_sentence_sizes)
         width = decoder.bottom.hidden_size
         layers = [cast(LSTM, layer) for layer in decoder.upper]
         self.upper = nn.ModuleList(ContextLSTM(layer, make, width) for layer in layers)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,28 @@ class PlainLinear(nn.Module):
         return F.linear(inputs, self.weight, self.bias)
 
 
-class PackedLinear(nn.Module):
+class OneDNNLinear(nn.Module):
+    """A linear layer with weights in oneDNN's own memory layout. Copies and pickles hold them in the plain layout."""
+
+    packed: Tensor
+
+    def pack(self, weight_OI: Tensor) -> Tensor:
+        """Return a matrix in oneDNN's layout."""
+        raise NotImplementedError
+
+    def unpack(self) -> Tensor:
+        """Return the matrix `packed` in the plain layout."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": self.unpack()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.packed = self.pack(self.packed)
+
+
+class PackedLinear(OneDNNLinear):
     """oneDNN's product with weights in oneDNN's own memory layout, fp32 or bf16, without loss of precision.
 
     torch's own product passes plain weights to oneDNN (bf16) or MKL (fp32), which reorder them in every call.
@@ -52,15 +74,22 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(_constant(weight, dtype), _TYPICAL_ROWS)
+        self.packed = self.pack(_constant(weight, dtype))
         self.bias = None if bias is None else _constant(bias, dtype)
+
+    def pack(self, weight_OI: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _TYPICAL_ROWS)
+        return packed
+
+    def unpack(self) -> Tensor:
+        return self.packed.to_dense()
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
         return outputs
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(OneDNNLinear):
     """oneDNN's product of 8-bit integers, summed in 32 bits, with fp32 inputs and outputs.
 
     Each output has its own scale for its weights, w = q * scale_O with q in [-127, 127], and each row its own scale for
@@ -78,9 +107,15 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else _constant(bias, torch.float32)
         self.scale_O = weight_OI.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
         self.zero_O = torch.zeros(len(weight_OI), dtype=torch.long)
-        quantized_OI = (weight_OI / self.scale_O[:, None]).round_().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(quantized_OI, [_TYPICAL_ROWS, weight_OI.shape[1]])
+        self.packed = self.pack((weight_OI / self.scale_O[:, None]).round_().to(torch.int8))
         self.levels_middle = torch.tensor(_INT8_ZERO + 0.5)
+
+    def pack(self, weight_OI: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(weight_OI, [_TYPICAL_ROWS, weight_OI.shape[1]])
+        return packed
+
+    def unpack(self) -> Tensor:
+        return self.packed.to_dense().t().contiguous()  # qlinear_prepack transposes
 
     def forward(self, inputs: Tensor) -> Tensor:
         inputs_NI = inputs.reshape(-1, inputs.shape[-1])
