@@ -120,14 +120,14 @@ def test_several_references_and_files_of_pairs_are_test_sets(run_command, tiny, 
     done = run_command("evaluate", checkpoint, *files, "output=two", cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out.count("nrefs:2|") == 3
-    scores = read_scores(tmp_path / "two", "a.en-*.best.*.json")
+    scores = read_scores(tmp_path / "two", "a.en-#.best.*")
     assert [Path(path).name for path in scores["target"]] == ["a.de", "b.de"]
     references = (tmp_path / "a.de").read_text(encoding="utf-8").splitlines()
     pairs = "".join(f"{source}\t{target}\n" for source, target in zip(sources, references, strict=True))
     (tmp_path / "d.tsv").write_text(pairs, encoding="utf-8")
     done = run_command("evaluate", checkpoint, "pairs=d.tsv", "output=pairs", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert read_scores(tmp_path / "pairs", "d.tsv-*.best.*.json")["num_sentences"] == 3
+    assert read_scores(tmp_path / "pairs", "d.tsv-#.best.*")["num_sentences"] == 3
     refused = run_command("evaluate", checkpoint, "source=d.tsv", "target=d.tsv", cwd=tmp_path)
     assert refused.code == 2
     assert "source=d.tsv is a file of TSV, but source takes one sentence per line: give it as pairs=" in refused.err
