@@ -247,7 +247,7 @@ def test_copying_without_attention_is_refused_with_a_reason(without_bytes):
     translator = Translator(model, without_bytes, SearchOptions(coverage_beta=0.0), FP32, replace_unknown="copy")
     with pytest.raises(InputError, match=r"replace_unknown=copy.*no attention.*replace_unknown=none"):
         translator.translate(["the dog."])
-    with pytest.raises(InputError, match="replace_unknown is 'drop'; it must be none or copy"):
+    with pytest.raises(InputError, match='replace_unknown: found "drop", allowed is one of none, copy'):
         Translator(model, without_bytes, OPTIONS, FP32, replace_unknown="drop")
 
 

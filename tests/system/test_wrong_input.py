@@ -93,7 +93,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     (
         "test set named twice",
         ["evaluate", "checkpoint={tiny}/best.pt", "source={samples}/a.en", "target={samples}/a.de", "test_set=dev"],
-        ["source= and target= name the test set"],
+        ["source= and target=, or pairs=, name the test set"],
     ),
     (
         "files that were not named",
