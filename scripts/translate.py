@@ -17,6 +17,7 @@ Main keys:
   input, output      UTF-8 text files, plain, .gz, .bz2 or .xz; - is standard input or output
   output_folder      for several inputs: the folder of the outputs, each with the name of its input
   format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true)
+  num_alignments     draws the attention of the first lines, beside the output
   prefixes           a file with the beginning of each translation
   resume             auto: resume from <output>.partial; never: restart from scratch
   decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
@@ -42,11 +43,12 @@ def main(cfg: TranslateConfig) -> None:
     from gnmt.fileio import path_list
     from gnmt.translation.formats import OutputFormat
     from gnmt.translation.jobs import plan_jobs
-    from gnmt.translation.translate_files import MadeFrom, translate_files
+    from gnmt.translation.translate_files import MadeFrom, check_alignment_files, draw_alignments, translate_files
 
     set_onednn_cache_capacity(ONEDNN_CACHE_CAPACITY)
     checkpoints = path_list(cfg.checkpoint)
     jobs = plan_jobs(resolve(cfg)["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
+    check_alignment_files(jobs, cfg.num_alignments)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
     ranks = current_ranks()
     loaded = load_translator(cfg, ranks.local_device_name(cfg.device))
@@ -55,7 +57,11 @@ def main(cfg: TranslateConfig) -> None:
     with report_once(ranks):
         if output_format.attention:
             loaded.require_attention("word_attention=true" if cfg.word_attention else "alignments=true")
+        if cfg.num_alignments:
+            loaded.require_attention(f"num_alignments={cfg.num_alignments}")
         translate_files(loaded.translator, jobs, output_format, made_from=made_from, resume=cfg.resume, ranks=ranks)
+        if ranks.is_rank_0:
+            draw_alignments(loaded.translator, jobs, cfg.num_alignments)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ class TranslateConfig(TranslatorConfig):
     alignments: Any = field(default=MISSING, metadata=typed(bool))
     word_attention: Any = field(default=MISSING, metadata=typed(bool))
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
+    num_alignments: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(0)]))
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     batch_size: Any = field(default=MISSING, metadata=typed(BatchSize))
 

@@ -173,11 +173,7 @@ def _drawable() -> frozenset[int]:
 @cache
 def _warn_of_boxes() -> None:
     """Log a warning once per process: without it, a figure of boxes would have no explanation."""
-    log.warning(
-        "no installed font has some characters of the alignment figures, which show boxes for them; install one of "
-        "these fonts: %s",
-        ", ".join(_FALLBACK_FONTS),
-    )
+    log.warning("figures show boxes for characters that no installed font has: install Noto Sans CJK or Unifont")
 
 
 @contextmanager

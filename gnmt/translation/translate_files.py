@@ -26,11 +26,12 @@ from typing import Any
 import torch
 
 from gnmt.checkpoint.file import sha256_of_checkpoints, short_digests
+from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.translator import Translator, next_chunk
 from gnmt.device import device_name
 from gnmt.distributed import Ranks
 from gnmt.errors import InputError, Interrupted, format_count
-from gnmt.fileio import read_lines
+from gnmt.fileio import check_output, read_lines, write_atomically
 from gnmt.logs import format_duration, progress_bar, show_count
 from gnmt.translation.formats import Origin, OutputFormat
 from gnmt.translation.jobs import STANDARD_STREAM, Input, Job, open_input, open_output
@@ -226,6 +227,46 @@ def _translate_stream(chunk_translator: ChunkTranslator, job: Job) -> None:
                 num_unfinished += translated.num_unfinished
                 progress.reach(chunk.first_line - 1 + len(chunk.lines))
         progress.summarize(job.output, num_unfinished)
+
+
+# Figures of attention
+
+
+def check_alignment_files(jobs: Sequence[Job], num_alignments: int) -> None:
+    """Raise InputError if `draw_alignments` could not read an input again or write a figure."""
+    for job in jobs if num_alignments else ():
+        if not job.resumable:
+            raise InputError(
+                f"num_alignments={num_alignments} reads the input again and writes figures beside the output, so both "
+                f"must be plain files, found input={job.source} output={job.output}"
+            )
+        check_output("num_alignments", alignment_file(job, num_alignments))  # the longest of the names
+
+
+def draw_alignments(translator: Translator, jobs: Sequence[Job], num_alignments: int) -> None:
+    """Draw the attention of the first lines of each job, in files beside its output; see `alignment_file`.
+
+    The lines are translated again, because the finished output holds no attention. Blank lines, and lines that are
+    translated in segments, get no figure.
+    """
+    if num_alignments == 0:
+        return
+    from gnmt.reporting.figures import image_bytes  # here, because matplotlib takes long to import
+
+    for job in jobs:
+        lines = list(islice(read_lines(job.source), num_alignments))
+        prefixes = None if job.prefixes is None else list(islice(read_lines(job.prefixes), num_alignments))
+        translations = translator.translate(lines, path=job.source, prefixes=prefixes, attention=True)
+        for number, translation in enumerate(translations, start=1):
+            figure = draw_alignment(translator.tokenizers, translation)
+            if figure is not None:
+                path = alignment_file(job, number)
+                write_atomically(path, image_bytes(figure, path.name))
+
+
+def alignment_file(job: Job, number: int) -> Path:
+    """Return the path of the figure of a line of the input, counted from 1."""
+    return Path(f"{job.output}.alignment-{number}.png")
 
 
 # Chunks

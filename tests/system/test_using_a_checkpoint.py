@@ -247,6 +247,22 @@ def test_alignments_are_drawn_on_request(run_command, tiny, tmp_path) -> None:
 # translate.py
 
 
+def test_translate_draws_the_attention_of_the_first_lines_beside_the_output(
+    run_command, tiny, text, tmp_path, monkeypatch
+) -> None:
+    words = ["translate", f"checkpoint={tiny.folder}/best.pt", f"input={text}", "num_alignments=2"]
+    done = run_command(*words, cwd=tmp_path)
+    assert done.code == 2
+    assert "num_alignments=2 reads the input again and writes figures beside the output" in done.err
+    done = run_command(*words, "output=a.de", cwd=tmp_path)
+    assert done.code == 0, done.err
+    figures = sorted(path.name for path in tmp_path.glob("a.de.*"))
+    first_lines = text.read_text(encoding="utf-8").split("\n")[:2]
+    expected = [f"a.de.alignment-{number}.png" for number, line in enumerate(first_lines, start=1) if line.strip()]
+    assert figures == expected
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in figures)
+
+
 def test_a_pipe_is_read_once_and_completely(run_command, tiny, text, tmp_path) -> None:
     """Counting its lines for the progress bar emptied it, and the output had no line."""
     pipe = tmp_path / "pipe"
