@@ -76,7 +76,7 @@ def test_characters_without_a_font_are_one_warning(monkeypatch, caplog):
     figures._warn_of_boxes.cache_clear()
     [record] = caplog.records
     assert "show boxes" in record.getMessage()
-    assert "NanumGothic" in record.getMessage()
+    assert "install Noto Sans CJK" in record.getMessage()
 
 
 def test_the_default_font_has_latin_letters():
