@@ -147,6 +147,7 @@ def set_onednn_cache_capacity(capacity: int | None) -> None:
 
 # Parts of the messages of RuntimeErrors and OSErrors that mean out-of-memory but are no torch.OutOfMemoryError.
 _OUT_OF_MEMORY_MESSAGES = (
+    "Storage size calculation overflowed",  # of torch: more bytes than 64 bits can count
     "not enough memory",
     "can't allocate memory",
     "Cannot allocate memory",

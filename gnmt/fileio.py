@@ -56,6 +56,7 @@ _MAGIC_BYTES = (
 _NUM_CHECKED_LINES, _MAX_NUL_FRACTION = 100, 0.1
 _DESCRIPTOR_FOLDER = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
 _MAX_LINKS = 40  # more links in a row are a loop, as for the kernel
+_MAX_JSON_DEPTH = 50
 _MIN_SIMILARITY = 0.7  # between a missing file's name and the suggested one
 _OPEN_COMPRESSED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _PIPE_BYTES = 1 << 16  # Linux keeps this many bytes in a pipe
@@ -415,6 +416,29 @@ def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFin
         return FileFingerprint(path, status.st_size, status.st_mtime_ns, sha256_of(path))
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+# JSON
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text from a foreign file.
+
+    Raises ValueError if it is malformed, or nested more than 50 levels deep: functions that call themselves for each
+    level would fail.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    level, depth = [value], 0
+    while level:
+        containers = [item for item in level if isinstance(item, dict | list)]
+        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
+        depth += 1
+        if depth > _MAX_JSON_DEPTH:
+            raise ValueError("its values are nested too deeply")
+    return value
 
 
 # Lines

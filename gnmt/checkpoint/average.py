@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint, write_checkpoint
-from gnmt.checkpoint.load import inference_weights
+from gnmt.checkpoint.load import inference_weights, read_description
 from gnmt.config.run_folder import changed_settings
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
-from gnmt.fileio import check_new_output, sha256_of
+from gnmt.fileio import check_new_output, parse_json, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +34,15 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     newest: dict[str, Any] = {}
     sums: dict[str, Tensor] = {}
     unused: set[int] | None = None
+    first: tuple[dict[str, Any], Tokenizers] | None = None  # config and tokenizers of the first checkpoint
     for path in paths:
         contents = read_checkpoint(path, REQUIRED_ENTRIES)
-        if newest:
-            _check_same_model(paths[0], newest, path, contents)
+        description = read_description(contents, f"checkpoint {path}")
+        if first is None:
+            first = description
+        else:
+            _check_same_model(paths[0], first, path, description)
+            _check_same_shapes(paths[0], newest, path, contents)
             _warn_of_another_run(path, newest, contents)
         for name, weight in inference_weights(contents).items():
             sums[name] = weight.double() if name not in sums else sums[name] + weight
@@ -63,14 +67,18 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         raise InputError(f"output={output} cannot be written ({error.strerror}): choose another path") from None
 
 
-def _check_same_model(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:
-    """Raise InputError if two checkpoints have different tokenizers, models or shapes of weights."""
-    digests = [Tokenizers.from_checkpoint(contents["tokenizers"]).digest for contents in (expected, found)]
-    if digests[0] != digests[1]:
+def _check_same_model(
+    first: Path, expected: tuple[dict[str, Any], Tokenizers], path: Path, found: tuple[dict[str, Any], Tokenizers]
+) -> None:
+    """Raise InputError if the configs or the tokenizers of two checkpoints describe different models."""
+    if expected[1].digest != found[1].digest:
         raise InputError(f"{path} has other tokenizers than {first}: average checkpoints with the same tokenizers")
-    nodes = [{"model": json.loads(contents["config"])["model"]} for contents in (expected, found)]
-    if changes := changed_settings(nodes[0], nodes[1]):
+    if changes := changed_settings({"model": expected[0]["model"]}, {"model": found[0]["model"]}):
         raise InputError(f"{path} has another model than {first}:\n  " + "\n  ".join(changes))
+
+
+def _check_same_shapes(first: Path, expected: Mapping[str, Any], path: Path, found: Mapping[str, Any]) -> None:
+    """Raise InputError if the weights of two checkpoints have different names or shapes."""
     shapes = [{name: weight.shape for name, weight in contents["model"].items()} for contents in (expected, found)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{path} has weights of other names or shapes than {first}")
@@ -78,7 +86,7 @@ def _check_same_model(first: Path, expected: Mapping[str, Any], path: Path, foun
 
 def _warn_of_another_run(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Log a warning if two checkpoints are of runs that were trained from different weights or in different ways."""
-    configs = [json.loads(contents["config"]) for contents in (expected, found)]
+    configs = [parse_json(contents["config"]) for contents in (expected, found)]
     changes = changed_settings(configs[0], configs[1])
     if expected["data_fingerprint"] != found["data_fingerprint"]:
         changes.append("data")

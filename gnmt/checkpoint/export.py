@@ -22,10 +22,10 @@ from typing import Any
 from torch import Tensor
 
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
-from gnmt.checkpoint.load import inference_weights
+from gnmt.checkpoint.load import inference_weights, read_description
 from gnmt.data.tokenizer import TokenizerEntry, saved_entries
 from gnmt.errors import InputError, first_line
-from gnmt.fileio import check_new_output, encodable
+from gnmt.fileio import check_new_output, encodable, parse_json
 
 FORMAT, FORMAT_VERSION = "gnmt-safetensors", 2
 WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
@@ -46,6 +46,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
     library = safetensors_library()
     check_new_output("output", folder, make_folder=True)
     contents = read_checkpoint(checkpoint, REQUIRED_ENTRIES)
+    config, _ = read_description(contents, f"checkpoint {checkpoint}")
     entries = {side: TokenizerEntry.read(contents["tokenizers"], side) for side in ("source", "target")}
     joint = (entries["source"].kind, entries["source"].content) == (entries["target"].kind, entries["target"].content)
     files = {side: f"{'source' if joint else side}{_SUFFIX[entry.kind]}" for side, entry in entries.items()}
@@ -54,7 +55,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **{entry: contents[entry] for entry in _COPIED if entry in contents},
-        "config": json.loads(contents["config"]),
+        "config": config,
         "tokenizers": {
             side: {"kind": entry.kind, "file": files[side], "framing": {"bos": entry.bos, "eos": True}}
             for side, entry in entries.items()
@@ -136,15 +137,13 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the object in checkpoint.json."""
     try:
-        described = json.loads(path.read_bytes())
+        described = parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}; give a folder that export_checkpoint.py wrote"
         ) from None
-    except RecursionError:
-        raise InputError(f"{path} is not the description of a checkpoint: its values are nested too deeply") from None
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not the description of a checkpoint: {error}") from None
     if not isinstance(described, dict):
         raise InputError(f"{path} must hold an object, found {type(described).__name__}")
     return described

@@ -150,6 +150,8 @@ def checksum(contents: Mapping[str, Any]) -> int:
 def _bytes_of(value: Any) -> Iterator[bytes | memoryview]:
     """Yield bytes that determine the value: types, shapes, keys and data."""
     if isinstance(value, Tensor):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("a tensor has more values than its storage")  # it would need any amount of memory
         yield f"{value.dtype}{tuple(value.shape)}".encode()
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, Mapping):

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.errors import InputError
-from gnmt.fileio import LINE_BREAKS
+from gnmt.fileio import LINE_BREAKS, parse_json
 
 _UNKNOWN_SURFACE = "⁇"
 _NUM_SPECIAL = 4
@@ -62,7 +62,7 @@ class PretokenizedTokenizer:
     def from_bytes(cls, content: bytes) -> PretokenizedTokenizer:
         """Return the tokenizer that `to_bytes` serialized. Raises InputError for anything else."""
         try:
-            saved = json.loads(content)
+            saved = parse_json(content)
             vocabulary, separator = saved["subwords"], saved["separator"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"tokenizer: not a list of subwords: {error!r}") from error

@@ -323,7 +323,7 @@ class TokenizerEntry:
         if not isinstance(entry, Mapping) or not {"kind", "files", "framing"} <= entry.keys():
             raise InputError(f"checkpoint: tokenizers.{side} must hold kind, files and framing")
         kind, framing, files = entry["kind"], entry["framing"], entry["files"]
-        if kind not in FILE_OF_KIND:
+        if not isinstance(kind, str) or kind not in FILE_OF_KIND:
             allowed_kinds = " or ".join(FILE_OF_KIND)
             raise InputError(f"checkpoint: tokenizers.{side}.kind must be {allowed_kinds}, found {kind!r}")
         # Training puts BOS before every target; a source has it only in imported models.

@@ -27,6 +27,15 @@ MODEL = {
 }
 
 
+CONFIG = {
+    "model": MODEL,
+    "name": "Größe",
+    "decoding": {"_target_": "gnmt.decoding.options.SearchOptions"},
+    "trainer": {"evaluation_batch_size": 8},
+    "data": {"bleu_tokenize": "13a"},
+}
+
+
 @pytest.fixture(scope="session")
 def tokenizers() -> Tokenizers:
     lines = ["a red house", "no tree sleeps", "the end"]
@@ -39,13 +48,19 @@ def model_config() -> dict[str, Any]:
     return MODEL
 
 
+@pytest.fixture(scope="session")
+def config() -> dict[str, Any]:
+    """The config in `contents`."""
+    return CONFIG
+
+
 @pytest.fixture
 def contents(tokenizers: Tokenizers) -> dict[str, Any]:
     """The contents of a small full checkpoint."""
     torch.manual_seed(1)
     model = build_model(MODEL, tokenizers, (), "the test")
     return {
-        "config": json.dumps({"model": MODEL, "name": "Größe"}),
+        "config": json.dumps(CONFIG),
         "tokenizers": tokenizers.to_checkpoint(),
         "model": model.state_dict(),
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"betas": (0.9, 0.98), "lr": 1e-3}]},

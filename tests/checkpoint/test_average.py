@@ -44,11 +44,11 @@ def test_the_average_translates_and_tied_weights_stay_tied(tiny, two_checkpoints
     assert (tmp_path / "average.pt").stat().st_size < 1.1 * (tiny.folder / "best.pt").stat().st_size
 
 
-def test_one_checkpoint_is_its_own_mean_with_its_averaged_weights(contents, model_config, tokenizers, tmp_path):
+def test_one_checkpoint_is_its_own_mean_with_its_averaged_weights(contents, config, model_config, tokenizers, tmp_path):
     model = build_model(model_config, tokenizers, (), "the test")
     model.load_state_dict(contents["model"])
     contents["average"] = {name: 0.9 * weight.detach() for name, weight in model.named_parameters()}
-    contents["config"] = json.dumps({"model": model_config, "trainer": {"ema_decay": 0.9}})
+    contents["config"] = json.dumps({**config, "trainer": {**config["trainer"], "ema_decay": 0.9}})
     write_checkpoint(tmp_path / "last.pt", contents)
     average_checkpoints([tmp_path / "last.pt"], tmp_path / "average.pt")
     cpu = torch.device("cpu")
@@ -70,9 +70,11 @@ def test_without_a_moving_average_raw_weights_are_the_usual_weights(tiny):
         assert all(torch.equal(weight, raw.state_dict()[name]) for name, weight in usual.state_dict().items())
 
 
-def test_checkpoints_of_different_models_are_refused(contents, written, model_config, tmp_path):
+def test_checkpoints_of_different_models_are_refused(contents, written, config, model_config, tmp_path):
     wide, subwords, output = tmp_path / "wide.pt", tmp_path / "subwords.pt", tmp_path / "average.pt"
-    write_checkpoint(wide, {**contents, "config": json.dumps({"model": {**model_config, "embedding_size": 6}})})
+    write_checkpoint(
+        wide, {**contents, "config": json.dumps({**config, "model": {**model_config, "embedding_size": 6}})}
+    )
     other_tokenizers = train_tokenizers(["no end"], ["no end"], TokenizerOptions(vocab_size=270))
     write_checkpoint(subwords, {**contents, "tokenizers": other_tokenizers.to_checkpoint()})
     files = sorted(tmp_path.iterdir())
