@@ -26,7 +26,7 @@ penalties = {
     "length_penalty_constant": st.sampled_from([0.0, 1e-45, float(LARGEST_CONSTANT)]),
     "coverage_beta": st.sampled_from([0.0, 1e-45, 1.0, float(LARGEST_BETA)]),
     "min_length": st.sampled_from([0, LARGEST_LENGTH]),
-    "no_repeat_ngram": st.sampled_from([None, 2**70]),
+    "no_repeat_ngram": st.sampled_from([None, 2**63 - 1]),
 }
 
 

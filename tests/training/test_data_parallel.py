@@ -36,9 +36,9 @@ def test_a_local_batch_without_pairs_needs_a_dummy_batch():
 def test_on_cuda_a_stop_request_is_followed_one_update_later():
     """The host does not wait for the present update."""
     parallel = DataParallel(Ranks(0, 2, 0, HashStore()), torch.device("cuda"), seed=1)
-    parallel._stop_requests.append((torch.tensor([0.0, 0.0, 0.0]), None))
+    parallel._stop_requests.append((torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0]), None))
     assert parallel.stop_after_update(None) is None, "the first update's requests are not read before the second"
-    parallel._stop_requests.append((torch.tensor([0.0, 2.0, 1.0]), None))
+    parallel._stop_requests.append((torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0]), None))
     assert parallel.stop_after_update(None) is None
-    parallel._stop_requests.append((torch.tensor([0.0, 0.0, 0.0]), None))
+    parallel._stop_requests.append((torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0]), None))
     assert parallel.stop_after_update(None) == signal.SIGTERM

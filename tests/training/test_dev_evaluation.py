@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -78,9 +79,13 @@ def test_the_first_translation_has_its_attention_for_the_figure(evaluator):
 def test_every_sentence_is_translated_once(evaluator, monkeypatch):
     """Once, the first sentence was translated again alone for its attention, which could change its translation."""
     read, stream = [], Translator.stream
-    monkeypatch.setattr(
-        Translator, "stream", lambda self, lines, **how: stream(self, read.extend(lines) or lines, **how)
-    )
+
+    @wraps(stream)
+    def recorded(self, lines, **how):
+        read.extend(lines)
+        return stream(self, lines, **how)
+
+    monkeypatch.setattr(Translator, "stream", recorded)
     evaluator()
     assert read == evaluator.sources
 
