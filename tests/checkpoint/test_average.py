@@ -103,7 +103,7 @@ def test_the_command(run_command, tiny, tmp_path):
 
 
 def checkpoint_of(path: Path, contents: dict, fingerprint: str = "x", **settings: object) -> Path:
-    config = {"model": {}, "seed": 1, "initialize_from": None, "trainer": {"max_steps": 9}, **settings}
+    config = {**json.loads(contents["config"]), "seed": 1, "initialize_from": None, **settings}
     write_checkpoint(path, {**contents, "config": json.dumps(config), "data_fingerprint": fingerprint})
     return path
 
@@ -111,7 +111,7 @@ def checkpoint_of(path: Path, contents: dict, fingerprint: str = "x", **settings
 @pytest.mark.parametrize(
     ("first", "second", "named"),
     [
-        ({}, {"trainer": {"max_steps": 10}}, None),
+        ({}, {"trainer": {"evaluation_batch_size": 8, "max_steps": 10}}, None),
         ({}, {"seed": 2}, "other seed"),
         ({}, {"loss": {"smoothing": 0.0}}, "other loss.smoothing"),
         ({}, {"fingerprint": "y"}, "other data"),
