@@ -6,7 +6,8 @@
       data.dev.source=b.en data.dev.target=b.de data.preprocessed=preprocessed/mine
 
 The preprocessed folder holds the tokenizer, the training pairs as memory-mapped ids and as text, dev and test text, a
-report of the pairs that cleaning removed, and a manifest. A second run with the same inputs and settings does nothing.
+report of the pairs that cleaning removed, and a manifest, which also counts the lines that the tokenizers change. A
+second run with the same inputs and settings does nothing.
 
 Main keys:
   data, tokenizer    the corpus, and how its text is split into subwords
@@ -41,6 +42,8 @@ def main(cfg: PrepareConfig) -> None:
     print(f"{preprocessed.folder}: {training_pairs}, {dev_pairs}")
     for name, pairs in preprocessed.tests.items():
         print(f"test set {name}: {format_count(len(pairs), 'pair')}")
+    changed = ", ".join(f"{text} {lines.num_changed}" for text, lines in preprocessed.changed_lines.items())
+    print(f"lines that change when they are encoded as subwords and decoded: {changed}")
     print(preprocessed.report.text(), end="")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NamedTuple
@@ -29,6 +30,7 @@ REASONS = {
 }
 _NUM_EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 300
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Cleaning:
         max_length_ratio: Maximum tokens of the longer side per token of the shorter, including EOS; None for no limit.
         drop_duplicates: Keep only the first of equal pairs (both sides equal).
         drop_identical: Drop pairs with equal source and target.
-        drop_blank: Drop pairs with a side that has no text, or no subword after normalization. If False, such a side
-            is EOS alone, which is valid but rarely useful.
+        drop_blank: Drop pairs with a side that has no text, which is to say nothing but white space and invisible
+            characters, or no subword after normalization. If False, such pairs are valid but rarely useful.
     """
 
     max_length_tokens: Annotated[int, Range(1)] | None = 256
@@ -83,7 +85,7 @@ class Cleaner:
 
     def _drop_by_text(self, pair: NumberedPair, report: CleaningReport) -> bool:
         source, target = pair.source.strip(), pair.target.strip()
-        if self._options.drop_blank and not (source and target):
+        if self._options.drop_blank and not (_is_visible(source) and _is_visible(target)):
             report.drop("blank", pair)
         elif self._options.drop_identical and source == target:
             report.drop("identical", pair)
@@ -166,6 +168,11 @@ class CleaningReport:
                 lines.append(f"\n{reason}: pair {example['pair']}")
                 lines.extend((f"  source: {example['source']}", f"  target: {example['target']}"))
         return "\n".join(lines) + "\n"
+
+
+def _is_visible(text: str) -> bool:
+    """Return True if a text has a character other than white space, control and format characters."""
+    return any(unicodedata.category(character) not in _INVISIBLE for character in text)
 
 
 def _shortened(text: str) -> str:

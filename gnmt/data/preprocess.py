@@ -39,6 +39,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gnmt.data.changed_lines import ChangedLines, changed_lines
 from gnmt.data.cleaning import Cleaner, Cleaning, CleaningReport, NumberedPair
 from gnmt.data.corpora import Corpus, WeightedText
 from gnmt.data.parallel_text import ParallelText, naming_columns
@@ -55,6 +56,7 @@ from gnmt.data.store import (
     encoded_side,
     manifest_changes,
     read_manifest,
+    read_pairs,
     read_preprocessed,
     read_tokenizers,
     texts_of,
@@ -121,6 +123,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         log.info("%s is up to date", folder)
         preprocessed = _with_weights(read_preprocessed(folder), corpus)
         corpus.check_references(target for _, target in preprocessed.dev)
+        _report_changed_lines(preprocessed)
         return preprocessed
     try:
         with building_lock(folder):
@@ -132,7 +135,17 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         raise InputError(f"{folder}: cannot be preprocessed: {error.strerror or error}") from error
     preprocessed = _with_weights(read_preprocessed(folder), corpus)
     log.info("%s: %s", folder, preprocessed.report.counts())
+    _report_changed_lines(preprocessed)
     return preprocessed
+
+
+def _report_changed_lines(preprocessed: PreprocessedData) -> None:
+    """Log the lines that the tokenizers change, as a warning if a text has many."""
+    for text, changed in preprocessed.changed_lines.items():
+        side = text.rpartition(".")[2]
+        if changed.num_changed:
+            level = logging.WARNING if changed.is_too_many(side) else logging.INFO
+            log.log(level, "%s", changed.describe(f"data.{text}", side))
 
 
 def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
@@ -270,7 +283,7 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
     with naming_columns("data.train"):
         tokenizers = _tokenizers(work / _TOKENIZERS, corpus.training_text(), options, inputs["train"])
         write_tokenizers(folder, tokenizers)
-        report, pairs_per_corpus = encode_training_text(
+        report, pairs_per_corpus, changed_by_side = encode_training_text(
             folder / "train", work / _SHARDS, corpus.training_texts(), tokenizers, corpus.num_workers
         )
     write_report(folder, report)
@@ -278,6 +291,10 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
     counts["train"] = report.num_kept
     counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
+    changed = {f"train.{side}": lines for side, lines in changed_by_side.items()}
+    for name in ("dev", *(f"test.{name}" for name in corpus.test_texts())):
+        references = [target for _, target in read_pairs(folder / name.replace(".", "/", 1))]
+        changed[f"{name}.target"] = changed_lines(tokenizers.target, references)
     fingerprint = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
     results = {
         "counts": counts,
@@ -285,6 +302,7 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
         "fingerprint": fingerprint,
         "unused_target_ids": store.unused_target_ids(tokenizers.target.vocabulary_size),
         "pairs_per_corpus": pairs_per_corpus,
+        "changed_lines": {text: lines.to_json() for text, lines in changed.items()},
     }
     write_manifest(folder, {**recipe, **results})
 
@@ -382,7 +400,7 @@ class _Shard(NamedTuple):
 
 def encode_training_text(
     folder: Path, shard_folder: Path, corpora: Mapping[str, WeightedText], tokenizers: Tokenizers, num_workers: int
-) -> tuple[CleaningReport, list[int]]:
+) -> tuple[CleaningReport, list[int], dict[str, ChangedLines]]:
     """Clean and encode the training text into a store.
 
     Args:
@@ -393,7 +411,8 @@ def encode_training_text(
         num_workers: Number of processes that encode; 1 encodes in this process.
 
     Returns:
-        The cleaning report, with pairs numbered within their corpus, and the number of kept pairs of each corpus.
+        The cleaning report, with pairs numbered within their corpus, the number of kept pairs of each corpus, and the
+        lines of each side that its tokenizer changes.
 
     Raises:
         InputError: Cleaning drops all pairs of a corpus, or text cannot be read.
@@ -402,15 +421,18 @@ def encode_training_text(
     folder.mkdir()
     shard_folder.mkdir(parents=True, exist_ok=True)
     reports = [CleaningReport() for _ in corpora]
+    changed = {side: ChangedLines() for side in SIDES}
     sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
     with StoreWriter(folder, *sizes) as writer, _shard_encoder(tokenizers, num_workers) as submit:
         for shard in _submit_shards(list(corpora.values()), shard_folder, submit, max_pending=num_workers + 1):
             wait_for(partial(_is_done, shard.encoded), lambda: "the processes that encode the training text")
             shard.encoded.result()
-            source, target, ids_report = _read_shard(shard.path)
+            source, target, ids_report, changed_in_shard = _read_shard(shard.path)
             writer.append(source, target)
             reports[shard.corpus_index].add(shard.text_report)
             reports[shard.corpus_index].add(ids_report)
+            for side in SIDES:
+                changed[side].add(changed_in_shard[side])
     total = CleaningReport()
     for (name, corpus), report in zip(corpora.items(), reports, strict=True):
         if report.num_kept == 0:
@@ -420,7 +442,7 @@ def encode_training_text(
             rules = report.rules(corpus.cleaning, cleaning_key)
             raise InputError(f"{text_key}: no pair is left after cleaning: {report.counts()}\n{rules}")
         total.add(report)
-    return total, [report.num_kept for report in reports]
+    return total, [report.num_kept for report in reports], changed
 
 
 def _submit_shards(
@@ -473,7 +495,7 @@ def _is_intact(path: Path) -> bool:
 def encode_shard(
     pairs: Sequence[NumberedPair], tokenizers: Tokenizers, cleaning: Cleaning, path: Path, num_threads: int = -1
 ) -> None:
-    """Encode pairs, clean them by their ids, and write the kept pairs with a report to `path`.
+    """Encode pairs, clean them by their ids, and write the kept pairs with reports to `path`.
 
     num_threads: number of threads that encode; -1 for one per core.
     """
@@ -488,20 +510,25 @@ def encode_shard(
         for pair, source, target in zip(pairs, *sides, strict=True)
     ]
     arrays: dict[str, NDArray[Any]] = {}
-    for side, ids in zip(SIDES, sides, strict=True):
+    numbers = [pair.number for pair, kept in zip(pairs, keep, strict=True) if kept]
+    reports: dict[str, Any] = {"cleaning": report.to_json()}
+    for side, tokenizer, ids in zip(SIDES, tokenizers[:2], sides, strict=True):
         kept_ids = [row for row, kept in zip(ids, keep, strict=True) if kept]
         texts = [getattr(pair, side) for pair, kept in zip(pairs, keep, strict=True) if kept]
         arrays |= {f"{side}.{name}": array for name, array in encoded_side(kept_ids, texts)._asdict().items()}
-    report_bytes = np.frombuffer(json.dumps(report.to_json()).encode(), np.uint8)
+        reports[side] = changed_lines(tokenizer, texts, kept_ids, numbers, num_threads).to_json()
+    report_bytes = np.frombuffer(json.dumps(reports).encode(), np.uint8)
     with replacing(path) as file:
-        np.savez(file, report=report_bytes, **arrays)  # type: ignore[arg-type]
+        np.savez(file, reports=report_bytes, **arrays)  # type: ignore[arg-type]
 
 
-def _read_shard(path: Path) -> tuple[EncodedSide, EncodedSide, CleaningReport]:
+def _read_shard(path: Path) -> tuple[EncodedSide, EncodedSide, CleaningReport, dict[str, ChangedLines]]:
     """Read the file that `encode_shard` wrote."""
     with np.load(path) as arrays:
         source, target = (EncodedSide(*(arrays[f"{side}.{name}"] for name in EncodedSide._fields)) for side in SIDES)
-        return source, target, CleaningReport(**json.loads(arrays["report"].tobytes()))
+        reports = json.loads(arrays["reports"].tobytes())
+    changed = {side: ChangedLines(**reports[side]) for side in SIDES}
+    return source, target, CleaningReport(**reports["cleaning"]), changed
 
 
 # Worker processes

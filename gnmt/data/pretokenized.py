@@ -94,6 +94,10 @@ class PretokenizedTokenizer:
         """Return the subwords joined to words, on one line; UNK becomes ⁇, and ids without a subword are skipped."""
         return self.decode_with_spans([int(id) for id in ids])[0]
 
+    def decode_all(self, ids: Sequence[list[int]], num_threads: int = -1) -> list[str]:
+        """Return `decode` of each list of ids; num_threads has no effect."""
+        return [self.decode(of_text) for of_text in ids]
+
     def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
         """Return the text, its ids, and the span [begin, end) of each id in the text."""
         return text, self.encode(text), [match.span() for match in re.finditer(r"\S+", text)]
@@ -135,6 +139,11 @@ class PretokenizedTokenizer:
     def digest(self) -> str:
         """The SHA-256 of `to_bytes`."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def subwords_digest(self) -> str:
+        """The digest: there is no normalizer, so it depends on the subwords alone."""
+        return self.digest
 
     @cached_property
     def _ids(self) -> dict[str, int]:

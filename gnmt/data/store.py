@@ -35,12 +35,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.data.changed_lines import ChangedLines
 from gnmt.data.cleaning import CleaningReport
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, describe_changes
 from gnmt.fileio import json_bytes
 
-FORMAT = 3
+FORMAT = 4
 """The version of the format; raise it when the layout or the meaning of a file changes."""
 
 Pairs = Sequence[int] | NDArray[np.int64]
@@ -119,6 +120,11 @@ class PreprocessedData:
         """Target ids that no training target contains, without special ids."""
         return list(self.manifest["unused_target_ids"])
 
+    @property
+    def changed_lines(self) -> dict[str, ChangedLines]:
+        """Lines that a tokenizer changes, of train.source, train.target, dev.target and test.<name>.target."""
+        return {text: ChangedLines(**lines) for text, lines in self.manifest["changed_lines"].items()}
+
 
 def read_preprocessed(folder: Path | str) -> PreprocessedData:
     """Open a preprocessed folder and verify its small files.
@@ -195,6 +201,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     - checksums: CRC-32 of each file by its path in the folder, except of the manifest itself and of the store's arrays,
       whose blocks have theirs in store.json.
     - checksum: CRC-32 of all other keys.
+    - changed_lines: see `PreprocessedData`.
 
     Raises InputError for a folder with other contents, which preprocessing must not touch.
     """

@@ -5,15 +5,13 @@ dropout and sampling from a unigram model for the vocabulary of a SentencePiece 
 so that segmentations of a word can be cached. If a subword can extend over the beginning of a word, the whole text is
 segmented as one word instead.
 
-`subword_sampler` makes a sampler for a model: `BPEDropout` or `UnigramSampling`. `PieceTable`, at the end, reads the
-vocabulary from the model file; it keeps SentencePiece's word for a subword, "piece".
+`subword_sampler` makes a sampler for a model: `BPEDropout` or `UnigramSampling`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import struct
 import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -21,11 +19,11 @@ from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, groupby
 from random import Random
-from typing import Any, NamedTuple
 
 import sentencepiece
 
 from gnmt.batch import UNK_ID
+from gnmt.data.sentencepiece_model import BYTE, UNUSED, USER_DEFINED, PieceTable
 from gnmt.errors import InputError
 
 _SPACE = "▁"
@@ -43,11 +41,6 @@ Draw = Callable[[], float]
 
 # For each position in a word: cumulative probabilities of the subwords that end there, and start and ids of each.
 _Lattice = list[tuple[list[float], list[tuple[int, list[int]]]]]
-
-# Enumerations SentencePiece.Type and TrainerSpec.ModelType of sentencepiece_model.proto, and protobuf's wire types.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-_KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
 def subword_sampler(model: bytes, alpha: float) -> SubwordSampler:
@@ -299,72 +292,3 @@ class UnigramSampling(SubwordSampler):
                 self._lattices.clear()
             self._lattices[word] = lattice
         return lattice
-
-
-class Piece(NamedTuple):
-    """An entry of the vocabulary; `type` is a value of SentencePiece.Type in sentencepiece_model.proto."""
-
-    text: str
-    score: float
-    type: int = NORMAL
-
-
-class PieceTable(NamedTuple):
-    """The kind of a model (unigram, bpe, word or char) and its vocabulary, by id."""
-
-    kind: str
-    pieces: list[Piece]
-
-    @classmethod
-    def read(cls, model: bytes) -> PieceTable:
-        """Read a serialized ModelProto, which SentencePiece must have accepted."""
-        kind, pieces = _KINDS[1], []
-        for number, value in _fields(model):
-            if number == 1:
-                pieces.append(_piece(value))
-            elif number == 2:
-                kind = _KINDS[dict(_fields(value)).get(3, 1)]
-        return cls(kind, pieces)
-
-    def ids(self, *types: int) -> dict[str, int]:
-        """Return the ids of all pieces of these types, by text."""
-        return {piece.text: id for id, piece in enumerate(self.pieces) if piece.type in types}
-
-    @property
-    def mergeable(self) -> dict[str, int]:
-        """The ids of normal, unused and user-defined pieces, by text: those that merges can produce."""
-        return self.ids(NORMAL, UNUSED, USER_DEFINED)
-
-
-def _piece(message: bytes) -> Piece:
-    fields = dict(_fields(message))
-    score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-    return Piece(fields.get(1, b"").decode("utf-8"), score, fields.get(3, NORMAL))
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield number and value (int or bytes) of each field of a protobuf message."""
-    offset = 0
-    while offset < len(message):
-        key, offset = _varint(message, offset)
-        wire_type = key & 7
-        if wire_type == _VARINT:
-            value, offset = _varint(message, offset)
-            yield key >> 3, value
-            continue
-        if wire_type == _LENGTH_DELIMITED:
-            length, offset = _varint(message, offset)
-        else:
-            length = {_FIXED64: 8, _FIXED32: 4}[wire_type]
-        yield key >> 3, message[offset : offset + length]
-        offset += length
-
-
-def _varint(message: bytes, offset: int) -> tuple[int, int]:
-    """Return the varint (seven bits per byte) that begins at an offset, and the offset after it."""
-    number = shift = 0
-    while message[offset] & 0x80:
-        number |= (message[offset] & 0x7F) << shift
-        shift += 7
-        offset += 1
-    return number | message[offset] << shift, offset + 1

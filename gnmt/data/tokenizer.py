@@ -22,6 +22,7 @@ import torch
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.config.validate import Range, Size
 from gnmt.data.pretokenized import PretokenizedTokenizer
+from gnmt.data.sentencepiece_model import with_normalizer
 from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
 from gnmt.errors import InputError
 from gnmt.fileio import LINE_BREAKS, encodable, missing_file
@@ -33,6 +34,13 @@ MAX_TRAINING_LINE_BYTES = 4192
 # Fixed, because the last digits of unigram scores depend on the number of threads.
 _NUM_TRAINING_THREADS = 4
 _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
+
+Normalization = Literal["nmt_nfkc", "identity"]
+"""The change of a text before it is split into subwords.
+
+nmt_nfkc is SentencePiece's default: Unicode NFKC, control and zero-width characters removed, white space collapsed.
+identity keeps every character, white space too.
+"""
 
 
 class TokenizerSource(ABC):
@@ -52,7 +60,10 @@ class TokenizerOptions(TokenizerSource):
         vocab_size: Number of ids of each vocabulary, including the 4 special ids and, with `byte_fallback`, 256 bytes.
         joint: Learn one vocabulary for both sides; otherwise one for each.
         byte_fallback: Encode characters without a subword as bytes, so that no text is unknown.
-        normalization: nmt_nfkc applies Unicode NFKC and folds white space; identity keeps the text unchanged.
+        source_normalization: Normalization of the source. nmt_nfkc gives equal subwords to a text that is written in
+            different ways.
+        target_normalization: Normalization of the target. The model learns to write normalized text, so anything but
+            identity changes what translations say: `猫吃鱼！` becomes `猫吃鱼!`, and `½` becomes `1⁄2`.
         character_coverage: Share of the characters in the sample that get a subword of their own.
         user_symbols: Strings that are always encoded as one subword.
         sample_lines: Maximum number of pairs to learn from, drawn at random.
@@ -63,7 +74,8 @@ class TokenizerOptions(TokenizerSource):
     vocab_size: Size = 4000
     joint: bool = True
     byte_fallback: bool = True
-    normalization: Literal["nmt_nfkc", "identity"] = "nmt_nfkc"
+    source_normalization: Normalization = "nmt_nfkc"
+    target_normalization: Normalization = "identity"
     character_coverage: Annotated[float, Range(0.98, 1)] = 1.0
     user_symbols: list[str] = field(default_factory=list)
     sample_lines: Annotated[int, Range(1)] = 1_000_000
@@ -85,7 +97,7 @@ class TokenizerOptions(TokenizerSource):
 
 @dataclass(frozen=True)
 class TokenizerFiles(TokenizerSource):
-    """Existing SentencePiece models; the same file for both sides makes the vocabulary joint.
+    """Existing SentencePiece models, with their normalizers; equal subwords of both make the vocabulary joint.
 
     A preprocessed folder contains its models as tokenizer/source.model and tokenizer/target.model.
 
@@ -186,6 +198,11 @@ class Tokenizer:
         text: str = self._processor.decode(kept)
         return text.translate(LINE_BREAKS)
 
+    def decode_all(self, ids: Sequence[list[int]], num_threads: int = -1) -> list[str]:
+        """Return `decode` of ids that `encode_all` returned, computed by `num_threads` threads (-1: one per core)."""
+        texts: list[str] = self._processor.decode(ids, num_threads=num_threads) if ids else []
+        return [text.translate(LINE_BREAKS) for text in texts]
+
     def encode_with_spans(self, text: str) -> tuple[str, list[int], list[tuple[int, int]]]:
         """Return the text as `encode` reads it, its ids, and the span [begin, end) of each id in the text."""
         found = self._processor.encode(encodable(text), return_type="offset_mapping")
@@ -218,19 +235,25 @@ class Tokenizer:
         return (PAD_ID, UNK_ID, BOS_ID) if byte_fallback else (PAD_ID, BOS_ID)
 
     @cached_property
-    def digest(self) -> str:
-        """The SHA-256 of the subwords, their types and the normalization, which define the meaning of the ids.
-
-        The model file is not hashed, because it contains paths of its training, and the scores are not, because their
-        last digits differ from run to run. Two unigram models of equal digest may therefore segment a text differently.
-        """
+    def subwords_digest(self) -> str:
+        """The SHA-256 of the subwords and their types, which define the meaning of the ids."""
         is_type = (self._processor.is_control, self._processor.is_unknown, self._processor.is_byte)
         digest = hashlib.sha256()
         for id in range(self.vocabulary_size):
             types = "".join(str(int(is_of_type(id))) for is_of_type in is_type)
             subword = self.subword(id).encode("utf-8")
             digest.update(b"%d:%b %b\n" % (len(subword), subword, types.encode()))
+        return digest.hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the subwords, their types and the normalizer.
+
+        The model file is not hashed, because it contains paths of its training, and the scores are not, because their
+        last digits differ from run to run. Two unigram models of equal digest may therefore segment a text differently.
+        """
         normalizer = sentencepiece.SentencePieceNormalizer(model_proto=self._model)
+        digest = hashlib.sha256(self.subwords_digest.encode())
         digest.update(normalizer.serialized_normalizer_spec())
         return digest.hexdigest()
 
@@ -262,8 +285,8 @@ class Tokenizers(NamedTuple):
 
     @property
     def joint(self) -> bool:
-        """True if both sides have the same ids, so that they can share embeddings."""
-        return self.source is self.target or self.source.digest == self.target.digest
+        """True if both sides have the same subwords, so that they can share embeddings; normalizers may differ."""
+        return self.source is self.target or self.source.subwords_digest == self.target.subwords_digest
 
     @property
     def digest(self) -> str:
@@ -352,26 +375,56 @@ def saved_entries(source: TokenizerEntry, target: TokenizerEntry) -> dict[str, A
 
 
 def train_tokenizers(source: Sequence[str], target: Sequence[str], options: TokenizerOptions) -> Tokenizers:
-    """Learn the tokenizers of both sides from their lines; with options.joint, one from the lines of both."""
-    if options.joint:
-        tokenizer = train_tokenizer([*source, *target], options)
-        return Tokenizers(tokenizer, tokenizer)
-    return Tokenizers(
-        train_tokenizer(source, options, "text of the source side"),
-        train_tokenizer(target, options, "text of the target side"),
-    )
+    """Learn the tokenizers of both sides from their lines; with options.joint, one vocabulary from the lines of both.
+
+    The lines of each side are normalized first, and its tokenizer normalizes in the same way.
+    """
+    if not options.joint:
+        return Tokenizers(
+            train_tokenizer(source, options, options.source_normalization, "text of the source side"),
+            train_tokenizer(target, options, options.target_normalization, "text of the target side"),
+        )
+    sides = [(source, options.source_normalization), (target, options.target_normalization)]
+    model = _learn_subwords([line for lines, rule in sides for line in _normalized(lines, rule)], options, "text")
+    return Tokenizers.from_models(*(with_normalizer(model, _normalizer_spec(rule)) for _, rule in sides))
 
 
-def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, text: str = "text") -> Tokenizer:
-    """Learn a vocabulary of exactly options.vocab_size ids.
+def train_tokenizer(
+    lines: Iterable[str], options: TokenizerOptions, normalization: Normalization = "nmt_nfkc", text: str = "text"
+) -> Tokenizer:
+    """Learn a vocabulary of exactly options.vocab_size ids from the normalized lines.
 
     Raises InputError if the lines contain no text, or if the vocabulary cannot have that size.
 
     Args:
         lines: All lines are used, in order, except blank ones and those above MAX_TRAINING_LINE_BYTES.
-        options: The options; `joint`, `sample_lines` and `seed` are not used here.
+        options: The options; `joint`, `sample_lines`, `seed` and the normalizations are not used here.
+        normalization: Normalization of the lines, and of every text that the tokenizer encodes.
         text: Name of the lines in error messages.
     """
+    model = _learn_subwords(_normalized(lines, normalization), options, text)
+    return Tokenizer(with_normalizer(model, _normalizer_spec(normalization)))
+
+
+def _normalized(lines: Iterable[str], rule: Normalization) -> Iterable[str]:
+    """Return the normalized lines, as text without ▁."""
+    if rule == "identity":
+        return lines
+    normalizer = sentencepiece.SentencePieceNormalizer(
+        rule_name=rule, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
+    )
+    return (normalizer.normalize(line) for line in lines)
+
+
+def _normalizer_spec(rule: Normalization) -> bytes:
+    """Return the normalizer of a model in SentencePiece's serialized form."""
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule, remove_extra_whitespaces=rule != "identity")
+    spec: bytes = normalizer.serialized_normalizer_spec()
+    return spec
+
+
+def _learn_subwords(lines: Iterable[str], options: TokenizerOptions, text: str) -> bytes:
+    """Learn subwords from normalized lines, and return the serialized model; see `train_tokenizer`."""
     usable = [line for line in lines if line.strip() and len(line.encode("utf-8")) <= MAX_TRAINING_LINE_BYTES]
     if not usable:
         raise InputError(f"tokenizer: no {text} to learn from (no line with 1 to {MAX_TRAINING_LINE_BYTES} bytes)")
@@ -383,8 +436,8 @@ def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, text: str =
             model_type=options.kind,
             vocab_size=options.vocab_size,
             byte_fallback=options.byte_fallback,
-            normalization_rule_name=options.normalization,
-            remove_extra_whitespaces=options.normalization != "identity",
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
             character_coverage=options.character_coverage,
             user_defined_symbols=options.user_symbols,
             pad_id=PAD_ID,
@@ -399,7 +452,7 @@ def train_tokenizer(lines: Iterable[str], options: TokenizerOptions, text: str =
         )
     except RuntimeError as error:
         raise _training_error(str(error), options, text) from error
-    return Tokenizer(model.getvalue())
+    return model.getvalue()
 
 
 def _training_error(message: str, options: TokenizerOptions, text: str) -> InputError:

@@ -326,8 +326,8 @@ class Translator:
             lines: The source lines.
             first_line: Number of the first line, for messages and as the seed of its samples.
             path: File that the lines were read from, for messages.
-            prefixes: The text that the translation of each line starts with, "" for none. The translation of a blank
-                line is empty in any case.
+            prefixes: The text that the translation of each line starts with, "" for none. White space around it is
+                ignored. The translation of a blank line is empty in any case.
             attention: Fill Translation.attentions.
             progress: Called with the number of lines that were finished since its last call, for example `update` of a
                 progress bar. A line that was cut counts in equal parts, one for each segment.
@@ -386,7 +386,8 @@ class Translator:
         segments = []
         for row, (line, prefix, location) in enumerate(zip(lines, prefixes, locations, strict=True)):
             for number, ids in enumerate(self._cut(line, location)):
-                prefix_ids = self.tokenizers.target.encode(prefix) if number == 0 else []
+                # A space at its end would be a subword of its own, but a space begins the next word's subword.
+                prefix_ids = self.tokenizers.target.encode(prefix.strip()) if number == 0 else []
                 key = first_line + row + number * SEGMENT_KEY_OFFSET
                 segments.append(Segment(row, number, ids, prefix_ids, key, location))
         # The longest first: if memory is short, it runs out early, and the last ones to be searched take few steps.

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ import torch
 from gnmt.checkpoint.file import sha256_of_checkpoints
 from gnmt.config.build import build
 from gnmt.config.validate import check_component
+from gnmt.data.changed_lines import changed_lines
 from gnmt.data.corpora import SCRIPTS, Corpus, bleu_tokenizer, language_unlike_13a
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.store import DamagedDataError, read_preprocessed
+from gnmt.data.tokenizer import AnyTokenizer, Tokenizer
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.segments import Translation
@@ -105,6 +108,7 @@ def evaluate(
     if run is not None:
         check_output_folder("output", run)
     sources, *references = zip(*pairs, strict=True)
+    num_changed = count_changed_references(translator.tokenizers.target, list(chain(*references)), test_set)
     start = time.perf_counter()
     with progress_bar(description="translating", unit="line", total=len(sources)) as bar:
         translations = translator.translate(sources, progress=counter(bar))
@@ -120,6 +124,7 @@ def evaluate(
         origin["data_fingerprint"] = data_fingerprint
     origin["checkpoint"] = _one_or_all([str(checkpoint) for checkpoint in checkpoints])
     origin["step"] = _one_or_all(steps)
+    origin["changed_references"] = num_changed
     _write(evaluation, origin, translator, translations, seconds)
     with_attention = translator.translate(sources[:num_alignments], attention=True)
     for path, translation in zip(alignment_files, with_attention, strict=True):
@@ -132,6 +137,21 @@ def evaluate(
             for metric in ("bleu", "chrf", "ter"):
                 reporter.scalar(f"evaluation/{curve}{variant}/{metric}", getattr(scores, metric), steps[0])
     return evaluation
+
+
+def count_changed_references(tokenizer: AnyTokenizer, references: Sequence[str], test_set: str) -> int | None:
+    """Count the references that no translation can equal, because the tokenizer changes them, and log examples.
+
+    Returns None for a tokenizer of pretokenized text: without the merges that segmented its training text, it cannot
+    encode references.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        return None
+    changed = changed_lines(tokenizer, references)
+    if changed.num_changed:
+        level = logging.WARNING if changed.is_too_many("target") else logging.INFO
+        log.log(level, "%s", changed.describe(f"the references of {test_set}", "target"))
+    return changed.num_changed
 
 
 def evaluation_names(test_set: str, pairs: Rows, checkpoints: Sequence[Path], variant: str) -> tuple[str, str]:
@@ -186,7 +206,7 @@ def _write(
 
     Args:
         evaluation: Scores and paths.
-        origin: Names of text and checkpoints.
+        origin: Names of text and checkpoints, and the number of references that the tokenizer changes.
         translator: The model and its search.
         translations: One for each source.
         seconds: Time that the translation took.

@@ -98,17 +98,17 @@ def _check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
 
 
 def check_shared_vocabulary(node: Mapping[str, Any], joint: bool) -> None:
-    """Check that source and target have one tokenizer where they share one embedding table.
+    """Check that source and target have the same subwords where they share one embedding table.
 
     Args:
         node: The config node of the model.
-        joint: True if both sides have the same tokenizer.
+        joint: True if both sides have the same subwords.
     """
     tie_embeddings = node.get("tie_embeddings")
     if tie_embeddings in TIES_SIDES and not joint:
         raise InputError(
             f"model.tie_embeddings={tie_embeddings} shares one embedding table between source and target, but their "
-            "tokenizers differ: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
+            "subwords differ: use tokenizer.joint=true, or model.tie_embeddings=none or target_output"
         )
 
 

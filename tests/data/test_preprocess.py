@@ -196,7 +196,7 @@ def test_empty_corpora_and_corpora_without_kept_pairs_are_refused(
 def test_blank_sides_are_kept_with_drop_blank_false(
     make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions
 ) -> None:
-    train = [*toy_pairs(300), ("", "x"), ("y", "  ")]
+    train = [*toy_pairs(300), ("", "x"), ("y", "")]
     preprocessed = preprocess(make_corpus(train, Cleaning(max_length_ratio=None, drop_blank=False)), options)
     assert len(preprocessed.store) == 302
     assert (preprocessed.store.source_lengths[300], preprocessed.store.target_lengths[301]) == (0, 0)
@@ -333,7 +333,7 @@ def test_a_folder_of_another_format_is_refused(make_corpus: MakeCorpus, options:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(InputError, match="preprocessed in format 0"):
         read_preprocessed(folder)
-    with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 3; .*overwrite=true"):
+    with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 4; .*overwrite=true"):
         preprocess(make_corpus(), options)
     assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 3
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from gnmt.data.cleaning import Cleaning, NumberedPair
 from gnmt.data.corpora import FilesCorpus
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
-from gnmt.data.tokenizer import TokenizerOptions
+from gnmt.data.tokenizer import TokenizerOptions, Tokenizers
 from gnmt.errors import InputError
 from gnmt.fileio import UnreadableFileError
 
@@ -237,15 +236,17 @@ def test_a_worker_uses_one_thread_and_a_single_process_all_cores(
             threads.append(num_threads)
             return [[4]] * len(texts)
 
+        def decode_all(self, ids: list[list[int]], num_threads: int = -1) -> list[str]:
+            threads.append(num_threads)
+            return ["text"] * len(ids)
+
     pairs = [NumberedPair(number, *pair) for number, pair in enumerate(toy_pairs(3), 1)]
-    monkeypatch.setattr(
-        preprocess_module, "_worker_tokenizers", SimpleNamespace(source=Side(), target=Side()), raising=False
-    )
+    monkeypatch.setattr(preprocess_module, "_worker_tokenizers", Tokenizers(Side(), Side()), raising=False)  # type: ignore[arg-type]
     preprocess_module._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
-    assert threads == [1, 1]
+    assert threads == [1] * 4
     with preprocess_module._shard_encoder(preprocess_module._worker_tokenizers, 1) as submit:
         submit(pairs, Cleaning(), tmp_path / "b.npz").result()
-    assert threads == [1, 1, -1, -1]
+    assert threads == [1] * 4 + [-1] * 4
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 

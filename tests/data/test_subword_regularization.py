@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gnmt.batch import UNK_ID
 from gnmt.data import subword_regularization
-from gnmt.data.subword_regularization import BYTE, UNKNOWN, UNUSED, Piece, PieceTable, _fields
+from gnmt.data.sentencepiece_model import BYTE, UNKNOWN, UNUSED, Piece, PieceTable, fields_of
 from gnmt.data.tokenizer import Tokenizer, TokenizerOptions, train_tokenizer
 from gnmt.errors import InputError
 
@@ -27,7 +27,7 @@ Pairs = Callable[..., list[tuple[str, str]]]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "identity": {"normalization": "identity"},
+    "identity": {},
     "no bytes": {"byte_fallback": False, "vocab_size": 66},
     "symbols": {"user_symbols": ["<2de>", "<2", "s,b", "ü"]},
 }
@@ -45,7 +45,11 @@ TEXT = st.lists(st.one_of(st.sampled_from(["the", "house", " ", "ü", "<2de>", "
 def tokenizers(toy_pairs: Pairs) -> dict[tuple[str, str], Tokenizer]:
     lines = [side for pair in toy_pairs(300) for side in pair]
     return {
-        (kind, name): train_tokenizer(lines, TokenizerOptions(**{"kind": kind, "vocab_size": 320, **further}))  # type: ignore[arg-type]
+        (kind, name): train_tokenizer(
+            lines,
+            TokenizerOptions(**{"kind": kind, "vocab_size": 320, **further}),  # type: ignore[arg-type]
+            "identity" if name == "identity" else "nmt_nfkc",
+        )
         for kind in ("bpe", "unigram")
         for name, further in SETTINGS.items()
     }
@@ -293,7 +297,7 @@ def test_a_model_of_another_kind_is_refused() -> None:
 
 def test_protobuf_fields_of_every_wire_type_are_read() -> None:
     message = b"\x08\x96\x01" + b"\x11" + bytes(8) + b"\x1a\x02hi" + b"\x25" + bytes(4)
-    assert list(_fields(message)) == [(1, 150), (2, bytes(8)), (3, b"hi"), (4, bytes(4))]
+    assert list(fields_of(message)) == [(1, 150), (2, bytes(8)), (3, b"hi"), (4, bytes(4))]
 
 
 def test_sampling_does_not_depend_on_sentencepieces_generator(tokenizers: Any) -> None:

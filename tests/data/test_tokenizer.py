@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.data.corpora import DemoCorpus
 from gnmt.data.preprocess import preprocess, preprocessed_folder
+from gnmt.data.sentencepiece_model import PieceTable
 from gnmt.data.tokenizer import (
     MAX_TRAINING_LINE_BYTES,
     Tokenizer,
@@ -68,19 +72,14 @@ def test_every_process_learns_the_same_subwords(lines: list[str], tmp_path: Path
     assert [tokenizer.vocabulary_size for tokenizer in tokenizers] == [320, 320]
 
 
-def test_digest_depends_on_subwords_and_normalization(
-    lines: list[str], options: TokenizerOptions, tokenizer: Tokenizer
-) -> None:
-    digests = {tokenizer.digest}
-    for other in (
-        {},
-        {"kind": "unigram"},
-        {"normalization": "identity"},
-        {"byte_fallback": False},
-        {"user_symbols": ["<x>"]},
-    ):
-        digests.add(train_tokenizer(lines, TokenizerOptions(**{"vocab_size": 320} | other)).digest)  # type: ignore[arg-type]
-    assert len(digests) == 6
+def test_digest_depends_on_subwords_and_normalization(lines: list[str], tokenizer: Tokenizer) -> None:
+    tokenizers = [tokenizer]
+    for other in ({}, {"kind": "unigram"}, {"byte_fallback": False}, {"user_symbols": ["<x>"]}):
+        tokenizers.append(train_tokenizer(lines, TokenizerOptions(**{"vocab_size": 320} | other)))  # type: ignore[arg-type]
+    assert len({one.digest for one in tokenizers}) == len({one.subwords_digest for one in tokenizers}) == 5
+    kept = train_tokenizer(lines, TokenizerOptions(vocab_size=320), "identity")
+    assert kept.subwords_digest == tokenizers[1].subwords_digest
+    assert kept.digest != tokenizers[1].digest
     assert Tokenizer(tokenizer.to_bytes()).digest == tokenizer.digest
 
 
@@ -101,9 +100,82 @@ def test_half_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> 
 
 
 def test_identity_normalization_keeps_the_text(lines: list[str], options: TokenizerOptions) -> None:
-    tokenizer = train_tokenizer(lines, replace(options, normalization="identity"))
+    tokenizer = train_tokenizer(lines, options, "identity")
     for text in ("  two  spaces ", "ﬁ\u3000ｘ\u00ad", "tab\tNUL\x00", "e\u0301 é", "", "   "):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+# What nmt_nfkc makes another text of: full-width marks, compatibility characters, decomposed letters, zero-width
+# characters, control characters, and white space.
+KEPT_TARGETS = [
+    "好的！（今天）",
+    "½ m² … ™ ﬁn",
+    unicodedata.normalize("NFD", "một cái nhà ở đây"),
+    "می\u200cشود",
+    "ça va\u202f? «\u00a0oui\u00a0»",
+    "a\u200b\u00ad\u200db\x07\tc",
+    "  two  spaces ",
+]
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_by_default_the_source_is_normalized_and_the_target_is_kept(joint: bool, kind: Any, toy_pairs: Pairs) -> None:
+    source, target = ([pair[side] for pair in toy_pairs(300)] for side in (0, 1))
+    source, target = [*source, *KEPT_TARGETS * 4], [*target, *KEPT_TARGETS * 4]
+    options = TokenizerOptions(kind=kind, vocab_size=345 if joint else 335, joint=joint)
+    tokenizers = train_tokenizers(source, target, options)
+    for text in KEPT_TARGETS:
+        assert tokenizers.target.decode(tokenizers.target.encode(text)) == text
+        assert tokenizers.target.decode(tokenizers.target.encode_sampled(text, 0.3, 7)) == text
+        normalized = SentencePieceNormalizer(
+            rule_name="nmt_nfkc", add_dummy_prefix=False, escape_whitespaces=False
+        ).normalize(text)
+        assert normalized != text
+        ids = tokenizers.source.encode(text)
+        assert tokenizers.source.decode(ids) == normalized
+        assert tokenizers.source.decode(tokenizers.source.encode_sampled(text, 0.3, 7)) == normalized
+        assert ids == tokenizers.source.encode(normalized)
+
+
+def test_a_joint_vocabulary_of_two_normalizations_has_the_subwords_of_both(toy_pairs: Pairs) -> None:
+    source, target = (["½ of it"] * 50, ["½ davon！"] * 50)
+    tokenizers = train_tokenizers(source, target, TokenizerOptions(vocab_size=284))
+    models = [PieceTable.read(side.to_bytes()) for side in (tokenizers.source, tokenizers.target)]
+    assert models[0] == models[1]
+    assert tokenizers.joint
+    assert tokenizers.source.digest != tokenizers.target.digest
+    subwords = set(tokenizers.target.subwords(range(tokenizers.target.vocabulary_size)))
+    assert {"½", "⁄", "！"} <= subwords  # as the targets have them, and as the normalized sources have them
+    same = train_tokenizers(source, target, TokenizerOptions(vocab_size=283, target_normalization="nmt_nfkc"))
+    assert same.source is same.target
+    assert tokenizers.digest != same.digest
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_learning_from_normalized_lines_gives_sentencepieces_own_model(rule: Any, kind: Any, lines: list[str]) -> None:
+    lines = [*lines, *KEPT_TARGETS * 3]
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=350,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        remove_extra_whitespaces=rule != "identity",
+        character_coverage=1.0,
+        pad_id=PAD_ID,
+        unk_id=UNK_ID,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        num_threads=4,
+        minloglevel=2,
+    )
+    expected, found = Tokenizer(model.getvalue()), train_tokenizer(lines, TokenizerOptions(kind, 350), rule)
+    assert PieceTable.read(expected.to_bytes()) == PieceTable.read(found.to_bytes())
+    assert expected.digest == found.digest
 
 
 def test_decode_never_fails_and_never_breaks_the_line(tokenizer: Tokenizer) -> None:
@@ -211,14 +283,19 @@ def test_sampled_encoding_takes_any_text(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_a_checkpoint_restores_the_tokenizers(joint: bool, toy_pairs: Pairs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("normalization", ["nmt_nfkc", "identity"])
+def test_a_checkpoint_restores_the_tokenizers(
+    joint: bool, normalization: Any, toy_pairs: Pairs, tmp_path: Path
+) -> None:
     source, target = ([pair[side] for pair in toy_pairs(300)] for side in (0, 1))
-    tokenizers = train_tokenizers(source, target, TokenizerOptions(vocab_size=320, joint=joint))
+    options = TokenizerOptions(vocab_size=320, joint=joint, target_normalization=normalization)
+    tokenizers = train_tokenizers(source, target, options)
     assert tokenizers.joint is joint
     torch.save(tokenizers.to_checkpoint(), tmp_path / "x.pt")
     loaded = Tokenizers.from_checkpoint(torch.load(tmp_path / "x.pt", weights_only=True))
     assert loaded.digest == tokenizers.digest
-    assert (loaded.source is loaded.target) is joint
+    assert loaded.joint is joint
+    assert (loaded.source is loaded.target) is (joint and normalization == "nmt_nfkc")
     for side in (0, 1):
         assert loaded[side].encode(target[0]) == tokenizers[side].encode(target[0])
     assert pickle.loads(pickle.dumps(tokenizers.target)).digest == tokenizers.target.digest
@@ -241,9 +318,9 @@ def test_malformed_checkpoint_entries_are_refused(tokenizer: Tokenizer) -> None:
 def test_the_models_of_a_preprocessed_folder_can_be_reused(tmp_path: Path) -> None:
     sizes = {"num_train": 200, "num_dev": 5, "num_test": 5}
     first = preprocess(DemoCorpus(**sizes, preprocessed=str(tmp_path / "first")), TokenizerOptions(vocab_size=500))
-    model = str(first.folder / "tokenizer" / "source.model")
+    models = [str(first.folder / "tokenizer" / f"{side}.model") for side in ("source", "target")]
     other = DemoCorpus(**sizes, seed=2, preprocessed=str(tmp_path / "second"))
-    second = preprocess(other, TokenizerFiles(model, model))
+    second = preprocess(other, TokenizerFiles(*models))
     assert second.tokenizers.digest == first.tokenizers.digest
     assert second.tokenizers.joint
     assert second.fingerprint != first.fingerprint

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from gnmt.data.pretokenized import PretokenizedTokenizer
+from gnmt.data.tokenizer import TokenizerOptions, train_tokenizer
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
 from gnmt.evaluation.evaluate import (
     EvaluationFiles,
     choose_bleu_tokenizer,
+    count_changed_references,
     evaluate,
     evaluation_names,
     output_folder,
@@ -128,18 +132,7 @@ def test_a_checkpoint_replaced_during_the_translation_does_not_change_the_names(
         best.write_bytes(b"later weights")
         return [Translation("Ein Haus.", 0.0, ()) for _ in sources]
 
-    translator = SimpleNamespace(
-        translate=translate, options=SearchOptions(), precision=SimpleNamespace(name="fp32"), batch_size=1
-    )
-    evaluation = evaluate(
-        translator,
-        PAIRS,
-        test_set="test",
-        checkpoints=[best],
-        steps=[1],
-        bleu_tokenize="13a",
-        output=tmp_path / "out",
-    )
+    evaluation = evaluate_with(translate, PAIRS, best, tmp_path / "out")
     assert evaluation.scores_file.name == f"{expected}.json"
 
 
@@ -164,3 +157,40 @@ def test_references_in_an_unexpected_script_are_refused_with_the_key_to_set():
     data = {"bleu_tokenize": "auto", "target_language": "target"}
     with pytest.raises(InputError, match=r"are Hangul, .*_language=target: choose bleu_tokenize=ko-mecab"):
         choose_bleu_tokenizer(None, data, [("a cat", "고양이가 잔다")])
+
+
+def evaluate_with(translate, pairs, checkpoint, output, tokenizer=None):
+    translator = SimpleNamespace(
+        translate=translate,
+        tokenizers=SimpleNamespace(target=tokenizer),
+        options=SearchOptions(),
+        precision=SimpleNamespace(name="fp32"),
+        batch_size=1,
+    )
+    return evaluate(
+        translator, pairs, test_set="test", checkpoints=[checkpoint], steps=[1], bleu_tokenize="13a", output=output
+    )
+
+
+def test_references_that_the_tokenizer_changes_are_counted_and_warned_about(tmp_path, caplog):
+    """No translation can equal them, and BLEU stayed low without a word."""
+    best = make_run(tmp_path / "run")
+    pairs = [("a house", "ein Haus！"), ("half", "½ Haus"), ("a house", "ein Haus")]
+    lines = [reference for _, reference in pairs]
+    for normalization, num_changed in (("nmt_nfkc", 2), ("identity", 0)):
+        caplog.clear()
+        tokenizer = train_tokenizer(lines, TokenizerOptions(vocab_size=280), normalization)
+        evaluation = evaluate_with(
+            lambda sources, **_: [Translation("Haus", 0.0, ()) for _ in sources], pairs, best, tmp_path, tokenizer
+        )
+        assert json.loads(evaluation.scores_file.read_text())["changed_references"] == num_changed
+        warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == (num_changed > 0)
+        assert all("the references of test: 2 of 3 lines change" in warning for warning in warnings)
+
+
+def test_references_of_pretokenized_text_are_not_counted(tmp_path, caplog):
+    """They are whole words, which this tokenizer cannot split as the training text was split."""
+    tokenizer = PretokenizedTokenizer(("<pad>", "<unk>", "<s>", "</s>", "Ha@@", "us"))
+    assert count_changed_references(tokenizer, ["Haus"], "test") is None
+    assert not caplog.records

@@ -93,7 +93,7 @@ def test_an_output_layer_of_another_width_than_the_tied_embeddings_is_refused(ti
 
 @pytest.mark.parametrize("tie_embeddings", ["source_target", "all"])
 def test_one_table_for_two_tokenizers_is_refused(tie_embeddings):
-    message = rf"^model\.tie_embeddings={tie_embeddings} .*tokenizers differ: use tokenizer\.joint=true, or .*=none"
+    message = rf"^model\.tie_embeddings={tie_embeddings} .*subwords differ: use tokenizer\.joint=true, or .*=none"
     with pytest.raises(InputError, match=message):
         check_shared_vocabulary({"tie_embeddings": tie_embeddings}, joint=False)
     check_shared_vocabulary({"tie_embeddings": tie_embeddings}, joint=True)

@@ -82,7 +82,7 @@ def test_a_model_that_cannot_be_built_is_refused_before_the_data_is_preprocessed
     [
         (
             ("tokenizer.joint=false", "model.tie_embeddings=all"),
-            r"^model\.tie_embeddings=all shares one embedding table .* tokenizers differ: use tokenizer\.joint=true",
+            r"^model\.tie_embeddings=all shares one embedding table .* subwords differ: use tokenizer\.joint=true",
         ),
         (
             ("model=seq2seq", "decoding.coverage_beta=0.1"),
