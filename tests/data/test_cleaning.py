@@ -43,6 +43,9 @@ def test_rules_of_length_include_eos() -> None:
     assert cleaner.keeps(pair, 8, 2, report)  # 9 tokens to 3
     assert not cleaner.keeps(pair, 9, 2, report)
     assert not cleaner.keeps(pair, 1, 0, report)  # no subword is left after normalization
+    for invisible in ("\u200b", "\ufeff \u200d", "\x07"):
+        _, kept = cleaner.by_text([NumberedPair(1, "a", invisible), NumberedPair(2, "a", f"{invisible}b")])
+        assert [pair.number for pair in kept] == [2]
     assert report.dropped | {"identical": 0} == report.dropped
     assert [report.dropped[reason] for reason in ("blank", "too_long", "length_ratio")] == [1, 2, 1]
     assert report.num_kept == 2

@@ -42,8 +42,8 @@ from gnmt.errors import InputError
         ),
         (["tokenizer.kind=word"], 'tokenizer.kind: found "word", allowed is one of bpe, unigram'),
         (
-            ["tokenizer.normalization=nfkc"],
-            'tokenizer.normalization: found "nfkc", allowed is one of nmt_nfkc, identity; did you mean nmt_nfkc?',
+            ["tokenizer.target_normalization=nfkc"],
+            'tokenizer.target_normalization: found "nfkc", allowed is one of nmt_nfkc, identity',
         ),
         (["tokenizer.vocab_size=0"], "tokenizer.vocab_size: found 0, allowed is a whole number of at least 1"),
         (

@@ -76,6 +76,32 @@ def test_dev_and_test_text_stay_raw(make_corpus: MakeCorpus, tmp_path: Path, opt
     assert (preprocessed.folder / "test" / "a" / "source.txt").read_bytes().count(b"\n") == 5
 
 
+def test_lines_that_the_tokenizers_change_are_counted_and_warned_about(
+    make_corpus: MakeCorpus, toy_pairs: Pairs, options: TokenizerOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default rewrote the target but not the references, and BLEU stayed low without a word."""
+    train = [*toy_pairs(300), ("½ of it", "½ davon！"), ("it  is", "es\u2028ist")]
+    corpus = make_corpus(train)
+    corpus = replace(corpus, test={"t": corpus.train})
+    with caplog.at_level(logging.INFO):
+        kept = preprocess(corpus, options)
+    counts = {text: lines.num_changed for text, lines in kept.changed_lines.items()}
+    assert counts == {"train.source": 2, "train.target": 1, "dev.target": 0, "test.t.target": 1}
+    assert kept.changed_lines["train.target"].causes["white_space"] == 1
+    assert kept.changed_lines["train.source"].examples[0] == {"line": 301, "before": "½ of it", "after": "1⁄2 of it"}
+    levels = {record.message.partition(":")[0]: record.levelname for record in caplog.records}
+    assert levels["data.train.source"] == "INFO"  # the source is normalized on purpose
+    assert levels["data.train.target"] == levels["data.test.t.target"] == "WARNING"
+    assert "data.dev.target" not in levels
+    caplog.clear()
+    preprocess(corpus, options)
+    assert "data.train.target: 1 of 302 lines change" in caplog.text, "an old folder is warned about, too"
+    normalized = preprocess(corpus, replace(options, target_normalization="nmt_nfkc"), overwrite=True)
+    assert normalized.changed_lines["train.target"].num_changed == 2
+    assert "tokenizer.target_normalization=identity" in caplog.text
+    assert normalized.fingerprint != kept.fingerprint
+
+
 def test_a_second_call_does_nothing(
     make_corpus: MakeCorpus,
     options: TokenizerOptions,
@@ -335,7 +361,7 @@ def test_a_folder_of_another_format_is_refused(make_corpus: MakeCorpus, options:
         read_preprocessed(folder)
     with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 4; .*overwrite=true"):
         preprocess(make_corpus(), options)
-    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 3
+    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 4
 
 
 def test_a_complete_folder_is_opened_without_a_lock(

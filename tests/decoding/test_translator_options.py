@@ -144,6 +144,13 @@ def test_prefixes_begin_the_translations_of_their_lines(model, tokenizers, rando
     assert translated[1].tokens == plain[1].tokens
 
 
+def test_white_space_around_a_prefix_is_ignored(model, tokenizers):
+    """The target keeps white space, so a space at the end would be a subword that hardly any text has there."""
+    translator = Translator(model, tokenizers, OPTIONS, FP32)
+    [bare], [spaced] = (translator.translate(["the dog."], prefixes=[prefix]) for prefix in ("the old", " the old "))
+    assert spaced == bare
+
+
 def test_only_the_first_segment_of_a_cut_line_has_the_prefix(model, tokenizers):
     sentence = "the small dog sees a red house."
     size = len(tokenizers.source.encode(sentence)) + 1
