@@ -13,6 +13,7 @@ Main keys:
   device, precision  auto selects CUDA and bf16 if the hardware has them
   trainer.*          limits, batch size, intervals of logging, evaluation and saving; best_metric chooses best.pt
   resume             auto: resume the run in the folder; never: refuse a folder that holds a run
+  from_run           the folder of a run to repeat with its overrides, then those of this command
   initialize_from    a checkpoint of another run whose weights to start from, with a new optimizer
   deterministic      true: bitwise the same result each time on CUDA too
 
@@ -24,19 +25,28 @@ processes, the signal may reach any of them; all stop after the same update.
 import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
+import logging
+
 from gnmt.config.cli import run_command
 from gnmt.config.schema import TrainConfig
+
+log = logging.getLogger(__name__)
 
 
 def main(cfg: TrainConfig) -> float:
     """Return the value of trainer.best_metric at the best evaluation, for Hydra's sweepers."""
-    from gnmt.config.run_folder import check_sweep_direction, current_run_folder
+    from gnmt.config.run_folder import changes_from_run, check_sweep_direction, current_overrides, current_run_folder
     from gnmt.distributed import current_ranks
     from gnmt.logs import note_in_run_file
     from gnmt.training.train import train
 
     check_sweep_direction(cfg.trainer.best_metric)
-    result = train(cfg, current_run_folder(cfg))
+    folder = current_run_folder(cfg)
+    if cfg.from_run is not None:
+        changes = changes_from_run(cfg, folder) or ["nothing"]
+        log.info("besides what this command overrides, the config differs from %s in", cfg.from_run)
+        log.info("  %s", "\n  ".join(changes))
+    result = train(cfg, folder, current_overrides())
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     if current_ranks().is_rank_0:
         for line in (

@@ -18,6 +18,7 @@ import json
 import logging
 import resource
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,6 +38,10 @@ from gnmt.config.cli import run_command as run_main
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 # The smallest corpus that the grammar allows, and a small model. A run takes two seconds.
+# A shell starts background jobs with SIGINT ignored, which the commands that tests interrupt would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TINY = (
     "data.num_train=120",
     "data.num_dev=6",

@@ -39,6 +39,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gnmt.config.build import resolve
+from gnmt.config.run_folder import override_key, readable, with_recorded_overrides
 from gnmt.config.schema import SCHEMAS
 from gnmt.config.validate import (
     RENAMED,
@@ -218,6 +219,15 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
         _refuse(f"--config-dir: found {arguments.config_dir}, allowed is a folder that exists")
     # Hydra parses sys.argv again, and refuses overrides on both sides of a flag, as in `device=cpu -m seed=1,2`.
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    if config_name == "train":
+        try:
+            arguments.overrides = with_recorded_overrides(arguments.overrides)
+        except InputError as error:
+            _refuse(str(error))
+    if arguments.multirun:  # a job of the sweep finds here which overrides are not swept, see `current_run_folder`
+        shared = [override_key(one) for one in readable(arguments.overrides) if not one.is_sweep_override()]
+        excluded = f"hydra.job.config.override_dirname.exclude_keys={json.dumps(shared, ensure_ascii=False)}"
+        arguments.overrides = [*arguments.overrides, excluded]
     sys.argv[1:] = [*arguments.overrides, *flags]
     configure_logging()
     search_path = search_path_override(arguments.config_dir, arguments.overrides)
@@ -393,7 +403,7 @@ def explain(
 def search_path_override(config_dir: str | None, overrides: Sequence[str]) -> list[str]:
     """Return the override by which `compose` finds configs of `--config-dir` and hydra.searchpath, if there are any."""
     folders = [] if config_dir is None else [str(Path(config_dir).resolve())]
-    for override in _readable(overrides):
+    for override in readable(overrides):
         if override.key_or_group == "hydra.searchpath" and isinstance(value := override.value(), list):
             folders += [str(folder) for folder in value]
     quoted = ",".join(json.dumps(folder, ensure_ascii=False) for folder in folders)
@@ -430,13 +440,6 @@ def _choices(
     return names
 
 
-def _readable(overrides: Sequence[str]) -> Iterator[Override]:
-    """Yield the overrides that Hydra's grammar can read."""
-    for text in overrides:
-        with suppress(HydraException):
-            yield OverridesParser.create().parse_override(text)
-
-
 def _values_of(override: Override) -> list[str]:
     """Return the override as text, or one text for each value of a sweep over listed values."""
     if override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
@@ -449,7 +452,7 @@ def _unknown_experiments(config_name: str, overrides: Sequence[str], search_path
 
     train.yaml has `optional experiment: ${data}` in its defaults, so Hydra would leave out a misspelled name.
     """
-    given = [one for one in _readable(overrides) if one.key_or_group == EXPERIMENT]
+    given = [one for one in readable(overrides) if one.key_or_group == EXPERIMENT]
     if not given or config_name != "train":
         return []
     with _composer() as loader:

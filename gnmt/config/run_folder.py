@@ -1,19 +1,22 @@
-"""The folder of a training run: its name, the settings that must stay the same in it, and its lock."""
+"""The folder of a training run: its name, its recorded overrides, the settings that must stay the same, its lock."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from gnmt.config.build import resolve
 from gnmt.errors import InputError, describe_changes, flatten, format_value
 from gnmt.fileio import folder_lock, short_hash
 from gnmt.logs import configure_logging
@@ -23,6 +26,7 @@ NEVER_NAMED = frozenset(
         "name",
         "runs",
         "resume",
+        "from_run",
         "trusted_packages",
         "data.folder",
         "data.preprocessed",
@@ -72,20 +76,27 @@ LIMITS = frozenset(
 INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.[^.]+\.text)\.(source|target|pairs)")
 """Keys with paths of training and dev text. Their content is compared, so files may move before a run is resumed."""
 
+FROM_RUN = "from_run"
+STARTS_RUN = frozenset({"name", "resume", FROM_RUN})
+"""Keys that a run which repeats another one does not take over."""
+
 GROUPS_IN_NAMES = ("experiment", "data")
 """The default name of a run begins with the choice of the first of these groups that the command line sets."""
 
 PLAIN = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", re.ASCII)
 MAX_NAME_LENGTH = 120
 
-CONFIG, LOG, _LOCK = "config.json", "train.log", ".lock"
+CONFIG, OVERRIDES, LOG, _LOCK = "config.json", "overrides.json", "train.log", ".lock"
 """Files of a run's folder."""
 
 
 def current_run_folder(cfg: Any) -> Path:
     """Return the folder of the run that Hydra is executing; each job of a sweep has its own."""
     hydra = HydraConfig.get()
-    return run_folder(cfg, list(hydra.overrides.task), sweep=hydra.mode == RunMode.MULTIRUN)
+    shared = hydra.job.config.override_dirname.exclude_keys
+    return run_folder(
+        cfg, list(hydra.overrides.task), sweep=hydra.mode == RunMode.MULTIRUN, shared=frozenset(map(str, shared))
+    )
 
 
 def check_sweep_direction(best_metric: str) -> None:
@@ -99,15 +110,21 @@ def check_sweep_direction(best_metric: str) -> None:
         )
 
 
-def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Path:
+def run_folder(
+    cfg: Any, overrides: Sequence[str], *, sweep: bool = False, shared: Collection[str] = frozenset()
+) -> Path:
     """Return `<runs>/<name>`. The default name is the experiment (or the data) and a slug of the other overrides.
+
+    In a sweep the values that differ between the jobs come first, so that they remain where a long name is cut, and a
+    given `name` is followed by them alone.
 
     Raises InputError if `name` is not a plain folder name.
 
     Args:
         cfg: The composed config.
         overrides: As on the command line.
-        sweep: Append the slug to a given `name` too, so that the jobs of a sweep have different folders.
+        sweep: Whether the run is a job of a sweep.
+        shared: Keys, as `override_key` returns them, that have the same value in all jobs of the sweep.
     """
     if cfg.name is not None and not (PLAIN.fullmatch(cfg.name) and cfg.name.strip(".")):
         raise InputError(
@@ -120,11 +137,14 @@ def run_folder(cfg: Any, overrides: Sequence[str], *, sweep: bool = False) -> Pa
     group = None if cfg.name else next((key for key in GROUPS_IN_NAMES if values.get(key) is not None), None)
     base = cfg.name or (str(values[group]) if group else "demo")
     slugs = []
-    for key, value in sorted(values.items()):
+    for key, value in sorted(values.items(), key=lambda item: (item[0] in shared, item[0])):
         # A single run is resumed with other limits. Jobs of a sweep that differ only in limits are different runs, and
         # so are runs with other schedules: only name= lengthens the schedule of an existing run.
-        unnamed = key in NEVER_NAMED if sweep else may_change(key) and key != "schedule.total_steps"
-        if key != group and not unnamed:
+        if sweep and key not in shared:
+            unnamed = key in NEVER_NAMED
+        else:
+            unnamed = may_change(key) and key != "schedule.total_steps"
+        if key != group and not unnamed and not (cfg.name is not None and key in shared):
             slugs.append(_slug(key, value))
     name = "__".join([base, *slugs])
     if len(name) > MAX_NAME_LENGTH:  # file systems limit the length of names
@@ -136,8 +156,13 @@ def _last_values(overrides: Sequence[str]) -> dict[str, Any]:
     """Return each overridden key with its last value, parsed, so that 1e-3 and 0.001 give the same name."""
     values: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        values[override.get_key_element().lstrip("+").replace("/", ".")] = override.value()
+        values[override_key(override)] = override.value()
     return values
+
+
+def override_key(override: Override) -> str:
+    """Return the key of an override as names of runs show it."""
+    return str(override.get_key_element()).lstrip("+").replace("/", ".")
 
 
 def _slug(key: str, value: Any) -> str:
@@ -147,6 +172,78 @@ def _slug(key: str, value: Any) -> str:
         return f"{key}-{text}"
     plain = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key}-{text}").strip("_")
     return f"{plain}-{short_hash(f'{key}={text}')}"
+
+
+# Runs that repeat another one
+
+
+def with_recorded_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a command line with those that from_run=FOLDER stands for in front of them.
+
+    These are the overrides that started the other run, without its name. An override of the command line replaces the
+    recorded one with its key. Raises InputError if the folder has no record.
+    """
+    given = list(readable(overrides))
+    chosen = next((one for one in reversed(given) if one.key_or_group == FROM_RUN), None)
+    if chosen is None or chosen.value() is None:
+        return list(overrides)
+    kept = []
+    for override in readable(recorded_overrides(chosen.get_value_element_as_str().strip("'\""))):
+        new = [one for one in given if one.key_or_group == override.key_or_group]
+        # `+key=1` must stay before `key=2`, which changes a key that exists.
+        changes_added_key = override.is_add() and not any(one.is_add() or one.is_delete() for one in new)
+        if override.key_or_group not in STARTS_RUN and (not new or changes_added_key):
+            kept.append(str(override.input_line))
+    return [*kept, *overrides]
+
+
+def recorded_overrides(folder: str) -> list[str]:
+    """Return the overrides that started the run in a folder. Raises InputError if the folder has no record."""
+    path = Path(folder) / OVERRIDES
+    if not path.parent.is_dir():
+        raise InputError(f"from_run: found {format_value(folder)}, allowed is the folder of a run, as runs/demo")
+    try:
+        overrides = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"from_run: {path.parent} holds no {OVERRIDES}, so it is no run of train.py") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"from_run: {path} cannot be read: {error}") from None
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise InputError(f"from_run: {path} must hold a list of overrides")
+    return overrides
+
+
+def readable(overrides: Sequence[str]) -> Iterator[Override]:
+    """Yield the overrides that Hydra's grammar can read."""
+    for text in overrides:
+        with suppress(HydraException):
+            yield OverridesParser.create().parse_override(text)
+
+
+def changes_from_run(cfg: Any, folder: Path) -> list[str]:
+    """Return how a run's config differs from that of the run in cfg.from_run, without the keys of new overrides.
+
+    Raises InputError if the new run's folder is that run's own, or if its config cannot be read.
+    """
+    old = Path(cfg.from_run)
+    if folder.resolve() == old.resolve():
+        raise InputError(f"from_run: the new run would be written to {folder} too: give it another name, name=...")
+    try:
+        recorded = json.loads((old / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"from_run: {old / CONFIG} cannot be read: {error}") from None
+    before = recorded_overrides(cfg.from_run)
+    new = {override_key(one).lstrip("~") for one in readable(current_overrides()) if one.input_line not in before}
+    return [
+        line
+        for line in describe_changes(recorded, resolve(cfg))
+        if not any(f"{line.partition(':')[0]}.".startswith(f"{key}.") for key in (new | STARTS_RUN))
+    ]
+
+
+def current_overrides() -> list[str]:
+    """Return the overrides of the run that Hydra is executing."""
+    return list(HydraConfig.get().overrides.task)
 
 
 def may_change(key: str) -> bool:
@@ -204,9 +301,9 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
 def _remove_unused(made: list[Path]) -> None:
     """Remove the folders, innermost first, unless the run's folder holds more than its lock, log and config."""
     folder = made[0]
-    if {path.name for path in folder.iterdir()} <= {_LOCK, LOG, CONFIG}:
+    if {path.name for path in folder.iterdir()} <= {_LOCK, LOG, CONFIG, OVERRIDES}:
         configure_logging()  # closes the log file
-        for name in (_LOCK, LOG, CONFIG):
+        for name in (_LOCK, LOG, CONFIG, OVERRIDES):
             (folder / name).unlink(missing_ok=True)
         for path in made:
             if not any(path.iterdir()):

@@ -76,6 +76,7 @@ class TrainConfig:
     precision: str = field(default=MISSING, metadata=PRECISION)
     resume: str = field(default=MISSING, metadata=choice("auto", "never"))
     initialize_from: str | None = MISSING
+    from_run: str | None = MISSING
     deterministic: Any = field(default=MISSING, metadata=typed(bool))
     onednn_cache_capacity: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1, 2**31 - 1)] | None))
     trusted_packages: list[str] = MISSING

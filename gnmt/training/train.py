@@ -29,7 +29,7 @@ from gnmt.checkpoint.file import (
 )
 from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights, read_description
 from gnmt.config.build import build, resolve
-from gnmt.config.run_folder import CONFIG, changed_settings, locked_run_folder
+from gnmt.config.run_folder import CONFIG, OVERRIDES, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
@@ -82,7 +82,7 @@ class TrainingResult:
     best_step: int
 
 
-def train(cfg: Any, folder: Path) -> TrainingResult:
+def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> TrainingResult:
     """Train a model with a checked config, or resume the run in the folder.
 
     With torchrun, all processes train one model together. Only rank 0 writes files, every rank returns the result, and
@@ -91,6 +91,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
     Args:
         cfg: The composed and checked config.
         folder: The run folder; created if it is missing.
+        overrides: Those that the config was composed with, which are recorded for from_run; None records nothing.
 
     Raises:
         InputError: The config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
@@ -156,7 +157,7 @@ def train(cfg: Any, folder: Path) -> TrainingResult:
                 trainer.restore(saved)
                 tell_of_changed_schedule(trainer, saved, config)
 
-            fit(trainer, preprocessed, folder, config)
+            fit(trainer, preprocessed, folder, config, overrides)
             best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
             result = TrainingResult(folder, trainer.state.step, best, best_step)
         del trainer  # frees the process group, whose threads must end before the barrier at exit
@@ -554,10 +555,16 @@ def checkpoint_extras(
 # Fit
 
 
-def fit(trainer: Trainer, preprocessed: PreprocessedData, folder: Path, config: dict[str, Any]) -> None:
+def fit(
+    trainer: Trainer,
+    preprocessed: PreprocessedData,
+    folder: Path,
+    config: dict[str, Any],
+    overrides: Sequence[str] | None,
+) -> None:
     """Train until a limit is reached and report the result, or log that the run was finished before.
 
-    Rank 0 also writes config.json, logs the start, and checks that the last files were written.
+    Rank 0 also writes config.json and overrides.json, logs the start, and checks that the last files were written.
 
     Raises:
         InputError: The final checkpoint or best.pt could not be written.
@@ -565,7 +572,9 @@ def fit(trainer: Trainer, preprocessed: PreprocessedData, folder: Path, config: 
     is_rank_0, has_updates_left = trainer.ranks.is_rank_0, not trainer.finished()
     # Without updates left, new limits have no effect, so config.json keeps those of the training.
     if is_rank_0 and (has_updates_left or not (folder / CONFIG).exists()):
-        write_config(folder, config)
+        write_json(folder / CONFIG, config)
+        if overrides is not None:
+            write_json(folder / OVERRIDES, list(overrides))
     if not has_updates_left and not trainer.state.needs_final_evaluation():
         log.info(
             "%s is finished after %s; to train further, raise the limit that stopped it: "
@@ -583,15 +592,15 @@ def fit(trainer: Trainer, preprocessed: PreprocessedData, folder: Path, config: 
         report_hyperparameters(trainer.reporter, config, trainer.state)
 
 
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write the resolved config to config.json, for people to read.
+def write_json(path: Path, contents: Any) -> None:
+    """Write the resolved config or the overrides of a run to its folder, for people to read.
 
-    Checkpoints hold the config too, so a failure to write this file is only logged.
+    Checkpoints hold the config too, so a failure to write is only logged.
     """
     try:
-        write_atomically(folder / CONFIG, json_bytes(config))
+        write_atomically(path, json_bytes(contents))
     except OSError as error:
-        log.warning("%s cannot be written (%s); checkpoints hold the config too", folder / CONFIG, error.strerror)
+        log.warning("%s cannot be written (%s); checkpoints hold the config too", path, error.strerror)
 
 
 def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path) -> None:

@@ -661,7 +661,8 @@ def test_train_returns_the_value_of_the_metric_that_chooses_best_pt(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metric: str, value: float
 ) -> None:
     result = SimpleNamespace(folder=tmp_path, steps=4, best={"dev/bleu": 31.5, "dev/loss": 1.0}, best_step=2)
-    monkeypatch.setattr("gnmt.training.train.train", lambda cfg, folder: result)
+    monkeypatch.setattr("gnmt.training.train.train", lambda cfg, folder, overrides: result)
+    monkeypatch.setattr("gnmt.config.run_folder.current_overrides", list)
     monkeypatch.setattr("gnmt.config.run_folder.current_run_folder", lambda cfg: tmp_path)
     monkeypatch.setattr("gnmt.config.run_folder.check_sweep_direction", lambda best_metric: None)
     spec = importlib.util.spec_from_file_location("script_train_main", CONFIG_FOLDER.parent / "scripts" / "train.py")
@@ -669,7 +670,7 @@ def test_train_returns_the_value_of_the_metric_that_chooses_best_pt(
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    cfg = SimpleNamespace(trainer=SimpleNamespace(best_metric=metric))
+    cfg = SimpleNamespace(trainer=SimpleNamespace(best_metric=metric), from_run=None)
     assert script.main(cfg) == value
 
 

@@ -63,6 +63,8 @@ def test_a_documented_command_passes_validation(
     assert (ROOT / script).is_file()
     configs: list[Any] = []
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)  # for from_run
+    (tmp_path / "runs" / "demo" / "overrides.json").write_text("[]", encoding="utf-8")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     try:

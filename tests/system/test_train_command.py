@@ -62,9 +62,52 @@ def test_a_run_leaves_its_folder_and_the_preprocessed_text_and_nothing_else(tiny
     assert {path.name for path in tiny.home.iterdir()} == {"runs", "preprocessed", "finished.json"}
     assert [path.name for path in (tiny.home / "runs").iterdir()] == ["tiny"]
     names = {path.name for path in tiny.folder.iterdir() if not path.name.startswith("events.")}
-    assert names == {"config.json", "train.log", "checkpoints", "last.pt", "best.pt"}
+    assert names == {"config.json", "overrides.json", "train.log", "checkpoints", "last.pt", "best.pt"}
     assert checkpoint_names(tiny.folder) == ["step_00000002.pt", "step_00000004.pt"]
     assert (tiny.folder / "last.pt").resolve().name == "step_00000004.pt"
+
+
+def test_a_run_is_repeated_from_its_folder_with_other_settings(tiny, run_command, tmp_path) -> None:
+    """Its config.json as a config file was not found, or ended in a traceback."""
+    new = ["name=again", "seed=7", "schedule.total_steps=4", "trainer.max_steps=2"]
+    command = ["train", f"from_run={tiny.folder}", *new]
+    done = run_command(*command, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert f"besides what this command overrides, the config differs from {tiny.folder} in\n  nothing" in done.err
+    recorded, repeated = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for folder in (tiny.folder, tmp_path / "runs" / "again")
+    )
+    assert repeated["model"] == recorded["model"]
+    assert (repeated["seed"], repeated["trainer"]["max_steps"], repeated["schedule"]["total_steps"]) == (7, 2, 4)
+    assert repeated["schedule"]["warmup_steps"] == recorded["schedule"]["warmup_steps"] == 0
+    assert run_command(*command, cwd=tmp_path).code == 0, "the same command resumes the new run"
+    chained = run_command("train", "from_run=runs/again", "name=third", "trainer.max_steps=1", cwd=tmp_path)
+    assert chained.code == 0, chained.err
+    third = json.loads((tmp_path / "runs" / "third" / "config.json").read_text(encoding="utf-8"))
+    assert (third["seed"], third["schedule"]["total_steps"]) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("runs/missing", 'from_run: found "runs/missing", allowed is the folder of a run'),
+        (".", "holds no overrides.json, so it is no run of train.py"),
+    ],
+)
+def test_from_run_needs_the_folder_of_a_run(run_command, tmp_path, folder, message) -> None:
+    done = run_command("train", f"from_run={folder}", "name=again", cwd=tmp_path)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_from_run_without_another_name_is_refused(tiny, run_command) -> None:
+    before = (tiny.folder / "config.json").read_bytes()
+    done = run_command("train", "from_run=runs/tiny", "name=tiny", cwd=tiny.home)
+    assert done.code == 2
+    assert "the new run would be written to runs/tiny too: give it another name" in done.err
+    assert (tiny.folder / "config.json").read_bytes() == before
 
 
 def test_stdout_names_the_result_and_its_files(tiny) -> None:
@@ -128,6 +171,8 @@ def test_preprocessed_text_is_used_by_train(run_command, tiny, tmp_path) -> None
     assert re.fullmatch(
         r"preprocessed/demo-[0-9a-f]{8}: 120 training pairs, 6 dev pairs\n"
         r"test set test: 5 pairs\n"
+        r"lines that change when they are encoded as subwords and decoded: "
+        r"train.source 0, train.target 0, dev.target 0, test.test.target 0\n"
         r"120 pairs read, 120 kept\n",
         preprocessed.out,
     )
