@@ -20,6 +20,7 @@ import os
 import re
 import select
 import shutil
+import stat
 import sys
 import time
 import zlib
@@ -407,9 +408,14 @@ class FileFingerprint:
 
 
 def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFingerprint:
-    """Return the fingerprint of a file. The one in `known` is reused if its size and modification time are equal."""
+    """Return the fingerprint of a file. The one in `known` is reused if its size and modification time are equal.
+
+    Raises InputError for a pipe or a device, whose text would be gone when it is read again after this.
+    """
     try:
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is no plain file, and it must be read several times: write its text to a file")
         old = known.get(path)
         if old is not None and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns):
             return old

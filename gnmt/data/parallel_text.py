@@ -7,9 +7,12 @@ functions below it read one file, or one pair of files, of each format.
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +26,11 @@ from gnmt.fileio import (
     read_text_lines,
     uncompressed_name,
 )
+
+log = logging.getLogger(__name__)
+
+_HEADING = re.compile(r"source|target|src|tgt|trg|[a-z]{2}([-_][A-Za-z]{2,4})?", re.IGNORECASE)
+"""A name or a language code in the heading of a table, such as `source`, `en` or `pt-BR`."""
 
 
 class ParallelText(Protocol):
@@ -182,7 +190,24 @@ def _read_tsv(path: str) -> Iterator[tuple[str, str]]:
             if not line.strip():
                 raise InputError(f"{path}:{number}: a blank line, where source, tab, target is needed; remove it")
             raise InputError(f"{path}:{number}: no tab; a line must be source, tab, target: {line[:80]!r}")
+        if number == 1:
+            _tell_of_columns(path, columns[0].strip(), columns[1].strip(), len(columns))
         yield columns[0], columns[1]
+
+
+@cache
+def _tell_of_columns(path: str, source: str, target: str, num_columns: int) -> None:
+    """Log a heading and further columns, once although a file is read several times."""
+    if _HEADING.fullmatch(source) and _HEADING.fullmatch(target):
+        log.warning(
+            "%s:1: %r and %r look like a heading, but the line is read as a pair of sentences: remove it, as with "
+            "tail -n +2, if it is one",
+            path,
+            source,
+            target,
+        )
+    if num_columns > 2:
+        log.info("%s:1: %d columns; source and target are the first two, the others are ignored", path, num_columns)
 
 
 def _read_jsonl(path: str, columns: list[str]) -> Iterator[tuple[str, str]]:

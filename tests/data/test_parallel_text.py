@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,38 @@ def test_fingerprint_depends_on_content_and_columns(tmp_path: Path) -> None:
     write(path, '{"a": "x", "b": "y", "c": "w"}\n')
     assert fingerprint(["a", "b"]) != before
     assert json.loads(json.dumps(before)) == before
+
+
+@pytest.mark.parametrize(
+    ("heading", "warned"),
+    [
+        ("source\ttarget", True),
+        ("en\tde-DE", True),
+        ("Source\tTarget\tid", True),
+        ("no\tNein.", False),
+        ("Hello!\tHallo!", False),
+    ],
+)
+def test_a_heading_and_further_columns_of_a_tsv_are_told_once(tmp_path, caplog, heading, warned):
+    """The model was trained on the heading without a word."""
+    caplog.set_level("INFO")
+    path = tmp_path / "a.tsv"
+    path.write_text(f"{heading}\na house\tein Haus\n", encoding="utf-8")
+    text = ParallelFiles(pairs=str(path))
+    for _ in range(2):
+        assert len(list(text.iterate())) == 2
+    messages = [record.getMessage() for record in caplog.records]
+    source, target, *others = heading.split("\t")
+    expected = [f"{path}:1: {source!r} and {target!r} look like a heading"] if warned else []
+    assert [message.partition(", but")[0] for message in messages if "heading" in message] == expected
+    columns = f"{path}:1: 3 columns; source and target are the first two, the others are ignored"
+    assert [message for message in messages if "columns" in message] == ([columns] if others else [])
+
+
+def test_a_pipe_is_refused_where_the_text_is_read_several_times(tmp_path):
+    """Preprocessing from a named pipe waited forever, and from a shell's <(command) read no pair."""
+    os.mkfifo(tmp_path / "a.en")
+    (tmp_path / "a.de").write_text("ein Haus\n", encoding="utf-8")
+    text = ParallelFiles(source=str(tmp_path / "a.en"), target=str(tmp_path / "a.de"))
+    with pytest.raises(InputError, match=r"a\.en is no plain file, .* several times: write its text to a file"):
+        text.fingerprint({})

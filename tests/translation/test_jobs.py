@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 
 import pytest
 from stub_translator import NUM_LINES, Killed, StubTranslator, expected, kill_at, names, translate
@@ -226,3 +227,10 @@ def test_prefixes_that_change_while_they_are_translated_are_refused(home, monkey
     with pytest.raises(InputError, match=r"p\.de was changed while it was"):
         translate(StubTranslator(), Job("a.en", "a.de", "p.de"))
     assert not (home / "a.de").exists()
+
+
+def test_prefixes_from_a_pipe_are_refused(home):
+    """They were counted first, and then no prefix was left: 0 prefixes for 10 lines."""
+    os.mkfifo(home / "prefixes")
+    with pytest.raises(InputError, match=r"prefixes=prefixes is no plain file, .* several times"):
+        plan_jobs("a.en", "a.de", prefixes="prefixes")
