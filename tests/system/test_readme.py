@@ -21,6 +21,8 @@ OWN_FILES = "your-own-model.md"
 NOT_OURS = re.compile(
     r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |for run in |do$|done$"
 )
+PLUGINS = {"hydra/launcher=joblib": "hydra_joblib_launcher", "hydra/sweeper=optuna": "hydra_optuna_sweeper"}
+"""Modules of hydra_plugins that some choices need; the extra `sweep` installs them."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -61,6 +63,8 @@ def test_a_documented_command_passes_validation(
 ) -> None:
     """It composes, also with -m, and passes the check of the config; main is not run."""
     assert (ROOT / script).is_file()
+    for module in (PLUGINS[word] for word in arguments if word in PLUGINS):
+        pytest.importorskip(f"hydra_plugins.{module}")
     configs: list[Any] = []
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)  # for from_run
