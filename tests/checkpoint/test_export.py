@@ -62,8 +62,8 @@ def test_other_tools_can_read_the_folder(tiny, exported):
     assert described["config"]["model"]["_target_"] == "gnmt.model.seq2seq.Seq2Seq"
     kind = {"kind": "sentencepiece", "file": "source.model"}
     assert described["tokenizers"]["source"] == {**kind, "framing": {"bos": False, "eos": True}}
-    assert described["tokenizers"]["target"]["file"] == "source.model"
-    assert sorted(path.name for path in exported.iterdir()) == [JSON_FILE, WEIGHTS_FILE, "source.model"]
+    assert described["tokenizers"]["target"]["file"] == "target.model", "equal subwords, another normalizer"
+    assert sorted(path.name for path in exported.iterdir()) == [JSON_FILE, WEIGHTS_FILE, "source.model", "target.model"]
     assert not [path for path in exported.parent.iterdir() if path.name.startswith(".")]
 
 

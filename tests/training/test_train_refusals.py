@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
     ):
         pass
     with (
-        pytest.raises(InputError, match=r"x{9,}\.\.\. cannot be made \(File name too long\); see runs= and name="),
+        pytest.raises(InputError, match=r"x\.\.\. cannot be made \(File name too long\); see runs= and name="),
         locked_run_folder(tmp_path / ("x" * 300)),
     ):
         pass
