@@ -20,7 +20,6 @@ import os
 import re
 import select
 import shutil
-import stat
 import sys
 import time
 import zlib
@@ -410,12 +409,11 @@ class FileFingerprint:
 def fingerprint_file(path: str, known: Mapping[str, FileFingerprint]) -> FileFingerprint:
     """Return the fingerprint of a file. The one in `known` is reused if its size and modification time are equal.
 
-    Raises InputError for a pipe or a device, whose text would be gone when it is read again after this.
+    Raises InputError for a pipe or a device, see `check_rereadable`.
     """
     try:
+        check_rereadable(path)
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is no plain file, and it must be read several times: write its text to a file")
         old = known.get(path)
         if old is not None and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns):
             return old
@@ -624,6 +622,18 @@ def check_files(paths: Iterable[str]) -> None:
             problems += _unreadable(path, error).problems
     if problems:
         raise UnreadableFileError(*problems)
+
+
+def check_rereadable(path: str, key: str = "") -> None:
+    """Raise InputError for a pipe or a device, whose contents would be gone when it is read again.
+
+    Args:
+        path: Path of an existing file or folder.
+        key: Config key of the path, for the message.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        shown = f"{key}={path}" if key else path
+        raise InputError(f"{shown} is no plain file, and it must be read several times: write its contents to a file")
 
 
 def missing_file(path: str) -> UnreadableFileError:

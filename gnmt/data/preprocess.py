@@ -120,8 +120,8 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         "inputs": _fingerprint_inputs(corpus, _known_fingerprints(read_manifest(folder))),
     }
     if _is_up_to_date(folder, recipe, overwrite):
-        log.info("%s is up to date", folder)
         preprocessed = _with_weights(read_preprocessed(folder), corpus)
+        log.info("%s is up to date", folder)
         corpus.check_references(target for _, target in preprocessed.dev)
         _report_changed_lines(preprocessed)
         return preprocessed

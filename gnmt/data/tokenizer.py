@@ -25,7 +25,7 @@ from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.sentencepiece_model import with_normalizer
 from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
 from gnmt.errors import InputError
-from gnmt.fileio import LINE_BREAKS, encodable, missing_file
+from gnmt.fileio import LINE_BREAKS, check_rereadable, encodable, missing_file
 
 # The name of a tokenizer's file in a checkpoint, by the kind of tokenizer.
 FILE_OF_KIND = {"sentencepiece": "model", "pretokenized": "vocabulary"}
@@ -110,22 +110,31 @@ class TokenizerFiles(TokenizerSource):
 
     def settings(self) -> dict[str, Any]:
         """Return the SHA-256 of each model; the paths are not part of the settings."""
-        models = {"source": self.source, "target": self.target}
-        return {f"{side}_sha256": hashlib.sha256(_read_model(path)).hexdigest() for side, path in models.items()}
+        source, target = self._read_files()
+        return {
+            "source_sha256": hashlib.sha256(source).hexdigest(),
+            "target_sha256": hashlib.sha256(target).hexdigest(),
+        }
 
     def read(self) -> Tokenizers:
         """Read the models.
 
-        Raises InputError for a file that is missing, is not a SentencePiece model, or has other special ids than gnmt.
+        Raises InputError for a file that is missing, a pipe, not a SentencePiece model, or has other special ids than
+        gnmt.
         """
-        source, target = _read_model(self.source), _read_model(self.target)
+        source, target = self._read_files()
         try:
             return Tokenizers.from_models(source, target)
         except InputError as error:
             raise InputError(f"tokenizer.source={self.source} tokenizer.target={self.target}: {error}") from error
 
 
-def _read_model(path: str) -> bytes:
+    def _read_files(self) -> tuple[bytes, bytes]:
+        return _read_model("tokenizer.source", self.source), _read_model("tokenizer.target", self.target)
+
+
+def _read_model(key: str, path: str) -> bytes:
+    check_rereadable(path, key)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

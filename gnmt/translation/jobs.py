@@ -23,6 +23,7 @@ from gnmt.fileio import (
     check_files,
     check_output,
     check_output_folder,
+    check_rereadable,
     check_stdout,
     discard_stdout,
     is_stream,
@@ -134,10 +135,8 @@ def check_job(job: Job, checkpoints: Sequence[str] = ()) -> None:
     check_files([path for path in (job.source, job.prefixes) if path not in (None, STANDARD_STREAM)])
     if job.prefixes is not None and (job.source == STANDARD_STREAM or not Path(job.source).is_file()):
         raise InputError(f"prefixes={job.prefixes} needs a plain file as input=, found input={job.source}")
-    if job.prefixes is not None and not Path(job.prefixes).is_file():
-        raise InputError(
-            f"prefixes={job.prefixes} is no plain file, and it must be read several times: write its text to a file"
-        )
+    if job.prefixes is not None:
+        check_rereadable(job.prefixes, "prefixes")
     files = [("input", job.source)] if job.prefixes is None else [("input", job.source), ("prefixes", job.prefixes)]
     for key, name in [*files, *(("checkpoint", checkpoint) for checkpoint in checkpoints)]:
         paths = (_STREAM_PATHS.get((job.output, "output"), job.output), _STREAM_PATHS.get((name, key), name))

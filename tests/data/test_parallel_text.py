@@ -209,5 +209,5 @@ def test_a_pipe_is_refused_where_the_text_is_read_several_times(tmp_path):
     os.mkfifo(tmp_path / "a.en")
     (tmp_path / "a.de").write_text("ein Haus\n", encoding="utf-8")
     text = ParallelFiles(source=str(tmp_path / "a.en"), target=str(tmp_path / "a.de"))
-    with pytest.raises(InputError, match=r"a\.en is no plain file, .* several times: write its text to a file"):
+    with pytest.raises(InputError, match=r"a\.en is no plain file, .* several times: write its contents to a file"):
         text.fingerprint({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import shutil
 from collections.abc import Callable
@@ -97,6 +98,18 @@ def test_overwrite_rebuilds_a_damaged_folder_with_the_same_contents(
     for path in folder.rglob("*.*"):
         copy = folder.with_name("copy") / path.relative_to(folder)
         assert path.is_dir() or path.read_bytes() == copy.read_bytes()
+
+
+def test_a_damaged_folder_is_not_called_up_to_date(
+    make_corpus: MakeCorpus, options: TokenizerOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message about the damage followed one that said that all was well."""
+    corpus = make_corpus()
+    folder = preprocess(corpus, options).folder
+    flip(folder / "dev" / "target.txt", 3)
+    with caplog.at_level(logging.INFO), pytest.raises(DamagedDataError):
+        preprocess(corpus, options)
+    assert "up to date" not in caplog.text
 
 
 def store_of(folder: Path, num_pairs: int = 200) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import random
 import subprocess
@@ -338,6 +339,21 @@ def test_missing_and_invalid_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "source.model").write_bytes(b"no model")
     with pytest.raises(InputError, match=r"sourc\.model: no such file; did you mean .*source\.model"):
         TokenizerFiles(str(tmp_path / "sourc.model"), str(tmp_path / "source.model")).read()
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        TokenizerFiles(str(tmp_path), str(tmp_path / "source.model")).read()
     broken = str(tmp_path / "source.model")
     with pytest.raises(InputError, match=r"tokenizer\.source=.*source\.model .*not a SentencePiece model"):
         TokenizerFiles(broken, broken).read()
+
+
+def test_a_pipe_as_a_model_is_refused_by_its_key(tmp_path: Path) -> None:
+    """The first reading, for the hash, took the model out of the pipe; the next one found special ids of -1."""
+    (tmp_path / "target.model").write_bytes(b"model")
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"model")
+    os.close(write_end)
+    with open(read_end, "rb"):
+        options = TokenizerFiles(f"/dev/fd/{read_end}", str(tmp_path / "target.model"))
+        for read in (options.settings, options.read):
+            with pytest.raises(InputError, match=r"tokenizer\.source=/dev/fd/\d+ is no plain file, .* several times"):
+                read()
