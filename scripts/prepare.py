@@ -11,6 +11,7 @@ second run with the same inputs and settings does nothing.
 
 Main keys:
   data, tokenizer    the corpus, and how its text is split into subwords
+  data.max_pairs     a random sample of the training pairs, for a quick try or a learning curve
   data.cleaning.*    limits of length and length ratio, duplicates, pairs with identical or blank sides
   data.preprocessed  the folder; by default preprocessed/<name>-<digest of the settings>
   overwrite          true: replace a folder that was made from other inputs or settings, or is damaged

@@ -67,6 +67,9 @@ class Corpus(ABC):
         name: Name of the corpus; the name of its preprocessed folder begins with it.
         source_language, target_language: Codes or names of the languages.
         bleu_tokenize: sacreBLEU's tokenization, or `auto` for that of the target language, see `bleu_tokenizer`.
+        max_pairs: Number of training pairs to use, a random sample of the corpus (see gnmt.data.sampling), before
+            cleaning; None, or more than there are, for all. The sample of a mixture is one of all its pairs, so each
+            text has about its share. Dev and test text is never sampled.
         cleaning: Which training pairs to drop. Dev and test text is never cleaned.
         preprocessed: Preprocessed folder; None for a folder that is named after the settings.
         num_workers: Processes that encode the training text. Their number does not change the result.
@@ -76,6 +79,7 @@ class Corpus(ABC):
     source_language: str
     target_language: str
     bleu_tokenize: str = "auto"
+    max_pairs: Annotated[int, Range(1)] | None = None
     cleaning: Cleaning = field(default_factory=Cleaning)
     preprocessed: str | None = None
     num_workers: Annotated[int, Range(1, 1024)] = 1
@@ -109,10 +113,13 @@ class Corpus(ABC):
 
     @abstractmethod
     def training_text(self) -> ParallelText:
-        """Return all training pairs, before cleaning."""
+        """Return all training pairs, before sampling and cleaning."""
 
     def training_texts(self) -> dict[str, WeightedText]:
-        """Return the parts of `training_text` that are cleaned and weighted separately, by name, in its order."""
+        """Return the parts of `training_text` that are cleaned and weighted separately, by name, in its order.
+
+        They are not sampled yet.
+        """
         return {self.name: WeightedText(self.training_text(), self.cleaning)}
 
     @abstractmethod

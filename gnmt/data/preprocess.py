@@ -3,7 +3,8 @@
 `preprocess` opens the folder of a corpus if it was made from the same inputs and settings. Otherwise it builds the
 folder:
 
-1. Dev and test text are copied. The tokenizers are learned from a sample of the training text or read from files.
+1. Dev and test text are copied. The training text is sampled if the corpus says so. The tokenizers are learned from it,
+   or from a sample of it if it is large, or are read from files.
 2. `encode_training_text` reads the training text in shards of `SHARD_PAIRS` pairs. The main process cleans each shard
    by its text, worker processes encode it and clean it by its ids, and the main process appends it to the store.
 3. The folder, which has a temporary name until then, is renamed when it is complete.
@@ -32,7 +33,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +44,7 @@ from gnmt.data.changed_lines import ChangedLines, changed_lines
 from gnmt.data.cleaning import Cleaner, Cleaning, CleaningReport, NumberedPair
 from gnmt.data.corpora import Corpus, WeightedText
 from gnmt.data.parallel_text import ParallelText, naming_columns
+from gnmt.data.sampling import SampledText, sample
 from gnmt.data.store import (
     FORMAT,
     SIDES,
@@ -281,10 +283,11 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
         counts[f"test.{name}"] = written.num_pairs
 
     with naming_columns("data.train"):
-        tokenizers = _tokenizers(work / _TOKENIZERS, corpus.training_text(), options, inputs["train"])
+        texts = _sampled_texts(corpus)
+        tokenizers = _tokenizers(work / _TOKENIZERS, texts, options, inputs["train"])
         write_tokenizers(folder, tokenizers)
         report, pairs_per_corpus, changed_by_side = encode_training_text(
-            folder / "train", work / _SHARDS, corpus.training_texts(), tokenizers, corpus.num_workers
+            folder / "train", work / _SHARDS, texts, tokenizers, corpus.num_workers
         )
     write_report(folder, report)
     store = Store(folder / "train")
@@ -324,51 +327,86 @@ def _empty_text_error(key: str, num_pairs: int, fingerprint: Mapping[str, Any]) 
     )
 
 
+# The sample of the training text
+
+
+def _sampled_texts(corpus: Corpus) -> dict[str, WeightedText]:
+    """Return the training texts of a corpus, reduced to a sample of `max_pairs` pairs.
+
+    All pairs are read once to count them. Raises InputError if a text of a mixture has no pair in the sample.
+    """
+    texts, size = corpus.training_texts(), corpus.max_pairs
+    if size is None:
+        return texts
+    num_pairs = [sum(1 for _ in _iterate_with_bar(text.text, "counting")) for text in texts.values()]
+    if size >= sum(num_pairs):
+        log.info(
+            "data.max_pairs=%d: there are only %s, all are used", size, format_count(sum(num_pairs), "training pair")
+        )
+        return texts
+    log.info("data.max_pairs=%d: a random sample of the %d training pairs is used", size, sum(num_pairs))
+    sampled = {}
+    for (name, text), is_sampled_N in zip(texts.items(), sample(num_pairs, size), strict=True):
+        if not is_sampled_N.any():
+            raise InputError(
+                f"data.corpora.{name}: none of its {format_count(len(is_sampled_N), 'pair')} is in the sample of "
+                f"data.max_pairs={size} from all {sum(num_pairs)}: raise data.max_pairs, or leave out this text"
+            )
+        sampled[name] = replace(text, text=SampledText(text.text, is_sampled_N))
+    return sampled
+
+
 # Tokenizers
 
 
 def _tokenizers(
-    folder: Path, text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]
+    folder: Path, texts: Mapping[str, WeightedText], options: TokenizerSource, fingerprint: Mapping[str, Any]
 ) -> Tokenizers:
     """Return the tokenizers in `folder`, and make them first unless an earlier attempt has."""
     if not folder.is_dir():
         new = folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        write_tokenizers(new, _make_tokenizers(text, options, fingerprint))
+        write_tokenizers(new, _make_tokenizers(texts, options, fingerprint))
         new.rename(folder)
     return read_tokenizers(folder)
 
 
-def _make_tokenizers(text: ParallelText, options: TokenizerSource, fingerprint: Mapping[str, Any]) -> Tokenizers:
-    """Read the tokenizers from files, or learn them from a sample of the text."""
+def _make_tokenizers(
+    texts: Mapping[str, WeightedText], options: TokenizerSource, fingerprint: Mapping[str, Any]
+) -> Tokenizers:
+    """Read the tokenizers from files, or learn them from a sample of the texts."""
     if isinstance(options, TokenizerFiles):
         return options.read()
     assert isinstance(options, TokenizerOptions)
-    source, target = _sample(text, options.sample_lines, options.seed)
+    source, target, num_pairs = _sample_lines(texts, options.sample_lines, options.seed)
     if not source:
-        raise _empty_text_error("data.train", sum(1 for _ in text.iterate()), fingerprint)
+        raise _empty_text_error("data.train", num_pairs, fingerprint)
     log.info("learning a vocabulary of %d subwords from %s", options.vocab_size, format_count(len(source), "pair"))
     return train_tokenizers(source, target, options)
 
 
-def _sample(text: ParallelText, size: int, seed: int) -> tuple[list[str], list[str]]:
-    """Draw at most `size` pairs without blank sides, all with equal probability, and return them in corpus order.
+def _sample_lines(texts: Mapping[str, WeightedText], size: int, seed: int) -> tuple[list[str], list[str], int]:
+    """Draw at most `size` pairs without blank sides, all with equal probability.
 
-    The text is read once, and only the sample is held in memory: algorithm R of Vitter (1985).
+    The texts are read once, and only the sample is held in memory: algorithm R of Vitter (1985).
+
+    Returns:
+        The lines of each side in the order of the texts, and the number of all pairs, with the blank ones.
     """
     rng = random.Random(seed)
-    sample: list[NumberedPair] = []
-    count = 0
-    for number, (source, target) in enumerate(_iterate_with_bar(text, "reading"), start=1):
+    sampled: list[NumberedPair] = []
+    number = count = 0
+    pairs = chain.from_iterable(_iterate_with_bar(text.text, "reading") for text in texts.values())
+    for number, (source, target) in enumerate(pairs, start=1):
         if not (source.strip() and target.strip()):
             continue
         count += 1
-        index = len(sample) if count <= size else rng.randrange(count)
+        index = len(sampled) if count <= size else rng.randrange(count)
         if index < size:
-            sample[index : index + 1] = [NumberedPair(number, source, target)]
-    sample.sort(key=lambda pair: pair.number)
-    return [pair.source for pair in sample], [pair.target for pair in sample]
+            sampled[index : index + 1] = [NumberedPair(number, source, target)]
+    sampled.sort(key=lambda pair: pair.number)
+    return [pair.source for pair in sampled], [pair.target for pair in sampled], number
 
 
 def _iterate_with_bar(text: ParallelText, description: str) -> Iterator[tuple[str, str]]:
@@ -452,8 +490,9 @@ def _submit_shards(
     pending: deque[_Shard] = deque()
     for corpus_index, corpus in enumerate(corpora):
         cleaner = Cleaner(corpus.cleaning)
-        text = enumerate(_iterate_with_bar(corpus.text, "encoding"), start=1)
-        pairs = (NumberedPair(number, source, target) for number, (source, target) in text)
+        numbers = corpus.text.numbers() if isinstance(corpus.text, SampledText) else count(1)
+        text = zip(_iterate_with_bar(corpus.text, "encoding"), numbers, strict=False)
+        pairs = (NumberedPair(number, source, target) for (source, target), number in text)
         for shard_index, shard_pairs in enumerate(batched(pairs, SHARD_PAIRS)):
             path = shard_folder / f"{corpus_index:02d}-{shard_index:06d}.npz"
             text_report, kept_pairs = cleaner.by_text(shard_pairs)

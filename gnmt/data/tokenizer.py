@@ -128,7 +128,6 @@ class TokenizerFiles(TokenizerSource):
         except InputError as error:
             raise InputError(f"tokenizer.source={self.source} tokenizer.target={self.target}: {error}") from error
 
-
     def _read_files(self) -> tuple[bytes, bytes]:
         return _read_model("tokenizer.source", self.source), _read_model("tokenizer.target", self.target)
 

@@ -17,7 +17,7 @@ import pytest
 
 from gnmt.data import preprocess as preprocess_module
 from gnmt.data.cleaning import Cleaning
-from gnmt.data.corpora import FilesCorpus
+from gnmt.data.corpora import FilesCorpus, WeightedText
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.preprocess import preprocess, preprocessed_folder
 from gnmt.data.store import PreprocessedData, StoreWriter, read_preprocessed
@@ -247,7 +247,9 @@ def test_the_sample_is_seeded_bounded_and_uniform(toy_pairs: Pairs) -> None:
             return iter([("", "")] + [(f"s{i}", f"t{i}") for i in range(1000)])
 
     def sample(size: int, seed: int) -> tuple[list[str], list[str]]:
-        return preprocess_module._sample(Text(), size, seed)  # type: ignore[arg-type]
+        source, target, num_pairs = preprocess_module._sample_lines({"a": WeightedText(Text())}, size, seed)  # type: ignore[arg-type]
+        assert num_pairs == 1001
+        return source, target
 
     source, target = sample(100, 1)
     assert len(source) == len(set(source)) == 100
