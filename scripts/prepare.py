@@ -6,8 +6,8 @@
       data.dev.source=b.en data.dev.target=b.de data.preprocessed=preprocessed/mine
 
 The preprocessed folder holds the tokenizer, the training pairs as memory-mapped ids and as text, dev and test text, a
-report of the pairs that cleaning removed, and a manifest, which also counts the lines that the tokenizers change. A
-second run with the same inputs and settings does nothing.
+report of the pairs that cleaning removed and of the dev and test lines that stand in the training text, and a manifest,
+which also counts the lines that the tokenizers change. A second run with the same inputs and settings does nothing.
 
 Main keys:
   data, tokenizer    the corpus, and how its text is split into subwords

@@ -1,7 +1,8 @@
 """Cleaning of training text: drop pairs by rules, and report how many were dropped and why.
 
 `Cleaning` holds the rules, `Cleaner` applies them, and `CleaningReport` counts the dropped pairs. Rules about text
-(blank, identical, duplicate) are applied before encoding; rules about length, in tokens, after it.
+(blank, identical, duplicate) are applied before encoding; rules about length, in tokens, after it. The report also
+counts the lines of dev and test sets that are among the kept pairs (see gnmt.data.held_out); no rule drops those.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnmt.config.validate import Range
+from gnmt.data.held_out import Overlap
 from gnmt.errors import format_count
 
 # The reasons for dropping a pair, each with the field of Cleaning that causes it, in the order in which they are
@@ -117,12 +119,22 @@ class Cleaner:
 
 @dataclass
 class CleaningReport:
-    """The number of training pairs read, kept, and dropped for each reason, with examples of dropped pairs."""
+    """The number of training pairs read, kept, and dropped for each reason, with examples of dropped pairs.
+
+    Args:
+        num_pairs: Number of pairs read.
+        num_kept: Number of pairs kept.
+        dropped: Number of dropped pairs by reason.
+        examples: The first dropped pairs by reason.
+        overlaps: By the name of each dev and test set, such as test.news: its lines that are also among the kept
+            pairs. Empty in the report on a part of the pairs.
+    """
 
     num_pairs: int = 0
     num_kept: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
 
     def drop(self, reason: str, pair: NumberedPair) -> None:
         """Count a dropped pair."""
@@ -141,6 +153,11 @@ class CleaningReport:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CleaningReport:
+        overlaps = {name: Overlap(**overlap) for name, overlap in values["overlaps"].items()}
+        return cls(**{**values, "overlaps": overlaps})
 
     def counts(self) -> str:
         """Return one line with the numbers of pairs read, kept, and dropped for each reason that occurred."""
@@ -161,8 +178,11 @@ class CleaningReport:
         return "\n".join(lines)
 
     def text(self) -> str:
-        """Return the complete report as text: the counts, then the examples."""
+        """Return the complete report as text: the counts, the overlaps, then the examples of dropped pairs."""
         lines = [self.counts()]
+        for name, overlap in self.overlaps.items():
+            lines.append(overlap.counts(name))
+            lines.extend(f"  line {example['line']}: {_shortened(example['source'])}" for example in overlap.examples)
         for reason, examples in self.examples.items():
             for example in examples:
                 lines.append(f"\n{reason}: pair {example['pair']}")

@@ -33,7 +33,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, compress, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from gnmt.data.changed_lines import ChangedLines, changed_lines
 from gnmt.data.cleaning import Cleaner, Cleaning, CleaningReport, NumberedPair
 from gnmt.data.corpora import Corpus, WeightedText
+from gnmt.data.held_out import FoundSentences, HeldOutSentences, overlap_of
 from gnmt.data.parallel_text import ParallelText, naming_columns
 from gnmt.data.sampling import SampledText, sample
 from gnmt.data.store import (
@@ -126,6 +127,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         log.info("%s is up to date", folder)
         corpus.check_references(target for _, target in preprocessed.dev)
         _report_changed_lines(preprocessed)
+        _report_overlaps(preprocessed)
         return preprocessed
     try:
         with building_lock(folder):
@@ -138,6 +140,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
     preprocessed = _with_weights(read_preprocessed(folder), corpus)
     log.info("%s: %s", folder, preprocessed.report.counts())
     _report_changed_lines(preprocessed)
+    _report_overlaps(preprocessed)
     return preprocessed
 
 
@@ -148,6 +151,20 @@ def _report_changed_lines(preprocessed: PreprocessedData) -> None:
         if changed.num_changed:
             level = logging.WARNING if changed.is_too_many(side) else logging.INFO
             log.log(level, "%s", changed.describe(f"data.{text}", side))
+
+
+def _report_overlaps(preprocessed: PreprocessedData) -> None:
+    """Log the dev and test lines that stand in the training text, as a warning if a set has many."""
+    overlaps = {f"data.{name}": overlap for name, overlap in preprocessed.report.overlaps.items()}
+    known = [overlap.counts(name) for name, overlap in overlaps.items() if overlap.num_sources]
+    if known:
+        is_warning = any(overlap.is_too_large for overlap in overlaps.values())
+        log.log(
+            logging.WARNING if is_warning else logging.INFO,
+            "%s; scores on these lines say little about new text: remove the pairs from the training files with the "
+            "command in docs/training.md, or choose other dev and test sets; nothing was removed",
+            "; ".join(known),
+        )
 
 
 def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
@@ -282,29 +299,30 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
         written = _write_raw_text(folder / "test" / name, text, f"data.test.{name}", inputs["test"][name])
         counts[f"test.{name}"] = written.num_pairs
 
+    held_out = {name: read_pairs(folder / name.replace(".", "/", 1)) for name in counts}
     with naming_columns("data.train"):
         texts = _sampled_texts(corpus)
         tokenizers = _tokenizers(work / _TOKENIZERS, texts, options, inputs["train"])
         write_tokenizers(folder, tokenizers)
-        report, pairs_per_corpus, changed_by_side = encode_training_text(
-            folder / "train", work / _SHARDS, texts, tokenizers, corpus.num_workers
+        encoded = encode_training_text(
+            folder / "train", work / _SHARDS, texts, tokenizers, HeldOutSentences(held_out), corpus.num_workers
         )
-    write_report(folder, report)
+    overlaps = {name: overlap_of(lines, encoded.found) for name, lines in held_out.items()}
+    write_report(folder, replace(encoded.report, overlaps=overlaps))
     store = Store(folder / "train")
-    counts["train"] = report.num_kept
+    counts["train"] = encoded.report.num_kept
     counts["train_source_tokens"] = int(store.source_lengths.sum(dtype="int64"))
     counts["train_target_tokens"] = int(store.target_lengths.sum(dtype="int64"))
-    changed = {f"train.{side}": lines for side, lines in changed_by_side.items()}
-    for name in ("dev", *(f"test.{name}" for name in corpus.test_texts())):
-        references = [target for _, target in read_pairs(folder / name.replace(".", "/", 1))]
-        changed[f"{name}.target"] = changed_lines(tokenizers.target, references)
+    changed = {f"train.{side}": lines for side, lines in encoded.changed_lines.items()}
+    for name, lines in held_out.items():
+        changed[f"{name}.target"] = changed_lines(tokenizers.target, [target for _, target in lines])
     fingerprint = hashlib.sha256(f"{store.digest} {dev.digest} {tokenizers.digest}".encode()).hexdigest()
     results = {
         "counts": counts,
         "versions": _versions(),
         "fingerprint": fingerprint,
         "unused_target_ids": store.unused_target_ids(tokenizers.target.vocabulary_size),
-        "pairs_per_corpus": pairs_per_corpus,
+        "pairs_per_corpus": encoded.pairs_per_corpus,
         "changed_lines": {text: lines.to_json() for text, lines in changed.items()},
     }
     write_manifest(folder, {**recipe, **results})
@@ -436,9 +454,30 @@ class _Shard(NamedTuple):
     path: Path
 
 
+class EncodedText(NamedTuple):
+    """Facts about the training text that was written into a store.
+
+    Args:
+        report: The cleaning report, with pairs numbered within their corpus.
+        pairs_per_corpus: Number of kept pairs of each corpus.
+        changed_lines: By side, the kept lines that its tokenizer changes.
+        found: The sentences of dev and test sets that are among the kept pairs.
+    """
+
+    report: CleaningReport
+    pairs_per_corpus: list[int]
+    changed_lines: dict[str, ChangedLines]
+    found: FoundSentences
+
+
 def encode_training_text(
-    folder: Path, shard_folder: Path, corpora: Mapping[str, WeightedText], tokenizers: Tokenizers, num_workers: int
-) -> tuple[CleaningReport, list[int], dict[str, ChangedLines]]:
+    folder: Path,
+    shard_folder: Path,
+    corpora: Mapping[str, WeightedText],
+    tokenizers: Tokenizers,
+    held_out: HeldOutSentences,
+    num_workers: int,
+) -> EncodedText:
     """Clean and encode the training text into a store.
 
     Args:
@@ -446,11 +485,8 @@ def encode_training_text(
         shard_folder: Folder of the encoded shards; intact files of an earlier attempt are used again.
         corpora: The corpora by name.
         tokenizers: The tokenizers of both sides.
+        held_out: Sentences of dev and test sets to search for.
         num_workers: Number of processes that encode; 1 encodes in this process.
-
-    Returns:
-        The cleaning report, with pairs numbered within their corpus, the number of kept pairs of each corpus, and the
-        lines of each side that its tokenizer changes.
 
     Raises:
         InputError: Cleaning drops all pairs of a corpus, or text cannot be read.
@@ -459,18 +495,19 @@ def encode_training_text(
     folder.mkdir()
     shard_folder.mkdir(parents=True, exist_ok=True)
     reports = [CleaningReport() for _ in corpora]
-    changed = {side: ChangedLines() for side in SIDES}
+    changed, found = {side: ChangedLines() for side in SIDES}, FoundSentences()
     sizes = (tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size)
-    with StoreWriter(folder, *sizes) as writer, _shard_encoder(tokenizers, num_workers) as submit:
+    with StoreWriter(folder, *sizes) as writer, _shard_encoder(tokenizers, held_out, num_workers) as submit:
         for shard in _submit_shards(list(corpora.values()), shard_folder, submit, max_pending=num_workers + 1):
             wait_for(partial(_is_done, shard.encoded), lambda: "the processes that encode the training text")
             shard.encoded.result()
-            source, target, ids_report, changed_in_shard = _read_shard(shard.path)
-            writer.append(source, target)
+            encoded = _read_shard(shard.path)
+            writer.append(encoded.source, encoded.target)
             reports[shard.corpus_index].add(shard.text_report)
-            reports[shard.corpus_index].add(ids_report)
+            reports[shard.corpus_index].add(encoded.report)
             for side in SIDES:
-                changed[side].add(changed_in_shard[side])
+                changed[side].add(encoded.changed_lines[side])
+            found.add(encoded.found)
     total = CleaningReport()
     for (name, corpus), report in zip(corpora.items(), reports, strict=True):
         if report.num_kept == 0:
@@ -480,7 +517,7 @@ def encode_training_text(
             rules = report.rules(corpus.cleaning, cleaning_key)
             raise InputError(f"{text_key}: no pair is left after cleaning: {report.counts()}\n{rules}")
         total.add(report)
-    return total, [report.num_kept for report in reports], changed
+    return EncodedText(total, [report.num_kept for report in reports], changed, found)
 
 
 def _submit_shards(
@@ -532,11 +569,22 @@ def _is_intact(path: Path) -> bool:
 
 
 def encode_shard(
-    pairs: Sequence[NumberedPair], tokenizers: Tokenizers, cleaning: Cleaning, path: Path, num_threads: int = -1
+    pairs: Sequence[NumberedPair],
+    tokenizers: Tokenizers,
+    held_out: HeldOutSentences,
+    cleaning: Cleaning,
+    path: Path,
+    num_threads: int = -1,
 ) -> None:
     """Encode pairs, clean them by their ids, and write the kept pairs with reports to `path`.
 
-    num_threads: number of threads that encode; -1 for one per core.
+    Args:
+        pairs: The pairs.
+        tokenizers: The tokenizers of both sides.
+        held_out: Sentences of dev and test sets to search for among the kept pairs.
+        cleaning: The rules.
+        path: The file.
+        num_threads: Number of threads that encode; -1 for one per core.
     """
     cleaner = Cleaner(cleaning)
     sides = [
@@ -549,11 +597,13 @@ def encode_shard(
         for pair, source, target in zip(pairs, *sides, strict=True)
     ]
     arrays: dict[str, NDArray[Any]] = {}
-    numbers = [pair.number for pair, kept in zip(pairs, keep, strict=True) if kept]
-    reports: dict[str, Any] = {"cleaning": report.to_json()}
+    kept_pairs = list(compress(pairs, keep))
+    numbers = [pair.number for pair in kept_pairs]
+    found = held_out.find_in((pair.source, pair.target) for pair in kept_pairs)
+    reports: dict[str, Any] = {"cleaning": report.to_json(), "found": found.to_json()}
     for side, tokenizer, ids in zip(SIDES, tokenizers[:2], sides, strict=True):
-        kept_ids = [row for row, kept in zip(ids, keep, strict=True) if kept]
-        texts = [getattr(pair, side) for pair, kept in zip(pairs, keep, strict=True) if kept]
+        kept_ids = list(compress(ids, keep))
+        texts = [getattr(pair, side) for pair in kept_pairs]
         arrays |= {f"{side}.{name}": array for name, array in encoded_side(kept_ids, texts)._asdict().items()}
         reports[side] = changed_lines(tokenizer, texts, kept_ids, numbers, num_threads).to_json()
     report_bytes = np.frombuffer(json.dumps(reports).encode(), np.uint8)
@@ -561,32 +611,43 @@ def encode_shard(
         np.savez(file, reports=report_bytes, **arrays)  # type: ignore[arg-type]
 
 
-def _read_shard(path: Path) -> tuple[EncodedSide, EncodedSide, CleaningReport, dict[str, ChangedLines]]:
+class _EncodedShard(NamedTuple):
+    """The contents of a file that `encode_shard` wrote; see EncodedText for the last three."""
+
+    source: EncodedSide
+    target: EncodedSide
+    report: CleaningReport
+    changed_lines: dict[str, ChangedLines]
+    found: FoundSentences
+
+
+def _read_shard(path: Path) -> _EncodedShard:
     """Read the file that `encode_shard` wrote."""
     with np.load(path) as arrays:
         source, target = (EncodedSide(*(arrays[f"{side}.{name}"] for name in EncodedSide._fields)) for side in SIDES)
         reports = json.loads(arrays["reports"].tobytes())
     changed = {side: ChangedLines(**reports[side]) for side in SIDES}
-    return source, target, CleaningReport(**reports["cleaning"]), changed
+    report, found = CleaningReport.from_json(reports["cleaning"]), FoundSentences.from_json(reports["found"])
+    return _EncodedShard(source, target, report, changed, found)
 
 
 # Worker processes
 
 
 @contextmanager
-def _shard_encoder(tokenizers: Tokenizers, num_workers: int) -> Iterator[SubmitShard]:
+def _shard_encoder(tokenizers: Tokenizers, held_out: HeldOutSentences, num_workers: int) -> Iterator[SubmitShard]:
     """Yield a function that submits `encode_shard` to worker processes; with num_workers=1 it encodes at once."""
     if num_workers == 1:
 
         def encode_now(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
-            encode_shard(pairs, tokenizers, cleaning, path)
+            encode_shard(pairs, tokenizers, held_out, cleaning, path)
             return _finished()
 
         yield encode_now
         return
     # Spawned, not forked: this process has threads, and a forked child may inherit a lock that is never released.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenizers,))
+    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenizers, held_out))
 
     def submit(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
         with block_signals_in_children():  # submitting may start a worker
@@ -607,13 +668,13 @@ def _shard_encoder(tokenizers: Tokenizers, num_workers: int) -> Iterator[SubmitS
         executor.shutdown(cancel_futures=True)
 
 
-_worker_tokenizers: Tokenizers  # set in each worker process
+_worker_arguments: tuple[Tokenizers, HeldOutSentences]  # set in each worker process
 
 
-def _start_worker(tokenizers: Tokenizers) -> None:
-    """Keep the tokenizers for all shards of this worker, and let the worker exit with its parent."""
-    global _worker_tokenizers
-    _worker_tokenizers = tokenizers
+def _start_worker(tokenizers: Tokenizers, held_out: HeldOutSentences) -> None:
+    """Keep the arguments that are the same for all shards of this worker, and let the worker exit with its parent."""
+    global _worker_arguments
+    _worker_arguments = (tokenizers, held_out)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
@@ -626,4 +687,4 @@ def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
 
 
 def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> None:
-    encode_shard(pairs, _worker_tokenizers, cleaning, path, num_threads=1)  # one, because workers run in parallel
+    encode_shard(pairs, *_worker_arguments, cleaning, path, num_threads=1)  # one, because workers run in parallel

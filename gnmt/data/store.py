@@ -6,7 +6,8 @@ A preprocessed folder contains:
     tokenizer/{source,target}.model      the SentencePiece models
     train/                               the training pairs as a `Store`
     dev/, test/<name>/                   source.txt and target.txt, raw text
-    cleaning_report.{json,txt}           the number of training pairs that cleaning dropped, with examples
+    cleaning_report.{json,txt}           the number of training pairs that cleaning dropped, and of the lines of dev and
+                                         test sets that are among the kept ones, with examples
 
 The first half of the module reads and writes such a folder. The second half is the store of the training pairs:
 `StoreWriter` writes it, and `Store` maps it into memory.
@@ -41,7 +42,7 @@ from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, describe_changes
 from gnmt.fileio import json_bytes
 
-FORMAT = 4
+FORMAT = 5
 """The version of the format; raise it when the layout or the meaning of a file changes."""
 
 Pairs = Sequence[int] | NDArray[np.int64]
@@ -96,7 +97,7 @@ class PreprocessedData:
         dev: Dev pairs as raw text, without cleaning.
         tests: Pairs of each test set by its name, also raw text.
         manifest: See `read_manifest`.
-        report: The number of training pairs that cleaning dropped, with examples.
+        report: The number of training pairs that cleaning dropped, and of dev and test lines among the kept ones.
         corpus_spans: The corpora of the store with their weights. `read_preprocessed` sets each weight to the number
             of pairs; `preprocess` takes the weights from the config.
     """
@@ -138,7 +139,7 @@ def read_preprocessed(folder: Path | str) -> PreprocessedData:
     tokenizers = read_tokenizers(folder)
     dev = read_pairs(folder / "dev")
     tests = {name: read_pairs(folder / "test" / name) for name in manifest["inputs"]["test"]}
-    report = CleaningReport(**json.loads((folder / f"{_REPORT}.json").read_text(encoding="utf-8")))
+    report = CleaningReport.from_json(json.loads((folder / f"{_REPORT}.json").read_text(encoding="utf-8")))
     store = Store(folder / _TRAIN)
     corpus_spans = [CorpusSpan(number, float(number)) for number in manifest["pairs_per_corpus"]]
     return PreprocessedData(folder, store, tokenizers, dev, tests, manifest, report, corpus_spans)

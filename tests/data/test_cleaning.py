@@ -57,7 +57,7 @@ def test_report_has_three_examples_and_survives_json() -> None:
     assert report.dropped["blank"] == 5
     assert [example["pair"] for example in report.examples["blank"]] == [1, 2, 3]
     assert len(report.examples["blank"][0]["target"]) == 301
-    assert CleaningReport(**json.loads(json.dumps(report.to_json()))) == report
+    assert CleaningReport.from_json(json.loads(json.dumps(report.to_json()))) == report
     assert report.text().startswith("5 pairs read, 0 kept, dropped: blank 5\n")
     assert report.text().count("blank: pair") == 3
 

@@ -361,9 +361,9 @@ def test_a_folder_of_another_format_is_refused(make_corpus: MakeCorpus, options:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(InputError, match="preprocessed in format 0"):
         read_preprocessed(folder)
-    with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 4; .*overwrite=true"):
+    with pytest.raises(InputError, match=r"preprocessed in format 0, this version reads format 5; .*overwrite=true"):
         preprocess(make_corpus(), options)
-    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 4
+    assert preprocess(make_corpus(), options, overwrite=True).manifest["format"] == 5
 
 
 def test_a_complete_folder_is_opened_without_a_lock(

@@ -18,6 +18,7 @@ import pytest
 from gnmt.data import preprocess as preprocess_module
 from gnmt.data.cleaning import Cleaning, NumberedPair
 from gnmt.data.corpora import FilesCorpus
+from gnmt.data.held_out import HeldOutSentences
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers
@@ -199,11 +200,11 @@ def test_it_resumes_with_finished_shards_and_the_learned_vocabulary(
     shutil.rmtree(corpus.preprocessed or "")
     encode, calls, learned = preprocess_module.encode_shard, [], []
 
-    def counted(pairs: Any, tokenizers: Any, cleaning: Any, path: Path) -> None:
+    def counted(pairs: Any, tokenizers: Any, held_out: Any, cleaning: Any, path: Path) -> None:
         calls.append(path.name)
         if len(calls) == 4:
             raise error
-        encode(pairs, tokenizers, cleaning, path)
+        encode(pairs, tokenizers, held_out, cleaning, path)
 
     learn = preprocess_module._make_tokenizers
     monkeypatch.setattr(preprocess_module, "_make_tokenizers", lambda *given: learned.append(1) or learn(*given))
@@ -241,10 +242,11 @@ def test_a_worker_uses_one_thread_and_a_single_process_all_cores(
             return ["text"] * len(ids)
 
     pairs = [NumberedPair(number, *pair) for number, pair in enumerate(toy_pairs(3), 1)]
-    monkeypatch.setattr(preprocess_module, "_worker_tokenizers", Tokenizers(Side(), Side()), raising=False)  # type: ignore[arg-type]
+    arguments = (Tokenizers(Side(), Side()), HeldOutSentences({}))  # type: ignore[arg-type]
+    monkeypatch.setattr(preprocess_module, "_worker_arguments", arguments, raising=False)
     preprocess_module._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
     assert threads == [1] * 4
-    with preprocess_module._shard_encoder(preprocess_module._worker_tokenizers, 1) as submit:
+    with preprocess_module._shard_encoder(*arguments, 1) as submit:
         submit(pairs, Cleaning(), tmp_path / "b.npz").result()
     assert threads == [1] * 4 + [-1] * 4
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
