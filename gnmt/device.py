@@ -81,8 +81,9 @@ class Precision:
 def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the precision with this name; "auto" is bf16 if the hardware multiplies in bf16, otherwise fp32.
 
-    Where int8 products are not fast and exact, int8 becomes fp32 with a warning. The call also sets the TF32 switches
-    of the process. Raises InputError if the name is unknown or the device does not support the precision.
+    Where int8 products are not fast and exact, int8 becomes fp32 with a warning, and so does bf16 where oneDNN has no
+    bf16 kernels. The call also sets the TF32 switches of the process. Raises InputError if the name is unknown or the
+    device does not support the precision.
     """
     if name not in SEARCH_PRECISIONS:
         raise InputError(f"precision={name} is unknown: choose one of {', '.join(SEARCH_PRECISIONS)}")
@@ -92,6 +93,10 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         raise InputError(f"precision={name} needs a CUDA device, this run is on {device}: use precision=bf16 or fp32")
     if name == "int8" and (obstacle := int8_obstacle(device)):
         log.warning("precision=int8 runs as fp32 here: %s", obstacle)
+        name = "fp32"
+    if name == "bf16" and device.type == "cpu" and onednn_dtypes() == (torch.float32,):
+        # An LSTM under autocast would end in a RuntimeError of oneDNN.
+        log.warning("precision=bf16 runs as fp32 here: oneDNN has no bf16 kernels for this processor")
         name = "fp32"
     # Set for every precision: a second run in the same process must not inherit the setting of the first.
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import gnmt.device
 from gnmt.device import (
     LARGE_MODEL_PARAMETERS,
     choose_device,
@@ -50,10 +51,23 @@ def test_other_devices_are_refused(name):
 )
 def test_auto_is_bf16_only_if_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(gnmt.device, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
     assert choose_precision("auto", CPU).name == expected
 
 
-def test_autocast_multiplies_in_the_chosen_precision():
+def test_bf16_on_a_processor_without_bf16_kernels_is_fp32_with_a_warning(monkeypatch, caplog):
+    """The first update ended in oneDNN's "could not create a primitive descriptor for the LSTM"."""
+    monkeypatch.setattr(gnmt.device, "onednn_dtypes", lambda: (torch.float32,))
+    assert choose_precision("bf16", CPU).name == "fp32"
+    assert caplog.messages == ["precision=bf16 runs as fp32 here: oneDNN has no bf16 kernels for this processor"]
+    caplog.clear()
+    monkeypatch.setattr(gnmt.device, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
+    assert choose_precision("bf16", CPU).name == "bf16"
+    assert caplog.messages == []
+
+
+def test_autocast_multiplies_in_the_chosen_precision(monkeypatch):
+    monkeypatch.setattr(gnmt.device, "onednn_dtypes", lambda: (torch.float32, torch.bfloat16))
     matrix = torch.ones(2, 2)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with choose_precision(name, CPU).autocast():

@@ -27,7 +27,7 @@ from gnmt.decoding.ensemble import Ensemble
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import search
-from gnmt.device import Precision, int8_obstacle
+from gnmt.device import Precision, int8_obstacle, onednn_dtypes
 from gnmt.model import convolutional
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -258,11 +258,16 @@ def test_the_inference_copy_computes_the_same(name: str, precision: str, toleran
     torch.testing.assert_close(log_probs(fast, padded(SOURCE)), expected, atol=tolerance, rtol=0)
 
 
+needs_bf16 = pytest.mark.skipif(torch.bfloat16 not in onednn_dtypes(), reason="no bf16 products in oneDNN here")
+
+
+@needs_bf16
 @every_model
 def test_bf16_is_close_to_fp32(name: str) -> None:
     check_bf16_is_near(make(name), 0.15)
 
 
+@needs_bf16
 @every_model
 def test_training_in_bf16_stays_close_to_fp32(name: str) -> None:
     """Forward and backward run under autocast, as in the trainer."""
@@ -312,7 +317,7 @@ def test_a_tiny_copy_task_is_learned(name: str) -> None:
         lengths = torch.randint(1, 4, (number,), generator=generator).tolist()
         return [torch.randint(4, VOCABULARY_SIZE, (length,), generator=generator).tolist() for length in lengths]
 
-    for _ in range(400):
+    for _ in range(1000):  # most models need 200 to 400; rounding differs between processors
         rows = sentences(48)
         source, target = padded([[*row, EOS_ID] for row in rows]), padded([[BOS_ID, *row] for row in rows])
         hidden_BTH, _ = model.decode(target, model.encode(source))
@@ -322,6 +327,8 @@ def test_a_tiny_copy_task_is_learned(name: str) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        if loss < 0.01:
+            break
     rows = [[*row, EOS_ID] for row in sentences(50)]
     options = SearchOptions(beam_size=1, coverage_beta=0.0)
     results = search(inference_copy(model, Precision("fp32", CPU)), rows, options, batch_size=50, device=CPU)
