@@ -417,7 +417,8 @@ class Progress:
         num_done = round(self._num_done)
         num_lines = format_count(num_done - self._at_start, "line", comma=True)
         seconds = self._seconds()
-        log.info("%s: %s in %.1f s, %.1f lines per second%s", output, num_lines, seconds, self._rate(), earlier)
+        rate = _format_rate(self._rate())
+        log.info("%s: %s in %.1f s, %s lines per second%s", output, num_lines, seconds, rate, earlier)
         if num_unfinished:
             log.warning("%d of %d translations were cut off by the length limit", num_unfinished, num_done)
 
@@ -429,12 +430,17 @@ class Progress:
         rate = self._rate()
         num_done = f"{round(self._num_done, 1):,}".removesuffix(".0")
         if self._total is None or rate == 0:
-            return f"{num_done} line{'' if num_done == '1' else 's'} translated, {rate:.1f} lines/s"
+            return f"{num_done} line{'' if num_done == '1' else 's'} translated, {_format_rate(rate)} lines/s"
         left = format_duration((self._total - self._num_done) / rate)
-        return f"{num_done} of {self._total:,} lines translated, {rate:.1f} lines/s, {left} left"
+        return f"{num_done} of {self._total:,} lines translated, {_format_rate(rate)} lines/s, {left} left"
 
     def _seconds(self) -> float:
         return max(time.monotonic() - self._started, 1e-3)
 
     def _rate(self) -> float:
         return (self._num_done - self._at_start) / self._seconds()
+
+
+def _format_rate(rate: float) -> str:
+    """Return lines per second as text; two digits for the few of very long lines."""
+    return f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"

@@ -22,7 +22,7 @@ from gnmt.signals import interrupt_on_signals
 from gnmt.translation import partial_output
 from gnmt.translation.jobs import Input, Job
 from gnmt.translation.partial_output import PartialOutput
-from gnmt.translation.translate_files import split_into_chunks
+from gnmt.translation.translate_files import Progress, split_into_chunks
 
 # Chunks
 
@@ -321,6 +321,18 @@ def test_log_lines_give_the_remaining_time(home, caplog, monkeypatch):
     counts = dict.fromkeys(line.split(",")[0] for line in lines)  # each line, and the last of each chunk twice
     assert list(counts) == [f"{n} of 18 lines translated" for n in range(1, NUM_LINES + 1)]
     assert all(line.endswith(" left") for line in lines)
+
+
+def test_the_speed_of_very_long_lines_is_not_0(caplog, monkeypatch):
+    """Lines of a megabyte: `2.8 of 7 lines translated, 0.0 lines/s`."""
+    progress = Progress(total=7, num_done=0, shown=True)
+    monkeypatch.setattr(progress, "_started", progress._started - 120)
+    monkeypatch.setattr("gnmt.translation.translate_files._LOG_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        progress.reach(2.8)
+        progress.summarize("a.de", num_unfinished=0)
+    assert caplog.messages[0].startswith("2.8 of 7 lines translated, 0.023 lines/s, 0")
+    assert caplog.messages[1].endswith(" 0.023 lines per second")
 
 
 def test_a_full_disk_keeps_the_finished_chunks(home, monkeypatch):
