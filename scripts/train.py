@@ -43,9 +43,12 @@ def main(cfg: TrainConfig) -> float:
     check_sweep_direction(cfg.trainer.best_metric)
     folder = current_run_folder(cfg)
     if cfg.from_run is not None:
-        changes = changes_from_run(cfg, folder) or ["nothing"]
-        log.info("besides what this command overrides, the config differs from %s in", cfg.from_run)
-        log.info("  %s", "\n  ".join(changes))
+        changes = changes_from_run(cfg, folder)
+        if changes is None:
+            log.info("%s holds no config.json, so the config is not compared with it", cfg.from_run)
+        else:
+            log.info("besides what this command overrides, the config differs from %s in", cfg.from_run)
+            log.info("  %s", "\n  ".join(changes or ["nothing"]))
     result = train(cfg, folder, current_overrides())
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     if current_ranks().is_rank_0:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from gnmt.config.build import resolve
 from gnmt.errors import InputError, describe_changes, flatten, format_value
-from gnmt.fileio import folder_lock, short_hash
+from gnmt.fileio import folder_lock, parse_json, short_hash
 from gnmt.logs import configure_logging
 
 NEVER_NAMED = frozenset(
@@ -181,14 +182,48 @@ def with_recorded_overrides(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of a command line with those that from_run=FOLDER stands for in front of them.
 
     These are the overrides that started the other run, without its name. An override of the command line replaces the
-    recorded one with its key. Raises InputError if the folder has no record.
+    recorded one with its key. If that folder is gone, they come from the record of the run that this command resumes.
+    Raises InputError if neither folder has a record.
     """
     given = list(readable(overrides))
     chosen = next((one for one in reversed(given) if one.key_or_group == FROM_RUN), None)
-    if chosen is None or chosen.value() is None:
+    if chosen is None or chosen.is_delete() or (not chosen.is_sweep_override() and chosen.value() is None):
         return list(overrides)
+    folder = _folder_to_repeat(chosen)
+    try:
+        return _merged(recorded_overrides(folder), given, overrides)
+    except InputError:
+        resumed = _merged_in_resumed_run(folder, given, overrides)
+        if resumed is None:
+            raise
+        return resumed
+
+
+def _folder_to_repeat(chosen: Override) -> str:
+    """Return the value of from_run. Raises InputError for anything but one path."""
+    if chosen.is_sweep_override():
+        raise InputError(
+            f"{chosen.input_line}: found several folders, allowed is one: its overrides are read before a sweep "
+            "begins; give one command for each folder"
+        )
+    value = chosen.value()
+    if value == "":
+        raise InputError(f"{FROM_RUN}: is empty; give the folder of a run, as {FROM_RUN}=runs/demo")
+    if isinstance(value, list | dict):
+        raise InputError(f"{FROM_RUN}: found {format_value(value)}, allowed is the folder of one run, as runs/demo")
+    return str(value)
+
+
+def _merged(recorded: Sequence[str], given: Sequence[Override], overrides: Sequence[str]) -> list[str]:
+    """Return the recorded overrides that are not given anew, then those of the command line.
+
+    Args:
+        recorded: The record of a run.
+        given: The overrides of the command line that could be parsed.
+        overrides: The overrides of the command line.
+    """
     kept = []
-    for override in readable(recorded_overrides(chosen.get_value_element_as_str().strip("'\""))):
+    for override in readable(recorded):
         new = [one for one in given if one.key_or_group == override.key_or_group]
         # `+key=1` must stay before `key=2`, which changes a key that exists.
         changes_added_key = override.is_add() and not any(one.is_add() or one.is_delete() for one in new)
@@ -197,20 +232,47 @@ def with_recorded_overrides(overrides: Sequence[str]) -> list[str]:
     return [*kept, *overrides]
 
 
+def _merged_in_resumed_run(folder: str, given: Sequence[Override], overrides: Sequence[str]) -> list[str] | None:
+    """Return the merged overrides of the run that this command made from `folder` before; None if there is none.
+
+    A job of a sweep is not found, because its name depends on values that are not known yet.
+    """
+    if any(one.is_sweep_override() for one in given):
+        return None
+    named = {one.key_or_group: str(one.value()) for one in given if one.key_or_group in ("name", "runs")}
+    runs = Path(named.get("runs", "runs"))
+    for path in sorted(runs.glob(f"*/{OVERRIDES}")):
+        with suppress(InputError):
+            recorded = recorded_overrides(str(path.parent))
+            if not any(one.key_or_group == FROM_RUN and one.value() == folder for one in readable(recorded)):
+                continue
+            merged = _merged(recorded, given, overrides)
+            if run_folder(SimpleNamespace(name=named.get("name"), runs=runs), merged) == path.parent:
+                return merged
+    return None
+
+
 def recorded_overrides(folder: str) -> list[str]:
     """Return the overrides that started the run in a folder. Raises InputError if the folder has no record."""
     path = Path(folder) / OVERRIDES
     if not path.parent.is_dir():
         raise InputError(f"from_run: found {format_value(folder)}, allowed is the folder of a run, as runs/demo")
-    try:
-        overrides = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"from_run: {path.parent} holds no {OVERRIDES}, so it is no run of train.py") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"from_run: {path} cannot be read: {error}") from None
+    if not path.exists():
+        raise InputError(f"from_run: {path.parent} holds no {OVERRIDES}, so it is no run of train.py")
+    overrides = _read_record(path)
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise InputError(f"from_run: {path} must hold a list of overrides")
     return overrides
+
+
+def _read_record(path: Path) -> Any:
+    """Return the contents of a JSON file of the run to repeat. Raises InputError if it cannot be read."""
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"from_run: {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"from_run: {path} is not valid JSON: {error}") from None
 
 
 def readable(overrides: Sequence[str]) -> Iterator[Override]:
@@ -220,18 +282,20 @@ def readable(overrides: Sequence[str]) -> Iterator[Override]:
             yield OverridesParser.create().parse_override(text)
 
 
-def changes_from_run(cfg: Any, folder: Path) -> list[str]:
+def changes_from_run(cfg: Any, folder: Path) -> list[str] | None:
     """Return how a run's config differs from that of the run in cfg.from_run, without the keys of new overrides.
 
-    Raises InputError if the new run's folder is that run's own, or if its config cannot be read.
+    Returns None if that run's config is gone. Raises InputError if the new run's folder is that run's own, or if its
+    config is damaged.
     """
     old = Path(cfg.from_run)
     if folder.resolve() == old.resolve():
         raise InputError(f"from_run: the new run would be written to {folder} too: give it another name, name=...")
-    try:
-        recorded = json.loads((old / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"from_run: {old / CONFIG} cannot be read: {error}") from None
+    if not (old / CONFIG).exists():
+        return None
+    recorded = _read_record(old / CONFIG)
+    if not isinstance(recorded, dict):
+        raise InputError(f"from_run: {old / CONFIG} must hold the config of a run")
     before = recorded_overrides(cfg.from_run)
     new = {override_key(one).lstrip("~") for one in readable(current_overrides()) if one.input_line not in before}
     return [

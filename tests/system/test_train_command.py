@@ -93,12 +93,18 @@ def test_a_run_is_repeated_from_its_folder_with_other_settings(tiny, run_command
     [
         ("runs/missing", 'from_run: found "runs/missing", allowed is the folder of a run'),
         (".", "holds no overrides.json, so it is no run of train.py"),
+        ("", "from_run: is empty; give the folder of a run, as from_run=runs/demo"),
+        ("[a,b]", 'from_run: found ["a", "b"], allowed is the folder of one run'),
+        ("a,b", "from_run=a,b: found several folders, allowed is one: its overrides are read before a sweep begins"),
     ],
 )
-def test_from_run_needs_the_folder_of_a_run(run_command, tmp_path, folder, message) -> None:
-    done = run_command("train", f"from_run={folder}", "name=again", cwd=tmp_path)
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_from_run_needs_the_folder_of_a_run(run_command, tmp_path, folder, message, flags) -> None:
+    """Once, a sweep over folders ended in a traceback, and an empty value was reported as "."."""
+    done = run_command("train", *flags, f"from_run={folder}", "name=again", cwd=tmp_path)
     assert done.code == 2
     assert message in done.err
+    assert "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
 
 
@@ -108,6 +114,41 @@ def test_from_run_without_another_name_is_refused(tiny, run_command) -> None:
     assert done.code == 2
     assert "the new run would be written to runs/tiny too: give it another name" in done.err
     assert (tiny.folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["name=again", "seed=7"])
+def test_a_run_made_by_from_run_resumes_without_the_other_run(run_command, tiny, tmp_path, name) -> None:
+    """Its own folder records all overrides. Once, the command failed when the other run's folder was gone."""
+    run = tiny.copied_to(tmp_path)
+    preprocessed = run.overrides[-1]
+    command = ["train", "from_run=runs/tiny", name, preprocessed, "trainer.max_steps=1"]
+    done = run_command(*command, cwd=tmp_path)
+    assert done.code == 0, done.err
+    shutil.rmtree(run.folder)
+    [folder] = (tmp_path / "runs").iterdir()
+    done = run_command(*command[:-1], "trainer.max_steps=3", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "2 updates from update 1" in done.err
+    assert "runs/tiny holds no config.json, so the config is not compared with it" in done.err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
+    refused = run_command("train", "from_run=runs/tiny", "name=other", cwd=tmp_path)
+    assert refused.code == 2
+    assert 'from_run: found "runs/tiny", allowed is the folder of a run' in refused.err
+
+
+def test_from_run_works_without_the_config_of_the_other_run(run_command, tiny, tmp_path) -> None:
+    """Once, it failed with "[Errno 2]". A damaged config is named."""
+    run = tiny.copied_to(tmp_path)
+    config = run.folder / "config.json"
+    command = ["train", "from_run=runs/tiny", "name=again", run.overrides[-1], "trainer.max_steps=1"]
+    config.write_text("{", encoding="utf-8")
+    refused = run_command(*command, cwd=tmp_path)
+    assert refused.code == 2
+    assert "from_run: runs/tiny/config.json is not valid JSON: " in refused.err
+    config.unlink()
+    done = run_command(*command, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "runs/tiny holds no config.json, so the config is not compared with it" in done.err
 
 
 def test_stdout_names_the_result_and_its_files(tiny) -> None:
