@@ -13,6 +13,7 @@ Main keys:
   data, tokenizer    the corpus, and how its text is split into subwords
   data.max_pairs     a random sample of the training pairs, for a quick try or a learning curve
   data.cleaning.*    limits of length and length ratio, duplicates, pairs with identical or blank sides
+  initialize_from    a checkpoint whose tokenizers to use, as train.py with the same key does
   data.preprocessed  the folder; by default preprocessed/<name>-<digest of the settings>
   overwrite          true: replace a folder that was made from other inputs or settings, or is damaged
   verify             true: only compare every file of the folder with its checksums
@@ -26,12 +27,21 @@ from gnmt.config.schema import PrepareConfig
 
 
 def main(cfg: PrepareConfig) -> None:
-    from gnmt.config.build import build
+    from gnmt.config.build import build, resolve
     from gnmt.data.preprocess import preprocess, preprocessed_folder
     from gnmt.data.store import verify_preprocessed
     from gnmt.errors import format_count
 
-    corpus, tokenizer = build(cfg.data), build(cfg.tokenizer)
+    corpus = build(cfg.data)
+    if cfg.initialize_from is None:
+        tokenizer = build(cfg.tokenizer)
+    else:
+        from gnmt.config.run_folder import current_overrides
+        from gnmt.training.initial_checkpoint import read_initial_checkpoint
+
+        initial = read_initial_checkpoint(cfg.initialize_from, cfg.trusted_packages)
+        initial.check_tokenizer_overrides(resolve(initial.with_its_settings(cfg, current_overrides())))
+        tokenizer = initial.tokenizer_source
     if cfg.verify:
         folder = preprocessed_folder(corpus, tokenizer)
         num_files, num_bytes = verify_preprocessed(folder)

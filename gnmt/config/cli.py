@@ -39,7 +39,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from gnmt.config.build import resolve
-from gnmt.config.run_folder import override_key, readable, with_recorded_overrides
+from gnmt.config.run_folder import override_key, readable, with_addable_model_keys, with_recorded_overrides
 from gnmt.config.schema import SCHEMAS
 from gnmt.config.validate import (
     RENAMED,
@@ -221,7 +221,7 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     if config_name == "train":
         try:
-            arguments.overrides = with_recorded_overrides(arguments.overrides)
+            arguments.overrides = with_addable_model_keys(with_recorded_overrides(arguments.overrides))
         except InputError as error:
             _refuse(str(error))
     if arguments.multirun:  # a job of the sweep finds here which overrides are not swept, see `current_run_folder`

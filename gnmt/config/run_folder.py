@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -252,6 +252,23 @@ def _merged_in_resumed_run(folder: str, given: Sequence[Override], overrides: Se
     return None
 
 
+def with_addable_model_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a command line; with initialize_from, each model.key=value becomes ++model.key=value.
+
+    The model is then that of the checkpoint, which may have keys that the composed one lacks. Unknown keys are refused
+    when the override is applied to it.
+    """
+    starts = [one for one in readable(overrides) if one.key_or_group == "initialize_from"]
+    if not starts or starts[-1].is_delete() or (not starts[-1].is_sweep_override() and starts[-1].value() is None):
+        return list(overrides)
+    changing = {
+        str(one.input_line)
+        for one in readable(overrides)
+        if one.key_or_group.startswith("model.") and one.type == OverrideType.CHANGE
+    }
+    return [f"++{text}" if text in changing else text for text in overrides]
+
+
 def recorded_overrides(folder: str) -> list[str]:
     """Return the overrides that started the run in a folder. Raises InputError if the folder has no record."""
     path = Path(folder) / OVERRIDES
@@ -298,9 +315,12 @@ def changes_from_run(cfg: Any, folder: Path) -> list[str] | None:
         raise InputError(f"from_run: {old / CONFIG} must hold the config of a run")
     before = recorded_overrides(cfg.from_run)
     new = {override_key(one).lstrip("~") for one in readable(current_overrides()) if one.input_line not in before}
+    config = resolve(cfg)
+    if config["initialize_from"] is not None:  # the checkpoint brings them
+        new |= {"model", "tokenizer"}
     return [
         line
-        for line in describe_changes(recorded, resolve(cfg))
+        for line in describe_changes(recorded, config)
         if not any(f"{line.partition(':')[0]}.".startswith(f"{key}.") for key in (new | STARTS_RUN))
     ]
 

@@ -20,15 +20,16 @@ def choice(*choices: str) -> dict[str, Any]:
     return {"choices": lambda: choices}
 
 
-def component(kind: str, *supplied: str, partial: bool = False) -> dict[str, Any]:
+def component(kind: str, *supplied: str, partial: bool = False, unless: str | None = None) -> dict[str, Any]:
     """Return the metadata of a component, a node with `_target_` and the keywords of its class.
 
     Args:
         kind: The dotted name of the class that the target must be or derive from.
         supplied: Keywords that the program gives itself.
         partial: Also allow a node without `_target_`, which replaces single options of `kind`.
+        unless: A root key; if it is not null, the node is checked later, when the program has completed it.
     """
-    return {"component": kind, "supplied": supplied, "partial": partial}
+    return {"component": kind, "supplied": supplied, "partial": partial, "unless": unless}
 
 
 def typed(hint: Any) -> dict[str, Any]:
@@ -84,7 +85,9 @@ class TrainConfig:
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
     model: Any = field(
         default=MISSING,
-        metadata=component("gnmt.model.seq2seq.Seq2Seq", "source_vocabulary_size", "target_vocabulary_size"),
+        metadata=component(
+            "gnmt.model.seq2seq.Seq2Seq", "source_vocabulary_size", "target_vocabulary_size", unless="initialize_from"
+        ),
     )
     loss: Any = field(
         default=MISSING,
@@ -100,6 +103,7 @@ class TrainConfig:
 class PrepareConfig:
     """Root keys of scripts/prepare.py."""
 
+    initialize_from: str | None = MISSING
     data: Any = field(default=MISSING, metadata=CORPUS)
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
     overwrite: Any = field(default=MISSING, metadata=typed(bool))

@@ -121,6 +121,8 @@ def config_errors(cfg: Any) -> list[str]:
         if value == MISSING_VALUE:
             errors.append(_missing(field.name))
         elif "component" in field.metadata:
+            if field.metadata["unless"] is not None and values.get(field.metadata["unless"]) is not None:
+                continue
             errors += _check_root_component(value, field, trusted)
         else:
             errors += _check_root_value(value, field)

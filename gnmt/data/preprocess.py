@@ -4,7 +4,7 @@
 folder:
 
 1. Dev and test text are copied. The training text is sampled if the corpus says so. The tokenizers are learned from it,
-   or from a sample of it if it is large, or are read from files.
+   or from a sample of it if it is large, or exist already.
 2. `encode_training_text` reads the training text in shards of `SHARD_PAIRS` pairs. The main process cleans each shard
    by its text, worker processes encode it and clean it by its ids, and the main process appends it to the store.
 3. The folder, which has a temporary name until then, is renamed when it is complete.
@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, compress, count, islice
@@ -69,7 +69,14 @@ from gnmt.data.store import (
     write_report,
     write_tokenizers,
 )
-from gnmt.data.tokenizer import TokenizerFiles, TokenizerOptions, Tokenizers, TokenizerSource, train_tokenizers
+from gnmt.data.tokenizer import (
+    CheckpointTokenizers,
+    ExistingTokenizers,
+    TokenizerOptions,
+    Tokenizers,
+    TokenizerSource,
+    train_tokenizers,
+)
 from gnmt.errors import InputError, format_count
 from gnmt.fileio import (
     FileFingerprint,
@@ -105,7 +112,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
 
     Args:
         corpus: The texts, and the path of the folder.
-        options: Settings to learn the tokenizers, or the files to read them from.
+        options: Settings to learn the tokenizers, or where existing ones are.
         overwrite: Whether to replace a folder that was made from other inputs or settings, or that is damaged.
 
     Raises:
@@ -119,7 +126,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         raise InputError(f"{folder}: cannot be preprocessed: {existing} is not writable; see data.preprocessed=")
     recipe = {
         "format": FORMAT,
-        "settings": {"data": corpus.settings(), "tokenizer": options.settings()},
+        "settings": {"data": corpus.settings(), "tokenizer": _tokenizer_settings(folder, options)},
         "inputs": _fingerprint_inputs(corpus, _known_fingerprints(read_manifest(folder))),
     }
     if _is_up_to_date(folder, recipe, overwrite):
@@ -165,6 +172,20 @@ def _report_overlaps(preprocessed: PreprocessedData) -> None:
             "command in docs/training.md, or choose other dev and test sets; nothing was removed",
             "; ".join(known),
         )
+
+
+def _tokenizer_settings(folder: Path, options: TokenizerSource) -> dict[str, Any]:
+    """Return the settings of the tokenizers; if the folder holds those of the checkpoint, the ones it has recorded.
+
+    So a run that starts from the weights of another one can use the same preprocessed data.
+    """
+    manifest = read_manifest(folder)
+    if isinstance(options, CheckpointTokenizers) and manifest is not None and manifest["format"] == FORMAT:
+        with suppress(OSError, InputError):  # a damaged folder is reported when it is opened
+            if CheckpointTokenizers(read_tokenizers(folder)).settings() == options.settings():
+                recorded: dict[str, Any] = manifest["settings"]["tokenizer"]
+                return recorded
+    return options.settings()
 
 
 def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
@@ -393,8 +414,8 @@ def _tokenizers(
 def _make_tokenizers(
     texts: Mapping[str, WeightedText], options: TokenizerSource, fingerprint: Mapping[str, Any]
 ) -> Tokenizers:
-    """Read the tokenizers from files, or learn them from a sample of the texts."""
-    if isinstance(options, TokenizerFiles):
+    """Return existing tokenizers, or learn them from a sample of the texts."""
+    if isinstance(options, ExistingTokenizers):
         return options.read()
     assert isinstance(options, TokenizerOptions)
     source, target, num_pairs = _sample_lines(texts, options.sample_lines, options.seed)

@@ -1,7 +1,8 @@
 """Tokenizers: BPE and unigram models of SentencePiece, learned from text or read from files.
 
-`TokenizerOptions` and `TokenizerFiles` are the two choices in the config group tokenizer. `Tokenizer` is one model, and
-`Tokenizers` the pair for source and target, which a checkpoint stores. `train_tokenizers` learns new ones.
+`TokenizerOptions` and `TokenizerFiles` are the two choices in the config group tokenizer; with initialize_from, the
+tokenizers are the `CheckpointTokenizers`. `Tokenizer` is one model, and `Tokenizers` the pair for source and target,
+which a checkpoint stores. `train_tokenizers` learns new ones.
 """
 
 from __future__ import annotations
@@ -44,11 +45,19 @@ identity keeps every character, white space too.
 
 
 class TokenizerSource(ABC):
-    """The origin of tokenizers: learned from the corpus (TokenizerOptions) or read from files (TokenizerFiles)."""
+    """The origin of tokenizers: learned from the corpus (TokenizerOptions), or existing ones."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine the tokenizers, besides the text, as JSON values."""
+
+
+class ExistingTokenizers(TokenizerSource):
+    """Tokenizers that exist before the corpus is read."""
+
+    @abstractmethod
+    def read(self) -> Tokenizers:
+        """Return the tokenizers."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class TokenizerOptions(TokenizerSource):
 
 
 @dataclass(frozen=True)
-class TokenizerFiles(TokenizerSource):
+class TokenizerFiles(ExistingTokenizers):
     """Existing SentencePiece models, with their normalizers; equal subwords of both make the vocabulary joint.
 
     A preprocessed folder contains its models as tokenizer/source.model and tokenizer/target.model.
@@ -110,11 +119,7 @@ class TokenizerFiles(TokenizerSource):
 
     def settings(self) -> dict[str, Any]:
         """Return the SHA-256 of each model; the paths are not part of the settings."""
-        source, target = self._read_files()
-        return {
-            "source_sha256": hashlib.sha256(source).hexdigest(),
-            "target_sha256": hashlib.sha256(target).hexdigest(),
-        }
+        return _hashes(*self._read_files())
 
     def read(self) -> Tokenizers:
         """Read the models.
@@ -130,6 +135,25 @@ class TokenizerFiles(TokenizerSource):
 
     def _read_files(self) -> tuple[bytes, bytes]:
         return _read_model("tokenizer.source", self.source), _read_model("tokenizer.target", self.target)
+
+
+@dataclass(frozen=True)
+class CheckpointTokenizers(ExistingTokenizers):
+    """The tokenizers that a checkpoint holds, of which no file is needed. No config names this class."""
+
+    tokenizers: Tokenizers
+
+    def settings(self) -> dict[str, Any]:
+        """Return the SHA-256 of each model, as `TokenizerFiles` does."""
+        return _hashes(self.tokenizers.source.to_bytes(), self.tokenizers.target.to_bytes())
+
+    def read(self) -> Tokenizers:
+        return self.tokenizers
+
+
+def _hashes(source: bytes, target: bytes) -> dict[str, Any]:
+    """Return the settings that stand for two models."""
+    return {"source_sha256": hashlib.sha256(source).hexdigest(), "target_sha256": hashlib.sha256(target).hexdigest()}
 
 
 def _read_model(key: str, path: str) -> bytes:

@@ -27,13 +27,14 @@ from gnmt.checkpoint.file import (
     read_checkpoint,
     software_versions,
 )
-from gnmt.checkpoint.load import build_model, describe_weight_mismatch, load_weights, read_description
+from gnmt.checkpoint.load import build_model, load_weights
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, OVERRIDES, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
+from gnmt.data.corpora import Corpus
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
-from gnmt.data.tokenizer import Tokenizers
+from gnmt.data.tokenizer import Tokenizers, TokenizerSource
 from gnmt.decoding.scoring import check_coverage
 from gnmt.device import (
     Precision,
@@ -53,6 +54,7 @@ from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import explain_interrupts
 from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator
+from gnmt.training.initial_checkpoint import InitialCheckpoint, read_initial_checkpoint
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
@@ -91,7 +93,8 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
     Args:
         cfg: The composed and checked config.
         folder: The run folder; created if it is missing.
-        overrides: Those that the config was composed with, which are recorded for from_run; None records nothing.
+        overrides: Those that the config was composed with, which are recorded for from_run; None records nothing. With
+            initialize_from, only they change settings of the checkpoint's model.
 
     Raises:
         InputError: The config, the data or a checkpoint is wrong, or the final checkpoint could not be written.
@@ -103,39 +106,46 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
         stack.enter_context(deterministic_kernels(cfg.deterministic))
         stack.enter_context(ending_together(ranks, is_writing))
 
-        # Resolve the config and check it before any file is written.
-        config = resolve(cfg)
-        options: TrainerOptions = build(cfg.trainer)
-        check_tokenizer(build(config["data"]).bleu_tokenizer)
-        precision = choose_precision(cfg.precision, choose_device(ranks.local_device_name(cfg.device)))
-        check_optimizers(config, options)
-        check_model(config)
-
-        # Resume from the newest checkpoint, or start from scratch or from the weights in initialize_from.
+        # Resume from the newest checkpoint, or start from scratch or from the checkpoint of initialize_from.
         if ranks.is_rank_0:
             stack.enter_context(locked_run_folder(folder))
+        saved = find_saved_state(ranks, RunCheckpoints(folder, keep=1), cfg.resume)
+        initial = find_initial_checkpoint(cfg, saved, folder)
+        if initial is not None:
+            cfg = initial.with_its_settings(cfg, overrides or ())
+
+        # Resolve the config and check it before any data is read.
+        config = resolve(cfg)
+        options: TrainerOptions = build(cfg.trainer)
         checkpoints = RunCheckpoints(folder, options.keep_checkpoints)
-        saved = find_saved_state(ranks, checkpoints, cfg.resume, config)
-        initial = None
+        precision = choose_precision(cfg.precision, choose_device(ranks.local_device_name(cfg.device)))
         if saved is not None:
             check_same_settings(folder, saved, config)
             if saved["precision"] != precision.name:
                 log.warning("the run was trained in %s and resumes in %s", saved["precision"], precision.name)
-        elif cfg.initialize_from is not None:
-            initial = read_initial_checkpoint(cfg.initialize_from, config)
+        elif ranks.is_rank_0:
+            check_leftover_best(checkpoints, config)
+        if initial is not None:
+            initial.check_overrides(config)
+        check_tokenizer(build(config["data"]).bleu_tokenizer)
+        check_optimizers(config, options)
+        check_model(config)
 
         # Preprocess the data, and build the model and the trainer.
         if ranks.is_rank_0:
             checkpoints.check_folder()
             checkpoints.remove_leftovers()
-        preprocessed = preprocess_on_rank_0(ranks, cfg)
+        tokenizers = build(cfg.tokenizer) if initial is None else initial.tokenizer_source
+        preprocessed = preprocess_on_rank_0(ranks, build(cfg.data), tokenizers)
         if saved is not None:
             check_same_data(folder, saved, preprocessed)
         torch.manual_seed(cfg.seed)
         model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
         check_learned_positions(model, preprocessed)
-        if initial is not None:
-            load_initial_weights(model, cfg.initialize_from, initial, preprocessed.tokenizers)
+        if initial is not None and saved is None:
+            load_weights(model, initial.contents, initial.origin)
+            log.info("initial weights: update %d of %s", initial.contents["step"], cfg.initialize_from)
+            initial.warn_of_other_languages(config)
         model.to(precision.device)
         return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
         # From scratch, purge all curves: a run that was killed before its first checkpoint may have left some.
@@ -150,7 +160,9 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
                 precision=precision,
                 checkpoints=checkpoints,
                 reporter=reporter,
-                unused_target_ids=choose_unused_target_ids(preprocessed, options, saved, initial),
+                unused_target_ids=choose_unused_target_ids(
+                    preprocessed, options, saved, None if initial is None else initial.contents
+                ),
                 ranks=ranks,
             )
             if saved is not None:
@@ -212,9 +224,7 @@ def build_on_meta_device(
 # Resume, or start from the weights of another run
 
 
-def find_saved_state(
-    ranks: Ranks, checkpoints: RunCheckpoints, resume: str, config: dict[str, Any]
-) -> dict[str, Any] | None:
+def find_saved_state(ranks: Ranks, checkpoints: RunCheckpoints, resume: str) -> dict[str, Any] | None:
     """Return the contents of the full checkpoint to resume from, or None to start from scratch.
 
     Rank 0 chooses the file and the other ranks read the same one. If each rank chose, they might choose differently.
@@ -224,7 +234,6 @@ def find_saved_state(
         ranks: The processes of this job.
         checkpoints: The checkpoint files of the run folder.
         resume: `auto` or `never`; `never` refuses a folder that holds a run.
-        config: The resolved config.
     """
     if not ranks.is_rank_0:
         chosen = ranks.wait_for_rank_0()
@@ -236,20 +245,28 @@ def find_saved_state(
     if resume == "never" and (checkpoints.full() or checkpoints.best.exists()):
         raise InputError(f"{folder} already holds a run and resume=never: choose another name=..., or set resume=auto")
     saved = checkpoints.newest()
-    if saved is None and checkpoints.best.exists():
-        # A run killed after its first evaluation and before its first full checkpoint starts from scratch.
-        if changed_settings(json.loads(read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)["config"]), config):
-            raise InputError(
-                f"{folder} holds best.pt of a run with other settings and no checkpoint to resume from, so a new run "
-                "would overwrite it: choose another name=..., or move best.pt away"
-            )
-        log.warning("%s holds no checkpoint to resume from: the run starts from scratch", folder)
     if saved is None:
         ranks.wait_for_rank_0()
         return None
     best = find_best(checkpoints, saved)
     ranks.wait_for_rank_0(json.dumps([saved["step"], best]))
     return {**saved, **best}
+
+
+def check_leftover_best(checkpoints: RunCheckpoints, config: dict[str, Any]) -> None:
+    """Check best.pt of a run that was killed after its first evaluation and before its first full checkpoint.
+
+    Such a run starts from scratch. Raises InputError if best.pt is of a run with other settings.
+    """
+    if not checkpoints.best.exists():
+        return
+    folder = checkpoints.best.parent
+    if changed_settings(json.loads(read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)["config"]), config):
+        raise InputError(
+            f"{folder} holds best.pt of a run with other settings and no checkpoint to resume from, so a new run "
+            "would overwrite it: choose another name=..., or move best.pt away"
+        )
+    log.warning("%s holds no checkpoint to resume from: the run starts from scratch", folder)
 
 
 def find_best(checkpoints: RunCheckpoints, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,76 +323,34 @@ def check_same_data(folder: Path, saved: Mapping[str, Any], preprocessed: Prepro
     )
 
 
-def read_initial_checkpoint(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the checkpoint of initialize_from, and check that its weights fit the model of this run.
+def find_initial_checkpoint(cfg: Any, saved: Mapping[str, Any] | None, folder: Path) -> InitialCheckpoint | None:
+    """Return the checkpoint that brings model and tokenizers, or None if the config says what they are.
 
-    `load_initial_weights` compares the tokenizers later, when the data has been preprocessed.
-
-    Raises:
-        InputError: The file is not a checkpoint, or its weights have other names or shapes. The message lists the
-            settings that differ.
-    """
-    try:
-        contents = read_checkpoint(path, REQUIRED_ENTRIES)
-    except InputError as error:
-        raise InputError(f"initialize_from: {error}") from None
-    if not contents["preprocessed_folder"]:
-        return contents  # an imported checkpoint: `load_initial_weights` refuses it by its tokenizers
-    recorded, tokenizers = read_description(contents, f"initialize_from={path}")
-    try:
-        model = build_on_meta_device(
-            config["model"], tokenizers.source.vocabulary_size, tokenizers.target.vocabulary_size
-        )
-        mismatch = None if model is None else describe_weight_mismatch(model, contents["model"])
-    except InputError as error:  # one embedding table for both sides needs vocabularies of equal size
-        mismatch = str(error)
-    if mismatch is None:
-        return contents
-    changes = changed_settings({"model": recorded["model"]}, {"model": config["model"]})
-    if not changes:
-        raise InputError(f"initialize_from={path}: its weights do not fit the model: {mismatch}")
-    raise InputError(
-        f"initialize_from={path}: its weights do not fit the model, whose settings differ:\n  "
-        + "\n  ".join(changes)
-        + "\nRestore the settings that decide the shapes of weights, or remove initialize_from="
-    )
-
-
-def load_initial_weights(model: Seq2Seq, path: str, contents: Mapping[str, Any], tokenizers: Tokenizers) -> None:
-    """Load the weights of another run into the model.
+    A run that started from another checkpoint and resumes takes them from its own: the other one may be gone.
 
     Args:
-        model: The model of this run.
-        path: Value of initialize_from, for messages.
-        contents: Contents of the other run's checkpoint.
-        tokenizers: Tokenizers of this run. They must equal the checkpoint's: row i of an embedding table belongs to
-            subword i.
+        cfg: The composed config.
+        saved: Contents of the checkpoint from which the run resumes.
+        folder: The run folder.
     """
-    if Tokenizers.from_checkpoint(contents["tokenizers"]).digest != tokenizers.digest:
-        if not contents["preprocessed_folder"]:
-            raise InputError(
-                f"initialize_from={path} is an imported checkpoint, whose subwords preprocessing cannot produce: "
-                "use a checkpoint that was trained here"
-            )
-        folder = Path(contents["preprocessed_folder"]) / "tokenizer"
-        raise InputError(
-            f"initialize_from={path}: its tokenizers differ from those of the preprocessed data, so its embeddings "
-            "would belong to other subwords. Preprocess this data with its tokenizers: tokenizer=existing "
-            f"tokenizer.source={folder / 'source.model'} tokenizer.target={folder / 'target.model'}"
-        )
-    load_weights(model, contents, f"initialize_from={path}")
-    log.info("initial weights: update %d of %s", contents["step"], path)
+    if saved is None:
+        if cfg.initialize_from is None:
+            return None
+        return read_initial_checkpoint(cfg.initialize_from, cfg.trusted_packages)
+    if cfg.initialize_from is None and json.loads(saved["config"]).get("initialize_from") is None:
+        return None
+    return InitialCheckpoint.of(saved, str(folder), cfg.trusted_packages)
 
 
 # Build the data, the model and the trainer
 
 
-def preprocess_on_rank_0(ranks: Ranks, cfg: Any) -> PreprocessedData:
+def preprocess_on_rank_0(ranks: Ranks, corpus: Corpus, tokenizers: TokenizerSource) -> PreprocessedData:
     """Return the preprocessed data. Rank 0 preprocesses, and the other ranks open the finished folder."""
     if ranks.is_rank_0:
-        preprocessed = preprocess(build(cfg.data), build(cfg.tokenizer))
+        preprocessed = preprocess(corpus, tokenizers)
     ranks.wait_for_rank_0()
-    return preprocessed if ranks.is_rank_0 else preprocess(build(cfg.data), build(cfg.tokenizer))
+    return preprocessed if ranks.is_rank_0 else preprocess(corpus, tokenizers)
 
 
 def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> None:
