@@ -5,6 +5,8 @@
   python scripts/train.py experiment=multi30k_en_de data.folder=FOLDER
   python scripts/train.py data=files data.train.source=a.en data.train.target=a.de \\
       data.dev.source=b.en data.dev.target=b.de name=mine   your own files
+  python scripts/train.py initialize_from=runs/demo/best.pt data=files data.train.pairs=a.tsv data.dev.pairs=b.tsv \\
+      name=domain                                           fine-tune a trained model on them
   python scripts/train.py -m model.encoder.dropout=0.1,0.3  a sweep: one run for each value
   torchrun --nproc-per-node=2 scripts/train.py              two processes; each takes half of every batch
 
@@ -14,7 +16,7 @@ Main keys:
   trainer.*          limits, batch size, intervals of logging, evaluation and saving; best_metric chooses best.pt
   resume             auto: resume the run in the folder; never: refuse a folder that holds a run
   from_run           the folder of a run to repeat with its overrides, then those of this command
-  initialize_from    a checkpoint of another run whose weights to start from, with a new optimizer
+  initialize_from    a checkpoint to start from, which brings weights, model and tokenizers; the optimizer is new
   deterministic      true: bitwise the same result each time on CUDA too
 
 Ctrl-C, SIGTERM, SIGHUP (a closed terminal), SIGUSR1 and SIGUSR2 save after the current update and exit with code 130,

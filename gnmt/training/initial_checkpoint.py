@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.load import build_model, describe_weight_mismatch, read_description
 from gnmt.config.build import resolve
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.run_folder import readable
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import CheckpointTokenizers, Tokenizer, Tokenizers, TokenizerSource
@@ -199,18 +200,34 @@ def _overridden_node(name: str, recorded: Any, composed: Any, overrides: Sequenc
     if any(key == name or key.startswith(f"{name}/") for key in keys):
         return composed
     node = copy.deepcopy(recorded)
+    keys = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
     for key in keys:
-        parents, _, last = key.removeprefix(f"{name}.").rpartition(".")
-        if not key.startswith(f"{name}."):
-            continue
+        parents, _, last = key.rpartition(".")
         old, new = _at(composed, parents), _at(node, parents, create=True)
-        if not isinstance(old, dict) or not isinstance(new, dict):  # an item of a list, or a whole component is new
+        if not isinstance(old, dict) or not isinstance(new, dict):  # the override changes an item of a list
             return composed
         if last in old:
             new[last] = old[last]
         else:  # the override has removed it
             new.pop(last, None)
+    for key, followed in _followers(recorded) if name == MODEL else ():
+        if followed in keys and key not in keys and _at(recorded, key) == _at(recorded, followed):
+            parents, _, last = key.rpartition(".")
+            _at(node, parents)[last] = _at(node, followed)
     return node
+
+
+def _followers(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (key, other key) for each key of the decoder that follows one of the encoder in the files of its group.
+
+    A checkpoint holds values only. model.encoder.dropout is also the decoder's in these files, and stays so here.
+    """
+    for path in sorted((CONFIG_FOLDER / "model" / "decoder").glob("*.yaml")):
+        values = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(values, dict) and values.get("_target_") == _at(model, "decoder._target_"):
+            for key, text in values.items():
+                if found := re.fullmatch(r"\$\{(?:oc\.select:)?model\.(encoder\.\w+)(?:,[\w.]+)?\}", str(text)):
+                    yield f"decoder.{key}", found[1]
 
 
 def _at(node: Any, key: str, create: bool = False) -> Any:

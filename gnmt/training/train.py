@@ -141,7 +141,7 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
             check_same_data(folder, saved, preprocessed)
         torch.manual_seed(cfg.seed)
         model = build_model(config["model"], preprocessed.tokenizers, tuple(cfg.trusted_packages), "the config")
-        check_learned_positions(model, preprocessed)
+        check_learned_positions(model, preprocessed, given=initial is not None)
         if initial is not None and saved is None:
             load_weights(model, initial.contents, initial.origin)
             log.info("initial weights: update %d of %s", initial.contents["step"], cfg.initialize_from)
@@ -353,10 +353,15 @@ def preprocess_on_rank_0(ranks: Ranks, corpus: Corpus, tokenizers: TokenizerSour
     return preprocessed if ranks.is_rank_0 else preprocess(corpus, tokenizers)
 
 
-def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> None:
+def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData, *, given: bool = False) -> None:
     """Raise InputError if a training pair has more tokens than the model has learned positions.
 
     Subword regularization may still make a sentence longer; `gnmt.model.layers.Positions` then raises InputError.
+
+    Args:
+        model: The model.
+        preprocessed: The data.
+        given: Whether a checkpoint brings the model, so that it cannot change.
     """
     for side, key, limit, lengths in (
         ("source", "model.encoder.learned_positions", model.encoder.max_tokens, preprocessed.store.source_lengths),
@@ -366,9 +371,10 @@ def check_learned_positions(model: Seq2Seq, preprocessed: PreprocessedData) -> N
             continue  # reading all lengths of a large corpus takes time
         longest = int(lengths.max(initial=0)) + 1
         if longest > limit:
+            enlarge = "" if given else f"use {key}={longest} or more, or "
             raise InputError(
-                f"{key} is {limit}, but the longest {side} of {preprocessed.folder} has {longest} tokens with EOS: use "
-                f"{key}={longest} or more, or drop longer pairs (data.cleaning.max_length_tokens={limit})"
+                f"{key} is {limit}, but the longest {side} of {preprocessed.folder} has {longest} tokens with EOS: "
+                f"{enlarge}drop longer pairs (data.cleaning.max_length_tokens={limit})"
             )
 
 

@@ -45,16 +45,13 @@ def test_an_imported_model_translates_scores_and_is_evaluated(home, run_command)
     )
 
 
-def test_an_imported_model_has_no_test_set_and_initializes_no_training(home, run_command, tiny):
+def test_an_imported_model_has_no_test_set_and_initializes_no_training(home, run_command):
     for overrides in ([], ["test_set=dev"], ["data_folder=x"]):
         done = run_command("evaluate", "checkpoint=a.pt", *overrides, cwd=home)
         assert (done.code, done.out) == (2, "")
         assert "an imported checkpoint has no test set" in done.err
-    preprocessed = next((tiny.home / "preprocessed").glob("demo-*"))
-    overrides = [override for override in tiny.overrides if not override.startswith("name=")]
-    done = run_command(
-        "train", *overrides, f"data.preprocessed={preprocessed}", f"initialize_from={home}/a.pt", "name=on", cwd=home
-    )
+    missing = ("data.train.pairs=nowhere.tsv", "data.dev.pairs=nowhere.tsv")
+    done = run_command("train", "data=files", *missing, f"initialize_from={home}/a.pt", cwd=home)
     assert done.code == 2
     assert "an imported checkpoint, whose subwords preprocessing cannot produce" in done.err
 

@@ -289,16 +289,75 @@ def test_a_sweep_makes_a_folder_for_each_job(run_command, tiny, tmp_path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"swept", "preprocessed"}
 
 
-def test_a_run_starts_from_the_weights_of_another(run_command, tiny, tmp_path) -> None:
-    overrides = [text for text in tiny.copied_to(tmp_path).overrides if not text.startswith("name=")]
-    settings = ["name=second", "initialize_from=runs/tiny/best.pt", "optimizer.lr=1e-9", "trainer.max_steps=1"]
-    done = run_command("train", *overrides, *settings, cwd=tmp_path)
+@pytest.fixture
+def domain(tiny, tmp_path) -> list[str]:
+    """Overrides that name a corpus of the user's own; the dev set is that of the run tiny."""
+    lines = [(f"the {noun} is {n} years old.", f"das {noun} ist {n} Jahre alt.") for noun in "abc" for n in range(40)]
+    for side, texts in zip(("en", "de"), zip(*lines, strict=True), strict=True):
+        (tmp_path / f"train.{side}").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    dev = next((tiny.home / "preprocessed").glob("demo-*")) / "dev"
+    return [
+        *("data=files", "data.train.source=train.en", "data.train.target=train.de"),
+        *(f"data.dev.source={dev}/source.txt", f"data.dev.target={dev}/target.txt", "device=cpu"),
+    ]
+
+
+def test_fine_tuning_needs_the_checkpoint_and_the_data_alone(run_command, tiny, domain, tmp_path) -> None:
+    """Model and tokenizers come from the checkpoint, and the dev loss starts at its dev loss and falls.
+
+    Once, the architecture had to be typed again, and the tokenizers were named after preprocessing.
+    """
+    general = tmp_path / "runs" / "general"
+    general.mkdir(parents=True)
+    shutil.copy(tiny.folder / "best.pt", general)
+    before = read_checkpoint(general / "best.pt")
+    command = ["train", "initialize_from=runs/general/best.pt", *domain]
+    prepared = run_command("prepare", "initialize_from=runs/general/best.pt", *domain[:-1], cwd=tmp_path)
+    assert prepared.code == 0, prepared.err
+    limits = ["trainer.max_steps=1", "decoding.max_length_factor=0.5", "schedule.warmup_steps=0"]
+    done = run_command(*command, *limits, "name=unchanged", "optimizer.lr=1e-9", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert re.search(r"initial weights: update \d+ of runs/tiny/best\.pt", done.err)
-    first = read_checkpoint(tiny.folder / "best.pt")["model"]
-    second = read_checkpoint(tmp_path / "runs" / "second" / "last.pt")
-    torch.testing.assert_close(second["model"], first, rtol=0, atol=1e-6)
-    assert second["step"] == 1
+    assert "is up to date" in done.err, "prepare.py made the same folder"
+    assert re.search(r"initial weights: update \d+ of runs/general/best\.pt", done.err)
+    unchanged = read_checkpoint(tmp_path / "runs" / "unchanged" / "best.pt")
+    assert unchanged["best"]["dev/loss"] == pytest.approx(before["best"]["dev/loss"], abs=0.01)
+    assert json.loads(unchanged["config"])["model"] == json.loads(before["config"])["model"]
+    torch.testing.assert_close(unchanged["model"], before["model"], rtol=0, atol=1e-6)
+    done = run_command(*command, *limits[1:], "trainer.max_steps=10", "name=domain", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert read_checkpoint(tmp_path / "runs" / "domain" / "best.pt")["best"]["dev/loss"] < unchanged["best"]["dev/loss"]
+    shutil.rmtree(general)
+    done = run_command(*command, *limits[1:], "trainer.max_steps=12", "name=domain", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "2 updates from update 10" in done.err
+    refused = run_command(*command, "name=new", cwd=tmp_path)
+    assert refused.code == 2
+    assert "initialize_from: checkpoint runs/general/best.pt is not a file" in refused.err
+    assert len(list((tmp_path / "preprocessed").iterdir())) == 1
+
+
+def test_fine_tuning_takes_the_keys_of_the_checkpoint_s_model_also_in_sweeps(
+    run_command, tiny, domain, tmp_path
+) -> None:
+    """The default model, a GNMT, has no such key; and a run is repeated by from_run."""
+    limits = ["trainer.max_steps=1", "decoding.max_length_factor=0.5"]
+    sizes = ["model.embedding_size=16", "model.encoder.feed_forward_size=16", "tokenizer.vocab_size=420"]
+    first = ["model=transformer_tiny", "data.num_train=120", "data.num_dev=6", *sizes, *limits, "device=cpu"]
+    done = run_command("train", *first, "name=general", cwd=tmp_path)
+    assert done.code == 0, done.err
+    command = ["initialize_from=runs/general/best.pt", *domain, *limits, "model.encoder.attention_dropout=0.1,0.2"]
+    done = run_command("train", "-m", *command, "name=domain", cwd=tmp_path)
+    assert done.code == 0, done.err
+    for value in (0.1, 0.2):
+        folder = tmp_path / "runs" / f"domain__model.encoder.attention_dropout-{value}"
+        model = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+        assert model["encoder"]["attention_dropout"] == model["decoder"]["attention_dropout"] == value
+        assert model["encoder"]["feed_forward_size"] == 16
+    done = run_command("train", f"from_run={folder}", "name=again", "seed=2", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "the config differs from" in done.err
+    assert "in\n  nothing\n" in done.err
+    assert json.loads((tmp_path / "runs" / "again" / "config.json").read_text(encoding="utf-8"))["model"] == model
 
 
 @pytest.mark.parametrize("form", ["lists of files", "tsv", "jsonl"])

@@ -10,6 +10,7 @@ import torch
 from gnmt.checkpoint.file import FORMAT_VERSION, read_checkpoint
 
 FOUR = ("train.source", "train.target", "dev.source", "dev.target")
+MISSING_FILES = ("data=files", "data.train.pairs=nowhere.tsv", "data.dev.pairs=nowhere.tsv")
 # (id, command, fragments of its message); FILES stands for the overrides of a small corpus in files
 TABLE: list[tuple[str, list[str], list[str]]] = [
     (
@@ -263,9 +264,24 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["the checkpoint's data config was refused", "data._target_", "shutil.rmtree"],
     ),
     (
-        "weights of another tokenizer",
-        ["train", "FILES", "initialize_from={tiny}/best.pt", "model.embedding_size=16"],
-        ["initialize_from={tiny}/best.pt: its tokenizers differ", "tokenizer="],
+        "tokenizer other than that of the checkpoint to start from",
+        ["train", *MISSING_FILES, "initialize_from={tiny}/best.pt", "tokenizer.vocab_size=7"],
+        ["initialize_from={tiny}/best.pt brings its tokenizers, which overrides contradict: ", "420 → 7. Leave them"],
+    ),
+    (
+        "tokenizer other than that of the checkpoint, in prepare.py",
+        ["prepare", *MISSING_FILES, "initialize_from={tiny}/best.pt", "tokenizer=unigram"],
+        ["initialize_from={tiny}/best.pt brings its tokenizers, which overrides contradict: ", '"bpe" → "unigram"'],
+    ),
+    (
+        "model other than that of the checkpoint to start from",
+        ["train", *MISSING_FILES, "initialize_from={tiny}/best.pt", "model=transformer_tiny"],
+        ["initialize_from={tiny}/best.pt brings its model, which overrides contradict: ", "more. Leave them out"],
+    ),
+    (
+        "unknown key of the model of the checkpoint to start from",
+        ["train", *MISSING_FILES, "initialize_from={tiny}/best.pt", "model.encoder.dropuot=0.1"],
+        ["model.encoder.dropuot: LSTMEncoder takes no such key; did you mean model.encoder.dropout?"],
     ),
 ]
 

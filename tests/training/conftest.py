@@ -96,11 +96,14 @@ def settings(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> tuple[s
 
 @pytest.fixture
 def run(corpus: tuple[str, ...], preprocessed: PreprocessedData) -> Callable[..., TrainingResult]:
-    """run(folder, *overrides): train as scripts/train.py does, without the command line."""
+    """run(folder, *overrides, given=None): train as scripts/train.py does, without the command line.
 
-    def run_in(folder: Path, *overrides: str) -> TrainingResult:
+    given: the overrides that the command line would have; the others are those of a config file.
+    """
+
+    def run_in(folder: Path, *overrides: str, given: tuple[str, ...] | None = None) -> TrainingResult:
         wait_for_another_second(folder)
-        return train(composed((*SETTINGS, *corpus, *overrides)), folder)
+        return train(composed((*SETTINGS, *corpus, *overrides, *(given or ()))), folder, given)
 
     return run_in
 

@@ -1,4 +1,4 @@
-"""The start of a run: from its own checkpoint, from the weights of another run, or from scratch; and refusals."""
+"""The start of a run: from its own checkpoint or from scratch; and refusals."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import math
 import re
 
 import pytest
-import torch
 from run_outcome import scalars
 
-from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
+from gnmt.checkpoint.file import read_checkpoint
 from gnmt.errors import InputError
 
 ONE_STEP = ("trainer.max_steps=1",)
@@ -80,29 +79,6 @@ def test_a_run_falls_back_from_a_damaged_newest_checkpoint(run, tmp_path, caplog
     assert read_checkpoint(newest)["checksum"] == expected
 
 
-# The weights of another run
-
-
-def test_initialize_from_loads_the_weights_and_nothing_else(run, tmp_path):
-    run(tmp_path / "first", "trainer.max_steps=3")
-    start = f"initialize_from={tmp_path}/first/best.pt"
-    run(tmp_path / "second", *ONE_STEP, start, "optimizer.lr=0", "loss.smoothing=0.3")
-    first, second = (read_checkpoint(tmp_path / name / "last.pt") for name in ("first", "second"))
-    assert all(torch.equal(second["model"][name], weight) for name, weight in first["model"].items())
-    assert (second["step"], tuple(second["loader_state"])) == (1, (0, 1, 0))
-    assert {float(state["step"]) for state in first["optimizer"]["state"].values()} == {3.0}
-    assert {float(state["step"]) for state in second["optimizer"]["state"].values()} == {1.0}
-
-
-def test_a_resumed_run_does_not_read_initialize_from_again(run, tmp_path):
-    run(tmp_path / "first", *ONE_STEP)
-    command = (f"initialize_from={tmp_path}/first/best.pt", "trainer.save_every_steps=1")
-    run(tmp_path / "split", *command, "trainer.max_steps=1")
-    (tmp_path / "first" / "best.pt").unlink()
-    run(tmp_path / "split", *command, "trainer.max_steps=2")
-    assert read_checkpoint(tmp_path / "split" / "last.pt")["step"] == 2
-
-
 def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch(run, tmp_path, caplog):
     """Once, best.pt of its first evaluation made the same command fail forever."""
     first = run(tmp_path, *ONE_STEP)
@@ -115,31 +91,6 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch(run, tmp_p
         path.unlink()
     with pytest.raises(InputError, match="of a run with other settings and no checkpoint"):
         run(tmp_path, *ONE_STEP, "seed=9")
-
-
-def test_weights_that_do_not_fit_are_refused(run, tmp_path, other_corpus):
-    run(tmp_path / "first", *ONE_STEP)
-    start = f"initialize_from={tmp_path}/first/best.pt"
-    with pytest.raises(InputError, match="its tokenizers differ from those of the preprocessed data"):
-        run(tmp_path / "a", *ONE_STEP, start, *other_corpus)
-    with pytest.raises(InputError) as caught:
-        run(tmp_path / "b", *ONE_STEP, start, "model.embedding_size=12", "model.encoder.dropout=0.1")
-    first, *changes, last = str(caught.value).splitlines()
-    assert first == f"{start}: its weights do not fit the model, whose settings differ:"
-    assert {"  model.embedding_size: 8 → 12", "  model.encoder.dropout: 0.3 → 0.1"} < set(changes)
-    assert all(change.startswith("  model.") for change in changes)
-    assert last == "Restore the settings that decide the shapes of weights, or remove initialize_from="
-    assert not (tmp_path / "b").exists(), "the refused run leaves no folder"
-    contents = read_checkpoint(tmp_path / "first" / "best.pt")
-    smaller = {**contents["model"], "target_embedding.weight": torch.zeros(7, 8)}
-    write_checkpoint(tmp_path / "smaller.pt", {**contents, "model": smaller})
-    with pytest.raises(
-        InputError, match=r"model: target_embedding\.weight is \[7, 8\] in the .* and \[\d+, 8\] in the"
-    ):
-        run(tmp_path / "b", *ONE_STEP, f"initialize_from={tmp_path}/smaller.pt")
-    with pytest.raises(InputError, match=r"nowhere\.pt is not a file"):
-        run(tmp_path / "c", *ONE_STEP, f"initialize_from={tmp_path}/nowhere.pt")
-    assert not list(tmp_path.rglob("[abc]/*.pt"))
 
 
 # Settings that do not fit the run
