@@ -8,21 +8,17 @@ overrides that contradict them. Both happen before any data is read.
 
 from __future__ import annotations
 
-import copy
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.load import build_model, describe_weight_mismatch, read_description
 from gnmt.config.build import resolve
-from gnmt.config.cli import CONFIG_FOLDER
-from gnmt.config.run_folder import readable
+from gnmt.config.recorded_nodes import with_recorded_nodes
 from gnmt.config.validate import check_component
 from gnmt.data.tokenizer import CheckpointTokenizers, Tokenizer, Tokenizers, TokenizerSource
 from gnmt.errors import InputError, describe_changes, format_count
@@ -89,14 +85,9 @@ class InitialCheckpoint:
 
         Raises InputError if the overrides make a node wrong, for example with an unknown key.
         """
-        completed = copy.deepcopy(cfg)
-        composed = resolve(cfg)
-        for name in (MODEL, TOKENIZER):
-            if name in composed:
-                node = _overridden_node(name, self.config[name], composed[name], overrides)
-                completed[name] = OmegaConf.create(_as_literal(node))
+        names = [name for name in (MODEL, TOKENIZER) if name in cfg]
+        completed = with_recorded_nodes(cfg, {name: self.config[name] for name in names}, overrides)
         found = resolve(completed)
-        names = [name for name in (MODEL, TOKENIZER) if name in found]
         if errors := [error for name in names for error in _errors_of_node(found, name, self.trusted_packages)]:
             raise InputError(f"{format_count(len(errors), 'error')} in the config:\n  " + "\n  ".join(errors))
         return completed
@@ -185,69 +176,6 @@ def _errors_of_node(config: Mapping[str, Any], name: str, trusted_packages: Sequ
         supplied=("source_vocabulary_size", "target_vocabulary_size") if is_model else (),
         expected=(Seq2Seq if is_model else TokenizerSource,),
     )
-
-
-def _overridden_node(name: str, recorded: Any, composed: Any, overrides: Sequence[str]) -> Any:
-    """Return a recorded node of the config with the values that the user has overridden.
-
-    Args:
-        name: The name of the node.
-        recorded: The node in the checkpoint.
-        composed: The node in the config that Hydra has composed with the overrides.
-        overrides: As on the command line.
-    """
-    keys = [override.key_or_group for override in readable(overrides)]
-    if any(key == name or key.startswith(f"{name}/") for key in keys):
-        return composed
-    node = copy.deepcopy(recorded)
-    keys = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
-    for key in keys:
-        parents, _, last = key.rpartition(".")
-        old, new = _at(composed, parents), _at(node, parents, create=True)
-        if not isinstance(old, dict) or not isinstance(new, dict):  # the override changes an item of a list
-            return composed
-        if last in old:
-            new[last] = old[last]
-        else:  # the override has removed it
-            new.pop(last, None)
-    for key, followed in _followers(recorded) if name == MODEL else ():
-        if followed in keys and key not in keys and _at(recorded, key) == _at(recorded, followed):
-            parents, _, last = key.rpartition(".")
-            _at(node, parents)[last] = _at(node, followed)
-    return node
-
-
-def _followers(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (key, other key) for each key of the decoder that follows one of the encoder in the files of its group.
-
-    A checkpoint holds values only. model.encoder.dropout is also the decoder's in these files, and stays so here.
-    """
-    for path in sorted((CONFIG_FOLDER / "model" / "decoder").glob("*.yaml")):
-        values = OmegaConf.to_container(OmegaConf.load(path))
-        if isinstance(values, dict) and values.get("_target_") == _at(model, "decoder._target_"):
-            for key, text in values.items():
-                if found := re.fullmatch(r"\$\{(?:oc\.select:)?model\.(encoder\.\w+)(?:,[\w.]+)?\}", str(text)):
-                    yield f"decoder.{key}", found[1]
-
-
-def _at(node: Any, key: str, create: bool = False) -> Any:
-    """Return the inner node with a dotted key, or None if there is none; `create` makes it."""
-    for part in key.split(".") if key else ():
-        if not isinstance(node, dict):
-            return None
-        if create:
-            node.setdefault(part, {})
-        node = node.get(part)
-    return node
-
-
-def _as_literal(value: Any) -> Any:
-    """Return a plain value with every `${` escaped, so that text of a foreign checkpoint is no interpolation."""
-    if isinstance(value, dict):
-        return {key: _as_literal(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _is_other_language(old: object, new: object) -> bool:
