@@ -214,7 +214,9 @@ def test_preprocessed_text_is_used_by_train(run_command, tiny, tmp_path) -> None
         r"test set test: 5 pairs\n"
         r"lines that change when they are encoded as subwords and decoded: "
         r"train.source 0, train.target 0, dev.target 0, test.test.target 0\n"
-        r"120 pairs read, 120 kept\n",
+        r"120 pairs read, 120 kept\n"
+        r"dev: 0 of 6 sources also in the training text, 0 with their target\n"
+        r"test\.test: 0 of 5 sources also in the training text, 0 with their target\n",
         preprocessed.out,
     )
     again = run_command("prepare", *tiny.overrides[:4], cwd=tmp_path)
