@@ -17,11 +17,14 @@ Main keys:
   data.preprocessed  the folder; by default preprocessed/<name>-<digest of the settings>
   overwrite          true: replace a folder that was made from other inputs or settings, or is damaged
   verify             true: only compare every file of the folder with its checksums
+  text_folder        also write the pairs that training uses, and dev and test sets, as text files to this folder
 """
 
 import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
+from pathlib import Path
+
 from gnmt.config.cli import run_command
 from gnmt.config.schema import PrepareConfig
 
@@ -29,8 +32,9 @@ from gnmt.config.schema import PrepareConfig
 def main(cfg: PrepareConfig) -> None:
     from gnmt.config.build import build, resolve
     from gnmt.data.preprocess import preprocess, preprocessed_folder
-    from gnmt.data.store import verify_preprocessed
+    from gnmt.data.store import verify_preprocessed, write_text
     from gnmt.errors import format_count
+    from gnmt.fileio import check_output_folder
 
     corpus = build(cfg.data)
     if cfg.initialize_from is None:
@@ -47,6 +51,8 @@ def main(cfg: PrepareConfig) -> None:
         num_files, num_bytes = verify_preprocessed(folder)
         print(f"{folder}: {format_count(num_files, 'file')}, {num_bytes:,} bytes: all are intact")
         return
+    if cfg.text_folder is not None:
+        check_output_folder("text_folder", cfg.text_folder)
     preprocessed = preprocess(corpus, tokenizer, overwrite=cfg.overwrite)
     training_pairs = format_count(len(preprocessed.store), "training pair")
     dev_pairs = format_count(len(preprocessed.dev), "dev pair")
@@ -56,6 +62,9 @@ def main(cfg: PrepareConfig) -> None:
     changed = ", ".join(f"{text} {lines.num_changed}" for text, lines in preprocessed.changed_lines.items())
     print(f"lines that change when they are encoded as subwords and decoded: {changed}")
     print(preprocessed.report.text(), end="")
+    if cfg.text_folder is not None:
+        for path in write_text(preprocessed, Path(cfg.text_folder), corpus.source_language, corpus.target_language):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ Main keys:
   checkpoint         best.pt of a run, or any other checkpoint of it; several form an ensemble: [a.pt,b.pt]
   input, output      UTF-8 text files, plain, .gz, .bz2 or .xz; - is standard input or output
   output_folder      for several inputs: the folder of the outputs, each with the name of its input
-  format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true)
+  format             text; tsv and jsonl with scores, n-best (decoding.n_best) and word alignments (alignments=true);
+                     pairs for training on the translations
   num_alignments     draws the attention of the first lines, beside the output
   prefixes           a file with the beginning of each translation
   resume             auto: resume from <output>.partial; never: restart from scratch

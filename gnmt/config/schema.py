@@ -108,6 +108,7 @@ class PrepareConfig:
     tokenizer: Any = field(default=MISSING, metadata=TOKENIZER)
     overwrite: Any = field(default=MISSING, metadata=typed(bool))
     verify: Any = field(default=MISSING, metadata=typed(bool))
+    text_folder: str | None = MISSING
     trusted_packages: list[str] = MISSING
 
 
@@ -152,7 +153,7 @@ class TranslateConfig(TranslatorConfig):
     output: str = MISSING
     output_folder: str | None = MISSING
     prefixes: str | None = MISSING
-    format: str = field(default=MISSING, metadata=choice("text", "tsv", "jsonl"))
+    format: str = field(default=MISSING, metadata=choice("text", "tsv", "jsonl", "pairs"))
     alignments: Any = field(default=MISSING, metadata=typed(bool))
     word_attention: Any = field(default=MISSING, metadata=typed(bool))
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))

@@ -40,7 +40,7 @@ from gnmt.data.changed_lines import ChangedLines
 from gnmt.data.cleaning import CleaningReport
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError, describe_changes
-from gnmt.fileio import json_bytes
+from gnmt.fileio import LINE_BREAKS, json_bytes, replacing
 
 FORMAT = 5
 """The version of the format; raise it when the layout or the meaning of a file changes."""
@@ -349,6 +349,32 @@ def read_pairs(folder: Path) -> list[tuple[str, str]]:
     # `read_lines` would remove a CR at the end of a line and a byte order mark, which belong to the text here.
     source, target = ((folder / f"{side}.txt").read_bytes().decode("utf-8").split("\n")[:-1] for side in SIDES)
     return list(zip(source, target, strict=True))
+
+
+def write_text(data: PreprocessedData, folder: Path, source_language: str, target_language: str) -> list[Path]:
+    """Write the training pairs, dev and test sets as text files with one sentence per line, and return their paths.
+
+    The names are those of the texts with the languages as endings, such as train.en and train.de. Other characters that
+    end a line somewhere, such as U+2028, become spaces.
+
+    Args:
+        data: The preprocessed data.
+        folder: A folder that exists.
+        source_language: Ending of the source files.
+        target_language: Ending of the target files; if it is the same, the endings are `source` and `target`.
+    """
+    endings = (source_language, target_language) if source_language != target_language else SIDES
+    pairs_of_store = ((data.store.source_text(pair), data.store.target_text(pair)) for pair in range(len(data.store)))
+    texts: dict[str, Iterable[tuple[str, str]]] = {"train": pairs_of_store, "dev": data.dev, **data.tests}
+    paths = []
+    for name, pairs in texts.items():
+        sides = [folder / f"{name}.{ending}" for ending in endings]
+        with replacing(sides[0]) as source_file, replacing(sides[1]) as target_file:
+            for source, target in pairs:
+                source_file.write(f"{source.translate(LINE_BREAKS)}\n".encode())
+                target_file.write(f"{target.translate(LINE_BREAKS)}\n".encode())
+        paths += sides
+    return paths
 
 
 # The store of training pairs

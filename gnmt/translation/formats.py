@@ -1,4 +1,4 @@
-"""Output formats of translate.py: plain text, TSV and JSON lines."""
+"""Output formats of translate.py: plain text, TSV, JSON lines, and pairs for training."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ class OutputFormat:
     (ids, with EOS if finished), finished, segment_lengths (tokens of each segment, for a line that was cut), and on
     request alignment and word_attention.
 
+    pairs: JSON lines as well, one object with the keys source and translation for each finished hypothesis that is not
+    blank. A corpus reads such a file by its `pairs` and `columns` (Kim and Rush 2016; Sennrich et al. 2016).
+
     Args:
         kind: The format.
         alignments: Add word alignments such as `0-0 1-2`: indices of source word and target word, from 0.
@@ -54,7 +57,7 @@ class OutputFormat:
             source word.
     """
 
-    kind: Literal["text", "tsv", "jsonl"] = "text"
+    kind: Literal["text", "tsv", "jsonl", "pairs"] = "text"
     alignments: bool = False
     word_attention: bool = False
 
@@ -67,15 +70,13 @@ class OutputFormat:
         """Raise InputError if the format cannot hold what was requested."""
         if self.word_attention and self.kind != "jsonl":
             raise InputError(f"format={self.kind} cannot hold word_attention=true: use format=jsonl")
-        if self.kind != "text":
-            return
-        if options.n_best > 1:
+        if self.alignments and self.kind in ("text", "pairs"):
+            raise InputError(f"format={self.kind} cannot hold alignments=true: use format=tsv or format=jsonl")
+        if self.kind == "text" and options.n_best > 1:
             raise InputError(
                 f"format=text holds one translation for each line, but decoding.n_best is {options.n_best}: "
-                "use format=tsv or format=jsonl"
+                "use format=tsv, format=jsonl or format=pairs"
             )
-        if self.alignments:
-            raise InputError("format=text cannot hold alignments=true: use format=tsv or format=jsonl")
 
     @property
     def heading(self) -> bytes:
@@ -114,11 +115,13 @@ class OutputFormat:
         if self.kind == "text":
             return best.text.translate(LINE_BREAKS) + "\n"
         hypotheses = (best, *best.alternatives)
+        if self.kind == "pairs":
+            texts = [hypothesis.text for hypothesis in hypotheses if hypothesis.finished and hypothesis.text]
+            return "".join(_json_line({"source": source, "translation": text}) for text in texts)
         extras = [self._extras(tokenizers, source, hypothesis) for hypothesis in hypotheses]
         if self.kind == "jsonl":
             entries = [_json_entry(hypothesis) | extra for hypothesis, extra in zip(hypotheses, extras, strict=True)]
-            entry = {"line": line, "source": source, **made_with, "translations": entries}
-            return json.dumps(entry, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
+            return _json_line({"line": line, "source": source, **made_with, "translations": entries})
         rows = enumerate(zip(hypotheses, extras, strict=True), start=1)
         return "".join(_tsv_row(line, rank, hypothesis, extra.values()) for rank, (hypothesis, extra) in rows)
 
@@ -137,6 +140,10 @@ def _tsv_row(line: int, rank: int, hypothesis: Translation, extras: Iterable[obj
     scores = (f"{hypothesis.score:.6f}", f"{hypothesis.log_prob:.6f}")
     cells = [str(line), str(rank), *scores, finished, hypothesis.text.translate(_NOT_IN_TSV)]
     return "\t".join([*cells, *map(str, extras)]) + "\n"
+
+
+def _json_line(entry: Mapping[str, object]) -> str:
+    return json.dumps(entry, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
 
 
 def _json_entry(hypothesis: Translation) -> dict[str, object]:

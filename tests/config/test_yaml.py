@@ -57,6 +57,7 @@ NEEDED_BY = {
     "experiment/koen_ko_en": ["data.folder=koen"],
     "experiment/koen_en_ko": ["data.folder=koen"],
     "data/mixture": FIRST,
+    "data/translated": [override.replace("corpora.first", "corpora.parallel") for override in FIRST],
     "model/decoder/plain": ["model=seq2seq"],
     "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
     "model/decoder/transformer": ["~model/attention"],  # instead of a decoder that has one
@@ -76,7 +77,7 @@ def test_no_yaml_escapes_these_tests() -> None:
     ]
     assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 85
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 86
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -58,6 +58,18 @@ def test_jsonl_has_an_object_for_each_line():
     }
 
 
+def test_pairs_have_an_object_for_each_finished_hypothesis_with_text():
+    """A translation that the length limit cut off, or a blank one, would teach a student to stop early."""
+    others = (Translation(HOSTILE, -2.0, (5, 3)), Translation("", -3.0, (3,)), Translation("b", -4.0, (6, 3)))
+    best = Translation("cut off", -1.0, (4,), finished=False, alternatives=others)
+    lines = written("pairs", "x\u2028\ty", best).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"source": "x\u2028\ty", "translation": HOSTILE},
+        {"source": "x\u2028\ty", "translation": "b"},
+    ]
+    assert written("pairs", "", Translation("", 0.0, ())) == ""
+
+
 @pytest.mark.parametrize("output", ["a.de", "-"])
 def test_jsonl_names_checkpoints_and_precision(home, capfdbinary, output):
     translate(StubTranslator(), Job("a.en", output), kind="jsonl")
