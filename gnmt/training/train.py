@@ -145,7 +145,8 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
         if initial is not None and saved is None:
             load_weights(model, initial.contents, initial.origin)
             log.info("initial weights: update %d of %s", initial.contents["step"], cfg.initialize_from)
-            initial.warn_of_other_languages(config)
+            if ranks.is_rank_0:
+                initial.warn_of_other_languages(config)
         model.to(precision.device)
         return_freed_memory(sum(parameter.numel() for parameter in model.parameters()), precision.device)
         # From scratch, purge all curves: a run that was killed before its first checkpoint may have left some.

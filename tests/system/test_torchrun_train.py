@@ -1,9 +1,11 @@
-"""scripts/train.py under torchrun: one of two processes is killed, and the run resumes from its last checkpoint."""
+"""scripts/train.py under torchrun: a process is killed and the run resumes; fine-tuning from a checkpoint."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,3 +71,22 @@ def test_a_killed_process_costs_the_updates_since_the_last_checkpoint(tiny, wait
     assert f"1 update from update {step}" in output
     assert output.count("best on dev, at update") == 1
     assert "by 2 processes of about 300 tokens each" in output
+
+
+def test_two_processes_fine_tune_and_resume_without_the_other_run(tiny, tmp_path) -> None:
+    """Each process reads model and tokenizers from the checkpoint, or from that of the run which resumes."""
+    general, log = tmp_path / "general.pt", tmp_path / "log"
+    shutil.copy(tiny.folder / "best.pt", general)
+    (tmp_path / "a.tsv").write_text("".join(f"a house {n}\tein Haus {n}\n" for n in range(60)), encoding="utf-8")
+    command = ["initialize_from=general.pt", "data=files", "data.train.pairs=a.tsv", "data.dev.pairs=a.tsv"]
+    command += ["name=domain", "device=cpu", "decoding.max_length_factor=1", "model.encoder.dropout=0.3"]
+    for steps, message in ((2, "initial weights: update"), (4, "2 updates from update 2")):
+        process = start((), (*command, f"trainer.max_steps={steps}"), tmp_path, log)
+        assert process.wait(240) == 0, log.read_text(encoding="utf-8")
+        output = log.read_text(encoding="utf-8")
+        assert message in output
+        assert "by 2 processes" in output
+        general.unlink(missing_ok=True)
+    config = json.loads(read_checkpoint(tmp_path / "runs" / "domain" / "last.pt")["config"])
+    assert config["model"]["embedding_size"] == 16
+    assert config["model"]["decoder"]["dropout"] == 0.3
