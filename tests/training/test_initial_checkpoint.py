@@ -235,6 +235,19 @@ def test_text_of_a_checkpoint_is_no_interpolation(first, changed):
     assert config["tokenizer"]["user_symbols"] == ["${oc.env:HOME}", "\\${seed}"]
 
 
+def test_sentences_beyond_the_learned_positions_of_the_checkpoint_must_be_dropped(run, tmp_path):
+    """More positions would be other weights, so the message must not advise them."""
+    run(tmp_path / "first", *ONE_STEP, "model=transformer_tiny", "model.encoder.learned_positions=40")
+    for side in ("source", "target"):
+        (tmp_path / side).write_text("a house and a tree .\n" * 9 + "a " * 60 + "\n", encoding="utf-8")
+    data = (
+        *(f"data.train.{side}={tmp_path}/{side}" for side in ("source", "target")),
+        f"data.preprocessed={tmp_path}/p",
+    )
+    with pytest.raises(InputError, match=r"with EOS: drop longer pairs \(data\.cleaning\.max_length_tokens=40\)"):
+        run(tmp_path / "second", *ONE_STEP, f"initialize_from={tmp_path}/first/best.pt", *data)
+
+
 # Languages
 
 
