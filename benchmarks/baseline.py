@@ -130,7 +130,8 @@ class Baseline:
             outputs_1NH, state = nn.LSTM.forward(layer, inputs_1NI, states[number - 1])
             new_states.append(state)
             inputs_1NH = outputs_1NH + inputs_1NH if is_residual(number, self.decoder.residual_from) else outputs_1NH
-        return self.model.output_layer(self.decoder.hidden(inputs_1NH[0], context_1NH[0])), weights_NS, new_states
+        output_NH = self.decoder.hidden(inputs_1NH[0], context_1NH[0], embedded_1NE[0])
+        return self.model.output_layer(output_NH), weights_NS, new_states
 
     @staticmethod
     def _finish(

@@ -194,6 +194,7 @@ def _model_node(weights: Mapping[str, Tensor], shared_embeddings: bool, dropout:
         "embedding_init_range": None,
         "output_dropout": 0.0,
         "word_dropout": 0.0,
+        "memory_dropout": 0.0,
         "encoder": {
             "_target_": "gnmt.model.recurrent.encoder.LSTMEncoder",
             "input_size": embedding_size,

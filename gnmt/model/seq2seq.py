@@ -38,6 +38,8 @@ class Seq2Seq(nn.Module):
         output_dropout: Dropout probability of the hidden states before the output layer.
         word_dropout: Probability with which a token's whole embedding is zeroed in training, on both sides (Gal and
             Ghahramani 2016); the other embeddings are divided by 1 - word_dropout.
+        memory_dropout: Dropout probability of the encoder's states that the decoder's attention reads (Caglayan et al.
+            2017 use 0.5).
 
     Raises:
         InputError: If the parts do not fit together (see gnmt/model/validate.py).
@@ -55,6 +57,7 @@ class Seq2Seq(nn.Module):
         embedding_init_range: Annotated[float, Range(0, 1000, open_low=True)] | None = None,
         output_dropout: Probability = 0.0,
         word_dropout: Probability = 0.0,
+        memory_dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         check_parts(encoder, decoder, embedding_size, tie_embeddings)
@@ -67,6 +70,7 @@ class Seq2Seq(nn.Module):
             self.target_embedding = nn.Embedding(target_vocabulary_size, embedding_size, padding_idx=PAD_ID)
         self.output_dropout = Dropout(output_dropout)
         self.word_dropout = WordDropout(word_dropout)
+        self.memory_dropout = Dropout(memory_dropout)
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
         if tie_embeddings in TIES_TARGET_OUTPUT:
             self.output_layer.weight = self.target_embedding.weight
@@ -111,6 +115,7 @@ class Seq2Seq(nn.Module):
         """
         embedded_BSE = self.word_dropout(self.source_embedding(source.ids_BT))
         encoded: Encoded = self.encoder(embedded_BSE, source.lengths_B)
+        encoded = encoded._replace(states_BSH=self.memory_dropout(encoded.states_BSH))
         return Memory(encoded.states_BSH, source.mask_BT, self.decoder.prepare(encoded), encoded.by_sentence)
 
     def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:

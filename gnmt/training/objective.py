@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnmt.batch import Batch
+from gnmt.batch import Batch, Tokens
 from gnmt.config.validate import Probability, Range
 from gnmt.model.layers import affine
 from gnmt.model.seq2seq import Seq2Seq
 
-CHUNK_TOKENS = 1024
-"""Largest number of tokens whose logits are in memory at a time; enough for full matrix products."""
+CHUNK_ROWS = 1024
+"""Largest number of rows whose logits are in memory at a time; enough for full matrix products."""
 
 ROW_MULTIPLE = {"cpu": 64}
 """By device type: the rows of a chunk are padded to a multiple of this number. oneDNN compiles a kernel for each number
@@ -42,14 +42,23 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss summed over the target tokens with EOS (fp32 scalar), and their number (int64 scalar)."""
-        memory = self.model.encode(batch.source)
-        hidden_BTH, _ = self.model.decode(batch.target_input, memory)
-        labels = batch.labels
+        source, target, labels = batch.source, batch.target_input, batch.labels
         rows_N, steps_N = real_token_indices(labels.lengths_B, batch.num_labels)
+        labels_N = labels.ids_BT[rows_N, steps_N]
+        if self.training and self.loss.r_drop:
+            # Both passes are one batch of twice as many rows; the two copies of a token become neighbors.
+            rows_N = torch.stack((rows_N, rows_N + len(labels.lengths_B)), dim=1).flatten()
+            steps_N, labels_N = steps_N.repeat_interleave(2), labels_N.repeat_interleave(2)
+            source, target = twice(source), twice(target)
+        hidden_BTH, _ = self.model.decode(target, self.model.encode(source))
         hidden_NH: Tensor = _SelectTokens.apply(hidden_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
         hidden_NH = self.model.output_dropout(hidden_NH)
-        loss_sum = self.loss(hidden_NH, self.model.output_layer, labels.ids_BT[rows_N, steps_N])
-        return loss_sum, labels.lengths_B.sum()
+        return self.loss(hidden_NH, self.model.output_layer, labels_N), labels.lengths_B.sum()
+
+
+def twice(tokens: Tokens) -> Tokens:
+    """Return the rows of the tokens followed by the same rows again."""
+    return Tokens(torch.cat((tokens.ids_BT, tokens.ids_BT)), torch.cat((tokens.lengths_B, tokens.lengths_B)))
 
 
 def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
@@ -97,13 +106,18 @@ class LabelSmoothedCrossEntropy(nn.Module):
 
     loss = -(1 - smoothing) * log p(y) - smoothing * mean of log p over the allowed ids, in nats.
 
-    In eval mode there is no smoothing, so that the exponential of the mean loss is the perplexity.
+    With R-Drop (Liang et al. 2021, arXiv 2106.14448), the model predicts each token twice, with two dropout masks. The
+    loss of a token is then the mean of both cross-entropies plus r_drop * (KL(p, q) + KL(q, p)) / 2, where p and q are
+    the two distributions. An update takes about twice the time.
+
+    In eval mode there is neither smoothing nor R-Drop, so that the exponential of the mean loss is the perplexity.
 
     Args:
         vocabulary_size: Size of the target vocabulary.
         never_produced: Ids that no sentence contains (PAD, BOS, and UNK where byte fallback makes it impossible). They
             get no smoothing, which would teach the model to produce them.
         smoothing: Fraction of the probability mass that is spread over the allowed ids.
+        r_drop: Weight of the divergence between two passes with different dropout; 0 for a single pass.
     """
 
     uniform_V: Tensor
@@ -113,31 +127,34 @@ class LabelSmoothedCrossEntropy(nn.Module):
         vocabulary_size: Annotated[int, Range(4)],
         never_produced: Sequence[int],
         smoothing: Probability = 0.1,
+        r_drop: Annotated[float, Range(0, 1000)] = 0.0,
     ) -> None:
         super().__init__()
         self.smoothing = smoothing
+        self.r_drop = r_drop
         allowed_V = torch.ones(vocabulary_size)
         allowed_V[list(never_produced)] = 0
         self.register_buffer("uniform_V", allowed_V / allowed_V.sum(), persistent=False)
 
     def forward(self, hidden_NH: Tensor, output_layer: nn.Linear, labels_N: Tensor) -> Tensor:
-        """Return the loss summed over N tokens, a scalar in fp32 (fp64 for fp64 hidden states).
+        """Return the loss summed over the tokens, a scalar in fp32 (fp64 for fp64 hidden states).
 
         Under autocast the logits have autocast's dtype.
 
         Args:
-            hidden_NH: Hidden states of the real tokens.
+            hidden_NH: Hidden states of the real tokens. With R-Drop in training mode, there are two rows for each
+                token, next to each other.
             output_layer: Projects them to the vocabulary.
-            labels_N: The tokens to predict, int64.
+            labels_N: The label of each row, int64.
         """
-        smoothing = self.smoothing if self.training else 0.0
         loss_sum: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_NH,
             output_layer.weight,
             output_layer.bias,
             labels_N,
             self.uniform_V,
-            smoothing,
+            self.smoothing if self.training else 0.0,
+            self.r_drop if self.training else 0.0,
             torch.is_grad_enabled(),  # inside an autograd function gradients are always disabled
         )
         return loss_sum
@@ -160,13 +177,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels_N: Tensor,
         uniform_V: Tensor,
         smoothing: float,
+        r_drop: float,
         with_gradient: bool,
     ) -> Tensor:
         inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V
         ctx.save_for_backward(*inputs)
-        ctx.smoothing, ctx.product_dtype = smoothing, product_dtype(hidden_NH)
+        ctx.smoothing, ctx.r_drop, ctx.product_dtype = smoothing, r_drop, product_dtype(hidden_NH)
         with_gradient = with_gradient and any(ctx.needs_input_grad)
-        loss_sum, ctx.gradients = chunked_cross_entropy(*inputs, smoothing, ctx.product_dtype, with_gradient)
+        loss_sum, ctx.gradients = chunked_cross_entropy(*inputs, smoothing, r_drop, ctx.product_dtype, with_gradient)
         return loss_sum
 
     @staticmethod
@@ -174,11 +192,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             hidden_NH, weight_VH, bias_V, labels_N, uniform_V = ctx.saved_tensors
-            _, gradients = chunked_cross_entropy(
-                hidden_NH, weight_VH, bias_V, labels_N, uniform_V, ctx.smoothing, ctx.product_dtype, True
-            )
+            inputs = ctx.saved_tensors
+            _, gradients = chunked_cross_entropy(*inputs, ctx.smoothing, ctx.r_drop, ctx.product_dtype, True)
         assert gradients is not None
-        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None)
+        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None)
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
@@ -202,6 +219,7 @@ def chunked_cross_entropy(
     labels_N: Tensor,
     uniform_V: Tensor,
     smoothing: float,
+    r_drop: float,
     dtype: torch.dtype,
     with_gradient: bool,
 ) -> tuple[Tensor, Gradients | None]:
@@ -212,12 +230,13 @@ def chunked_cross_entropy(
     value and its gradients are products with the single row u W, which need no pass over the logits.
 
     Args:
-        hidden_NH: Hidden states of the N tokens.
+        hidden_NH: Hidden states of the N tokens; with R-Drop those of N / 2 tokens, two neighboring rows for each.
         weight_VH: Weight of the output layer.
         bias_V: Its bias.
-        labels_N: Labels, int64.
+        labels_N: Label of each row, int64.
         uniform_V: Uniform distribution over the allowed ids, 0 for the others.
         smoothing: The smoothing s.
+        r_drop: Weight of the divergence between the two rows of a token; 0 if each row is a token of its own.
         dtype: Dtype of the matrix products.
         with_gradient: Whether to compute the gradients.
 
@@ -228,18 +247,20 @@ def chunked_cross_entropy(
     loss_sum = hidden_NH.new_zeros((), dtype=sum_dtype)
     # One cast for all chunks. Autocast would cast the weight again in each.
     weight, bias, hidden_states = weight_VH.to(dtype), bias_V.to(dtype), hidden_NH.to(dtype)
-    num_tokens = hidden_NH.shape[0]
-    multiple = ROW_MULTIPLE.get(hidden_NH.device.type, 1)
-    if num_missing := -num_tokens % multiple:
+    num_rows = hidden_NH.shape[0]
+    row_weight = 0.5 if r_drop else 1.0  # of a row's cross-entropy
+    multiple = ROW_MULTIPLE.get(hidden_NH.device.type, 2)  # even, so that a chunk holds both rows of a token
+    if num_missing := -num_rows % multiple:
         hidden_states = F.pad(hidden_states, (0, 0, 0, num_missing))
     gradients = Gradients(*map(torch.empty_like, (hidden_NH, weight_VH, bias_V))) if with_gradient else None
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        for chunk in chunks(num_tokens, multiple):
+        for chunk in chunks(num_rows, multiple):
             hidden, labels = hidden_states[chunk], labels_N[chunk]
             real = slice(len(labels))
             logits = affine(hidden, weight, bias)
             label_indices = torch.arange(len(labels), device=labels.device), labels  # torch's scatter is slower
             label_logits, largest = logits[label_indices].to(sum_dtype), logits[real].amax(1).to(sum_dtype)
+            differences = (logits[real][0::2] - logits[real][1::2]).to(sum_dtype) if r_drop else None
             if gradients is None:
                 probabilities = torch.softmax(logits.to(sum_dtype), dim=-1)
             else:
@@ -247,11 +268,18 @@ def chunked_cross_entropy(
                 probabilities = torch.softmax(logits, dim=-1, out=logits)
             # The largest probability is exp(largest logit - normalizer) and at least 1/V, so its logarithm is finite.
             normalizer = largest - probabilities[real].amax(1).to(sum_dtype).log()
-            loss_sum += (normalizer - (1 - smoothing) * label_logits).sum()
+            loss_sum += row_weight * (normalizer - (1 - smoothing) * label_logits).sum()
+            divergence_grad = None
+            if differences is not None:
+                log_ratios = differences.sub_((normalizer[0::2] - normalizer[1::2])[:, None])
+                divergence_sum, divergence_grad = symmetric_divergence(log_ratios, probabilities[real])
+                loss_sum += r_drop * divergence_sum
             if gradients is None:
                 continue
             grad = probabilities
             grad[label_indices] += smoothing - 1
+            if divergence_grad is not None:
+                grad[real].mul_(row_weight).add_(divergence_grad, alpha=r_drop)
             grad[len(labels) :] = 0
             gradients.hidden_NH[chunk] = (grad @ weight)[real]
             first = chunk.start == 0
@@ -261,23 +289,46 @@ def chunked_cross_entropy(
             uniform_V = uniform_V.to(weight_VH.dtype)
             mean_row_H, mean_bias = uniform_V @ weight_VH, uniform_V @ bias_V
             hidden_sum_H = hidden_NH.sum(0, dtype=weight_VH.dtype)
-            loss_sum -= smoothing * (hidden_sum_H @ mean_row_H + num_tokens * mean_bias)
+            uniform_weight = row_weight * smoothing
+            loss_sum -= uniform_weight * (hidden_sum_H @ mean_row_H + num_rows * mean_bias)
             if gradients is not None:
-                gradients.hidden_NH.sub_(smoothing * mean_row_H.to(hidden_NH.dtype))
-                gradients.weight_VH.addr_(uniform_V, hidden_sum_H, alpha=-smoothing)
-                gradients.bias_V.sub_(smoothing * num_tokens * uniform_V)
+                gradients.hidden_NH.sub_(uniform_weight * mean_row_H.to(hidden_NH.dtype))
+                gradients.weight_VH.addr_(uniform_V, hidden_sum_H, alpha=-uniform_weight)
+                gradients.bias_V.sub_(uniform_weight * num_rows * uniform_V)
     return loss_sum, gradients
 
 
-def chunks(num_tokens: int, multiple: int) -> Iterator[slice]:
-    """Yield the fewest chunks of at most CHUNK_TOKENS tokens, about equal in size.
+def symmetric_divergence(log_ratios_MV: Tensor, probabilities_2MV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (KL(p, q) + KL(q, p)) / 2, summed over M tokens, and its gradient with respect to the logits.
+
+    With d = log p - log q, KL(p, q) = p.d and KL(q, p) = -q.d. The gradient with respect to the logits of p is
+    p (d - KL(p, q)) for the first and p - q for the second divergence.
+
+    Args:
+        log_ratios_MV: The differences d.
+        probabilities_2MV: p and q of each token, in neighboring rows.
+
+    Returns:
+        A scalar and a tensor [2M, V], both in the type of `log_ratios_MV`.
+    """
+    first_MV, second_MV = probabilities_2MV.to(log_ratios_MV.dtype).view(-1, 2, log_ratios_MV.shape[1]).unbind(1)
+    forward_M1 = (first_MV * log_ratios_MV).sum(1, keepdim=True)
+    backward_M1 = -(second_MV * log_ratios_MV).sum(1, keepdim=True)
+    grad_M2V = log_ratios_MV.new_empty(len(log_ratios_MV), 2, log_ratios_MV.shape[1])
+    torch.mul(first_MV, log_ratios_MV + (1 - forward_M1), out=grad_M2V[:, 0]).sub_(second_MV)
+    torch.mul(second_MV, (1 - backward_M1) - log_ratios_MV, out=grad_M2V[:, 1]).sub_(first_MV)
+    return 0.5 * (forward_M1 + backward_M1).sum(), grad_M2V.flatten(0, 1).mul_(0.5)
+
+
+def chunks(num_rows: int, multiple: int) -> Iterator[slice]:
+    """Yield the fewest chunks of at most CHUNK_ROWS rows, about equal in size.
 
     Few chunks are fast, because each one costs a pass over the gradient of the output weight. The size is a multiple of
-    `multiple`, so the last chunk may reach beyond the tokens. Without tokens there is one chunk, which selects none.
+    `multiple`, so the last chunk may reach beyond the rows. Without rows there is one chunk, which selects none.
     """
-    size = max(1, math.ceil(num_tokens / max(1, math.ceil(num_tokens / CHUNK_TOKENS))))
+    size = max(1, math.ceil(num_rows / max(1, math.ceil(num_rows / CHUNK_ROWS))))
     size = -(-size // multiple) * multiple
-    for start in range(0, max(1, num_tokens), size):
+    for start in range(0, max(1, num_rows), size):
         yield slice(start, start + size)
 
 

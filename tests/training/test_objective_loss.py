@@ -19,7 +19,7 @@ LABELS_N = torch.tensor([3, 4, 5, 6, 3, 3, 6, 5, 4, 4, 3])
 @pytest.fixture(autouse=True, params=[1, 2], ids=["as they come", "in twos"])
 def small_chunks(monkeypatch, request):
     """Three chunks of four tokens; the last one is not full, or is padded with a row."""
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 4)
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 4)
     monkeypatch.setattr(loss_module, "ROW_MULTIPLE", {"cpu": request.param})
 
 
@@ -78,7 +78,7 @@ def with_parameters(weight: Tensor, bias: Tensor) -> nn.Linear:
 def test_the_size_of_chunks_does_not_change_the_loss(monkeypatch):
     results = []
     for num_tokens in (1, 2, 512):
-        monkeypatch.setattr(loss_module, "CHUNK_TOKENS", num_tokens)
+        monkeypatch.setattr(loss_module, "CHUNK_ROWS", num_tokens)
         hidden_NH, layer = parts(torch.float64)
         loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER)(hidden_NH, layer, LABELS_N)
         results.append((loss, *gradients(loss, hidden_NH, layer)))
@@ -233,7 +233,7 @@ def test_the_size_of_blocks_does_not_change_the_weight_gradient(monkeypatch, blo
 
 def test_the_bias_gradient_of_many_tokens_is_summed_in_fp32(monkeypatch):
     """A running sum in bf16 stops growing at 256 times its summands; a chunk here has 1,024."""
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 1024)
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 1024)
     layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
     hidden_NH = torch.zeros(2000, HIDDEN_SIZE)
     with torch.autocast("cpu", torch.bfloat16):

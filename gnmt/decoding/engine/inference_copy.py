@@ -326,7 +326,8 @@ class SharedContextDecoder(Decoder):
             outputs_NH = new_states[-1][0]
             if is_residual(number, self.copied.residual_from):
                 outputs_NH = outputs_NH + inputs_NH
-        hidden_BKH = self.copied.hidden(outputs_NH, context_BKH.flatten(0, 1)).view(batch, beam, -1)
+        hidden_NH = self.copied.hidden(outputs_NH, context_BKH.flatten(0, 1), embedded_BKE.flatten(0, 1))
+        hidden_BKH = hidden_NH.view(batch, beam, -1)
         return hidden_BKH, weights_BKS, pack_states(new_states, batch)
 
     def layers(self) -> list[RecurrentLayer]:

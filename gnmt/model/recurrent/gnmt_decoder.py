@@ -55,8 +55,11 @@ class GNMTDecoder(Decoder):
         context_to_output: Whether the output layer reads the context too. "none": it does not (the paper).
             "concatenated": the context is concatenated to the top layer's output (RNMT+, Chen et al. 2018), so
             `output_size` is the sum of both widths. "added": a projection of the context to `hidden_size` is added to
-            the top layer's output, so embeddings can be tied. If the output layer reads the context, the layers need
-            not learn to pass source words on, and small models learn several times sooner.
+            the top layer's output, so embeddings can be tied. "readout": the output is tanh(W [h; c; y] + b) of the top
+            layer's output h, the context c and the embedding y of the previous token, and has the width of the
+            embeddings, so they can be tied whatever `hidden_size` is (Bahdanau et al. 2015, appendix A.2.2, has the
+            same inputs). If the output layer reads the context, the layers need not learn to pass source words on, and
+            small models learn several times sooner.
 
     Raises:
         InputError: If `attention` has another query width, if nothing reads the context, or for a GRU with layer
@@ -78,7 +81,7 @@ class GNMTDecoder(Decoder):
         cell: Cell = "lstm",
         layer_norm: bool = False,
         bridge: Bridge = "none",
-        context_to_output: Literal["none", "concatenated", "added"] = "none",
+        context_to_output: Literal["none", "concatenated", "added", "readout"] = "none",
     ) -> None:
         super().__init__()
         check_query(attention, hidden_size)
@@ -98,6 +101,9 @@ class GNMTDecoder(Decoder):
         self.attention = attention
         if context_to_output == "added":
             self.readout = nn.Linear(attention.output_size, hidden_size, bias=False)
+        elif context_to_output == "readout":
+            self.readout = nn.Linear(hidden_size + attention.output_size + input_size, input_size)
+            self.output_size = input_size
         self.dropout = Dropout(dropout, variational_dropout)
         make_layer = layer_class(cell, layer_norm, "model.decoder")
         self.bottom = make_layer(input_size, hidden_size)
@@ -123,7 +129,7 @@ class GNMTDecoder(Decoder):
         outputs_TBH = forward_layers(
             upper, outputs_TBH, upper_states, self.dropout, self.residual_from, context_TBH, first_number=2
         )
-        return self.hidden(outputs_TBH, context_TBH).transpose(0, 1), weights_BTS
+        return self.hidden(outputs_TBH, context_TBH, embedded_BTE.transpose(0, 1)).transpose(0, 1), weights_BTS
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """Return each layer's initial state as hidden_1, cell_1 (the bottom layer) and so on, [B, beam, H] each."""
@@ -142,11 +148,20 @@ class GNMTDecoder(Decoder):
         outputs_NH, new_upper_states = step_layers(
             upper, outputs_NH, upper_states, self.residual_from, context_NH, first_number=2
         )
-        hidden_BKH = self.hidden(outputs_NH, context_NH).reshape(batch, beam, -1)
+        hidden_BKH = self.hidden(outputs_NH, context_NH, embedded_BKE.flatten(0, 1)).reshape(batch, beam, -1)
         return hidden_BKH, weights_BKS, pack_states([new_bottom_state, *new_upper_states], batch)
 
-    def hidden(self, outputs: Tensor, context: Tensor) -> Tensor:
-        """Return the output layer's input [..., output_size] from the top layer's output and the context."""
+    def hidden(self, outputs: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
+        """Return the output layer's input [..., output_size].
+
+        Args:
+            outputs: Outputs of the top layer, [..., hidden_size].
+            context: Contexts, [..., attention.output_size].
+            embedded: Embeddings of the previous tokens, [..., input_size].
+        """
+        if self.context_to_output == "readout":
+            read: Tensor = self.readout(torch.cat((outputs, context, embedded), dim=-1)).tanh()
+            return read
         if self.context_to_output == "added":
             summed: Tensor = outputs + self.readout(context)
             return summed
