@@ -192,8 +192,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             hidden_NH, weight_VH, bias_V, labels_N, uniform_V = ctx.saved_tensors
-            inputs = ctx.saved_tensors
-            _, gradients = chunked_cross_entropy(*inputs, ctx.smoothing, ctx.r_drop, ctx.product_dtype, True)
+            options = ctx.smoothing, ctx.r_drop, ctx.product_dtype
+            _, gradients = chunked_cross_entropy(hidden_NH, weight_VH, bias_V, labels_N, uniform_V, *options, True)
         assert gradients is not None
         return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None)
 
