@@ -95,29 +95,42 @@ class LSTM(nn.LSTM, RecurrentLayer):
 
     Its parameters have the names and layout of a single-layer torch.nn.LSTM. Unlike torch's, its `forward` returns the
     outputs without the state.
+
+    Args:
+        input_size: Width of the inputs.
+        hidden_size: Width of the outputs.
+        weight_dropout: Dropout probability of the recurrent weights (DropConnect, Merity et al. 2018, arXiv 1708.02182,
+            section 2). In training, one mask is drawn for each sequence call, so all its steps and sentences share it
+            and the fused kernels stay in use. `step` drops nothing.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0) -> None:
         super().__init__(input_size, hidden_size)
+        self.weight_dropout = Dropout(weight_dropout)
 
     def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:  # type: ignore[override]
         if state is None and self.gathers_gradients(inputs_TBI):
-            return gathered_lstm(inputs_TBI, *self._weights())[0]
-        first = None if state is None else (state[0][None], state[1][None])
+            return gathered_lstm(inputs_TBI, *self._sequence_weights())[0]
+        if state is None:
+            zeros_BH = inputs_TBI.new_zeros(inputs_TBI.shape[1], self.hidden_size)
+            state = zeros_BH, zeros_BH
+        first = state[0][None], state[1][None]
         with _without_weight_warning():
-            outputs_TBH: Tensor = super().forward(inputs_TBI, first)[0]
+            outputs_TBH, _, _ = torch.lstm(
+                inputs_TBI, first, self._sequence_weights(), True, 1, 0.0, self.training, False, False
+            )
         return outputs_TBH
 
     def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
         if self.gathers_gradients(inputs_TBI):
-            outputs_TBH, cells_TBH = gathered_lstm(inputs_TBI, *self._weights())
+            outputs_TBH, cells_TBH = gathered_lstm(inputs_TBI, *self._sequence_weights())
             return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
         # The fused kernel returns only the cell after step T, and packing would copy the lengths to the host, which
         # synchronizes with the GPU. So the inputs get one more column, which is 1 in the padding. Its weights close the
         # input gate and open the forget gate there, so the cell keeps its value from the row's end.
         padding_TB = torch.arange(inputs_TBI.shape[0], device=inputs_TBI.device)[:, None] >= lengths_B
         widened_TBI = torch.cat((inputs_TBI, padding_TB[..., None].to(inputs_TBI.dtype)), dim=2)
-        from_inputs_GI, *others = self._weights()
+        from_inputs_GI, *others = self._sequence_weights()
         padding_weight_4H = from_inputs_GI.detach().new_zeros(4, self.hidden_size)
         padding_weight_4H[0], padding_weight_4H[1] = -SATURATED_GATE, SATURATED_GATE
         weights = [torch.cat((from_inputs_GI, padding_weight_4H.view(-1, 1)), dim=1), *others]
@@ -145,11 +158,18 @@ class LSTM(nn.LSTM, RecurrentLayer):
 
     def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         # nn.LSTM with T = 1 would reorder the weights for its kernel at every call; the cell function does not.
-        hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *self._weights())
+        hidden_NH, cell_NH = torch.lstm_cell(inputs_NI, state, *_weights(self))
         return hidden_NH, cell_NH
 
-    def _weights(self) -> list[Tensor]:
-        return cast(list[Tensor], [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0])
+    def _sequence_weights(self) -> list[Tensor]:
+        return _weights(self, self.weight_dropout)
+
+
+def _weights(layer: nn.RNNBase, weight_dropout: Dropout | None = None) -> list[Tensor]:
+    """Return a layer's weights and biases in torch's order, with dropout of the recurrent weight if given."""
+    recurrent: Tensor = cast(Tensor, layer.weight_hh_l0)
+    recurrent = recurrent if weight_dropout is None else weight_dropout(recurrent)
+    return cast(list[Tensor], [layer.weight_ih_l0, recurrent, layer.bias_ih_l0, layer.bias_hh_l0])
 
 
 @contextmanager
@@ -166,14 +186,18 @@ def _without_weight_warning() -> Iterator[None]:
 class GRU(nn.GRU, RecurrentLayer):
     """A layer of gated recurrent units (Cho et al. 2014), run by torch's kernel over whole sequences.
 
-    As in torch and cuDNN, the reset gate multiplies U h + b and not h itself.
+    As in torch and cuDNN, the reset gate multiplies U h + b and not h itself. The arguments are those of `LSTM`.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0) -> None:
         super().__init__(input_size, hidden_size)
+        self.weight_dropout = Dropout(weight_dropout)
 
     def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:  # type: ignore[override]
-        outputs_TBH: Tensor = super().forward(inputs_TBI, None if state is None else state[0][None])[0]
+        first_BH = inputs_TBI.new_zeros(inputs_TBI.shape[1], self.hidden_size) if state is None else state[0]
+        weights = _weights(self, self.weight_dropout)
+        with _without_weight_warning():
+            outputs_TBH, _ = torch.gru(inputs_TBI, first_BH[None], weights, True, 1, 0.0, self.training, False, False)
         return outputs_TBH
 
     def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
@@ -184,8 +208,7 @@ class GRU(nn.GRU, RecurrentLayer):
         return (like.new_zeros(num_sequences, self.hidden_size),)
 
     def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
-        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
-        return (torch.gru_cell(inputs_NI, state[0], *cast(list[Tensor], weights)),)
+        return (torch.gru_cell(inputs_NI, state[0], *_weights(self)),)
 
 
 class StepwiseLayer(RecurrentLayer):
