@@ -24,8 +24,8 @@ CHUNK_ROWS = 1024
 """Largest number of rows whose logits are in memory at a time; enough for full matrix products."""
 
 ROW_MULTIPLE = {"cpu": 64}
-"""By device type: the rows of a chunk are padded to a multiple of this number. oneDNN compiles a kernel for each number
-of rows, and batches differ in their numbers of real tokens."""
+"""By device type: the rows of a chunk are padded to a multiple of this number, 2 for other types. oneDNN compiles a
+kernel for each number of rows, and batches differ in their numbers of real tokens."""
 
 BLOCK_ELEMENTS = {"cpu": 2**20}
 """By device type: elements of the output weight's gradient that are computed at a time, so that they stay in the cache

@@ -106,5 +106,5 @@ def draw_decoder(draw, kind, num_layers, memory_size, cell, bridged):
     attention = draw_attention(draw, memory_size)
     if kind == "top":
         return AttentionDecoder(WIDTH, WIDTH, num_layers, attention, input_feeding=draw(booleans), **common)
-    outputs = ["concatenated", "added", *(["none"] if num_layers > 1 else [])]
+    outputs = ["concatenated", "added", "readout", *(["none"] if num_layers > 1 else [])]
     return GNMTDecoder(WIDTH, WIDTH, num_layers, attention, context_to_output=draw(st.sampled_from(outputs)), **common)

@@ -76,7 +76,7 @@ def steps(model: SearchModel, source: Tokens, num_steps: int = 7, beam: int = 3)
 @pytest.mark.parametrize(
     "options",
     [{}, {"query": "previous"}, {"normalize": False}, {"tie": "all"}, {"layers": 4}, {"num_heads": 2}]
-    + [{"context_to_output": how} for how in ("added", "concatenated")],
+    + [{"context_to_output": how} for how in ("added", "concatenated", "readout")],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
 @torch.inference_mode()
@@ -252,7 +252,9 @@ def test_modules_of_other_classes_are_copied_unchanged() -> None:
     torch.testing.assert_close(found.states_BSH, expected.states_BSH, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("beam", "context_to_output"), [(1, "none"), (4, "none"), (4, "added"), (4, "concatenated")])
+@pytest.mark.parametrize(
+    ("beam", "context_to_output"), [(1, "none"), *((4, how) for how in ("none", "added", "concatenated", "readout"))]
+)
 def test_search_with_an_inference_copy_gives_tokens_and_scores_of_the_model_and_tokens_of_the_baseline(
     beam: int, context_to_output: str
 ) -> None:

@@ -86,6 +86,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "gnmt_small",
         ("model.encoder.attend_to_embeddings=true", "model.decoder.context_to_output=added"),
     ),
+    "gnmt_readout": (
+        "gnmt_small",
+        ("model.decoder.context_to_output=readout", "model.decoder.hidden_size=24", "model.encoder.weight_dropout=0.1"),
+    ),
     "gnmt_one_layer": (
         "gnmt",
         (

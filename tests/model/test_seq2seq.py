@@ -52,6 +52,20 @@ def test_embeddings_may_start_larger_than_the_weights(tie):
     assert (model.output_layer.weight.abs().max() > 1.8) == (tie == "all")
 
 
+def test_memory_dropout_drops_the_states_that_attention_reads_in_training_only():
+    torch.manual_seed(1)
+    model = model_of(memory_dropout=0.5)
+    model.encoder.eval()
+    source = padded(SOURCE)
+    expected_BSH = model.encoder(model.source_embedding(source.ids_BT), source.lengths_B).states_BSH
+    memory = model.encode(source)
+    dropped_BSH = memory.states_BSH == 0
+    assert 0.3 < dropped_BSH.float().mean() < 0.7
+    torch.testing.assert_close(memory.states_BSH, torch.where(dropped_BSH, 0, 2 * expected_BSH))
+    torch.testing.assert_close(memory.extras["keys"], model.decoder.attention.keys(memory.states_BSH))
+    assert torch.equal(model.eval().encode(source).states_BSH, expected_BSH)
+
+
 def test_the_attention_keeps_its_own_initial_values():
     model = model_of(init_range=1e-3)
     assert model.decoder.attention.direction.abs().max() > 0.1

@@ -57,6 +57,35 @@ def test_output_dropout_is_applied_in_training(make_trainer, preprocessed):
     assert objective.eval()(batch)[0] == objective(batch)[0]
 
 
+def test_r_drop_without_dropout_is_the_loss_of_one_pass(objective, preprocessed):
+    """Both passes then agree, so the mean of the cross-entropies is the loss, and the divergence is zero."""
+    batch = collate(preprocessed.store, np.arange(5))
+    once, num_tokens = objective.train()(batch)
+    grads = torch.autograd.grad(once, list(objective.parameters()))
+    objective.loss.r_drop = 2.0
+    doubled, num_tokens_of_both = objective(batch)
+    torch.testing.assert_close(doubled, once, rtol=1e-5, atol=1e-5)
+    assert num_tokens_of_both == num_tokens
+    for found, expected in zip(torch.autograd.grad(doubled, list(objective.parameters())), grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_r_drop_runs_two_passes_with_different_dropout_in_training_only(make_trainer, preprocessed):
+    objective = make_trainer("model.output_dropout=0.5", "loss.r_drop=1.0").objective
+    rows = []
+    objective.loss.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0]))
+    batch = collate(preprocessed.store, np.arange(4))
+    objective.train()(batch)
+    objective.eval()(batch)
+    assert [len(hidden_NH) for hidden_NH in rows] == [2 * batch.num_labels, batch.num_labels]
+    assert not torch.equal(rows[0][0::2], rows[0][1::2])
+    for rate in ("0", "0.5"):
+        plain = make_trainer(f"model.encoder.dropout={rate}", "loss.r_drop=1.0").objective.train()
+        plain.loss.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0]))
+        plain(batch)
+        assert torch.allclose(rows[-1][0::2], rows[-1][1::2], atol=1e-6) == (rate == "0"), "twins must be neighbors"
+
+
 def test_the_indices_of_real_tokens_are_those_of_the_mask():
     lengths_B = torch.tensor([3, 1, 0, 4])
     mask_BT = Tokens(torch.zeros(4, 5, dtype=torch.int64), lengths_B).mask_BT

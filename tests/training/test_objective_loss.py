@@ -67,6 +67,73 @@ def test_gradcheck_over_several_chunks(smoothing):
     assert torch.autograd.gradcheck(loss, (hidden_NH, layer.weight, layer.bias))
 
 
+def plain_r_drop(hidden_NH: Tensor, layer: nn.Linear, smoothing: float, r_drop: float) -> Tensor:
+    """Return the mean of both cross-entropies and the divergence of Liang et al. 2021; neighboring rows are twins."""
+    total = torch.zeros((), dtype=hidden_NH.dtype)
+    for first_H, second_H, label in zip(hidden_NH[0::2], hidden_NH[1::2], LABELS_N[: len(hidden_NH) // 2], strict=True):
+        first, second = (torch.distributions.Categorical(logits=layer(row_H)) for row_H in (first_H, second_H))
+        for distribution in (first, second):
+            smooth = distribution.logits[len(NEVER) :].mean()
+            total = total - ((1 - smoothing) * distribution.logits[label] + smoothing * smooth) / 2
+        divergence = torch.distributions.kl_divergence
+        total = total + r_drop * (divergence(first, second) + divergence(second, first)) / 2
+    return total
+
+
+@pytest.fixture
+def twins(monkeypatch) -> tuple[Tensor, nn.Linear, Tensor]:
+    """Two rows for each of seven tokens, in chunks of four rows, the last one padded."""
+    monkeypatch.setattr(loss_module, "ROW_MULTIPLE", {"cpu": 4})
+    torch.manual_seed(1)
+    hidden_NH = torch.randn(14, HIDDEN_SIZE, dtype=torch.float64, requires_grad=True)
+    return hidden_NH, nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE).double(), LABELS_N[:7].repeat_interleave(2)
+
+
+@pytest.mark.parametrize(("smoothing", "r_drop"), [(0.0, 5.0), (0.1, 1.0)])
+def test_r_drop_equals_the_plain_formula_in_value_and_gradients(twins, smoothing, r_drop):
+    hidden_NH, layer, labels_N = twins
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing, r_drop).double()
+    loss = module(hidden_NH, layer, labels_N)
+    expected = plain_r_drop(hidden_NH, layer, smoothing, r_drop)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    found = gradients(loss * 0.37, hidden_NH, layer)
+    torch.testing.assert_close(found, gradients(expected * 0.37, hidden_NH, layer), rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(module(hidden_NH, layer, labels_N), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradcheck_of_r_drop(twins):
+    hidden_NH, layer, labels_N = twins
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.1, r_drop=2.0).double()
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return module(hidden, with_parameters(weight, bias), labels_N)
+
+    assert torch.autograd.gradcheck(loss, (hidden_NH, layer.weight, layer.bias))
+
+
+def test_r_drop_of_confident_distributions_is_finite():
+    """A probability that rounds to zero has no logarithm."""
+    layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)
+    hidden_NH = (200 * torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.1, r_drop=1.0)(hidden_NH, layer, LABELS_N[:4])
+    assert (torch.softmax(layer(hidden_NH), -1) == 0).any()
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, hidden_NH, layer))
+
+
+def test_r_drop_in_bf16_stays_close_to_fp64(twins):
+    hidden_NH, layer, labels_N = twins
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.1, r_drop=1.0)
+    narrow_NH, narrow_layer = hidden_NH.detach().float().requires_grad_(), layer.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module(narrow_NH, narrow_layer, labels_N)
+    expected = plain_r_drop(narrow_NH, narrow_layer, 0.1, 1.0)
+    torch.testing.assert_close(loss, expected, rtol=5e-3, atol=0)
+    found = gradients(loss, narrow_NH, narrow_layer)
+    torch.testing.assert_close(found, gradients(expected, narrow_NH, narrow_layer), rtol=0.05, atol=0.05)
+
+
 def with_parameters(weight: Tensor, bias: Tensor) -> nn.Linear:
     """Return a layer whose weight and bias are the given tensors."""
     layer = nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE)

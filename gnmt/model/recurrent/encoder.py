@@ -40,6 +40,7 @@ class LSTMEncoder(Encoder):
             None for no residual connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
+        weight_dropout: Dropout probability of the recurrent weights (DropConnect; see LSTM).
         attend_to_embeddings: Whether a projection of the embeddings is added to the top layer's states. Attention can
             then read the word itself, so a model learns to translate it before its layers have learned to pass it on.
             This is not in the paper; Gehring et al. 2017, section 3.4, let attention read embeddings for the same
@@ -67,6 +68,7 @@ class LSTMEncoder(Encoder):
         residual_from: Annotated[int, Range(2)] | None = 3,
         dropout: Probability = 0.0,
         variational_dropout: bool = False,
+        weight_dropout: Probability = 0.0,
         attend_to_embeddings: bool = False,
         cell: Cell = "lstm",
         layer_norm: bool = False,
@@ -89,7 +91,7 @@ class LSTMEncoder(Encoder):
         self.final_states = final_states
         self.dropout = Dropout(dropout, variational_dropout)
         self.layers = nn.ModuleList()
-        make_layer = layer_class(cell, layer_norm, "model.encoder")
+        make_layer = layer_class(cell, layer_norm, "model.encoder", weight_dropout)
         for layer, width in enumerate(widths[:-1]):
             if layer < num_bidirectional_layers:
                 self.layers.append(Bidirectional(width, hidden_size, make_layer))

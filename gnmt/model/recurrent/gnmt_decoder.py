@@ -49,6 +49,7 @@ class GNMTDecoder(Decoder):
             None for no residual connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
+        weight_dropout: Dropout probability of the recurrent weights (DropConnect; see LSTM).
         cell: "lstm" or "gru".
         layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
         bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
@@ -78,6 +79,7 @@ class GNMTDecoder(Decoder):
         residual_from: Annotated[int, Range(2)] | None = 3,
         dropout: Probability = 0.0,
         variational_dropout: bool = False,
+        weight_dropout: Probability = 0.0,
         cell: Cell = "lstm",
         layer_norm: bool = False,
         bridge: Bridge = "none",
@@ -105,7 +107,7 @@ class GNMTDecoder(Decoder):
             self.readout = nn.Linear(hidden_size + attention.output_size + input_size, input_size)
             self.output_size = input_size
         self.dropout = Dropout(dropout, variational_dropout)
-        make_layer = layer_class(cell, layer_norm, "model.decoder")
+        make_layer = layer_class(cell, layer_norm, "model.decoder", weight_dropout)
         self.bottom = make_layer(input_size, hidden_size)
         upper_size = hidden_size + attention.output_size
         self.upper = nn.ModuleList(make_layer(upper_size, hidden_size) for _ in range(num_layers - 1))

@@ -14,6 +14,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -255,9 +256,10 @@ class LayerNormLSTM(StepwiseLayer):
     operations for each step, and trains several times slower than `LSTM`.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.weight_dropout = Dropout(weight_dropout)
         self.from_inputs = nn.Linear(input_size, 4 * hidden_size, bias=False)
         self.from_hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.gain = nn.Parameter(torch.ones(4, hidden_size))
@@ -285,13 +287,14 @@ LayerMaker = Callable[[int, int], RecurrentLayer]
 """A function or class that makes a layer from its input and hidden size."""
 
 
-def layer_class(cell: Cell, layer_norm: bool, key: str) -> LayerMaker:
+def layer_class(cell: Cell, layer_norm: bool, key: str, weight_dropout: float = 0.0) -> LayerMaker:
     """Return the class of layer for a cell.
 
     Args:
         cell: "lstm" or "gru".
         layer_norm: Whether gates are normalized.
         key: Config key of the component, such as `model.encoder`, for the error message.
+        weight_dropout: Dropout probability of the layers' recurrent weights.
 
     Raises:
         InputError: If the cell is a GRU with layer normalization, which is not implemented.
@@ -299,8 +302,8 @@ def layer_class(cell: Cell, layer_norm: bool, key: str) -> LayerMaker:
     if cell == "gru" and layer_norm:
         raise InputError(f"{key}.layer_norm=true needs {key}.cell=lstm, found cell=gru: change one of the two")
     if layer_norm:
-        return LayerNormLSTM
-    return GRU if cell == "gru" else LSTM
+        return partial(LayerNormLSTM, weight_dropout=weight_dropout)
+    return partial(GRU if cell == "gru" else LSTM, weight_dropout=weight_dropout)
 
 
 class Bidirectional(nn.Module):

@@ -95,6 +95,27 @@ def test_context_to_output_added_keeps_the_width_so_that_the_output_layer_can_be
     assert decoder.output_size == 6
 
 
+def test_a_readout_has_the_width_of_the_embeddings_and_reads_output_context_and_previous_token():
+    torch.manual_seed(1)
+    decoder = GNMTDecoder(5, 7, 2, AdditiveAttention(7, 4, 3), context_to_output="readout")
+    model = Seq2Seq(LSTMEncoder(5, 4, 2), decoder, 11, 11, 5, tie_embeddings="all", init_range=0.5).double().eval()
+    memory = model.encode(padded(SOURCE))
+    embedded_BTE = model.target_embedding(padded(TARGET).ids_BT)
+    hidden_BTH, _ = decoder(embedded_BTE, memory)
+    assert hidden_BTH.shape[2] == decoder.output_size == 5
+    bottom_TBH = decoder.bottom(embedded_BTE.transpose(0, 1))
+    context_BTH, _ = decoder.attention(bottom_TBH.transpose(0, 1), memory.extras["keys"], memory)
+    top_TBH = decoder.upper[0](torch.cat((bottom_TBH, context_BTH.transpose(0, 1)), dim=-1))
+    from_top, from_context, from_token = decoder.readout.weight.split((7, 4, 5), dim=1)
+    expected_BTH = torch.tanh(
+        top_TBH.transpose(0, 1) @ from_top.T
+        + context_BTH @ from_context.T
+        + embedded_BTE @ from_token.T
+        + decoder.readout.bias
+    )
+    torch.testing.assert_close(hidden_BTH, expected_BTH)
+
+
 def test_a_single_layer_whose_context_is_not_read_is_refused():
     with pytest.raises(
         InputError, match=r"decoder\.num_layers=1 and .* nothing reads.*context_to_output=added or model.decoder.num_la"

@@ -110,6 +110,39 @@ def test_the_final_cell_does_not_depend_on_the_padding_in_any_precision(precisio
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("cls", [LSTM, GRU])
+def test_weight_dropout_masks_the_recurrent_weight_once_for_all_steps(cls):
+    """The outputs are those of a layer without dropout whose recurrent weight is the masked one."""
+    torch.manual_seed(1)
+    dropping, plain, inputs_TBI = cls(5, 7, weight_dropout=0.5).double(), layer_of(cls), padded_inputs()
+    weight_GH = plain.weight_hh_l0.detach().clone()
+    dropping.load_state_dict(plain.state_dict())
+    torch.manual_seed(4)
+    outputs_TBH = dropping(inputs_TBI)
+    torch.manual_seed(4)
+    masked_GH = dropping.weight_dropout(weight_GH)
+    assert ((masked_GH == 0) | torch.isclose(masked_GH, 2 * weight_GH)).all()
+    assert 0.3 < (masked_GH == 0).double().mean() < 0.7
+    with torch.no_grad():
+        plain.weight_hh_l0.copy_(masked_GH)
+    torch.testing.assert_close(outputs_TBH, plain(inputs_TBI))
+    torch.manual_seed(4)
+    _, final = dropping.forward_with_final_state(inputs_TBI, LENGTHS_B)
+    torch.testing.assert_close(final, plain.forward_with_final_state(inputs_TBI, LENGTHS_B)[1])
+    assert not torch.equal(dropping(inputs_TBI), outputs_TBH), "a second call draws another mask"
+    dropping.eval()
+    assert torch.equal(dropping(inputs_TBI), dropping(inputs_TBI, dropping.start(4, inputs_TBI)))
+
+
+def test_dropped_recurrent_weights_get_no_gradient_and_the_others_do():
+    layer, inputs_TBI = LSTM(5, 7, weight_dropout=0.5).double(), padded_inputs().clamp(max=1)
+    torch.manual_seed(4)
+    layer(inputs_TBI).sum().backward()
+    torch.manual_seed(4)
+    dropped_GH = layer.weight_dropout(torch.ones_like(layer.weight_hh_l0)) == 0
+    assert torch.equal(layer.weight_hh_l0.grad == 0, dropped_GH)
+
+
 def test_each_gate_is_normalized_by_itself():
     """One step is compared with Ba et al. 2016, gate by gate."""
     layer = layer_of(LayerNormLSTM)
