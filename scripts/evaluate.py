@@ -32,41 +32,27 @@ from pathlib import Path
 
 from gnmt.config.cli import run_command
 from gnmt.config.schema import EvaluateConfig
-from gnmt.errors import InputError, format_count
+from gnmt.errors import format_count
 
 
 def main(cfg: EvaluateConfig) -> None:
     from gnmt.decoding.translator import load_translator
     from gnmt.evaluation.evaluate import (
-        EvaluationFiles,
-        Rows,
-        TrainingData,
         choose_bleu_tokenizer,
         evaluate,
+        given_files,
+        read_text,
         variant_of,
     )
-    from gnmt.fileio import path_list
 
-    files = None
-    if not (cfg.source is None and cfg.target is None and cfg.pairs is None):
-        files = EvaluationFiles(cfg.source, path_list(cfg.target or []), cfg.pairs, cfg.columns)
-        if cfg.test_set is not None or cfg.data_folder is not None:
-            raise InputError("source= and target=, or pairs=, name the test set: leave out test_set= and data_folder=")
+    files = given_files(cfg)
     loaded = load_translator(cfg)
     translator, checkpoints, members = loaded
     if cfg.num_alignments:
         loaded.require_attention(f"num_alignments={cfg.num_alignments}")
     contents, config = members[0].contents, members[0].config
-    fingerprint = None
-    pairs: Rows
-    if files is not None:
-        test_set, pairs = files.name, files.read()
-    else:
-        trusted = tuple(cfg.trusted_packages)
-        recorded = TrainingData(config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted)
-        test_set, pairs = recorded.test_set(cfg.test_set, cfg.data_folder)
-        fingerprint = recorded.fingerprint
-    bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, config["data"], pairs)
+    text = read_text(cfg, files, members[0])
+    bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, config["data"], text.rows)
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:
         further["tokenize"] = cfg.bleu_tokenize
@@ -80,10 +66,10 @@ def main(cfg: EvaluateConfig) -> None:
         further["ensemble"] = cfg.ensemble
     evaluation = evaluate(
         translator,
-        pairs,
-        test_set=test_set,
+        text.rows,
+        test_set=text.name,
         files=files,
-        data_fingerprint=fingerprint,
+        data_fingerprint=text.data_fingerprint,
         checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
         steps=[member.contents["step"] for member in members],
         bleu_tokenize=bleu_tokenize,

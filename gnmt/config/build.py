@@ -148,3 +148,8 @@ def _lies_in(name: str, packages: Collection[str]) -> bool:
 def dotted_name(kind: type) -> str:
     """Return the dotted name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def component_yaml(cls: type, values: Mapping[str, Any]) -> str:
+    """Return a node with a class as `_target_` and values of its keywords as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create({"_target_": dotted_name(cls), **values}))

@@ -126,8 +126,8 @@ class TranslatorConfig:
 
 
 @dataclass
-class EvaluateConfig(TranslatorConfig):
-    """Root keys of scripts/evaluate.py."""
+class EvaluatedConfig(TranslatorConfig):
+    """Root keys of the commands that translate and score a test set."""
 
     test_set: str | None = MISSING
     source: str | None = MISSING
@@ -138,11 +138,25 @@ class EvaluateConfig(TranslatorConfig):
     output: str | None = MISSING
     bleu_tokenize: str | None = MISSING
     lowercase: Any = field(default=MISSING, metadata=typed(bool))
-    num_alignments: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(0)]))
     replace_unknown: str = field(default=MISSING, metadata=choice("none", "copy"))
     weights: str = field(default=MISSING, metadata=choice("averaged", "raw"))
     batch_size: Any = field(default=MISSING, metadata=typed(BatchSize | None))
     precision: str = field(default=MISSING, metadata=RECORDED_OR_SEARCH_PRECISION)
+
+
+@dataclass
+class EvaluateConfig(EvaluatedConfig):
+    """Root keys of scripts/evaluate.py."""
+
+    num_alignments: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(0)]))
+
+
+@dataclass
+class TuneDecodingConfig(EvaluatedConfig):
+    """Root keys of scripts/tune_decoding.py."""
+
+    grid: Any = field(default=MISSING, metadata=typed(dict[str, list[Any] | None]))
+    metric: str = field(default=MISSING, metadata=choice("bleu", "chrf"))
 
 
 @dataclass
@@ -253,6 +267,7 @@ SCHEMAS = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
     "evaluate": EvaluateConfig,
+    "tune_decoding": TuneDecodingConfig,
     "translate": TranslateConfig,
     "score": ScoreConfig,
     "inspect_checkpoint": InspectConfig,

@@ -19,12 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gnmt.checkpoint.file import sha256_of_checkpoints
+from gnmt.checkpoint.load import LoadedModel
 from gnmt.config.build import build
+from gnmt.config.schema import EvaluatedConfig
 from gnmt.config.validate import check_component
 from gnmt.data.changed_lines import changed_lines
 from gnmt.data.corpora import SCRIPTS, Corpus, bleu_tokenizer, language_unlike_13a
@@ -37,7 +39,7 @@ from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
-from gnmt.fileio import check_output, check_output_folder, short_hash, write_atomically
+from gnmt.fileio import check_output, check_output_folder, path_list, short_hash, write_atomically
 from gnmt.logs import counter, progress_bar
 from gnmt.reporting.figures import image_bytes
 from gnmt.reporting.tensorboard import Reporter
@@ -318,6 +320,55 @@ class EvaluationFiles:
                 "there is nothing to evaluate"
             )
         return rows
+
+
+class EvaluationText(NamedTuple):
+    """A test set of the training data, or one in files.
+
+    Attributes:
+        name: Its name in messages and files.
+        rows: Source and references of each sentence.
+        files: The files that the rows were read from; None for a test set of the training data.
+        data_fingerprint: Fingerprint of the training data; None for files.
+    """
+
+    name: str
+    rows: Rows
+    files: EvaluationFiles | None
+    data_fingerprint: str | None
+
+
+def given_files(cfg: EvaluatedConfig) -> EvaluationFiles | None:
+    """Return the files that source= and target=, or pairs=, name; None without these keys.
+
+    Raises InputError if the keys do not fit together.
+    """
+    if cfg.source is None and cfg.target is None and cfg.pairs is None:
+        return None
+    if cfg.test_set is not None or cfg.data_folder is not None:
+        raise InputError("source= and target=, or pairs=, name the test set: leave out test_set= and data_folder=")
+    return EvaluationFiles(cfg.source, path_list(cfg.target or []), cfg.pairs, cfg.columns)
+
+
+def read_text(
+    cfg: EvaluatedConfig, files: EvaluationFiles | None, member: LoadedModel, default_set: str | None = None
+) -> EvaluationText:
+    """Return the text of the files, or the test set of the checkpoint's training data that test_set= names.
+
+    Args:
+        cfg: The command's config.
+        files: Result of `given_files`.
+        member: The checkpoint, or the first one of an ensemble.
+        default_set: Test set for `test_set: null`; None for the only one of the data.
+    """
+    if files is not None:
+        return EvaluationText(files.name, files.read(), files, None)
+    contents, trusted = member.contents, tuple(cfg.trusted_packages)
+    recorded = TrainingData(
+        member.config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted
+    )
+    name, pairs = recorded.test_set(cfg.test_set or default_set, cfg.data_folder)
+    return EvaluationText(name, pairs, None, recorded.fingerprint)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_no_yaml_escapes_these_tests() -> None:
         "import_checkpoint",
         "inspect_checkpoint",
     ]
-    assert [*first, "prepare", "score", "train", "translate"] == COMMANDS
+    assert [*first, "prepare", "score", "train", "translate", "tune_decoding"] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
     assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 86
 
