@@ -55,8 +55,8 @@ class LSTMEncoder(Encoder):
             are concatenated to [B, 2H].
 
     Raises:
-        InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for a GRU
-            with layer normalization.
+        InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for layer
+            normalization with a GRU or with weight dropout.
     """
 
     def __init__(

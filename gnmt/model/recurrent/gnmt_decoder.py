@@ -63,8 +63,8 @@ class GNMTDecoder(Decoder):
             small models learn several times sooner.
 
     Raises:
-        InputError: If `attention` has another query width, if nothing reads the context, or for a GRU with layer
-            normalization.
+        InputError: If `attention` has another query width, if nothing reads the context, or for layer normalization
+            with a GRU or with weight dropout.
     """
 
     memory_size_key = "attention.memory_size"

@@ -256,10 +256,9 @@ class LayerNormLSTM(StepwiseLayer):
     operations for each step, and trains several times slower than `LSTM`.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0) -> None:
+    def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
-        self.weight_dropout = Dropout(weight_dropout)
         self.from_inputs = nn.Linear(input_size, 4 * hidden_size, bias=False)
         self.from_hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.gain = nn.Parameter(torch.ones(4, hidden_size))
@@ -297,12 +296,15 @@ def layer_class(cell: Cell, layer_norm: bool, key: str, weight_dropout: float = 
         weight_dropout: Dropout probability of the layers' recurrent weights.
 
     Raises:
-        InputError: If the cell is a GRU with layer normalization, which is not implemented.
+        InputError: If a GRU has layer normalization, or a layer with layer normalization has weight dropout; neither is
+            implemented.
     """
     if cell == "gru" and layer_norm:
         raise InputError(f"{key}.layer_norm=true needs {key}.cell=lstm, found cell=gru: change one of the two")
+    if layer_norm and weight_dropout:
+        raise InputError(f"{key}.weight_dropout={weight_dropout} needs {key}.layer_norm=false: change one of the two")
     if layer_norm:
-        return partial(LayerNormLSTM, weight_dropout=weight_dropout)
+        return LayerNormLSTM
     return partial(GRU if cell == "gru" else LSTM, weight_dropout=weight_dropout)
 
 

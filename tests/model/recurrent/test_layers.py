@@ -174,6 +174,12 @@ def test_a_normalized_gru_is_refused():
         layer_class("gru", True, "model.encoder")
 
 
+def test_weight_dropout_of_a_normalized_layer_is_refused():
+    with pytest.raises(InputError, match=r"model.decoder.weight_dropout=0.2 needs model.decoder.layer_norm=false"):
+        layer_class("lstm", True, "model.decoder", 0.2)
+    layer_class("lstm", True, "model.decoder", 0.0)
+
+
 def bidirectional_pair() -> tuple[Bidirectional, nn.LSTM]:
     """Return our layer and torch's with the same weights."""
     torch.manual_seed(2)
