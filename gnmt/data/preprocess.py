@@ -88,7 +88,7 @@ from gnmt.fileio import (
     work_folder,
     write_atomically,
 )
-from gnmt.logs import progress_bar, wait_for
+from gnmt.logs import own_rank, progress_bar, wait_for
 from gnmt.signals import block_signals_in_children
 
 log = logging.getLogger(__name__)
@@ -133,8 +133,7 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         preprocessed = _with_weights(read_preprocessed(folder), corpus)
         log.info("%s is up to date", folder)
         corpus.check_references(target for _, target in preprocessed.dev)
-        _report_changed_lines(preprocessed)
-        _report_overlaps(preprocessed)
+        _report(preprocessed)
         return preprocessed
     try:
         with building_lock(folder):
@@ -146,9 +145,15 @@ def preprocess(corpus: Corpus, options: TokenizerSource, *, overwrite: bool = Fa
         raise InputError(f"{folder}: cannot be preprocessed: {error.strerror or error}") from error
     preprocessed = _with_weights(read_preprocessed(folder), corpus)
     log.info("%s: %s", folder, preprocessed.report.counts())
-    _report_changed_lines(preprocessed)
-    _report_overlaps(preprocessed)
+    _report(preprocessed)
     return preprocessed
+
+
+def _report(preprocessed: PreprocessedData) -> None:
+    """Log what the user should know about the text. Only rank 0 does: all ranks read the same text."""
+    if own_rank() == 0:
+        _report_changed_lines(preprocessed)
+        _report_overlaps(preprocessed)
 
 
 def _report_changed_lines(preprocessed: PreprocessedData) -> None:

@@ -62,7 +62,11 @@ def counts(preprocessed: PreprocessedData) -> dict[str, tuple[int, int, int]]:
 
 
 def test_known_sentences_are_counted_shown_and_kept(
-    corpus: FilesCorpus, train: list[tuple[str, str]], options: TokenizerOptions, caplog: pytest.LogCaptureFixture
+    corpus: FilesCorpus,
+    train: list[tuple[str, str]],
+    options: TokenizerOptions,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Scores were high, and nothing said that the model had seen the test set."""
     preprocessed = preprocess(corpus, options)
@@ -90,6 +94,10 @@ def test_known_sentences_are_counted_shown_and_kept(
     caplog.clear()
     preprocess(corpus, options)
     assert warning in caplog.messages, "an old folder is warned about, too"
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")
+    preprocess(corpus, options)
+    assert warning not in caplog.messages, "each process of a job repeated it"
 
 
 def test_pairs_that_are_not_trained_on_do_not_count(
