@@ -22,7 +22,7 @@ Main keys:
   prefixes           a file with the beginning of each translation
   resume             auto: resume from <output>.partial; never: restart from scratch
   decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
-  max_source_tokens  longer lines are translated in segments, which end at sentence ends where possible
+  max_source_tokens  longer lines are translated sentence by sentence; longer sentences are cut between words
   device, precision  auto selects CUDA and bf16 if the hardware has them
 """
 

@@ -17,6 +17,9 @@ from gnmt.data.tokenizer import AnyTokenizer, Tokenizers
 # for a run without a space after it would grow with the square of its length.
 _SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s)|[。！？]++[」』”’）]*+""")
 
+SHORTEST_SEGMENT = 4
+"""A segment of a long line with fewer tokens takes the next sentence too."""
+
 
 @dataclass(frozen=True)
 class Translation:
@@ -61,9 +64,11 @@ class Translation:
 def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[int]]:
     """Cut a line into segments and return their source ids, each with its framing.
 
-    A line that fits is one segment, and a line without a token has none. A longer line is cut at sentence ends. A
-    sentence that does not fit is cut between words, and a word that does not fit is cut between any two tokens. Each
-    segment takes as many of these units as fit.
+    A line that fits is one segment, and a line without a token has none. A longer line is cut at every sentence end,
+    because a model that was trained on single sentences translates only the beginning of several. A segment of fewer
+    than SHORTEST_SEGMENT tokens, such as an abbreviation, takes the next sentence too if it fits. A sentence that does
+    not fit is cut between words, and a word that does not fit between any two tokens; these segments take as many words
+    as fit.
 
     Args:
         tokenizers: The tokenizers, of which the source's is used.
@@ -74,24 +79,33 @@ def cut_line(tokenizers: Tokenizers, line: str, max_tokens: int) -> list[list[in
     limit = max_tokens - tokenizers.num_framing_ids
     if len(ids) <= limit:
         return [tokenizers.framed(ids)] if ids else []
-    segments: list[list[int]] = [[]]
-    for unit in _units(tokenizers.source, line, limit):
-        if segments[-1] and len(segments[-1]) + len(unit) > limit:
-            segments.append([])
-        segments[-1] += unit
+    segments: list[list[int]] = []
+    for sentence in split_sentences(line):
+        for part in _parts(tokenizers.source, sentence, limit):
+            if segments and len(segments[-1]) < SHORTEST_SEGMENT and len(segments[-1]) + len(part) <= limit:
+                segments[-1] += part
+            else:
+                segments.append(part)
     return [tokenizers.framed(segment) for segment in segments]
 
 
-def _units(tokenizer: AnyTokenizer, line: str, limit: int) -> Iterator[list[int]]:
-    """Yield the ids of each sentence. Longer ones than the limit are split into words, and longer words into slices."""
-    for sentence in split_sentences(line):
-        ids = tokenizer.encode(sentence)
-        if len(ids) <= limit:
+def _parts(tokenizer: AnyTokenizer, sentence: str, limit: int) -> Iterator[list[int]]:
+    """Yield the ids of a sentence, in the fewest parts of at most `limit` tokens with whole words, if it is longer."""
+    ids = tokenizer.encode(sentence)
+    if len(ids) <= limit:
+        if ids:
             yield ids
-            continue
-        for word in sentence.split():
-            ids = tokenizer.encode(word)
-            yield from (ids[start : start + limit] for start in range(0, len(ids), limit))
+        return
+    part: list[int] = []
+    for word in sentence.split():
+        ids = tokenizer.encode(word)
+        for unit in (ids[start : start + limit] for start in range(0, len(ids), limit)):
+            if part and len(part) + len(unit) > limit:
+                yield part
+                part = []
+            part = part + unit
+    if part:
+        yield part
 
 
 def split_sentences(line: str) -> list[str]:

@@ -150,9 +150,9 @@ class Translator:
         options: The search options.
         precision: Data type of matrix products; see gnmt.device.
         batch_size: Largest number of sentences in the active batch. It is halved while memory runs out.
-        max_source_tokens: Lines with more source tokens (with EOS) are translated in segments, cut at sentence ends if
-            possible, because models do not generalize to much longer lines than in training. A model with learned
-            positions limits it further.
+        max_source_tokens: Lines with more source tokens (with EOS) are translated in segments (see `cut_line`), because
+            models do not generalize to much longer lines than in training. A model with learned positions limits it
+            further.
         ensemble: Mean of the models' probabilities, `log_probs` or `probabilities`.
         replace_unknown: `copy` replaces each UNK by the source word that received most of its attention, `none` keeps
             ` ⁇ `.

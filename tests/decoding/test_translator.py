@@ -14,7 +14,7 @@ from gnmt.batch import EOS_ID
 from gnmt.checkpoint.load import LoadedModel
 from gnmt.data.tokenizer import TokenizerOptions, Tokenizers, train_tokenizers
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.segments import Translation, split_sentences
+from gnmt.decoding.segments import SHORTEST_SEGMENT, Translation, cut_line, split_sentences
 from gnmt.decoding.translator import Translator
 from gnmt.device import choose_precision
 from gnmt.errors import InputError
@@ -150,12 +150,36 @@ def test_segments_of_a_long_line_end_at_sentences_then_words_then_anywhere(model
         tokenizers.target.decode(by_sentence.tokens[start:end])
         for start, end in itertools.pairwise([0, *(end + 1 for end in ends)])
     ]
-    assert len(texts) > 1
-    assert all(text.endswith("house.") for text in texts)
+    assert texts == [sentence.strip()] * 8, "a model of single sentences leaves out the end of several"
     [by_word] = translator.translate(["house " * 60])
     assert by_word.text == ("house " * 60).strip()
     [anywhere] = translator.translate(["x" * 400])
     assert anywhere.text.replace(" ", "") == "x" * 400
+
+
+def test_every_sentence_is_a_segment_but_a_short_one_takes_the_next(tokenizers):
+    """A demo model translated 98 words of a line of 80 sentences; sentence by sentence it translates 280."""
+    decode = tokenizers.source.decode
+    long, short = "the small dog sees a red house.", "a."
+    assert len(tokenizers.source.encode(short)) < SHORTEST_SEGMENT <= len(tokenizers.source.encode(long))
+    line = f"{long} {short} {long} {long}"
+    limit = len(tokenizers.source.encode(line))  # without room for EOS
+    segments = cut_line(tokenizers, line, limit)
+    assert [decode(ids[:-1]) for ids in segments] == [long, f"{short} {long}", long]
+    assert cut_line(tokenizers, line, limit + 1) == [tokenizers.framed(tokenizers.source.encode(line))]
+    tight = len(tokenizers.source.encode(long)) + 1
+    assert all(len(ids) <= tight for ids in cut_line(tokenizers, line, tight))
+
+
+def test_a_sentence_that_is_too_long_is_cut_into_the_fewest_parts_of_whole_words(tokenizers):
+    words = "the small dog sees a red house " * 3
+    per_word = [len(tokenizers.source.encode(word)) for word in words.split()]
+    limit = 2 * max(per_word)
+    segments = cut_line(tokenizers, words, limit + 1)
+    assert " ".join(tokenizers.source.decode(ids[:-1]) for ids in segments) == words.strip()
+    for one, other in itertools.pairwise(segments):
+        first = len(tokenizers.source.encode(tokenizers.source.decode(other[:-1]).split()[0]))
+        assert len(one) - 1 + first > limit, "the next word did not fit"
 
 
 def test_line_numbers_continue_over_chunks(model, tokenizers, caplog, monkeypatch):
