@@ -54,7 +54,7 @@ class AttentionDecoder(Decoder):
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         cell: "lstm" or "gru".
-        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        layer_norm: Whether every gate is normalized (see LayerNormLSTM).
         bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
 
     Raises:

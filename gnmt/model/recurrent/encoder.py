@@ -46,7 +46,7 @@ class LSTMEncoder(Encoder):
             This is not in the paper; Gehring et al. 2017, section 3.4, let attention read embeddings for the same
             reason.
         cell: "lstm" or "gru", for all layers.
-        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        layer_norm: Whether every gate is normalized (see LayerNormLSTM).
         reverse_source: Whether the layers read the source from its last token to its first, with EOS still at the end
             (Sutskever et al. 2014, section 3.3). The states stay in the order of the source.
         projection_size: Width to which a linear layer projects the top layer's states; None for no such layer.

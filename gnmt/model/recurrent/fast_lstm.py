@@ -1,4 +1,4 @@
-"""An LSTM layer whose backward pass computes each weight's gradient in one product over all time steps.
+"""LSTM layers whose backward pass computes each weight's gradient in one product over all time steps.
 
 The backward pass of a fused LSTM kernel adds to the weights' gradients at every time step, by products with as few rows
 as there are sentences in the batch. Here the backward loop over time computes only what depends on the next step: the
@@ -6,11 +6,13 @@ gradients of the gates. They are stored for all steps, [T, B, 4H]. After the loo
 the gradient of each weight, and another one the gradient of the inputs. Likewise, the forward pass multiplies the
 inputs of all steps in one product, and only the product with the hidden state is in the loop.
 
-`LSTM` in gnmt/model/recurrent/layers.py decides when this is faster than the fused kernel.
+`gathered_lstm` is the usual LSTM; `LSTM` in gnmt/model/recurrent/layers.py decides when it is faster than the fused
+kernel. `layer_norm_lstm` is the LSTM with layer normalization, for which there is no fused kernel.
 
 G = 4H stands for the gates' units: input, forget, cell candidate and output gate, in torch's order. All tanh are
 computed as 2 sigmoid(2x) - 1, because torch's sigmoid takes a sixth of the time of its tanh on a CPU. Therefore the
-rows of the cell candidate are doubled in weights, biases and preactivations, and one sigmoid serves all four gates.
+rows of the cell candidate are doubled, in weights, biases and preactivations or in the gain and bias of the
+normalization, and one sigmoid serves all four gates.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnmt.device import onednn_dtypes
@@ -41,10 +44,8 @@ def gathered_lstm(
         bias_ih_G: Bias of the inputs' product.
         bias_hh_G: Bias of the hidden state's product.
     """
-    device = inputs_TBI.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else inputs_TBI.dtype
     parameters = weight_ih_GI, weight_hh_GH, bias_ih_G, bias_hh_G
+    dtype = product_dtype(inputs_TBI)
     outputs_TBH, cells_TBH = _GatheredLSTM.apply(inputs_TBI, *parameters, dtype)  # type: ignore[no-untyped-call]
     return outputs_TBH, cells_TBH
 
@@ -171,6 +172,260 @@ def gradient_of_gates(
     return grad_TBG
 
 
+LAYER_NORM_EPSILON = 1e-5
+"""Constant that layer normalization adds to the variance, the default of torch.nn.LayerNorm."""
+
+
+def layer_norm_lstm(
+    inputs_TBI: Tensor,
+    weight_ih_GI: Tensor,
+    weight_hh_GH: Tensor,
+    gain_4H: Tensor,
+    bias_4H: Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run a layer-normalized LSTM layer and return the outputs and cells of all steps, [T, B, H] each.
+
+    The preactivations of a gate are gain * norm(W x + U h) + bias, where norm subtracts the mean over the H units of
+    the gate and divides by the standard deviation (Ba et al. 2016, eq. 4; Chen et al. 2018, section 4.1). The rest is
+    an LSTM. Both results propagate gradients. Types are those of `gathered_lstm`: products and outputs have the type
+    of autocast or of the inputs, all else is fp32 or fp64. Repeated calls give bitwise equal results.
+
+    Args:
+        inputs_TBI: Inputs, float [T, B, I].
+        weight_ih_GI: Weight W of the inputs.
+        weight_hh_GH: Weight U of the hidden state.
+        gain_4H: Gain of each gate.
+        bias_4H: Bias of each gate.
+        state: Hidden state and cell before the first step, [B, H] each; None for zeros.
+    """
+    hidden_BH, cell_BH = (None, None) if state is None else state
+    parameters = weight_ih_GI, weight_hh_GH, gain_4H, bias_4H
+    dtype = product_dtype(inputs_TBI)
+    outputs_TBH, cells_TBH = _LayerNormLSTM.apply(  # type: ignore[no-untyped-call]
+        inputs_TBI, *parameters, hidden_BH, cell_BH, dtype
+    )
+    return outputs_TBH, cells_TBH
+
+
+class _LayerNormLSTM(torch.autograd.Function):
+    """Autograd function of `layer_norm_lstm`.
+
+    Of each step, backward needs the normalized sums of the products, the reciprocal of their standard deviation, the
+    cell and the output. It computes the gates again, which takes as long as writing them to memory and reading them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs_TBI: Tensor,
+        weight_ih_GI: Tensor,
+        weight_hh_GH: Tensor,
+        gain_4H: Tensor,
+        bias_4H: Tensor,
+        first_hidden_BH: Tensor | None,
+        first_cell_BH: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        num_steps, batch, _ = inputs_TBI.shape
+        hidden_size = weight_hh_GH.shape[1]
+        inputs_TBI = inputs_TBI.to(dtype)
+        outputs_TBH = inputs_TBI.new_empty(num_steps, batch, hidden_size)
+        cells_TBH = torch.empty_like(outputs_TBH, dtype=torch.promote_types(dtype, torch.float32))
+        hidden_BH = None if first_hidden_BH is None else first_hidden_BH.to(dtype)
+        cell_BH = torch.zeros_like(cells_TBH[0]) if first_cell_BH is None else first_cell_BH.to(cells_TBH.dtype)
+        gates = _Gates(gain_4H, bias_4H, batch, cells_TBH.dtype)
+        normalized, scales = [], []
+        with torch.autocast(inputs_TBI.device.type, enabled=False):
+            sums = F.linear(inputs_TBI, weight_ih_GI.to(dtype)).unbind(0)
+            add_product = overwriting_adder(weight_hh_GH.to(dtype), batch)
+            for sum_BG, output_BH, next_cell_BH in zip(sums, outputs_TBH.unbind(0), cells_TBH.unbind(0), strict=True):
+                if hidden_BH is not None:
+                    sum_BG = add_product(sum_BG, hidden_BH)
+                normalized_B4H, _, scale_B41 = torch.native_layer_norm(
+                    sum_BG.to(cells_TBH.dtype).view(batch, 4, hidden_size),
+                    (hidden_size,),
+                    None,
+                    None,
+                    LAYER_NORM_EPSILON,
+                )
+                gates.compute(normalized_B4H)
+                torch.mul(gates.forget_gate_BH, cell_BH, out=next_cell_BH).addcmul_(
+                    gates.input_gate_BH, gates.candidate_BH
+                )
+                torch.mul(gates.output_gate_BH, gates.tanh(next_cell_BH), out=output_BH)
+                normalized.append(normalized_B4H)
+                scales.append(scale_B41)
+                hidden_BH, cell_BH = output_BH, next_cell_BH
+        parameters = weight_ih_GI, weight_hh_GH, gain_4H, bias_4H
+        first_state = first_hidden_BH, first_cell_BH
+        ctx.save_for_backward(inputs_TBI, *parameters, *first_state, outputs_TBH, cells_TBH, *normalized, *scales)
+        return outputs_TBH, cells_TBH
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs_TBI, weight_ih_GI, weight_hh_GH, gain_4H, bias_4H, *others = ctx.saved_tensors
+        first_hidden_BH, first_cell_BH, outputs_TBH, cells_TBH, *of_steps = others
+        dtype, (num_steps, batch, _) = outputs_TBH.dtype, outputs_TBH.shape
+        weight_hh_GH = weight_hh_GH.to(dtype)
+        with torch.autocast(inputs_TBI.device.type, enabled=False):
+            grad_TBG, grad_gain_4H, grad_bias_4H, grad_cell_BH = gradient_of_sums(
+                grads[0],
+                grads[1],
+                first_cell_BH,
+                cells_TBH,
+                of_steps[:num_steps],
+                of_steps[num_steps:],
+                weight_hh_GH,
+                gain_4H,
+                bias_4H,
+            )
+            grad_NG = grad_TBG.flatten(0, 1)
+            grad_inputs_TBI = grad_TBG @ weight_ih_GI.to(dtype) if ctx.needs_input_grad[0] else None
+            grad_ih_GI = grad_NG.T @ inputs_TBI.flatten(0, 1)
+            # The gates of step t read the output of step t - 1.
+            grad_hh_GH = grad_NG[batch:].T @ outputs_TBH[:-1].flatten(0, 1)
+            grad_hidden_BH = None
+            if first_hidden_BH is not None:
+                grad_hh_GH.addmm_(grad_TBG[0].T, first_hidden_BH.to(dtype))
+                grad_hidden_BH = grad_TBG[0] @ weight_hh_GH
+        grad_state = grad_hidden_BH, None if first_cell_BH is None else grad_cell_BH
+        # Autograd casts each gradient to the type of its tensor.
+        return grad_inputs_TBI, grad_ih_GI, grad_hh_GH, grad_gain_4H, grad_bias_4H, *grad_state, None
+
+
+def gradient_of_sums(
+    grad_outputs_TBH: Tensor | None,
+    grad_cells_TBH: Tensor | None,
+    first_cell_BH: Tensor | None,
+    cells_TBH: Tensor,
+    normalized: list[Tensor],
+    scales: list[Tensor],
+    weight_hh_GH: Tensor,
+    gain_4H: Tensor,
+    bias_4H: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of every step's sum of products W x + U h, of gain, bias and first cell.
+
+    This is the part of backward of `layer_norm_lstm` that loops over time. The first result, [T, B, G], has the type of
+    the products, the others, [4, H], [4, H] and [B, H], that of the cells.
+
+    Args:
+        grad_outputs_TBH: Gradient of the outputs, or None.
+        grad_cells_TBH: Gradient of the cells, or None.
+        first_cell_BH: Cell before the first step; None for zeros.
+        cells_TBH: Cells of the forward pass.
+        normalized: Normalized sums [B, 4, H] of each step.
+        scales: Reciprocals of the sums' standard deviations, [B, 4, 1], of each step.
+        weight_hh_GH: Weight of the hidden state, in the type of the products.
+        gain_4H: Gain of each gate.
+        bias_4H: Bias of each gate.
+    """
+    num_steps, batch, hidden_size = cells_TBH.shape
+    gates = _Gates(gain_4H, bias_4H, batch, cells_TBH.dtype)
+    quadrupled_gain_4H = doubled(gates.doubled_gain_4H, cells_TBH.dtype)
+    first_cell_BH = cells_TBH.new_zeros(batch, hidden_size) if first_cell_BH is None else first_cell_BH
+    # Lists of all steps' views take less time than an index in each step.
+    cells = [first_cell_BH.to(cells_TBH.dtype), *cells_TBH.unbind(0)]
+    grad_outputs = None if grad_outputs_TBH is None else grad_outputs_TBH.unbind(0)
+    grad_cells = None if grad_cells_TBH is None else grad_cells_TBH.unbind(0)
+    grad_TBG = weight_hh_GH.new_empty(num_steps, batch, 4 * hidden_size)
+    grad_sums, grad_sums_B4H = grad_TBG.unbind(0), grad_TBG.view(num_steps, batch, 4, hidden_size).unbind(0)
+    add_product = overwriting_adder(weight_hh_GH.T, batch)
+    summand_BH = weight_hh_GH.new_zeros(batch, hidden_size)
+    grad_cell_BH = torch.zeros_like(cells_TBH[0])
+    through_tanh_BH = torch.empty_like(grad_cell_BH)
+    grad_B4H = cells_TBH.new_empty(batch, 4, hidden_size)
+    grad_input_BH, grad_forget_BH, grad_candidate_BH, grad_output_gate_BH = grad_B4H.unbind(1)
+    grad_gain_B4H, grad_bias_B4H = torch.zeros_like(grad_B4H), torch.zeros_like(grad_B4H)
+    mean_B41 = cells_TBH.new_zeros(batch, 4, 1)
+    one_B41 = torch.ones_like(mean_B41)
+    for step in reversed(range(num_steps)):
+        normalized_B4H = normalized[step]
+        gates.compute(normalized_B4H)
+        tanh_cell_BH = gates.tanh(cells[step + 1])
+        grad_output_BH = summand_BH.zero_() if grad_outputs is None else summand_BH.copy_(grad_outputs[step])
+        if step + 1 < num_steps:
+            grad_output_BH = add_product(grad_output_BH, grad_sums[step + 1])
+        grad_output_BH = grad_output_BH.to(cells_TBH.dtype)
+        torch.mul(grad_output_BH, gates.output_gate_BH, out=through_tanh_BH)
+        grad_cell_BH.add_(_tanh_backward(through_tanh_BH, tanh_cell_BH, grad_input=through_tanh_BH))
+        if grad_cells is not None:
+            grad_cell_BH.add_(grad_cells[step])
+        # The gradients of the four gates pass through their sigmoids in one call. The candidate is 2s - 1 with
+        # s = sigmoid(2a), whose derivative is 4s(1 - s); the factor 4 follows in the gain and at the end.
+        torch.mul(grad_cell_BH, gates.candidate_BH, out=grad_input_BH)
+        torch.mul(grad_cell_BH, cells[step], out=grad_forget_BH)
+        torch.mul(grad_cell_BH, gates.input_gate_BH, out=grad_candidate_BH)
+        torch.mul(grad_output_BH, tanh_cell_BH, out=grad_output_gate_BH)
+        _sigmoid_backward(grad_B4H, gates.sigmoids_B4H, grad_input=grad_B4H)
+        grad_cell_BH.mul_(gates.forget_gate_BH)
+        grad_gain_B4H.addcmul_(grad_B4H, normalized_B4H)
+        grad_bias_B4H.add_(grad_B4H)
+        # Normalized values with mean 0 and scale 1 are their own normalization. Its gradient times the scale of the
+        # sums is the gradient of the sums, which therefore need not be kept.
+        grad_sum_B4H = _layer_norm_backward(
+            grad_B4H.mul_(quadrupled_gain_4H),
+            normalized_B4H,
+            (hidden_size,),
+            mean_B41,
+            one_B41,
+            None,
+            None,
+            (True, False, False),
+        )[0]
+        torch.mul(grad_sum_B4H, scales[step], out=grad_sums_B4H[step])
+    grad_gain_4H, grad_bias_4H = (
+        doubled(doubled(grad_B4H.sum(0), grad_B4H.dtype), grad_B4H.dtype) for grad_B4H in (grad_gain_B4H, grad_bias_B4H)
+    )
+    return grad_TBG, grad_gain_4H, grad_bias_4H, grad_cell_BH
+
+
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+
+
+class _Gates:
+    """The gates of one step of `layer_norm_lstm`, in buffers that each step overwrites.
+
+    Attributes:
+        doubled_gain_4H: Gain with the row of the cell candidate doubled.
+        sigmoids_B4H: Sigmoid of the four preactivations, of which the cell candidate's is doubled.
+        input_gate_BH: Input gate.
+        forget_gate_BH: Forget gate.
+        candidate_BH: Cell candidate, a tanh.
+        output_gate_BH: Output gate.
+    """
+
+    def __init__(self, gain_4H: Tensor, bias_4H: Tensor, batch: int, dtype: torch.dtype) -> None:
+        self.doubled_gain_4H, self.doubled_bias_4H = doubled(gain_4H, dtype), doubled(bias_4H, dtype)
+        self.sigmoids_B4H = self.doubled_gain_4H.new_empty(batch, *gain_4H.shape)
+        self.input_gate_BH, self.forget_gate_BH, self.candidate_sigmoid_BH, self.output_gate_BH = (
+            self.sigmoids_B4H.unbind(1)
+        )
+        self.candidate_BH = torch.empty_like(self.input_gate_BH, memory_format=torch.contiguous_format)
+        self.tanh_BH = torch.empty_like(self.candidate_BH)
+        self.minus_one = self.doubled_gain_4H.new_full((), -1.0)  # a tensor, which takes less time than a number
+
+    def compute(self, normalized_B4H: Tensor) -> None:
+        """Compute the gates from the normalized sums."""
+        torch.addcmul(self.doubled_bias_4H, normalized_B4H, self.doubled_gain_4H, out=self.sigmoids_B4H).sigmoid_()
+        torch.add(self.minus_one, self.candidate_sigmoid_BH, alpha=2, out=self.candidate_BH)
+
+    def tanh(self, values_BH: Tensor) -> Tensor:
+        """Return the tanh in a buffer that the next call overwrites."""
+        torch.add(values_BH, values_BH, out=self.tanh_BH).sigmoid_()
+        return torch.add(self.minus_one, self.tanh_BH, alpha=2, out=self.tanh_BH)
+
+
+def product_dtype(inputs: Tensor) -> torch.dtype:
+    """Return the type of products with these inputs: that of autocast where it is enabled, otherwise their own."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+
+
 def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function of summand [N, O] and states [N, I] that returns summand + states W^T in the weight's type.
 
@@ -192,6 +447,16 @@ def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor
     return lambda summand_NO, states_NI: torch.addmm(summand_NO.to(weight_OI.dtype), states_NI, weight_OI.T)
 
 
+def overwriting_adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function like that of `adder` that may overwrite the summand, which has the weight's type.
+
+    In fp32, MKL's products take about as long as oneDNN's with reordered weights, and they need no memory for the sum.
+    """
+    if weight_OI.dtype == torch.bfloat16:
+        return adder(weight_OI, num_rows)
+    return lambda summand_NO, states_NI: summand_NO.addmm_(states_NI, weight_OI.T)
+
+
 def activated(preactivations_BG: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the sigmoid of all gates, [B, 4, H], in new memory."""
     gates_BG = preactivations_BG.to(dtype, copy=True).sigmoid_()
@@ -203,9 +468,9 @@ def tanh(values: Tensor) -> Tensor:
     return (2 * values).sigmoid_().mul_(2).sub_(1)
 
 
-def doubled(rows_G: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a copy [G, ...] in the given type, with the rows of the third gate, the cell candidate, doubled."""
-    copy_G = rows_G.to(dtype, copy=True)
-    hidden_size = len(copy_G) // 4
-    copy_G[2 * hidden_size : 3 * hidden_size].mul_(2)
-    return copy_G
+def doubled(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy in the given type, with the third quarter of the rows, those of the cell candidate, doubled."""
+    copied = rows.to(dtype, copy=True)
+    quarter = len(copied) // 4
+    copied[2 * quarter : 3 * quarter].mul_(2)
+    return copied

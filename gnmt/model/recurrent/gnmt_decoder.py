@@ -51,7 +51,7 @@ class GNMTDecoder(Decoder):
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         weight_dropout: Dropout probability of the recurrent weights (DropConnect; see LSTM).
         cell: "lstm" or "gru".
-        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        layer_norm: Whether every gate is normalized (see LayerNormLSTM).
         bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
         context_to_output: Whether the output layer reads the context too. "none": it does not (the paper).
             "concatenated": the context is concatenated to the top layer's output (RNMT+, Chen et al. 2018), so

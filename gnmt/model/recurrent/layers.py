@@ -1,9 +1,9 @@
 """Recurrent layers and stacks of them.
 
 A `RecurrentLayer` is one unidirectional layer: `LSTM` and `GRU` run fused kernels over whole sequences, and
-`LayerNormLSTM` runs a loop over time. `Bidirectional` combines two layers, and `ResidualStack` puts layers on top of
-each other. The functions at the end make initial states, and convert states to the named tensors of Memory and
-DecoderState and back.
+`LayerNormLSTM` runs a loop over time, in training that of fast_lstm.py. `Bidirectional` combines two layers, and
+`ResidualStack` puts layers on top of each other. The functions at the end make initial states, and convert states to
+the named tensors of Memory and DecoderState and back.
 
 Sequences are time-major here, [T, B, ...]. N stands for B * K sequences that take one step.
 """
@@ -25,7 +25,7 @@ from gnmt.device import onednn_dtypes
 from gnmt.errors import InputError
 from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.layers import Dropout
-from gnmt.model.recurrent.fast_lstm import gathered_lstm
+from gnmt.model.recurrent.fast_lstm import gathered_lstm, layer_norm_lstm
 
 LayerState = tuple[Tensor, ...]
 """State of a layer between two steps, tensors [N, H]: (hidden, cell) of an LSTM, (hidden,) of a GRU."""
@@ -252,8 +252,9 @@ class LayerNormLSTM(StepwiseLayer):
     As in Chen et al. 2018, section 4.1, each of the four gates has its own mean, variance, gain and bias, and the cell
     is not normalized: gate = gain * norm(W x + U h) + bias. W and U have no biases of their own.
 
-    The normalization needs the previous hidden state, so the layer runs a loop over time with about ten small
-    operations for each step, and trains several times slower than `LSTM`.
+    The normalization needs the previous hidden state, so no fused kernel computes the layer. Training runs
+    `layer_norm_lstm`, which takes TIMES the time of `LSTM`. Inference runs the loop of
+    StepwiseLayer, because an inference copy replaces the Linear modules.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -263,6 +264,21 @@ class LayerNormLSTM(StepwiseLayer):
         self.from_hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.gain = nn.Parameter(torch.ones(4, hidden_size))
         self.bias = nn.Parameter(torch.zeros(4, hidden_size))
+
+    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(inputs_TBI, state)
+        return self._train(inputs_TBI, state)[0]
+
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
+        if not torch.is_grad_enabled():
+            return super().forward_with_final_state(inputs_TBI, lengths_B)
+        outputs_TBH, cells_TBH = self._train(inputs_TBI, None)
+        return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
+
+    def _train(self, inputs_TBI: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor]:
+        weights = self.from_inputs.weight, self.from_hidden.weight
+        return layer_norm_lstm(inputs_TBI, *weights, self.gain, self.bias, cast(tuple[Tensor, Tensor] | None, state))
 
     def project(self, inputs: Tensor) -> Tensor:
         projected: Tensor = self.from_inputs(inputs)

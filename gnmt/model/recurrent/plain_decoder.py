@@ -39,7 +39,7 @@ class PlainDecoder(Decoder):
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         cell: "lstm" or "gru".
-        layer_norm: Whether every gate is normalized, which makes training several times slower (see LayerNormLSTM).
+        layer_norm: Whether every gate is normalized (see LayerNormLSTM).
 
     Raises:
         InputError: For a GRU with layer normalization.
