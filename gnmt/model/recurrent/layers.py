@@ -253,7 +253,7 @@ class LayerNormLSTM(StepwiseLayer):
     is not normalized: gate = gain * norm(W x + U h) + bias. W and U have no biases of their own.
 
     The normalization needs the previous hidden state, so no fused kernel computes the layer. Training runs
-    `layer_norm_lstm`, which takes 1.2 to 1.5 times as long as `LSTM` from 256 units up and 2 to 4 times in smaller
+    `layer_norm_lstm`, which takes 1.1 to 1.5 times as long as `LSTM` from 256 units up and 2 to 4 times in smaller
     layers (docs/results/training.md). Inference runs the loop of StepwiseLayer, because an inference copy replaces the
     Linear modules.
     """
