@@ -256,11 +256,17 @@ class LayerNormLSTM(StepwiseLayer):
     `layer_norm_lstm`, which takes 1.1 to 1.5 times as long as `LSTM` from 256 units up and 2 to 4 times in smaller
     layers (docs/results/training.md). Inference runs the loop of StepwiseLayer, because an inference copy replaces the
     Linear modules.
+
+    Args:
+        input_size: Width of the inputs.
+        hidden_size: Width of the outputs.
+        weight_dropout: Dropout probability of U; see LSTM.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.weight_dropout = Dropout(weight_dropout)
         self.from_inputs = nn.Linear(input_size, 4 * hidden_size, bias=False)
         self.from_hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.gain = nn.Parameter(torch.ones(4, hidden_size))
@@ -278,7 +284,7 @@ class LayerNormLSTM(StepwiseLayer):
         return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
 
     def _train(self, inputs_TBI: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor]:
-        weights = self.from_inputs.weight, self.from_hidden.weight
+        weights = self.from_inputs.weight, self.weight_dropout(self.from_hidden.weight)
         return layer_norm_lstm(inputs_TBI, *weights, self.gain, self.bias, cast(tuple[Tensor, Tensor] | None, state))
 
     def project(self, inputs: Tensor) -> Tensor:
@@ -313,15 +319,12 @@ def layer_class(cell: Cell, layer_norm: bool, key: str, weight_dropout: float = 
         weight_dropout: Dropout probability of the layers' recurrent weights.
 
     Raises:
-        InputError: If a GRU has layer normalization, or a layer with layer normalization has weight dropout; neither is
-            implemented.
+        InputError: If the cell is a GRU with layer normalization, which is not implemented.
     """
     if cell == "gru" and layer_norm:
         raise InputError(f"{key}.layer_norm=true needs {key}.cell=lstm, found cell=gru: change one of the two")
-    if layer_norm and weight_dropout:
-        raise InputError(f"{key}.weight_dropout={weight_dropout} needs {key}.layer_norm=false: change one of the two")
     if layer_norm:
-        return LayerNormLSTM
+        return partial(LayerNormLSTM, weight_dropout=weight_dropout)
     return partial(GRU if cell == "gru" else LSTM, weight_dropout=weight_dropout)
 
 

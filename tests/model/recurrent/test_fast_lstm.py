@@ -241,16 +241,6 @@ def test_a_normalized_layer_trains_with_it_and_keeps_its_loop_for_inference(monk
         layer(inputs)
 
 
-def test_the_weight_of_the_hidden_state_may_be_computed():
-    """Weight dropout passes a masked weight."""
-    layer, inputs, _ = normalized_layer_and_tensors()
-    mask = (torch.rand(4 * HIDDEN, HIDDEN) < 0.5).double()
-    masked = layer.from_hidden.weight * mask
-    outputs, _ = layer_norm_lstm(inputs, layer.from_inputs.weight, masked, layer.gain, layer.bias)
-    (gradient,) = torch.autograd.grad(outputs.sum(), layer.from_hidden.weight)
-    assert torch.equal(gradient != 0, mask.bool())
-
-
 def test_two_backward_passes_of_a_normalized_layer_are_bitwise_equal():
     layer, inputs, state = normalized_layer_and_tensors(torch.float32)
     outputs, _ = normalized(layer, inputs, state)
