@@ -48,9 +48,11 @@ def main(cfg: TrainConfig) -> float:
         changes = changes_from_run(cfg, folder)
         if changes is None:
             log.info("%s holds no config.json, so the config is not compared with it", cfg.from_run)
+        elif changes:
+            log.info("the config differs from that of %s, besides what this command overrides:", cfg.from_run)
+            log.info("  %s", "\n  ".join(changes))
         else:
-            log.info("besides what this command overrides, the config differs from %s in", cfg.from_run)
-            log.info("  %s", "\n  ".join(changes or ["nothing"]))
+            log.info("the config is that of %s, except for what this command overrides", cfg.from_run)
     result = train(cfg, folder, current_overrides())
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     if current_ranks().is_rank_0:

@@ -219,6 +219,7 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
         _refuse(f"--config-dir: found {arguments.config_dir}, allowed is a folder that exists")
     # Hydra parses sys.argv again, and refuses overrides on both sides of a flag, as in `device=cpu -m seed=1,2`.
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    typed = arguments.overrides
     if config_name == "train":
         try:
             arguments.overrides = with_addable_model_keys(with_recorded_overrides(arguments.overrides))
@@ -231,6 +232,13 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     sys.argv[1:] = [*arguments.overrides, *flags]
     configure_logging()
     search_path = search_path_override(arguments.config_dir, arguments.overrides)
+    explained = functools.partial(
+        explain,
+        config_name=config_name,
+        overrides=arguments.overrides,
+        search_path=search_path,
+        recorded=[one for one in arguments.overrides if not {one, one.removeprefix("++")} & {*typed}],
+    )
     command = os.getpid()
     errors: list[Exception] = []
 
@@ -250,7 +258,7 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors of composition instead of printing them
     try:
         if _unknown_experiments(config_name, arguments.overrides, search_path):
-            _refuse(explain(None, config_name, arguments.overrides, search_path))
+            _refuse(explained(None))
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
     except Exception as error:
         if RAISED_BY_JOB in vars(error):
@@ -261,7 +269,7 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
             _refuse(f"a job of the sweep ended without a result: {error}")
         if not isinstance(error, COMPOSITION_ERRORS) or isinstance(error, InputError):
             raise
-        _refuse(explain(error, config_name, arguments.overrides, search_path))
+        _refuse(explained(error))
     if errors:
         raise errors[0]
 
@@ -355,7 +363,11 @@ def recipe(experiment: str) -> dict[str, Any]:
 
 
 def explain(
-    error: Exception | None, config_name: str, overrides: Sequence[str], search_path: Sequence[str] = ()
+    error: Exception | None,
+    config_name: str,
+    overrides: Sequence[str],
+    search_path: Sequence[str] = (),
+    recorded: Collection[str] = (),
 ) -> str:
     """Return what is wrong with the overrides of a command line, one line for each error.
 
@@ -367,6 +379,7 @@ def explain(
         config_name: The command's.
         overrides: As on the command line.
         search_path: The result of `search_path_override`.
+        recorded: Those of the overrides that come from the run of from_run.
     """
     problems: list[str] = []
     try:
@@ -382,12 +395,15 @@ def explain(
                 composed += [] if wrong else _values_of(one)[:1]
             chosen = _chosen_groups(config_name, composed)
             keys = list_keys(compose(config_name, composed))
+            added = [one.key_or_group for one in parsed if one.is_add() or one.is_force_add()]
             known = []
             for one in [one for one in parsed if one.key_or_group not in groups]:
-                if one.key_or_group in keys or one.is_add() or one.is_force_add():
+                key = one.key_or_group
+                if key in keys or key in added:
                     known.append(one)
                 else:
-                    problems.append(unknown_key(one.key_or_group, keys, chosen))
+                    origin = f" (from_run sets it; '~{key}' removes it)" if one.input_line in recorded else ""
+                    problems.append(f"{unknown_key(key, keys, chosen)}{origin}")
             cfg = compose(config_name, [*composed, *(_values_of(one)[0] for one in known)])
             if problems:
                 problems += _errors_of_values(cfg, [one.key_or_group for one in known])

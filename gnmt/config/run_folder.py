@@ -78,8 +78,9 @@ INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.[^.]+\.text)\.(source|targe
 """Keys with paths of training and dev text. Their content is compared, so files may move before a run is resumed."""
 
 FROM_RUN = "from_run"
-STARTS_RUN = frozenset({"name", "resume", FROM_RUN})
-"""Keys that a run which repeats another one does not take over."""
+NOT_REPEATED = frozenset({"name", "resume", "trusted_packages", FROM_RUN})
+"""Keys that a run which repeats another one does not take over. Packages whose code may run are named by the command
+line alone."""
 
 GROUPS_IN_NAMES = ("experiment", "data")
 """The default name of a run begins with the choice of the first of these groups that the command line sets."""
@@ -181,9 +182,9 @@ def _slug(key: str, value: Any) -> str:
 def with_recorded_overrides(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of a command line with those that from_run=FOLDER stands for in front of them.
 
-    These are the overrides that started the other run, without its name. An override of the command line replaces the
-    recorded one with its key. If that folder is gone, they come from the record of the run that this command resumes.
-    Raises InputError if neither folder has a record.
+    These are the overrides that started the other run, without the keys in NOT_REPEATED. An override of the command
+    line replaces the recorded one with its key, and `~key` removes it. If the other run's folder is gone, they come
+    from the record of the run that this command resumes. Raises InputError if neither folder has a usable record.
     """
     given = list(readable(overrides))
     chosen = next((one for one in reversed(given) if one.key_or_group == FROM_RUN), None)
@@ -224,12 +225,23 @@ def _merged(recorded: Sequence[str], given: Sequence[Override], overrides: Seque
     """
     kept = []
     for override in readable(recorded):
-        new = [one for one in given if one.key_or_group == override.key_or_group]
-        # `+key=1` must stay before `key=2`, which changes a key that exists.
-        changes_added_key = override.is_add() and not any(one.is_add() or one.is_delete() for one in new)
-        if override.key_or_group not in STARTS_RUN and (not new or changes_added_key):
-            kept.append(str(override.input_line))
+        key, text = override.key_or_group, str(override.input_line)
+        new = [one for one in given if one.key_or_group == key]
+        if key in NOT_REPEATED:
+            continue
+        if not new:
+            kept.append(text)
+        elif any(one.is_delete() for one in new):
+            if "." in key and not override.is_delete():
+                # `~key` deletes a key that exists. A group that the command line chooses anew may lack it.
+                kept.append(f"++{text.lstrip('+')}")
+        elif _adds(override) and not any(map(_adds, new)):
+            kept.append(text)  # `+key=1` must stay before `key=2`, which changes a key that exists
     return [*kept, *overrides]
+
+
+def _adds(override: Override) -> bool:
+    return bool(override.is_add() or override.is_force_add())
 
 
 def _merged_in_resumed_run(folder: str, given: Sequence[Override], overrides: Sequence[str]) -> list[str] | None:
@@ -270,7 +282,11 @@ def with_addable_model_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def recorded_overrides(folder: str) -> list[str]:
-    """Return the overrides that started the run in a folder. Raises InputError if the folder has no record."""
+    """Return the overrides that started the run in a folder.
+
+    Raises InputError if the folder has no record, or if it holds something that train.py never records. An override of
+    Hydra's own config could call any function, and a foreign folder must not run code.
+    """
     path = Path(folder) / OVERRIDES
     if not path.parent.is_dir():
         raise InputError(f"from_run: found {format_value(folder)}, allowed is the folder of a run, as runs/demo")
@@ -279,6 +295,11 @@ def recorded_overrides(folder: str) -> list[str]:
     overrides = _read_record(path)
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise InputError(f"from_run: {path} must hold a list of overrides")
+    allowed = {str(one.input_line) for one in readable(overrides) if not re.match(r"hydra\b", one.key_or_group)}
+    if foreign := next((override for override in overrides if override not in allowed), None):
+        raise InputError(
+            f"from_run: {path} holds {format_value(foreign)}, which train.py never records; remove it from the file"
+        )
     return overrides
 
 
@@ -321,7 +342,7 @@ def changes_from_run(cfg: Any, folder: Path) -> list[str] | None:
     return [
         line
         for line in describe_changes(recorded, config)
-        if not any(f"{line.partition(':')[0]}.".startswith(f"{key}.") for key in (new | STARTS_RUN))
+        if not any(f"{line.partition(':')[0]}.".startswith(f"{key}.") for key in (new | NOT_REPEATED))
     ]
 
 

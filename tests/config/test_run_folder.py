@@ -1,5 +1,6 @@
 """Names of run folders, and the settings that may change when a run is resumed."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from gnmt.config.run_folder import (
     changed_settings,
     check_sweep_direction,
     run_folder,
+    with_recorded_overrides,
 )
 from gnmt.config.validate import list_keys
 from gnmt.errors import InputError
@@ -149,7 +151,11 @@ def test_every_key_of_the_lists_is_a_key_of_some_config() -> None:
     assert LIMITS <= MAY_CHANGE
     assert {key for key in keys if INPUT_FILES.fullmatch(key)} == {
         f"{text}.{side}"
-        for text in ("data.train", "data.dev", "data.corpora.first.text", "data.corpora.second.text")
+        for text in (
+            "data.train",
+            "data.dev",
+            *(f"data.corpora.{name}.text" for name in ("first", "second", "parallel", "translated")),
+        )
         for side in ("source", "target", "pairs")
     }
     assert any(key.startswith("data.test.") for key in keys)
@@ -176,3 +182,35 @@ def test_a_sweep_in_the_wrong_direction_is_refused(
     else:
         with pytest.raises(InputError, match=f"trainer.best_metric={metric}: use {advice}"):
             check_sweep_direction(metric)
+
+
+def repeated(record: list[str], *given: str, folder: Path) -> list[str]:
+    """Return the overrides of a run with from_run of a folder with this record, without from_run."""
+    (folder / "overrides.json").write_text(json.dumps(record), encoding="utf-8")
+    return with_recorded_overrides([f"from_run={folder}", *given])[: -1 - len(given)] + list(given)
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "overrides"),
+    [
+        (["seed=1", "optimizer.lr=1"], ["optimizer.lr=2"], ["seed=1", "optimizer.lr=2"]),
+        (["name=x", "resume=never", "trusted_packages=[a]", "seed=1"], ["name=y"], ["seed=1", "name=y"]),
+        (["+optimizer.foreach=true"], ["optimizer.foreach=false"], None),
+        (["++optimizer.foreach=true"], ["optimizer.foreach=false"], None),
+        (["+optimizer.foreach=true"], ["+optimizer.foreach=false"], ["+optimizer.foreach=false"]),
+        (["schedule.total_steps=9"], ["~schedule.total_steps"], ["++schedule.total_steps=9", "~schedule.total_steps"]),
+        (["+optimizer.foreach=true"], ["~optimizer.foreach"], ["++optimizer.foreach=true", "~optimizer.foreach"]),
+        (["~schedule.total_steps"], ["~schedule.total_steps"], ["~schedule.total_steps"]),
+        (["model/attention=dot"], ["~model/attention"], ["~model/attention"]),
+    ],
+)
+def test_overrides_of_the_command_replace_and_remove_recorded_ones(record, given, overrides, tmp_path) -> None:
+    """`++key=1` was dropped, so that `key=2` changed a missing key; so was the key that `~key` was to remove."""
+    assert repeated(record, *given, folder=tmp_path) == (overrides or [*record, *given])
+
+
+@pytest.mark.parametrize("foreign", ["+hydra.callbacks.a._target_=shutil.copy", "hydra/launcher=joblib", "x=[", "-m"])
+def test_a_record_that_could_run_code_is_refused(foreign: str, tmp_path: Path) -> None:
+    """Hydra calls any function that its own config names, so from_run of a foreign folder ran code."""
+    with pytest.raises(InputError, match=r"overrides\.json holds .*, which train\.py never records"):
+        repeated(["seed=1", foreign], folder=tmp_path)

@@ -73,7 +73,7 @@ def test_a_run_is_repeated_from_its_folder_with_other_settings(tiny, run_command
     command = ["train", f"from_run={tiny.folder}", *new]
     done = run_command(*command, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert f"besides what this command overrides, the config differs from {tiny.folder} in\n  nothing" in done.err
+    assert f"the config is that of {tiny.folder}, except for what this command overrides" in done.err
     recorded, repeated = (
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
         for folder in (tiny.folder, tmp_path / "runs" / "again")
@@ -106,6 +106,22 @@ def test_from_run_needs_the_folder_of_a_run(run_command, tmp_path, folder, messa
     assert message in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_repeated_with_another_choice_of_a_group(run_command, tmp_path) -> None:
+    """The recorded key that the new choice lacks could not be removed, and the message named a key nobody had given."""
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "overrides.json").write_text('["schedule.total_steps=9", "seed=3"]', encoding="utf-8")
+    command = ["train", "from_run=runs/x", "name=y", "schedule=constant", "--cfg", "job"]
+    refused = run_command(*command, cwd=tmp_path)
+    assert refused.code == 2
+    assert "schedule.total_steps: is no key of this config" in refused.err
+    assert "(from_run sets it; '~schedule.total_steps' removes it)" in refused.err
+    done = run_command(*command, "~schedule.total_steps", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "total_steps: 9" not in done.out
+    assert "\nseed: 3\n" in done.out
 
 
 def test_from_run_without_another_name_is_refused(tiny, run_command) -> None:
@@ -357,8 +373,7 @@ def test_fine_tuning_takes_the_keys_of_the_checkpoint_s_model_also_in_sweeps(
         assert model["encoder"]["feed_forward_size"] == 16
     done = run_command("train", f"from_run={folder}", "name=again", "seed=2", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "the config differs from" in done.err
-    assert "in\n  nothing\n" in done.err
+    assert f"the config is that of {folder}, except for what this command overrides" in done.err
     assert json.loads((tmp_path / "runs" / "again" / "config.json").read_text(encoding="utf-8"))["model"] == model
 
 
