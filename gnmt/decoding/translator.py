@@ -336,13 +336,17 @@ class Translator:
         Raises:
             InputError: An argument or an option is wrong, or a line does not fit into memory by itself.
         """
-        for name, texts in (("lines", lines), ("prefixes", () if prefixes is None else prefixes)):
+        for name, texts, example in (
+            ("lines", lines, "translate([line])"),
+            ("prefixes", () if prefixes is None else prefixes, "prefixes=[prefix]"),
+        ):
             if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-                raise InputError(f"{name} must be a list of strings, found {texts!r:.80}: use translate([line])")
+                raise InputError(f"{name} must be a list of strings, found {texts!r:.80}: use {example}")
         check_arguments(Translator.stream, first_line=first_line, path=path)
         if isinstance(lines, Sized) and isinstance(prefixes, Sized) and len(lines) != len(prefixes):
             raise InputError(
-                f"{format_count(len(lines), 'line')} and {len(prefixes)} prefixes were given: {ONE_PREFIX_PER_LINE}"
+                f"there are {format_count(len(lines), 'line')}, but len(prefixes) is {len(prefixes)}: "
+                f"{ONE_PREFIX_PER_LINE}"
             )
         options = self.options.with_changes(search_options)
 
@@ -539,18 +543,24 @@ class Translator:
 
         Args:
             pairs: Source lines and their translations.
-            line_numbers: Numbers of the pairs in messages, by default 1, 2, ...
+            line_numbers: Number of each pair in messages, by default 1, 2, ...
             path: File that the pairs were read from, for messages.
             search_options: Fields of SearchOptions that replace the translator's for this call.
 
         Raises:
-            InputError: Ids that no search produces, or a Translation whose segments do not match its source.
+            InputError: An argument or an option is wrong, ids are given that no search produces, or the segments of a
+                Translation do not match its source.
         """
         options = self.options.with_changes(search_options)
         if isinstance(pairs, str) or not isinstance(pairs, Iterable):
             raise InputError(f"pairs must be a list of pairs, found {pairs!r:.80}: use score([(source, translation)])")
         pairs = list(pairs)
-        numbers = range(1, len(pairs) + 1) if line_numbers is None else line_numbers
+        numbers = range(1, len(pairs) + 1) if line_numbers is None else list(line_numbers)
+        if len(numbers) != len(pairs):
+            raise InputError(
+                f"there are {format_count(len(pairs), 'pair')}, but len(line_numbers) is {len(numbers)}: give one "
+                "number for each pair"
+            )
         locations = [line_location(path, number) for number in numbers]
         for pair, location in zip(pairs, locations, strict=True):
             if not _is_pair(pair):

@@ -259,7 +259,7 @@ def test_what_is_no_list_of_lines_is_refused(model, tokenizers, lines):
     with pytest.raises(InputError, match=r"lines must be a list of strings, found .*: use translate\(\[line\]\)"):
         translator.translate(lines)
     if lines is not None:
-        with pytest.raises(InputError, match="prefixes must be a list of strings"):
+        with pytest.raises(InputError, match=r"prefixes must be a list of strings, found .*: use prefixes=\[prefix\]"):
             translator.translate(["the dog."], prefixes=lines)
 
 
@@ -288,6 +288,14 @@ def test_what_is_no_list_of_pairs_is_refused(model, tokenizers, pairs):
         InputError, match=r"pairs must be a list of pairs|line 1: found .*, allowed is a pair of a source"
     ):
         Translator(model, tokenizers, OPTIONS, FP32).score(pairs)
+
+
+@pytest.mark.parametrize("numbers", [[], [1], [1, 2, 3]])
+def test_line_numbers_of_another_length_than_the_pairs_are_refused(model, tokenizers, numbers):
+    """The message was that of Python's zip."""
+    message = rf"there are 2 pairs, but len\(line_numbers\) is {len(numbers)}: give one number for each pair"
+    with pytest.raises(InputError, match=message):
+        Translator(model, tokenizers, OPTIONS, FP32).score([("a", "b"), ("c", "d")], line_numbers=numbers)
 
 
 def test_load_refuses_arguments_of_other_types(recorded):
