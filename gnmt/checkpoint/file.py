@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import io
+import os
 import pickle
 import platform
 import subprocess
@@ -111,7 +112,7 @@ def read_checkpoint(path: str | Path, required: Sequence[str] = ()) -> dict[str,
         InputError: The file is missing, damaged, not a checkpoint, of another format version, or lacks an entry.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it returns False for a name that is too long
         raise InputError(f"checkpoint {path} is not a file{nearby_checkpoints(path)}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -204,7 +205,7 @@ def _describe_damage(path: Path) -> str:
 def nearby_checkpoints(path: Path) -> str:
     """Return the end of a message about a missing checkpoint, with the checkpoints near its path."""
     folders = [path.parent, path.parent / "checkpoints", path]
-    found = sorted(str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.pt"))
+    found = sorted(str(file) for folder in folders if os.path.isdir(folder) for file in folder.glob("*.pt"))
     return f"; existing checkpoints: {', '.join(found[:8])}" if found else f"; {path.parent} has no *.pt either"
 
 

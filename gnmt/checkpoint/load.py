@@ -86,9 +86,7 @@ def read_description(contents: Mapping[str, Any], origin: str) -> tuple[dict[str
 
     origin: the name of the checkpoint in errors. Raises InputError if an entry is malformed.
     """
-    for entry, (is_valid, allowed) in _ENTRIES.items():
-        if entry in contents and not is_valid(contents[entry]):
-            raise InputError(f"{origin}: {entry} is {format_value(contents[entry])}, allowed is {allowed}")
+    check_entries(contents, origin)
     for name, weight in (contents.get("average") or {}).items():
         if name not in contents["model"] or contents["model"][name].shape != weight.shape:
             raise InputError(f"{origin}: average.{name} has no weight of its shape in model; use another checkpoint")
@@ -107,6 +105,13 @@ def read_description(contents: Mapping[str, Any], origin: str) -> tuple[dict[str
                 f"{tokenizers.target.vocabulary_size - 1}"
             )
     return config, tokenizers
+
+
+def check_entries(contents: Mapping[str, Any], origin: str) -> None:
+    """Raise InputError if an entry of a checkpoint has another type. origin: the name of the checkpoint in errors."""
+    for entry, (is_valid, allowed) in _ENTRIES.items():
+        if entry in contents and not is_valid(contents[entry]):
+            raise InputError(f"{origin}: {entry} is {format_value(contents[entry])}, allowed is {allowed}")
 
 
 def _check_config(config: Any, origin: str) -> None:

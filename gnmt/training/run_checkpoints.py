@@ -57,10 +57,14 @@ class RunCheckpoints:
             (file for file in self.folder.glob("step_*.pt") if _FULL_CHECKPOINT.fullmatch(file.name)), key=_step_of
         )
 
-    def newest(self) -> dict[str, Any] | None:
+    def newest(self, check: Callable[[Mapping[str, Any], str], object] | None = None) -> dict[str, Any] | None:
         """Return the contents of the newest full checkpoint, or None if there is none.
 
         A damaged file is skipped with a warning, and the previous one is read.
+
+        Args:
+            check: Called with the contents of a file and its name for messages. If it raises InputError, the file
+                counts as damaged.
 
         Raises:
             UnreadableCheckpointError: A file cannot be read now but may be intact. Falling back would repeat updates
@@ -71,7 +75,10 @@ class RunCheckpoints:
         failures = []
         for path in reversed(paths):
             try:
-                return read_checkpoint(path)
+                contents = read_checkpoint(path)
+                if check is not None:
+                    check(contents, f"checkpoint {path}")
+                return contents
             except UnreadableCheckpointError as error:
                 raise UnreadableCheckpointError(
                     f"{error}; it may be intact, and the run would resume from it: give the same command again when "

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from gnmt.checkpoint.file import (
     read_checkpoint,
     software_versions,
 )
-from gnmt.checkpoint.load import build_model, load_weights
+from gnmt.checkpoint.load import build_model, check_entries, load_weights, read_description
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, OVERRIDES, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
@@ -41,11 +41,12 @@ from gnmt.device import (
     choose_device,
     choose_precision,
     deterministic_kernels,
+    is_out_of_memory,
     return_freed_memory,
     set_onednn_cache_capacity,
 )
 from gnmt.distributed import Ranks, current_ranks, ending_together
-from gnmt.errors import InputError, format_count
+from gnmt.errors import InputError, first_line, format_count, format_value
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.fileio import json_bytes, write_atomically
 from gnmt.model.seq2seq import Seq2Seq
@@ -58,10 +59,24 @@ from gnmt.training.initial_checkpoint import InitialCheckpoint, read_initial_che
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
-from gnmt.training.train_metrics import TrainState
+from gnmt.training.train_metrics import BestMetric, TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
 
 log = logging.getLogger(__name__)
+
+TRAINING_ENTRIES = (
+    "optimizer",
+    "scaler",
+    "skipped_in_a_row",
+    "average",
+    "best_metric",
+    "evaluations",
+    "evaluation_due",
+    "metrics",
+    "loader_state",
+    "rng",
+)
+"""The entries that a full checkpoint has besides REQUIRED_ENTRIES."""
 
 TRIAL_VOCABULARY_SIZE = 1000
 """Vocabulary size of the model that is built to check the config, before the data gives the real size."""
@@ -167,7 +182,7 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
                 ranks=ranks,
             )
             if saved is not None:
-                trainer.restore(saved)
+                restore(trainer, saved, folder)
                 tell_of_changed_schedule(trainer, saved, config)
 
             fit(trainer, preprocessed, folder, config, overrides)
@@ -245,13 +260,62 @@ def find_saved_state(ranks: Ranks, checkpoints: RunCheckpoints, resume: str) -> 
     folder = checkpoints.folder.parent
     if resume == "never" and (checkpoints.full() or checkpoints.best.exists()):
         raise InputError(f"{folder} already holds a run and resume=never: choose another name=..., or set resume=auto")
-    saved = checkpoints.newest()
+    saved = checkpoints.newest(check_full_checkpoint)
     if saved is None:
         ranks.wait_for_rank_0()
         return None
     best = find_best(checkpoints, saved)
     ranks.wait_for_rank_0(json.dumps([saved["step"], best]))
     return {**saved, **best}
+
+
+def check_full_checkpoint(contents: Mapping[str, Any], origin: str) -> None:
+    """Raise InputError if a run cannot resume from a checkpoint, because an entry is missing or malformed.
+
+    The states of optimizer, metrics and random generators are checked when they are loaded, see `restore`.
+
+    Args:
+        contents: All entries of the checkpoint.
+        origin: Its name in errors.
+    """
+    if missing := [entry for entry in (*REQUIRED_ENTRIES, *TRAINING_ENTRIES) if entry not in contents]:
+        raise InputError(f"{origin} is no full checkpoint: it lacks {', '.join(missing)}")
+    read_description(contents, origin)
+    state = TrainState.from_checkpoint(contents)
+    evaluations, loader_state = state.evaluations, contents["loader_state"]
+    for entry, is_valid in (
+        ("best_metric", state.best_metric in get_args(BestMetric)),
+        ("evaluation_due", isinstance(state.evaluation_due, bool)),
+        ("evaluations", isinstance(evaluations, list) and all(map(is_evaluation, evaluations))),
+        ("loader_state", isinstance(loader_state, tuple) and [*map(type, loader_state)] == [int] * len(LoaderState())),
+    ):
+        if not is_valid:
+            raise InputError(f"{origin}: {entry} is malformed: {format_value(contents[entry])}")
+
+
+def is_evaluation(value: object) -> bool:
+    """Return whether a value is an entry of `TrainState.evaluations`: a step and the metrics by tag."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and isinstance(value[0], int)
+        and isinstance(value[1], dict)
+        and all(isinstance(value[1].get(tag), float) for tag in get_args(BestMetric))
+    )
+
+
+def restore(trainer: Trainer, saved: Mapping[str, Any], folder: Path) -> None:
+    """Restore the state of a full checkpoint; raises InputError if it does not fit the run."""
+    try:
+        trainer.restore(dict(saved))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{folder}: the checkpoint of update {saved['step']} does not fit this run "
+            f"({type(error).__name__}: {first_line(error)}): move it away, and the same command resumes from the one "
+            "before"
+        ) from error
 
 
 def check_leftover_best(checkpoints: RunCheckpoints, config: dict[str, Any]) -> None:
@@ -262,7 +326,8 @@ def check_leftover_best(checkpoints: RunCheckpoints, config: dict[str, Any]) -> 
     if not checkpoints.best.exists():
         return
     folder = checkpoints.best.parent
-    if changed_settings(json.loads(read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)["config"]), config):
+    contents = read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)
+    if changed_settings(read_description(contents, f"checkpoint {checkpoints.best}")[0], config):
         raise InputError(
             f"{folder} holds best.pt of a run with other settings and no checkpoint to resume from, so a new run "
             "would overwrite it: choose another name=..., or move best.pt away"
@@ -290,6 +355,7 @@ def find_best(checkpoints: RunCheckpoints, saved: Mapping[str, Any]) -> dict[str
         return nothing
     try:
         contents = read_checkpoint(checkpoints.best, REQUIRED_ENTRIES)
+        check_entries(contents, f"checkpoint {checkpoints.best}")
     except UnreadableCheckpointError as error:
         raise UnreadableCheckpointError(
             f"{error}; it may be intact, and this run would replace it: give the same command again when the file can "

@@ -94,6 +94,8 @@ def test_the_message_about_a_missing_file_names_nearby_checkpoints(written):
         read_checkpoint(written.parent)
     with pytest.raises(InputError, match=r"x\.pt is not a file; .*nowhere has no \*\.pt either"):
         read_checkpoint(written.parent / "nowhere" / "x.pt")
+    with pytest.raises(InputError, match="is not a file"):  # once, an OSError
+        read_checkpoint("x" * 300)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint, write_checkpoint
 from gnmt.config.run_folder import locked_run_folder
 from gnmt.errors import InputError
+from gnmt.training.train import TRAINING_ENTRIES
 
 CHILD = """
 import os, pathlib, signal, sys
@@ -138,3 +140,57 @@ def test_a_missing_extra_for_bleu_is_told_before_the_data_is_preprocessed(run, t
     with pytest.raises(InputError, match=r"data\.bleu_tokenize: 'ja-mecab', .* Japanese text, needs .*\[japanese\]"):
         run(tmp_path / "run", "data.target_language=ja")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("config", "[" * 100_000),
+        ("config", None),
+        ("step", -1),
+        ("best", "text"),
+        ("optimizer", ...),  # missing, as in a copy of best.pt
+        ("best_metric", "text"),
+        ("evaluations", [(1, {})]),
+        ("loader_state", None),
+    ],
+)
+def test_a_full_checkpoint_with_a_wrong_entry_falls_back_to_the_one_before(run, tmp_path, caplog, entry, value) -> None:
+    """Each ended in a traceback, although an intact checkpoint was there."""
+    every_update = ("trainer.save_every_steps=1", "trainer.evaluate_every_steps=1")
+    run(tmp_path, *every_update, "trainer.max_steps=2")
+    path = tmp_path / "checkpoints" / "step_00000002.pt"
+    contents = {**read_checkpoint(path), entry: value}
+    write_checkpoint(path, {key: item for key, item in contents.items() if item is not ...})
+    result = run(tmp_path, *every_update, "trainer.max_steps=3")
+    assert result.steps == 3
+    assert "step_00000002.pt" in caplog.text
+    assert "falling back to the previous checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["optimizer", "metrics", "rng", "model", "skipped_in_a_row"])
+def test_a_state_that_does_not_fit_the_run_gives_a_message(run, tmp_path, entry) -> None:
+    """Each ended in a traceback from inside."""
+    run(tmp_path, "trainer.max_steps=1")
+    path = tmp_path / "checkpoints" / "step_00000001.pt"
+    write_checkpoint(path, {**read_checkpoint(path), entry: {}})
+    message = "the checkpoint of update 1 does not fit this run .*: move it away, and the same command resumes"
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, "trainer.max_steps=2")
+
+
+def test_a_malformed_best_is_written_again(run, tmp_path, caplog) -> None:
+    run(tmp_path, "trainer.max_steps=1")
+    best = tmp_path / "best.pt"
+    write_checkpoint(best, {**read_checkpoint(best), "best": "text"})
+    run(tmp_path, "trainer.max_steps=2")
+    assert (
+        'best.pt: best is "text", allowed is an object of numbers; the next evaluation writes it again' in caplog.text
+    )
+    assert isinstance(read_checkpoint(best)["best"], dict)
+
+
+def test_training_entries_and_required_entries_are_those_that_training_writes(run, tmp_path) -> None:
+    run(tmp_path, "trainer.max_steps=1")
+    contents = read_checkpoint(tmp_path / "last.pt")
+    assert contents.keys() - {"format_version", "checksum"} == {*REQUIRED_ENTRIES, *TRAINING_ENTRIES}
