@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Its commands need files that the reader writes; test_add_your_own_model.py runs them.
 OWN_FILES = "your-own-model.md"
-# Commands of other tools.
+# Commands of other tools. tests/data/test_held_out.py runs that with `paste`.
 NOT_OURS = re.compile(
-    r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |for run in |do$|done$"
+    r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |paste |for run in |do$|done$"
 )
 PLUGINS = {"hydra/launcher=joblib": "hydra_joblib_launcher", "hydra/sweeper=optuna": "hydra_optuna_sweeper"}
 """Modules of hydra_plugins that some choices need; the extra `sweep` installs them."""
@@ -69,6 +70,8 @@ def test_a_documented_command_passes_validation(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)  # for from_run
     (tmp_path / "runs" / "demo" / "overrides.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "runs" / "demo" / "decoding").mkdir()  # for decoding=tuned, which tune_decoding.py writes
+    shutil.copy(CONFIG_FOLDER / "decoding" / "default.yaml", tmp_path / "runs" / "demo" / "decoding" / "tuned.yaml")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     try:
