@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import recurrent_layers
 from benchmarks.measuring import header, in_own_process, row
 from benchmarks.profiling import group_table, grouped
 from benchmarks.training import (
@@ -155,3 +156,13 @@ def test_memory_is_above_weights_gradients_and_optimizer_state() -> None:
     workload = TrainingWorkload("small", "equal", 0.0, 1, 1, "cpu")
     logits_mib = 4 * 32 * 15 * 10_000 / 2**20
     assert in_own_process(memory_mib, workload, "baseline") > logits_mib  # this process holds memory of other tests
+
+
+def test_recurrent_layers_are_timed_in_a_table(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(recurrent_layers, "REPETITIONS", 2)
+    recurrent_layers.main([(2, 8), (3, 4)])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| batch | units | products | LSTM | LayerNormLSTM | recorded loop |")
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert [row[:2] for row in cells] == [["2", "8"], ["3", "4"]]
+    assert all(len(row) == 8 and all(float(cell) >= 0 for cell in row) for row in cells)
