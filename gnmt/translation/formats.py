@@ -109,6 +109,12 @@ class OutputFormat:
         rows = enumerate(zip(sources, translations, strict=True), start=first_line)
         return "".join(self._lines(line, source, best, tokenizers, made_with) for line, (source, best) in rows).encode()
 
+    def num_omitted(self, translations: Iterable[Translation]) -> int:
+        """Return the number of hypotheses that format=pairs leaves out; 0 for other formats."""
+        if self.kind != "pairs":
+            return 0
+        return sum(not _is_in_pairs(hypothesis) for best in translations for hypothesis in (best, *best.alternatives))
+
     def _lines(
         self, line: int, source: str, best: Translation, tokenizers: Tokenizers, made_with: Mapping[str, object]
     ) -> str:
@@ -116,8 +122,8 @@ class OutputFormat:
             return best.text.translate(LINE_BREAKS) + "\n"
         hypotheses = (best, *best.alternatives)
         if self.kind == "pairs":
-            texts = [hypothesis.text for hypothesis in hypotheses if hypothesis.finished and hypothesis.text]
-            return "".join(_json_line({"source": source, "translation": text}) for text in texts)
+            kept = filter(_is_in_pairs, hypotheses)
+            return "".join(_json_line({"source": source, "translation": hypothesis.text}) for hypothesis in kept)
         extras = [self._extras(tokenizers, source, hypothesis) for hypothesis in hypotheses]
         if self.kind == "jsonl":
             entries = [_json_entry(hypothesis) | extra for hypothesis, extra in zip(hypotheses, extras, strict=True)]
@@ -133,6 +139,10 @@ class OutputFormat:
             matrix = word_attention(tokenizers, source, hypothesis)
             extras["word_attention"] = [[round(weight, 4) for weight in row] for row in matrix.tolist()]
         return extras
+
+
+def _is_in_pairs(hypothesis: Translation) -> bool:
+    return hypothesis.finished and bool(hypothesis.text.strip())
 
 
 def _tsv_row(line: int, rank: int, hypothesis: Translation, extras: Iterable[object]) -> str:

@@ -80,10 +80,17 @@ class Chunk(NamedTuple):
 
 
 class TranslatedChunk(NamedTuple):
-    """The UTF-8 bytes of a chunk's output, and the number of translations that the length limit cut off."""
+    """The output of a chunk.
+
+    Args:
+        data: UTF-8 bytes.
+        num_unfinished: Number of translations that the length limit cut off.
+        num_omitted: Number of hypotheses that the format leaves out.
+    """
 
     data: bytes
     num_unfinished: int
+    num_omitted: int = 0
 
 
 class PartialOutput:
@@ -204,17 +211,22 @@ class PartialOutput:
 
     def write_chunk(self, chunk: Chunk, translated: TranslatedChunk) -> None:
         """Write a finished chunk."""
-        contents = {"lines": len(chunk.lines), "unfinished": translated.num_unfinished, "sha256": chunk.sha256()}
+        contents = {
+            "lines": len(chunk.lines),
+            "unfinished": translated.num_unfinished,
+            "omitted": translated.num_omitted,
+            "sha256": chunk.sha256(),
+        }
         head = json.dumps(contents).encode()
         with self._disk_errors():
             write_atomically(self._chunk_path(chunk.number), head + b"\n" + translated.data)
 
-    def merge(self, heading: bytes) -> int:
-        """Write the heading and all chunks to the output file, delete the chunks, and return `num_unfinished` of all.
+    def merge(self, heading: bytes) -> tuple[int, int]:
+        """Write all chunks to the output file, delete them, and return the sums of `num_unfinished` and `num_omitted`.
 
         Call it after the last chunk of `unfinished` is written. The output file is replaced atomically.
         """
-        num_chunks, num_unfinished = len(self._hashes), 0
+        num_chunks, num_unfinished, num_omitted = len(self._hashes), 0, 0
         with self._disk_errors():
             with (
                 replacing(self.output, temporary=self.folder / _MERGED) as file,
@@ -223,12 +235,14 @@ class PartialOutput:
                 merged.write(heading)
                 for number in range(num_chunks):
                     head, _, data = self._chunk_path(number).read_bytes().partition(b"\n")
-                    num_unfinished += json.loads(head)["unfinished"]
+                    counts = json.loads(head)
+                    num_unfinished += counts["unfinished"]
+                    num_omitted += counts["omitted"]
                     merged.write(data)
             self._write_manifest(replace(self.manifest(), finished=self._size_and_time()))
             for number in range(num_chunks):
                 self._chunk_path(number).unlink()
-        return num_unfinished
+        return num_unfinished, num_omitted
 
     def clear(self) -> None:
         """Delete all chunks and the manifest; the lock stays.

@@ -158,9 +158,9 @@ def _translate_chunks(
             is_new = chunk.number not in finished_at_start
             progress.reach(num_done + new_lines_of_all(len(chunk.lines) if is_new else 0))
         if ranks.is_rank_0:
-            num_unfinished = partial.merge(chunk_translator.output_format.heading)
+            num_unfinished, num_omitted = partial.merge(chunk_translator.output_format.heading)
             progress.reach(num_lines)
-            progress.summarize(job.output, num_unfinished)
+            progress.summarize(job.output, num_unfinished, num_omitted)
 
 
 @contextmanager
@@ -216,7 +216,7 @@ def _translate_stream(chunk_translator: ChunkTranslator, job: Job) -> None:
     # A pipe can be read only once, so its lines cannot be counted first.
     total = fingerprint_texts(job)["input"].num_lines if Path(job.source).is_file() else None
     prefixes = None if job.prefixes is None else read_lines(job.prefixes)
-    num_unfinished = 0
+    num_unfinished = num_omitted = 0
     with closing(Progress(total, num_done=0, shown=not job.interactive)) as progress:
         with open_input(job.source) as source, open_output(job.output) as out:
             out.write(chunk_translator.output_format.heading)
@@ -225,8 +225,9 @@ def _translate_stream(chunk_translator: ChunkTranslator, job: Job) -> None:
                 out.write(translated.data)
                 out.flush()
                 num_unfinished += translated.num_unfinished
+                num_omitted += translated.num_omitted
                 progress.reach(chunk.first_line - 1 + len(chunk.lines))
-        progress.summarize(job.output, num_unfinished)
+        progress.summarize(job.output, num_unfinished, num_omitted)
 
 
 # Figures of attention
@@ -300,7 +301,8 @@ class ChunkTranslator:
         data = self.output_format.encode(
             chunk.first_line, chunk.lines, translations, translator.tokenizers, translator.options, self.origin
         )
-        return TranslatedChunk(data, sum(not translation.finished for translation in translations))
+        num_unfinished = sum(not translation.finished for translation in translations)
+        return TranslatedChunk(data, num_unfinished, self.output_format.num_omitted(translations))
 
 
 def split_into_chunks(source: Input, translator: Translator, prefixes: Iterable[str] | None = None) -> Iterator[Chunk]:
@@ -409,8 +411,8 @@ class Progress:
         """Add to the number of finished lines; a part of a line is a fraction."""
         self.reach(self._num_done + num_lines)
 
-    def summarize(self, output: str, num_unfinished: int) -> None:
-        """Log the number of lines and the speed, and warn of translations that the length limit cut off."""
+    def summarize(self, output: str, num_unfinished: int, num_omitted: int = 0) -> None:
+        """Log the number of lines and the speed, and warn of translations that are cut off or left out."""
         if not self._shown:
             return
         earlier = f", after {self._at_start:,} that were done" if self._at_start else ""
@@ -421,6 +423,11 @@ class Progress:
         log.info("%s: %s in %.1f s, %s lines per second%s", output, num_lines, seconds, rate, earlier)
         if num_unfinished:
             log.warning("%d of %d translations were cut off by the length limit", num_unfinished, num_done)
+        if num_omitted:
+            log.warning(
+                "format=pairs left out %s that are empty or cut off",
+                format_count(num_omitted, "translation", comma=True),
+            )
 
     def close(self) -> None:
         """Remove the progress bar."""

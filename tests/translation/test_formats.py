@@ -60,7 +60,8 @@ def test_jsonl_has_an_object_for_each_line():
 
 def test_pairs_have_an_object_for_each_finished_hypothesis_with_text():
     """A translation that the length limit cut off, or a blank one, would teach a student to stop early."""
-    others = (Translation(HOSTILE, -2.0, (5, 3)), Translation("", -3.0, (3,)), Translation("b", -4.0, (6, 3)))
+    texts = {HOSTILE: (5, 3), "": (3,), "b": (6, 3), " ": (8, 3)}
+    others = tuple(Translation(text, -2.0, tokens) for text, tokens in texts.items())
     best = Translation("cut off", -1.0, (4,), finished=False, alternatives=others)
     lines = written("pairs", "x\u2028\ty", best).splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -68,6 +69,7 @@ def test_pairs_have_an_object_for_each_finished_hypothesis_with_text():
         {"source": "x\u2028\ty", "translation": "b"},
     ]
     assert written("pairs", "", Translation("", 0.0, ())) == ""
+    assert OutputFormat("pairs").num_omitted([best]) == 3
 
 
 @pytest.mark.parametrize("output", ["a.de", "-"])

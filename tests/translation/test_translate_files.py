@@ -335,6 +335,18 @@ def test_the_speed_of_very_long_lines_is_not_0(caplog, monkeypatch):
     assert caplog.messages[1].endswith(" 0.023 lines per second")
 
 
+@pytest.mark.parametrize("output", ["a.de", "-"])
+def test_the_number_of_translations_that_pairs_leaves_out_is_told(home, caplog, output):
+    """A bad teacher gave 3 pairs for 300 lines, and the command reported 300 lines. It counts earlier chunks too."""
+    job = Job("a.en", output)
+    if job.resumable:
+        with pytest.raises(Killed):
+            translate(kill_at(14, n_best=2), job, kind="pairs")
+    with caplog.at_level(logging.WARNING):
+        translate(StubTranslator(n_best=2), job, kind="pairs")
+    assert caplog.messages[-1] == "format=pairs left out 3 translations that are empty or cut off"
+
+
 def test_a_full_disk_keeps_the_finished_chunks(home, monkeypatch):
     write = partial_output.write_atomically
 
