@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,9 +106,10 @@ def check_sweep_direction(best_metric: str) -> None:
     """Raise InputError if Hydra's sweeper, such as optuna, optimizes the result of the run in the wrong direction."""
     found = OmegaConf.select(HydraConfig.get().sweeper, "direction")  # None for a sweeper that only lists values
     right = "minimize" if best_metric == "dev/loss" else "maximize"
-    if found is not None and found != right:
+    name = found.name if isinstance(found, Enum) else found  # Optuna's own default is a member of an enumeration
+    if name is not None and name != right:
         raise InputError(
-            f"hydra.sweeper.direction is {format_value(found)}, but the result of a run is trainer.best_metric="
+            f"hydra.sweeper.direction is {name}, but the result of a run is trainer.best_metric="
             f"{best_metric}: use hydra.sweeper.direction={right}"
         )
 

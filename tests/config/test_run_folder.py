@@ -2,6 +2,7 @@
 
 import json
 import re
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -214,3 +215,13 @@ def test_a_record_that_could_run_code_is_refused(foreign: str, tmp_path: Path) -
     """Hydra calls any function that its own config names, so from_run of a foreign folder ran code."""
     with pytest.raises(InputError, match=r"overrides\.json holds .*, which train\.py never records"):
         repeated(["seed=1", foreign], folder=tmp_path)
+
+
+def test_the_default_direction_of_optuna_is_that_of_a_loss_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a member of an enumeration, so it was refused for dev/loss too, as "Direction.minimize"."""
+    direction = Enum("Direction", ["minimize", "maximize"])
+    sweeper = OmegaConf.create({"sweeper": {"direction": direction["minimize"]}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: sweeper)
+    with pytest.raises(InputError, match=r"^hydra\.sweeper\.direction is minimize, but"):
+        check_sweep_direction("dev/bleu")
+    check_sweep_direction("dev/loss")
