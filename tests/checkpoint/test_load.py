@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from gnmt.checkpoint.file import write_checkpoint
-from gnmt.checkpoint.load import load_model
+from gnmt.checkpoint.load import build_model, load_model
 from gnmt.errors import InputError
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -22,6 +23,18 @@ def rewritten(path: Path, contents: dict[str, Any], **changes: Any) -> Path:
     """Write the checkpoint with other entries and a valid checksum, as an attacker would."""
     write_checkpoint(path, {**contents, **changes})
     return path
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused(model_config, tokenizers):
+    """A new run has no weights that bound the sizes of its config; this one has a matrix of 16 TB."""
+    node = {**model_config, "encoder": {**model_config["encoder"], "hidden_size": 1_000_000}}
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 42, hard))  # also where the kernel grants any amount of memory
+    try:
+        with pytest.raises(InputError, match=r"^the config: a model of this size does not fit into memory: "):
+            build_model(node, tokenizers, (), "the config")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.parametrize(
