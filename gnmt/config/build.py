@@ -50,7 +50,10 @@ def resolve(cfg: Any) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if resolver_error := re.fullmatch(r"\w+ raised while resolving interpolation: (.*)", reason):
+            reason = resolver_error[1].strip('"')
+        raise InputError(f"{error.full_key or 'the config'}: {reason}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

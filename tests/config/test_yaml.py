@@ -252,6 +252,13 @@ def test_a_number_from_an_environment_variable_points_to_oc_decode(monkeypatch: 
     check_config(composed("train", advice))
 
 
+def test_an_environment_variable_that_is_not_set_is_named_without_internals_of_python(monkeypatch: pytest.MonkeyPatch):
+    """The message began with "KeyError raised while resolving interpolation"."""
+    monkeypatch.delenv("GNMT_LR", raising=False)
+    with pytest.raises(InputError, match=r"^optimizer\.lr: Environment variable 'GNMT_LR' not found$"):
+        resolve(composed("train", "optimizer.lr=${oc.env:GNMT_LR}"))
+
+
 def test_values_of_an_optimizer_are_checked_with_all_others() -> None:
     """torch's own "Invalid learning rate: -1" names no key, hides other errors and accepts a rate or an eps of 0."""
     message = check_message(
