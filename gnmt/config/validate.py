@@ -511,6 +511,7 @@ def describe(hint: Any) -> str:
     if origin in (Union, UnionType):
         # torch.optim also takes tensors, which no config can hold.
         configurable = [item for item in arguments if getattr(item, "__name__", "") != "Tensor"]
+        configurable.sort(key=lambda item: item is NoneType)  # typing may reorder the alternatives
         return " or ".join(dict.fromkeys(describe(item) for item in configurable))
     if origin is Literal:
         return "one of " + ", ".join(format_value(item, quote=False) for item in arguments)

@@ -82,7 +82,7 @@ def test_segments_of_long_lines_are_framed(tmp_path, caplog):
         [translation] = translator.translate(["the dog . a c@@ at . the dog bar@@ ks ."])
     assert "line 1 has 12 tokens, more than the 3 that are translated at once" in caplog.text
     assert translation.source_tokens[:5] == (BOS_ID, 4, 5, 11, EOS_ID)
-    assert translation.source_tokens.count(BOS_ID) == translation.source_tokens.count(EOS_ID) == 4
+    assert translation.source_tokens.count(BOS_ID) == translation.source_tokens.count(EOS_ID) == 5
     with pytest.raises(InputError, match=r"must be 3 or more \(one token and BOS and EOS\)"):
         Translator.load(tmp_path / "ours.pt", device="cpu", max_source_tokens=2)
 

@@ -114,4 +114,5 @@ def test_long_values_are_shortened() -> None:
 
 def test_annotations_in_words() -> None:
     assert describe(Annotated[int, Range(2)] | None) == "a whole number of at least 2 or null"
+    assert describe(None | Annotated[int, Range(3)]) == "a whole number of at least 3 or null"
     assert describe(Annotated[float, Range(0, 1, open_low=True)]) == "a number above 0 and at most 1"

@@ -16,8 +16,8 @@ from gnmt.errors import InputError
     ("overrides", "message"),
     [
         (["data.num_dev=0"], "data.num_dev: found 0, allowed is a whole number of at least 1"),
-        (["data.max_pairs=0"], "data.max_pairs: found 0, allowed is null or a whole number of at least 1"),
-        (["data.max_pairs=1e5"], "data.max_pairs: found 100000.0, allowed is null or a whole number of at least 1"),
+        (["data.max_pairs=0"], "data.max_pairs: found 0, allowed is a whole number of at least 1 or null"),
+        (["data.max_pairs=1e5"], "data.max_pairs: found 100000.0, allowed is a whole number of at least 1 or null"),
         (
             ["data=multi30k", "data.target_language=nl"],
             'data.target_language: found "nl", allowed is one of en, de, fr, cs',

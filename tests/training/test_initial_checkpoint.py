@@ -96,7 +96,9 @@ def test_a_run_resumes_without_the_other_run(run, first, tmp_path):
     shutil.rmtree(first)
     with pytest.raises(InputError) as caught:
         run(tmp_path / "split", *command[1:], "trainer.max_steps=2")
-    assert str(caught.value).splitlines()[1:-1] == [f'  initialize_from: "{first}/best.pt" → null']
+    [change] = str(caught.value).splitlines()[1:-1]  # a long path is shortened
+    assert change.startswith("  initialize_from: ")
+    assert change.endswith(" → null")
     run(tmp_path / "split", *command, "trainer.max_steps=2")
     split, whole = (read_checkpoint(tmp_path / name / "last.pt") for name in ("split", "whole"))
     assert split["step"] == 2
