@@ -51,15 +51,15 @@ def main(cfg: TuneDecodingConfig) -> None:
         raise InputError(f"output={output} is no config of the group decoding: give output=FOLDER/decoding/NAME.yaml")
     loaded = load_translator(cfg)
     translator, _, members = loaded
-    grid = resolve(cfg)["grid"]
+    settings = combinations(translator.options, resolve(cfg)["grid"])
     has_attention = any(member.model.decoder.has_attention for member in members)
-    for options, _ in combinations(translator.options, grid):
+    for options, _ in settings:
         check_coverage(options, has_attention)
     text = read_text(cfg, files, members[0], default_set="dev")
     bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, members[0].config["data"], text.rows)
     check_tokenizer(bleu_tokenize, key="bleu_tokenize")
     check_output("output", output, make_folder=True)
-    trials = tune(translator, text.rows, grid, bleu_tokenize, cfg.lowercase)
+    trials = tune(translator, text.rows, settings, bleu_tokenize, cfg.lowercase)
     best = best_trial(trials, cfg.metric)
     write_config(output, best, cfg.metric, checkpoints, text.name, len(trials))
     print(table_of(trials, best).as_markdown())

@@ -71,18 +71,21 @@ def combinations(
 
 
 def tune(
-    translator: Translator, rows: Rows, grid: Mapping[str, Sequence[Any] | None], tokenize: str, lowercase: bool
+    translator: Translator,
+    rows: Rows,
+    settings: Sequence[tuple[SearchOptions, dict[str, Any]]],
+    tokenize: str,
+    lowercase: bool,
 ) -> list[Trial]:
-    """Translate a text with every combination of the grid, and return each with its scores, in the grid's order.
+    """Translate a text with every combination of a grid, and return each with its scores, in the same order.
 
     Args:
-        translator: The model; its options hold where the grid has no values.
+        translator: The model.
         rows: Source and references of each sentence.
-        grid: Values of search options by name; see `combinations`.
+        settings: Result of `combinations` for the translator's options.
         tokenize: Tokenization of BLEU.
         lowercase: BLEU and chrF ignore case.
     """
-    settings = combinations(translator.options, grid)
     sources, *references = zip(*rows, strict=True)
     trials = []
     with progress_bar(description="translating", unit="line", total=len(settings) * len(sources)) as bar:

@@ -125,6 +125,12 @@ def sinusoids(positions: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :size].to(dtype)
 
 
+def product_dtype(inputs: Tensor) -> torch.dtype:
+    """Return the type of matrix products with these inputs: autocast's type where it is enabled, else their own."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+
+
 def affine(inputs_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """Return inputs W^T + b, [N, O]. It propagates no gradients: call it inside an autograd function.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gnmt.batch import Batch, Tokens
 from gnmt.config.validate import Probability, Range
-from gnmt.model.layers import affine
+from gnmt.model.layers import affine, product_dtype
 from gnmt.model.seq2seq import Seq2Seq
 
 CHUNK_ROWS = 1024
@@ -196,12 +196,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             _, gradients = chunked_cross_entropy(hidden_NH, weight_VH, bias_V, labels_N, uniform_V, *options, True)
         assert gradients is not None
         return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None)
-
-
-def product_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products of these hidden states: autocast's dtype if autocast is enabled."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 class Gradients(NamedTuple):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnmt.device import onednn_dtypes
-from gnmt.model.layers import affine
+from gnmt.model.layers import affine, product_dtype
 
 
 def gathered_lstm(
@@ -70,10 +70,8 @@ class _GatheredLSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         num_steps, batch, _ = inputs_TBI.shape
-        hidden_size = weight_hh_GH.shape[1]
         inputs_TBI = inputs_TBI.to(dtype)
-        outputs_TBH = inputs_TBI.new_empty(num_steps, batch, hidden_size)
-        cells_TBH = torch.empty_like(outputs_TBH, dtype=torch.promote_types(dtype, torch.float32))
+        outputs_TBH, cells_TBH = empty_results(inputs_TBI, weight_hh_GH)
         preactivations = []
         with torch.autocast(inputs_TBI.device.type, enabled=False):
             weight_GI, bias_G = doubled(weight_ih_GI, dtype), doubled(bias_ih_G + bias_hh_G, dtype)
@@ -228,11 +226,9 @@ class _LayerNormLSTM(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        num_steps, batch, _ = inputs_TBI.shape
-        hidden_size = weight_hh_GH.shape[1]
+        batch, hidden_size = inputs_TBI.shape[1], weight_hh_GH.shape[1]
         inputs_TBI = inputs_TBI.to(dtype)
-        outputs_TBH = inputs_TBI.new_empty(num_steps, batch, hidden_size)
-        cells_TBH = torch.empty_like(outputs_TBH, dtype=torch.promote_types(dtype, torch.float32))
+        outputs_TBH, cells_TBH = empty_results(inputs_TBI, weight_hh_GH)
         hidden_BH = None if first_hidden_BH is None else first_hidden_BH.to(dtype)
         cell_BH = torch.zeros_like(cells_TBH[0]) if first_cell_BH is None else first_cell_BH.to(cells_TBH.dtype)
         gates = _Gates(gain_4H, bias_4H, batch, cells_TBH.dtype)
@@ -420,10 +416,10 @@ class _Gates:
         return torch.add(self.minus_one, self.tanh_BH, alpha=2, out=self.tanh_BH)
 
 
-def product_dtype(inputs: Tensor) -> torch.dtype:
-    """Return the type of products with these inputs: that of autocast where it is enabled, otherwise their own."""
-    device = inputs.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+def empty_results(inputs_TBI: Tensor, weight_hh_GH: Tensor) -> tuple[Tensor, Tensor]:
+    """Return empty tensors [T, B, H] for the outputs, in the type of the inputs, and the cells, in fp32 or fp64."""
+    outputs_TBH = inputs_TBI.new_empty(*inputs_TBI.shape[:2], weight_hh_GH.shape[1])
+    return outputs_TBH, torch.empty_like(outputs_TBH, dtype=torch.promote_types(outputs_TBH.dtype, torch.float32))
 
 
 def adder(weight_OI: Tensor, num_rows: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gnmt.device import onednn_dtypes
 from gnmt.errors import InputError
 from gnmt.model.interfaces import DecoderState, Memory
-from gnmt.model.layers import Dropout
+from gnmt.model.layers import Dropout, product_dtype
 from gnmt.model.recurrent.fast_lstm import gathered_lstm, layer_norm_lstm
 
 LayerState = tuple[Tensor, ...]
@@ -146,7 +146,7 @@ class LSTM(nn.LSTM, RecurrentLayer):
         """Return whether `gathered_lstm` makes this training step faster than the fused kernel."""
         if inputs_TBI.device.type != "cpu" or not torch.is_grad_enabled():
             return False
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs_TBI.dtype
+        dtype = product_dtype(inputs_TBI)
         return (
             dtype == torch.bfloat16
             and dtype in onednn_dtypes()
