@@ -4,7 +4,7 @@ The exported folder contains:
 
     model.safetensors    the weights for inference (averaged ones if the checkpoint has them), tied ones once
     checkpoint.json      config, tokenizers, scores, versions, and the names of tied weights
-    source.model, ...    the tokenizers' own files: SentencePiece models, or JSON lists of subwords
+    source.model, ...    the tokenizers' own files: SentencePiece models, or JSON vocabularies
 
 `export_folder` writes it, and `read_folder` reads it back as the contents of a checkpoint.
 """
@@ -23,13 +23,12 @@ from torch import Tensor
 
 from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.load import inference_weights, read_description
-from gnmt.data.tokenizer import TokenizerEntry, saved_entries
+from gnmt.data.tokenizer import SUFFIX_OF_KIND, TokenizerEntry, saved_entries
 from gnmt.errors import InputError, first_line
 from gnmt.fileio import check_new_output, encodable, parse_json
 
 FORMAT, FORMAT_VERSION = "gnmt-safetensors", 2
 WEIGHTS_FILE, JSON_FILE = "model.safetensors", "checkpoint.json"
-_SUFFIX = {"sentencepiece": ".model", "pretokenized": ".vocabulary.json"}
 _CONVERTED = ("config", "tokenizers", "model")  # entries that the folder holds in another form
 _OPTIONAL = ("average_of", "imported_from")
 _COPIED = (*(entry for entry in REQUIRED_ENTRIES if entry not in _CONVERTED), *_OPTIONAL)
@@ -49,7 +48,7 @@ def export_folder(checkpoint: str | Path, folder: Path) -> int:
     config, _ = read_description(contents, f"checkpoint {checkpoint}")
     entries = {side: TokenizerEntry.read(contents["tokenizers"], side) for side in ("source", "target")}
     joint = (entries["source"].kind, entries["source"].content) == (entries["target"].kind, entries["target"].content)
-    files = {side: f"{'source' if joint else side}{_SUFFIX[entry.kind]}" for side, entry in entries.items()}
+    files = {side: f"{'source' if joint else side}{SUFFIX_OF_KIND[entry.kind]}" for side, entry in entries.items()}
     weights, tied = _untie(inference_weights(contents))
     described = {
         "format": FORMAT,
@@ -175,8 +174,8 @@ def _read_tokenizer(folder: Path, tokenizers: Any, side: str) -> TokenizerEntry:
     name, framing = entry["file"], entry["framing"]
     if not isinstance(name, str) or Path(name).name != name or "\0" in name:
         raise InputError(f"{key}.file is {name!r}, allowed is the name of a file in the folder")
-    if not isinstance(entry["kind"], str) or entry["kind"] not in _SUFFIX:
-        raise InputError(f"{key}.kind is {entry['kind']!r}, allowed is one of {', '.join(_SUFFIX)}")
+    if not isinstance(entry["kind"], str) or entry["kind"] not in SUFFIX_OF_KIND:
+        raise InputError(f"{key}.kind is {entry['kind']!r}, allowed is one of {', '.join(SUFFIX_OF_KIND)}")
     if framing not in ({"bos": True, "eos": True}, {"bos": False, "eos": True}):
         raise InputError(f"{key}.framing is {framing!r}, allowed is bos, true or false, and eos, true")
     try:

@@ -3,7 +3,7 @@
 A preprocessed folder contains:
 
     manifest.json                        format, settings, inputs, counts and fingerprint (see `read_manifest`)
-    tokenizer/{source,target}.model      the SentencePiece models
+    tokenizer/{source,target}.model      the SentencePiece models, or {source,target}.word_character.json
     train/                               the training pairs as a `Store`
     dev/, test/<name>/                   source.txt and target.txt, raw text
     cleaning_report.{json,txt}           the number of training pairs that cleaning dropped, and of the lines of dev and
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.data.changed_lines import ChangedLines
 from gnmt.data.cleaning import CleaningReport
-from gnmt.data.tokenizer import Tokenizers
+from gnmt.data.tokenizer import SUFFIX_OF_KIND, TokenizerEntry, Tokenizers
 from gnmt.errors import InputError, describe_changes
 from gnmt.fileio import LINE_BREAKS, json_bytes, replacing
 
@@ -244,7 +244,7 @@ def check_format(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _looks_preprocessed(folder: Path) -> bool:
     """Return whether the folder has the files of a preprocessed folder, so that a message may advise to remove it."""
-    names = (_MANIFEST, f"{_REPORT}.json", "tokenizer/source.model", "train", "dev/source.txt")
+    names = (_MANIFEST, f"{_REPORT}.json", "tokenizer", "train", "dev/source.txt")
     return all((folder / name).exists() for name in names)
 
 
@@ -303,16 +303,23 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def write_tokenizers(folder: Path, tokenizers: Tokenizers) -> None:
-    """Write the models of the tokenizers into the new folder `folder`/tokenizer."""
+    """Write the files of the tokenizers into the new folder `folder`/tokenizer."""
     (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "source.model").write_bytes(tokenizers.source.to_bytes())
-    (folder / "tokenizer" / "target.model").write_bytes(tokenizers.target.to_bytes())
+    for side, tokenizer in zip(SIDES, tokenizers[:2], strict=True):
+        path = folder / "tokenizer" / f"{side}{SUFFIX_OF_KIND[tokenizer.kind]}"
+        path.write_bytes(tokenizer.to_bytes())
 
 
 def read_tokenizers(folder: Path) -> Tokenizers:
     """Read the tokenizers that `write_tokenizers` wrote."""
-    source, target = ((folder / "tokenizer" / f"{side}.model").read_bytes() for side in SIDES)
-    return Tokenizers.from_models(source, target)
+    return Tokenizers.from_entries(*(_read_tokenizer(folder / "tokenizer", side) for side in SIDES))
+
+
+def _read_tokenizer(folder: Path, side: str) -> TokenizerEntry:
+    """Read the tokenizer of a side, whose kind its file name tells."""
+    kinds = [kind for kind, suffix in SUFFIX_OF_KIND.items() if (folder / f"{side}{suffix}").is_file()]
+    kind = kinds[0] if kinds else "sentencepiece"
+    return TokenizerEntry(kind, (folder / f"{side}{SUFFIX_OF_KIND[kind]}").read_bytes(), bos=side == "target")
 
 
 class WrittenPairs(NamedTuple):

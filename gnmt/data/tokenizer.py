@@ -1,8 +1,9 @@
-"""Tokenizers: BPE and unigram models of SentencePiece, learned from text or read from files.
+"""Tokenizers: BPE and unigram models of SentencePiece, and words and characters, learned from text or read from files.
 
 `TokenizerOptions` and `TokenizerFiles` are the two choices in the config group tokenizer; with initialize_from, the
-tokenizers are the `CheckpointTokenizers`. `Tokenizer` is one model, and `Tokenizers` the pair for source and target,
-which a checkpoint stores. `train_tokenizers` learns new ones.
+tokenizers are the `CheckpointTokenizers`. `Tokenizer` is one model of SentencePiece, and `Tokenizers` the pair for
+source and target, which a checkpoint stores. `train_tokenizers` learns new ones. `gnmt.data.word_character` has the
+mixed word and character model.
 """
 
 from __future__ import annotations
@@ -25,11 +26,18 @@ from gnmt.config.validate import Range, Size
 from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.sentencepiece_model import with_normalizer
 from gnmt.data.subword_regularization import SubwordSampler, subword_sampler
+from gnmt.data.word_character import WordCharacterTokenizer, learn_vocabulary
 from gnmt.errors import InputError
 from gnmt.fileio import LINE_BREAKS, check_rereadable, encodable, missing_file
 
 # The name of a tokenizer's file in a checkpoint, by the kind of tokenizer.
-FILE_OF_KIND = {"sentencepiece": "model", "pretokenized": "vocabulary"}
+FILE_OF_KIND = {"sentencepiece": "model", "pretokenized": "vocabulary", "word_character": "vocabulary"}
+# The end of the name of a tokenizer's file in a folder.
+SUFFIX_OF_KIND = {
+    "sentencepiece": ".model",
+    "pretokenized": ".vocabulary.json",
+    "word_character": ".word_character.json",
+}
 # SentencePiece's own limit: longer lines are not used for training, but are encoded like others.
 MAX_TRAINING_LINE_BYTES = 4192
 # Fixed, because the last digits of unigram scores depend on the number of threads.
@@ -62,24 +70,26 @@ class ExistingTokenizers(TokenizerSource):
 
 @dataclass(frozen=True)
 class TokenizerOptions(TokenizerSource):
-    """Options for learning subwords with SentencePiece.
+    """Options for learning subwords with SentencePiece, or a vocabulary of words and characters.
 
     Args:
-        kind: Kind of model.
+        kind: bpe or unigram for a model of SentencePiece, or word_character for the mixed word and character model of
+            Wu et al. 2016, section 4.2 (see gnmt.data.word_character).
         vocab_size: Number of ids of each vocabulary, including the 4 special ids and, with `byte_fallback`, 256 bytes.
+            With word_character it includes three ids for each character; the rest are the most frequent words.
         joint: Learn one vocabulary for both sides; otherwise one for each.
         byte_fallback: Encode characters without a subword as bytes, so that no text is unknown.
         source_normalization: Normalization of the source. nmt_nfkc gives equal subwords to a text that is written in
             different ways.
         target_normalization: Normalization of the target. The model learns to write normalized text, so anything but
             identity changes what translations say: `猫吃鱼！` becomes `猫吃鱼!`, and `½` becomes `1⁄2`.
-        character_coverage: Share of the characters in the sample that get a subword of their own.
+        character_coverage: Share of the characters in the sample that get a subword of their own, or can be spelled.
         user_symbols: Strings that are always encoded as one subword.
         sample_lines: Maximum number of pairs to learn from, drawn at random.
         seed: Seed of that draw.
     """
 
-    kind: Literal["bpe", "unigram"] = "bpe"
+    kind: Literal["bpe", "unigram", "word_character"] = "bpe"
     vocab_size: Size = 4000
     joint: bool = True
     byte_fallback: bool = True
@@ -106,30 +116,31 @@ class TokenizerOptions(TokenizerSource):
 
 @dataclass(frozen=True)
 class TokenizerFiles(ExistingTokenizers):
-    """Existing SentencePiece models, with their normalizers; equal subwords of both make the vocabulary joint.
+    """Existing tokenizers, with their normalizers; equal subwords of both make the vocabulary joint.
 
-    A preprocessed folder contains its models as tokenizer/source.model and tokenizer/target.model.
+    A preprocessed folder contains its tokenizers as tokenizer/source.model and tokenizer/target.model, models of
+    SentencePiece, or source.word_character.json and target.word_character.json.
 
     Args:
-        source, target: Paths of the models.
+        source, target: Paths of the files.
     """
 
     source: str
     target: str
 
     def settings(self) -> dict[str, Any]:
-        """Return the SHA-256 of each model; the paths are not part of the settings."""
+        """Return the SHA-256 of each file; the paths are not part of the settings."""
         return _hashes(*self._read_files())
 
     def read(self) -> Tokenizers:
-        """Read the models.
+        """Read the files.
 
-        Raises InputError for a file that is missing, a pipe, not a SentencePiece model, or has other special ids than
-        gnmt.
+        Raises InputError for a file that is missing, a pipe, neither a SentencePiece model nor a vocabulary of words
+        and characters, or has other special ids than gnmt.
         """
-        source, target = self._read_files()
+        source, target = (TokenizerEntry(_kind_of(content), content, False) for content in self._read_files())
         try:
-            return Tokenizers.from_models(source, target)
+            return Tokenizers.from_entries(source, target)
         except InputError as error:
             raise InputError(f"tokenizer.source={self.source} tokenizer.target={self.target}: {error}") from error
 
@@ -149,6 +160,11 @@ class CheckpointTokenizers(ExistingTokenizers):
 
     def read(self) -> Tokenizers:
         return self.tokenizers
+
+
+def _kind_of(content: bytes) -> str:
+    """Return the kind of a tokenizer's file: JSON is a vocabulary of words and characters."""
+    return WordCharacterTokenizer.kind if content.startswith(b"{") else Tokenizer.kind
 
 
 def _hashes(source: bytes, target: bytes) -> dict[str, Any]:
@@ -294,10 +310,11 @@ class Tokenizer:
         return self._model
 
 
-AnyTokenizer = Tokenizer | PretokenizedTokenizer
+AnyTokenizer = Tokenizer | PretokenizedTokenizer | WordCharacterTokenizer
 _READERS: dict[str, Callable[[bytes], AnyTokenizer]] = {
     Tokenizer.kind: Tokenizer,
     PretokenizedTokenizer.kind: PretokenizedTokenizer.from_bytes,
+    WordCharacterTokenizer.kind: WordCharacterTokenizer.from_bytes,
 }
 
 
@@ -345,21 +362,19 @@ class Tokenizers(NamedTuple):
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any]) -> Tokenizers:
         """Return the tokenizers of a checkpoint. Raises InputError for a malformed entry, unknown kind or framing."""
-        source, target = (TokenizerEntry.read(saved, side) for side in ("source", "target"))
+        return cls.from_entries(*(TokenizerEntry.read(saved, side) for side in ("source", "target")))
+
+    @classmethod
+    def from_entries(cls, source: TokenizerEntry, target: TokenizerEntry) -> Tokenizers:
+        """Make tokenizers from their files; equal files become one object. Raises InputError for a malformed file."""
         tokenizer = _READERS[source.kind](source.content)
         same = (source.kind, source.content) == (target.kind, target.content)
         return cls(tokenizer, tokenizer if same else _READERS[target.kind](target.content), source.bos)
 
-    @classmethod
-    def from_models(cls, source: bytes, target: bytes) -> Tokenizers:
-        """Make tokenizers from serialized SentencePiece models; equal models become one object."""
-        tokenizer = Tokenizer(source)
-        return cls(tokenizer, tokenizer if source == target else Tokenizer(target))
-
 
 @dataclass(frozen=True)
 class TokenizerEntry:
-    """One side of the tokenizers in a checkpoint.
+    """One side of the tokenizers in a checkpoint or a folder.
 
     Args:
         kind: Kind of tokenizer, a key of FILE_OF_KIND.
@@ -417,25 +432,44 @@ def train_tokenizers(source: Sequence[str], target: Sequence[str], options: Toke
             train_tokenizer(target, options, options.target_normalization, "text of the target side"),
         )
     sides = [(source, options.source_normalization), (target, options.target_normalization)]
-    model = _learn_subwords([line for lines, rule in sides for line in _normalized(lines, rule)], options, "text")
-    return Tokenizers.from_models(*(with_normalizer(model, _normalizer_spec(rule)) for _, rule in sides))
+    normalized = [line for lines, rule in sides for line in _normalized(lines, rule)]
+    learned = _learned(normalized, options, [rule for _, rule in sides], "text")
+    return Tokenizers(learned[options.source_normalization], learned[options.target_normalization])
 
 
 def train_tokenizer(
     lines: Iterable[str], options: TokenizerOptions, normalization: Normalization = "nmt_nfkc", text: str = "text"
-) -> Tokenizer:
+) -> Tokenizer | WordCharacterTokenizer:
     """Learn a vocabulary of exactly options.vocab_size ids from the normalized lines.
 
     Raises InputError if the lines contain no text, or if the vocabulary cannot have that size.
 
     Args:
-        lines: All lines are used, in order, except blank ones and those above MAX_TRAINING_LINE_BYTES.
+        lines: All lines are used, in order, except blank ones and, by SentencePiece, those above
+            MAX_TRAINING_LINE_BYTES.
         options: The options; `joint`, `sample_lines`, `seed` and the normalizations are not used here.
         normalization: Normalization of the lines, and of every text that the tokenizer encodes.
         text: Name of the lines in error messages.
     """
-    model = _learn_subwords(_normalized(lines, normalization), options, text)
-    return Tokenizer(with_normalizer(model, _normalizer_spec(normalization)))
+    return _learned(_normalized(lines, normalization), options, [normalization], text)[normalization]
+
+
+def _learned(
+    lines: Iterable[str], options: TokenizerOptions, normalizations: Sequence[Normalization], text: str
+) -> Mapping[Normalization, Tokenizer | WordCharacterTokenizer]:
+    """Learn one vocabulary from normalized lines; return a tokenizer with it for each normalization."""
+    if options.kind == "word_character":
+        vocabulary = learn_vocabulary(
+            lines,
+            options.vocab_size,
+            character_coverage=options.character_coverage,
+            symbols=options.user_symbols,
+            byte_fallback=options.byte_fallback,
+            text=text,
+        )
+        return {rule: WordCharacterTokenizer(vocabulary, rule) for rule in normalizations}
+    model = _learn_subwords(lines, options, text)
+    return {rule: Tokenizer(with_normalizer(model, _normalizer_spec(rule))) for rule in normalizations}
 
 
 def _normalized(lines: Iterable[str], rule: Normalization) -> Iterable[str]:

@@ -20,7 +20,8 @@ from gnmt.checkpoint.load import build_model, describe_weight_mismatch, read_des
 from gnmt.config.build import resolve
 from gnmt.config.recorded_nodes import with_recorded_nodes
 from gnmt.config.validate import check_component
-from gnmt.data.tokenizer import CheckpointTokenizers, Tokenizer, Tokenizers, TokenizerSource
+from gnmt.data.pretokenized import PretokenizedTokenizer
+from gnmt.data.tokenizer import CheckpointTokenizers, Tokenizers, TokenizerSource
 from gnmt.errors import InputError, describe_changes, format_count
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -63,7 +64,7 @@ class InitialCheckpoint:
         """
         trusted = tuple(trusted_packages)
         config, tokenizers = read_description(contents, origin)
-        if tokenizers.source_bos or not all(isinstance(side, Tokenizer) for side in tokenizers[:2]):
+        if tokenizers.source_bos or any(isinstance(side, PretokenizedTokenizer) for side in tokenizers[:2]):
             raise InputError(
                 f"{origin} is an imported checkpoint, whose subwords preprocessing cannot produce: use a checkpoint "
                 "that was trained here"

@@ -67,7 +67,8 @@ class TrainerOptions:
         max_nonfinite_updates: Number of updates skipped in a row, because loss or gradient were not finite, that ends
             the run. Checked when a log line is written.
         subword_regularization: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out;
-            with a unigram tokenizer, the exponent on the probability of a segmentation (smaller is more random).
+            with a unigram tokenizer, the exponent on the probability of a segmentation (smaller is more random); with
+            a word_character tokenizer, the probability that a word is spelled.
         ema_decay: Decay of the moving average of the weights. The average is evaluated and saved as best.pt. None for
             no average.
         prefetch_batches: Number of batches that a thread prepares ahead; 0 for none.
