@@ -394,8 +394,8 @@ class TokenizerEntry:
             raise InputError(f"checkpoint: tokenizers.{side} must hold kind, files and framing")
         kind, framing, files = entry["kind"], entry["framing"], entry["files"]
         if not isinstance(kind, str) or kind not in FILE_OF_KIND:
-            allowed_kinds = " or ".join(FILE_OF_KIND)
-            raise InputError(f"checkpoint: tokenizers.{side}.kind must be {allowed_kinds}, found {kind!r}")
+            kinds = ", ".join(FILE_OF_KIND)
+            raise InputError(f"checkpoint: tokenizers.{side}.kind must be one of {kinds}, found {kind!r}")
         # Training puts BOS before every target; a source has it only in imported models.
         allowed = [{"bos": bos, "eos": True} for bos in ((False, True) if side == "source" else (True,))]
         if framing not in allowed:

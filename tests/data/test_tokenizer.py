@@ -307,7 +307,7 @@ def test_malformed_checkpoint_entries_are_refused(tokenizer: Tokenizer) -> None:
     source = good["source"]
     for entry, message in (
         (None, "must hold kind, files and framing"),
-        (source | {"kind": "words"}, "kind must be sentencepiece or pretokenized, found 'words'"),
+        (source | {"kind": "words"}, "kind must be one of sentencepiece, pretokenized, word_character, found 'words'"),
         (source | {"framing": {"bos": False, "eos": False}}, "framing must be"),
         (source | {"files": {}}, "must be a tensor of bytes"),
         (source | {"files": {"model": torch.zeros(9, dtype=torch.uint8)}}, "tokenizer: "),
