@@ -31,9 +31,9 @@ from gnmt.config.validate import check_component
 from gnmt.data.changed_lines import changed_lines
 from gnmt.data.corpora import SCRIPTS, Corpus, bleu_tokenizer, language_unlike_13a
 from gnmt.data.parallel_text import ParallelFiles
-from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.store import DamagedDataError, read_preprocessed
-from gnmt.data.tokenizer import AnyTokenizer
+from gnmt.data.tokenizer import AnyTokenizer, Tokenizer
+from gnmt.data.word_character import WordCharacterTokenizer
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.segments import Translation
@@ -148,7 +148,7 @@ def count_changed_references(tokenizer: AnyTokenizer, references: Sequence[str],
     Returns None for a tokenizer of pretokenized text: without the merges that segmented its training text, it cannot
     encode references.
     """
-    if isinstance(tokenizer, PretokenizedTokenizer):
+    if not isinstance(tokenizer, Tokenizer | WordCharacterTokenizer):
         return None
     changed = changed_lines(tokenizer, references)
     if changed.num_changed:
