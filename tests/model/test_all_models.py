@@ -82,6 +82,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "seq2seq_of_one_gru": ("seq2seq", ("model.encoder.num_layers=1", "model.encoder.cell=gru")),
     "seq2seq_normalized": ("seq2seq", ("model.encoder.layer_norm=true", "model.decoder.residual_from=2")),
     "gnmt_gru": ("gnmt_small", ("model.encoder.cell=gru", "model.decoder.residual_from=2")),
+    "gnmt_min_lstm": ("gnmt_small", ("model.encoder.cell=min_lstm", "model.decoder.residual_from=2")),
+    "gnmt_rg_lru": ("gnmt_small", ("model.encoder.cell=rg_lru", "model.decoder.query=previous")),
+    "seq2seq_min_lstm": ("seq2seq", ("model.encoder.cell=min_lstm",)),
+    "attention_rg_lru": ("attention", ("model.encoder.cell=rg_lru",)),
     "gnmt_shortcuts": (
         "gnmt_small",
         ("model.encoder.attend_to_embeddings=true", "model.decoder.context_to_output=added"),

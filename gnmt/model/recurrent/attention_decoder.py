@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
+from gnmt.model.recurrent.cells import Cell, layer_class
 from gnmt.model.recurrent.layers import (
     Bridge,
-    Cell,
     ResidualStack,
     initial_states,
     initial_states_or_none,
-    layer_class,
     pack_states,
     shift_one_step,
     state_sizes,
@@ -53,12 +52,12 @@ class AttentionDecoder(Decoder):
             connections.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
-        cell: "lstm" or "gru".
+        cell: Kind of the layers; see gnmt.model.recurrent.cells.Cell.
         layer_norm: Whether every gate is normalized (see LayerNormLSTM).
         bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
 
     Raises:
-        InputError: If `attention` has another query width, or for a GRU with layer normalization.
+        InputError: If `attention` has another query width, or for layer normalization of a cell other than an LSTM.
     """
 
     memory_size_key = "attention.memory_size"

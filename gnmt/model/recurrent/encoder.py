@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from torch import Tensor, nn
 
@@ -10,14 +10,14 @@ from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Encoded, Encoder
 from gnmt.model.layers import Dropout
+from gnmt.model.recurrent.cells import Cell, layer_class
 from gnmt.model.recurrent.layers import (
     Bidirectional,
-    Cell,
     LayerState,
     RecurrentLayer,
     is_residual,
-    layer_class,
     reverse_by_length,
+    state_sizes,
     states_to_dict,
 )
 from gnmt.model.validate import check_residual
@@ -45,7 +45,7 @@ class LSTMEncoder(Encoder):
             then read the word itself, so a model learns to translate it before its layers have learned to pass it on.
             This is not in the paper; Gehring et al. 2017, section 3.4, let attention read embeddings for the same
             reason.
-        cell: "lstm" or "gru", for all layers.
+        cell: Kind of all layers; see gnmt.model.recurrent.cells.Cell.
         layer_norm: Whether every gate is normalized (see LayerNormLSTM).
         reverse_source: Whether the layers read the source from its last token to its first, with EOS still at the end
             (Sutskever et al. 2014, section 3.3). The states stay in the order of the source.
@@ -55,8 +55,8 @@ class LSTMEncoder(Encoder):
             are concatenated to [B, 2H].
 
     Raises:
-        InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for layer
-            normalization with a GRU or with weight dropout.
+        InputError: If the numbers of layers or the widths of a residual connection do not fit together, or for a cell
+            that does not support layer normalization or weight dropout.
     """
 
     def __init__(
@@ -103,10 +103,7 @@ class LSTMEncoder(Encoder):
         options = {"projection_size": projection_size, "attend_to_embeddings": attend_to_embeddings}
         self.state_options = [key for key, value in options.items() if value]
         if final_states:
-            names = ("hidden",) if cell == "gru" else ("hidden", "cell")
-            self.by_sentence_sizes = {
-                f"final_{name}_{number}": width for number, width in enumerate(widths[1:], start=1) for name in names
-            }
+            self.by_sentence_sizes = state_sizes([cast(RecurrentLayer | Bidirectional, one) for one in self.layers], "final_")
 
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
         """Return the states [B, S, output_size], and the final states if `final_states` is set."""

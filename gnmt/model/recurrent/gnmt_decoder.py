@@ -12,14 +12,13 @@ from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
+from gnmt.model.recurrent.cells import Cell, layer_class
 from gnmt.model.recurrent.layers import (
     Bridge,
-    Cell,
     RecurrentLayer,
     forward_layers,
     initial_states,
     initial_states_or_none,
-    layer_class,
     pack_states,
     shift_one_step,
     state_sizes,
@@ -50,7 +49,7 @@ class GNMTDecoder(Decoder):
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
         weight_dropout: Dropout probability of the recurrent weights (DropConnect; see LSTM).
-        cell: "lstm" or "gru".
+        cell: Kind of the layers; see gnmt.model.recurrent.cells.Cell.
         layer_norm: Whether every gate is normalized (see LayerNormLSTM).
         bridge: Initial state of the layers; see gnmt.model.recurrent.layers.Bridge.
         context_to_output: Whether the output layer reads the context too. "none": it does not (the paper).
@@ -63,8 +62,8 @@ class GNMTDecoder(Decoder):
             small models learn several times sooner.
 
     Raises:
-        InputError: If `attention` has another query width, if nothing reads the context, or for layer normalization
-            with a GRU or with weight dropout.
+        InputError: If `attention` has another query width, if nothing reads the context, or for a cell that does not
+            support layer normalization or weight dropout.
     """
 
     memory_size_key = "attention.memory_size"

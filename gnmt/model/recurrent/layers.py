@@ -1,9 +1,9 @@
 """Recurrent layers and stacks of them.
 
 A `RecurrentLayer` is one unidirectional layer: `LSTM` and `GRU` run fused kernels over whole sequences, and
-`LayerNormLSTM` runs a loop over time, in training that of fast_lstm.py. `Bidirectional` combines two layers, and
-`ResidualStack` puts layers on top of each other. The functions at the end make initial states, and convert states to
-the named tensors of Memory and DecoderState and back.
+`LayerNormLSTM` runs a loop over time, in training that of fast_lstm.py; linear_recurrence.py has others. `Bidirectional`
+combines two layers, and `ResidualStack` puts layers on top of each other. The functions at the end make initial states,
+and convert states to the named tensors of Memory and DecoderState and back.
 
 Sequences are time-major here, [T, B, ...]. N stands for B * K sequences that take one step.
 """
@@ -14,7 +14,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -22,15 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnmt.device import onednn_dtypes
-from gnmt.errors import InputError
 from gnmt.model.interfaces import DecoderState, Memory
 from gnmt.model.layers import Dropout, product_dtype
 from gnmt.model.recurrent.fast_lstm import gathered_lstm, layer_norm_lstm
 
 LayerState = tuple[Tensor, ...]
-"""State of a layer between two steps, tensors [N, H]: (hidden, cell) of an LSTM, (hidden,) of a GRU."""
-
-Cell = Literal["lstm", "gru"]
+"""State of a layer between two steps, tensors [N, ...]: (hidden, cell) of an LSTM, (hidden,) of a GRU."""
 
 Bridge = Literal["none", "final"]
 """Initial state of a decoder's layers.
@@ -309,25 +305,6 @@ LayerMaker = Callable[[int, int], RecurrentLayer]
 """A function or class that makes a layer from its input and hidden size."""
 
 
-def layer_class(cell: Cell, layer_norm: bool, key: str, weight_dropout: float = 0.0) -> LayerMaker:
-    """Return the class of layer for a cell.
-
-    Args:
-        cell: "lstm" or "gru".
-        layer_norm: Whether gates are normalized.
-        key: Config key of the component, such as `model.encoder`, for the error message.
-        weight_dropout: Dropout probability of the layers' recurrent weights.
-
-    Raises:
-        InputError: If the cell is a GRU with layer normalization, which is not implemented.
-    """
-    if cell == "gru" and layer_norm:
-        raise InputError(f"{key}.layer_norm=true needs {key}.cell=lstm, found cell=gru: change one of the two")
-    if layer_norm:
-        return partial(LayerNormLSTM, weight_dropout=weight_dropout)
-    return partial(GRU if cell == "gru" else LSTM, weight_dropout=weight_dropout)
-
-
 class Bidirectional(nn.Module):
     """Two layers, one for each direction, whose outputs are concatenated to width 2H (Wu et al. 2016, section 3.2).
 
@@ -360,7 +337,16 @@ class Bidirectional(nn.Module):
         ahead_TBH, ahead_state = self.ahead.forward_with_final_state(inputs_TBI, lengths_B)
         back_TBH, back_state = self.back.forward_with_final_state(reverse_by_length(inputs_TBI, lengths_B), lengths_B)
         outputs_TBH = torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)
-        return outputs_TBH, tuple(torch.cat(both, dim=-1) for both in zip(ahead_state, back_state, strict=True))
+        return outputs_TBH, _concatenated(ahead_state, back_state)
+
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
+        """Return a zero state with the shapes of the final state; see RecurrentLayer."""
+        return _concatenated(self.ahead.start(num_sequences, like), self.back.start(num_sequences, like))
+
+
+def _concatenated(ahead_state: LayerState, back_state: LayerState) -> LayerState:
+    """Return the states of both directions as one."""
+    return tuple(torch.cat(both, dim=-1) for both in zip(ahead_state, back_state, strict=True))
 
 
 def reverse_by_length(inputs_TBI: Tensor, lengths_B: Tensor) -> Tensor:
@@ -520,8 +506,8 @@ def is_residual(number: int, residual_from: int | None) -> bool:
     return residual_from is not None and number >= residual_from
 
 
-_STATE_NAMES = ("hidden", "cell")
-"""Names of the tensors of a LayerState, in order; a GRU has only the first."""
+_STATE_NAMES = ("hidden", "cell", "window")
+"""Names of the tensors of a LayerState, in order; a GRU has only the first, an LSTM the first two."""
 
 
 def initial_states(layers: Sequence[RecurrentLayer], memory: Memory, beam: int, bridged: bool) -> list[LayerState]:
@@ -551,7 +537,7 @@ def initial_states_or_none(
     return initial_states(layers, memory, 1, bridged) if bridged else [None] * len(layers)
 
 
-def state_sizes(layers: Sequence[RecurrentLayer], prefix: str) -> dict[str, int]:
+def state_sizes(layers: Sequence[RecurrentLayer | Bidirectional], prefix: str) -> dict[str, int]:
     """Return the widths of the layers' states, under the names of `states_to_dict`."""
     zeros = [layer.start(1, torch.zeros(0)) for layer in layers]
     return {name: tensor.shape[1] for name, tensor in states_to_dict(zeros, prefix).items()}

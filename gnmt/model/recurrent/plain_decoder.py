@@ -10,12 +10,11 @@ from torch import Tensor
 from gnmt.config.validate import NumLayers, Probability, Range, Size
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Memory
 from gnmt.model.layers import Dropout
+from gnmt.model.recurrent.cells import Cell, layer_class
 from gnmt.model.recurrent.layers import (
-    Cell,
     ResidualStack,
     initial_states,
     initial_states_or_none,
-    layer_class,
     pack_states,
     state_sizes,
     unpack_states,
@@ -38,11 +37,11 @@ class PlainDecoder(Decoder):
             connections, as in the paper.
         dropout: Dropout probability of each layer's input.
         variational_dropout: Whether one mask is drawn for all time steps of a sentence (Gal and Ghahramani 2016).
-        cell: "lstm" or "gru".
+        cell: Kind of the layers; see gnmt.model.recurrent.cells.Cell.
         layer_norm: Whether every gate is normalized (see LayerNormLSTM).
 
     Raises:
-        InputError: For a GRU with layer normalization.
+        InputError: For layer normalization of a cell other than an LSTM.
     """
 
     has_attention = False

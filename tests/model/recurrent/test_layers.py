@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gnmt.errors import InputError
 from gnmt.model.layers import Dropout
+from gnmt.model.recurrent.cells import layer_class
 from gnmt.model.recurrent.layers import (
     GRU,
     LSTM,
@@ -16,13 +17,14 @@ from gnmt.model.recurrent.layers import (
     LayerNormLSTM,
     RecurrentLayer,
     ResidualStack,
-    layer_class,
     reverse_by_length,
 )
+from gnmt.model.recurrent.linear_recurrence import RGLRU, MinLSTM
 
 LENGTHS_B = torch.tensor([3, 6, 1, 4])
 REAL_TB = torch.arange(6)[:, None] < LENGTHS_B
-CLASSES = [LSTM, GRU, LayerNormLSTM]
+WITH_RECURRENT_WEIGHTS = [LSTM, GRU, LayerNormLSTM]
+CLASSES = [*WITH_RECURRENT_WEIGHTS, MinLSTM, RGLRU]
 
 
 def padded_inputs(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -114,7 +116,7 @@ def recurrent_weight(layer: RecurrentLayer) -> nn.Parameter:
     return layer.from_hidden.weight if isinstance(layer, LayerNormLSTM) else layer.weight_hh_l0
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", WITH_RECURRENT_WEIGHTS)
 def test_weight_dropout_masks_the_recurrent_weight_once_for_all_steps(cls):
     """The outputs are those of a layer without dropout whose recurrent weight is the masked one."""
     torch.manual_seed(1)
@@ -172,11 +174,20 @@ def test_layer_normalization_starts_with_gain_1_and_bias_0():
     assert (layer.bias == 0).all()
 
 
-def test_a_normalized_gru_is_refused():
+@pytest.mark.parametrize("cell", ["gru", "min_lstm", "rg_lru"])
+def test_normalization_of_another_cell_is_refused(cell):
     with pytest.raises(
-        InputError, match=r"model.encoder.layer_norm=true needs model.encoder.cell=lstm, found cell=gru: change one"
+        InputError, match=rf"model.encoder.layer_norm=true needs model.encoder.cell=lstm, found cell={cell}: change one"
     ):
-        layer_class("gru", True, "model.encoder")
+        layer_class(cell, True, "model.encoder")
+
+
+@pytest.mark.parametrize("cell", ["min_lstm", "rg_lru"])
+def test_dropout_of_recurrent_weights_that_do_not_exist_is_refused(cell):
+    with pytest.raises(
+        InputError, match=rf"model.decoder.weight_dropout=0.1 needs recurrent weights, and model.decoder.cell={cell} has"
+    ):
+        layer_class(cell, False, "model.decoder", 0.1)
 
 
 def bidirectional_pair() -> tuple[Bidirectional, nn.LSTM]:
