@@ -103,7 +103,8 @@ class LSTMEncoder(Encoder):
         options = {"projection_size": projection_size, "attend_to_embeddings": attend_to_embeddings}
         self.state_options = [key for key, value in options.items() if value]
         if final_states:
-            self.by_sentence_sizes = state_sizes([cast(RecurrentLayer | Bidirectional, one) for one in self.layers], "final_")
+            layers = [cast(RecurrentLayer | Bidirectional, layer) for layer in self.layers]
+            self.by_sentence_sizes = state_sizes(layers, "final_")
 
     def forward(self, embedded_BSE: Tensor, lengths_B: Tensor) -> Encoded:
         """Return the states [B, S, output_size], and the final states if `final_states` is set."""

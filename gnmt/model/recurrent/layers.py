@@ -1,9 +1,9 @@
 """Recurrent layers and stacks of them.
 
 A `RecurrentLayer` is one unidirectional layer: `LSTM` and `GRU` run fused kernels over whole sequences, and
-`LayerNormLSTM` runs a loop over time, in training that of fast_lstm.py; linear_recurrence.py has others. `Bidirectional`
-combines two layers, and `ResidualStack` puts layers on top of each other. The functions at the end make initial states,
-and convert states to the named tensors of Memory and DecoderState and back.
+`LayerNormLSTM` runs a loop over time, in training that of fast_lstm.py. linear_recurrence.py has layers that are
+parallel over time. `Bidirectional` combines two layers, and `ResidualStack` puts layers on top of each other. The
+functions at the end make initial states, and convert states to the named tensors of Memory and DecoderState and back.
 
 Sequences are time-major here, [T, B, ...]. N stands for B * K sequences that take one step.
 """

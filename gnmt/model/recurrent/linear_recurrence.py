@@ -217,7 +217,8 @@ class RGLRU(RecurrentLayer):
     def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         hidden_NH, cell_NH, window_NW = state
         branch_NH, gate_NH = self.branches(inputs_NI).chunk(2, dim=-1)
-        window_NHW = torch.cat((window_NW.unflatten(1, (self.hidden_size, -1)), branch_NH[..., None]), dim=-1)
+        before_NHW = window_NW.reshape(-1, self.hidden_size, CONVOLUTION_WIDTH - 1)
+        window_NHW = torch.cat((before_NHW, branch_NH[..., None]), dim=-1)
         convolved_NH = (_precise(window_NHW) * self.convolution).sum(-1) + self.convolution_bias
         decays_NH, added_NH = self._decays_and_inputs(convolved_NH, branch_NH.dtype)
         cell_NH = torch.addcmul(added_NH, decays_NH, cell_NH)
@@ -229,9 +230,9 @@ class RGLRU(RecurrentLayer):
         num_steps, batch, _ = inputs_TBI.shape
         branch_TBH, gate_TBH = self.branches(inputs_TBI).chunk(2, dim=-1)
         window_BW = self.start(batch, branch_TBH)[2] if state is None else state[2].to(branch_TBH.dtype)
-        window_WBH = window_BW.unflatten(1, (self.hidden_size, -1)).movedim(2, 0)
+        window_WBH = window_BW.reshape(batch, self.hidden_size, -1).movedim(2, 0)
         extended_TBH = torch.cat((window_WBH, branch_TBH))
-        convolved_TBH = self.convolution_bias
+        convolved_TBH: Tensor = self.convolution_bias
         for index, weight_H in enumerate(self.convolution.unbind(1)):
             convolved_TBH = convolved_TBH + _precise(extended_TBH[index : index + num_steps]) * weight_H
         decays_and_inputs = self._decays_and_inputs(convolved_TBH, branch_TBH.dtype)

@@ -185,7 +185,8 @@ def test_normalization_of_another_cell_is_refused(cell):
 @pytest.mark.parametrize("cell", ["min_lstm", "rg_lru"])
 def test_dropout_of_recurrent_weights_that_do_not_exist_is_refused(cell):
     with pytest.raises(
-        InputError, match=rf"model.decoder.weight_dropout=0.1 needs recurrent weights, and model.decoder.cell={cell} has"
+        InputError,
+        match=rf"weight_dropout=0.1 needs recurrent weights, and model.decoder.cell={cell} has none: use",
     ):
         layer_class(cell, False, "model.decoder", 0.1)
 
