@@ -240,16 +240,22 @@ class SubwordSampling(NamedTuple):
     """Encode the stored text with sampled subwords, other ones in every epoch (subword regularization).
 
     alpha: see `Tokenizer.encode_sampled`.
+    share: the probability that a pair is sampled, in (0, 1]; the other pairs have their stored ids.
     """
 
     tokenizers: Tokenizers
     alpha: float
+    share: float
     seed: int
     epoch: int
 
     def encode(self, store: Store, pair: int) -> tuple[list[int], list[int]]:
         """Return ids of both sides, without BOS and EOS: a function of (seed, epoch, pair) alone."""
-        digest = hashlib.blake2b(struct.pack("<qqq", self.seed, self.epoch, pair), digest_size=8).digest()
+        key = struct.pack("<qqq", self.seed, self.epoch, pair)
+        if int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) >= self.share * 2**32:
+            source, target = store.source_ids([pair])[0], store.target_ids([pair])[0]
+            return source.tolist(), target.tolist()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
         source_seed, target_seed = struct.unpack("<II", digest)
         return (
             self.tokenizers.source.encode_sampled(store.source_text(pair), self.alpha, source_seed),
@@ -380,6 +386,8 @@ class BatchStream:
         microbatch_tokens: Largest number of padded tokens in a microbatch; None makes the local batch one microbatch.
         pad_to_multiple_of: See `batch_of`.
         subword_regularization: Alpha of `Tokenizer.encode_sampled`, 0 to 1; 0 uses the stored ids.
+        subword_regularization_epochs: Epochs in which the share of sampled pairs falls linearly from 1 to 0; None
+            samples all pairs in every epoch.
         tokenizers: Needed only for subword regularization.
         corpus_spans: The corpora of the store and their weights; None for a single corpus.
         loader_state: The state to resume from.
@@ -398,6 +406,7 @@ class BatchStream:
         microbatch_tokens: int | None = None,
         pad_to_multiple_of: int = 1,
         subword_regularization: float = 0.0,
+        subword_regularization_epochs: int | None = None,
         tokenizers: Tokenizers | None = None,
         corpus_spans: Sequence[CorpusSpan] | None = None,
         loader_state: LoaderState = LoaderState(),  # noqa: B008 (immutable)
@@ -417,6 +426,7 @@ class BatchStream:
         self._rank = rank
         self._world_size = world_size
         self._alpha = subword_regularization
+        self._sampled_epochs = subword_regularization_epochs
         self._tokenizers = tokenizers
         self._corpus_spans = [CorpusSpan(len(store), 1.0)] if corpus_spans is None else list(corpus_spans)
         assert sum(span.num_pairs for span in self._corpus_spans) == len(store)
@@ -493,9 +503,10 @@ class BatchStream:
         )
 
     def _sampling(self, epoch: int) -> SubwordSampling | None:
-        if self._alpha == 0 or self._tokenizers is None:
+        share = 1.0 if self._sampled_epochs is None else 1.0 - epoch / self._sampled_epochs
+        if self._alpha == 0 or share <= 0 or self._tokenizers is None:
             return None
-        return SubwordSampling(self._tokenizers, self._alpha, self._seed, epoch)
+        return SubwordSampling(self._tokenizers, self._alpha, share, self._seed, epoch)
 
     def _local_batch(self, batch: int, epoch: int) -> LocalBatch:
         """Return this rank's microbatches of a global batch of the current block."""

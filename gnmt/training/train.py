@@ -511,6 +511,7 @@ def build_trainer(
         microbatch_tokens=options.microbatch_tokens,
         pad_to_multiple_of=options.pad_to_multiple_of,
         subword_regularization=options.subword_regularization,
+        subword_regularization_epochs=options.subword_regularization_epochs,
         tokenizers=tokenizers,
         corpus_spans=preprocessed.corpus_spans,
         seed=config["seed"],

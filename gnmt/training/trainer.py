@@ -69,6 +69,8 @@ class TrainerOptions:
         subword_regularization: 0 for none. Otherwise, with a BPE tokenizer, the probability that a merge is left out;
             with a unigram tokenizer, the exponent on the probability of a segmentation (smaller is more random); with
             a word_character tokenizer, the probability that a word is spelled.
+        subword_regularization_epochs: Passes over the training data in which the share of pairs with sampled subwords
+            falls linearly from 1 to 0; None for all pairs in every pass.
         ema_decay: Decay of the moving average of the weights. The average is evaluated and saved as best.pt. None for
             no average.
         prefetch_batches: Number of batches that a thread prepares ahead; 0 for none.
@@ -94,6 +96,7 @@ class TrainerOptions:
     clip_norm: Annotated[float, Range(0, open_low=True)] | None = 5.0
     max_nonfinite_updates: Annotated[int, Range(1)] = 25
     subword_regularization: Annotated[float, Range(0, 1)] = 0.0
+    subword_regularization_epochs: Annotated[int, Range(1)] | None = None
     ema_decay: Annotated[float, Range(0, 1, open_high=True)] | None = None
     prefetch_batches: Annotated[int, Range(0, 1000)] = 2
     log_every_steps: Steps = 50

@@ -125,7 +125,7 @@ def test_microbatches_do_not_change_the_global_batches(store: Store) -> None:
 
 def test_sampled_subwords_are_a_function_of_seed_epoch_and_pair(store: Store, tokenizers: Tokenizers) -> None:
     def rows(seed: int, epoch: int, pairs: list[int]) -> dict[int, list[int]]:
-        batch = collate(store, pairs, SubwordSampling(tokenizers, 0.3, seed, epoch))
+        batch = collate(store, pairs, SubwordSampling(tokenizers, 0.3, 1.0, seed, epoch))
         return dict(zip(pairs, batch.target.ids_BT.tolist(), strict=True))
 
     def stripped(rows: dict[int, list[int]]) -> dict[int, list[int]]:
@@ -138,6 +138,31 @@ def test_sampled_subwords_are_a_function_of_seed_epoch_and_pair(store: Store, to
         assert sum(other[pair] != first[pair] for pair in first) > 20
     plain = stripped(dict(zip(range(40), collate(store, range(40)).target.ids_BT.tolist(), strict=True)))
     assert sum(plain[pair] != first[pair] for pair in first) > 20
+
+
+def test_the_share_of_sampled_pairs_falls_linearly_and_the_stream_resumes(store: Store, tokenizers: Tokenizers) -> None:
+    def stream(loader_state: LoaderState = LoaderState()) -> BatchStream:  # noqa: B008
+        return BatchStream(
+            store,
+            batch_tokens=700,
+            seed=5,
+            subword_regularization=1.0,  # characters, so that a sampled pair differs from its stored ids
+            subword_regularization_epochs=4,
+            tokenizers=tokenizers,
+            loader_state=loader_state,
+        )
+
+    whole = stream()
+    num_sampled = [0] * 6
+    while (epoch := whole.loader_state.epoch) < 6:
+        resumed = stream(whole.loader_state)
+        (batch,) = next(whole)
+        assert equal(next(resumed), [batch])
+        for pair, length in zip(batch.pairs_B.tolist(), batch.source.lengths_B.tolist(), strict=True):
+            num_sampled[epoch] += length != len(store.source_ids([pair])[0]) + 1
+    shares = [number / num_sampled[0] for number in num_sampled]
+    assert shares == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0], abs=0.1)
+    assert shares[4:] == [0, 0]
 
 
 def test_pairs_over_the_budget_by_sampling_are_batches_of_their_own(store: Store, tokenizers: Tokenizers) -> None:
