@@ -31,7 +31,7 @@ from gnmt.checkpoint.load import build_model, check_entries, load_weights, read_
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, OVERRIDES, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
-from gnmt.data.corpora import Corpus
+from gnmt.data.corpora import Corpus, FilesCorpus
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
 from gnmt.data.tokenizer import Tokenizers, TokenizerSource
@@ -58,6 +58,7 @@ from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator
 from gnmt.training.initial_checkpoint import InitialCheckpoint, read_initial_checkpoint
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import MakeOptimizer, build_stages
+from gnmt.training.recommendation import recommended_overrides
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
 from gnmt.training.train_metrics import BestMetric, TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
@@ -635,6 +636,7 @@ def fit(
         return
     if is_rank_0:
         log_run_start(trainer, preprocessed, folder)
+        recommend(trainer, preprocessed, config)
     trainer.fit()
     if is_rank_0:
         check_final_writes(trainer)
@@ -691,6 +693,21 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
         else "",
     )
     warn_of_long_warmup(trainer)
+
+
+def recommend(trainer: Trainer, preprocessed: PreprocessedData, config: Mapping[str, Any]) -> None:
+    """Log the recommended settings for the size of the user's own corpus, at the start of a run from scratch."""
+    is_own_corpus = isinstance(build(config["data"]), FilesCorpus)
+    if not is_own_corpus or config["initialize_from"] is not None or trainer.state.step:
+        return
+    store = preprocessed.store
+    num_tokens = int(store.source_lengths.sum() + store.target_lengths.sum()) + 2 * len(store)
+    if overrides := recommended_overrides(len(store), num_tokens, config):
+        log.info(
+            "recommended for %s (docs/training.md): %s",
+            format_count(len(store), "pair", comma=True),
+            " ".join(overrides),
+        )
 
 
 def warn_of_long_warmup(trainer: Trainer) -> None:

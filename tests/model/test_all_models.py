@@ -49,6 +49,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "convolutional_small": SMALL_CONVOLUTIONAL,
     "gnmt": SMALL,
     "gnmt_8": (*SMALL, "model.encoder.num_layers=3"),
+    "gnmt_readout": SMALL,
     "gnmt_small": SMALL,
     "gnmt_tiny": SMALL,
     "hybrid": SMALL_TRANSFORMER,
@@ -90,7 +91,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "gnmt_small",
         ("model.encoder.attend_to_embeddings=true", "model.decoder.context_to_output=added"),
     ),
-    "gnmt_readout": (
+    "gnmt_wide_readout": (
         "gnmt_small",
         ("model.decoder.context_to_output=readout", "model.decoder.hidden_size=24", "model.encoder.weight_dropout=0.1"),
     ),
