@@ -59,7 +59,8 @@ def recommended_overrides(num_pairs: int, num_tokens: int, config: Mapping[str, 
     if follows:
         return []
     return [
-        f"model={row.model}",
+        "experiment=own_text",
+        *([] if row.model == "gnmt_readout" else [f"model={row.model}"]),
         f"tokenizer.vocab_size={row.vocabulary_size}",
         f"trainer.batch_tokens={row.batch_tokens}",
         f"optimizer.lr={row.learning_rate}",

@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # makes this folder's helpers im
 WORDS = {"a": "ein", "red": "rotes", "house": "Haus", "and": "und", "no": "kein", "tree": "Baum", "sleeps": "schläft"}
 SETTINGS = (
     "data=files",
-    "experiment=none",
     "tokenizer.vocab_size=300",
     "model.embedding_size=8",
     "model.encoder.dropout=0.3",

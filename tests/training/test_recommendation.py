@@ -4,8 +4,11 @@ import logging
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from gnmt.config.build import resolve
 from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.config.validate import check_config
 from gnmt.training.recommendation import RECOMMENDATIONS, recommended_overrides
 
 CONFIG = {"tokenizer": {"vocab_size": 4000}, "trainer": {"batch_tokens": 2048, "max_steps": 4500}}
@@ -18,7 +21,7 @@ def as_dict(overrides: list[str]) -> dict[str, str]:
 @pytest.mark.parametrize(("num_pairs", "row"), [(1, 0), (9_999, 0), (10_000, 1), (29_000, 1), (10**5, 2), (10**8, 3)])
 def test_the_row_of_a_number_of_pairs(num_pairs: int, row: int) -> None:
     overrides = as_dict(recommended_overrides(num_pairs, 20 * num_pairs, CONFIG))
-    assert overrides["model"] == RECOMMENDATIONS[row].model
+    assert overrides.get("model", "gnmt_readout") == RECOMMENDATIONS[row].model
     assert overrides["tokenizer.vocab_size"] == str(RECOMMENDATIONS[row].vocabulary_size)
 
 
@@ -43,9 +46,14 @@ def test_a_config_that_follows_it_gets_none() -> None:
     assert recommended_overrides(30_000, 900_000, {**config, "tokenizer": {}}) != []  # tokenizer=existing
 
 
-@pytest.mark.parametrize("row", RECOMMENDATIONS)
-def test_recommended_models_exist(row) -> None:
-    assert (CONFIG_FOLDER / "model" / f"{row.model}.yaml").is_file()
+@pytest.mark.parametrize("num_pairs", [row.fewest_pairs for row in RECOMMENDATIONS])
+def test_a_config_with_the_recommended_overrides_follows_them(num_pairs: int) -> None:
+    overrides = recommended_overrides(num_pairs, 20 * num_pairs, CONFIG)
+    files = [f"data.{split}.{side}=a" for split in ("train", "dev") for side in ("source", "target")]
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose("train", [*overrides, *files])
+    check_config(cfg)
+    assert recommended_overrides(num_pairs, 20 * num_pairs, resolve(cfg)) == []
 
 
 def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
@@ -59,7 +67,7 @@ def test_a_run_from_scratch_logs_it_and_a_resumed_one_does_not(run, tmp_path, ca
     with caplog.at_level(logging.INFO):
         run(tmp_path / "run", "trainer.max_steps=1")
     (line,) = [message for message in caplog.messages if message.startswith("recommended for 40 pairs")]
-    assert "model=gnmt_readout tokenizer.vocab_size=2000 trainer.batch_tokens=1024" in line
+    assert "experiment=own_text tokenizer.vocab_size=2000 trainer.batch_tokens=1024" in line
     assert "schedule.total_steps=100" in line
     caplog.clear()
     with caplog.at_level(logging.INFO):
