@@ -162,6 +162,12 @@ CONVOLUTION_WIDTH = 4
 DECAY_SCALE = 8.0
 """Constant c of the RG-LRU (De et al. 2024, eq. 3)."""
 
+FIRST_DECAYS = 0.3, 0.999
+"""Range of the initial a^c of RGLRU."""
+
+RMS_NORM_EPSILON = 1e-6
+"""Constant that the RMSNorm of RGLRU adds to the mean square."""
+
 _SMALLEST_VARIANCE = 1e-12
 """Smallest 1 - a^2 that RGLRU takes the root of, whose derivative is infinite at 0."""
 
@@ -169,15 +175,17 @@ _SMALLEST_VARIANCE = 1e-12
 class RGLRU(RecurrentLayer):
     """The recurrent block of Griffin, around a real-gated linear recurrent unit (De et al. 2024, arXiv 2402.19427).
 
-    The block (section 2.3) multiplies its input by two matrices. One result passes through a causal convolution over
-    four steps of each unit and then through the RG-LRU (section 2.4, eq. 1 to 4), whose recurrence and input gates r
-    and i read the convolution's output u:
+    The block (section 2.3) multiplies its input, after an RMSNorm (section 2.1), by two matrices. One result passes
+    through a causal convolution over four steps of each unit and then through the RG-LRU (section 2.4, eq. 1 to 4),
+    whose recurrence and input gates r and i read the convolution's output u:
 
         log a_t = c r_t log sigmoid(Lambda),    h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t u_t).
 
     The output is W (h * GeLU(other result)) + b. Unlike in Griffin, the gates' matrices are not block diagonal, and
-    the residual connections and normalization around a block are those of the encoder or decoder. Lambda starts so that
-    a^c with r = 1 is uniform in [0.9, 0.999], as in the paper.
+    there is a residual connection only where the encoder or decoder has one. Lambda starts so that a^c is uniform in
+    [0.3, 0.999] instead of [0.9, 0.999], because sentences are short: in a copy task with at most four tokens, 2+2
+    layers reached a loss of 0.01 after 207 updates. With the paper's range the loss was 0.07 after 300, and without the
+    RMSNorm 1.24.
 
     The state is (hidden, cell, window): the output; h in fp32 or fp64; and the convolution's last three inputs
     [N, 3H], those of one unit side by side, zeros before the first step.
@@ -190,13 +198,14 @@ class RGLRU(RecurrentLayer):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.gain = nn.Parameter(torch.ones(input_size))
         self.branches = nn.Linear(input_size, 2 * hidden_size)
         bound = CONVOLUTION_WIDTH**-0.5
         self.convolution = nn.Parameter(torch.empty(hidden_size, CONVOLUTION_WIDTH).uniform_(-bound, bound))
         self.convolution_bias = nn.Parameter(torch.zeros(hidden_size))
         self.gates = nn.Linear(hidden_size, 2 * hidden_size)
-        slowest_decays = torch.empty(hidden_size).uniform_(0.9, 0.999) ** (1 / DECAY_SCALE)
-        self.decay = nn.Parameter(slowest_decays.logit())  # Lambda
+        decays = torch.empty(hidden_size).uniform_(*FIRST_DECAYS) ** (1 / DECAY_SCALE)
+        self.decay = nn.Parameter(decays.logit())  # Lambda
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
@@ -216,7 +225,7 @@ class RGLRU(RecurrentLayer):
 
     def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         hidden_NH, cell_NH, window_NW = state
-        branch_NH, gate_NH = self.branches(inputs_NI).chunk(2, dim=-1)
+        branch_NH, gate_NH = self._branch_and_gate(inputs_NI)
         before_NHW = window_NW.reshape(-1, self.hidden_size, CONVOLUTION_WIDTH - 1)
         window_NHW = torch.cat((before_NHW, branch_NH[..., None]), dim=-1)
         convolved_NH = (_precise(window_NHW) * self.convolution).sum(-1) + self.convolution_bias
@@ -228,7 +237,7 @@ class RGLRU(RecurrentLayer):
     def _run(self, inputs_TBI: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return outputs and cells, [T, B, H] each, and the convolution's inputs [T + 3, B, H] with those before."""
         num_steps, batch, _ = inputs_TBI.shape
-        branch_TBH, gate_TBH = self.branches(inputs_TBI).chunk(2, dim=-1)
+        branch_TBH, gate_TBH = self._branch_and_gate(inputs_TBI)
         window_BW = self.start(batch, branch_TBH)[2] if state is None else state[2].to(branch_TBH.dtype)
         window_WBH = window_BW.reshape(batch, self.hidden_size, -1).movedim(2, 0)
         extended_TBH = torch.cat((window_WBH, branch_TBH))
@@ -238,6 +247,12 @@ class RGLRU(RecurrentLayer):
         decays_and_inputs = self._decays_and_inputs(convolved_TBH, branch_TBH.dtype)
         cells_TBH = linear_scan(*decays_and_inputs, None if state is None else state[1])
         return self._gated(cells_TBH, gate_TBH), cells_TBH, extended_TBH
+
+    def _branch_and_gate(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inputs of convolution and GeLU, [..., H] each, in the type of the products."""
+        normalized = F.rms_norm(_precise(inputs), self.gain.shape, _precise(self.gain), RMS_NORM_EPSILON)
+        branch, gate = self.branches(normalized.to(inputs.dtype)).chunk(2, dim=-1)
+        return branch, gate
 
     def _decays_and_inputs(self, convolved: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return a and b of the recurrence, [..., H] each, from the convolution's output.

@@ -52,8 +52,9 @@ def min_lstm_oracle(layer: MinLSTM, inputs_TBI: torch.Tensor, first_BH: torch.Te
 
 
 def rg_lru_oracle(layer: RGLRU, inputs_TBI: torch.Tensor) -> torch.Tensor:
-    """De et al. 2024, eq. 1 to 4 and section 2.3, one number at a time over time and units."""
-    branch_TBH, gate_TBH = (inputs_TBI @ layer.branches.weight.T + layer.branches.bias).split(7, dim=-1)
+    """De et al. 2024, eq. 1 to 4 and section 2.3, step by step."""
+    normalized_TBI = inputs_TBI / ((inputs_TBI**2).sum(-1, keepdim=True) / 5 + 1e-6).sqrt() * layer.gain
+    branch_TBH, gate_TBH = (normalized_TBI @ layer.branches.weight.T + layer.branches.bias).split(7, dim=-1)
     outputs, h = [], torch.zeros(inputs_TBI.shape[1], 7, dtype=torch.float64)
     for t in range(len(inputs_TBI)):
         u = layer.convolution_bias.repeat(inputs_TBI.shape[1], 1)
@@ -203,9 +204,9 @@ def test_gradients_are_finite_for_saturated_gates(cls, size):
         assert gradient.isfinite().all()
 
 
-def test_decays_of_rg_lru_start_between_0_9_and_0_999():
+def test_decays_of_rg_lru_start_between_0_3_and_0_999():
     torch.manual_seed(1)
-    slowest = RGLRU(4, 1000).decay.detach().sigmoid() ** 8
-    assert 0.899 < slowest.min() < 0.91
-    assert 0.99 < slowest.max() < 1
-    assert slowest.mean() == pytest.approx(0.9495, abs=0.005)
+    decays = RGLRU(4, 1000).decay.detach().sigmoid() ** 8
+    assert 0.299 < decays.min() < 0.31
+    assert 0.99 < decays.max() < 1
+    assert decays.mean() == pytest.approx(0.65, abs=0.02)
