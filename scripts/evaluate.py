@@ -6,8 +6,9 @@
   python scripts/evaluate.py checkpoint=runs/demo/best.pt decoding.beam_size=1 output=greedy
   python scripts/evaluate.py checkpoint=runs/x/last.pt weights=raw test_set=dev
 
-The scores (.json) and the translations (.txt) are written to the translations/ folder of the checkpoint's run, and the
-scores to its TensorBoard events; with output=, to that folder only. For a checkpoint outside of any run, such as
+The scores (.json), the translations (.txt) and a table of the sentences with chrF and score, worst first (.tsv), are
+written to the translations/ folder of the checkpoint's run, and the scores to its TensorBoard events; with output=, to
+that folder only. For a checkpoint outside of any run, such as
 average.pt, the folder is average.translations/ beside it. A file name contains the test set, a hash of its text, the
 checkpoint, decoding options that differ from the recorded ones, and a hash of the checkpoint. So no file of other text
 or of another checkpoint is overwritten. On dev, with the recorded decoding, BLEU equals that of training.
@@ -86,6 +87,7 @@ def main(cfg: EvaluateConfig) -> None:
         print(f"{metric:5} {figures[metric]:6.2f}  {signature}")
     print(f"scores: {evaluation.scores_file}")
     print(f"translations: {evaluation.translations_file}")
+    print(f"by sentence, worst first: {evaluation.sentences_file}")
 
 
 if __name__ == "__main__":

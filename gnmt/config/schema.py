@@ -7,7 +7,7 @@ inside a component have no schema here; their ranges and choices are annotations
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -239,6 +239,22 @@ class CompareConfig:
 
 
 @dataclass
+class SignificanceConfig:
+    """Root keys of scripts/significance.py."""
+
+    systems: Any = field(default=MISSING, metadata=PATHS)
+    test_set: str | None = MISSING
+    target: Any = field(default=MISSING, metadata=OPTIONAL_PATHS)
+    metrics: Any = field(default=MISSING, metadata=typed(list[Literal["bleu", "chrf", "ter"]]))
+    test: str = field(default=MISSING, metadata=choice("bootstrap", "randomization"))
+    num_samples: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)] | None))
+    bleu_tokenize: str | None = MISSING
+    lowercase: Any = field(default=MISSING, metadata=typed(bool | None))
+    seed: Any = field(default=MISSING, metadata=typed(Seed))
+    format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
+
+
+@dataclass
 class BenchmarkConfig:
     """Root keys of scripts/benchmark.py."""
 
@@ -275,6 +291,7 @@ SCHEMAS = {
     "import_checkpoint": ImportConfig,
     "export_checkpoint": ExportConfig,
     "compare": CompareConfig,
+    "significance": SignificanceConfig,
     "benchmark": BenchmarkConfig,
 }
 

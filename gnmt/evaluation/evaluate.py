@@ -3,7 +3,7 @@
 `evaluate` translates the test set, scores it, and writes the scores and the translations. The test set comes from
 `TrainingData.test_set` or `EvaluationFiles`. The files are named
 
-    <test set>-<hash of the text>.<checkpoint><variant>.<hash of the checkpoints>.json and .txt
+    <test set>-<hash of the text>.<checkpoint><variant>.<hash of the checkpoints>.json, .txt and .tsv
 
 where the hashes are of contents: the same evaluation replaces its own files, and no evaluation replaces those of
 another text or another checkpoint. TensorBoard's tags are `evaluation/<test set><variant>/<metric>`; only the tag of a
@@ -39,7 +39,14 @@ from gnmt.decoding.options import SearchOptions, build_search_options
 from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
-from gnmt.evaluation.metrics import LengthScores, Scores, check_tokenizer, score_by_length, score_translations
+from gnmt.evaluation.metrics import (
+    LengthScores,
+    Scores,
+    check_tokenizer,
+    score_by_length,
+    score_translations,
+    sentence_chrf,
+)
 from gnmt.fileio import check_output, check_output_folder, path_list, short_hash, write_atomically
 from gnmt.logs import counter, progress_bar
 from gnmt.reporting.figures import image_bytes
@@ -54,13 +61,14 @@ Rows = Sequence[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a checkpoint on a test set, and the paths of the files that hold them."""
+    """Scores of a checkpoint on a test set, and the paths of the files: scores, translations, and both by sentence."""
 
     scores: Scores
     by_length: Sequence[LengthScores]
     test_set: str
     scores_file: Path
     translations_file: Path
+    sentences_file: Path
 
 
 def evaluate(
@@ -105,7 +113,8 @@ def evaluate(
     num_alignments = min(num_alignments, len(pairs))
     alignment_files = [folder / f"{name}.alignment-{number}.png" for number in range(1, num_alignments + 1)]
     check_output_folder("output", folder)
-    for path in (folder / f"{name}.json", folder / f"{name}.txt", *alignment_files):
+    scores_file, translations_file, sentences_file = (folder / f"{name}.{ending}" for ending in ("json", "txt", "tsv"))
+    for path in (scores_file, translations_file, sentences_file, *alignment_files):
         check_output("output", path)
     run = run_of(checkpoints[0]) if output is None else None
     if run is not None:
@@ -119,7 +128,7 @@ def evaluate(
     texts = [translation.text for translation in translations]
     scores = score_translations(texts, *references, tokenize=bleu_tokenize, lowercase=lowercase, ter=True)
     by_length = score_by_length(sources, texts, *references, tokenize=bleu_tokenize, lowercase=lowercase)
-    evaluation = Evaluation(scores, by_length, test_set, folder / f"{name}.json", folder / f"{name}.txt")
+    evaluation = Evaluation(scores, by_length, test_set, scores_file, translations_file, sentences_file)
     origin: dict[str, Any] = {"checkpoint_files": [str(checkpoint.resolve()) for checkpoint in checkpoints]}
     if files is not None:
         origin |= files.resolved()
@@ -128,7 +137,10 @@ def evaluate(
     origin["checkpoint"] = _one_or_all([str(checkpoint) for checkpoint in checkpoints])
     origin["step"] = _one_or_all(steps)
     origin["changed_references"] = num_changed
+    origin |= {"bleu_tokenize": bleu_tokenize, "lowercase": lowercase}
     _write(evaluation, origin, translator, translations, seconds)
+    chrf = sentence_chrf(texts, *references, lowercase=lowercase)
+    _write_file(sentences_file, sentences_tsv(pairs, translations, chrf).encode())
     with_attention = translator.translate(sources[:num_alignments], attention=True)
     for path, translation in zip(alignment_files, with_attention, strict=True):
         figure = draw_alignment(translator.tokenizers, translation)
@@ -231,6 +243,32 @@ def _write(
     }
     _write_file(evaluation.translations_file, "".join(translation.text + "\n" for translation in translations).encode())
     _write_file(evaluation.scores_file, (json.dumps(contents, indent=2) + "\n").encode())
+
+
+SENTENCE_COLUMNS = ("line", "chrf", "score", "source", "translation", "reference")
+"""Columns of the .tsv file. Several references are columns reference, reference_2 and so on."""
+
+
+def sentences_tsv(rows: Rows, translations: Sequence[Translation], chrf: Sequence[float]) -> str:
+    """Return a table of the sentences with a heading, those of the lowest chrF first.
+
+    Columns are the line number from 1, sentence chrF, the search's score (eq. 14), source, translation and references.
+    Tabs and other characters that end a field or a line in some readers become spaces.
+
+    Args:
+        rows: Source and references of each sentence.
+        translations: Their translations.
+        chrf: Sentence chrF of each translation.
+    """
+    num_references = len(rows[0]) - 1
+    heading = [*SENTENCE_COLUMNS, *(f"reference_{number}" for number in range(2, num_references + 1))]
+    lines = ["\t".join(heading)]
+    for index in sorted(range(len(rows)), key=lambda index: (chrf[index], index)):
+        source, *references = rows[index]
+        figures = [str(index + 1), f"{chrf[index]:.2f}", f"{translations[index].score:.4f}"]
+        texts = [" ".join(text.split()) for text in (source, translations[index].text, *references)]
+        lines.append("\t".join([*figures, *texts]))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -97,6 +97,15 @@ def score_translations(
     )
 
 
+def sentence_chrf(hypotheses: Sequence[str], *references: Sequence[str], lowercase: bool = False) -> list[float]:
+    """Return chrF of each translation in percent; the arguments are those of `score_translations`."""
+    metric = CHRF(lowercase=lowercase)
+    return [
+        metric.sentence_score(hypothesis, of_sentence).score
+        for hypothesis, of_sentence in zip(hypotheses, zip(*references, strict=True), strict=True)
+    ]
+
+
 def _warn_of_decomposed_hangul(references: Sequence[str]) -> None:
     """Log a warning: sacreBLEU does not compose syllables, so decomposed ones never equal those of translations."""
     num_found = sum(_DECOMPOSED_HANGUL.search(reference) is not None for reference in references)

@@ -99,7 +99,7 @@ def test_a_figure_that_does_not_fit_is_a_message_and_the_scores_stay(
     assert re.search(
         r"^error: out/\S+\.alignment-1\.png cannot be written \(.*\): choose another folder", done.err, re.M
     )
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".txt"]
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".tsv", ".txt"]
 
 
 def test_an_evaluation_whose_file_names_are_too_long_is_refused_before_it_translates(
