@@ -10,7 +10,7 @@ whether other test sentences could turn the difference around, and knows nothing
 differ only in their seed, a second table has mean, standard deviation and t-interval over the seeds.
 
 Main keys:
-  systems      run folders, .tsv files of evaluate.py, or text files with one translation per line
+  systems      run folders, .tsv files of evaluate.py, .jsonl files of translate.py, or text files line by line
   test_set     the test set of the run folders, if they were evaluated on several
   target       references of text files; target=[a.de,b.de] for several references
   metrics      such as [bleu,chrf]
@@ -26,13 +26,8 @@ from gnmt.config.schema import SignificanceConfig
 
 
 def main(cfg: SignificanceConfig) -> None:
-    from gnmt.evaluation.significance import (
-        choose_references,
-        choose_scoring,
-        compare_seeds,
-        compare_systems,
-        read_systems,
-    )
+    from gnmt.evaluation.significance import compare_seeds, compare_systems
+    from gnmt.evaluation.systems import choose_references, choose_scoring, read_systems
     from gnmt.fileio import check_stdout, path_list
 
     check_stdout()

@@ -239,8 +239,8 @@ class CompareConfig:
 
 
 @dataclass
-class SignificanceConfig:
-    """Root keys of scripts/significance.py."""
+class SystemsConfig:
+    """Root keys of the commands that compare systems on one test set."""
 
     systems: Any = field(default=MISSING, metadata=PATHS)
     test_set: str | None = MISSING
@@ -251,7 +251,24 @@ class SignificanceConfig:
     bleu_tokenize: str | None = MISSING
     lowercase: Any = field(default=MISSING, metadata=typed(bool | None))
     seed: Any = field(default=MISSING, metadata=typed(Seed))
+
+
+@dataclass
+class SignificanceConfig(SystemsConfig):
+    """Root keys of scripts/significance.py."""
+
     format: str = field(default=MISSING, metadata=choice("markdown", "tsv"))
+
+
+@dataclass
+class ReportConfig(SystemsConfig):
+    """Root keys of scripts/report.py."""
+
+    source: str | None = MISSING
+    target_language: str | None = MISSING
+    training_text: str | None = MISSING
+    title: str = MISSING
+    output: str = MISSING
 
 
 @dataclass
@@ -292,6 +309,7 @@ SCHEMAS = {
     "export_checkpoint": ExportConfig,
     "compare": CompareConfig,
     "significance": SignificanceConfig,
+    "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
 

@@ -16,16 +16,8 @@ from gnmt.decoding.segments import Translation
 from gnmt.errors import InputError
 from gnmt.evaluation.evaluate import sentences_tsv
 from gnmt.evaluation.metrics import sentence_chrf
-from gnmt.evaluation.significance import (
-    Scoring,
-    System,
-    choose_references,
-    choose_scoring,
-    compare_seeds,
-    compare_systems,
-    mean_and_interval,
-    read_systems,
-)
+from gnmt.evaluation.significance import compare_seeds, compare_systems, mean_and_interval
+from gnmt.evaluation.systems import Scoring, System, choose_references, choose_scoring, read_systems
 
 WORDS = ["der", "alte", "Mann", "liest", "heute", "ein", "rotes", "Buch", "im", "Garten"]
 
@@ -141,7 +133,7 @@ def test_wrong_systems(tmp_path: Path) -> None:
     for paths, test_set, message in (
         ([run], None, "give two or more"),
         ([run, run], None, "given twice"),
-        ([plain, short], None, "give their references with target="),
+        ([plain, short], None, "give them with target="),
         ([run, short], None, r"a has 60 translations and .*short\.txt has 5"),
         ([run, str(tmp_path / "empty")], None, r"empty has no evaluation: run scripts/evaluate\.py"),
         ([run, plain], "dev", r"a has no evaluation on dev"),
@@ -164,7 +156,7 @@ def test_evaluations_of_different_text_are_refused(tmp_path: Path) -> None:
     paths = [write_evaluation(tmp_path / "a", lines(1)), write_evaluation(tmp_path / "b", lines(1))]
     (table,) = (tmp_path / "b" / "translations").glob("*.tsv")
     table.write_text(table.read_text(encoding="utf-8").replace("source 3\t", "another\t"), encoding="utf-8")
-    with pytest.raises(InputError, match="were evaluated on different text"):
+    with pytest.raises(InputError, match="have different sources"):
         read_systems(paths, [], None)
 
 

@@ -1,0 +1,267 @@
+"""Systems that are compared on one test set: translations of runs, of evaluate.py, of translate.py, of any program.
+
+`read_systems` reads them. `choose_references`, `choose_sources` and `choose_scoring` find the texts and the metrics
+with which they are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+
+from gnmt.config.run_folder import CONFIG, compared_settings
+from gnmt.errors import InputError, format_count
+from gnmt.evaluation.evaluate import SENTENCE_COLUMNS
+from gnmt.evaluation.metrics import check_tokenizer
+from gnmt.fileio import parse_json, read_lines, read_text_lines
+
+
+@dataclass(frozen=True)
+class System:
+    """Translations of a test set.
+
+    Args:
+        name: The path that named the system.
+        translations: One for each sentence.
+        references: For each set of references, one for each sentence; None if it is no evaluation.
+        sources: The sentences that were translated; None for a text file.
+        tokenize: Tokenization of BLEU in its evaluation; None if it is none.
+        lowercase: Whether its evaluation ignored case; None if it is none.
+        settings: Settings of its run without the seed, with dotted keys; None if it belongs to no run.
+        run: Its run folder; None if it belongs to no run.
+        scores: The search's score of each translation; None if they are not known.
+        attention: For each sentence the attention, a row for each word of the translation and a column for each word of
+            the source; None if it is not known.
+    """
+
+    name: str
+    translations: list[str]
+    references: list[list[str]] | None = None
+    sources: list[str] | None = None
+    tokenize: str | None = None
+    lowercase: bool | None = None
+    settings: dict[str, Any] | None = None
+    run: Path | None = None
+    scores: list[float] | None = None
+    attention: list[list[list[float]]] | None = None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The metrics and how they read the text.
+
+    Args:
+        metrics: Any of bleu, chrf and ter.
+        tokenize: Tokenization of BLEU.
+        lowercase: BLEU and chrF ignore case; sacreBLEU's TER always does.
+    """
+
+    metrics: Sequence[str] = ("bleu", "chrf", "ter")
+    tokenize: str = "13a"
+    lowercase: bool = False
+
+    def build(self) -> dict[str, Metric]:
+        """Return sacreBLEU's metrics by name."""
+        makers: dict[str, Callable[[], Metric]] = {
+            "bleu": lambda: BLEU(tokenize=self.tokenize, lowercase=self.lowercase),
+            "chrf": lambda: CHRF(lowercase=self.lowercase),
+            "ter": TER,
+        }
+        return {name: makers[name]() for name in self.metrics}
+
+
+def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: str | None) -> list[System]:
+    """Return the systems, which all translated the same sentences.
+
+    Args:
+        paths: Run folders, tables of evaluate.py (.tsv), outputs of translate.py with format=jsonl, or text files with
+            one translation per line.
+        target_paths: Files of references, needed if no system is an evaluation. They replace those of the evaluations.
+        test_set: Test set of the run folders; None for the only one.
+
+    Raises:
+        InputError: A path cannot be read, or the systems translated different text.
+    """
+    if len(paths) < 2:
+        raise InputError("systems: give two or more, the baseline first")
+    if len(set(paths)) < len(paths):
+        raise InputError("systems: a path is given twice")
+    systems = [read_system(path, test_set) for path in paths]
+    if not target_paths and all(system.references is None for system in systems):
+        raise InputError("systems: none of them is an evaluation, which has references: give them with target=")
+    for key in ("translations", "sources", "references"):
+        known = [system for system in systems if getattr(system, key) is not None]
+        for system in known[1:]:
+            check_same_text(known[0], system, key)
+    return systems
+
+
+def check_same_text(first: System, system: System, key: str) -> None:
+    """Raise InputError if two systems have other numbers of translations, or other sources or references."""
+    if key == "translations":
+        if len(system.translations) != len(first.translations):
+            raise InputError(
+                f"{first.name} has {format_count(len(first.translations), 'translation')} and {system.name} has "
+                f"{len(system.translations)}: all systems must translate the same test set"
+            )
+    elif getattr(system, key) != getattr(first, key):
+        raise InputError(f"{first.name} and {system.name} have different {key}: give systems of one test set")
+
+
+def choose_references(systems: Sequence[System], target_paths: Sequence[str]) -> list[list[str]]:
+    """Return the references in the files, or those of the first system that has some.
+
+    Raises InputError if a file has another number of lines than there are translations.
+    """
+    num_lines = len(systems[0].translations)
+    if not target_paths:
+        return next(system.references for system in systems if system.references is not None)
+    references = [list(read_text_lines(path)) for path in target_paths]
+    for path, lines in zip(target_paths, references, strict=True):
+        if len(lines) != num_lines:
+            raise InputError(
+                f"{systems[0].name} has {format_count(num_lines, 'translation')} and {path} has "
+                f"{format_count(len(lines), 'line')}: line N of the references belongs to translation N"
+            )
+    return references
+
+
+def choose_sources(systems: Sequence[System], source_path: str | None) -> list[str]:
+    """Return the sources in the file, or those of the first system that has some; raises InputError without any."""
+    if source_path is None:
+        found = next((system.sources for system in systems if system.sources is not None), None)
+        if found is None:
+            raise InputError("systems are text files: give the sentences that they translate with source=")
+        return found
+    sources, num_lines = list(read_text_lines(source_path)), len(systems[0].translations)
+    if len(sources) != num_lines:
+        raise InputError(
+            f"{systems[0].name} has {format_count(num_lines, 'translation')} and {source_path} has "
+            f"{format_count(len(sources), 'line')}: line N of the source belongs to translation N"
+        )
+    return sources
+
+
+def choose_scoring(
+    systems: Sequence[System], metrics: Sequence[str], tokenize: str | None, lowercase: bool | None
+) -> Scoring:
+    """Return the metrics, by default as the systems were evaluated; raises InputError if they were unequally."""
+    for key, given, values in (
+        ("bleu_tokenize", tokenize, {system.tokenize for system in systems} - {None}),
+        ("lowercase", lowercase, {system.lowercase for system in systems} - {None}),
+    ):
+        if given is None and len(values) > 1:
+            raise InputError(
+                f"{key}: the systems were evaluated with {', '.join(sorted(map(str, values)))}: choose one"
+            )
+    if tokenize is None:
+        tokenize = next((system.tokenize for system in systems if system.tokenize is not None), "13a")
+    if lowercase is None:
+        lowercase = next((system.lowercase for system in systems if system.lowercase is not None), False)
+    check_tokenizer(tokenize, key="bleu_tokenize")
+    return Scoring(tuple(dict.fromkeys(metrics)), tokenize, lowercase)
+
+
+def read_system(path: str, test_set: str | None) -> System:
+    """Read a system; see `read_systems`."""
+    if Path(path).is_dir():
+        return _read_evaluation(path, find_evaluation(Path(path), test_set))
+    if path.endswith(".tsv"):
+        return _read_evaluation(path, Path(path))
+    if path.endswith((".jsonl", ".jsonl.gz")):
+        return _read_translations(path)
+    return System(path, list(read_lines(path)))
+
+
+def _read_translations(path: str) -> System:
+    """Read translate.py's output with format=jsonl: the best translations, with their attention if it has it."""
+    sources, translations, scores, attention = [], [], [], []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            entry = parse_json(line)
+            best = entry["translations"][0]
+            sources.append(_normalized(entry["source"]))
+            translations.append(str(best["text"]))
+            scores.append(float(best["score"]))
+            attention.append(best.get("word_attention"))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise InputError(f"{path}:{number}: not a line of translate.py with format=jsonl: {line[:80]!r}") from None
+    known = attention if attention and None not in attention else None
+    return System(path, translations, sources=sources, scores=scores, attention=known)
+
+
+def _normalized(text: str) -> str:
+    """Return the text as evaluate.py's table has it, with a space for each run of white space."""
+    return " ".join(text.split())
+
+
+def find_evaluation(run: Path, test_set: str | None) -> Path:
+    """Return the sentence table of a run's only evaluation, or of the only one on the test set.
+
+    Raises InputError if there is none, or more than one.
+    """
+    found = []
+    for path in sorted((run / "translations").glob("*.tsv")):
+        scores = _scores_of(path)
+        if test_set is None or scores.get("test_set") == test_set:
+            found.append(path)
+    of_test_set = "" if test_set is None else f" on {test_set}"
+    if not found:
+        raise InputError(f"{run} has no evaluation{of_test_set}: run scripts/evaluate.py on its best.pt first")
+    if len(found) > 1:
+        raise InputError(
+            f"{run} has {len(found)} evaluations{of_test_set}: give test_set=, or one of these files instead of the "
+            f"folder: {', '.join(map(str, found))}"
+        )
+    return found[0]
+
+
+def _scores_of(path: Path) -> dict[str, Any]:
+    """Return the scores that evaluate.py wrote beside a sentence table."""
+    scores_file = path.with_suffix(".json")
+    try:
+        scores = parse_json(scores_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{scores_file}, which belongs to {path.name}, cannot be read: {error}") from None
+    return scores if isinstance(scores, dict) else {}
+
+
+def _read_evaluation(name: str, path: Path) -> System:
+    """Read a sentence table of evaluate.py, and what its scores and its run say about it."""
+    heading, *lines = [line.split("\t") for line in read_text_lines(str(path))] or [[]]
+    if tuple(heading[: len(SENTENCE_COLUMNS)]) != SENTENCE_COLUMNS:
+        raise InputError(
+            f"{path}:1: not a table of evaluate.py, whose columns are {', '.join(SENTENCE_COLUMNS)}; a text file with "
+            "one translation per line must not end in .tsv"
+        )
+    by_line: dict[int, list[str]] = {}
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(heading) or not line[0].isdigit():
+            raise InputError(f"{path}:{number}: found {len(line)} columns, expected {len(heading)}, the first a number")
+        by_line[int(line[0])] = line
+    if sorted(by_line) != [*range(1, len(lines) + 1)]:
+        raise InputError(f"{path}: the column line must hold each number from 1 to {len(lines)} once")
+    rows = [by_line[number] for number in range(1, len(lines) + 1)]
+    scores = _scores_of(path)
+    run_config = path.parent.parent / CONFIG
+    keys = ("score", "source", "translation", "reference")
+    score, source, translation, reference = map(SENTENCE_COLUMNS.index, keys)
+    return System(
+        name,
+        [row[translation] for row in rows],
+        [[row[column] for row in rows] for column in range(reference, len(heading))],
+        [row[source] for row in rows],
+        scores.get("bleu_tokenize"),
+        scores.get("lowercase"),
+        compared_settings(json.loads(run_config.read_bytes())) if run_config.is_file() else None,
+        path.parent.parent if run_config.is_file() else None,
+        [float(row[score]) for row in rows],
+    )
