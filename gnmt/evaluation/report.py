@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from matplotlib import rc_context
@@ -27,7 +27,7 @@ from gnmt.evaluation.compare import NOTHING, Table, differing_settings, draw_ove
 from gnmt.evaluation.error_analysis import FREQUENCY_RANGES, Counts, Words, split_words
 from gnmt.evaluation.metrics import score_by_length, sentence_chrf
 from gnmt.evaluation.run_records import RunRecord, read_runs
-from gnmt.evaluation.significance import compare_seeds, compare_systems
+from gnmt.evaluation.significance import Test, compare_seeds, compare_systems
 from gnmt.evaluation.systems import (
     Scoring,
     System,
@@ -276,8 +276,8 @@ def _phrases_section(inputs: Inputs, words: _SystemWords) -> Section:
             ]
         )
         too_often, too_seldom = error_analysis.phrase_differences(ours, words.references)
-        for kind, phrases in (("too often", too_often), ("too seldom", too_seldom)):
-            found = [f"{one.phrase} ({one.produced:,}, {one.expected:,})" for one in phrases]
+        for kind, found_phrases in (("too often", too_often), ("too seldom", too_seldom)):
+            found = [f"{one.phrase} ({one.produced:,}, {one.expected:,})" for one in found_phrases]
             differences.append([name, kind, "; ".join(found) or NOTHING])
     surplus = Table(
         ["system", "sentences that repeat a phrase", "phrases", "copied source words", "words"],
@@ -396,7 +396,9 @@ def read_inputs(cfg: ReportConfig) -> Inputs:
         choose_sources(systems, cfg.source),
         references,
         scoring,
-        compare_systems(systems, references, scoring, test=cfg.test, num_samples=cfg.num_samples, seed=cfg.seed),
+        compare_systems(
+            systems, references, scoring, test=cast(Test, cfg.test), num_samples=cfg.num_samples, seed=cfg.seed
+        ),
         compare_seeds(systems, references, scoring),
         runs,
         cfg.target_language or next((language for language in languages if language), ""),

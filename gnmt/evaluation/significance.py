@@ -66,11 +66,13 @@ def compare_systems(
         )
         signatures, scores = paired_test()
     header, columns = ["system"], [[system.name for system in systems]]
-    for name, results in list(scores.items())[1:]:  # the first column holds the names
+    by_metric = {name: [one for one in found if isinstance(one, Result)] for name, found in scores.items()}
+    del by_metric["System"]  # the names
+    for name, results in by_metric.items():
         header += [name, "95% interval", "difference", "p"]
         columns += [
             [f"{result.score:.2f}" for result in results],
-            [f"{result.mean - result.ci:.2f} to {result.mean + result.ci:.2f}" for result in results],
+            [interval(result) for result in results],
             [NOTHING, *(f"{result.score - results[0].score:+.2f}" for result in results[1:])],
             [NOTHING, *(f"{p_value(result, results[0]):.4f}" for result in results[1:])],
         ]
@@ -83,8 +85,16 @@ def compare_systems(
     return Table(header, [list(row) for row in zip(*columns, strict=True)], notes)
 
 
+def interval(result: Result) -> str:
+    """Return the text of the 95% confidence interval."""
+    assert result.mean is not None
+    assert result.ci is not None
+    return f"{result.mean - result.ci:.2f} to {result.mean + result.ci:.2f}"
+
+
 def p_value(result: Result, baseline: Result) -> float:
     """Return the p-value of a difference. Without a difference it is 1, for which sacreBLEU gives 1/(samples + 1)."""
+    assert result.p_value is not None
     return 1.0 if result.score == baseline.score else result.p_value
 
 

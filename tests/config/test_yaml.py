@@ -71,13 +71,13 @@ def test_no_yaml_escapes_these_tests() -> None:
         "average_checkpoints",
         "benchmark",
         "compare",
-        "significance",
         "evaluate",
         "export_checkpoint",
         "import_checkpoint",
         "inspect_checkpoint",
     ]
-    assert [*first, "prepare", "score", "train", "translate", "tune_decoding"] == COMMANDS
+    others = ["prepare", "report", "score", "significance", "train", "translate", "tune_decoding"]
+    assert [*first, *others] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
     assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 93
 
@@ -86,7 +86,7 @@ def test_no_yaml_escapes_these_tests() -> None:
 def test_every_command_composes_and_passes_the_check(command: str) -> None:
     needed = {"average_checkpoints": ["output=x.pt"], "benchmark": [], "prepare": [], "train": []}
     needed["compare"] = ["runs=x"]
-    needed["significance"] = ["systems=[a.txt,b.txt]"]
+    needed["significance"] = needed["report"] = ["systems=[a.txt,b.txt]"]
     needed["export_checkpoint"] = ["checkpoint=x.pt", "output=x"]
     needed["import_checkpoint"] = ["source=safetensors", "checkpoint=x", "output=x.pt"]
     check_config(composed(command, *needed.get(command, ["checkpoint=x.pt"])))
