@@ -1,6 +1,7 @@
-"""Compare training runs in a table: the settings that differ, dev and test scores, mean and spread over seeds.
+"""Compare training runs in a table for each corpus: scores, mean and spread over seeds, and settings that differ.
 
   python scripts/compare.py runs=runs
+  python scripts/compare.py runs=runs 'sort="dev BLEU"' 'columns=["*BLEU",dropout]' 'filter=["run=multi30k*"]'
   python scripts/compare.py 'runs=[runs/a,runs/b]' format=tsv
   python scripts/compare.py runs=runs by_length=true figure=runs/by_length.png
   python scripts/compare.py runs=runs plots=plots                          plots besides the table
@@ -11,6 +12,9 @@ listed below the table.
 
 Main keys:
   runs        folders of runs, or folders that contain runs at any depth
+  sort        column by which the rows are sorted, the best first
+  columns     patterns of the columns to show
+  filter      conditions that a run must meet: run=PATTERN or SETTING=PATTERN
   by_length   true: BLEU for each range of source lengths instead, from the files of evaluate.py
   figure      with by_length=true: the figure to write, .png, .svg or .pdf
   plots       folder for plots as PNG: BLEU over length, dev loss and BLEU over updates, gradient norm by layer
@@ -31,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def main(cfg: CompareConfig) -> None:
-    from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, draw_plots
+    from gnmt.evaluation.compare import TableOptions, compare, compare_by_length, draw_by_length, draw_plots
     from gnmt.evaluation.run_records import find_runs, read_runs
     from gnmt.fileio import check_output, check_output_folder, check_stdout, write_atomically
     from gnmt.reporting.figures import image_bytes
@@ -45,14 +49,15 @@ def main(cfg: CompareConfig) -> None:
     if cfg.plots is not None:
         check_output_folder("plots", cfg.plots)
     records, left_out = read_runs(folders)
-    table = compare_by_length(records) if cfg.by_length else compare(records)
-    table.notes.extend(left_out)
+    options = TableOptions(cfg.sort, cfg.columns, cfg.filter)
+    tables = [compare_by_length(records)] if cfg.by_length else compare(records, options)
+    tables[-1].notes.extend(left_out)
     if cfg.figure is not None:
         write_atomically(Path(cfg.figure), image_bytes(draw_by_length(records), cfg.figure))
     if cfg.plots is not None:
         for path in draw_plots(records, Path(cfg.plots), cfg.gradient_updates):
             log.info("%s", path)
-    print(table.as_tsv() if cfg.format == "tsv" else table.as_markdown())
+    print("\n\n".join(table.as_tsv() if cfg.format == "tsv" else table.as_markdown() for table in tables))
 
 
 if __name__ == "__main__":

@@ -231,6 +231,9 @@ class CompareConfig:
     """Root keys of scripts/compare.py."""
 
     runs: Any = field(default=MISSING, metadata=PATHS)
+    sort: str | None = MISSING
+    columns: list[str] | None = MISSING
+    filter: list[str] = MISSING
     by_length: Any = field(default=MISSING, metadata=typed(bool))
     figure: str | None = MISSING
     plots: str | None = MISSING

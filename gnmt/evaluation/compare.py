@@ -1,22 +1,25 @@
 """Compare runs by tables and plots.
 
 Runs that differ only in their seed form a group, which is one row of a table and one line of a plot. `compare` makes
-the table of settings and scores, `compare_by_length` that of BLEU by source length, and `draw_plots` the plots.
+the tables of scores and settings, one for each corpus, `compare_by_length` that of BLEU by source length, and
+`draw_plots` the plots.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from gnmt.config.run_folder import compared_settings
-from gnmt.errors import InputError, format_value
+from gnmt.errors import InputError, flatten, format_count, format_value
 from gnmt.evaluation.run_records import EvaluationRecord, RunRecord, mean_by_layer
 from gnmt.fileio import write_atomically
 from gnmt.reporting.figures import image_bytes, lines_figure
@@ -29,32 +32,105 @@ ValueOf = Callable[[RunRecord], float | None]
 """Returns one value of a run, None if it has none."""
 
 
-def compare(runs: Sequence[RunRecord]) -> Table:
-    """Return a table of the settings that differ, parameters, updates, dev and test scores, speed and time.
+@dataclass(frozen=True)
+class TableOptions:
+    """Which runs and columns a table shows, and in which order.
+
+    Args:
+        sort: Column by whose mean the rows are sorted, the best first (the smallest loss, the fewest minutes, otherwise
+            the largest value); None for the order of the runs.
+        columns: Patterns of column names, such as `*BLEU`, besides run and seeds; None for all.
+        filter: Conditions `key=pattern` that a run must meet. The key is `run` (the folder's name) or a setting, in
+            full or by its last part, such as `encoder.dropout`.
+    """
+
+    sort: str | None = None
+    columns: Sequence[str] | None = None
+    filter: Sequence[str] = ()
+
+
+def compare(runs: Sequence[RunRecord], options: TableOptions = TableOptions()) -> list[Table]:
+    """Return a table for each corpus: dev and test scores, the settings that differ, sizes, speed and time.
 
     Several seeds give mean ± sample standard deviation. Unfinished and damaged runs are included with the values that
     they have, and named in the notes.
+
+    Raises:
+        InputError: No run meets the filter, or a pattern or the column to sort by fits no column.
     """
+    chosen = [run for run in runs if all(meets(run, condition) for condition in options.filter)]
+    if not chosen:
+        raise InputError(f"filter: none of {format_count(len(runs), 'run')} meets {', '.join(options.filter)}")
+    by_corpus: dict[str, list[RunRecord]] = {}
+    for run in chosen:
+        by_corpus.setdefault(json.dumps(corpus_of(run)), []).append(run)
+    tables = [compare_on_one_corpus(of_corpus) for of_corpus in by_corpus.values()]
+    check_columns(tables, options)
+    return [table.selected(options) for table in tables]
+
+
+def compare_on_one_corpus(runs: Sequence[RunRecord]) -> Table:
+    """Return the table of runs of one corpus, with all columns."""
     groups = group_runs(runs)
     differing, notes = differing_settings(groups)
-    columns = columns_of(runs)
-    header = ["run", "seeds", *differing, *(name for name, _, _ in columns)]
+    scores, others = columns_of(runs)
+
+    def values(group: Group, columns: Sequence[Column]) -> list[str]:
+        return [spread([column.value_of(run) for run in group.runs], column.digits) for column in columns]
+
     rows = [
         [
             group.runs[0].folder.name,
             ", ".join(seeds(group.runs)),
+            *values(group, scores),
             *(group.cell(key) for key in differing),
-            *(spread([value_of(run) for run in group.runs], digits) for _, value_of, digits in columns),
+            *values(group, others),
         ]
         for group in groups
     ]
+    header = ["run", "seeds", *(column.name for column in scores), *short_keys(differing)]
     notes += [
         *same_seed_notes(groups),
         "dev scores are those of best.pt; ± is the standard deviation over seeds",
         *signature_notes(runs),
         *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
     ]
-    return Table(header, rows, notes)
+    _, name, *languages, _ = corpus_of(runs[0])
+    title = f"{name}, {' to '.join(languages)}" if all(languages) else name
+    return Table([*header, *(column.name for column in others)], rows, notes, title)
+
+
+def corpus_of(run: RunRecord) -> list[Any]:
+    """Return what distinguishes the dev sets of runs: class, name, languages and dev files of the corpus."""
+    data = run.config.get("data")
+    data = data if isinstance(data, dict) else {}
+    keys = ("_target_", "name", "source_language", "target_language", "dev")
+    return [data.get(key, "") for key in keys]
+
+
+def meets(run: RunRecord, condition: str) -> bool:
+    """Return whether a run meets a condition `key=pattern`; raises InputError for one that has another form."""
+    key, equals, pattern = condition.partition("=")
+    if not equals:
+        raise InputError(
+            f"filter: found {condition}, allowed is key=value, such as optimizer.lr=0.005 or run=multi30k*"
+        )
+    if key == "run":
+        return fnmatchcase(run.folder.name, pattern)
+    settings = flatten(run.config)
+    found = [value for name, value in settings.items() if f".{name}".endswith(f".{key}")]
+    return any(fnmatchcase(format_value(value, quote=False), pattern) for value in found)
+
+
+def check_columns(tables: Sequence[Table], options: TableOptions) -> None:
+    """Raise InputError if the column to sort by, or a pattern, fits no column of any table."""
+    names = list(dict.fromkeys(name for table in tables for name in table.header))
+    patterns = [("columns", pattern) for pattern in options.columns or ()]
+    if options.sort is not None:
+        patterns.append(("sort", options.sort))
+    for key, pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"{key}: found {pattern}, allowed are the columns {', '.join(names)}")
 
 
 def compare_by_length(runs: Sequence[RunRecord]) -> Table:
@@ -62,7 +138,7 @@ def compare_by_length(runs: Sequence[RunRecord]) -> Table:
     groups = group_runs(runs)
     differing, notes = differing_settings(groups)
     ranges, curves = length_curves(groups)
-    header = ["run", "seeds", *differing, "evaluation", *(f"{words} words" for words in ranges)]
+    header = ["run", "seeds", *short_keys(differing), "evaluation", *(f"{words} words" for words in ranges)]
     rows = [
         [
             curve.group.runs[0].folder.name,
@@ -79,22 +155,51 @@ def compare_by_length(runs: Sequence[RunRecord]) -> Table:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with notes below it, such as signatures and problems of runs."""
+    """A table with an optional title above it, and notes below, such as signatures and problems of runs."""
 
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    title: str = ""
 
     def as_markdown(self) -> str:
-        """Return a Markdown table, followed by the notes as a list."""
+        """Return the title as a heading, a Markdown table, and the notes as a list."""
+        title = [f"## {on_one_line(self.title)}", ""] if self.title else []
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         table = ["| " + " | ".join(on_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-        return "\n".join([*table, *([""] if self.notes else []), *(f"- {on_one_line(note)}" for note in self.notes)])
+        notes = [f"- {on_one_line(note)}" for note in self.notes]
+        return "\n".join([*title, *table, *([""] if notes else []), *notes])
 
     def as_tsv(self) -> str:
-        """Return tab-separated rows, followed by the notes, each after `# `."""
+        """Return the title after `# `, tab-separated rows, and the notes, each after `# `."""
+        title = [f"# {on_one_line(self.title)}"] if self.title else []
         lines = ["\t".join(map(on_one_line, line)) for line in [self.header, *self.rows]]
-        return "\n".join([*lines, *(f"# {on_one_line(note)}" for note in self.notes)])
+        return "\n".join([*title, *lines, *(f"# {on_one_line(note)}" for note in self.notes)])
+
+    def selected(self, options: TableOptions) -> Table:
+        """Return the table with sorted rows and the chosen columns."""
+        rows = self.rows
+        if options.sort in self.header:
+            column = self.header.index(options.sort)
+            is_smaller_better = options.sort.endswith(("loss", "minutes"))
+            rows = sorted(rows, key=lambda row: _sort_key(row[column], is_smaller_better))
+        if options.columns is None:
+            return replace(self, rows=rows)
+        patterns = ("run", "seeds", *options.columns)
+        kept = [n for n, name in enumerate(self.header) if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        chosen = [[row[n] for n in kept] for row in rows]
+        return replace(self, header=[self.header[n] for n in kept], rows=chosen)
+
+
+def _sort_key(cell: str, is_smaller_better: bool) -> tuple[int, float, str]:
+    """Return a key by which numbers come first, the best one first, then texts, then missing values."""
+    if cell == NOTHING:
+        return 2, 0.0, cell
+    try:
+        number = float(cell.split()[0].replace(",", ""))
+    except ValueError:
+        return 1, 0.0, cell
+    return 0, number if is_smaller_better else -number, cell
 
 
 def on_one_line(cell: str) -> str:
@@ -113,8 +218,11 @@ class Group:
     settings: dict[str, Any]
 
     def cell(self, key: str) -> str:
-        """Return the text of a setting in a table."""
-        return format_value(self.settings.get(key, NOTHING), quote=False)
+        """Return the text of a setting in a table; of a class, its name without the module."""
+        value = self.settings.get(key, NOTHING)
+        if key.endswith("_target_") and isinstance(value, str):
+            value = value.rpartition(".")[2]
+        return format_value(value, quote=False)
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
@@ -159,6 +267,12 @@ def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
     return shown_keys, notes
 
 
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """Return the last part of each key where it is unique, and the whole key elsewhere."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
+
+
 def has_another_class(group: Group, key: str, having: Sequence[Group]) -> bool:
     """Return whether a component around the key is of another class in `group` than in all groups of `having`."""
     *parents, _ = key.split(".")
@@ -184,34 +298,51 @@ def same_seed_notes(groups: Sequence[Group]) -> list[str]:
 # Results
 
 
-def columns_of(runs: Sequence[RunRecord]) -> list[tuple[str, ValueOf, int]]:
-    """Return the name, the value and the number of decimals of each column of results.
+class Column(NamedTuple):
+    """A column of results: its name, the value of a run, and the number of decimals."""
 
-    Evaluations and spikes of the training have columns only if some run has a value for them.
+    name: str
+    value_of: ValueOf
+    digits: int
+
+
+def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
+    """Return the columns of scores, and those of sizes, speed, time and spikes of the training.
+
+    Evaluations and spikes have columns only if some run has a value for them.
     """
-    columns: list[tuple[str, ValueOf, int]] = [
-        ("parameters", lambda run: run.parameters, 0),
-        ("updates", lambda run: run.updates, 0),
-        ("dev loss", lambda run: run.dev.get("dev/loss"), 3),
-        ("dev BLEU", lambda run: run.dev.get("dev/bleu"), 2),
-        ("dev chrF", lambda run: run.dev.get("dev/chrf"), 2),
+    scores = [
+        Column("dev BLEU", lambda run: run.dev.get("dev/bleu"), 2),
+        Column("dev chrF", lambda run: run.dev.get("dev/chrf"), 2),
+        Column("dev loss", lambda run: run.dev.get("dev/loss"), 3),
     ]
-    for name in sorted({name for run in runs for name in run.evaluations}):
-        columns += [
-            (f"{name} BLEU", evaluation_value(name, lambda evaluated: evaluated.scores["bleu"]), 2),
-            (f"{name} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
-            (f"{name} sentences/s", evaluation_value(name, lambda evaluated: evaluated.sentences_per_second), 0),
+    others = [
+        Column("parameters", lambda run: run.parameters, 0),
+        Column("updates", lambda run: run.updates, 0),
+        Column("tokens/s", lambda run: run.tokens_per_second, 0),
+        Column("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
+    ]
+    for name, shown in short_evaluations(runs).items():
+        scores += [
+            Column(f"{shown} BLEU", evaluation_value(name, lambda evaluated: evaluated.scores["bleu"]), 2),
+            Column(f"{shown} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
         ]
-    columns += [
-        ("tokens/s", lambda run: run.tokens_per_second, 0),
-        ("training minutes", lambda run: None if run.seconds is None else run.seconds / 60, 1),
+        speed = evaluation_value(name, lambda evaluated: evaluated.sentences_per_second)
+        others.append(Column(f"{shown} sentences/s", speed, 0))
+    spikes = [
+        Column("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
+        Column("largest loss rise", lambda run: run.largest_loss_rise, 2),
+        Column("skipped updates", lambda run: run.skipped_updates, 0),
     ]
-    spikes: list[tuple[str, ValueOf, int]] = [
-        ("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
-        ("largest loss rise", lambda run: run.largest_loss_rise, 2),
-        ("skipped updates", lambda run: run.skipped_updates, 0),
-    ]
-    return columns + [column for column in spikes if any(column[1](run) is not None for run in runs)]
+    others += [column for column in spikes if any(column.value_of(run) is not None for run in runs)]
+    return scores, others
+
+
+def short_evaluations(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the name of each evaluation, without the hash of its text and without `.best`, where that is unique."""
+    names = sorted({name for run in runs for name in run.evaluations})
+    short = [re.sub(r"\.best(?=\.|$)", "", re.sub(r"-[0-9a-f]{8,}(?=\.)", "", name)) for name in names]
+    return {name: one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)}
 
 
 def evaluation_value(name: str, value_of: Callable[[EvaluationRecord], float]) -> ValueOf:
@@ -234,6 +365,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
     """Return a note with the signature of each BLEU and chrF column, and a warning if a column has several."""
     notes = []
+    shown = short_evaluations(runs)
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         for metric, signature in run.signatures.items():
@@ -241,7 +373,7 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
         for name, evaluated in run.evaluations.items():
             for metric, signature in evaluated.signatures.items():
                 if metric in ("bleu", "chrf"):
-                    found.setdefault(f"{name} {metric}", {})[signature] = None
+                    found.setdefault(f"{shown[name]} {metric}", {})[signature] = None
     for name, signatures in found.items():
         notes.append(f"{name}: {' and '.join(signatures)}")
         if len(signatures) > 1:
@@ -383,6 +515,5 @@ def labels_of(groups: Sequence[Group]) -> list[str]:
 def setting_labels(groups: Sequence[Group]) -> list[str]:
     """Return the differing settings of each group as `key=value`; a key is shortened to its last part if unique."""
     keys, _ = differing_settings(groups)
-    last = [key.rpartition(".")[2] for key in keys]
-    short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
+    short = short_keys(keys)
     return [", ".join(f"{name}={group.cell(key)}" for key, name in zip(keys, short, strict=True)) for group in groups]

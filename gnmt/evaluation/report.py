@@ -23,7 +23,15 @@ from gnmt.config.schema import ReportConfig
 from gnmt.data.store import read_preprocessed
 from gnmt.errors import InputError
 from gnmt.evaluation import error_analysis
-from gnmt.evaluation.compare import NOTHING, Table, differing_settings, draw_over_updates, group_runs, seeds
+from gnmt.evaluation.compare import (
+    NOTHING,
+    Table,
+    differing_settings,
+    draw_over_updates,
+    group_runs,
+    seeds,
+    short_keys,
+)
 from gnmt.evaluation.error_analysis import FREQUENCY_RANGES, Counts, Words, split_words
 from gnmt.evaluation.metrics import score_by_length, sentence_chrf
 from gnmt.evaluation.run_records import RunRecord, read_runs
@@ -158,7 +166,7 @@ def _runs_section(runs: Sequence[RunRecord]) -> Section:
     groups = group_runs(runs)
     keys, notes = differing_settings(groups)
     settings = Table(
-        ["run", "seeds", *keys],
+        ["run", "seeds", *short_keys(keys)],
         [
             [group.runs[0].folder.name, ", ".join(seeds(group.runs)), *(group.cell(key) for key in keys)]
             for group in groups

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gnmt.errors import InputError
-from gnmt.evaluation.compare import compare, compare_by_length, draw_by_length, group_runs, spread
+from gnmt.evaluation.compare import TableOptions, compare_by_length, draw_by_length, group_runs, spread
+from gnmt.evaluation.compare import compare as compare_corpora
 from gnmt.evaluation.run_records import EvaluationRecord, RunRecord
 
 
@@ -21,6 +22,11 @@ def run(name, seed=1, dropout=0.1, bleu=30.0, config=None, **figures):
     }
     dev = {"dev/loss": 2.0, "dev/bleu": bleu, "dev/chrf": 50.0}
     return RunRecord(Path("runs") / name, settings | (config or {}), 1000, 100, dev, **figures)
+
+
+def compare(runs, **options):
+    (table,) = compare_corpora(runs, TableOptions(**options))
+    return table
 
 
 def cells(table, row):
@@ -50,13 +56,13 @@ def test_intervals_and_devices_do_not_separate_runs_but_limits_do():
     longer = run("c", 3, config={"trainer": trainer | {"max_steps": 200}})
     table = compare([run("a"), same, longer])
     assert len(table.rows) == 2
-    assert [row[table.header.index("trainer.max_steps")] for row in table.rows] == ["100", "200"]
+    assert [row[table.header.index("max_steps")] for row in table.rows] == ["100", "200"]
 
 
 def test_settings_that_change_together_share_a_column():
     table = compare([run("a"), run("b", dropout=0.3), run("c", dropout=0.3, config={"optimizer": {"lr": 0.1}})])
-    assert table.header[2:4] == ["model.decoder.dropout", "optimizer.lr"]
-    assert [row[2:4] for row in table.rows] == [["0.1", "–"], ["0.3", "–"], ["0.3", "0.1"]]
+    assert table.header[5:7] == ["dropout", "lr"]
+    assert [row[5:7] for row in table.rows] == [["0.1", "–"], ["0.3", "–"], ["0.3", "0.1"]]
     assert (
         "model.decoder.dropout stands for model.encoder.dropout too, which change with it in all of these runs"
         in table.notes
@@ -69,16 +75,16 @@ def test_a_setting_of_one_class_has_a_column_only_if_it_differs():
         model = {"encoder": {"_target_": target, "num_layers": 2} | settings, "decoder": {"dropout": 0.1}}
         return run(name, config={"model": model})
 
-    lstm = of_class("a", "LSTM", bridge="last", residual_from=2)
-    deeper = of_class("b", "LSTM", bridge="last", residual_from=3)
+    lstm = of_class("a", "gnmt.LSTM", bridge="last", residual_from=2)
+    deeper = of_class("b", "gnmt.LSTM", bridge="last", residual_from=3)
     transformer = of_class("c", "Transformer", num_heads=4)
     table = compare([lstm, deeper, transformer])
-    assert table.header[2:4] == ["model.encoder._target_", "model.encoder.residual_from"]
-    assert [row[2:4] for row in table.rows] == [["LSTM", "2"], ["LSTM", "3"], ["Transformer", "–"]]
+    assert table.header[5:7] == ["_target_", "residual_from"]
+    assert [row[5:7] for row in table.rows] == [["LSTM", "2"], ["LSTM", "3"], ["Transformer", "–"]]
     alone = "not shown, because equal in all runs that have them: model.encoder.bridge, model.encoder.num_heads"
     assert alone in table.notes
     # With the same class, nothing explains why a run lacks a key.
-    assert "model.encoder.bridge" in compare([lstm, of_class("d", "LSTM", residual_from=2)]).header
+    assert "bridge" in compare([lstm, of_class("d", "gnmt.LSTM", residual_from=2)]).header
 
 
 def evaluated(bleu, signature="nrefs:1", by_length=()):
@@ -87,18 +93,18 @@ def evaluated(bleu, signature="nrefs:1", by_length=()):
 
 def test_results_of_evaluate_have_columns_and_notes_of_signatures():
     table = compare([run("a", evaluations=evaluated(31.0)), run("b", 2, evaluations=evaluated(33.0)), run("c", 3)])
-    assert cells(table, 0)["test.best BLEU"] == "32.00 ± 1.41 (2 of 3)"
-    assert "test.best bleu: nrefs:1" in table.notes
+    assert cells(table, 0)["test BLEU"] == "32.00 ± 1.41 (2 of 3)"
+    assert "test bleu: nrefs:1" in table.notes
     table = compare(
         [run("a", evaluations=evaluated(31.0)), run("b", 2, evaluations=evaluated(33.0, "nrefs:1|tok:char"))]
     )
-    assert "test.best bleu: nrefs:1 and nrefs:1|tok:char: these scores cannot be compared" in table.notes
+    assert "test bleu: nrefs:1 and nrefs:1|tok:char: these scores cannot be compared" in table.notes
 
 
 def test_the_speed_of_translation_has_a_column():
     table = compare([run("a", evaluations=evaluated(31.0)), run("b", dropout=0.5)])
-    assert [cells(table, row)["test.best sentences/s"] for row in (0, 1)] == ["412", "–"]
-    assert "test.best sentences/s" not in compare([run("b")]).header
+    assert [cells(table, row)["test sentences/s"] for row in (0, 1)] == ["412", "–"]
+    assert "test sentences/s" not in compare([run("b")]).header
 
 
 def test_speed_time_and_problems():
@@ -136,7 +142,7 @@ def test_bleu_by_length():
         run("b", 2, evaluations=evaluated(31.0, by_length=rows[:1])),
     ]
     table = compare_by_length([*runs, run("c", dropout=0.5)])
-    assert table.header == ["run", "seeds", "model.decoder.dropout", "evaluation", "1-5 words", "51+ words"]
+    assert table.header == ["run", "seeds", "dropout", "evaluation", "1-5 words", "51+ words"]
     assert table.rows == [["a", "1, 2", "0.1", "test.best", "40.0 ± 0.0", "10.0 (1 of 2)"]]
     assert "sentences in each range, at most: 7, 2" in table.notes[-1]
     [axes] = draw_by_length([*runs, run("c", dropout=0.5)]).axes
@@ -150,10 +156,10 @@ def test_bleu_by_length():
 def test_tables_in_both_formats():
     table = compare([run("a", evaluations=evaluated(31.0, "nrefs:1|case:mixed"))])
     lines = table.as_markdown().splitlines()
-    assert lines[0].startswith("| run | seeds | parameters |")
+    assert lines[0].startswith("| run | seeds | dev BLEU | dev chrF | dev loss | test BLEU |")
     assert lines[1].count("---") == len(table.header)
     lines = table.as_tsv().splitlines()
-    assert lines[1].split("\t")[:3] == ["a", "1", "1,000"]
+    assert lines[1].split("\t")[:3] == ["a", "1", "30.00"]
     assert all(line.startswith("# ") for line in lines[2:])
 
 
@@ -170,3 +176,59 @@ def test_tables_in_both_formats():
 )
 def test_spread(values, digits, text):
     assert spread(values, digits) == text
+
+
+def test_each_corpus_has_a_table():
+    """The runs of three corpora shared a table whose columns were mostly dashes."""
+    corpora = [
+        {"_target_": "Multi30k", "name": "multi30k", "source_language": "en", "target_language": language}
+        for language in ("de", "fr")
+    ]
+    runs = [run(name, config={"data": corpora[index]}) for name, index in (("a", 0), ("b", 1), ("c", 0))]
+    runs += [run("d", config={"data": {**corpora[0], "max_pairs": 100}})]
+    german, french = compare_corpora(runs)
+    assert (german.title, french.title) == ("multi30k, en to de", "multi30k, en to fr")
+    assert [row[0] for row in german.rows] == ["a", "d"]  # a and c are equal
+    assert german.as_markdown().startswith("## multi30k, en to de\n\n| run |")
+    assert french.as_tsv().startswith("# multi30k, en to fr\nrun\t")
+
+
+def test_evaluations_are_named_by_their_test_set_where_that_is_clear():
+    def of(*names):
+        return run("a", evaluations={name: evaluated(31.0)["test.best"] for name in names})
+
+    header = compare([of("test-12345678.best", "test-12345678.best.beam_size-1", "dev-12345678.last")]).header
+    assert {"test BLEU", "test.beam_size-1 BLEU", "dev.last BLEU"} <= set(header)
+    header = compare([of("test-12345678.best", "test-87654321.best")]).header
+    assert {"test-12345678.best BLEU", "test-87654321.best BLEU"} <= set(header)
+
+
+def test_rows_are_sorted_from_the_best_to_the_worst():
+    runs = [run("a", bleu=30.0), run("b", bleu=32.0, dropout=0.3), run("c", dropout=0.5, tokens_per_second=2000.0)]
+    runs[2].dev.update({"dev/bleu": 9.5, "dev/loss": 1.0})
+    assert [row[0] for row in compare(runs, sort="dev BLEU").rows] == ["b", "a", "c"]
+    assert [row[0] for row in compare(runs, sort="dev loss").rows] == ["c", "a", "b"]
+    assert [row[0] for row in compare(runs, sort="tokens/s").rows] == ["c", "a", "b"]
+
+
+def test_columns_and_runs_are_chosen_by_patterns():
+    runs = [run("a1"), run("a2", dropout=0.3), run("b", dropout=0.5)]
+    table = compare(runs, columns=["*BLEU", "dropout"], filter=["run=a*"])
+    assert table.header == ["run", "seeds", "dev BLEU", "dropout"]
+    assert table.rows == [["a1", "1", "30.00", "0.1"], ["a2", "1", "30.00", "0.3"]]
+    assert [row[0] for row in compare(runs, filter=["encoder.dropout=0.3"]).rows] == ["a2"]
+    assert [row[0] for row in compare(runs, filter=["dropout=0.?", "run=b"]).rows] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sort": "BLEU"}, "sort: found BLEU, allowed are the columns run, seeds, dev BLEU"),
+        ({"columns": ["x*"]}, r"columns: found x\*, allowed are"),
+        ({"filter": ["run=x*"]}, r"filter: none of 1 run meets run=x\*"),
+        ({"filter": ["dropout"]}, "filter: found dropout, allowed is key=value"),
+    ],
+)
+def test_wrong_options_of_a_table(options, message):
+    with pytest.raises(InputError, match=message):
+        compare([run("a")], **options)

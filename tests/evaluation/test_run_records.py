@@ -64,7 +64,7 @@ def test_the_command_shows_evaluations_and_names_problems(tiny, tmp_path, run_co
     assert row["seeds"] == "1, 1, 5"
     assert row["dev BLEU"].endswith("(1 of 3)")
     assert re.fullmatch(rf"{figures['test_set']}-[0-9a-f]{{8}}\.best\.beam_size-1\.[0-9a-f]{{8}}", path.stem)
-    assert row[f"{path.stem.rpartition('.')[0]} BLEU"].startswith(f"{figures['bleu']:.2f}")
+    assert row[f"{figures['test_set']}.beam_size-1 BLEU"].startswith(f"{figures['bleu']:.2f}")
     assert "# runs/broken: checkpoint runs/broken/best.pt was refused" in done.out
     assert "# runs/begun: no best.pt: the dev set was not evaluated yet" in done.out
     assert "# runs/begun: no update is logged" in done.out
@@ -106,7 +106,7 @@ def test_a_run_that_was_killed_before_its_first_update_is_named(tiny, tmp_path, 
     named = "runs/killed has no config.json, only train.log: the run was stopped before its first update"
     done = run_command("compare", "runs=.", "format=tsv", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[1].startswith(f"{home.folder.name}\t")
+    assert done.out.splitlines()[2].startswith(f"{home.folder.name}\t")
     assert [line for line in done.out.splitlines() if "left out" in line] == [
         f"# left out: {named}, " + LEFT_OUT_ADVICE
     ]
@@ -122,7 +122,7 @@ def test_a_run_without_a_readable_config_is_left_out_with_a_note(tiny, tmp_path,
         (tmp_path / "runs" / name / "config.json").write_text(text, encoding="utf-8")
     done = run_command("compare", "runs=runs", "format=tsv", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[1].startswith(f"{home.folder.name}\t")
+    assert done.out.splitlines()[2].startswith(f"{home.folder.name}\t")
     assert "# left out: runs/damaged/config.json cannot be read" in done.out
     assert "# left out: runs/deep/config.json cannot be read: it is nested too deep" in done.out
 
