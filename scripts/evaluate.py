@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a test set: BLEU, chrF and TER with sacreBLEU's signatures.
+"""Evaluate a checkpoint on a test set: BLEU, chrF and TER with sacreBLEU's signatures, and GLEU.
 
   python scripts/evaluate.py checkpoint=runs/demo/best.pt                 the only test set of the data
   python scripts/evaluate.py checkpoint=runs/demo/best.pt test_set=dev

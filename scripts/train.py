@@ -7,6 +7,8 @@
       data.dev.source=b.en data.dev.target=b.de name=mine   your own files
   python scripts/train.py initialize_from=runs/demo/best.pt data=files data.train.pairs=a.tsv data.dev.pairs=b.tsv \\
       name=domain                                           fine-tune a trained model on them
+  python scripts/train.py initialize_from=runs/demo/best.pt objective=expected_reward name=refined optimizer.lr=0.0005
+                                                            refine it by the reward of its own translations
   python scripts/train.py -m model.encoder.dropout=0.1,0.3  a sweep: one run for each value
   torchrun --nproc-per-node=2 scripts/train.py              two processes; each takes half of every batch
 

@@ -89,6 +89,7 @@ class TrainConfig:
             "gnmt.model.seq2seq.Seq2Seq", "source_vocabulary_size", "target_vocabulary_size", unless="initialize_from"
         ),
     )
+    objective: Any = field(default=MISSING, metadata=component("gnmt.training.objective.ObjectiveOptions"))
     loss: Any = field(
         default=MISSING,
         metadata=component("gnmt.training.objective.LabelSmoothedCrossEntropy", "vocabulary_size", "never_produced"),

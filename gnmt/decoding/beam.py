@@ -29,6 +29,10 @@ from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows, 
 # Columns of one block in `best_candidates`.
 BLOCK_SIZE = 128
 
+# By device type: elements of a block of sentences in which `sample` draws, so that its temporary tensors stay in the
+# cache. Without an entry, all sentences are one block.
+SAMPLED_ELEMENTS = {"cpu": 2**18}
+
 # Increment and multipliers of SplitMix64 (Steele, Lea and Flood 2014) as signed 64-bit numbers.
 INCREMENT, FIRST_MULTIPLIER, SECOND_MULTIPLIER = (
     number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -571,6 +575,14 @@ def sample(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: Sear
         steps_B: int64, decoder steps that each sentence has taken.
         options: The search options, of which temperature, top_k, top_p and seed are used.
     """
+    elements = SAMPLED_ELEMENTS.get(log_probs_BKV.device.type, log_probs_BKV.numel())
+    block_size = max(1, elements // log_probs_BKV[0].numel())
+    blocks = [slice(start, start + block_size) for start in range(0, len(keys_B), block_size)]
+    return torch.cat([_sample_block(log_probs_BKV[block], keys_B[block], steps_B[block], options) for block in blocks])
+
+
+def _sample_block(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: SearchOptions) -> Tensor:
+    """Draw the tokens of some sentences; see `sample`."""
     # The largest value becomes 0 first, which changes no choice. Otherwise a low temperature makes all values -inf.
     values_BKN = (log_probs_BKV - log_probs_BKV.amax(2, keepdim=True)) / options.temperature
     tokens_BKN = torch.arange(log_probs_BKV.shape[2], device=log_probs_BKV.device)[None, None]  # 1, 1, V

@@ -96,8 +96,8 @@ def evaluate(
         data_fingerprint: Fingerprint of the training data if the pairs are one of its test sets.
         checkpoints: Files that the translator was loaded from.
         steps: Number of updates of each checkpoint.
-        bleu_tokenize: Tokenization of BLEU, one of `metrics.BLEU_TOKENIZERS`.
-        lowercase: BLEU and chrF ignore case.
+        bleu_tokenize: Tokenization of BLEU and GLEU, one of `metrics.BLEU_TOKENIZERS`.
+        lowercase: BLEU, GLEU and chrF ignore case.
         num_alignments: Draw the attention of this number of sentences, the first ones.
         variant: Part of the names of files and tags, which distinguishes this evaluation from the default one.
         output: Folder for the files. By default `translations/` of the checkpoint's run, whose TensorBoard then gets
@@ -149,7 +149,7 @@ def evaluate(
     if run is not None:
         curve = test_set if files is None else text_name  # files of equal names get a curve each
         with Reporter(run) as reporter:
-            for metric in ("bleu", "chrf", "ter"):
+            for metric in ("bleu", "chrf", "ter", "gleu"):
                 reporter.scalar(f"evaluation/{curve}{variant}/{metric}", getattr(scores, metric), steps[0])
     return evaluation
 

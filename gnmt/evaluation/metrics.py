@@ -1,7 +1,8 @@
-"""BLEU, chrF and TER of translations, computed by sacreBLEU.
+"""BLEU, chrF and TER of translations, computed by sacreBLEU, and GLEU.
 
 A signature names everything that changes a score (tokenization, case, smoothing, version). Scores can be compared only
-if their signatures are equal. Nothing is downloaded.
+if their signatures are equal. Nothing is downloaded. `sentence_gleu` is GLEU itself; the other functions here score
+whole texts.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+import sacrebleu
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # The smallest and the largest number of words of a source in each range; None: no upper limit.
 LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
+GLEU_ORDER = 4
+"""Length of the longest n-grams of GLEU."""
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 
 # sacreBLEU's tokenizers that need other packages: modules to import, and the extra that installs them.
@@ -42,8 +47,10 @@ class Scores:
         bleu: BLEU.
         chrf: chrF.
         ter: TER, or None if it was not requested.
-        signatures: sacreBLEU's signatures, by "bleu", "chrf" and "ter".
+        signatures: The signatures of the scores, by "bleu", "chrf", "gleu" and "ter": sacreBLEU's, and for GLEU one of
+            the same form.
         num_sentences: Number of sentences.
+        gleu: The mean of `sentence_gleu` over the sentences.
     """
 
     bleu: float
@@ -51,6 +58,7 @@ class Scores:
     ter: float | None
     signatures: dict[str, str]
     num_sentences: int
+    gleu: float
 
 
 def score_translations(
@@ -65,8 +73,8 @@ def score_translations(
     Args:
         hypotheses: The translations.
         references: One reference for each translation, or several such lists for several references of each.
-        tokenize: Tokenization of BLEU, one of `BLEU_TOKENIZERS` that passed `check_tokenizer`.
-        lowercase: BLEU and chrF ignore case; sacreBLEU's TER always does.
+        tokenize: Tokenization of BLEU and GLEU, one of `BLEU_TOKENIZERS` that passed `check_tokenizer`.
+        lowercase: BLEU, GLEU and chrF ignore case; sacreBLEU's TER always does.
         ter: Compute TER, which takes many times as long as the others.
 
     Raises:
@@ -88,12 +96,16 @@ def score_translations(
     if ter:
         metrics["ter"] = TER()
     scores = {name: metric.corpus_score(hypotheses, references).score for name, metric in metrics.items()}
+    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    case = "lc" if lowercase else "mixed"
+    signatures["gleu"] = f"nrefs:{len(references)}|case:{case}|tok:{tokenize}|mean|version:{sacrebleu.__version__}"
     return Scores(
         bleu=scores["bleu"],
         chrf=scores["chrf"],
         ter=scores.get("ter"),
-        signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
+        signatures=signatures,
         num_sentences=len(hypotheses),
+        gleu=_mean_gleu(hypotheses, references, word_splitter(tokenize, lowercase)),
     )
 
 
@@ -104,6 +116,48 @@ def sentence_chrf(hypotheses: Sequence[str], *references: Sequence[str], lowerca
         metric.sentence_score(hypothesis, of_sentence).score
         for hypothesis, of_sentence in zip(hypotheses, zip(*references, strict=True), strict=True)
     ]
+
+
+def _mean_gleu(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], split: Callable[[str], list[str]]
+) -> float:
+    """Return the mean of sentence GLEU in percent. With several references, the most similar one counts."""
+    total = 0.0
+    for hypothesis, *of_hypothesis in zip(hypotheses, *references, strict=True):
+        words = split(hypothesis)
+        total += max(sentence_gleu(words, split(reference)) for reference in of_hypothesis)
+    return 100 * total / len(hypotheses)
+
+
+def sentence_gleu(hypothesis: Sequence[Hashable], reference: Sequence[Hashable]) -> float:
+    """Return the GLEU of a sentence (Wu et al. 2016, section 5), between 0 and 1.
+
+    GLEU is the smaller of precision and recall over all n-grams of 1 to GLEU_ORDER tokens together. An n-gram that the
+    two share counts as often as in the one with fewer copies of it. GLEU is symmetrical, and 0 if a side has no tokens.
+
+    Args:
+        hypothesis: Words or subwords of the translation, without EOS.
+        reference: Those of the reference.
+    """
+    of_hypothesis, of_reference = _ngrams(hypothesis), _ngrams(reference)
+    most = max(of_hypothesis.total(), of_reference.total())
+    return (of_hypothesis & of_reference).total() / most if most else 0.0
+
+
+def _ngrams(tokens: Sequence[Hashable]) -> Counter[tuple[Hashable, ...]]:
+    """Return how often each n-gram of 1 to GLEU_ORDER tokens occurs."""
+    shifted = [tokens[start:] for start in range(GLEU_ORDER)]
+    return Counter(ngram for size in range(1, GLEU_ORDER + 1) for ngram in zip(*shifted[:size], strict=False))
+
+
+def word_splitter(tokenize: str, lowercase: bool = False) -> Callable[[str], list[str]]:
+    """Return a function that splits a text into the words that BLEU compares; the arguments are those of BLEU."""
+    tokenized = BLEU(tokenize=tokenize).tokenizer
+
+    def split(text: str) -> list[str]:
+        return str(tokenized((text.lower() if lowercase else text).rstrip())).split()
+
+    return split
 
 
 def _warn_of_decomposed_hangul(references: Sequence[str]) -> None:

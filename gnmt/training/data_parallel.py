@@ -65,23 +65,25 @@ class DataParallel:
             digest = hashlib.blake2b(struct.pack("<qqq", self.seed, step, self.ranks.rank), digest_size=8).digest()
             torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def end_update(self, loss_sum: Tensor, received: signal.Signals | None) -> Tensor:
-        """Return the loss summed over all processes. The same all-reduce sums their stop requests.
+    def end_update(self, sums_M: Tensor, received: signal.Signals | None) -> Tensor:
+        """Return the loss and the statistics summed over all processes. The same all-reduce sums their stop requests.
 
-        `received` is the stop signal of this process, if any.
+        Args:
+            sums_M: The loss and the statistics of this process.
+            received: The stop signal of this process, if any.
         """
         if self.ranks.world_size == 1:
-            return loss_sum
+            return sums_M
         requests = _encode_request(received, torch.float64)
-        row = torch.cat([loss_sum.double().view(1), requests.to(self.device, non_blocking=True)])
+        row = torch.cat([sums_M.double(), requests.to(self.device, non_blocking=True)])
         dist.all_reduce(row)
         event = None
-        summed = row[1:].to("cpu", non_blocking=True)
+        summed = row[len(sums_M) :].to("cpu", non_blocking=True)
         if row.is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._stop_requests.append((summed, event))
-        return row[0]
+        return row[: len(sums_M)]
 
     def stop_after_update(self, received: signal.Signals | None) -> signal.Signals | None:
         """Return the signal for which all processes stop after the current update, or None. All return the same.

@@ -43,7 +43,7 @@ class DevResult:
 
     Args:
         loss: Unsmoothed nats per target token with EOS.
-        scores: BLEU and chrF of the translations.
+        scores: BLEU, chrF and GLEU of the translations.
         sources: The dev sentences.
         references: Reference translations.
         translations: Translations of the model.
@@ -69,6 +69,7 @@ class DevResult:
             "dev/perplexity": self.perplexity,
             "dev/bleu": self.scores.bleu,
             "dev/chrf": self.scores.chrf,
+            "dev/gleu": self.scores.gleu,
         }
 
     def summary(self) -> str:

@@ -1,15 +1,18 @@
 """The training objective: a model and its label-smoothed cross-entropy.
 
-`Objective` runs the model and selects the real target tokens. `LabelSmoothedCrossEntropy` computes the loss of their
-hidden states chunk by chunk, so that the logits of the whole batch are never in memory. `chunked_cross_entropy` holds
-the mathematics.
+`ObjectiveOptions` is the base class of the choices of the config group `objective`, `MaximumLikelihood` the default
+one. `Objective` runs the model and selects the real target tokens. `LabelSmoothedCrossEntropy` computes the loss of
+their hidden states chunk by chunk, so that the logits of the whole batch are never in memory. `chunked_cross_entropy`
+holds the mathematics.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from gnmt.batch import Batch, Tokens
 from gnmt.config.validate import Probability, Range
+from gnmt.data.tokenizer import AnyTokenizer
 from gnmt.model.layers import affine, product_dtype
 from gnmt.model.seq2seq import Seq2Seq
 
@@ -32,13 +36,70 @@ BLOCK_ELEMENTS = {"cpu": 2**20}
 until they are added. Without an entry, all of them."""
 
 
+class ObjectiveOptions(ABC):
+    """Options of a training objective, a choice of the config group `objective`.
+
+    Attributes:
+        needs_trained_model: Whether training must start from the weights of initialize_from.
+    """
+
+    needs_trained_model: ClassVar[bool] = False
+
+    @abstractmethod
+    def make(
+        self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy, tokenizer: AnyTokenizer, bleu_tokenize: str
+    ) -> Objective:
+        """Return the objective.
+
+        Args:
+            model: The model to train.
+            loss: The cross-entropy, on the device of the model.
+            tokenizer: The target tokenizer.
+            bleu_tokenize: Tokenization of BLEU for the target language.
+        """
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood(ObjectiveOptions):
+    """Maximize the likelihood of the references (Wu et al. 2016, equation 7). It has no options."""
+
+    def make(
+        self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy, tokenizer: AnyTokenizer, bleu_tokenize: str
+    ) -> Objective:
+        return Objective(model, loss)
+
+
 class Objective(nn.Module):
-    """Compute the summed loss of a batch. Padding positions do not enter the output layer."""
+    """Compute the summed loss of a batch. Padding positions do not enter the output layer.
+
+    Attributes:
+        statistics_M: Sums over the sentences of the current update, fp32 on the device, for `scalars`; empty here.
+    """
+
+    statistics_M: Tensor
 
     def __init__(self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.statistics_M = torch.zeros(0)
+
+    def begin_update(self, seed: int, step: int) -> None:
+        """Prepare for the microbatches of an update: seed random numbers and clear the statistics.
+
+        Args:
+            seed: Seed of the run.
+            step: Number of the update, counted from 0.
+        """
+        self.statistics_M = torch.zeros(0, device=self.model.output_layer.weight.device)
+
+    def scalars(self, statistics: Sequence[float]) -> dict[str, float]:
+        """Return further metrics by TensorBoard tag.
+
+        Args:
+            statistics: `statistics_M`, summed over updates and ranks.
+        """
+        return {}
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss summed over the target tokens with EOS (fp32 scalar), and their number (int64 scalar)."""
@@ -51,8 +112,7 @@ class Objective(nn.Module):
             steps_N, labels_N = steps_N.repeat_interleave(2), labels_N.repeat_interleave(2)
             source, target = twice(source), twice(target)
         hidden_BTH, _ = self.model.decode(target, self.model.encode(source))
-        hidden_NH: Tensor = _SelectTokens.apply(hidden_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
-        hidden_NH = self.model.output_dropout(hidden_NH)
+        hidden_NH = self.model.output_dropout(select_tokens(hidden_BTH, rows_N, steps_N))
         return self.loss(hidden_NH, self.model.output_layer, labels_N), labels.lengths_B.sum()
 
 
@@ -78,6 +138,12 @@ def real_token_indices(lengths_B: Tensor, num_tokens: int) -> tuple[Tensor, Tens
     rows_N = torch.repeat_interleave(rows_B, lengths_B, output_size=num_tokens)
     starts_B = lengths_B.cumsum(0) - lengths_B
     return rows_N, torch.arange(num_tokens, device=lengths_B.device) - starts_B[rows_N]
+
+
+def select_tokens(states_BTH: Tensor, rows_N: Tensor, steps_N: Tensor) -> Tensor:
+    """Return states_BTH[rows_N, steps_N] for pairs of indices that are all different, with a fast backward pass."""
+    states_NH: Tensor = _SelectTokens.apply(states_BTH, rows_N, steps_N)  # type: ignore[no-untyped-call]
+    return states_NH
 
 
 class _SelectTokens(torch.autograd.Function):
@@ -136,7 +202,9 @@ class LabelSmoothedCrossEntropy(nn.Module):
         allowed_V[list(never_produced)] = 0
         self.register_buffer("uniform_V", allowed_V / allowed_V.sum(), persistent=False)
 
-    def forward(self, hidden_NH: Tensor, output_layer: nn.Linear, labels_N: Tensor) -> Tensor:
+    def forward(
+        self, hidden_NH: Tensor, output_layer: nn.Linear, labels_N: Tensor, weights_N: Tensor | None = None
+    ) -> Tensor:
         """Return the loss summed over the tokens, a scalar in fp32 (fp64 for fp64 hidden states).
 
         Under autocast the logits have autocast's dtype.
@@ -146,15 +214,19 @@ class LabelSmoothedCrossEntropy(nn.Module):
                 token, next to each other.
             output_layer: Projects them to the vocabulary.
             labels_N: The label of each row, int64.
+            weights_N: The weight of each row's cross-entropy in the sum, fp32 or fp64, constant for autograd; it may be
+                negative. There is then neither smoothing nor R-Drop. None for equal weights of 1.
         """
+        plain = weights_N is not None or not self.training
         loss_sum: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_NH,
             output_layer.weight,
             output_layer.bias,
             labels_N,
             self.uniform_V,
-            self.smoothing if self.training else 0.0,
-            self.r_drop if self.training else 0.0,
+            weights_N,
+            0.0 if plain else self.smoothing,
+            0.0 if plain else self.r_drop,
             torch.is_grad_enabled(),  # inside an autograd function gradients are always disabled
         )
         return loss_sum
@@ -176,11 +248,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: Tensor,
         labels_N: Tensor,
         uniform_V: Tensor,
+        weights_N: Tensor | None,
         smoothing: float,
         r_drop: float,
         with_gradient: bool,
     ) -> Tensor:
-        inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V
+        inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V, weights_N
         ctx.save_for_backward(*inputs)
         ctx.smoothing, ctx.r_drop, ctx.product_dtype = smoothing, r_drop, product_dtype(hidden_NH)
         with_gradient = with_gradient and any(ctx.needs_input_grad)
@@ -191,11 +264,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            hidden_NH, weight_VH, bias_V, labels_N, uniform_V = ctx.saved_tensors
-            options = ctx.smoothing, ctx.r_drop, ctx.product_dtype
-            _, gradients = chunked_cross_entropy(hidden_NH, weight_VH, bias_V, labels_N, uniform_V, *options, True)
+            hidden_NH, weight_VH, bias_V, labels_N, uniform_V, weights_N = ctx.saved_tensors
+            inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V, weights_N
+            _, gradients = chunked_cross_entropy(*inputs, ctx.smoothing, ctx.r_drop, ctx.product_dtype, True)
         assert gradients is not None
-        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None)
+        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None, None)
 
 
 class Gradients(NamedTuple):
@@ -212,6 +285,7 @@ def chunked_cross_entropy(
     bias_V: Tensor,
     labels_N: Tensor,
     uniform_V: Tensor,
+    weights_N: Tensor | None,
     smoothing: float,
     r_drop: float,
     dtype: torch.dtype,
@@ -229,6 +303,7 @@ def chunked_cross_entropy(
         bias_V: Its bias.
         labels_N: Label of each row, int64.
         uniform_V: Uniform distribution over the allowed ids, 0 for the others.
+        weights_N: Weight of each row in the sum; None for 1. Smoothing and r_drop must be 0 with weights.
         smoothing: The smoothing s.
         r_drop: Weight of the divergence between the two rows of a token; 0 if each row is a token of its own.
         dtype: Dtype of the matrix products.
@@ -237,6 +312,7 @@ def chunked_cross_entropy(
     Returns:
         The summed loss, a scalar in fp32 or the wider dtype of the hidden states, and the gradients or None.
     """
+    assert weights_N is None or smoothing == r_drop == 0
     sum_dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
     loss_sum = hidden_NH.new_zeros((), dtype=sum_dtype)
     # One cast for all chunks. Autocast would cast the weight again in each.
@@ -262,7 +338,11 @@ def chunked_cross_entropy(
                 probabilities = torch.softmax(logits, dim=-1, out=logits)
             # The largest probability is exp(largest logit - normalizer) and at least 1/V, so its logarithm is finite.
             normalizer = largest - probabilities[real].amax(1).to(sum_dtype).log()
-            loss_sum += row_weight * (normalizer - (1 - smoothing) * label_logits).sum()
+            losses = normalizer - (1 - smoothing) * label_logits
+            if weights_N is None:
+                loss_sum += row_weight * losses.sum()
+            else:
+                loss_sum += losses @ weights_N[chunk].to(sum_dtype)
             divergence_grad = None
             if differences is not None:
                 log_ratios = differences.sub_((normalizer[0::2] - normalizer[1::2])[:, None])
@@ -274,6 +354,8 @@ def chunked_cross_entropy(
             grad[label_indices] += smoothing - 1
             if divergence_grad is not None:
                 grad[real].mul_(row_weight).add_(divergence_grad, alpha=r_drop)
+            if weights_N is not None:
+                grad[real].mul_(weights_N[chunk, None])
             grad[len(labels) :] = 0
             gradients.hidden_NH[chunk] = (grad @ weight)[real]
             first = chunk.start == 0

@@ -55,8 +55,9 @@ from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import explain_interrupts
 from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator
+from gnmt.training.expected_reward import ExpectedRewardOptions
 from gnmt.training.initial_checkpoint import InitialCheckpoint, read_initial_checkpoint
-from gnmt.training.objective import Objective
+from gnmt.training.objective import ObjectiveOptions
 from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.recommendation import recommended_overrides
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
@@ -145,6 +146,7 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
             initial.check_overrides(config)
         check_tokenizer(build(config["data"]).bleu_tokenizer)
         check_optimizers(config, options)
+        check_objective(config, given=initial is not None)
         check_model(config)
 
         # Preprocess the data, and build the model and the trainer.
@@ -207,6 +209,28 @@ def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
             make(params=[torch.nn.Parameter(torch.zeros(1))])
         except (ValueError, RuntimeError, TypeError) as error:
             raise InputError(f"{key}: {error}") from None
+
+
+def check_objective(config: Mapping[str, Any], *, given: bool) -> None:
+    """Raise InputError if the objective does not fit the rest of the config.
+
+    Args:
+        config: The resolved config.
+        given: Whether a checkpoint brings the weights.
+    """
+    objective: ObjectiveOptions = build(config["objective"])
+    name = type(objective).__name__.removesuffix("Options")
+    if objective.needs_trained_model and not given:
+        raise InputError(
+            f"objective: {name} refines a trained model, and initialize_from is null: train with "
+            "objective=maximum_likelihood first, and give the checkpoint as initialize_from=runs/.../best.pt"
+        )
+    alpha = config["trainer"]["subword_regularization"]
+    if alpha and isinstance(objective, ExpectedRewardOptions) and objective.reward == "subword_gleu":
+        raise InputError(
+            f"objective.reward is subword_gleu, and trainer.subword_regularization={alpha} splits the references "
+            "into other subwords each time: set trainer.subword_regularization=0, or objective.reward=word_gleu"
+        )
 
 
 def check_model(config: Mapping[str, Any]) -> None:
@@ -505,7 +529,9 @@ def build_trainer(
         vocabulary_size=tokenizers.target.vocabulary_size,
         never_produced=tokenizers.target.never_produced,
     )
-    objective = Objective(model, loss.to(precision.device))
+    objective_options: ObjectiveOptions = build(config["objective"])
+    bleu_tokenize = build(config["data"]).bleu_tokenizer
+    objective = objective_options.make(model, loss.to(precision.device), tokenizers.target, bleu_tokenize)
     stream = BatchStream(
         preprocessed.store,
         batch_tokens=options.batch_tokens,
@@ -526,7 +552,7 @@ def build_trainer(
         build(config["decoding"]),
         precision,
         pairs=preprocessed.dev,
-        bleu_tokenize=build(config["data"]).bleu_tokenizer,
+        bleu_tokenize=bleu_tokenize,
         batch_size=options.evaluation_batch_size,
         unused_target_ids=unused_target_ids,
         ranks=ranks,
@@ -799,6 +825,6 @@ def check_final_writes(trainer: Trainer) -> None:
 
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], state: TrainState) -> None:
     """Write the settings and the best dev metrics for the HPARAMS view of TensorBoard."""
-    nodes = ("model", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
+    nodes = ("model", "objective", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
     metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in state.best.items()}
     reporter.hyperparameters({node: config[node] for node in nodes}, metrics, state.step)

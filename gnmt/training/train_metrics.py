@@ -182,6 +182,7 @@ class TrainMetrics:
         longest_skip_1: See `MetricSums.longest_skip`.
         last_skipped_1: See `MetricSums.last_skipped`.
         largest_2: Largest loss per target token and largest gradient norm, which show spikes that means hide.
+        statistics_M: `Objective.statistics_M`, summed over the updates that were applied.
         loader_states: Loader state before the batch of each update.
         real_tokens: Source and target tokens without padding.
         padded_tokens: Source and target tokens with padding, an estimate if there are several ranks.
@@ -194,6 +195,7 @@ class TrainMetrics:
     longest_skip_1: Tensor
     last_skipped_1: Tensor
     largest_2: Tensor
+    statistics_M: Tensor
     loader_states: list[LoaderState] = field(default_factory=list)
     real_tokens: int = 0
     padded_tokens: int = 0
@@ -202,10 +204,23 @@ class TrainMetrics:
     running_since: float | None = None
 
     @classmethod
-    def begin(cls, device: torch.device) -> TrainMetrics:
-        """Return empty sums with a stopped clock, which the first `paused` block starts at its end."""
-        zeros_4, zeros_2, zero_1 = (torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 2, 1))
-        return cls(sums_4=zeros_4, longest_skip_1=zero_1, last_skipped_1=zero_1 - 1, largest_2=zeros_2)
+    def begin(cls, device: torch.device, num_statistics: int = 0) -> TrainMetrics:
+        """Return empty sums with a stopped clock, which the first `paused` block starts at its end.
+
+        Args:
+            device: The device of the loss.
+            num_statistics: Number of statistics of the objective.
+        """
+        zeros_4, zero_1, zeros_M = (
+            torch.zeros(size, dtype=torch.float64, device=device) for size in (4, 1, num_statistics)
+        )
+        return cls(
+            sums_4=zeros_4,
+            longest_skip_1=zero_1,
+            last_skipped_1=zero_1 - 1,
+            largest_2=torch.full_like(zeros_4[:2], -math.inf),  # the loss of an objective may be negative
+            statistics_M=zeros_M,
+        )
 
     def count(self, local_batch: LocalBatch) -> None:
         """Count the tokens of a global batch, with its padding as estimated from the local batch."""
@@ -215,7 +230,15 @@ class TrainMetrics:
         self.real_tokens += global_tokens
         self.padded_tokens += round(padded * (global_tokens / real))
 
-    def add(self, loss: Tensor, norm: Tensor, target_tokens: int, applied: Tensor, skipped_in_a_row: Tensor) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        target_tokens: int,
+        applied: Tensor,
+        skipped_in_a_row: Tensor,
+        statistics_M: Tensor,
+    ) -> None:
         """Add an update to the sums. Its loader state must be the last of `loader_states`.
 
         Args:
@@ -224,10 +247,12 @@ class TrainMetrics:
             target_tokens: Number of its target tokens with EOS.
             applied: Bool, False for a skipped update.
             skipped_in_a_row: Number of skipped updates since the last one that was applied.
+            statistics_M: Statistics of the objective for this update.
         """
         num_applied = applied.double()
         one_4 = torch.stack([loss.double(), norm.double(), num_applied * target_tokens, num_applied])
         self.sums_4 += torch.where(applied, one_4, 0.0)
+        self.statistics_M += torch.where(applied, statistics_M.double(), 0.0)
         one_2 = torch.stack([one_4[0] / target_tokens, one_4[1]])
         self.largest_2 = torch.where(applied, torch.maximum(self.largest_2, one_2), self.largest_2)
         is_longest = skipped_in_a_row > self.longest_skip_1
@@ -292,11 +317,19 @@ class TrainMetrics:
         return cls(**values)
 
 
-def format_metrics(scalars: Mapping[str, float]) -> str:
-    """Return metrics, which are given by TensorBoard tag, as text for a log line."""
+def format_metrics(scalars: Mapping[str, float], of_objective: Mapping[str, float]) -> str:
+    """Return metrics as text for a log line. Both arguments are given by TensorBoard tag.
+
+    Args:
+        scalars: Loss, gradient norm and so on.
+        of_objective: `Objective.scalars`.
+    """
     loss, norm = (scalars.get(tag, math.nan) for tag in ("train/loss", "train/gradient_norm"))
+    further = "".join(
+        f"{tag.removeprefix('train/').replace('_', ' ')} {value:.4g}, " for tag, value in of_objective.items()
+    )
     return (
-        f"loss {loss:.3f}, gradient norm {norm:.2f}, learning rate {scalars['train/learning_rate']:.2e}, "
+        f"loss {loss:.3f}, {further}gradient norm {norm:.2f}, learning rate {scalars['train/learning_rate']:.2e}, "
         f"{scalars['train/tokens_per_second']:.0f} tokens/s, {100 * scalars['train/padding_fraction']:.1f}% padding"
     )
 

@@ -165,7 +165,7 @@ class Trainer:
         self.writer = BackgroundWriter()
         self.stop_request = StopRequest()
         self.state = TrainState(options.best_metric)
-        self.metrics = TrainMetrics.begin(self.device)
+        self.metrics = self.empty_metrics()
         self.last_saved_step = 0
 
     def fit(self) -> TrainState:
@@ -197,7 +197,7 @@ class Trainer:
                 first_estimate.after_update(state.step, self.last_step)
                 if state.step % options.log_every_steps == 0 or self.finished():
                     self.log_metrics(bar)
-                    self.metrics = TrainMetrics.begin(self.device)
+                    self.metrics = self.empty_metrics()
                 with self.metrics.paused():
                     self.evaluate_and_save()
         return state
@@ -214,6 +214,7 @@ class Trainer:
         self.objective.train()
         self.staged_optimizer.begin_update(self.state.step, self.state.qualities())
         self.parallel.begin_update(self.state.step)
+        self.objective.begin_update(self.parallel.seed, self.state.step)
         metrics.count(local_batch)
         batches = local_batch.to_compute
         update_loss = torch.zeros((), device=self.device)
@@ -228,12 +229,21 @@ class Trainer:
                     loss_sum / (local_batch.target_tokens / self.ranks.world_size)
                 ).backward()
             update_loss += loss_sum.detach()
-        update_loss = self.parallel.end_update(update_loss, self.stop_request.received)
+        statistics_M = self.objective.statistics_M if local_batch else torch.zeros_like(self.objective.statistics_M)
+        sums_M = self.parallel.end_update(torch.cat((update_loss[None], statistics_M)), self.stop_request.received)
+        update_loss, statistics_M = sums_M[0], sums_M[1:]
         norm, applied = self.staged_optimizer.apply(update_loss)
         self.state.step += 1
         if self.average is not None:
             self.average.update(self.state.step)
-        metrics.add(update_loss, norm, local_batch.target_tokens, applied, self.staged_optimizer.skipped_in_a_row)
+        metrics.add(
+            update_loss,
+            norm,
+            local_batch.target_tokens,
+            applied,
+            self.staged_optimizer.skipped_in_a_row,
+            statistics_M,
+        )
 
     def evaluate_and_save(self) -> None:
         """Evaluate and save if either is due at this step, and stop if a rank has received a signal."""
@@ -274,6 +284,10 @@ class Trainer:
 
     # Logging
 
+    def empty_metrics(self) -> TrainMetrics:
+        """Return metrics without any update."""
+        return TrainMetrics.begin(self.device, len(self.objective.statistics_M))
+
     def log_metrics(self, bar: tqdm[Any]) -> None:
         """Write the metrics since the last log line to TensorBoard and to one log line, on rank 0.
 
@@ -288,7 +302,8 @@ class Trainer:
         sums, seconds = metrics.sums(), metrics.seconds()
         self.gradient_norms.write()
         num_updates = len(metrics.loader_states)
-        scalars = metrics.scalars(sums, seconds)
+        further = self.objective.scalars(metrics.statistics_M.tolist())
+        scalars = metrics.scalars(sums, seconds) | further
         scalars["train/learning_rate"] = self.staged_optimizer.learning_rate
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
@@ -299,7 +314,7 @@ class Trainer:
             step,
             self.last_step,
             self.stream.epochs,
-            format_metrics(scalars),
+            format_metrics(scalars, further),
             format_duration(seconds_left),
         )
         if num_skipped := scalars["train/skipped_updates"]:

@@ -17,6 +17,8 @@ PLAIN = {
     "trainer/default": ["schedule=constant"],  # the limit is the schedule's own length where it has one
     "decoding/default": [],
     "loss/label_smoothed": [],
+    "objective/maximum_likelihood": [],
+    "objective/expected_reward": [],
     "tokenizer/bpe": [],
     "data/demo": [],
     "data/files": FILES,

@@ -58,7 +58,7 @@ def test_each_translation_is_compared_with_all_of_its_references():
 def test_ter_is_computed_on_request():
     scores = score_translations(HYPOTHESES, REFERENCES)
     assert scores.ter is None
-    assert set(scores.signatures) == {"bleu", "chrf"}
+    assert set(scores.signatures) == {"bleu", "chrf", "gleu"}
 
 
 def test_lowercase_ignores_case():

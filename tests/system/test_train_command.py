@@ -32,6 +32,7 @@ SCALARS = {
     "dev/perplexity",
     "dev/bleu",
     "dev/chrf",
+    "dev/gleu",
 }
 
 GROUPS = ("decoding", "loss", "model", "optimizer", "schedule", "tokenizer")

@@ -78,7 +78,7 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     run = tiny.copied_to(tmp_path)
     done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", cwd=tmp_path)
     assert done.code == 0, done.err
-    heading, bleu, chrf, ter, *paths = done.out.splitlines()
+    heading, bleu, chrf, ter, gleu, *paths = done.out.splitlines()
     assert heading == "test, 5 sentences, runs/tiny/best.pt"
     assert bleu.startswith("bleu")
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in bleu
@@ -86,6 +86,8 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     assert "nc:6|nw:0|space:no|version:" in chrf
     assert ter.startswith("ter")
     assert "tok:tercom|norm:no|punct:yes|asian:no|version:" in ter
+    assert gleu.startswith("gleu")
+    assert "nrefs:1|case:mixed|tok:13a|mean|version:" in gleu
     figures = read_scores(run.folder / "translations", "test-#.best.#")
     [translations] = (run.folder / "translations").glob("*.txt")
     assert paths == [f"scores: {translations.with_suffix('.json')}", f"translations: {translations}"]
@@ -94,7 +96,7 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     assert translations.read_bytes().count(b"\n") == 5
     events = EventAccumulator(str(run.folder))
     events.Reload()
-    for metric in ("bleu", "chrf", "ter"):
+    for metric in ("bleu", "chrf", "ter", "gleu"):
         [point] = events.Scalars(f"evaluation/test/{metric}")
         assert point.step == figures["step"]
         assert point.value == pytest.approx(figures[metric])

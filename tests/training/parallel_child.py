@@ -31,7 +31,6 @@ from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.run_checkpoints import RunCheckpoints
 from gnmt.training.train import build_trainer, train
-from gnmt.training.train_metrics import TrainMetrics
 from gnmt.training.trainer import Trainer
 
 NO_DROPOUT = ("model.encoder.dropout=0",)
@@ -46,6 +45,11 @@ GRADIENTS: dict[str, tuple[tuple[str, ...], int]] = {
     "rnmt_plus_small": ((*NO_DROPOUT, "model=rnmt_plus_small"), 2),
     "transformer_tiny": ((*NO_DROPOUT, "model=transformer_tiny"), 2),
     "convolutional_small": ((*NO_DROPOUT, "model=convolutional_small"), 2),
+    "expected reward": ((*NO_DROPOUT, "objective=expected_reward", "objective.num_samples=3"), 3),
+    "expected reward, fewer pairs than processes": (
+        (*NO_DROPOUT, "objective=expected_reward", "objective.num_samples=3", "trainer.batch_tokens=50"),
+        12,
+    ),
     "hybrid": ((*NO_DROPOUT, "model=hybrid", "model.encoder.num_layers=2"), 2),
 }
 EVERY_2 = ("trainer.ema_decay=0.5", "trainer.evaluate_every_steps=2", "trainer.save_every_steps=2", *NO_DROPOUT)
@@ -81,7 +85,7 @@ def make_trainer(overrides: tuple[str, ...], folder: Path, ranks: Ranks) -> Trai
 
 def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
     """Return the gradients, losses, local pairs and token counts of updates that leave the weights unchanged."""
-    found: dict[str, Any] = {"gradients": [], "losses": [], "own_pairs": [], "tokens": []}
+    found: dict[str, Any] = {"gradients": [], "losses": [], "own_pairs": [], "tokens": [], "statistics": []}
     parameters = list(trainer.objective.parameters())
 
     def take(loss_sum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,12 +97,13 @@ def gradients(trainer: Trainer, num_updates: int) -> dict[str, Any]:
 
     trainer.staged_optimizer.apply = take  # type: ignore[method-assign]
     for _ in range(num_updates):
-        metrics = TrainMetrics.begin(trainer.device)
+        metrics = trainer.empty_metrics()
         metrics.loader_states.append(trainer.stream.loader_state)
         local_batch = next(trainer.stream)
         found["own_pairs"].append([pair for batch in local_batch for pair in batch.pairs_B.tolist()])
         found["tokens"].append((local_batch.source_tokens, local_batch.target_tokens, metrics.real_tokens))
         trainer.update(local_batch, metrics)
+        found["statistics"].append(metrics.statistics_M)
     trainer.stream.close()
     return found
 

@@ -106,7 +106,7 @@ def test_evaluation_suppresses_the_unused_ids(evaluator):
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
-    scores = Scores(10.0, 20.0, None, {}, 1)
+    scores = Scores(10.0, 20.0, None, {}, 1, 30.0)
     assert DevResult(math.log(7), scores, [], [], [], None).perplexity == pytest.approx(7)
     assert DevResult(1e4, scores, [], [], [], None).perplexity == math.inf
     assert DevResult(2.0, scores, [], [], [], None).scalars() == {
@@ -114,6 +114,7 @@ def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
         "dev/perplexity": math.exp(2.0),
         "dev/bleu": 10.0,
         "dev/chrf": 20.0,
+        "dev/gleu": 30.0,
     }
 
 

@@ -124,7 +124,7 @@ def test_the_reported_index_is_that_of_the_longest_row_of_skipped_updates():
     for number, made in enumerate([True, False, False, False, True, False, True]):
         metrics.loader_states.append(LoaderState(0, number))
         in_a_row = 0 if made else in_a_row + 1
-        metrics.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row))
+        metrics.add(one, one, 1, torch.tensor(made), torch.tensor(in_a_row), torch.zeros(0))
     assert (metrics.sums().longest_skip, metrics.sums().last_skipped) == (3, 3)
 
 

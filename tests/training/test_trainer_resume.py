@@ -155,7 +155,7 @@ def test_a_resumed_run_has_the_learning_rates_of_the_plateau_schedule(run, tmp_p
     bleus = {1: 3.0, 2: 2.0, 3: 4.0, 4: 3.9, 5: 1.0, 6: 1.0}
 
     def scored(*_, **__):
-        return Scores(bleus[current[0].state.step], chrf=0.0, ter=None, signatures={}, num_sentences=1)
+        return Scores(bleus[current[0].state.step], chrf=0.0, ter=None, signatures={}, num_sentences=1, gleu=0.0)
 
     current: list[Trainer] = []
     fit = Trainer.fit
