@@ -288,10 +288,10 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(make_trainer):
 
 
 def test_the_reward_of_samples_rises(run, start, tmp_path):
-    settings = ("optimizer.lr=0.02", "trainer.max_steps=40", "trainer.log_every_steps=10")
+    settings = ("optimizer.lr=0.02", "trainer.max_steps=25", "trainer.log_every_steps=5")
     run(tmp_path, start, *REFINE, *settings, "objective.likelihood_weight=0")
     rewards = [reward for _, reward in outcome(tmp_path)["train/reward"]]
-    assert rewards[-1] > rewards[0] + 0.03, rewards
+    assert rewards[-1] > 1.1 * rewards[0], rewards
 
 
 def test_refusals_name_the_keys(run, start, tmp_path):
