@@ -100,7 +100,12 @@ class ExpectedReward(Objective):
         loss: The cross-entropy.
         options: The options.
         reward: The reward.
+
+    Attributes:
+        sampling: Options of the search that draws the samples of the current update.
     """
+
+    sampling: SearchOptions
 
     def __init__(
         self, model: Seq2Seq, loss: LabelSmoothedCrossEntropy, options: ExpectedRewardOptions, reward: Reward

@@ -176,3 +176,15 @@ def test_one_token_to_draw_from_is_greedy(settings):
     found = searched(HistoryModel.random(3), SENTENCES, replace(SAMPLING, n_best=2, **settings), suppressed=SUPPRESSED)
     assert [some[0].tokens for some in found] == [some[1].tokens for some in found]
     assert [some[0].tokens for some in found] == [some[0].tokens for some in expected]
+
+
+def test_samples_are_the_same_in_blocks_of_any_size(monkeypatch):
+    log_probs_BKV = torch.randn(7, 3, 11, generator=torch.Generator().manual_seed(1)).log_softmax(2)
+    keys_B, steps_B = torch.arange(7) % 4, torch.arange(7) % 3
+    for settings in ({}, {"top_k": 3, "temperature": 0.7}, {"top_p": 0.8}):
+        options = replace(SAMPLING, n_best=3, **settings)
+        at_once = sample(log_probs_BKV, keys_B, steps_B, options)
+        for elements in (1, 70, 100):
+            monkeypatch.setattr("gnmt.decoding.beam.SAMPLED_ELEMENTS", {"cpu": elements})
+            assert torch.equal(sample(log_probs_BKV, keys_B, steps_B, options), at_once)
+        monkeypatch.undo()

@@ -55,6 +55,21 @@ def test_each_translation_is_compared_with_all_of_its_references():
         score_translations(HYPOTHESES, REFERENCES, others[:2])
 
 
+def test_gleu_is_the_mean_over_sentences_of_words_as_bleu_splits_them():
+    references = ["a b c d.", "Two cats", "x y"]
+    scores = score_translations(["a b c d .", "two cats sleep", "z"], references)
+    # All 14 n-grams match; "cats" of 6 n-grams; nothing.
+    assert scores.gleu == pytest.approx(100 * (1 + 1 / 6 + 0) / 3)
+    assert scores.signatures["gleu"] == f"nrefs:1|case:mixed|tok:13a|mean|version:{sacrebleu.__version__}"
+    lowercased = score_translations(["a b c d .", "two cats sleep", "z"], references, tokenize="none", lowercase=True)
+    # Without tokenization "d." is one word: "a", "b", "c" and their n-grams, 6 of 14; 3 of 6.
+    assert lowercased.gleu == pytest.approx(100 * (6 / 14 + 3 / 6 + 0) / 3)
+    assert lowercased.signatures["gleu"].startswith("nrefs:1|case:lc|tok:none|")
+    of_both = score_translations(["a b c d .", "two cats sleep", "z"], references, ["a b", "two cats sleep", "z z"])
+    assert of_both.gleu == pytest.approx(100 * (1 + 1 + 1 / 3) / 3)
+    assert score_translations(["", ""], ["", "a"]).gleu == 0
+
+
 def test_ter_is_computed_on_request():
     scores = score_translations(HYPOTHESES, REFERENCES)
     assert scores.ter is None

@@ -6,7 +6,6 @@ import copy
 import math
 import re
 from collections import Counter
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,9 +14,9 @@ import torch
 from run_outcome import differences, outcome
 from torch import Tensor
 
-from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, Tokens, padded
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, padded
 from gnmt.checkpoint.file import read_checkpoint
-from gnmt.data.batching import batch_of, collate
+from gnmt.data.batching import batch_of
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
@@ -221,16 +220,14 @@ def test_sampling_under_autocast_leaves_no_weights_without_gradients_behind():
     assert similarity > 0.9
 
 
-def test_samples_are_cut_at_the_learned_positions_of_the_decoder(make_trainer, preprocessed):
+def test_samples_are_cut_at_the_learned_positions_of_the_decoder(make_trainer):
+    """Learned positions of a decoder have no vector for a longer target."""
     overrides = ("model=transformer_tiny", "model.encoder.learned_positions=40", "model.decoder.learned_positions=9")
     trainer = make_trainer(*overrides, "objective=expected_reward", "objective.max_length_offset=40")
-    objective = trainer.objective.train()
-    batch = collate(preprocessed.store, [0, 1])
-    [sources, pairs] = [[[5, 6, EOS_ID]] * 2, [0, 1]]
-    samples = objective.draw(sources, pairs)
+    objective, sources = trainer.objective.train(), [[5, 6, EOS_ID]] * 2
+    samples = objective.draw(sources, [0, 1])
     assert max(len(tokens) for some in samples.tokens for tokens in some) == 9
-    assert objective.reward_loss(Tokens(torch.tensor(sources), torch.tensor([3, 3])), samples, [[5], [6]]).isfinite()
-    assert len(batch.pairs_B) == 2
+    assert objective.reward_loss(padded(sources, CPU), samples, [[5], [6]]).isfinite()
 
 
 # Whole runs
@@ -315,11 +312,6 @@ def test_minimum_risk_training_runs(run, start, tmp_path):
     assert 0 < outcome(tmp_path)["train/reward"][0][1] < 1
 
 
-def test_the_samples_of_the_options_differ_by_update(make_trainer):
-    objective = make_trainer(*REFINE).objective
-    seeds = []
-    for seed, step in ((1, 0), (1, 1), (2, 0)):
-        objective.begin_update(seed, step)
-        seeds.append(objective.sampling.seed)
-        assert objective.sampling == replace(objective.sampling, n_best=4, max_length_factor=1, max_length_offset=2)
-    assert len(set(seeds)) == 3
+def test_the_length_limit_of_samples_is_that_of_translations(make_trainer):
+    options = make_trainer(*REFINE, "decoding.max_length_factor=1.5").objective.sampling
+    assert (options.max_length_factor, options.max_length_offset, options.n_best) == (1.5, 2, 4)

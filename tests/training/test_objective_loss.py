@@ -308,3 +308,26 @@ def test_the_bias_gradient_of_many_tokens_is_summed_in_fp32(monkeypatch):
     [found_V] = torch.autograd.grad(loss, layer.bias)
     expected_V = 2000 * (torch.softmax(layer.bias, 0) - F.one_hot(torch.tensor(3), VOCABULARY_SIZE)).detach()
     torch.testing.assert_close(found_V, expected_V, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_of_tokens_multiply_their_cross_entropy_without_smoothing_and_r_drop(training):
+    hidden_NH, layer = parts()
+    weights_N = torch.randn(NUM_TOKENS, generator=torch.Generator().manual_seed(2))
+    loss = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing=0.3, r_drop=2.0).train(training)
+    found = loss(hidden_NH, layer, LABELS_N, weights_N)
+    expected = F.cross_entropy(layer(hidden_NH), LABELS_N, reduction="none") @ weights_N
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected_gradients = gradients(expected * 0.37, hidden_NH, layer)
+    torch.testing.assert_close(gradients(found * 0.37, hidden_NH, layer), expected_gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_gradcheck_with_weights_of_tokens():
+    hidden_NH, layer = parts(torch.float64)
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER).double()
+    weights_N = torch.linspace(-1, 1, NUM_TOKENS, dtype=torch.float64)
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return module(hidden, with_parameters(weight, bias), LABELS_N, weights_N)
+
+    assert torch.autograd.gradcheck(loss, (hidden_NH, layer.weight, layer.bias))
