@@ -122,7 +122,11 @@ def table_of(trials: Sequence[Trial], best: Trial) -> Table:
         ]
         for trial in trials
     ]
-    return Table([*best.values, "BLEU", "chrF", ""], rows, [*at_end, *best.scores.signatures.values()])
+    return Table(
+        [*best.values, "BLEU", "chrF", ""],
+        rows,
+        [*at_end, *(best.scores.signatures[metric] for metric in ("bleu", "chrf"))],
+    )
 
 
 def write_config(
