@@ -22,6 +22,7 @@ Main keys:
   weights            of a run with trainer.ema_decay: averaged (default) or raw
   max_source_tokens  longer lines are translated in segments
   num_alignments     draws the attention of the first sentences, beside the translations
+  target_language            the language of target=, for a model of data=multilingual
   bleu_tokenize, lowercase   BLEU's tokenization and case; by default as in the training's data config, with case
 """
 
@@ -42,7 +43,7 @@ def main(cfg: EvaluateConfig) -> None:
         choose_bleu_tokenizer,
         evaluate,
         given_files,
-        read_text,
+        read_texts,
         variant_of,
     )
 
@@ -52,8 +53,14 @@ def main(cfg: EvaluateConfig) -> None:
     if cfg.num_alignments:
         loaded.require_attention(f"num_alignments={cfg.num_alignments}")
     contents, config = members[0].contents, members[0].config
-    text = read_text(cfg, files, members[0])
-    bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, config["data"], text.rows)
+    texts = read_texts(cfg, files, members[0])
+    if files is not None:
+        translator.check_target_language()
+    languages = [cfg.target_language if text.direction is None else text.direction.target_language for text in texts]
+    bleu_tokenizers = [
+        choose_bleu_tokenizer(cfg.bleu_tokenize, config["data"], text.rows, language)
+        for text, language in zip(texts, languages, strict=True)
+    ]
     further: dict[str, object] = {"lowercase": True} if cfg.lowercase else {}
     if cfg.bleu_tokenize is not None:
         further["tokenize"] = cfg.bleu_tokenize
@@ -65,29 +72,31 @@ def main(cfg: EvaluateConfig) -> None:
         further["replace_unknown"] = "copy"
     if len(members) > 1 and cfg.ensemble != "log_probs":
         further["ensemble"] = cfg.ensemble
-    evaluation = evaluate(
-        translator,
-        text.rows,
-        test_set=text.name,
-        files=files,
-        data_fingerprint=text.data_fingerprint,
-        checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
-        steps=[member.contents["step"] for member in members],
-        bleu_tokenize=bleu_tokenize,
-        lowercase=cfg.lowercase,
-        num_alignments=cfg.num_alignments,
-        variant=variant_of(translator.options, config["decoding"], further),
-        output=None if cfg.output is None else Path(cfg.output),
-    )
-    print(
-        f"{evaluation.test_set}, {format_count(evaluation.scores.num_sentences, 'sentence')}, {', '.join(checkpoints)}"
-    )
-    figures = asdict(evaluation.scores)
-    for metric, signature in evaluation.scores.signatures.items():
-        print(f"{metric:5} {figures[metric]:6.2f}  {signature}")
-    print(f"scores: {evaluation.scores_file}")
-    print(f"translations: {evaluation.translations_file}")
-    print(f"by sentence, worst first: {evaluation.sentences_file}")
+    for text, bleu_tokenize in zip(texts, bleu_tokenizers, strict=True):
+        evaluation = evaluate(
+            translator if text.direction is None else translator.into(text.direction.target_language),
+            text.rows,
+            test_set=text.name,
+            files=files,
+            data_fingerprint=text.data_fingerprint,
+            checkpoints=[Path(checkpoint) for checkpoint in checkpoints],
+            steps=[member.contents["step"] for member in members],
+            bleu_tokenize=bleu_tokenize,
+            lowercase=cfg.lowercase,
+            num_alignments=cfg.num_alignments,
+            variant=variant_of(translator.options, config["decoding"], further),
+            output=None if cfg.output is None else Path(cfg.output),
+            direction=text.direction,
+        )
+        zero_shot = " (zero-shot)" if text.direction is not None and text.direction.is_zero_shot else ""
+        sentences = format_count(evaluation.scores.num_sentences, "sentence")
+        print(f"{evaluation.test_set}{zero_shot}, {sentences}, {', '.join(checkpoints)}")
+        figures = asdict(evaluation.scores)
+        for metric, signature in evaluation.scores.signatures.items():
+            print(f"{metric:5} {figures[metric]:6.2f}  {signature}")
+        print(f"scores: {evaluation.scores_file}")
+        print(f"translations: {evaluation.translations_file}")
+        print(f"by sentence, worst first: {evaluation.sentences_file}")
 
 
 if __name__ == "__main__":

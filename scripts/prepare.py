@@ -33,7 +33,7 @@ def main(cfg: PrepareConfig) -> None:
     from gnmt.config.build import build, resolve
     from gnmt.data.preprocess import preprocess, preprocessed_folder
     from gnmt.data.store import verify_preprocessed, write_text
-    from gnmt.errors import format_count
+    from gnmt.errors import InputError, format_count
     from gnmt.fileio import check_output_folder
 
     corpus = build(cfg.data)
@@ -53,6 +53,8 @@ def main(cfg: PrepareConfig) -> None:
         return
     if cfg.text_folder is not None:
         check_output_folder("text_folder", cfg.text_folder)
+        if corpus.target_languages:
+            raise InputError("text_folder= writes the files of two languages, and this data has several: leave it out")
     preprocessed = preprocess(corpus, tokenizer, overwrite=cfg.overwrite)
     training_pairs = format_count(len(preprocessed.store), "training pair")
     dev_pairs = format_count(len(preprocessed.dev), "dev pair")

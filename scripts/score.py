@@ -16,6 +16,7 @@ Main keys:
   source, target     UTF-8 text files, plain, .gz, .bz2 or .xz; line N of target is the translation of line N of source
   pairs, columns     instead of source and target: a .tsv or .jsonl file, and the keys of both sides in .jsonl
   input              instead of them: a file that translate.py wrote with format=jsonl
+  target_language    the language of the translations, for a model of data=multilingual
   output, format     a path, or - for standard output; jsonl or tsv
   max_source_tokens  the value that the lines of input= were translated with, if long ones were cut
   decoding.*         length_penalty_alpha, length_penalty_constant, coverage_beta: replace the recorded values and those

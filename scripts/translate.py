@@ -21,6 +21,7 @@ Main keys:
   num_alignments     draws the attention of the first lines, beside the output
   prefixes           a file with the beginning of each translation
   resume             auto: resume from <output>.partial; never: restart from scratch
+  target_language    the language to translate into, for a model of data=multilingual
   decoding.*         beam_size, length_penalty_alpha, ...: replace the recorded options
   max_source_tokens  longer lines are translated sentence by sentence; longer sentences are cut between words
   device, precision  auto selects CUDA and bf16 if the hardware has them
@@ -51,8 +52,11 @@ def main(cfg: TranslateConfig) -> None:
     jobs = plan_jobs(resolve(cfg)["input"], cfg.output, cfg.output_folder, cfg.prefixes, checkpoints)
     check_alignment_files(jobs, cfg.num_alignments)
     options = {"ensemble": cfg.ensemble, "replace_unknown": cfg.replace_unknown}
+    if cfg.target_language is not None:
+        options["target_language"] = cfg.target_language
     ranks = current_ranks()
     loaded = load_translator(cfg, ranks.local_device_name(cfg.device))
+    loaded.translator.check_target_language()
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
     with report_once(ranks):

@@ -56,7 +56,9 @@ def main(cfg: TuneDecodingConfig) -> None:
     for options, _ in settings:
         check_coverage(options, has_attention)
     text = read_text(cfg, files, members[0], default_set="dev")
-    bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, members[0].config["data"], text.rows)
+    language = cfg.target_language if text.direction is None else text.direction.target_language
+    translator = translator.into(language)
+    bleu_tokenize = choose_bleu_tokenizer(cfg.bleu_tokenize, members[0].config["data"], text.rows, language)
     check_tokenizer(bleu_tokenize, key="bleu_tokenize")
     check_output("output", output, make_folder=True)
     trials = tune(translator, text.rows, settings, bleu_tokenize, cfg.lowercase)

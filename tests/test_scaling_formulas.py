@@ -116,3 +116,71 @@ def test_bytes_per_pair_in_the_store_are_exact(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".json")
     assert len(Store(tmp_path)) == 100
     assert size == 100 * (40 + 2 * 4 + 5) + 4 * 8  # each of the four tables has one more offset, its end
+
+
+def finish_times(num_stages: int, num_microbatches: int) -> int:
+    """Return the units of time in which all microbatches pass all stages; a stage takes one unit for each."""
+    ends = [[0] * num_microbatches for _ in range(num_stages)]
+    for stage in range(num_stages):
+        for number in range(num_microbatches):
+            arrived = ends[stage - 1][number] if stage else 0
+            free = ends[stage][number - 1] if number else 0
+            ends[stage][number] = max(arrived, free) + 1
+    return ends[-1][-1]
+
+
+@pytest.mark.parametrize(("microbatches", "busy", "steps", "rows"), [(8, "53%", 750, 128), (32, "82%", 1950, 32)])
+def test_microbatches_leave_gpus_idle_and_add_recurrent_steps(
+    microbatches: int, busy: str, steps: int, rows: int
+) -> None:
+    layers, tokens, stages, pairs = 8, 25, 8, 1024
+    units = finish_times(stages, microbatches)
+    assert units == microbatches + stages - 1
+    assert f"{microbatches / units:.0%}" == busy
+    assert units * tokens * 2 * layers // stages == steps
+    assert pairs // microbatches == rows
+    assert f"M = {microbatches} | 100% | {busy}" in TEXT
+    assert f"M = {microbatches}: {steps:,} of {rows} pairs" in TEXT
+    assert f"{units / stages:.1f} for M = {microbatches}" in TEXT
+    assert f"{2 * layers * tokens} of {pairs // stages} pairs" in TEXT
+
+
+def wavefront_steps(layers: int, tokens: int) -> int:
+    """Return the steps of a sentence if every layer has a GPU and starts a step as soon as its input exists."""
+    below = [tokens] * tokens  # a bidirectional layer has no output before its end
+    for _ in range(layers - 1):
+        below = following(below)
+    attended = below[-1]
+    bottom = [attended + step for step in range(1, tokens + 1)]
+    below = bottom
+    for _ in range(layers - 1):
+        below = following(below)
+    return below[-1]
+
+
+def following(below: list[int]) -> list[int]:
+    """Return the times at which a layer ends its steps, from those of the layer below."""
+    ends: list[int] = []
+    for arrived in below:
+        ends.append(max(arrived, ends[-1] if ends else 0) + 1)
+    return ends
+
+
+@pytest.mark.parametrize(("layers", "tokens"), [(8, 25), (4, 7), (2, 1)])
+def test_layers_one_behind_the_other_take_as_many_steps_as_documented(layers: int, tokens: int) -> None:
+    assert wavefront_steps(layers, tokens) == 3 * tokens + 2 * layers - 3
+    assert "`3 T + 2 L - 3` steps instead of `2 L T` (exact): 88 instead of 400" in TEXT
+    assert f"at most {400 / 88:.1f}\n  times as fast as one, {400 / 88 / 8:.0%} of their number" in TEXT
+
+
+def test_documented_shares_of_the_layers_are_right() -> None:
+    layers, width, vocabulary_size = 8, 1024, 32_000
+    encoder, decoder, output = 8 * layers + 13, 12 * layers - 3, vocabulary_size / width
+    assert (encoder, decoder, output, encoder + decoder + output) == (77, 93, 31.25, 201.25)
+    assert f"at most\n  {100 * (encoder + decoder + output) / 8 / output:.1f}% (exact)" in TEXT
+    count = parameters(layers, width, vocabulary_size, "none")
+    position = 6 * (encoder + decoder) * width**2 + 6 * vocabulary_size * width
+    assert f"{16 * count / 1e9:.1f} GB | {2 * count / 1e9:.2f} GB" in TEXT
+    assert f"{8 * count * 7 / 8 / 1e9:.1f} GB of gradients" in TEXT
+    assert f"{25_600 / 8 * position / 1e12:.1f} TFLOP, {25_600 / 8 * position / (0.2 * 989e12) * 1e3:.0f} ms" in TEXT
+    assert f"{parameters(8, 4096, vocabulary_size, 'none') / 1e9:.1f} billion parameters" in TEXT

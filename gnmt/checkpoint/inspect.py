@@ -73,7 +73,8 @@ def _describe_tokenizers(tokenizers: Tokenizers) -> dict[str, Any]:
         }
         for name, side in sides.items()
     }
-    return {"joint": tokenizers.joint, "source_bos": tokenizers.source_bos, **described}
+    languages = {"target_languages": sorted(tokenizers.tags)} if tokenizers.tags else {}
+    return {"joint": tokenizers.joint, "source_bos": tokenizers.source_bos, **languages, **described}
 
 
 def as_text(description: dict[str, Any], indent: int = 0, thousands: bool = True) -> str:

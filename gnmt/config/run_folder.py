@@ -75,6 +75,7 @@ LIMITS = frozenset(
 )
 """The keys of MAY_CHANGE that decide how long a run trains."""
 
+_CORPUS_OF_SEVERAL = re.compile(r"^data\.corpora\.[^.]+\.(?!text\.)")
 INPUT_FILES = re.compile(r"data\.(train|dev|corpora\.[^.]+\.text)\.(source|target|pairs)")
 """Keys with paths of training and dev text. Their content is compared, so files may move before a run is resumed."""
 
@@ -354,14 +355,23 @@ def current_overrides() -> list[str]:
 
 
 def may_change(key: str) -> bool:
-    """Return whether a setting may change when a run is resumed. Training does not use the test sets."""
+    """Return whether a setting may change when a run is resumed. Training does not use the test sets.
+
+    What may change of a corpus may change of one in data=multilingual.
+    """
+    key = _CORPUS_OF_SEVERAL.sub("data.", key)
     return key in MAY_CHANGE or key == "data.test" or key.startswith("data.test.")
+
+
+def is_input_file(key: str) -> bool:
+    """Return whether a key names training or dev text, see INPUT_FILES."""
+    return INPUT_FILES.fullmatch(_CORPUS_OF_SEVERAL.sub("data.", key)) is not None
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return `key: old → new` for each setting of two resolved configs that differs and must not change in a run."""
     before, after = (
-        {key: value for key, value in flatten(config).items() if not (may_change(key) or INPUT_FILES.fullmatch(key))}
+        {key: value for key, value in flatten(config).items() if not (may_change(key) or is_input_file(key))}
         for config in (old, new)
     )
     return describe_changes(before, after)

@@ -119,6 +119,7 @@ class TranslatorConfig:
 
     checkpoint: Any = field(default=MISSING, metadata=PATHS)
     ensemble: str = field(default=MISSING, metadata=choice("log_probs", "probabilities"))
+    target_language: str | None = MISSING
     max_source_tokens: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(2)]))
     device: str = field(default=MISSING, metadata=DEVICE)
     precision: str = field(default=MISSING, metadata=SEARCH_PRECISION)

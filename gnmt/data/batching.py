@@ -257,8 +257,9 @@ class SubwordSampling(NamedTuple):
             return source.tolist(), target.tolist()
         digest = hashlib.blake2b(key, digest_size=8).digest()
         source_seed, target_seed = struct.unpack("<II", digest)
+        tag = [int(store.source_ids([pair])[0][0])] if self.tokenizers.tags else []
         return (
-            self.tokenizers.source.encode_sampled(store.source_text(pair), self.alpha, source_seed),
+            [*tag, *self.tokenizers.source.encode_sampled(store.source_text(pair), self.alpha, source_seed)],
             self.tokenizers.target.encode_sampled(store.target_text(pair), self.alpha, target_seed),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -126,6 +126,22 @@ class Corpus(ABC):
     def dev_text(self) -> ParallelText:
         """Return the pairs for evaluation during training."""
 
+    def weights(self, num_pairs: Sequence[int]) -> list[float]:
+        """Return the weight of each of `training_texts`, relative to the others.
+
+        num_pairs: number of pairs of each, after cleaning.
+        """
+        return [text.weight for text in self.training_texts().values()]
+
+    @property
+    def target_languages(self) -> tuple[str, ...]:
+        """The languages that a tag before the source may name; empty for a corpus with one target language."""
+        return ()
+
+    def directions(self) -> list[Direction]:
+        """Return the directions of `dev_text`, in its order; empty for a corpus with one direction."""
+        return []
+
     @abstractmethod
     def test_texts(self) -> dict[str, ParallelText]:
         """Return the test sets by name; there may be none."""
@@ -177,6 +193,34 @@ class WeightedText:
     def given(self) -> bool:
         """True unless the text is of ParallelFiles that name no files."""
         return not isinstance(self.text, ParallelFiles) or self.text.given
+
+
+@dataclass(frozen=True)
+class DirectedText(WeightedText):
+    """The training text of one direction of a multilingual corpus.
+
+    target_language: the language that the tag before each source names.
+    """
+
+    target_language: str = ""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a multilingual corpus, in its dev text.
+
+    Args:
+        name: Source and target language, such as en-de.
+        target_language: The language that the tag before each source names.
+        is_zero_shot: The direction is evaluated but not trained.
+        num_dev_pairs: Number of pairs of the dev text, which follow those of the direction before it. Two directions
+            may have the same name.
+    """
+
+    name: str
+    target_language: str
+    is_zero_shot: bool
+    num_dev_pairs: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, compress, count, islice
 from pathlib import Path
@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from gnmt.data.changed_lines import ChangedLines, changed_lines
 from gnmt.data.cleaning import Cleaner, Cleaning, CleaningReport, NumberedPair
-from gnmt.data.corpora import Corpus, WeightedText
+from gnmt.data.corpora import Corpus, DirectedText, WeightedText
 from gnmt.data.held_out import FoundSentences, HeldOutSentences, overlap_of
 from gnmt.data.parallel_text import ParallelText, naming_columns
 from gnmt.data.sampling import SampledText, sample
@@ -204,7 +204,7 @@ def preprocessed_folder(corpus: Corpus, options: TokenizerSource) -> Path:
 
 def _with_weights(preprocessed: PreprocessedData, corpus: Corpus) -> PreprocessedData:
     """Return the data with the weights of the corpus's config, which the folder does not record."""
-    weights = [text.weight for text in corpus.training_texts().values()]
+    weights = corpus.weights([span.num_pairs for span in preprocessed.corpus_spans])
     spans = [replace(span, weight=weight) for span, weight in zip(preprocessed.corpus_spans, weights, strict=True)]
     return replace(preprocessed, corpus_spans=spans)
 
@@ -328,7 +328,7 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
     held_out = {name: read_pairs(folder / name.replace(".", "/", 1)) for name in counts}
     with naming_columns("data.train"):
         texts = _sampled_texts(corpus)
-        tokenizers = _tokenizers(work / _TOKENIZERS, texts, options, inputs["train"])
+        tokenizers = _tokenizers(work / _TOKENIZERS, texts, options, corpus.target_languages, inputs["train"])
         write_tokenizers(folder, tokenizers)
         encoded = encode_training_text(
             folder / "train", work / _SHARDS, texts, tokenizers, HeldOutSentences(held_out), corpus.num_workers
@@ -350,6 +350,7 @@ def _fill_folder(folder: Path, work: Path, corpus: Corpus, options: TokenizerSou
         "unused_target_ids": store.unused_target_ids(tokenizers.target.vocabulary_size),
         "pairs_per_corpus": encoded.pairs_per_corpus,
         "changed_lines": {text: lines.to_json() for text, lines in changed.items()},
+        "directions": [asdict(direction) for direction in corpus.directions()],
     }
     write_manifest(folder, {**recipe, **results})
 
@@ -404,30 +405,55 @@ def _sampled_texts(corpus: Corpus) -> dict[str, WeightedText]:
 
 
 def _tokenizers(
-    folder: Path, texts: Mapping[str, WeightedText], options: TokenizerSource, fingerprint: Mapping[str, Any]
+    folder: Path,
+    texts: Mapping[str, WeightedText],
+    options: TokenizerSource,
+    languages: Sequence[str],
+    fingerprint: Mapping[str, Any],
 ) -> Tokenizers:
     """Return the tokenizers in `folder`, and make them first unless an earlier attempt has."""
     if not folder.is_dir():
         new = folder.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        write_tokenizers(new, _make_tokenizers(texts, options, fingerprint))
+        write_tokenizers(new, _make_tokenizers(texts, options, languages, fingerprint))
         new.rename(folder)
     return read_tokenizers(folder)
 
 
 def _make_tokenizers(
-    texts: Mapping[str, WeightedText], options: TokenizerSource, fingerprint: Mapping[str, Any]
+    texts: Mapping[str, WeightedText],
+    options: TokenizerSource,
+    languages: Sequence[str],
+    fingerprint: Mapping[str, Any],
 ) -> Tokenizers:
-    """Return existing tokenizers, or learn them from a sample of the texts."""
+    """Return existing tokenizers, or learn them from a sample of the texts, with a tag for each of the languages."""
     if isinstance(options, ExistingTokenizers):
-        return options.read()
+        tokenizers = options.read()
+        check_tags(tokenizers, languages)
+        return tokenizers
     assert isinstance(options, TokenizerOptions)
     source, target, num_pairs = _sample_lines(texts, options.sample_lines, options.seed)
     if not source:
         raise _empty_text_error("data.train", num_pairs, fingerprint)
     log.info("learning a vocabulary of %d subwords from %s", options.vocab_size, format_count(len(source), "pair"))
-    return train_tokenizers(source, target, options)
+    return train_tokenizers(source, target, options, languages)
+
+
+def check_tags(tokenizers: Tokenizers, languages: Sequence[str]) -> None:
+    """Raise InputError if existing tokenizers lack the tag of a language, or have tags that the data does not use."""
+    tags = tokenizers.tags
+    if missing := [language for language in languages if language not in tags]:
+        found = f"only tags for {', '.join(sorted(tags))}" if tags else "no tags of target languages"
+        raise InputError(
+            f"the existing tokenizers have {found}, and the data translates into {missing[0]} too: a tag cannot be "
+            "added to them; use only languages with a tag, or learn new tokenizers"
+        )
+    if tags and not languages:
+        raise InputError(
+            f"the existing tokenizers have tags of target languages ({', '.join(sorted(tags))}), which a multilingual "
+            "model needs before every source: use data=multilingual, perhaps with a single corpus"
+        )
 
 
 def _sample_lines(texts: Mapping[str, WeightedText], size: int, seed: int) -> tuple[list[str], list[str], int]:
@@ -461,7 +487,7 @@ def _iterate_with_bar(text: ParallelText, description: str) -> Iterator[tuple[st
 # Encoding the training text
 
 
-SubmitShard = Callable[[list[NumberedPair], Cleaning, Path], "Future[None]"]
+SubmitShard = Callable[[list[NumberedPair], Cleaning, str | None, Path], "Future[None]"]
 
 
 class _Shard(NamedTuple):
@@ -559,7 +585,8 @@ def _submit_shards(
         for shard_index, shard_pairs in enumerate(batched(pairs, SHARD_PAIRS)):
             path = shard_folder / f"{corpus_index:02d}-{shard_index:06d}.npz"
             text_report, kept_pairs = cleaner.by_text(shard_pairs)
-            encoded = _finished() if _is_intact(path) else submit(kept_pairs, corpus.cleaning, path)
+            language = corpus.target_language if isinstance(corpus, DirectedText) else None
+            encoded = _finished() if _is_intact(path) else submit(kept_pairs, corpus.cleaning, language, path)
             pending.append(_Shard(corpus_index, text_report, encoded, path))
             if len(pending) > max_pending:
                 yield pending.popleft()
@@ -599,6 +626,7 @@ def encode_shard(
     tokenizers: Tokenizers,
     held_out: HeldOutSentences,
     cleaning: Cleaning,
+    language: str | None,
     path: Path,
     num_threads: int = -1,
 ) -> None:
@@ -609,17 +637,18 @@ def encode_shard(
         tokenizers: The tokenizers of both sides.
         held_out: Sentences of dev and test sets to search for among the kept pairs.
         cleaning: The rules.
+        language: The language that the tag before each source names; None for no tag.
         path: The file.
         num_threads: Number of threads that encode; -1 for one per core.
     """
-    cleaner = Cleaner(cleaning)
+    cleaner, prefix = Cleaner(cleaning), tokenizers.into(language).source_prefix
     sides = [
         tokenizers.source.encode_all([pair.source for pair in pairs], num_threads),
         tokenizers.target.encode_all([pair.target for pair in pairs], num_threads),
     ]
     report = CleaningReport()
     keep = [
-        cleaner.keeps(pair, len(source), len(target), report)
+        cleaner.keeps(pair, len(prefix) + len(source), len(target), report)
         for pair, source, target in zip(pairs, *sides, strict=True)
     ]
     arrays: dict[str, NDArray[Any]] = {}
@@ -630,7 +659,8 @@ def encode_shard(
     for side, tokenizer, ids in zip(SIDES, tokenizers[:2], sides, strict=True):
         kept_ids = list(compress(ids, keep))
         texts = [getattr(pair, side) for pair in kept_pairs]
-        arrays |= {f"{side}.{name}": array for name, array in encoded_side(kept_ids, texts)._asdict().items()}
+        stored_ids = [prefix + of_text for of_text in kept_ids] if side == "source" and prefix else kept_ids
+        arrays |= {f"{side}.{name}": array for name, array in encoded_side(stored_ids, texts)._asdict().items()}
         reports[side] = changed_lines(tokenizer, texts, kept_ids, numbers, num_threads).to_json()
     report_bytes = np.frombuffer(json.dumps(reports).encode(), np.uint8)
     with replacing(path) as file:
@@ -665,8 +695,8 @@ def _shard_encoder(tokenizers: Tokenizers, held_out: HeldOutSentences, num_worke
     """Yield a function that submits `encode_shard` to worker processes; with num_workers=1 it encodes at once."""
     if num_workers == 1:
 
-        def encode_now(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
-            encode_shard(pairs, tokenizers, held_out, cleaning, path)
+        def encode_now(pairs: list[NumberedPair], cleaning: Cleaning, language: str | None, path: Path) -> Future[None]:
+            encode_shard(pairs, tokenizers, held_out, cleaning, language, path)
             return _finished()
 
         yield encode_now
@@ -675,9 +705,9 @@ def _shard_encoder(tokenizers: Tokenizers, held_out: HeldOutSentences, num_worke
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, context, _start_worker, (tokenizers, held_out))
 
-    def submit(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> Future[None]:
+    def submit(pairs: list[NumberedPair], cleaning: Cleaning, language: str | None, path: Path) -> Future[None]:
         with block_signals_in_children():  # submitting may start a worker
-            return executor.submit(_encode_in_worker, pairs, cleaning, path)
+            return executor.submit(_encode_in_worker, pairs, cleaning, language, path)
 
     try:
         yield submit
@@ -712,5 +742,6 @@ def _exit_with(parent: multiprocessing.process.BaseProcess) -> None:
     os._exit(1)
 
 
-def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, path: Path) -> None:
-    encode_shard(pairs, *_worker_arguments, cleaning, path, num_threads=1)  # one, because workers run in parallel
+def _encode_in_worker(pairs: list[NumberedPair], cleaning: Cleaning, language: str | None, path: Path) -> None:
+    # One thread, because workers run in parallel.
+    encode_shard(pairs, *_worker_arguments, cleaning, language, path, num_threads=1)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import ClassVar
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
@@ -39,6 +40,7 @@ class PretokenizedTokenizer:
     separator: str = "@@"
 
     kind: ClassVar[str] = "pretokenized"
+    control_symbols: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         if len(self.vocabulary) < _NUM_SPECIAL:

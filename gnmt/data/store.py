@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gnmt.data.changed_lines import ChangedLines
 from gnmt.data.cleaning import CleaningReport
+from gnmt.data.corpora import Direction
 from gnmt.data.tokenizer import SUFFIX_OF_KIND, TokenizerEntry, Tokenizers
 from gnmt.errors import InputError, describe_changes
 from gnmt.fileio import LINE_BREAKS, json_bytes, replacing
@@ -122,6 +123,11 @@ class PreprocessedData:
         return list(self.manifest["unused_target_ids"])
 
     @property
+    def directions(self) -> list[Direction]:
+        """The directions of the dev pairs, in their order; empty if there is only one direction."""
+        return [Direction(**direction) for direction in self.manifest.get("directions", ())]
+
+    @property
     def changed_lines(self) -> dict[str, ChangedLines]:
         """Lines that a tokenizer changes, of train.source, train.target, dev.target and test.<name>.target."""
         return {text: ChangedLines(**lines) for text, lines in self.manifest["changed_lines"].items()}
@@ -202,7 +208,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     - checksums: CRC-32 of each file by its path in the folder, except of the manifest itself and of the store's arrays,
       whose blocks have theirs in store.json.
     - checksum: CRC-32 of all other keys.
-    - changed_lines: see `PreprocessedData`.
+    - changed_lines, directions: see `PreprocessedData`.
 
     Raises InputError for a folder with other contents, which preprocessing must not touch.
     """

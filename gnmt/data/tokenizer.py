@@ -43,6 +43,7 @@ MAX_TRAINING_LINE_BYTES = 4192
 # Fixed, because the last digits of unigram scores depend on the number of threads.
 _NUM_TRAINING_THREADS = 4
 _SPECIAL_SYMBOLS = ("<pad>", "<unk>", "<s>", "</s>")
+_TAG = re.compile(r"<2(.+)>")
 
 Normalization = Literal["nmt_nfkc", "identity"]
 """The change of a text before it is split into subwords.
@@ -277,10 +278,18 @@ class Tokenizer:
         return [self.subword(int(id)) for id in ids]
 
     @cached_property
+    def control_symbols(self) -> dict[str, int]:
+        """The ids of symbols that no text is encoded as, such as tags of languages, without PAD, BOS and EOS."""
+        special = (PAD_ID, BOS_ID, EOS_ID)
+        ids = (id for id in range(self.vocabulary_size) if id not in special and self._processor.is_control(id))
+        return {self.subword(id): id for id in ids}
+
+    @cached_property
     def never_produced(self) -> tuple[int, ...]:
-        """The ids that never follow BOS in a target: PAD, BOS, and UNK if the model has byte fallback."""
+        """The ids that never follow BOS in a target: PAD, BOS, control symbols, and UNK if there are bytes."""
         byte_fallback = any(self._processor.is_byte(id) for id in range(self.vocabulary_size))
-        return (PAD_ID, UNK_ID, BOS_ID) if byte_fallback else (PAD_ID, BOS_ID)
+        special = (PAD_ID, UNK_ID, BOS_ID) if byte_fallback else (PAD_ID, BOS_ID)
+        return *special, *self.control_symbols.values()
 
     @cached_property
     def subwords_digest(self) -> str:
@@ -321,16 +330,19 @@ _READERS: dict[str, Callable[[bytes], AnyTokenizer]] = {
 class Tokenizers(NamedTuple):
     """The tokenizers of both sides, possibly the same object, and the framing of the source.
 
-    EOS follows the subwords of every source and target, and BOS precedes those of every target.
+    EOS follows the subwords of every source and target, and BOS precedes those of every target. In a multilingual model
+    (Johnson et al. 2017), a tag before the subwords of the source names the target language.
 
     Args:
         source, target: The tokenizers.
         source_bos: BOS precedes the subwords of a source too, as in some imported models.
+        target_language: The language whose tag precedes the subwords of a source; None for a model without tags.
     """
 
     source: AnyTokenizer
     target: AnyTokenizer
     source_bos: bool = False
+    target_language: str | None = None
 
     @property
     def joint(self) -> bool:
@@ -344,13 +356,41 @@ class Tokenizers(NamedTuple):
         return hashlib.sha256(f"{self.source.digest} {self.target.digest}{bos}".encode()).hexdigest()
 
     @property
+    def tags(self) -> dict[str, int]:
+        """The id of each target language's tag, by the language; empty if the model has one target language."""
+        symbols = self.source.control_symbols.items()
+        return {match[1]: id for symbol, id in symbols if (match := _TAG.fullmatch(symbol))}
+
+    def into(self, language: str | None) -> Tokenizers:
+        """Return the tokenizers for sources with the tag of this language, or without a tag for None.
+
+        Raises InputError unless the language has a tag, or, for None, if there are tags.
+        """
+        tags = self.tags
+        if language is None and tags:
+            raise InputError(
+                f"target_language is missing: this model translates into {', '.join(sorted(tags))}, so give one of "
+                "them, as in target_language=" + min(tags)
+            )
+        if language is not None and language not in tags:
+            allowed = f"one of {', '.join(sorted(tags))}" if tags else "none, because it has one target language"
+            raise InputError(f"target_language is {language!r}, allowed for this model is {allowed}")
+        return self._replace(target_language=language)
+
+    @property
+    def source_prefix(self) -> list[int]:
+        """The ids before the subwords of a source."""
+        tag = [] if self.target_language is None else [self.tags[self.target_language]]
+        return [BOS_ID, *tag] if self.source_bos else tag
+
+    @property
     def num_framing_ids(self) -> int:
         """The number of ids that frame the subwords of a source."""
-        return 2 if self.source_bos else 1
+        return 1 + self.source_bos + (self.target_language is not None)
 
     def framed(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids of a source with EOS, and BOS if `source_bos`, as the encoder reads them."""
-        return [BOS_ID, *ids, EOS_ID] if self.source_bos else [*ids, EOS_ID]
+        """Return the ids of a source with EOS, and BOS and a tag where they belong, as the encoder reads them."""
+        return [*self.source_prefix, *ids, EOS_ID]
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return {"source", "target": {kind, files: {name: uint8 tensor}, framing: {bos, eos}}}."""
@@ -421,24 +461,41 @@ def saved_entries(source: TokenizerEntry, target: TokenizerEntry) -> dict[str, A
     }
 
 
-def train_tokenizers(source: Sequence[str], target: Sequence[str], options: TokenizerOptions) -> Tokenizers:
+def train_tokenizers(
+    source: Sequence[str], target: Sequence[str], options: TokenizerOptions, languages: Sequence[str] = ()
+) -> Tokenizers:
     """Learn the tokenizers of both sides from their lines; with options.joint, one vocabulary from the lines of both.
 
     The lines of each side are normalized first, and its tokenizer normalizes in the same way.
+
+    Args:
+        source, target: The lines.
+        options: The options.
+        languages: Target languages for which the source has a tag.
     """
+    tags = [tag_of(language) for language in languages]
     if not options.joint:
         return Tokenizers(
-            train_tokenizer(source, options, options.source_normalization, "text of the source side"),
+            train_tokenizer(source, options, options.source_normalization, "text of the source side", tags),
             train_tokenizer(target, options, options.target_normalization, "text of the target side"),
         )
     sides = [(source, options.source_normalization), (target, options.target_normalization)]
     normalized = [line for lines, rule in sides for line in _normalized(lines, rule)]
-    learned = _learned(normalized, options, [rule for _, rule in sides], "text")
+    learned = _learned(normalized, options, [rule for _, rule in sides], "text", tags)
     return Tokenizers(learned[options.source_normalization], learned[options.target_normalization])
 
 
+def tag_of(language: str) -> str:
+    """Return the tag of a target language, such as <2de> for de (Johnson et al. 2017, section 3)."""
+    return f"<2{language}>"
+
+
 def train_tokenizer(
-    lines: Iterable[str], options: TokenizerOptions, normalization: Normalization = "nmt_nfkc", text: str = "text"
+    lines: Iterable[str],
+    options: TokenizerOptions,
+    normalization: Normalization = "nmt_nfkc",
+    text: str = "text",
+    control_symbols: Sequence[str] = (),
 ) -> Tokenizer | WordCharacterTokenizer:
     """Learn a vocabulary of exactly options.vocab_size ids from the normalized lines.
 
@@ -450,12 +507,17 @@ def train_tokenizer(
         options: The options; `joint`, `sample_lines`, `seed` and the normalizations are not used here.
         normalization: Normalization of the lines, and of every text that the tokenizer encodes.
         text: Name of the lines in error messages.
+        control_symbols: Symbols that have an id although no text is encoded as them.
     """
-    return _learned(_normalized(lines, normalization), options, [normalization], text)[normalization]
+    return _learned(_normalized(lines, normalization), options, [normalization], text, control_symbols)[normalization]
 
 
 def _learned(
-    lines: Iterable[str], options: TokenizerOptions, normalizations: Sequence[Normalization], text: str
+    lines: Iterable[str],
+    options: TokenizerOptions,
+    normalizations: Sequence[Normalization],
+    text: str,
+    control_symbols: Sequence[str],
 ) -> Mapping[Normalization, Tokenizer | WordCharacterTokenizer]:
     """Learn one vocabulary from normalized lines; return a tokenizer with it for each normalization."""
     if options.kind == "word_character":
@@ -464,11 +526,12 @@ def _learned(
             options.vocab_size,
             character_coverage=options.character_coverage,
             symbols=options.user_symbols,
+            control_symbols=control_symbols,
             byte_fallback=options.byte_fallback,
             text=text,
         )
         return {rule: WordCharacterTokenizer(vocabulary, rule) for rule in normalizations}
-    model = _learn_subwords(lines, options, text)
+    model = _learn_subwords(lines, options, text, control_symbols)
     return {rule: Tokenizer(with_normalizer(model, _normalizer_spec(rule))) for rule in normalizations}
 
 
@@ -489,12 +552,15 @@ def _normalizer_spec(rule: Normalization) -> bytes:
     return spec
 
 
-def _learn_subwords(lines: Iterable[str], options: TokenizerOptions, text: str) -> bytes:
+def _learn_subwords(
+    lines: Iterable[str], options: TokenizerOptions, text: str, control_symbols: Sequence[str]
+) -> bytes:
     """Learn subwords from normalized lines, and return the serialized model; see `train_tokenizer`."""
     usable = [line for line in lines if line.strip() and len(line.encode("utf-8")) <= MAX_TRAINING_LINE_BYTES]
     if not usable:
         raise InputError(f"tokenizer: no {text} to learn from (no line with 1 to {MAX_TRAINING_LINE_BYTES} bytes)")
     model = io.BytesIO()
+    further: dict[str, Any] = {"control_symbols": list(control_symbols)} if control_symbols else {}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(usable),
@@ -506,6 +572,7 @@ def _learn_subwords(lines: Iterable[str], options: TokenizerOptions, text: str) 
             remove_extra_whitespaces=False,
             character_coverage=options.character_coverage,
             user_defined_symbols=options.user_symbols,
+            **further,
             pad_id=PAD_ID,
             unk_id=UNK_ID,
             bos_id=BOS_ID,

@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
 from random import Random
@@ -45,25 +45,27 @@ _MAX_CACHED = 100_000  # parts of texts whose ids are cached
 class Vocabulary:
     """The words and characters that have ids.
 
-    The ids are, in this order: PAD, UNK, BOS, EOS; with `byte_fallback` the 256 bytes; `<B>` alone; each character
-    with the prefixes <B>, <M>, <E>; each symbol with and without a space before it; the words.
+    The ids are, in this order: PAD, UNK, BOS, EOS; the control symbols; with `byte_fallback` the 256 bytes; `<B>`
+    alone; each character with the prefixes <B>, <M>, <E>; each symbol with and without a space before it; the words.
 
     Args:
         characters: Characters that can be spelled.
         words: Units that have an id of their own, with the space before them if there is one.
         symbols: Strings that are one unit wherever they occur.
+        control_symbols: Symbols that have an id although no text is encoded as them, such as tags of languages.
         byte_fallback: Spell other characters as the bytes of their UTF-8; otherwise their word is UNK.
     """
 
     characters: tuple[str, ...]
     words: tuple[str, ...]
     symbols: tuple[str, ...] = ()
+    control_symbols: tuple[str, ...] = ()
     byte_fallback: bool = True
 
     @property
     def first_byte(self) -> int:
         """The id of byte 0, if there are bytes."""
-        return len(_SPECIAL)
+        return len(_SPECIAL) + len(self.control_symbols)
 
     @property
     def begin(self) -> int:
@@ -85,6 +87,7 @@ class Vocabulary:
         """The name of each id, with ▁ for a space."""
         return [
             *_SPECIAL,
+            *self.control_symbols,
             *(f"<0x{byte:02X}>" for byte in range(self.begin - self.first_byte)),
             _PREFIXES[0],
             *(prefix + character for character in self.characters for prefix in _PREFIXES),
@@ -95,7 +98,7 @@ class Vocabulary:
     def surfaces(self) -> list[bytes]:
         """The UTF-8 that each id adds to a text; a leading space separates it from the text before it."""
         return [
-            *(_UNKNOWN_SURFACE.encode() if id == UNK_ID else b"" for id in range(len(_SPECIAL))),
+            *(_UNKNOWN_SURFACE.encode() if id == UNK_ID else b"" for id in range(self.first_byte)),
             *(bytes([byte]) for byte in range(self.begin - self.first_byte)),
             b" ",
             *(surface.encode() for character in self.characters for surface in (" " + character, character, character)),
@@ -135,19 +138,19 @@ class WordCharacterTokenizer:
         """Return the tokenizer that `to_bytes` serialized. Raises InputError for anything else."""
         try:
             saved = parse_json(content)
-            lists = [saved[name] for name in ("characters", "words", "symbols")]
+            lists = [saved[name] for name in ("characters", "words", "symbols", "control_symbols")]
             byte_fallback, normalization = saved["byte_fallback"], saved["normalization"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"tokenizer: not a vocabulary of words and characters: {error!r}") from error
         if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-            raise InputError("tokenizer: characters, words and symbols must be lists of strings")
+            raise InputError("tokenizer: characters, words, symbols and control_symbols must be lists of strings")
         if not isinstance(byte_fallback, bool) or normalization not in _NORMALIZATIONS:
             raise InputError(
                 f"tokenizer: byte_fallback must be true or false, found {byte_fallback!r}, and normalization "
                 f"{' or '.join(_NORMALIZATIONS)}, found {normalization!r}"
             )
-        characters, words, symbols = (tuple(texts) for texts in lists)
-        vocabulary = Vocabulary(characters, words, symbols, byte_fallback)
+        characters, words, symbols, control_symbols = (tuple(texts) for texts in lists)
+        vocabulary = Vocabulary(characters, words, symbols, control_symbols, byte_fallback)
         _check_vocabulary(vocabulary)
         return cls(vocabulary, normalization)
 
@@ -235,10 +238,16 @@ class WordCharacterTokenizer:
         """Return `subword` of each id."""
         return [self.subword(int(id)) for id in ids]
 
-    @property
+    @cached_property
+    def control_symbols(self) -> dict[str, int]:
+        """The ids of the control symbols."""
+        return {symbol: len(_SPECIAL) + index for index, symbol in enumerate(self.vocabulary.control_symbols)}
+
+    @cached_property
     def never_produced(self) -> tuple[int, ...]:
-        """The ids that never follow BOS in a target: PAD, BOS, and UNK if there are bytes."""
-        return (PAD_ID, UNK_ID, BOS_ID) if self.vocabulary.byte_fallback else (PAD_ID, BOS_ID)
+        """The ids that never follow BOS in a target: PAD, BOS, control symbols, and UNK if there are bytes."""
+        special = (PAD_ID, UNK_ID, BOS_ID) if self.vocabulary.byte_fallback else (PAD_ID, BOS_ID)
+        return *special, *self.control_symbols.values()
 
     @cached_property
     def subwords_digest(self) -> str:
@@ -311,6 +320,7 @@ def learn_vocabulary(
     *,
     character_coverage: float = 1.0,
     symbols: Sequence[str] = (),
+    control_symbols: Sequence[str] = (),
     byte_fallback: bool = True,
     text: str = "text",
 ) -> Vocabulary:
@@ -323,7 +333,7 @@ def learn_vocabulary(
         lines: Normalized lines.
         vocab_size: Number of ids, with special ids, bytes and three for each character.
         character_coverage: Share of the characters in the lines that can be spelled; the rarest are left out.
-        symbols, byte_fallback: See Vocabulary.
+        symbols, control_symbols, byte_fallback: See Vocabulary.
         text: Name of the lines in error messages.
     """
     counts = Counter(unit for line in lines if line.strip() for unit in _units_of(line, symbols))
@@ -339,7 +349,9 @@ def learn_vocabulary(
     spelled = _most_frequent(characters)
     needed = character_coverage * characters.total()
     num_spelled = sum(covered < needed for covered in accumulate(map(characters.__getitem__, spelled))) + 1
-    vocabulary = Vocabulary(tuple(spelled[:num_spelled]), (), tuple(symbols), byte_fallback)
+    vocabulary = Vocabulary(
+        tuple(spelled[:num_spelled]), (), tuple(symbols), tuple(control_symbols), byte_fallback=byte_fallback
+    )
     num_words = vocab_size - vocabulary.num_fixed
     if num_words < 0:
         raise InputError(
@@ -352,7 +364,7 @@ def learn_vocabulary(
             f"tokenizer.vocab_size={vocab_size} is too large for the {text}: the largest possible is "
             f"{vocabulary.num_fixed + len(counts)}, with which every word has an id"
         )
-    return Vocabulary(vocabulary.characters, tuple(_most_frequent(counts)[:num_words]), tuple(symbols), byte_fallback)
+    return replace(vocabulary, words=tuple(_most_frequent(counts)[:num_words]))
 
 
 def _most_frequent(counts: Mapping[str, int]) -> list[str]:
@@ -395,7 +407,7 @@ def _normalizer(rule: str) -> sentencepiece.SentencePieceNormalizer:
 
 def _check_vocabulary(vocabulary: Vocabulary) -> None:
     """Raise InputError for a vocabulary that `learn_vocabulary` cannot have made."""
-    for texts in (vocabulary.characters, vocabulary.whole):
+    for texts in (vocabulary.control_symbols, vocabulary.characters, vocabulary.whole):
         if len(set(texts)) < len(texts):
             twice = next(text for text, count in Counter(texts).items() if count > 1)
             raise InputError(f"tokenizer: {twice!r} occurs twice in the vocabulary")
@@ -407,5 +419,5 @@ def _check_vocabulary(vocabulary: Vocabulary) -> None:
             raise InputError(
                 f"tokenizer: a word must have characters and no space but at its beginning, found {unit!r}"
             )
-    if re.search("[\ud800-\udfff]", "".join((*vocabulary.characters, *vocabulary.whole))):
+    if re.search("[\ud800-\udfff]", "".join((*vocabulary.control_symbols, *vocabulary.characters, *vocabulary.whole))):
         raise InputError("tokenizer: the vocabulary contains half a surrogate pair")

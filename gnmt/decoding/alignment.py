@@ -25,8 +25,6 @@ from gnmt.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FRAMING_IDS = (BOS_ID, EOS_ID)
-
 # Stripped from copied words, so that a name is copied without the comma that follows it in the source.
 PUNCTUATION = string.punctuation + "“”„‚‘’«»‹›…–—¿¡。，、！？：；「」『』（）"
 
@@ -36,7 +34,7 @@ class Words(NamedTuple):
 
     Attributes:
         texts: The words in order.
-        of_token: For each token the index of its word, or None for BOS, EOS and tokens outside words.
+        of_token: For each token the index of its word, or None for BOS, EOS, tags and tokens outside words.
     """
 
     texts: list[str]
@@ -155,24 +153,42 @@ def words_of_source(tokenizer: AnyTokenizer, line: str, tokens: Sequence[int]) -
         tokens: Its ids, with the framing of each segment.
     """
     text, ids, spans = tokenizer.encode_with_spans(line)
-    subwords = [token for token in tokens if token not in FRAMING_IDS]
+    is_framing = _is_framing(tokenizer, tokens)
+    subwords = _without(tokens, is_framing)
     if ids != subwords:
         text, spans = tokenizer.decode_with_spans(subwords)
-    return _words(text, tokens, spans)
+    return _words(text, is_framing, spans)
 
 
 def words_of_target(tokenizer: AnyTokenizer, tokens: Sequence[int]) -> Words:
     """Return the words of the decoded tokens and the word of each token."""
-    text, spans = tokenizer.decode_with_spans([token for token in tokens if token not in FRAMING_IDS])
-    return _words(text, tokens, spans)
+    is_framing = _is_framing(tokenizer, tokens)
+    text, spans = tokenizer.decode_with_spans(_without(tokens, is_framing))
+    return _words(text, is_framing, spans)
 
 
-def _words(text: str, tokens: Sequence[int], spans: Iterable[tuple[int, int]]) -> Words:
-    """Split a text into words. spans: the characters [begin, end) of each token without BOS and EOS."""
+def _is_framing(tokenizer: AnyTokenizer, tokens: Sequence[int]) -> list[bool]:
+    """Return for each token whether it is BOS, EOS or a tag, which have no text."""
+    framing = {BOS_ID, EOS_ID, *tokenizer.control_symbols.values()}
+    return [token in framing for token in tokens]
+
+
+def _without(tokens: Sequence[int], is_framing: Sequence[bool]) -> list[int]:
+    return [token for token, is_out in zip(tokens, is_framing, strict=True) if not is_out]
+
+
+def _words(text: str, is_framing: Sequence[bool], spans: Iterable[tuple[int, int]]) -> Words:
+    """Split a text into words.
+
+    Args:
+        text: The text.
+        is_framing: For each token, whether it is BOS, EOS or a tag.
+        spans: The characters [begin, end) of each other token.
+    """
     words = list(re.finditer(r"\S+", text))
     word_at = {position: index for index, word in enumerate(words) for position in range(*word.span())}
     remaining = iter(spans)
-    of_token = [None if token in FRAMING_IDS else _word_of(next(remaining), word_at, len(text)) for token in tokens]
+    of_token = [None if is_out else _word_of(next(remaining), word_at, len(text)) for is_out in is_framing]
     return Words([word.group() for word in words], of_token)
 
 
@@ -206,7 +222,7 @@ def copy_unknown_words(
         source_words: The words of the source line.
         first_column: Index of the source token of the first column of attention_TS.
     """
-    subwords = [token for token in tokens if token not in FRAMING_IDS]
+    subwords = _without(tokens, _is_framing(tokenizer, tokens))
     text, spans = tokenizer.decode_with_spans(subwords)
     of_column = source_words.of_token[first_column : first_column + attention_TS.shape[1]]
     # From the end, so that the spans of earlier tokens stay valid.

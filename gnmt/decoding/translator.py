@@ -8,6 +8,7 @@ runs out (`FittingBatchSize`). `load_translator` makes a Translator from the con
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections import Counter
@@ -157,6 +158,8 @@ class Translator:
         replace_unknown: `copy` replaces each UNK by the source word that received most of its attention, `none` keeps
             ` ⁇ `.
         unused_target_ids: Further ids that are never produced, such as subwords that no training sentence holds.
+        target_language: The language to translate into, if the model has several, such as de; `translate` may name
+            another one for each line.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Translator:
         ensemble: Mean = "log_probs",
         replace_unknown: ReplaceUnknown = "none",
         unused_target_ids: Iterable[int] = (),
+        target_language: str | None = None,
     ) -> None:
         check_arguments(
             Translator.__init__,
@@ -178,8 +182,12 @@ class Translator:
             max_source_tokens=max_source_tokens,
             ensemble=ensemble,
             replace_unknown=replace_unknown,
+            target_language=target_language,
         )
-        least, framing = tokenizers.num_framing_ids + 1, "BOS and EOS" if tokenizers.source_bos else "EOS"
+        if target_language is not None:
+            tokenizers = tokenizers.into(target_language)
+        least = 2 + tokenizers.source_bos + bool(tokenizers.tags)
+        framing = " and ".join(["BOS"] * tokenizers.source_bos + ["a tag"] * bool(tokenizers.tags) + ["EOS"])
         if max_source_tokens < least:
             raise InputError(
                 f"max_source_tokens is {max_source_tokens}; it must be {least} or more (one token and {framing})"
@@ -208,6 +216,7 @@ class Translator:
         trusted_packages: tuple[str, ...] = (),
         ensemble: Mean = "log_probs",
         replace_unknown: ReplaceUnknown = "none",
+        target_language: str | None = None,
         **search_options: Any,
     ) -> Translator:
         """Load a translator from a checkpoint: its model, tokenizers and recorded search options.
@@ -221,6 +230,7 @@ class Translator:
             trusted_packages: Packages besides gnmt whose classes the checkpoint may name.
             ensemble: See Translator.
             replace_unknown: See Translator.
+            target_language: See Translator.
             search_options: Fields of SearchOptions that replace recorded ones, such as beam_size=5.
 
         Raises:
@@ -237,6 +247,7 @@ class Translator:
             max_source_tokens,
             ensemble=ensemble,
             replace_unknown=replace_unknown,
+            target_language=target_language,
             **search_options,
         )
 
@@ -250,6 +261,7 @@ class Translator:
         *,
         ensemble: Mean = "log_probs",
         replace_unknown: ReplaceUnknown = "none",
+        target_language: str | None = None,
         **search_options: Any,
     ) -> Translator:
         """Make a translator from loaded models; see `load`."""
@@ -265,6 +277,7 @@ class Translator:
             ensemble=ensemble,
             replace_unknown=replace_unknown,
             unused_target_ids=set.intersection(*unused),
+            target_language=target_language,
         )
 
     @property
@@ -284,6 +297,7 @@ class Translator:
         first_line: int = 1,
         path: str | None = None,
         prefixes: Iterable[str] | None = None,
+        target_languages: Iterable[str] | None = None,
         attention: bool = False,
         progress: Callable[[float], object] | None = None,
         **search_options: Any,
@@ -295,6 +309,7 @@ class Translator:
                 first_line=first_line,
                 path=path,
                 prefixes=prefixes,
+                target_languages=target_languages,
                 attention=attention,
                 progress=progress,
                 **search_options,
@@ -308,6 +323,7 @@ class Translator:
         first_line: int = 1,
         path: str | None = None,
         prefixes: Iterable[str] | None = None,
+        target_languages: Iterable[str] | None = None,
         attention: bool = False,
         progress: Callable[[float], object] | None = None,
         **search_options: Any,
@@ -328,6 +344,8 @@ class Translator:
             path: File that the lines were read from, for messages.
             prefixes: The text that the translation of each line starts with, "" for none. White space around it is
                 ignored. The translation of a blank line is empty in any case.
+            target_languages: The language to translate each line into, for a model with several; None for the
+                translator's.
             attention: Fill Translation.attentions.
             progress: Called with the number of lines that were finished since its last call, for example `update` of a
                 progress bar. A line that was cut counts in equal parts, one for each segment.
@@ -339,6 +357,7 @@ class Translator:
         for name, texts, example in (
             ("lines", lines, "translate([line])"),
             ("prefixes", () if prefixes is None else prefixes, "prefixes=[prefix]"),
+            ("target_languages", () if target_languages is None else target_languages, "target_languages=[language]"),
         ):
             if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
                 raise InputError(f"{name} must be a list of strings, found {texts!r:.80}: use {example}")
@@ -349,17 +368,26 @@ class Translator:
                 f"{ONE_PREFIX_PER_LINE}"
             )
         options = self.options.with_changes(search_options)
+        if target_languages is None:
+            self.check_target_language()
 
         def translations() -> Iterator[Translation]:
             remaining = _checked(lines, path, first_line)
             remaining_prefixes = repeat("") if prefixes is None else _checked(prefixes, None, first_line)
+            own_language = repeat(self.tokenizers.target_language)
+            remaining_languages = own_language if target_languages is None else iter(target_languages)
             number = first_line
             while chunk := next_chunk(remaining, self.chunk_lines, self.chunk_characters):
                 chunk_prefixes = list(islice(remaining_prefixes, len(chunk)))
                 if len(chunk_prefixes) < len(chunk):
                     raise InputError(f"there are fewer prefixes than lines: {ONE_PREFIX_PER_LINE}")
+                chunk_languages = list(islice(remaining_languages, len(chunk)))
+                if len(chunk_languages) < len(chunk):
+                    raise InputError("there are fewer target_languages than lines: give one for each line")
                 locations = [line_location(path, number + row) for row in range(len(chunk))]
-                yield from self._translate_chunk(chunk, chunk_prefixes, number, locations, options, attention, progress)
+                yield from self._translate_chunk(
+                    chunk, chunk_prefixes, chunk_languages, number, locations, options, attention, progress
+                )
                 number += len(chunk)
             if prefixes is not None and next(remaining_prefixes, None) is not None:
                 raise InputError(f"there are more prefixes than lines: {ONE_PREFIX_PER_LINE}")
@@ -370,6 +398,7 @@ class Translator:
         self,
         lines: Sequence[str],
         prefixes: Sequence[str],
+        languages: Sequence[str | None],
         first_line: int,
         locations: Sequence[str],
         options: SearchOptions,
@@ -381,6 +410,7 @@ class Translator:
         Args:
             lines: The source lines.
             prefixes: One for each line.
+            languages: The target language of each line; None for a model with only one.
             first_line: Number of the first line.
             locations: One for each line, for messages.
             options: The search options.
@@ -388,8 +418,11 @@ class Translator:
             progress: See `stream`.
         """
         segments = []
-        for row, (line, prefix, location) in enumerate(zip(lines, prefixes, locations, strict=True)):
-            for number, ids in enumerate(self._cut(line, location)):
+        tokenizers = {language: self.tokenizers.into(language) for language in set(languages)}
+        for row, (line, prefix, language, location) in enumerate(
+            zip(lines, prefixes, languages, locations, strict=True)
+        ):
+            for number, ids in enumerate(self._cut(line, tokenizers[language], location)):
                 # A space at its end would be a subword of its own, but a space begins the next word's subword.
                 prefix_ids = self.tokenizers.target.encode(prefix.strip()) if number == 0 else []
                 key = first_line + row + number * SEGMENT_KEY_OFFSET
@@ -418,11 +451,21 @@ class Translator:
             translations.append(self._join(line, sources, of_segments, attention))
         return translations
 
-    def _cut(self, line: str, location: str) -> list[list[int]]:
+    def into(self, language: str | None) -> Translator:
+        """Return the translator for this target language, which shares the models of this one."""
+        translator = copy.copy(self)
+        translator.tokenizers = self.tokenizers.into(language)
+        return translator
+
+    def check_target_language(self) -> None:
+        """Raise InputError if the model has several target languages and the translator has none of them."""
+        self.tokenizers.into(self.tokenizers.target_language)
+
+    def _cut(self, line: str, tokenizers: Tokenizers, location: str) -> list[list[int]]:
         """Cut a line into the segments that are searched at once, with a warning if there are several."""
-        segments = cut_line(self.tokenizers, line, self.max_source_tokens)
+        segments = cut_line(tokenizers, line, self.max_source_tokens)
         if len(segments) > 1:
-            framing = self.tokenizers.num_framing_ids
+            framing = tokenizers.num_framing_ids
             num_tokens = sum(len(segment) - framing for segment in segments)
             limit = self.max_source_tokens - framing
             log.warning(
@@ -552,6 +595,7 @@ class Translator:
                 Translation do not match its source.
         """
         options = self.options.with_changes(search_options)
+        self.check_target_language()
         if isinstance(pairs, str) or not isinstance(pairs, Iterable):
             raise InputError(f"pairs must be a list of pairs, found {pairs!r:.80}: use score([(source, translation)])")
         pairs = list(pairs)
@@ -664,7 +708,7 @@ class LoadedTranslator(NamedTuple):
 def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:
     """Load the translator that the config of a command describes.
 
-    The keys of gnmt.config.schema.TranslatorConfig and batch_size are read, and if the command has them,
+    The keys of gnmt.config.schema.TranslatorConfig and batch_size are read, and, if the command has them,
     replace_unknown (see Translator) and weights (see gnmt.checkpoint.load.load_model). `precision: recorded` is the
     precision of the first checkpoint's training, and `batch_size: null` the batch size of its evaluations.
 
@@ -688,6 +732,7 @@ def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:
         values["max_source_tokens"],
         ensemble=values["ensemble"],
         replace_unknown=values.get("replace_unknown", "none"),
+        target_language=values["target_language"],
         **given_options(cfg.decoding),
     )
     loaded = LoadedTranslator(translator, checkpoints, members)

@@ -29,7 +29,7 @@ from gnmt.config.build import build
 from gnmt.config.schema import EvaluatedConfig
 from gnmt.config.validate import check_component
 from gnmt.data.changed_lines import changed_lines
-from gnmt.data.corpora import SCRIPTS, Corpus, bleu_tokenizer, language_unlike_13a
+from gnmt.data.corpora import SCRIPTS, Corpus, Direction, bleu_tokenizer, language_unlike_13a
 from gnmt.data.parallel_text import ParallelFiles
 from gnmt.data.store import DamagedDataError, read_preprocessed
 from gnmt.data.tokenizer import AnyTokenizer, Tokenizer
@@ -85,6 +85,7 @@ def evaluate(
     num_alignments: int = 0,
     variant: str = "",
     output: Path | None = None,
+    direction: Direction | None = None,
 ) -> Evaluation:
     """Translate the sources, score them, and write scores and translations; of n-best lists, the best one counts.
 
@@ -102,6 +103,7 @@ def evaluate(
         variant: Part of the names of files and tags, which distinguishes this evaluation from the default one.
         output: Folder for the files. By default `translations/` of the checkpoint's run, whose TensorBoard then gets
             the scores as well; for a checkpoint outside of any run, `<its name>.translations/` beside it.
+        direction: The direction of a multilingual model's test set, if it is one.
 
     Raises:
         InputError: If the tokenization is not available, an ensemble has no `output`, or the files cannot be written.
@@ -138,6 +140,8 @@ def evaluate(
     origin["step"] = _one_or_all(steps)
     origin["changed_references"] = num_changed
     origin |= {"bleu_tokenize": bleu_tokenize, "lowercase": lowercase}
+    if direction is not None:
+        origin |= {"direction": direction.name, "zero_shot": direction.is_zero_shot}
     _write(evaluation, origin, translator, translations, seconds)
     chrf = sentence_chrf(texts, *references, lowercase=lowercase)
     _write_file(sentences_file, sentences_tsv(pairs, translations, chrf).encode())
@@ -148,6 +152,8 @@ def evaluate(
             _write_file(path, image_bytes(figure, path.name))
     if run is not None:
         curve = test_set if files is None else text_name  # files of equal names get a curve each
+        if direction is not None and direction.is_zero_shot:
+            curve += ".zero_shot"
         with Reporter(run) as reporter:
             for metric in ("bleu", "chrf", "ter", "gleu"):
                 reporter.scalar(f"evaluation/{curve}{variant}/{metric}", getattr(scores, metric), steps[0])
@@ -287,19 +293,22 @@ def _one_or_all(values: Sequence[Any]) -> Any:
 # Test sets
 
 
-def choose_bleu_tokenizer(given: str | None, data: Mapping[str, Any], pairs: Rows) -> str:
+def choose_bleu_tokenizer(
+    given: str | None, data: Mapping[str, Any], pairs: Rows, target_language: str | None = None
+) -> str:
     """Return the tokenization of BLEU.
 
     Args:
         given: Value of bleu_tokenize; None for that of the training.
         data: The `data` config node that the checkpoint records.
         pairs: The test set.
+        target_language: Language of the references of a multilingual model; None for that of the training.
 
     Raises:
         InputError: The references are Chinese, Japanese or Korean, and neither the user nor the checkpoint says so.
     """
     name = given or data.get("bleu_tokenize", "auto")
-    language = data.get("target_language", "unknown")
+    language = target_language or data.get("target_language", "unknown")
     if found := language_unlike_13a(name, language, (target for _, *targets in pairs for target in targets)):
         raise InputError(
             f"bleu_tokenize: most letters of the references are {SCRIPTS[found]}, but the checkpoint was trained with "
@@ -369,12 +378,14 @@ class EvaluationText(NamedTuple):
         rows: Source and references of each sentence.
         files: The files that the rows were read from; None for a test set of the training data.
         data_fingerprint: Fingerprint of the training data; None for files.
+        direction: The direction of a multilingual model's test set; None for files and for other models.
     """
 
     name: str
     rows: Rows
     files: EvaluationFiles | None
     data_fingerprint: str | None
+    direction: Direction | None = None
 
 
 def given_files(cfg: EvaluatedConfig) -> EvaluationFiles | None:
@@ -389,10 +400,12 @@ def given_files(cfg: EvaluatedConfig) -> EvaluationFiles | None:
     return EvaluationFiles(cfg.source, path_list(cfg.target or []), cfg.pairs, cfg.columns)
 
 
-def read_text(
+def read_texts(
     cfg: EvaluatedConfig, files: EvaluationFiles | None, member: LoadedModel, default_set: str | None = None
-) -> EvaluationText:
+) -> list[EvaluationText]:
     """Return the text of the files, or the test set of the checkpoint's training data that test_set= names.
+
+    A test set of a multilingual model has one text for each direction.
 
     Args:
         cfg: The command's config.
@@ -401,13 +414,24 @@ def read_text(
         default_set: Test set for `test_set: null`; None for the only one of the data.
     """
     if files is not None:
-        return EvaluationText(files.name, files.read(), files, None)
+        return [EvaluationText(files.name, files.read(), files, None)]
+    if cfg.target_language is not None:
+        raise InputError("target_language= belongs to source= and target=, or pairs=; a test set has its own")
     contents, trusted = member.contents, tuple(cfg.trusted_packages)
     recorded = TrainingData(
         member.config["data"], contents["preprocessed_folder"], contents["data_fingerprint"], trusted
     )
-    name, pairs = recorded.test_set(cfg.test_set or default_set, cfg.data_folder)
-    return EvaluationText(name, pairs, None, recorded.fingerprint)
+    return recorded.test_sets(cfg.test_set or default_set, cfg.data_folder)
+
+
+def read_text(
+    cfg: EvaluatedConfig, files: EvaluationFiles | None, member: LoadedModel, default_set: str | None = None
+) -> EvaluationText:
+    """Return the only text of `read_texts`; raises InputError if there are several directions."""
+    texts = read_texts(cfg, files, member, default_set)
+    if len(texts) > 1:
+        raise InputError(f"choose one direction: test_set= one of {', '.join(text.name for text in texts)}")
+    return texts[0]
 
 
 @dataclass(frozen=True)
@@ -426,14 +450,15 @@ class TrainingData:
     fingerprint: str
     trusted_packages: tuple[str, ...]
 
-    def test_set(self, name: str | None, folder: str | None) -> tuple[str, Pairs]:
-        """Return the name and the pairs of a test set.
+    def test_sets(self, name: str | None, folder: str | None) -> list[EvaluationText]:
+        """Return a test set, or, of a multilingual corpus, the test sets of all directions with this name.
 
         The pairs are read from the preprocessed folder if it still holds this data, otherwise from the corpus. Raises
         InputError if the folder is damaged, or has no test set of this name.
 
         Args:
-            name: "dev" or a test set of the data; None for the only test set.
+            name: "dev" or a test set of the data, of a multilingual corpus also `<test set>.<direction>`; None for the
+                only test set, of a multilingual corpus for all of them.
             folder: Folder of the corpus if it has moved since training.
         """
         if "_target_" not in self.node:
@@ -443,29 +468,38 @@ class TrainingData:
             if folder is None:
                 log.warning("%s does not hold the training data any more: reading the corpus", self.preprocessed_folder)
             texts = self._corpus_texts(folder)
-        tests = [test for test in texts if test != "dev"]
-        if name is None:
+        tests = [test for test, text in texts.items() if not text.is_dev]
+        multilingual = any(text.direction is not None for text in texts.values())
+        if name is None and multilingual and tests:
+            chosen = tests
+        elif name is None:
             if len(tests) != 1:
                 found = f"has the test sets {', '.join(tests)}" if tests else "has no test set"
                 raise InputError(
                     f"the training data {found}: choose one with test_set= (or test_set=dev), "
                     "or give a pair of files with source= and target="
                 )
-            name = tests[0]
-        if name not in texts:
+            chosen = tests
+        else:
+            chosen = [test for test in texts if test == name or (multilingual and test.startswith(f"{name}."))]
+        if not chosen:
             raise InputError(f"test_set={name} is not in the training data, which has {', '.join(texts)}")
-        return name, texts[name]
+        return [
+            EvaluationText(test, texts[test].pairs, None, self.fingerprint, texts[test].direction) for test in chosen
+        ]
 
-    def _preprocessed_texts(self) -> dict[str, Pairs] | None:
+    def _preprocessed_texts(self) -> dict[str, _RecordedText] | None:
         try:
             preprocessed = read_preprocessed(self.preprocessed_folder)
         except DamagedDataError:
             raise
         except InputError:
             return None
-        return {"dev": preprocessed.dev, **preprocessed.tests} if preprocessed.fingerprint == self.fingerprint else None
+        if preprocessed.fingerprint != self.fingerprint:
+            return None
+        return _by_direction(preprocessed.dev, preprocessed.tests, preprocessed.directions)
 
-    def _corpus_texts(self, folder: str | None) -> dict[str, Pairs]:
+    def _corpus_texts(self, folder: str | None) -> dict[str, _RecordedText]:
         node = dict(self.node)
         if folder is not None:
             if "folder" not in node:
@@ -477,5 +511,31 @@ class TrainingData:
         if errors:
             raise InputError("the checkpoint's data config was refused:\n  " + "\n  ".join(errors))
         corpus: Corpus = build(node)
-        texts = {"dev": corpus.dev_text(), **corpus.test_texts()}
-        return {name: list(text.iterate()) for name, text in texts.items()}
+        tests = {name: list(text.iterate()) for name, text in corpus.test_texts().items()}
+        return _by_direction(list(corpus.dev_text().iterate()), tests, corpus.directions())
+
+
+class _RecordedText(NamedTuple):
+    """The dev text or a test set of the training data, of one direction if there are several."""
+
+    pairs: Pairs
+    is_dev: bool
+    direction: Direction | None = None
+
+
+def _by_direction(dev: Pairs, tests: Mapping[str, Pairs], directions: Sequence[Direction]) -> dict[str, _RecordedText]:
+    """Return the texts by name; with several directions, `dev` is split into `dev.<direction>`."""
+    if not directions:
+        named = {name: _RecordedText(pairs, is_dev=False) for name, pairs in tests.items()}
+        return {"dev": _RecordedText(dev, is_dev=True), **named}
+    texts: dict[str, _RecordedText] = {}
+    start = 0
+    for direction in directions:
+        name, end = f"dev.{direction.name}", start + direction.num_dev_pairs
+        before = texts[name].pairs if name in texts else []  # of another corpus with the same languages
+        texts[name] = _RecordedText(before + dev[start:end], is_dev=True, direction=direction)
+        start = end
+    for name, pairs in tests.items():
+        of_test = next(direction for direction in directions if name.endswith(f".{direction.name}"))
+        texts[name] = _RecordedText(pairs, is_dev=False, direction=of_test)
+    return texts

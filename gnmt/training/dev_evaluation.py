@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from gnmt.data.batching import batch_boundaries, batch_of
+from gnmt.data.corpora import Direction, bleu_tokenizer
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import draw_alignment
 from gnmt.decoding.options import SearchOptions
@@ -25,6 +26,7 @@ from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.device import Precision
 from gnmt.distributed import Ranks
+from gnmt.errors import format_count
 from gnmt.evaluation.metrics import Scores, score_translations
 from gnmt.logs import counter, progress_bar
 from gnmt.reporting.tensorboard import Reporter, translations_table
@@ -48,6 +50,8 @@ class DevResult:
         references: Reference translations.
         translations: Translations of the model.
         tokenizers: Tokenizers of the model.
+        by_direction: Scores of each direction of a multilingual model by its name; ` (zero-shot)` follows the name of
+            one that is not trained. `scores` are then the means over the trained directions.
     """
 
     loss: float
@@ -56,6 +60,7 @@ class DevResult:
     references: Sequence[str]
     translations: Sequence[Translation]
     tokenizers: Tokenizers
+    by_direction: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -64,20 +69,25 @@ class DevResult:
 
     def scalars(self) -> dict[str, float]:
         """Return the metrics by their TensorBoard tags."""
-        return {
+        own = {
             "dev/loss": self.loss,
             "dev/perplexity": self.perplexity,
             "dev/bleu": self.scores.bleu,
             "dev/chrf": self.scores.chrf,
             "dev/gleu": self.scores.gleu,
         }
+        for name, scores in self.by_direction.items():
+            tag = name.replace(" (zero-shot)", ".zero_shot")
+            own |= {f"dev/{tag}/bleu": scores.bleu, f"dev/{tag}/chrf": scores.chrf}
+        return own
 
     def summary(self) -> str:
         """Return the metrics as text for a log line."""
+        by_direction = ", ".join(f"{name} {scores.bleu:.2f}" for name, scores in self.by_direction.items())
         return (
             f"loss {self.loss:.3f}, perplexity {self.perplexity:.2f}, "
             f"BLEU {self.scores.bleu:.2f}, chrF {self.scores.chrf:.2f}"
-        )
+        ) + (f"; BLEU by direction: {by_direction}" if by_direction else "")
 
 
 class RankResult(NamedTuple):
@@ -104,10 +114,11 @@ class DevEvaluator:
         options: Search options.
         precision: Device and number format.
         pairs: Source and reference texts of the dev set.
-        bleu_tokenize: Tokenization of sacreBLEU.
+        bleu_tokenize: Tokenization of sacreBLEU; with `directions` it may be `auto`, by the target language of each.
         batch_size: Number of sentences that are translated at the same time.
         unused_target_ids: Ids that search suppresses.
         ranks: The processes that evaluate together.
+        directions: The directions of the pairs, for a multilingual model. The loss is that of the trained directions.
 
     Raises:
         InputError: The options need attention and the model has none.
@@ -124,6 +135,7 @@ class DevEvaluator:
         batch_size: int,
         unused_target_ids: Sequence[int],
         ranks: Ranks,
+        directions: Sequence[Direction] = (),
     ) -> None:
         # train() has checked this already, but not for a model that cannot be built on the meta device.
         check_coverage(options, objective.model.decoder.has_attention)
@@ -136,6 +148,8 @@ class DevEvaluator:
         self.batch_size = batch_size
         self.unused_target_ids = unused_target_ids
         self.ranks = ranks
+        self.directions = directions
+        self.direction_of = [direction for direction in directions for _ in range(direction.num_dev_pairs)]
 
     def __call__(self, abandoning: Callable[[], AbstractContextManager[None]] = nullcontext) -> DevResult:
         """Translate the dev set, measure the loss, and return the result of all ranks.
@@ -160,9 +174,35 @@ class DevEvaluator:
                 raise Abandoned
             translations += result.translations
             losses |= result.losses
-        texts = [translation.text for translation in translations]
-        scores = score_translations(texts, self.references, tokenize=self.bleu_tokenize)
-        return DevResult(mean_loss(losses), scores, self.sources, self.references, translations, self.tokenizers)
+        by_direction = self.scores_by_direction(translations)
+        if self.directions:
+            scores = mean_scores([by_direction[name] for name in self.trained_names()])
+        else:
+            texts = [translation.text for translation in translations]
+            scores = score_translations(texts, self.references, tokenize=self.bleu_tokenize)
+        loss, tokenizers = mean_loss(losses), self.tokenizers
+        return DevResult(loss, scores, self.sources, self.references, translations, tokenizers, by_direction)
+
+    def trained_names(self) -> list[str]:
+        """Return the names of the trained directions."""
+        return list(dict.fromkeys(direction.name for direction in self.directions if not direction.is_zero_shot))
+
+    def scores_by_direction(self, translations: Sequence[Translation]) -> dict[str, Scores]:
+        """Return the scores of each direction, see DevResult."""
+        rows: dict[Direction, list[tuple[str, str]]] = {}
+        for direction, translation, reference in zip(
+            self.direction_of, translations if self.directions else (), self.references, strict=False
+        ):
+            key = replace(direction, num_dev_pairs=0)  # directions of the same name are scored together
+            rows.setdefault(key, []).append((translation.text, reference))
+        return {
+            direction.name + " (zero-shot)" * direction.is_zero_shot: score_translations(
+                [text for text, _ in pairs],
+                [reference for _, reference in pairs],
+                tokenize=bleu_tokenizer(self.bleu_tokenize, direction.target_language),
+            )
+            for direction, pairs in rows.items()
+        }
 
     def own_sentences(self) -> slice:
         """Return the range of sentences that this rank translates. Each rank gets about as many characters."""
@@ -190,7 +230,11 @@ class DevEvaluator:
         shown = self.ranks.is_rank_0
         with progress_bar(description="translating", unit="line", total=len(sources), shown=shown) as bar:
             translations = translator.translate(
-                sources, attention=own.start == 0, first_line=own.start + 1, progress=counter(bar)
+                sources,
+                target_languages=[one.target_language for one in self.direction_of[own]] if self.directions else None,
+                attention=own.start == 0,
+                first_line=own.start + 1,
+                progress=counter(bar),
             )
         if own.start > 0:
             return translations
@@ -200,17 +244,21 @@ class DevEvaluator:
         """Return the ids of the pairs whose loss is measured, without EOS, sorted by length.
 
         A pair is left out if a side is empty, has more than MAX_PAIR_TOKENS tokens, or has more tokens than the model
-        has learned positions.
+        has learned positions, or if its direction is not trained.
         """
         source = self.tokenizers.source.encode_all(self.sources)
         target = self.tokenizers.target.encode_all(self.references)
+        rows = list(zip(source, target, strict=True))
+        if self.directions:
+            prefixes = {one: self.tokenizers.into(one.target_language).source_prefix for one in set(self.directions)}
+            rows = [
+                (prefixes[direction] + source_ids if source_ids else source_ids, target_ids)
+                for (source_ids, target_ids), direction in zip(rows, self.direction_of, strict=True)
+                if not direction.is_zero_shot
+            ]
         model = self.objective.model
         limits = max_measured_subwords(model.encoder.max_tokens), max_measured_subwords(model.decoder.max_tokens)
-        pairs = [
-            pair
-            for pair in zip(source, target, strict=True)
-            if all(0 < len(side) <= limit for side, limit in zip(pair, limits, strict=True))
-        ]
+        pairs = [pair for pair in rows if all(0 < len(side) <= limit for side, limit in zip(pair, limits, strict=True))]
         return sorted(pairs, key=lambda pair: (len(pair[1]), len(pair[0])))
 
     @torch.no_grad()
@@ -234,6 +282,20 @@ class DevEvaluator:
                 loss_sum, num_tokens = self.objective(batch.to(self.precision.device))
             losses[index] = float(loss_sum), int(num_tokens)
         return losses
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Return the means of BLEU and chrF over several directions."""
+    return Scores(
+        bleu=sum(one.bleu for one in scores) / len(scores),
+        chrf=sum(one.chrf for one in scores) / len(scores),
+        ter=None,
+        signatures={
+            metric: f"mean of {format_count(len(scores), 'direction')}, {signature}"
+            for metric, signature in scores[0].signatures.items()
+        },
+        num_sentences=sum(one.num_sentences for one in scores),
+    )
 
 
 def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:

@@ -31,7 +31,7 @@ from gnmt.checkpoint.load import build_model, check_entries, load_weights, read_
 from gnmt.config.build import build, resolve
 from gnmt.config.run_folder import CONFIG, OVERRIDES, changed_settings, locked_run_folder
 from gnmt.data.batching import BatchStream, LoaderState, Prefetcher
-from gnmt.data.corpora import Corpus, FilesCorpus
+from gnmt.data.corpora import Corpus, FilesCorpus, bleu_tokenizer
 from gnmt.data.preprocess import preprocess
 from gnmt.data.store import PreprocessedData
 from gnmt.data.tokenizer import Tokenizers, TokenizerSource
@@ -144,7 +144,7 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
             check_leftover_best(checkpoints, config)
         if initial is not None:
             initial.check_overrides(config)
-        check_tokenizer(build(config["data"]).bleu_tokenizer)
+        check_bleu_tokenizers(build(config["data"]))
         check_optimizers(config, options)
         check_objective(config, given=initial is not None)
         check_model(config)
@@ -196,6 +196,12 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
 
 
 # Check the config before preprocessing, which may take hours
+
+
+def check_bleu_tokenizers(corpus: Corpus) -> None:
+    """Raise InputError if sacreBLEU cannot tokenize a target language of the corpus."""
+    for language in corpus.target_languages or (corpus.target_language,):
+        check_tokenizer(bleu_tokenizer(corpus.bleu_tokenize, language))
 
 
 def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
@@ -530,8 +536,8 @@ def build_trainer(
         never_produced=tokenizers.target.never_produced,
     )
     objective_options: ObjectiveOptions = build(config["objective"])
-    bleu_tokenize = build(config["data"]).bleu_tokenizer
-    objective = objective_options.make(model, loss.to(precision.device), tokenizers.target, bleu_tokenize)
+    corpus: Corpus = build(config["data"])
+    objective = objective_options.make(model, loss.to(precision.device), tokenizers.target, corpus.bleu_tokenizer)
     stream = BatchStream(
         preprocessed.store,
         batch_tokens=options.batch_tokens,
@@ -552,10 +558,11 @@ def build_trainer(
         build(config["decoding"]),
         precision,
         pairs=preprocessed.dev,
-        bleu_tokenize=bleu_tokenize,
+        bleu_tokenize=corpus.bleu_tokenize if preprocessed.directions else corpus.bleu_tokenizer,
         batch_size=options.evaluation_batch_size,
         unused_target_ids=unused_target_ids,
         ranks=ranks,
+        directions=preprocessed.directions,
     )
     check_dev_pairs(evaluator, options)
     return Trainer(
@@ -577,7 +584,7 @@ def check_dev_pairs(evaluator: DevEvaluator, options: TrainerOptions) -> None:
 
     Raises InputError if all of them are and the dev loss chooses best.pt.
     """
-    num_pairs = len(evaluator.sources)
+    num_pairs = len(evaluator.sources) - sum(direction.is_zero_shot for direction in evaluator.direction_of)
     num_left_out = num_pairs - len(evaluator.measured_pairs())
     reason = (
         f"{num_left_out} of {format_count(num_pairs, 'dev pair')} cannot be measured, because a side is empty, has "

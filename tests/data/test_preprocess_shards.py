@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -233,6 +233,8 @@ def test_a_worker_uses_one_thread_and_a_single_process_all_cores(
     threads: list[int] = []
 
     class Side:
+        control_symbols: ClassVar[dict[str, int]] = {}
+
         def encode_all(self, texts: list[str], num_threads: int = -1) -> list[list[int]]:
             threads.append(num_threads)
             return [[4]] * len(texts)
@@ -244,10 +246,10 @@ def test_a_worker_uses_one_thread_and_a_single_process_all_cores(
     pairs = [NumberedPair(number, *pair) for number, pair in enumerate(toy_pairs(3), 1)]
     arguments = (Tokenizers(Side(), Side()), HeldOutSentences({}))  # type: ignore[arg-type]
     monkeypatch.setattr(preprocess_module, "_worker_arguments", arguments, raising=False)
-    preprocess_module._encode_in_worker(pairs, Cleaning(), tmp_path / "a.npz")
+    preprocess_module._encode_in_worker(pairs, Cleaning(), None, tmp_path / "a.npz")
     assert threads == [1] * 4
     with preprocess_module._shard_encoder(*arguments, 1) as submit:
-        submit(pairs, Cleaning(), tmp_path / "b.npz").result()
+        submit(pairs, Cleaning(), None, tmp_path / "b.npz").result()
     assert threads == [1] * 4 + [-1] * 4
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from typing import ClassVar
 
 import pytest
 import torch
@@ -114,6 +115,8 @@ def test_a_line_break_in_a_translation_becomes_a_space(model, tokenizers):
 
 class FixedEncoding:
     """A source tokenizer that encodes every text to the same ids."""
+
+    control_symbols: ClassVar = {}
 
     def __init__(self, ids):
         self.ids = ids
