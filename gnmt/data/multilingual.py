@@ -23,7 +23,6 @@ from gnmt.data.corpora import (
     Mixture,
     ReversedText,
     WeightedText,
-    check_test_names,
     language_unlike_13a,
 )
 from gnmt.data.parallel_text import ParallelText, naming_columns
@@ -82,7 +81,6 @@ class Multilingual(Corpus):
             )
         if not self._trained():
             raise InputError("no direction is left to train: shorten data.zero_shot or extend data.trained_directions")
-        check_test_names(self.test_texts())
 
     @property
     def target_languages(self) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ NEEDED_BY = {
     "experiment/koen_en_ko": ["data.folder=koen"],
     "data/mixture": FIRST,
     "data/translated": [override.replace("corpora.first", "corpora.parallel") for override in FIRST],
+    "data/multilingual": ["+data@data.corpora.first=multi30k"],
     "model/decoder/plain": ["model=seq2seq"],
     "tokenizer/existing": ["tokenizer.source=a.model", "tokenizer.target=a.model"],
     "model/decoder/transformer": ["~model/attention"],  # instead of a decoder that has one

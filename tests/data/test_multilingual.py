@@ -289,7 +289,7 @@ def test_combinations_and_equal_test_sets_are_refused(make_corpora: MakeCorpora)
     with pytest.raises(InputError, match=r"data\.corpora\.m is itself a combination of corpora"):
         Multilingual(corpora={"m": mixture})
     with pytest.raises(InputError, match="b and another corpus have the test set news for en-de"):
-        Multilingual(corpora={"a": files, "b": files})
+        Multilingual(corpora={"a": files, "b": files}).test_texts()
 
 
 def test_references_of_another_script_need_the_name_of_their_language(
