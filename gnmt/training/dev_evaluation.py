@@ -285,7 +285,7 @@ class DevEvaluator:
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Return the means of BLEU and chrF over several directions."""
+    """Return the means of BLEU, chrF and GLEU over several directions."""
     return Scores(
         bleu=sum(one.bleu for one in scores) / len(scores),
         chrf=sum(one.chrf for one in scores) / len(scores),
@@ -295,6 +295,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
             for metric, signature in scores[0].signatures.items()
         },
         num_sentences=sum(one.num_sentences for one in scores),
+        gleu=sum(one.gleu for one in scores) / len(scores),
     )
 
 
