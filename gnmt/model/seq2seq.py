@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from gnmt.batch import PAD_ID, Tokens
 from gnmt.config.validate import Probability, Range, Size
+from gnmt.model.clipping import Clip, Clipping
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, WordDropout
-from gnmt.model.validate import TIES_SIDES, TIES_TARGET_OUTPUT, check_parts
+from gnmt.model.validate import TIES_SIDES, TIES_TARGET_OUTPUT, check_clipping, check_parts
 
 
 class Seq2Seq(nn.Module):
@@ -40,6 +41,8 @@ class Seq2Seq(nn.Module):
             Ghahramani 2016); the other embeddings are divided by 1 - word_dropout.
         memory_dropout: Dropout probability of the encoder's states that the decoder's attention reads (Caglayan et al.
             2017 use 0.5).
+        clipping: Bounds of embeddings, encoder states, hidden states and logits, for a model with quantizable LSTM
+            layers (Wu et al. 2016, section 6); None for no bounds.
 
     Raises:
         InputError: If the parts do not fit together (see gnmt/model/validate.py).
@@ -58,9 +61,11 @@ class Seq2Seq(nn.Module):
         output_dropout: Probability = 0.0,
         word_dropout: Probability = 0.0,
         memory_dropout: Probability = 0.0,
+        clipping: Clipping | None = None,
     ) -> None:
         super().__init__()
         check_parts(encoder, decoder, embedding_size, tie_embeddings)
+        check_clipping(encoder, decoder, clipping)
         self.encoder = encoder
         self.decoder = decoder
         self.source_embedding = nn.Embedding(source_vocabulary_size, embedding_size, padding_idx=PAD_ID)
@@ -74,6 +79,9 @@ class Seq2Seq(nn.Module):
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
         if tie_embeddings in TIES_TARGET_OUTPUT:
             self.output_layer.weight = self.target_embedding.weight
+        self.clipping = clipping
+        self.clip = None if clipping is None else Clip()
+        self.begin_update(0)
         self.initialize(init_range, init_range if embedding_init_range is None else embedding_init_range)
 
     def initialize(self, init_range: float, embedding_init_range: float) -> None:
@@ -99,6 +107,17 @@ class Seq2Seq(nn.Module):
                 nn.init.uniform_(embedding.weight, -embedding_init_range, embedding_init_range)
                 embedding.weight[PAD_ID].zero_()
 
+    def begin_update(self, step: int) -> None:
+        """Set the bound of clipped activations for update `step`, counted from 0."""
+        if self.clipping is not None:
+            for module in self.modules():
+                if isinstance(module, Clip):
+                    module.delta.fill_(self.clipping.delta(step))
+
+    def bounded(self, values: Tensor) -> Tensor:
+        """Return embeddings or states, clipped where the model has `clipping`."""
+        return values if self.clip is None else self.clip(values)
+
     @property
     def max_source_tokens(self) -> int | None:
         """The longest source, in tokens with EOS, that `encode` accepts; None for no limit."""
@@ -113,9 +132,9 @@ class Seq2Seq(nn.Module):
         Returns:
             Everything that decoding needs of the source.
         """
-        embedded_BSE = self.word_dropout(self.source_embedding(source.ids_BT))
+        embedded_BSE = self.word_dropout(self.bounded(self.source_embedding(source.ids_BT)))
         encoded: Encoded = self.encoder(embedded_BSE, source.lengths_B)
-        encoded = encoded._replace(states_BSH=self.memory_dropout(encoded.states_BSH))
+        encoded = encoded._replace(states_BSH=self.memory_dropout(self.bounded(encoded.states_BSH)))
         return Memory(encoded.states_BSH, source.mask_BT, self.decoder.prepare(encoded), encoded.by_sentence)
 
     def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -130,14 +149,19 @@ class Seq2Seq(nn.Module):
             Hidden states [B, T, H] for `output`, and the attention [B, T, S]. The latter is None if `attention` is
             False or the decoder has none.
         """
-        embedded_BTE = self.word_dropout(self.target_embedding(target.ids_BT))
+        embedded_BTE = self.word_dropout(self.bounded(self.target_embedding(target.ids_BT)))
         hidden_BTH, weights_BTS = self.decoder(embedded_BTE, memory)
-        return hidden_BTH, weights_BTS if attention else None
+        return self.bounded(hidden_BTH), weights_BTS if attention else None
 
     def output(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
         logits: Tensor = self.output_layer(self.output_dropout(hidden))
-        return logits
+        return logits if self.logit_bound is None else logits.clamp(-self.logit_bound, self.logit_bound)
+
+    @property
+    def logit_bound(self) -> float | None:
+        """Bound to which logits are clipped (Wu et al. 2016, eq. 13); None for no bound."""
+        return None if self.clipping is None else self.clipping.logits
 
     def start(self, memory: Memory, beam: int) -> DecoderState:
         """Return the decoder's state before the first token, with tensors [B, beam, ...]."""
@@ -156,8 +180,9 @@ class Seq2Seq(nn.Module):
         Returns:
             Log-probabilities of the next token, fp32 [B, K, V]; attention [B, K, S] or None; and the new state.
         """
-        hidden_BKH, weights_BKS, state = self.decoder.step(self.target_embedding(tokens_BK), state, memory)
-        logits_BKV = self.output(hidden_BKH).float()
+        embedded_BKE = self.bounded(self.target_embedding(tokens_BK))
+        hidden_BKH, weights_BKS, state = self.decoder.step(embedded_BKE, state, memory)
+        logits_BKV = self.output(self.bounded(hidden_BKH)).float()
         # In search the result overwrites the logits. A second [B, K, V] made malloc return memory to the system after
         # each step and request it again, which slowed a step of 160 hypotheses over 32,000 subwords by a tenth.
         out = None if logits_BKV.requires_grad else logits_BKV

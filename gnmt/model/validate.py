@@ -1,8 +1,8 @@
 """Checks that the parts of a model fit together.
 
-Each check raises InputError with the config keys to change. `Seq2Seq` calls `check_parts`. Training and the loading of
-checkpoints call `check_shared_vocabulary`, because a model does not contain its tokenizers. Encoders, decoders and
-attentions call the other checks.
+Each check raises InputError with the config keys to change. `Seq2Seq` calls `check_parts` and `check_clipping`.
+Training and the loading of checkpoints call `check_shared_vocabulary`, because a model does not contain its tokenizers.
+Encoders, decoders and attentions call the other checks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gnmt.errors import InputError
+from gnmt.model.clipping import Clip, Clipping
 from gnmt.model.interfaces import Attention, Decoder, Encoder
 
 TIES_SIDES = ("source_target", "all")
@@ -94,6 +95,21 @@ def _check_states_are_read(encoder: Encoder, decoder: Decoder) -> None:
         raise InputError(
             f"{keys} would change the encoder's states, but this decoder has no attention and reads only the layers' "
             "final states: remove the option, or use a decoder with attention (model/decoder=attention)"
+        )
+
+
+def check_clipping(encoder: Encoder, decoder: Decoder, clipping: Clipping | None) -> None:
+    """Check that the model has bounds if and only if it has layers that clip their cells."""
+    clips = any(isinstance(module, Clip) for part in (encoder, decoder) for module in part.modules())
+    if clips and clipping is None:
+        raise InputError(
+            "model.clipping is null, but cell=quantizable_lstm needs bounds for its cells: add "
+            "model/clipping=annealed, or choose another model.encoder.cell and model.decoder.cell"
+        )
+    if clipping is not None and not clips:
+        raise InputError(
+            "model.clipping bounds the cells of quantizable LSTM layers, and this model has none: set "
+            "model.encoder.cell=quantizable_lstm, or leave out model/clipping"
         )
 
 

@@ -204,7 +204,9 @@ class ExpectedReward(Objective):
             rewards_BK = self.reward(of_samples, [without_eos(tokens) for tokens in references], device)
             weights_BK, expected_B = self.weigh(samples, rewards_BK)
             weights_N = weights_BK.flatten().repeat_interleave(lengths_M, output_size=len(labels_N))
-            surrogate: Tensor = self.loss(hidden_NH, self.model.output_layer, labels_N, weights_N)
+            surrogate: Tensor = self.loss(
+                hidden_NH, self.model.output_layer, labels_N, weights_N, self.model.logit_bound
+            )
         self.statistics_M = self.statistics_M + torch.stack(
             (
                 expected_B.new_tensor(len(expected_B)),

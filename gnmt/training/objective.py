@@ -113,7 +113,8 @@ class Objective(nn.Module):
             source, target = twice(source), twice(target)
         hidden_BTH, _ = self.model.decode(target, self.model.encode(source))
         hidden_NH = self.model.output_dropout(select_tokens(hidden_BTH, rows_N, steps_N))
-        return self.loss(hidden_NH, self.model.output_layer, labels_N), labels.lengths_B.sum()
+        loss_sum = self.loss(hidden_NH, self.model.output_layer, labels_N, logit_bound=self.model.logit_bound)
+        return loss_sum, labels.lengths_B.sum()
 
 
 def twice(tokens: Tokens) -> Tokens:
@@ -203,7 +204,12 @@ class LabelSmoothedCrossEntropy(nn.Module):
         self.register_buffer("uniform_V", allowed_V / allowed_V.sum(), persistent=False)
 
     def forward(
-        self, hidden_NH: Tensor, output_layer: nn.Linear, labels_N: Tensor, weights_N: Tensor | None = None
+        self,
+        hidden_NH: Tensor,
+        output_layer: nn.Linear,
+        labels_N: Tensor,
+        weights_N: Tensor | None = None,
+        logit_bound: float | None = None,
     ) -> Tensor:
         """Return the loss summed over the tokens, a scalar in fp32 (fp64 for fp64 hidden states).
 
@@ -216,6 +222,7 @@ class LabelSmoothedCrossEntropy(nn.Module):
             labels_N: The label of each row, int64.
             weights_N: The weight of each row's cross-entropy in the sum, fp32 or fp64, constant for autograd; it may be
                 negative. There is then neither smoothing nor R-Drop. None for equal weights of 1.
+            logit_bound: Bound to which logits are clipped (Wu et al. 2016, eq. 13); None for no bound.
         """
         plain = weights_N is not None or not self.training
         loss_sum: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -227,6 +234,7 @@ class LabelSmoothedCrossEntropy(nn.Module):
             weights_N,
             0.0 if plain else self.smoothing,
             0.0 if plain else self.r_drop,
+            logit_bound,
             torch.is_grad_enabled(),  # inside an autograd function gradients are always disabled
         )
         return loss_sum
@@ -251,13 +259,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weights_N: Tensor | None,
         smoothing: float,
         r_drop: float,
+        logit_bound: float | None,
         with_gradient: bool,
     ) -> Tensor:
         inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V, weights_N
         ctx.save_for_backward(*inputs)
-        ctx.smoothing, ctx.r_drop, ctx.product_dtype = smoothing, r_drop, product_dtype(hidden_NH)
+        options = smoothing, r_drop, logit_bound, product_dtype(hidden_NH)
+        ctx.options = options
         with_gradient = with_gradient and any(ctx.needs_input_grad)
-        loss_sum, ctx.gradients = chunked_cross_entropy(*inputs, smoothing, r_drop, ctx.product_dtype, with_gradient)
+        loss_sum, ctx.gradients = chunked_cross_entropy(*inputs, *options, with_gradient)
         return loss_sum
 
     @staticmethod
@@ -266,9 +276,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if gradients is None:
             hidden_NH, weight_VH, bias_V, labels_N, uniform_V, weights_N = ctx.saved_tensors
             inputs = hidden_NH, weight_VH, bias_V, labels_N, uniform_V, weights_N
-            _, gradients = chunked_cross_entropy(*inputs, ctx.smoothing, ctx.r_drop, ctx.product_dtype, True)
+            smoothing, r_drop, logit_bound, dtype = ctx.options
+            _, gradients = chunked_cross_entropy(*inputs, smoothing, r_drop, logit_bound, dtype, True)
         assert gradients is not None
-        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None, None)
+        return (*(scale(gradient, grads[0]) for gradient in gradients), None, None, None, None, None, None, None)
 
 
 class Gradients(NamedTuple):
@@ -288,6 +299,7 @@ def chunked_cross_entropy(
     weights_N: Tensor | None,
     smoothing: float,
     r_drop: float,
+    logit_bound: float | None,
     dtype: torch.dtype,
     with_gradient: bool,
 ) -> tuple[Tensor, Gradients | None]:
@@ -295,7 +307,8 @@ def chunked_cross_entropy(
 
     With z the logits of a token, y its label, u the uniform distribution over the allowed ids, and s the smoothing,
     loss = log sum exp z - (1 - s) z_y - s u.z. The term with u is linear in the hidden states: over all tokens, its
-    value and its gradients are products with the single row u W, which need no pass over the logits.
+    value and its gradients are products with the single row u W, which need no pass over the logits. Where logits are
+    clipped it is not linear, so it is computed from the clipped logits, whose gradient is 0.
 
     Args:
         hidden_NH: Hidden states of the N tokens; with R-Drop those of N / 2 tokens, two neighboring rows for each.
@@ -306,6 +319,7 @@ def chunked_cross_entropy(
         weights_N: Weight of each row in the sum; None for 1. Smoothing and r_drop must be 0 with weights.
         smoothing: The smoothing s.
         r_drop: Weight of the divergence between the two rows of a token; 0 if each row is a token of its own.
+        logit_bound: Bound to which logits are clipped; None for no bound.
         dtype: Dtype of the matrix products.
         with_gradient: Whether to compute the gradients.
 
@@ -328,6 +342,11 @@ def chunked_cross_entropy(
             hidden, labels = hidden_states[chunk], labels_N[chunk]
             real = slice(len(labels))
             logits = affine(hidden, weight, bias)
+            clipped = None
+            if logit_bound is not None:
+                clipped = logits.abs() > logit_bound
+                logits.clamp_(-logit_bound, logit_bound)
+                loss_sum -= row_weight * smoothing * (logits[real].to(sum_dtype) @ uniform_V.to(sum_dtype)).sum()
             label_indices = torch.arange(len(labels), device=labels.device), labels  # torch's scatter is slower
             label_logits, largest = logits[label_indices].to(sum_dtype), logits[real].amax(1).to(sum_dtype)
             differences = (logits[real][0::2] - logits[real][1::2]).to(sum_dtype) if r_drop else None
@@ -354,6 +373,8 @@ def chunked_cross_entropy(
             grad[label_indices] += smoothing - 1
             if divergence_grad is not None:
                 grad[real].mul_(row_weight).add_(divergence_grad, alpha=r_drop)
+            if clipped is not None:
+                grad.sub_(uniform_V.to(grad.dtype), alpha=row_weight * smoothing).masked_fill_(clipped, 0)
             if weights_N is not None:
                 grad[real].mul_(weights_N[chunk, None])
             grad[len(labels) :] = 0
@@ -361,7 +382,7 @@ def chunked_cross_entropy(
             first = chunk.start == 0
             accumulate(gradients.bias_V, grad.sum(0), first)  # torch sums bf16 in fp32
             accumulate_product(gradients.weight_VH, grad, hidden, first)
-        if smoothing:
+        if smoothing and logit_bound is None:
             uniform_V = uniform_V.to(weight_VH.dtype)
             mean_row_H, mean_bias = uniform_V @ weight_VH, uniform_V @ bias_V
             hidden_sum_H = hidden_NH.sum(0, dtype=weight_VH.dtype)

@@ -213,6 +213,7 @@ class Trainer:
         """
         self.objective.train()
         self.staged_optimizer.begin_update(self.state.step, self.state.qualities())
+        self.objective.model.begin_update(self.state.step)
         self.parallel.begin_update(self.state.step)
         self.objective.begin_update(self.parallel.seed, self.state.step)
         metrics.count(local_batch)

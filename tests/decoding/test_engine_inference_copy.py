@@ -14,11 +14,12 @@ from benchmarks.baseline import Baseline
 from benchmarks.decoding import Workload
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Tokens
 from gnmt.decoding.engine.inference_copy import SequenceLSTM, StepLSTM, inference_copy
-from gnmt.decoding.engine.linear import Int8Linear, PackedLinear
+from gnmt.decoding.engine.linear import FixedRangeInt8Linear, Int8Linear, PackedLinear
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import Precision, choose_precision, int8_obstacle
 from gnmt.model.attention import AdditiveAttention
+from gnmt.model.clipping import Clipping
 from gnmt.model.interfaces import Encoded, Memory, SearchModel
 from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
@@ -189,6 +190,50 @@ def test_large_int8_sums_do_not_overflow() -> None:
     """Without VNNI, pairs of products are summed in 16 bits and saturate when all values are at their largest."""
     found = Int8Linear(torch.full((16, 1024), 2.0), None)(torch.full((3, 1024), 5.0))
     torch.testing.assert_close(found, torch.full((3, 16), 10240.0), rtol=1e-4, atol=0)
+
+
+@needs_int8
+@torch.inference_mode()
+def test_int8_products_of_a_fixed_range_are_exact_to_half_a_step_and_saturate() -> None:
+    torch.manual_seed(5)
+    weight, bias, rows = torch.randn(50, 300), torch.randn(50), torch.rand(8, 300) * 4 - 2
+    linear = FixedRangeInt8Linear(weight, bias, 2.0)
+    weight_step, step = weight.abs().amax(1) / 127, 2 / 127
+    difference = (linear(rows) - nn.functional.linear(rows, weight, bias)).abs()
+    rows_size, weight_size = rows.abs().sum(1, keepdim=True), weight.abs().sum(1)
+    bound = rows_size * weight_step / 2 + weight_size * step / 2 + 300 * weight_step * step / 4
+    assert bool((difference <= bound * 1.001).all())
+    assert torch.equal(linear(rows[:1]), linear(rows)[:1])
+    torch.testing.assert_close(linear(rows.sign() * 7), linear(rows.sign() * 2))
+
+
+def quantizable_gnmt() -> Seq2Seq:
+    torch.manual_seed(3)
+    encoder = LSTMEncoder(8, 8, 3, cell="quantizable_lstm")
+    decoder = GNMTDecoder(8, 8, 3, AdditiveAttention(8, 8, 8), cell="quantizable_lstm")
+    model = Seq2Seq(encoder, decoder, SUBWORDS, SUBWORDS, 8, init_range=0.5, clipping=Clipping(steps=10)).eval()
+    model.begin_update(10)
+    return model
+
+
+def test_quantizable_layers_and_the_output_layer_use_the_range_of_training() -> None:
+    model = quantizable_gnmt()
+    for fixed_ranges, number in ((True, 2 * (2 + 2 + 3) + 1), (False, 0)):
+        copied = inference_copy(model, Precision("int8", CPU), fixed_ranges)
+        fixed = [module for module in copied.modules() if isinstance(module, FixedRangeInt8Linear)]
+        assert [module.step for module in fixed] == [1 / 127] * number
+        assert isinstance(copied.decoder.attention.query_projection, Int8Linear)
+    assert isinstance(copied.output_layer, Int8Linear)
+
+
+@needs_int8
+@torch.inference_mode()
+def test_a_quantizable_model_in_int8_is_close_to_fp32() -> None:
+    model = quantizable_gnmt()
+    for fixed_ranges in (True, False):
+        fast = inference_copy(model, Precision("int8", CPU), fixed_ranges)
+        found, expected = (steps(one, batch(3, 7, 5))[0] for one in (fast, model))
+        torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 
 
 @needs_int8

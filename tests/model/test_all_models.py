@@ -87,6 +87,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gnmt_rg_lru": ("gnmt_small", ("model.encoder.cell=rg_lru", "model.decoder.query=previous")),
     "seq2seq_min_lstm": ("seq2seq", ("model.encoder.cell=min_lstm",)),
     "attention_rg_lru": ("attention", ("model.encoder.cell=rg_lru",)),
+    "gnmt_quantizable": (
+        "gnmt_8",
+        ("model.encoder.cell=quantizable_lstm", "model/clipping=annealed", "model.clipping.start=0.9"),
+    ),
     "gnmt_shortcuts": (
         "gnmt_small",
         ("model.encoder.attend_to_embeddings=true", "model.decoder.context_to_output=added"),

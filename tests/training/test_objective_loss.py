@@ -29,12 +29,13 @@ def parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, nn.Linear]:
     return hidden_NH, nn.Linear(HIDDEN_SIZE, VOCABULARY_SIZE, dtype=dtype)
 
 
-def plain_loss(hidden_NH: Tensor, layer: nn.Linear, smoothing: float) -> Tensor:
+def plain_loss(hidden_NH: Tensor, layer: nn.Linear, smoothing: float, logit_bound: float = 1e9) -> Tensor:
     """Return -sum of q log p, where q gives 1 - s to the label and spreads s over all ids that can occur."""
     allowed = [id for id in range(VOCABULARY_SIZE) if id not in NEVER]
     total = torch.zeros((), dtype=hidden_NH.dtype)
     for hidden_H, label in zip(hidden_NH, LABELS_N.tolist(), strict=True):
-        log_probs_V = torch.log_softmax(layer.weight @ hidden_H + layer.bias, dim=0)
+        logits_V = (layer.weight @ hidden_H + layer.bias).clamp(-logit_bound, logit_bound)
+        log_probs_V = torch.log_softmax(logits_V, dim=0)
         for id in allowed:
             probability = smoothing / len(allowed) + (1 - smoothing if id == label else 0)
             total = total - probability * log_probs_V[id]
@@ -54,6 +55,28 @@ def test_the_loss_equals_the_plain_formula(smoothing):
     # The factor stands for what follows: division by the number of tokens, loss scaling.
     found = gradients(loss * 0.37, hidden_NH, layer)
     torch.testing.assert_close(found, gradients(expected * 0.37, hidden_NH, layer), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("logit_bound", [0.3, 25.0])
+def test_the_loss_of_clipped_logits_equals_the_plain_formula(smoothing, logit_bound):
+    hidden_NH, layer = parts(torch.float64)
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing).double()
+    loss, expected = (
+        module(hidden_NH, layer, LABELS_N, logit_bound),
+        plain_loss(hidden_NH, layer, smoothing, logit_bound),
+    )
+    torch.testing.assert_close(loss, expected)
+    found = gradients(loss * 0.37, hidden_NH, layer)
+    torch.testing.assert_close(found, gradients(expected * 0.37, hidden_NH, layer))
+    with torch.no_grad():
+        torch.testing.assert_close(module(hidden_NH, layer, LABELS_N, logit_bound), expected)
+
+
+def test_r_drop_of_clipped_logits_has_the_gradient_of_a_finite_difference(twins):
+    hidden_NH, layer, labels_N = twins
+    module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.1, r_drop=2.0).double()
+    assert torch.autograd.gradcheck(lambda hidden: module(hidden, layer, labels_N, 0.3), hidden_NH)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -111,6 +111,16 @@ def test_the_schedule_scales_the_rate_of_the_config(make_trainer, preprocessed):
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
 
 
+def test_the_bound_of_activations_falls_with_the_updates(make_trainer):
+    quantizable = ("model/clipping=annealed", "model.encoder.cell=quantizable_lstm", "model.clipping.steps=4")
+    trainer = make_trainer(*quantizable)
+    bounds = []
+    for _ in range(6):
+        trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
+        bounds.append(float(trainer.objective.model.decoder.bottom.clip.delta))
+    assert bounds == [8.0, 6.25, 4.5, 2.75, 1.0, 1.0]
+
+
 def test_the_average_includes_every_update(make_trainer):
     trainer = make_trainer("trainer.ema_decay=0.5")
     expected = flat_weights(trainer)

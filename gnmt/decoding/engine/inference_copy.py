@@ -9,7 +9,9 @@ model in which
   multiplies the inputs of all time steps at once (SequenceLSTM);
 - additive attention uses a sigmoid in place of the tanh (InferenceAttention);
 - the product of the attention context with the weights of GNMT's upper layers is computed once for each source
-  position (SharedContextDecoder).
+  position (SharedContextDecoder);
+- in int8, quantizable LSTM layers and the output layer after them have one scale for their inputs, whose range is known
+  from training (FixedRangeInt8Linear).
 
 Only modules are replaced: architecture, results and the methods encode, start and step are those of the model. Every
 model built of Linear and LSTM modules becomes faster, and modules of other classes are copied unchanged.
@@ -25,7 +27,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gnmt.decoding.engine.linear import LinearMaker, linear_maker
+from gnmt.decoding.engine.linear import FixedRangeInt8Linear, LinearMaker, linear_maker
 from gnmt.device import Precision
 from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend
 from gnmt.model.convolutional import NormalizedLinear
@@ -41,6 +43,7 @@ from gnmt.model.recurrent.layers import (
     pack_states,
     unpack_states,
 )
+from gnmt.model.recurrent.quantizable_lstm import QuantizableLSTM
 from gnmt.model.seq2seq import Seq2Seq
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,7 +53,7 @@ Replacement = Callable[[Any], nn.Module]
 
 
 @torch.no_grad()
-def inference_copy(model: Seq2Seq, precision: Precision) -> Seq2Seq:
+def inference_copy(model: Seq2Seq, precision: Precision, fixed_ranges: bool = True) -> Seq2Seq:
     """Return a copy of the model for search, in evaluation mode, which needs no autocast.
 
     The copy implements SearchModel (encode, start, step) but not teacher forcing (decode). The model itself is not
@@ -63,10 +66,14 @@ def inference_copy(model: Seq2Seq, precision: Precision) -> Seq2Seq:
     Args:
         model: The model, on the device of `precision`.
         precision: Data type of weights and products.
+        fixed_ranges: Whether int8 products of clipped activations use their known range. False is for comparison: each
+            row is then scaled by its largest value, as in models without clipping.
     """
     dtype = _DTYPES.get(precision.name, torch.float32)
     make = linear_maker(precision.name, precision.device, dtype)
     copies: dict[int, Any] = {}  # by id, the memo in which copy.deepcopy looks up objects that are copied already
+    if precision.name == "int8" and fixed_ranges and model.clip is not None:
+        _add_fixed_ranges(model, float(model.clip.delta), copies)
     on_cuda = precision.device.type == "cuda"
     _add_replacements(model.encoder, _replacements(make, SequenceLSTM, keep_lstm=on_cuda), copies)
     _add_replacements(model, _replacements(make, StepLSTM, keep_lstm=False), copies, without=model.encoder)
@@ -113,6 +120,19 @@ def _add_replacements(
             copies[id(child)] = replacements[type(child)](child)
         elif not _reads_weights_of_submodules(child):
             _add_replacements(child, replacements, copies)
+
+
+def _add_fixed_ranges(model: Seq2Seq, bound: float, copies: dict[int, Any]) -> None:
+    """Add int8 layers for inputs in [-bound, bound] to `copies`: those of quantizable LSTM layers and the output layer.
+
+    The layers' inputs are embeddings, outputs and residual sums of layers, and means of encoder states, all of which
+    the model clips. Attention is quantized as in other models; Wu et al. 2016 leave it in floating point.
+    """
+    layers = [model.output_layer]
+    for module in model.modules():
+        if isinstance(module, QuantizableLSTM):
+            layers += [module.from_inputs, module.from_hidden]
+    copies.update({id(layer): FixedRangeInt8Linear(layer.weight, layer.bias, bound) for layer in layers})
 
 
 def _reads_weights_of_submodules(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Linear layers for search: products of few rows with a fixed matrix.
 
 `linear_maker` chooses between PackedLinear (oneDNN on a CPU, fp32 and bf16), Int8Linear (oneDNN, int8) and PlainLinear
-(CUDA, and CPUs without oneDNN).
+(CUDA, and CPUs without oneDNN). FixedRangeInt8Linear is for inputs that are clipped in training.
 """
 
 from __future__ import annotations
@@ -122,9 +122,18 @@ class Int8Linear(OneDNNLinear):
         largest_N1 = inputs_NI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         # [-1, 1] becomes 1 to 255. Truncation after adding the half rounds to the nearest integer.
         levels_NI = torch.addcmul(self.levels_middle, inputs_NI, _INT8_LARGEST / largest_N1).to(torch.uint8)
+        outputs_NO = self.product(levels_NI, 1 / _INT8_LARGEST)
+        if self.bias is None:
+            outputs_NO.mul_(largest_N1)
+        else:
+            torch.addcmul(self.bias, outputs_NO, largest_N1, out=outputs_NO)  # scale and bias in one pass
+        return outputs_NO.view(*inputs.shape[:-1], -1)
+
+    def product(self, levels_NI: Tensor, step: float) -> Tensor:
+        """Return the product of the weights and step * (levels - 128), [N, O], without the bias."""
         outputs_NO: Tensor = torch.ops.onednn.qlinear_pointwise(
             levels_NI,
-            1 / _INT8_LARGEST,
+            step,
             _INT8_ZERO,
             self.packed,
             self.scale_O,
@@ -137,10 +146,33 @@ class Int8Linear(OneDNNLinear):
             [],
             "",
         )
-        if self.bias is None:
-            outputs_NO.mul_(largest_N1)
-        else:
-            torch.addcmul(self.bias, outputs_NO, largest_N1, out=outputs_NO)  # scale and bias in one pass
+        return outputs_NO
+
+
+class FixedRangeInt8Linear(Int8Linear):
+    """An Int8Linear for inputs in [-bound, bound], which share one scale (Wu et al. 2016, section 6).
+
+    The range is known from training, so no pass over the inputs looks for the largest value of a row, and none over the
+    outputs multiplies it. Inputs beyond the range count as its ends.
+
+    Args:
+        weight: W.
+        bias: b, or None.
+        bound: Bound of the inputs.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, bound: float) -> None:
+        super().__init__(weight, bias)
+        self.step = bound / _INT8_LARGEST
+        self.levels_per_unit = torch.tensor(1 / self.step)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs_NI = inputs.reshape(-1, inputs.shape[-1])
+        levels_NI = torch.addcmul(self.levels_middle, inputs_NI, self.levels_per_unit)
+        levels_NI.clamp_(_INT8_ZERO - _INT8_LARGEST, _INT8_ZERO + _INT8_LARGEST + 0.5)
+        outputs_NO = self.product(levels_NI.to(torch.uint8), self.step)
+        if self.bias is not None:
+            outputs_NO.add_(self.bias)
         return outputs_NO.view(*inputs.shape[:-1], -1)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 from gnmt.errors import InputError
-from gnmt.model.recurrent.layers import GRU, LSTM, LayerMaker, LayerNormLSTM
+from gnmt.model.recurrent.layers import GRU, LSTM, LayerMaker, LayerNormLSTM, RecurrentLayer
 from gnmt.model.recurrent.linear_recurrence import RGLRU, MinLSTM
+from gnmt.model.recurrent.quantizable_lstm import QuantizableLSTM
 
-Cell = Literal["lstm", "gru", "min_lstm", "rg_lru"]
+Cell = Literal["lstm", "gru", "quantizable_lstm", "min_lstm", "rg_lru"]
 """Kind of the recurrent layers.
 
-"lstm" and "gru" run step after step, in fused kernels. The gates of the others do not read the previous output, so they
-train in parallel over time: "min_lstm" (Feng et al. 2024) and "rg_lru" (De et al. 2024); see linear_recurrence.py.
+"lstm" and "gru" run step after step, in fused kernels. "quantizable_lstm" clips its cells, so that int8 decoding knows
+their range, and needs `model.clipping` (Wu et al. 2016, section 6). The gates of the others do not read the previous
+output, so they train in parallel over time: "min_lstm" (Feng et al. 2024) and "rg_lru" (De et al. 2024); see
+linear_recurrence.py.
 """
 
 
@@ -41,4 +45,5 @@ def layer_class(cell: Cell, layer_norm: bool, key: str, weight_dropout: float = 
         return MinLSTM if cell == "min_lstm" else RGLRU
     if layer_norm:
         return partial(LayerNormLSTM, weight_dropout=weight_dropout)
-    return partial(GRU if cell == "gru" else LSTM, weight_dropout=weight_dropout)
+    classes: dict[Cell, Callable[..., RecurrentLayer]] = {"lstm": LSTM, "gru": GRU, "quantizable_lstm": QuantizableLSTM}
+    return partial(classes[cell], weight_dropout=weight_dropout)

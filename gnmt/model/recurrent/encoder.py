@@ -113,10 +113,10 @@ class LSTMEncoder(Encoder):
             states_SBH = reverse_by_length(states_SBH, lengths_B - 1)
         finals: list[LayerState] = []
         for number, layer in enumerate(self.layers, start=1):
+            assert isinstance(layer, Bidirectional | RecurrentLayer)
             inputs_SBH = states_SBH
             dropped_SBH = self.dropout(inputs_SBH)
             if self.final_states:
-                assert isinstance(layer, Bidirectional | RecurrentLayer)
                 states_SBH, final = layer.forward_with_final_state(dropped_SBH, lengths_B)
                 finals.append(final)
             elif isinstance(layer, Bidirectional):
@@ -124,7 +124,7 @@ class LSTMEncoder(Encoder):
             else:
                 states_SBH = layer(dropped_SBH)
             if is_residual(number, self.residual_from) and inputs_SBH.shape == states_SBH.shape:
-                states_SBH = states_SBH + inputs_SBH
+                states_SBH = layer.bounded(states_SBH + inputs_SBH)
         if self.projection is not None:
             states_SBH = self.projection(states_SBH)
         if self.reverse_source:

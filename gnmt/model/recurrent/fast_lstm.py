@@ -7,7 +7,8 @@ the gradient of each weight, and another one the gradient of the inputs. Likewis
 inputs of all steps in one product, and only the product with the hidden state is in the loop.
 
 `gathered_lstm` is the usual LSTM; `LSTM` in gnmt/model/recurrent/layers.py decides when it is faster than the fused
-kernel. `layer_norm_lstm` is the LSTM with layer normalization, for which there is no fused kernel.
+kernel. For the others there is no fused kernel: `clipped_lstm` is GNMT's quantizable LSTM, `layer_norm_lstm` the LSTM
+with layer normalization.
 
 G = 4H stands for the gates' units: input, forget, cell candidate and output gate, in torch's order. All tanh are
 computed as 2 sigmoid(2x) - 1, because torch's sigmoid takes a sixth of the time of its tanh on a CPU. Therefore the
@@ -168,6 +169,150 @@ def gradient_of_gates(
         grad_TBG[step].view(grad_B4H.shape).copy_(torch.ops.aten.sigmoid_backward(grad_B4H, gates_B4H))
         grad_cell_BH.mul_(forget_gate_BH)
     return grad_TBG
+
+
+def clipped_lstm(
+    inputs_TBI: Tensor,
+    weight_ih_GI: Tensor,
+    weight_hh_GH: Tensor,
+    bound: Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the LSTM of Wu et al. 2016, eq. 10 and 11, and return the outputs and cells of all steps, [T, B, H] each.
+
+    It has no biases, each cell is clipped to [-bound, bound], and an output is the output gate times the cell, without
+    a tanh. Both results propagate gradients, which are 0 through a clipped cell. Types are those of `gathered_lstm`.
+    Repeated calls give bitwise equal results.
+
+    Args:
+        inputs_TBI: Inputs, float [T, B, I].
+        weight_ih_GI: Weight of the inputs, as in torch.nn.LSTM.
+        weight_hh_GH: Weight of the hidden state.
+        bound: Bound of the cells, a scalar on the device of the inputs.
+        state: Hidden state and cell before the first step, [B, H] each; None for zeros.
+    """
+    hidden_BH, cell_BH = (None, None) if state is None else state
+    dtype = product_dtype(inputs_TBI)
+    outputs_TBH, cells_TBH = _ClippedLSTM.apply(  # type: ignore[no-untyped-call]
+        inputs_TBI, weight_ih_GI, weight_hh_GH, bound, hidden_BH, cell_BH, dtype
+    )
+    return outputs_TBH, cells_TBH
+
+
+class _ClippedLSTM(torch.autograd.Function):
+    """Autograd function of `clipped_lstm`, with the steps of `_GatheredLSTM`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs_TBI: Tensor,
+        weight_ih_GI: Tensor,
+        weight_hh_GH: Tensor,
+        bound: Tensor,
+        first_hidden_BH: Tensor | None,
+        first_cell_BH: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        batch = inputs_TBI.shape[1]
+        inputs_TBI = inputs_TBI.to(dtype)
+        outputs_TBH, cells_TBH = empty_results(inputs_TBI, weight_hh_GH)
+        bound = bound.to(cells_TBH.dtype, copy=True)  # backward needs the value of this update
+        hidden_BH = None if first_hidden_BH is None else first_hidden_BH.to(dtype)
+        cell_BH = torch.zeros_like(cells_TBH[0]) if first_cell_BH is None else first_cell_BH.to(cells_TBH.dtype)
+        preactivations = []
+        with torch.autocast(inputs_TBI.device.type, enabled=False):
+            sums = F.linear(inputs_TBI, doubled(weight_ih_GI, dtype)).unbind(0)
+            add_product = adder(doubled(weight_hh_GH, dtype), batch)
+            for sum_BG, output_BH, next_cell_BH in zip(sums, outputs_TBH.unbind(0), cells_TBH.unbind(0), strict=True):
+                # A view, kept for backward, would keep the product of all steps alive.
+                gates_BG = sum_BG.clone() if hidden_BH is None else add_product(sum_BG, hidden_BH)
+                preactivations.append(gates_BG)
+                gates_B4H = activated(gates_BG, cells_TBH.dtype)
+                input_gate_BH, forget_gate_BH, candidate_BH, output_gate_BH = gates_B4H.unbind(1)
+                torch.mul(forget_gate_BH, cell_BH, out=next_cell_BH)
+                next_cell_BH.addcmul_(input_gate_BH, candidate_BH, value=2).sub_(input_gate_BH).clamp_(-bound, bound)
+                torch.mul(output_gate_BH, next_cell_BH, out=output_BH)
+                hidden_BH, cell_BH = output_BH, next_cell_BH
+        first_state = first_hidden_BH, first_cell_BH
+        ctx.save_for_backward(
+            inputs_TBI, weight_ih_GI, weight_hh_GH, bound, *first_state, outputs_TBH, cells_TBH, *preactivations
+        )
+        return outputs_TBH, cells_TBH
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs_TBI, weight_ih_GI, weight_hh_GH, bound, *others = ctx.saved_tensors
+        first_hidden_BH, first_cell_BH, outputs_TBH, cells_TBH, *preactivations = others
+        dtype, batch = outputs_TBH.dtype, outputs_TBH.shape[1]
+        doubled_hh_GH = doubled(weight_hh_GH, dtype)
+        with torch.autocast(inputs_TBI.device.type, enabled=False):
+            grad_TBG, grad_cell_BH = gradient_of_clipped_gates(
+                grads[0], grads[1], first_cell_BH, cells_TBH, preactivations, doubled_hh_GH, bound
+            )
+            grad_NG = grad_TBG.flatten(0, 1)
+            grad_inputs_TBI = grad_TBG @ doubled(weight_ih_GI, dtype) if ctx.needs_input_grad[0] else None
+            grad_ih_GI = doubled(grad_NG.T @ inputs_TBI.flatten(0, 1), weight_ih_GI.dtype)
+            # The gates of step t read the output of step t - 1.
+            grad_hh_GH = grad_NG[batch:].T @ outputs_TBH[:-1].flatten(0, 1)
+            grad_hidden_BH = None
+            if first_hidden_BH is not None:
+                grad_hh_GH.addmm_(grad_TBG[0].T, first_hidden_BH.to(dtype))
+                grad_hidden_BH = grad_TBG[0] @ doubled_hh_GH
+        grad_state = grad_hidden_BH, None if first_cell_BH is None else grad_cell_BH
+        # Autograd casts each gradient to the type of its tensor.
+        return grad_inputs_TBI, grad_ih_GI, doubled(grad_hh_GH, weight_hh_GH.dtype), None, *grad_state, None
+
+
+def gradient_of_clipped_gates(
+    grad_outputs_TBH: Tensor | None,
+    grad_cells_TBH: Tensor | None,
+    first_cell_BH: Tensor | None,
+    cells_TBH: Tensor,
+    preactivations: list[Tensor],
+    weight_GH: Tensor,
+    bound: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of every step's preactivations, [T, B, G], and of the first cell, [B, H].
+
+    This is the part of backward of `clipped_lstm` that loops over time.
+
+    Args:
+        grad_outputs_TBH: Gradient of the outputs, or None.
+        grad_cells_TBH: Gradient of the cells, or None.
+        first_cell_BH: Cell before the first step; None for zeros.
+        cells_TBH: Cells of the forward pass.
+        preactivations: Preactivations [B, G] of each step.
+        weight_GH: Weight of the hidden state, with doubled rows of the cell candidate.
+        bound: Bound of the cells.
+    """
+    num_steps, batch, hidden_size = cells_TBH.shape
+    grad_TBG = weight_GH.new_empty(num_steps, batch, 4 * hidden_size)
+    grad_B4H = cells_TBH.new_empty(batch, 4, hidden_size)
+    add_product = adder(weight_GH.T, batch)
+    first_cell_BH = torch.zeros_like(cells_TBH[0]) if first_cell_BH is None else first_cell_BH.to(cells_TBH.dtype)
+    grad_cell_BH = torch.zeros_like(first_cell_BH)
+    no_grad_BH = weight_GH.new_zeros(batch, hidden_size)
+    for step in reversed(range(num_steps)):
+        grad_output_BH = no_grad_BH if grad_outputs_TBH is None else grad_outputs_TBH[step]
+        if step + 1 < num_steps:
+            grad_output_BH = add_product(grad_output_BH, grad_TBG[step + 1])
+        grad_output_BH = grad_output_BH.to(cells_TBH.dtype)
+        gates_B4H = activated(preactivations[step], cells_TBH.dtype)
+        input_gate_BH, forget_gate_BH, candidate_BH, output_gate_BH = gates_B4H.unbind(1)
+        grad_cell_BH.addcmul_(grad_output_BH, output_gate_BH)
+        if grad_cells_TBH is not None:
+            grad_cell_BH.add_(grad_cells_TBH[step])
+        grad_cell_BH.mul_(cells_TBH[step].abs() < bound)
+        # The gradients of the four gates pass through their sigmoids in one call.
+        doubled_grad_cell_BH = 2 * grad_cell_BH
+        torch.mul(doubled_grad_cell_BH, candidate_BH, out=grad_B4H[:, 0]).sub_(grad_cell_BH)
+        torch.mul(grad_cell_BH, cells_TBH[step - 1] if step else first_cell_BH, out=grad_B4H[:, 1])
+        torch.mul(doubled_grad_cell_BH, input_gate_BH, out=grad_B4H[:, 2])
+        torch.mul(grad_output_BH, cells_TBH[step], out=grad_B4H[:, 3])
+        grad_TBG[step].view(grad_B4H.shape).copy_(torch.ops.aten.sigmoid_backward(grad_B4H, gates_B4H))
+        grad_cell_BH.mul_(forget_gate_BH)
+    return grad_TBG, grad_cell_BH
 
 
 LAYER_NORM_EPSILON = 1e-5

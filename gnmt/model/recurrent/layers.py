@@ -86,6 +86,10 @@ class RecurrentLayer(nn.Module):
     def step(self, inputs_NI: Tensor, state: LayerState) -> LayerState:
         """Return the state [N, H] after one more step; its first tensor is the output."""
 
+    def bounded(self, sums: Tensor) -> Tensor:
+        """Return residual sums, clipped if the layer clips its outputs; here they are returned unchanged."""
+        return sums
+
 
 class LSTM(nn.LSTM, RecurrentLayer):
     """An LSTM layer, run by the device's fused kernel or by `gathered_lstm`, whichever trains faster.
@@ -339,6 +343,11 @@ class Bidirectional(nn.Module):
         outputs_TBH = torch.cat((ahead_TBH, reverse_by_length(back_TBH, lengths_B)), dim=-1)
         return outputs_TBH, _concatenated(ahead_state, back_state)
 
+    def bounded(self, sums: Tensor) -> Tensor:
+        """Return residual sums; see RecurrentLayer."""
+        bounded: Tensor = self.ahead.bounded(sums)
+        return bounded
+
     def start(self, num_sequences: int, like: Tensor) -> LayerState:
         """Return a zero state with the shapes of the final state; see RecurrentLayer."""
         return _concatenated(self.ahead.start(num_sequences, like), self.back.start(num_sequences, like))
@@ -462,7 +471,7 @@ def forward_layers(
         inputs = outputs
         outputs = layer(dropout(_with_context(inputs, context_TBC)), state)
         if is_residual(number, residual_from):
-            outputs = outputs + inputs
+            outputs = layer.bounded(outputs + inputs)
     return outputs
 
 
@@ -493,7 +502,7 @@ def step_layers(
         new_states.append(layer.step(with_context if masks is None else with_context * masks[index], state))
         outputs = new_states[-1][0]
         if is_residual(first_number + index, residual_from):
-            outputs = outputs + inputs
+            outputs = layer.bounded(outputs + inputs)
     return outputs, new_states
 
 

@@ -20,10 +20,11 @@ from gnmt.model.recurrent.layers import (
     reverse_by_length,
 )
 from gnmt.model.recurrent.linear_recurrence import RGLRU, MinLSTM
+from gnmt.model.recurrent.quantizable_lstm import QuantizableLSTM
 
 LENGTHS_B = torch.tensor([3, 6, 1, 4])
 REAL_TB = torch.arange(6)[:, None] < LENGTHS_B
-WITH_RECURRENT_WEIGHTS = [LSTM, GRU, LayerNormLSTM]
+WITH_RECURRENT_WEIGHTS = [LSTM, GRU, LayerNormLSTM, QuantizableLSTM]
 CLASSES = [*WITH_RECURRENT_WEIGHTS, MinLSTM, RGLRU]
 
 
@@ -113,7 +114,8 @@ def test_the_final_cell_does_not_depend_on_the_padding_in_any_precision(precisio
 
 
 def recurrent_weight(layer: RecurrentLayer) -> nn.Parameter:
-    return layer.from_hidden.weight if isinstance(layer, LayerNormLSTM) else layer.weight_hh_l0
+    stepwise = isinstance(layer, LayerNormLSTM | QuantizableLSTM)
+    return layer.from_hidden.weight if stepwise else layer.weight_hh_l0
 
 
 @pytest.mark.parametrize("cls", WITH_RECURRENT_WEIGHTS)
@@ -140,7 +142,7 @@ def test_weight_dropout_masks_the_recurrent_weight_once_for_all_steps(cls):
     assert torch.equal(dropping(inputs_TBI), dropping(inputs_TBI, dropping.start(4, inputs_TBI)))
 
 
-@pytest.mark.parametrize("cls", [LSTM, LayerNormLSTM])
+@pytest.mark.parametrize("cls", [LSTM, LayerNormLSTM, QuantizableLSTM])
 def test_dropped_recurrent_weights_get_no_gradient_and_the_others_do(cls):
     layer, inputs_TBI = cls(5, 7, weight_dropout=0.5).double(), padded_inputs().clamp(max=1)
     torch.manual_seed(4)
@@ -174,7 +176,7 @@ def test_layer_normalization_starts_with_gain_1_and_bias_0():
     assert (layer.bias == 0).all()
 
 
-@pytest.mark.parametrize("cell", ["gru", "min_lstm", "rg_lru"])
+@pytest.mark.parametrize("cell", ["gru", "quantizable_lstm", "min_lstm", "rg_lru"])
 def test_normalization_of_another_cell_is_refused(cell):
     with pytest.raises(
         InputError, match=rf"model.encoder.layer_norm=true needs model.encoder.cell=lstm, found cell={cell}: change one"
