@@ -2,8 +2,8 @@
 
 python -m benchmarks.int8_ranges CHECKPOINT SOURCE REFERENCES
 
-Translates the lines of SOURCE in fp32 and both kinds of int8, three times in turns after a warm-up, with as many threads
-as OMP_NUM_THREADS says and the checkpoint's search options. Prints BLEU and the median time.
+Translates the lines of SOURCE in fp32 and both kinds of int8, three times in turns after a warm-up, with as many
+threads as OMP_NUM_THREADS says and the checkpoint's search options. Prints BLEU and the median time.
 """
 
 from __future__ import annotations
