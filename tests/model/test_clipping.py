@@ -18,17 +18,17 @@ from gnmt.model.seq2seq import Seq2Seq
 
 
 def quantizable(clipping: Clipping | None, cell: Any = "quantizable_lstm") -> Seq2Seq:
-    """Return a GNMT of 3+3 layers with residual connections and weights so large that everything is clipped."""
+    """Return a GNMT of 5+3 layers with residual connections and weights so large that everything is clipped."""
     torch.manual_seed(3)
-    encoder = LSTMEncoder(5, 6, 3, cell=cell)
-    decoder = GNMTDecoder(5, 6, 3, AdditiveAttention(6, encoder.output_size, 3), cell=cell)
+    encoder = LSTMEncoder(5, 6, 5, cell=cell)
+    decoder = GNMTDecoder(5, 6, 3, AdditiveAttention(6, encoder.output_size, 3), residual_from=2, cell=cell)
     return Seq2Seq(encoder, decoder, 9, 11, 5, init_range=2.0, clipping=clipping).double().eval()
 
 
 def decoded_with_inputs_of_layers(model: Seq2Seq) -> tuple[Memory, torch.Tensor, list[torch.Tensor]]:
     """Return Memory, hidden states, and the inputs of all unidirectional layers."""
     inputs: list[torch.Tensor] = []
-    layers = (model.encoder.layers[1], model.encoder.layers[2], model.decoder.bottom, *model.decoder.upper)
+    layers = (*model.encoder.layers[1:], model.decoder.bottom, *model.decoder.upper)
     handles = [layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for layer in layers]
     memory = model.encode(padded(SOURCE))
     hidden_BTH, _ = model.decode(padded(TARGET), memory)
@@ -47,7 +47,7 @@ def test_embeddings_states_hidden_states_and_logits_are_clipped_at_once_and_by_s
     for step, delta in ((0, 0.5), (10, 0.25)):
         model.begin_update(step)
         memory, hidden_BTH, layer_inputs = decoded_with_inputs_of_layers(model)
-        assert len(layer_inputs) == 5
+        assert len(layer_inputs) == 7
         for tensor in (*layer_inputs, memory.states_BSH, hidden_BTH):
             assert tensor.abs().max() <= delta
         for tensor in (memory.states_BSH, hidden_BTH):

@@ -32,6 +32,13 @@ RECIPES = {
         "optimizer.momentum=0.9",
         "trainer.patience_evaluations=50",
     ),
+    "clipping that falls": (
+        "model/clipping=annealed",
+        "model.encoder.cell=quantizable_lstm",
+        "model.clipping.start=1",
+        "model.clipping.end=0.1",
+        "model.clipping.steps=6",
+    ),
 }
 EVERY_4 = ("trainer.evaluate_every_steps=4", "trainer.save_every_steps=4")
 
