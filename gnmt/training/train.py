@@ -726,6 +726,7 @@ def log_run_start(trainer: Trainer, preprocessed: PreprocessedData, folder: Path
         else "",
     )
     warn_of_long_warmup(trainer)
+    warn_of_unfinished_clipping(trainer)
 
 
 def recommend(trainer: Trainer, preprocessed: PreprocessedData, config: Mapping[str, Any]) -> None:
@@ -758,6 +759,20 @@ def warn_of_long_warmup(trainer: Trainer) -> None:
                 num_updates,
                 100 * stage.schedule.factor(num_updates - 1),
             )
+
+
+def warn_of_unfinished_clipping(trainer: Trainer) -> None:
+    """Log a warning if the run ends before the bound of activations has fallen to its last value."""
+    clipping = trainer.objective.model.clipping
+    if clipping is not None and 0 < trainer.last_step <= clipping.steps:
+        log.warning(
+            "activations are clipped to %.3g at the end of the run and not yet to model.clipping.end=%.3g, because "
+            "model.clipping.steps=%d is not less than the run's %d updates",
+            clipping.delta(trainer.last_step - 1),
+            clipping.end,
+            clipping.steps,
+            trainer.last_step,
+        )
 
 
 def estimate_state_bytes(trainer: Trainer) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import int8_ranges
 from benchmarks.decoding import COLUMNS, Figure, Workload, peak_mib
 from benchmarks.measuring import header, row
 from gnmt.batch import EOS_ID
@@ -54,6 +55,16 @@ def test_a_row_shows_the_end_of_a_long_path() -> None:
     cells = row(COLUMNS, figure)
     assert cells.split() == ["name/best.pt", "mixed", "5", "32", "int8", "250.00", "10240.0", "2.25", "321"]
     assert len(cells) == len(header(COLUMNS))
+
+
+def test_both_kinds_of_int8_are_compared_in_a_table(tiny, samples, monkeypatch, capsys) -> None:
+    """Where int8 products are not exact, the numbers mean nothing, but the program runs."""
+    monkeypatch.setattr(int8_ranges, "int8_obstacle", lambda device: None)
+    monkeypatch.setattr(int8_ranges, "REPETITIONS", 1)
+    int8_ranges.main(str(tiny.folder / "best.pt"), str(samples / "a.en"), str(samples / "a.de"))
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["fp32", "int8, scales by row", "int8, ranges of training"]
+    assert all(0 <= float(row[1]) <= 100 and float(row[2]) >= 0 for row in rows[2:])
 
 
 @pytest.mark.slow

@@ -130,6 +130,18 @@ def test_a_warmup_that_is_longer_than_the_run_is_warned_about(run, tmp_path, cap
     )
 
 
+def test_a_bound_that_will_not_have_fallen_at_the_end_is_warned_about(run, tmp_path, caplog):
+    quantizable = ("model/clipping=annealed", "model.encoder.cell=quantizable_lstm")
+    run(tmp_path / "short", *quantizable, "model.clipping.steps=2", "trainer.max_steps=2")
+    assert (
+        "activations are clipped to 4.5 at the end of the run and not yet to model.clipping.end=1, because "
+        "model.clipping.steps=2 is not less than the run's 2 updates"
+    ) in caplog.messages
+    caplog.clear()
+    run(tmp_path / "long", *quantizable, "model.clipping.steps=1", "trainer.max_steps=2")
+    assert not [message for message in caplog.messages if "clipped" in message]
+
+
 def test_a_run_may_be_resumed_with_a_longer_schedule(run, tmp_path, caplog):
     """The config of the cosine schedule advises it. The learning rate follows the longer curve, and the log says so."""
     command = ("schedule=cosine", "schedule.warmup_steps=0", "schedule.final_fraction=0", "optimizer.lr=0.01")
