@@ -32,7 +32,7 @@ def main(checkpoint: str, source: str, references: str) -> None:
     translations: dict[str, list[str]] = {}
 
     def translate(name: str) -> None:
-        translations[name] = translators[name].translate(lines)
+        translations[name] = [translation.text for translation in translators[name].translate(lines)]
 
     seconds = timed_in_turns({name: partial(translate, name) for name in translators}, REPETITIONS, "cpu")
     print("| products | BLEU | seconds |")
