@@ -63,20 +63,20 @@ def test_the_loss_of_clipped_logits_equals_the_plain_formula(smoothing, logit_bo
     hidden_NH, layer = parts(torch.float64)
     module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, smoothing).double()
     loss, expected = (
-        module(hidden_NH, layer, LABELS_N, logit_bound),
+        module(hidden_NH, layer, LABELS_N, logit_bound=logit_bound),
         plain_loss(hidden_NH, layer, smoothing, logit_bound),
     )
     torch.testing.assert_close(loss, expected)
     found = gradients(loss * 0.37, hidden_NH, layer)
     torch.testing.assert_close(found, gradients(expected * 0.37, hidden_NH, layer))
     with torch.no_grad():
-        torch.testing.assert_close(module(hidden_NH, layer, LABELS_N, logit_bound), expected)
+        torch.testing.assert_close(module(hidden_NH, layer, LABELS_N, logit_bound=logit_bound), expected)
 
 
 def test_r_drop_of_clipped_logits_has_the_gradient_of_a_finite_difference(twins):
     hidden_NH, layer, labels_N = twins
     module = LabelSmoothedCrossEntropy(VOCABULARY_SIZE, NEVER, 0.1, r_drop=2.0).double()
-    assert torch.autograd.gradcheck(lambda hidden: module(hidden, layer, labels_N, 0.3), hidden_NH)
+    assert torch.autograd.gradcheck(lambda hidden: module(hidden, layer, labels_N, logit_bound=0.3), hidden_NH)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
