@@ -5,11 +5,12 @@
   python scripts/report.py 'systems=[runs/a,b.jsonl]' test_set=test              with the attention in b.jsonl
 
 The report is one file: it needs no network, opens from disk, follows the browser's light or dark mode, and prints. Its
-sentences can be sorted and searched. A .jsonl file is the output of translate.py with format=jsonl; with
-word_attention=true the report shows the attention too.
+sentences can be sorted and searched. A .jsonl file is the output of translate.py or score.py with
+format=jsonl; with word_attention=true the report shows the attention too, and that of score.py has the probability of
+each word.
 
 Main keys:
-  systems         run folders, .tsv files of evaluate.py, .jsonl files of translate.py, or text files line by line
+  systems         run folders, .tsv files of evaluate.py, .jsonl files of translate.py or score.py, or text files
   output          the file to write
   test_set        the test set of the run folders, if they were evaluated on several
   source, target  the sentences and their references, for systems that are no evaluations

@@ -10,7 +10,7 @@ whether other test sentences could turn the difference around, and knows nothing
 differ only in their seed, a second table has mean, standard deviation and t-interval over the seeds.
 
 Main keys:
-  systems      run folders, .tsv files of evaluate.py, .jsonl files of translate.py, or text files line by line
+  systems      run folders, .tsv files of evaluate.py, .jsonl files of translate.py or score.py, or text files
   test_set     the test set of the run folders, if they were evaluated on several
   target       references of text files; target=[a.de,b.de] for several references
   metrics      such as [bleu,chrf]

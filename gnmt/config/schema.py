@@ -189,6 +189,8 @@ class ScoreConfig(TranslatorConfig):
     input: str | None = MISSING
     output: str = MISSING
     format: str = field(default=MISSING, metadata=choice("jsonl", "tsv"))
+    alignments: Any = field(default=MISSING, metadata=typed(bool))
+    word_attention: Any = field(default=MISSING, metadata=typed(bool))
     batch_size: Any = field(default=MISSING, metadata=typed(BatchSize))
 
 

@@ -84,15 +84,19 @@ class ForceDecodingScores(NamedTuple):
         log_prob_B: log P(Y|X), natural logarithm.
         score_B: Equation 14.
         token_log_probs_BT: One for each of the |Y| tokens (EOS included), 0 after the end of each row.
+        attention_BTS: Attention of each token, 0 after the end of each row; None unless requested.
     """
 
     log_prob_B: Tensor
     score_B: Tensor
     token_log_probs_BT: Tensor
+    attention_BTS: Tensor | None = None
 
 
 @torch.inference_mode()
-def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions) -> ForceDecodingScores:
+def force_decode(
+    model: SearchModel, source: Tokens, target: Tokens, options: SearchOptions, attention: bool = False
+) -> ForceDecodingScores:
     """Score given token ids with the decoder steps that search takes.
 
     An ensemble or a quantized model therefore gives the scores that its search reports.
@@ -102,6 +106,7 @@ def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: Se
         source: Source ids with EOS.
         target: BOS, target ids and, for finished translations, EOS.
         options: The options of equation 14.
+        attention: Return the attention too; None if the model has none.
 
     Raises:
         InputError: options.coverage_beta > 0 and the model has no attention.
@@ -112,7 +117,7 @@ def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: Se
     memory = model.encode(source)
     state = model.start(memory, 1)
     coverage_BS: Tensor | None = None
-    token_log_probs = []
+    token_log_probs, attentions = [], []
     for step in range(labels.ids_BT.shape[1]):
         real_B1 = labels.mask_BT[:, step, None]
         log_probs_B1V, attention_B1S, state = model.step(inputs_BT[:, step : step + 1], state, memory)
@@ -121,10 +126,12 @@ def force_decode(model: SearchModel, source: Tokens, target: Tokens, options: Se
         if attention_B1S is not None:
             attention_BS = attention_B1S[:, 0].float().masked_fill(~real_B1, 0.0)
             coverage_BS = attention_BS if coverage_BS is None else coverage_BS + attention_BS
+            attentions += [attention_BS] if attention else []
     token_log_probs_BT = torch.cat(token_log_probs, 1)
     log_prob_B = token_log_probs_BT.sum(1)
     score_B = score(log_prob_B, labels.lengths_B, coverage_BS, memory.mask_BS, options)
-    return ForceDecodingScores(log_prob_B, score_B, token_log_probs_BT)
+    attention_BTS = torch.stack(attentions, 1) if attentions else None
+    return ForceDecodingScores(log_prob_B, score_B, token_log_probs_BT, attention_BTS)
 
 
 class Pair(NamedTuple):
@@ -143,12 +150,17 @@ class PairScore:
         score: Equation 14 of Wu et al. 2016.
         tokens: The scored target ids, EOS included.
         token_log_probs: One for each token. Their sum is log_prob.
+        source_tokens: The source ids, with their framing.
+        attentions: For each segment fp32 [T, S], one row per target token and one column per source token. Empty if
+            attention was not requested.
     """
 
     log_prob: float
     score: float
     tokens: tuple[int, ...]
     token_log_probs: tuple[float, ...]
+    source_tokens: tuple[int, ...] = ()
+    attentions: tuple[Tensor, ...] = ()
 
 
 def scoring_order(pairs: Sequence[Pair]) -> list[int]:
@@ -157,7 +169,12 @@ def scoring_order(pairs: Sequence[Pair]) -> list[int]:
 
 
 def score_pairs(
-    model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device, batch_size: int
+    model: SearchModel,
+    pairs: Sequence[Pair],
+    options: SearchOptions,
+    device: torch.device,
+    batch_size: int,
+    attention: bool = False,
 ) -> Iterator[list[PairScore]]:
     """Score pairs in batches and yield the scores of each batch.
 
@@ -167,6 +184,7 @@ def score_pairs(
         options: The options of equation 14.
         device: The model's device.
         batch_size: Largest number of pairs in a batch; see also LONG_PAIR_TOKENS.
+        attention: Whether the scores hold the attention.
     """
     start = 0
     while start < len(pairs):
@@ -177,25 +195,34 @@ def score_pairs(
             if (end + 1 - start) * (num_source + num_target) > batch_size * LONG_PAIR_TOKENS:
                 break
             end += 1
-        yield _score_batch(model, pairs[start:end], options, device)
+        yield _score_batch(model, pairs[start:end], options, device, attention)
         start = end
 
 
 def _score_batch(
-    model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device
+    model: SearchModel, pairs: Sequence[Pair], options: SearchOptions, device: torch.device, attention: bool
 ) -> list[PairScore]:
     scores = force_decode(
         model,
         padded([pair.source for pair in pairs], device),
         padded([(BOS_ID, *pair.target) for pair in pairs], device),
         options,
+        attention,
     )
+    attention_BTS = None if scores.attention_BTS is None else scores.attention_BTS.cpu()
     columns = zip(
         pairs, scores.log_prob_B.tolist(), scores.score_B.tolist(), scores.token_log_probs_BT.tolist(), strict=True
     )
     return [
-        PairScore(log_prob, pair_score, tuple(pair.target), tuple(token_log_probs[: len(pair.target)]))
-        for pair, log_prob, pair_score, token_log_probs in columns
+        PairScore(
+            log_prob,
+            pair_score,
+            tuple(pair.target),
+            tuple(token_log_probs[: len(pair.target)]),
+            tuple(pair.source),
+            () if attention_BTS is None else (attention_BTS[row, : len(pair.target), : len(pair.source)].clone(),),
+        )
+        for row, (pair, log_prob, pair_score, token_log_probs) in enumerate(columns)
     ]
 
 
@@ -276,4 +303,6 @@ def joined_score(segments: Sequence[PairScore]) -> PairScore:
         sum((segment.score for segment in segments), 0.0),
         tuple(token for segment in segments for token in segment.tokens),
         tuple(log_prob for segment in segments for log_prob in segment.token_log_probs),
+        tuple(token for segment in segments for token in segment.source_tokens),
+        tuple(attention_TS for segment in segments for attention_TS in segment.attentions),
     )

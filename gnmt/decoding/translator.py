@@ -573,6 +573,7 @@ class Translator:
         *,
         line_numbers: Sequence[int] | None = None,
         path: str | None = None,
+        attention: bool = False,
         **search_options: Any,
     ) -> list[PairScore]:
         """Return the force-decoding score of each pair (source line, translation), in order.
@@ -588,6 +589,7 @@ class Translator:
             pairs: Source lines and their translations.
             line_numbers: Number of each pair in messages, by default 1, 2, ...
             path: File that the pairs were read from, for messages.
+            attention: Return the attention of each target token too; a model without attention returns none.
             search_options: Fields of SearchOptions that replace the translator's for this call.
 
         Raises:
@@ -623,7 +625,8 @@ class Translator:
         while remaining := order[len(in_order) :]:
             with self.fitting_batch_size.attempt(self.batch_size, location_of_pair[remaining[0]]) as batch_size:
                 waiting = [id_pairs[index] for index in remaining]
-                for scores in score_pairs(self.search_model, waiting, options, self.precision.device, batch_size):
+                device = self.precision.device
+                for scores in score_pairs(self.search_model, waiting, options, device, batch_size, attention):
                     in_order += scores
         found = dict(zip(order, in_order, strict=True))
         in_line_order = (found[index] for index in range(len(id_pairs)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -375,6 +376,8 @@ def _sentences(inputs: Inputs) -> dict[str, Any]:
                 entry["score"] = round(system.scores[index], 3)
             if system.attention is not None:
                 entry["attention"] = [[round(100 * weight) for weight in row] for row in system.attention[index]]
+            if system.word_log_probs is not None:
+                entry["probabilities"] = [round(math.exp(log_prob), 2) for log_prob in system.word_log_probs[index]]
             systems.append(entry)
         rows.append(
             {

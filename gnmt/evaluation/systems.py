@@ -40,6 +40,7 @@ class System:
         scores: The search's score of each translation; None if they are not known.
         attention: For each sentence the attention, a row for each word of the translation and a column for each word of
             the source; None if it is not known.
+        word_log_probs: For each sentence the log-probability of each word of the translation; None if it is not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class System:
     run: Path | None = None
     scores: list[float] | None = None
     attention: list[list[list[float]]] | None = None
+    word_log_probs: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: st
     """Return the systems, which all translated the same sentences.
 
     Args:
-        paths: Run folders, tables of evaluate.py (.tsv), outputs of translate.py with format=jsonl, or text files with
-            one translation per line.
+        paths: Run folders, tables of evaluate.py (.tsv), outputs of translate.py or score.py with format=jsonl, or text
+            files with one translation per line.
         target_paths: Files of references, needed if no system is an evaluation. They replace those of the evaluations.
         test_set: Test set of the run folders; None for the only one.
 
@@ -182,20 +184,34 @@ def read_system(path: str, test_set: str | None) -> System:
 
 
 def _read_translations(path: str) -> System:
-    """Read translate.py's output with format=jsonl: the best translations, with their attention if it has it."""
-    sources, translations, scores, attention = [], [], [], []
+    """Read the .jsonl output of translate.py, of which the best translations count, or of score.py."""
+    sources, translations, scores, attention, log_probs = [], [], [], [], []
     for number, line in enumerate(read_lines(path), start=1):
         try:
             entry = parse_json(line)
-            best = entry["translations"][0]
             sources.append(_normalized(entry["source"]))
+            best = entry["translations"][0] if "translations" in entry else {**entry, "text": entry["target"]}
             translations.append(str(best["text"]))
             scores.append(float(best["score"]))
             attention.append(best.get("word_attention"))
+            log_probs.append(best.get("word_log_probs"))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise InputError(f"{path}:{number}: not a line of translate.py with format=jsonl: {line[:80]!r}") from None
-    known = attention if attention and None not in attention else None
-    return System(path, translations, sources=sources, scores=scores, attention=known)
+            raise InputError(
+                f"{path}:{number}: not a line of translate.py or score.py with format=jsonl: {line[:80]!r}"
+            ) from None
+    return System(
+        path,
+        translations,
+        sources=sources,
+        scores=scores,
+        attention=_of_every_line(attention),
+        word_log_probs=_of_every_line(log_probs),
+    )
+
+
+def _of_every_line(values: list[Any]) -> list[Any] | None:
+    """Return the values, or None if a line has none."""
+    return values if values and None not in values else None
 
 
 def _normalized(text: str) -> str:

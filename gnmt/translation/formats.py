@@ -124,14 +124,15 @@ class OutputFormat:
         if self.kind == "pairs":
             kept = filter(_is_in_pairs, hypotheses)
             return "".join(_json_line({"source": source, "translation": hypothesis.text}) for hypothesis in kept)
-        extras = [self._extras(tokenizers, source, hypothesis) for hypothesis in hypotheses]
+        extras = [self.extras(tokenizers, source, hypothesis) for hypothesis in hypotheses]
         if self.kind == "jsonl":
             entries = [_json_entry(hypothesis) | extra for hypothesis, extra in zip(hypotheses, extras, strict=True)]
             return _json_line({"line": line, "source": source, **made_with, "translations": entries})
         rows = enumerate(zip(hypotheses, extras, strict=True), start=1)
         return "".join(_tsv_row(line, rank, hypothesis, extra.values()) for rank, (hypothesis, extra) in rows)
 
-    def _extras(self, tokenizers: Tokenizers, source: str, hypothesis: Translation) -> dict[str, object]:
+    def extras(self, tokenizers: Tokenizers, source: str, hypothesis: Translation) -> dict[str, object]:
+        """Return the alignment and the attention between words, as far as the format has them."""
         extras: dict[str, object] = {}
         if self.alignments:
             extras["alignment"] = pharaoh(word_alignment(tokenizers, source, hypothesis))

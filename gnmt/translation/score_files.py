@@ -13,9 +13,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from gnmt.data.parallel_text import ParallelFiles
+from gnmt.data.tokenizer import Tokenizers
+from gnmt.decoding.alignment import words_of_target
 from gnmt.decoding.options import SCORING_OPTIONS, SearchOptions
 from gnmt.decoding.scoring import PairScore
 from gnmt.decoding.segments import Translation
@@ -23,7 +25,7 @@ from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.fileio import read_lines
 from gnmt.logs import progress_bar
-from gnmt.translation.formats import Origin
+from gnmt.translation.formats import Origin, OutputFormat
 from gnmt.translation.jobs import STANDARD_STREAM, Job, check_job, check_job_output, open_output
 
 log = logging.getLogger(__name__)
@@ -35,14 +37,16 @@ def score_files(
     translator: Translator,
     scorable: Scorable,
     output: str,
-    kind: Literal["jsonl", "tsv"],
+    format: OutputFormat,
     overridden: Collection[str] = (),
     checkpoints: Sequence[str] = (),
 ) -> Totals:
     """Write a line of scores for each translation, in order, and return the totals.
 
-    jsonl: {"line", "rank", "log_prob", "score", "tokens" (ids), "token_log_probs"}. tsv: a heading, then the columns
-    line, rank, log_prob, score, num_tokens.
+    jsonl: {"line", "rank", "log_prob", "score", "tokens" (ids), "token_log_probs", "source", "target" (texts),
+    "word_log_probs" (for each word of the target, the sum over its tokens)}. tsv: a heading, then the columns line,
+    rank, log_prob, score, num_tokens. On request both have "alignment", and jsonl has "word_attention"; see
+    OutputFormat.
 
     A line that records its options of equation 14 (Wu et al. 2016) is scored with them, and the score then equals that
     of the search. Other lines are scored with the translator's options.
@@ -51,7 +55,7 @@ def score_files(
         translator: The model.
         scorable: The translations to score. Call its `check_output` first: this function does not check the paths.
         output: Path of a file, which appears when it is complete, or `-` for standard output.
-        kind: The format of the output.
+        format: jsonl or tsv.
         overridden: Names of options for which the translator's value replaces the recorded one.
         checkpoints: The first digits of each checkpoint's sha256.
 
@@ -63,18 +67,19 @@ def score_files(
     own_origin = Origin(translator.precision.name, tuple(checkpoints))
     entries = _warn_of_other_origin(scorable.entries(), path, own_origin)
     with open_output(output) as out, progress_bar(description="scoring", unit="line") as bar:
-        if kind == "tsv":
-            out.write(("\t".join(_TSV_COLUMNS) + "\n").encode())
+        if format.kind == "tsv":
+            columns = [*_TSV_COLUMNS, "alignment"] if format.alignments else _TSV_COLUMNS
+            out.write(("\t".join(columns) + "\n").encode())
         while chunk := list(islice(entries, translator.chunk_lines)):
             for scoring, group in groupby(chunk, key=lambda entry: entry.scoring):
                 options = {name: value for name, value in scoring.items() if name not in overridden}
                 group_entries = list(group)
                 pairs = [(entry.source, entry.target) for entry in group_entries]
                 lines = [entry.line for entry in group_entries]
-                scores = translator.score(pairs, line_numbers=lines, path=path, **options)
+                scores = translator.score(pairs, line_numbers=lines, path=path, attention=format.attention, **options)
                 for entry, score in zip(group_entries, scores, strict=True):
                     totals.add(score)
-                    out.write((_as_json(entry, score) if kind == "jsonl" else _as_tsv(entry, score)).encode() + b"\n")
+                    out.write(_formatted(entry, score, translator.tokenizers, format).encode() + b"\n")
             bar.update(len(chunk))
     log.info(totals.summary())
     return totals
@@ -254,7 +259,22 @@ def _differences(made_with: Mapping[str, Any], own: Origin) -> list[str]:
 # Writing
 
 
-def _as_json(entry: Entry, score: PairScore) -> str:
+def _formatted(entry: Entry, score: PairScore, tokenizers: Tokenizers, format: OutputFormat) -> str:
+    """Return the line of a translation, without its end."""
+    scored = Translation(
+        "", score.score, score.tokens, score.attentions, log_prob=score.log_prob, source_tokens=score.source_tokens
+    )
+    extras = format.extras(tokenizers, entry.source, scored)
+    if format.kind == "tsv":
+        numbers = (f"{score.log_prob:.6f}", f"{score.score:.6f}")
+        columns = [str(entry.line), str(entry.rank), *numbers, str(len(score.tokens))]
+        return "\t".join([*columns, *map(str, extras.values())])
+    words = words_of_target(tokenizers.target, score.tokens)
+    word_log_probs = [0.0] * len(words.texts)
+    for word, log_prob in zip(words.of_token, score.token_log_probs, strict=True):
+        if word is not None:
+            word_log_probs[word] += log_prob
+    target = entry.target if isinstance(entry.target, str) else tokenizers.target.decode(score.tokens)
     return json.dumps(
         {
             "line": entry.line,
@@ -263,10 +283,9 @@ def _as_json(entry: Entry, score: PairScore) -> str:
             "score": score.score,
             "tokens": list(score.tokens),
             "token_log_probs": list(score.token_log_probs),
+            "source": entry.source,
+            "target": target,
+            "word_log_probs": word_log_probs,
+            **extras,
         }
     )
-
-
-def _as_tsv(entry: Entry, score: PairScore) -> str:
-    numbers = (f"{score.log_prob:.6f}", f"{score.score:.6f}")
-    return "\t".join([str(entry.line), str(entry.rank), *numbers, str(len(score.tokens))])

@@ -113,5 +113,5 @@ def test_force_decoding_scores_are_those_of_teacher_forcing(query):
 def test_scores_are_fp32_for_a_bf16_model():
     model = HistoryModel.random(7)
     model.log_probs_RV = model.log_probs_RV.bfloat16()
-    found = force_decode(model, batch_of([[A]]), targets([B, EOS_ID]), SearchOptions())
+    found = force_decode(model, batch_of([[A]]), targets([B, EOS_ID]), SearchOptions(), attention=True)
     assert {tensor.dtype for tensor in found} == {torch.float32}

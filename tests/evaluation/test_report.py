@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gnmt.evaluation.systems import Scoring, System, choose_sources, read_system
 SOURCES = ["A man in 1999.", "</script><script>alert(1)</script>", "Tom & <b>Jerry</b>\u2028next", "no dog"]
 REFERENCES = ["Ein Mann in 1999.", "Das ist nicht gut.", "Tom & Jerry", "kein Hund"]
 GOOD = System("good", REFERENCES, scores=[-0.5] * 4, attention=[[[0.25, 0.75]], [], [[1.0]], [[0.5, 0.5]]])
+GOOD = replace(GOOD, word_log_probs=[[0.0, -1.0, -9.0, 0.0], [], [0.0], [0.0, 0.0]])
 BAD = System("<bad>", ["Ein Mann Mann.", "</script>", "Tom dog", "dog dog"])
 
 
@@ -95,7 +97,8 @@ def test_the_embedded_data_holds_every_sentence(page: Page) -> None:
     assert [row["source"] for row in data["rows"]] == SOURCES
     assert [row["references"] for row in data["rows"]] == [[reference] for reference in REFERENCES]
     good, bad = data["rows"][0]["systems"]
-    assert good == {"text": REFERENCES[0], "chrf": 100.0, "score": -0.5, "attention": [[25, 75]]}
+    extras = {"attention": [[25, 75]], "probabilities": [1.0, 0.37, 0.0, 1.0]}
+    assert good == {"text": REFERENCES[0], "chrf": 100.0, "score": -0.5, **extras}
     assert set(bad) == {"text", "chrf"}
 
 
@@ -128,8 +131,12 @@ def test_translations_of_translate_with_attention_are_a_system(tmp_path: Path) -
     )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert read_system(str(path), None).attention is None
+    scored = {"line": 1, "source": "a", "target": "x y", "score": -2, "word_log_probs": [-0.5, -1.5]}
+    path.write_text(json.dumps(scored) + "\n", encoding="utf-8")
+    expected = System(str(path), ["x y"], sources=["a"], scores=[-2.0], word_log_probs=[[-0.5, -1.5]])
+    assert read_system(str(path), None) == expected
     path.write_text('{"line": 1, "source": "a"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"a\.jsonl:1: not a line of translate\.py with format=jsonl"):
+    with pytest.raises(InputError, match=r"a\.jsonl:1: not a line of translate\.py or score\.py"):
         read_system(str(path), None)
 
 

@@ -38,6 +38,11 @@ def test_pairs_of_files_are_scored_line_by_line(run_command, tiny, home) -> None
     for one in scored:
         assert len(one["token_log_probs"]) == len(one["tokens"])
         assert sum(one["token_log_probs"]) == pytest.approx(one["log_prob"], abs=1e-4)
+        # The log-probability of EOS belongs to no word.
+        of_words = sum(one["word_log_probs"]) + one["token_log_probs"][-1]
+        assert of_words == pytest.approx(one["log_prob"], abs=1e-4)
+        assert len(one["word_log_probs"]) == len(one["target"].split())
+    assert [(one["source"], one["target"]) for one in scored] == [*zip(SOURCES, TARGETS, strict=True)]
     num_tokens = sum(len(one["tokens"]) for one in scored)
     mean = sum(one["log_prob"] for one in scored) / num_tokens
     summary = re.search(
@@ -65,6 +70,31 @@ def test_a_tsv_file_appears_when_it_is_complete(run_command, tiny, home) -> None
     assert (done.code, "a.en.gz has 4 lines and a.de has 1" in done.err) == (2, True), done.err
     assert (home / "scores.tsv").read_bytes() == before
     assert {path.name for path in home.iterdir()} == {"a.en", "a.en.gz", "a.de", "scores.tsv"}
+
+
+def test_given_translations_are_aligned_as_the_search_aligns_its_own(run_command, tiny, home) -> None:
+    """Force-decoding the search's own translation gives the alignment and the attention that the search reported."""
+    checkpoint, options = (
+        f"checkpoint={tiny.folder}/best.pt",
+        ["alignments=true", "word_attention=true", "precision=fp32"],
+    )
+    done = run_command("translate", checkpoint, "input=a.en", "output=t.jsonl", "format=jsonl", *options, cwd=home)
+    assert done.code == 0, done.err
+    translated = records((home / "t.jsonl").read_text(encoding="utf-8"))
+    done = run_command("score", checkpoint, "input=t.jsonl", *options, cwd=home)
+    assert done.code == 0, done.err
+    for line, one in zip(translated, records(done.out), strict=False):
+        (best,) = line["translations"]
+        if best["tokens"]:
+            assert one["alignment"] == best["alignment"]
+            for ours, theirs in zip(one["word_attention"], best["word_attention"], strict=True):
+                assert ours == pytest.approx(theirs, abs=2e-4)
+    done = run_command("score", checkpoint, "source=a.en", "target=a.de", "format=tsv", "alignments=true", cwd=home)
+    heading, first, *_ = done.out.splitlines()
+    assert heading.split("\t")[-1] == "alignment"
+    assert {pair.split("-")[1] for pair in first.split("\t")[-1].split()} <= {str(word) for word in range(6)}
+    done = run_command("score", checkpoint, "source=a.en", "target=a.de", "format=tsv", "word_attention=true", cwd=home)
+    assert (done.code, "format=tsv cannot hold word_attention=true" in done.err) == (2, True)
 
 
 def test_output_of_translate_has_the_scores_of_the_search(run_command, tiny, home) -> None:

@@ -31,7 +31,7 @@ ORIGIN = Origin("fp32", ("5a5a", "1b1b"))
 def scored(translator, path, given=(), checkpoints=()):
     """Return the scores of a file of translations, by line and rank."""
     output = path.with_name("scores.jsonl")
-    score_files(translator, Scorable(translations=str(path)), str(output), "jsonl", given, checkpoints)
+    score_files(translator, Scorable(translations=str(path)), str(output), OutputFormat("jsonl"), given, checkpoints)
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     return [record["score"] for record in records]
 
@@ -103,7 +103,7 @@ def test_a_file_of_pairs_has_the_scores_of_two_text_files(translator, tmp_path):
     outputs = []
     for scorable in (Scorable(text, text), Scorable(pairs=str(tmp_path / "a.tsv"))):
         outputs.append(tmp_path / f"{len(outputs)}.jsonl")
-        score_files(translator, scorable, str(outputs[-1]), "jsonl")
+        score_files(translator, scorable, str(outputs[-1]), OutputFormat("jsonl"))
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     with pytest.raises(InputError, match=r"target=.*a\.tsv is a file of TSV, .*: give it as pairs="):
         Scorable(text, str(tmp_path / "a.tsv"))
@@ -115,7 +115,7 @@ def test_scores_of_text_have_no_origin_to_differ(translator, tmp_path, caplog):
     for name in ("a.en", "a.de"):
         (tmp_path / name).write_text("a house.\n")
     scorable = Scorable(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
-    score_files(translator, scorable, str(tmp_path / "scores.tsv"), "tsv", checkpoints=("5a5a",))
+    score_files(translator, scorable, str(tmp_path / "scores.tsv"), OutputFormat("tsv"), checkpoints=("5a5a",))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
