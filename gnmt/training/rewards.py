@@ -21,6 +21,9 @@ from gnmt.evaluation.metrics import GLEU_ORDER, sentence_gleu, word_splitter
 
 RewardName = Literal["subword_gleu", "word_gleu", "bleu", "chrf"]
 
+WORD_REWARDS = ("word_gleu", "bleu")
+"""The rewards that need a tokenization of text into words."""
+
 Ids = Sequence[int]
 """Target ids of a sentence, without BOS and EOS."""
 

@@ -60,6 +60,7 @@ from gnmt.training.initial_checkpoint import InitialCheckpoint, read_initial_che
 from gnmt.training.objective import ObjectiveOptions
 from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.recommendation import recommended_overrides
+from gnmt.training.rewards import WORD_REWARDS
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
 from gnmt.training.train_metrics import BestMetric, TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
@@ -200,8 +201,14 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
 
 def check_bleu_tokenizers(corpus: Corpus) -> None:
     """Raise InputError if sacreBLEU cannot tokenize a target language of the corpus."""
-    for language in corpus.target_languages or (corpus.target_language,):
-        check_tokenizer(bleu_tokenizer(corpus.bleu_tokenize, language))
+    for name in bleu_tokenizers(corpus):
+        check_tokenizer(name)
+
+
+def bleu_tokenizers(corpus: Corpus) -> list[str]:
+    """Return the different tokenizations of BLEU for the target languages of a corpus."""
+    languages = corpus.target_languages or (corpus.target_language,)
+    return sorted({bleu_tokenizer(corpus.bleu_tokenize, language) for language in languages})
 
 
 def check_optimizers(config: dict[str, Any], options: TrainerOptions) -> None:
@@ -236,6 +243,13 @@ def check_objective(config: Mapping[str, Any], *, given: bool) -> None:
         raise InputError(
             f"objective.reward is subword_gleu, and trainer.subword_regularization={alpha} splits the references "
             "into other subwords each time: set trainer.subword_regularization=0, or objective.reward=word_gleu"
+        )
+    tokenizations = bleu_tokenizers(build(config["data"]))
+    if len(tokenizations) > 1 and isinstance(objective, ExpectedRewardOptions) and objective.reward in WORD_REWARDS:
+        raise InputError(
+            f"objective.reward is {objective.reward}, which splits text into words, and the target languages of data "
+            f"need several tokenizations ({', '.join(tokenizations)}): set objective.reward=subword_gleu or chrf, or "
+            "one data.bleu_tokenize for all"
         )
 
 
@@ -537,7 +551,8 @@ def build_trainer(
     )
     objective_options: ObjectiveOptions = build(config["objective"])
     corpus: Corpus = build(config["data"])
-    objective = objective_options.make(model, loss.to(precision.device), tokenizers.target, corpus.bleu_tokenizer)
+    bleu_tokenize = bleu_tokenizers(corpus)[0]  # `check_objective` refuses rewards that need several
+    objective = objective_options.make(model, loss.to(precision.device), tokenizers.target, bleu_tokenize)
     stream = BatchStream(
         preprocessed.store,
         batch_tokens=options.batch_tokens,

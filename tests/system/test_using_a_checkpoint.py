@@ -90,7 +90,11 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     assert "nrefs:1|case:mixed|tok:13a|mean|version:" in gleu
     figures = read_scores(run.folder / "translations", "test-#.best.#")
     [translations] = (run.folder / "translations").glob("*.txt")
-    assert paths == [f"scores: {translations.with_suffix('.json')}", f"translations: {translations}"]
+    assert paths == [
+        f"scores: {translations.with_suffix('.json')}",
+        f"translations: {translations}",
+        f"by sentence, worst first: {translations.with_suffix('.tsv')}",
+    ]
     assert figures["num_sentences"] == 5
     assert figures["decoding"]["beam_size"] == 2
     assert translations.read_bytes().count(b"\n") == 5

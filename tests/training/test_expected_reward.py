@@ -11,11 +11,14 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from run_outcome import differences, outcome
 from torch import Tensor
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch, padded
 from gnmt.checkpoint.file import read_checkpoint
+from gnmt.config.build import resolve
+from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.batching import batch_of
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
@@ -25,6 +28,7 @@ from gnmt.model.seq2seq import Seq2Seq
 from gnmt.training.expected_reward import ExpectedReward, ExpectedRewardOptions, Samples
 from gnmt.training.objective import LabelSmoothedCrossEntropy, Objective
 from gnmt.training.rewards import subword_gleu
+from gnmt.training.train import check_objective
 
 CPU = torch.device("cpu")
 VOCABULARY_SIZE = 5  # the four special ids, all of which can be drawn, and one subword
@@ -315,3 +319,24 @@ def test_minimum_risk_training_runs(run, start, tmp_path):
 def test_the_length_limit_of_samples_is_that_of_translations(make_trainer):
     options = make_trainer(*REFINE, "decoding.max_length_factor=1.5").objective.sampling
     assert (options.max_length_factor, options.max_length_offset, options.n_best) == (1.5, 2, 4)
+
+
+def test_rewards_of_words_are_refused_for_target_languages_with_different_words():
+    overrides = ["data=multilingual", "objective=expected_reward"]
+    for language in ("de", "zh"):
+        corpus = f"data.corpora.{language}"
+        overrides += [f"+data@{corpus}=files", f"{corpus}.source_language=en", f"{corpus}.target_language={language}"]
+        overrides += [f"{corpus}.{split}.{side}=a" for split in ("train", "dev") for side in ("source", "target")]
+
+    def check(*further: str) -> None:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            check_objective(resolve(compose("train", [*overrides, *further])), given=True)
+
+    for reward in ("word_gleu", "bleu"):
+        with pytest.raises(
+            InputError, match=rf"objective\.reward is {reward}, .* need several tokenizations \(13a, zh\)"
+        ):
+            check(f"objective.reward={reward}")
+        check(f"objective.reward={reward}", "data.bleu_tokenize=char")
+    check("objective.reward=chrf")
+    check()
