@@ -196,8 +196,8 @@ def read_run(folder: Path) -> RunRecord:
     updates = max((step for step, _ in curves.scalars.get("train/learning_rate", [])), default=None)
     if updates is None:
         problems.append("no update is logged")
-    elif max((step for step, _ in curves.scalars.get("best/bleu", [])), default=0) < updates:
-        # A finished run has reported best/bleu with the step of its last update.
+    elif max((step for step, _ in curves.scalars.get("result/dev_bleu", [])), default=0) < updates:
+        # A finished run has reported result/dev_bleu with the step of its last update.
         problems.append(f"not finished: stopped or still running after update {updates}")
     gradient_norms = read_gradient_norms(folder, problems)
     rates = dict(curves.scalars.get("train/tokens_per_second", []))
@@ -256,7 +256,7 @@ def read_curves(folder: Path, problems: list[str]) -> Curves:
         signatures = {
             metric: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
             for metric in ("bleu", "chrf")
-            if (tag := f"dev/signature/{metric}/text_summary") in tags["tensors"]
+            if (tag := f"about/signature/{metric}/text_summary") in tags["tensors"]
         }
     except Exception as error:  # TensorBoard's reader raises all kinds of errors for damaged files
         problems.append(f"TensorBoard's events cannot be read ({type(error).__name__}: {error})")

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,7 @@ class Reporter:
         self._purge_step = purge_step
         self._file: EventFile | None = None
         self._failed = False
+        self._facts: dict[str, str] = {}
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Report one point of a curve, such as dev/bleu."""
@@ -57,12 +58,29 @@ class Reporter:
         """Report a text in Markdown; see `translations_table`."""
         self._add(summary.text(tag, markdown), step)  # type: ignore[no-untyped-call]
 
+    def fact(self, tag: str, markdown: str, step: int) -> None:
+        """Report a text that rarely changes, such as the config; it is written when it is new or has changed."""
+        if self._facts.get(tag) != markdown:
+            self._facts[tag] = markdown
+            self.text(tag, markdown, step)
+
+    def overlay(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Arrange scalars for the tab CUSTOM SCALARS: for each category, charts with the tags of their curves."""
+        charts = {
+            category: {chart: ["Multiline", list(tags)] for chart, tags in of_category.items()}
+            for category, of_category in layout.items()
+        }
+        self._add(summary.custom_scalars(charts), None)  # type: ignore[no-untyped-call]
+
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Report a figure as an image."""
         self._add(summary.image(tag, pixels(figure), dataformats="HWC"), step)  # type: ignore[no-untyped-call]
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """Report the settings (nested or flat) and the final metrics; call it once, at the end.
+
+        The settings stand in their order. That of a class is the name of its component, with the class' own name as its
+        value.
 
         They are written to the same event file. `SummaryWriter.add_hparams` would open a second one: in a sub-run, or
         with run_name="." in the same folder, where readers that follow the newest file miss later events of the first.
@@ -181,8 +199,14 @@ def _escaped(text: str) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return the settings with dotted keys; a value of a type that TensorBoard does not accept becomes JSON text."""
-    return {
-        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for key, value in flatten(settings).items()
-    }
+    """Return the settings with dotted keys; a value of a type that TensorBoard does not accept becomes JSON text.
+
+    `model.encoder._target_: gnmt.model.recurrent.encoder.LSTMEncoder` becomes `model.encoder: LSTMEncoder`.
+    """
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in flatten(settings).items():
+        if key.endswith("._target_"):
+            flat[key.removesuffix("._target_")] = str(value).rpartition(".")[2]
+        else:
+            flat[key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat

@@ -329,11 +329,11 @@ def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samp
     for tag, value in result.scalars().items():
         reporter.scalar(tag, value, step)
     for metric, signature in result.scores.signatures.items():
-        reporter.text(f"dev/signature/{metric}", signature, step)
+        reporter.fact(f"about/signature/{metric}", signature, step)
     if num_samples:
         texts = (translation.text for translation in result.translations)
         rows = zip(result.sources, result.references, texts, strict=True)
-        reporter.text("dev/translations", translations_table(islice(rows, num_samples)), step)
+        reporter.text("samples/translations", translations_table(islice(rows, num_samples)), step)
     figure = draw_alignment(result.tokenizers, result.translations[0])
     if figure is not None:
-        reporter.figure("dev/alignment", figure, step)
+        reporter.figure("samples/alignment", figure, step)

@@ -46,7 +46,7 @@ from gnmt.device import (
     set_onednn_cache_capacity,
 )
 from gnmt.distributed import Ranks, current_ranks, ending_together
-from gnmt.errors import InputError, first_line, format_count, format_value
+from gnmt.errors import InputError, first_line, flatten, format_count, format_value
 from gnmt.evaluation.metrics import check_tokenizer
 from gnmt.fileio import json_bytes, write_atomically
 from gnmt.model.seq2seq import Seq2Seq
@@ -685,6 +685,7 @@ def fit(
     if is_rank_0:
         log_run_start(trainer, preprocessed, folder)
         recommend(trainer, preprocessed, config)
+        report_run(trainer.reporter, config, trainer.state.step)
     trainer.fit()
     if is_rank_0:
         check_final_writes(trainer)
@@ -757,6 +758,24 @@ def recommend(trainer: Trainer, preprocessed: PreprocessedData, config: Mapping[
             format_count(len(store), "pair", comma=True),
             " ".join(overrides),
         )
+
+
+CURVES = {
+    "training": {
+        "loss, nats per token (train with smoothing and dropout)": ["train/loss", "dev/loss"],
+        "gradient norm, mean and largest": ["train/gradient_norm", "train/gradient_norm_max"],
+    },
+    "dev": {"BLEU and chrF": ["dev/bleu", "dev/chrf"]},
+}
+"""Categories, charts and curves of TensorBoard's tab CUSTOM SCALARS."""
+
+
+def report_run(reporter: Reporter, config: Mapping[str, Any], step: int) -> None:
+    """Write the resolved config as a text, and the charts that overlay several curves, to TensorBoard."""
+    # Four spaces before each line make it a block of code in Markdown.
+    text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
+    reporter.fact("about/config", text, step)
+    reporter.overlay(CURVES)
 
 
 def warn_of_long_warmup(trainer: Trainer) -> None:
@@ -860,8 +879,23 @@ def check_final_writes(trainer: Trainer) -> None:
     )
 
 
+FIRST_HYPERPARAMETERS = {
+    "1 learning rate": "optimizer.lr",
+    "2 batch tokens": "trainer.batch_tokens",
+    "3 updates": "schedule.total_steps",
+    "4 width": "model.embedding_size",
+    "5 layers": "model.encoder.num_layers",
+    "6 dropout": "model.encoder.dropout",
+    "7 seed": "seed",
+}
+"""The first columns of the HPARAMS view, which TensorBoard sorts by name, with the key of each. A component without one
+of them has no such column."""
+
+
 def report_hyperparameters(reporter: Reporter, config: dict[str, Any], state: TrainState) -> None:
     """Write the settings and the best dev metrics for the HPARAMS view of TensorBoard."""
     nodes = ("model", "objective", "loss", "optimizer", "schedule", "trainer", "tokenizer", "seed")
-    metrics = {f"best/{tag.removeprefix('dev/')}": value for tag, value in state.best.items()}
-    reporter.hyperparameters({node: config[node] for node in nodes}, metrics, state.step)
+    settings = flatten({node: config[node] for node in nodes})
+    first = {name: settings.pop(key) for name, key in FIRST_HYPERPARAMETERS.items() if key in settings}
+    metrics = {f"result/{tag.replace('/', '_')}": value for tag, value in state.best.items()}
+    reporter.hyperparameters(first | settings, metrics, state.step)

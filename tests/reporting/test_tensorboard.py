@@ -85,12 +85,12 @@ def test_a_resumed_run_replaces_points_after_its_checkpoint(tmp_path):
 def test_text_and_figures_are_read_back(tmp_path):
     figure = alignment_figure(["a", "b"], ["c"], torch.tensor([[0.2, 0.8]]))
     with Reporter(tmp_path) as reporter:
-        reporter.text("dev/translations", "**hello**", 5)
-        reporter.figure("dev/alignment", figure, 5)
+        reporter.text("samples/translations", "**hello**", 5)
+        reporter.figure("samples/alignment", figure, 5)
     events = read(tmp_path)
-    [text] = events.Tensors("dev/translations/text_summary")
+    [text] = events.Tensors("samples/translations/text_summary")
     assert (text.step, text.tensor_proto.string_val[0]) == (5, b"**hello**")
-    [image] = events.Images("dev/alignment")
+    [image] = events.Images("samples/alignment")
     assert image.step == 5
     decoded = matplotlib.image.imread(io.BytesIO(image.encoded_image_string), format="png")
     assert (255 * decoded).round().astype("uint8").tolist() == pixels(figure).tolist()
@@ -98,7 +98,12 @@ def test_text_and_figures_are_read_back(tmp_path):
 
 def test_hyperparameters_and_final_metrics_are_in_the_same_event_file(tmp_path):
     """`add_hparams` makes a sub-run or, with run_name=".", a second file, which hides later events of the first."""
-    settings = {"model": {"embedding_size": 256, "encoder": {"dropout": 0.3}}, "name": "demo", "limit": None, "l": [1]}
+    settings = {
+        "model": {"embedding_size": 256, "encoder": {"_target_": "a.b.C", "dropout": 0.3}},
+        "name": "demo",
+        "limit": None,
+        "l": [1],
+    }
     with Reporter(tmp_path) as reporter:
         reporter.scalar("dev/bleu", 20.0, 10)
         reporter.hyperparameters(settings, {"final/bleu": 35.0}, 20)
@@ -115,6 +120,7 @@ def test_hyperparameters_and_final_metrics_are_in_the_same_event_file(tmp_path):
     }
     assert values == {
         "model.embedding_size": 256.0,
+        "model.encoder": "C",
         "model.encoder.dropout": 0.3,
         "name": "demo",
         "limit": "null",
@@ -131,3 +137,10 @@ def test_texts_do_not_act_as_markup_in_the_table(text):
     cell = row.split("|")[1].strip()
     assert not set(cell.replace("&#", "").replace(";", "")) & set("\\`*_{}[]()#+-.!|<>&~$\"'")
     assert html.unescape(cell) == text.replace("\n", " ")
+
+
+def test_a_fact_is_written_when_it_changes(tmp_path):
+    with Reporter(tmp_path) as reporter:
+        for step, fact in ((1, "a"), (2, "a"), (3, "b")):
+            reporter.fact("about/x", fact, step)
+    assert [event.step for event in read(tmp_path).Tensors("about/x/text_summary")] == [1, 3]

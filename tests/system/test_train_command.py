@@ -12,6 +12,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from gnmt.checkpoint.file import read_checkpoint
 from gnmt.config.cli import CONFIG_FOLDER
@@ -194,30 +196,43 @@ def test_log_lines_tell_speed_padding_and_time_left_and_are_in_train_log(tiny) -
 def test_tensorboard_holds_every_curve_at_its_steps(tiny) -> None:
     events = events_of(tiny.folder)
     scalars = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    best = {f"best/{tag.removeprefix('dev/')}" for tag in SCALARS if tag.startswith("dev/")}
+    best = {f"result/{tag.replace('/', '_')}" for tag in SCALARS if tag.startswith("dev/")}
     assert set(scalars) == SCALARS | best
     assert all(scalars[tag] == [1, 2, 3, 4] for tag in SCALARS if tag.startswith("train/"))
     assert all(scalars[tag] == [2, 4] for tag in SCALARS if tag.startswith("dev/"))
     assert all(scalars[tag] == [4] for tag in best)
     recorded = read_checkpoint(tiny.folder / "best.pt")["best"]
-    assert {tag: events.Scalars(f"best/{tag.removeprefix('dev/')}")[0].value for tag in recorded} == pytest.approx(
+    assert {tag: events.Scalars(f"result/{tag.replace('/', '_')}")[0].value for tag in recorded} == pytest.approx(
         recorded
     )
 
 
 def test_tensorboard_holds_translations_an_alignment_and_the_settings(tiny) -> None:
     events = events_of(tiny.folder)
-    table = events.Tensors("dev/translations/text_summary")[-1].tensor_proto.string_val[0].decode("utf-8")
+    table = events.Tensors("samples/translations/text_summary")[-1].tensor_proto.string_val[0].decode("utf-8")
     assert table.startswith("| source | reference | translation |")
     assert len(table.splitlines()) == 2 + 5
-    signature = events.Tensors("dev/signature/bleu/text_summary")[-1].tensor_proto.string_val[0].decode("utf-8")
-    assert signature.startswith("nrefs:1|case:mixed|")
-    [first, last] = events.Images("dev/alignment")
+    [signature] = events.Tensors("about/signature/bleu/text_summary")  # once, although dev was evaluated twice
+    assert signature.tensor_proto.string_val[0].startswith(b"nrefs:1|case:mixed|")
+    [config] = events.Tensors("about/config/text_summary")
+    lines = config.tensor_proto.string_val[0].decode("utf-8").splitlines()
+    assert json.loads("".join(lines)) == json.loads((tiny.folder / "config.json").read_text(encoding="utf-8"))
+    assert all(line.startswith("    ") for line in lines)  # a block of code
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    curves = {tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
+    assert {"train/loss", "dev/loss"} <= curves <= SCALARS
+    [first, last] = events.Images("samples/alignment")
     assert (first.step, last.step) == (2, 4)
     assert min(last.width, last.height) > 100
     settings = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert b"model.embedding_size" in settings
-    assert b"optimizer.lr" in settings
+    hyperparameters = HParamsPluginData.FromString(settings).session_start_info.hparams
+    assert hyperparameters["model.encoder"].string_value == "LSTMEncoder"
+    assert hyperparameters["1 learning rate"].number_value > 0
+    experiment = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    columns = [column.name for column in HParamsPluginData.FromString(experiment).experiment.hparam_infos]
+    assert columns[:2] == ["1 learning rate", "2 batch tokens"]  # TensorBoard shows the columns sorted by name
+    metrics = [column.name.tag for column in HParamsPluginData.FromString(experiment).experiment.metric_infos]
+    assert "result/dev_bleu" in metrics
 
 
 # The same command again

@@ -34,13 +34,13 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return the TensorBoard curves, except values of a clock and best/*, which every end of a run writes."""
+    """Return the TensorBoard curves, except values of a clock and result/*, which every end of a run writes."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if tag not in CLOCK and not tag.startswith("best/")
+        if tag not in CLOCK and not tag.startswith("result/")
     }
 
 
