@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,9 @@ class StderrHandler(logging.Handler):
                 print(text, file=sys.stderr)
         except OSError:  # logging would try to report it on stderr
             leave_closed_terminal()
+        except RuntimeError:  # a signal's handler logs, called inside of a flush of stderr: "reentrant call"
+            with suppress(OSError):
+                os.write(2, f"{text}\n".encode(errors="backslashreplace"))
         except Exception:
             self.handleError(record)
 
@@ -111,7 +115,15 @@ class StderrFormatter(logging.Formatter):
 
 
 class RunFileHandler(logging.FileHandler):
-    """Write log lines to the run's log file. If a write fails, as on a full disk, warn once and stop writing."""
+    """Write log lines to the run's log file. If a write fails, as on a full disk, warn once and stop writing.
+
+    The file has no buffer. Python runs the handlers of signals while a buffer is flushed, and a log line of such a
+    handler would then be refused as a reentrant call.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        raw = open(self.baseFilename, "ab", buffering=0)  # noqa: SIM115 (logging closes it)
+        return TextIOWrapper(raw, encoding=self.encoding, errors=self.errors, write_through=True)  # type: ignore[arg-type]
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)

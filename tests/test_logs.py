@@ -77,3 +77,35 @@ def test_a_path_that_is_not_utf8_does_not_end_the_log_file(tmp_path, monkeypatch
     configure_logging()
     lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
     assert [line.partition("gnmt: ")[2] for line in lines] == ["reading caf\\udce9.en", "update 7"]
+
+
+def test_a_signal_that_logs_while_a_line_is_written_loses_no_line(tmp_path):
+    """A closed terminal sends SIGHUP when a line has just been written; its handler logged inside of a flush.
+
+    The file's buffer refused the reentrant call, and the run's log ended there.
+    """
+    program = """
+import logging, signal, sys
+from gnmt.logs import RunFileHandler
+handler = RunFileHandler(sys.argv[1], encoding="utf-8")
+logger = logging.getLogger("test")
+logger.addHandler(handler)
+logger.setLevel(logging.INFO)
+num_signals = 0
+def receive(number, frame):
+    global num_signals
+    num_signals += 1
+    logger.info("signal %d", num_signals)
+signal.signal(signal.SIGALRM, receive)
+signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+for line in range(20000):
+    logger.info("line %d", line)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(num_signals)
+"""
+    path = tmp_path / "train.log"
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert int(done.stdout) > 10
+    assert len(lines) == 20000 + int(done.stdout)
+    assert done.stderr == ""

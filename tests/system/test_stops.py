@@ -233,4 +233,4 @@ def test_a_closed_terminal_loses_no_update(tiny, tmp_path, nohup) -> None:
         assert "best on dev, at update" in log
     else:
         assert step >= 6
-        assert f"SIGHUP: stopped after update {step}, saved up to {step}: the same command resumes" in log
+        assert f"SIGHUP: stopped after update {step}, saved up to {step}: the same command resumes" in log, log

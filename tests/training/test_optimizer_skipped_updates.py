@@ -88,7 +88,7 @@ def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make_trainer):
     metrics = TrainMetrics.begin(trainer.device)
     update(trainer, metrics)
     before, forward = state(trainer), trainer.objective.loss.forward
-    trainer.objective.loss.forward = lambda *arguments: forward(*arguments) + math.inf
+    trainer.objective.loss.forward = lambda *given, **options: forward(*given, **options) + math.inf
     update(trainer, metrics)
     assert all(torch.equal(one, other) for one, other in zip(before, state(trainer), strict=True))
     assert metrics.sums().updates == 1
