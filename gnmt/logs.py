@@ -123,7 +123,7 @@ class RunFileHandler(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         raw = open(self.baseFilename, "ab", buffering=0)  # noqa: SIM115 (logging closes it)
-        return TextIOWrapper(raw, encoding=self.encoding, errors=self.errors, write_through=True)  # type: ignore[arg-type]
+        return TextIOWrapper(raw, encoding=self.encoding, errors=self.errors, write_through=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
