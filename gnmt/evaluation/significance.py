@@ -1,7 +1,8 @@
 """Test whether systems differ by more than chance on one test set.
 
 `compare_systems` gives each system's scores with confidence intervals, and p-values of the differences to a baseline.
-Both describe the sampling of test sentences. `compare_seeds` describes another source of chance: the seed of training.
+Intervals and p-values describe the sampling of test sentences. `compare_seeds` describes another source of chance, the
+seed of training.
 """
 
 from __future__ import annotations

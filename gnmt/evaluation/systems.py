@@ -123,33 +123,30 @@ def choose_references(systems: Sequence[System], target_paths: Sequence[str]) ->
 
     Raises InputError if a file has another number of lines than there are translations.
     """
-    num_lines = len(systems[0].translations)
     if not target_paths:
         return next(system.references for system in systems if system.references is not None)
-    references = [list(read_text_lines(path)) for path in target_paths]
-    for path, lines in zip(target_paths, references, strict=True):
-        if len(lines) != num_lines:
-            raise InputError(
-                f"{systems[0].name} has {format_count(num_lines, 'translation')} and {path} has "
-                f"{format_count(len(lines), 'line')}: line N of the references belongs to translation N"
-            )
-    return references
+    return [_lines_for(systems[0], path, "the references belongs") for path in target_paths]
 
 
 def choose_sources(systems: Sequence[System], source_path: str | None) -> list[str]:
     """Return the sources in the file, or those of the first system that has some; raises InputError without any."""
-    if source_path is None:
-        found = next((system.sources for system in systems if system.sources is not None), None)
-        if found is None:
-            raise InputError("systems are text files: give the sentences that they translate with source=")
-        return found
-    sources, num_lines = list(read_text_lines(source_path)), len(systems[0].translations)
-    if len(sources) != num_lines:
+    if source_path is not None:
+        return _lines_for(systems[0], source_path, "the source belongs")
+    found = next((system.sources for system in systems if system.sources is not None), None)
+    if found is None:
+        raise InputError("systems are text files: give the sentences that they translate with source=")
+    return found
+
+
+def _lines_for(system: System, path: str, belongs: str) -> list[str]:
+    """Return the lines of a file; raises InputError unless there is one for each translation of the system."""
+    lines, num_translations = list(read_text_lines(path)), len(system.translations)
+    if len(lines) != num_translations:
         raise InputError(
-            f"{systems[0].name} has {format_count(num_lines, 'translation')} and {source_path} has "
-            f"{format_count(len(sources), 'line')}: line N of the source belongs to translation N"
+            f"{system.name} has {format_count(num_translations, 'translation')} and {path} has "
+            f"{format_count(len(lines), 'line')}: line N of {belongs} to translation N"
         )
-    return sources
+    return lines
 
 
 def choose_scoring(

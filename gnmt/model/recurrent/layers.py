@@ -246,7 +246,63 @@ class StepwiseLayer(RecurrentLayer):
         return states
 
 
-class LayerNormLSTM(StepwiseLayer):
+class HandDerivedLSTM(StepwiseLayer):
+    """Base class of LSTM layers without biases in the products, that train by an autograd function over all steps.
+
+    A subclass implements `train_steps`, which training runs, and `next_state`. Inference runs the loop of
+    StepwiseLayer, because an inference copy replaces the Linear modules. The cell is fp32 or fp64.
+
+    Args:
+        input_size: Width of the inputs.
+        hidden_size: Width of the outputs.
+        weight_dropout: Dropout probability of U; see LSTM.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.weight_dropout = Dropout(weight_dropout)
+        self.from_inputs = nn.Linear(input_size, 4 * hidden_size, bias=False)
+        self.from_hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+
+    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(inputs_TBI, state)
+        return self._train(inputs_TBI, state)[0]
+
+    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
+        if not torch.is_grad_enabled():
+            return super().forward_with_final_state(inputs_TBI, lengths_B)
+        outputs_TBH, cells_TBH = self._train(inputs_TBI, None)
+        return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
+
+    def _train(self, inputs_TBI: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor]:
+        weights = self.from_inputs.weight, self.weight_dropout(self.from_hidden.weight)
+        return self.train_steps(inputs_TBI, *weights, cast(tuple[Tensor, Tensor] | None, state))
+
+    @abstractmethod
+    def train_steps(
+        self, inputs_TBI: Tensor, weight_ih_GI: Tensor, weight_hh_GH: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs and cells of all steps, [T, B, H] each, with gradients.
+
+        Args:
+            inputs_TBI: Inputs of all steps.
+            weight_ih_GI: Weight of the inputs.
+            weight_hh_GH: Weight of the hidden state, after dropout.
+            state: Hidden state and cell before the first step; None for zeros.
+        """
+
+    def project(self, inputs: Tensor) -> Tensor:
+        projected: Tensor = self.from_inputs(inputs)
+        return projected
+
+    def start(self, num_sequences: int, like: Tensor) -> LayerState:
+        hidden_NH = like.new_zeros(num_sequences, self.hidden_size)
+        return hidden_NH, hidden_NH.to(torch.promote_types(like.dtype, torch.float32))
+
+
+class LayerNormLSTM(HandDerivedLSTM):
     """An LSTM layer with layer normalization of each gate before its nonlinearity (Ba et al. 2016).
 
     As in Chen et al. 2018, section 4.1, each of the four gates has its own mean, variance, gain and bias, and the cell
@@ -264,36 +320,14 @@ class LayerNormLSTM(StepwiseLayer):
     """
 
     def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.weight_dropout = Dropout(weight_dropout)
-        self.from_inputs = nn.Linear(input_size, 4 * hidden_size, bias=False)
-        self.from_hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        super().__init__(input_size, hidden_size, weight_dropout)
         self.gain = nn.Parameter(torch.ones(4, hidden_size))
         self.bias = nn.Parameter(torch.zeros(4, hidden_size))
 
-    def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(inputs_TBI, state)
-        return self._train(inputs_TBI, state)[0]
-
-    def forward_with_final_state(self, inputs_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, LayerState]:
-        if not torch.is_grad_enabled():
-            return super().forward_with_final_state(inputs_TBI, lengths_B)
-        outputs_TBH, cells_TBH = self._train(inputs_TBI, None)
-        return outputs_TBH, (at_last_tokens(outputs_TBH, lengths_B), at_last_tokens(cells_TBH, lengths_B))
-
-    def _train(self, inputs_TBI: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor]:
-        weights = self.from_inputs.weight, self.weight_dropout(self.from_hidden.weight)
-        return layer_norm_lstm(inputs_TBI, *weights, self.gain, self.bias, cast(tuple[Tensor, Tensor] | None, state))
-
-    def project(self, inputs: Tensor) -> Tensor:
-        projected: Tensor = self.from_inputs(inputs)
-        return projected
-
-    def start(self, num_sequences: int, like: Tensor) -> LayerState:
-        hidden_NH = like.new_zeros(num_sequences, self.hidden_size)
-        return hidden_NH, hidden_NH.to(torch.promote_types(like.dtype, torch.float32))
+    def train_steps(
+        self, inputs_TBI: Tensor, weight_ih_GI: Tensor, weight_hh_GH: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        return layer_norm_lstm(inputs_TBI, weight_ih_GI, weight_hh_GH, self.gain, self.bias, state)
 
     def next_state(self, projected_NP: Tensor, state: LayerState) -> LayerState:
         """Return the next state: the hidden state in its own type, the cell in fp32 or fp64, like the gates."""
