@@ -1,4 +1,4 @@
-"""Every file, class, function and key that docs/architecture.md and docs/paper-map.md name exists."""
+"""Links and anchors of the documents lead somewhere; architecture.md and paper-map.md name what exists."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCS = [ROOT / "docs" / "architecture.md", ROOT / "docs" / "paper-map.md"]
 # A link with code as its text: [`A`, `B`](file.py) or [`file.py`](file.py).
 LINK = re.compile(r"\[((?:`[^`]+`(?:, )?)+)\]\(([^)#]+\.py)\)")
@@ -77,6 +78,31 @@ def methods() -> dict[str, set[str]]:
 def prose(document: Path) -> str:
     """Return the text of a document without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> list[str]:
+    """Return the anchors of the headings of a document, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    texts = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings)
+    return [re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    """An anchor must belong to one heading only, because renderers number repeated ones differently."""
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if "://" not in link and not (target.exists() and (not anchor or anchors(target).count(anchor) == 1)):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_anchors_are_those_of_github(tmp_path: Path) -> None:
+    text = "# A `b_c` [link](x.md)\n\n```\n# no heading\n```\n\n## BLEU, chrF (two-fold)?\n"
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+    assert anchors(tmp_path / "page.md") == ["a-b_c-link", "bleu-chrf-two-fold"]
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)

@@ -174,7 +174,7 @@ def _report_overlaps(preprocessed: PreprocessedData) -> None:
         log.log(
             logging.WARNING if is_warning else logging.INFO,
             "%s; scores on these lines say little about new text: remove the pairs from the training files with the "
-            "command in docs/training.md, or choose other dev and test sets; nothing was removed",
+            "command in docs/own-data.md, or choose other dev and test sets; nothing was removed",
             "; ".join(known),
         )
 

@@ -1,7 +1,7 @@
 """Recommended model, vocabulary, batch and number of updates for a number of training pairs.
 
-`RECOMMENDATIONS` is the table in docs/training.md, which says where each row was measured. `recommended_overrides`
-turns a row into overrides of train.py.
+`RECOMMENDATIONS` is the table in docs/choosing-a-size.md, which says where each row was measured.
+`recommended_overrides` turns a row into overrides of train.py.
 """
 
 from __future__ import annotations

@@ -754,7 +754,7 @@ def recommend(trainer: Trainer, preprocessed: PreprocessedData, config: Mapping[
     num_tokens = int(store.source_lengths.sum() + store.target_lengths.sum()) + 2 * len(store)
     if overrides := recommended_overrides(len(store), num_tokens, config):
         log.info(
-            "recommended for %s (docs/training.md): %s",
+            "recommended for %s (docs/choosing-a-size.md): %s",
             format_count(len(store), "pair", comma=True),
             " ".join(overrides),
         )

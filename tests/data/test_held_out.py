@@ -162,7 +162,7 @@ def test_the_documented_command_removes_the_known_sentences(
     for side, language in enumerate(("en", "de")):
         text = "".join(pair[side] + "\n" for pair in train)
         (tmp_path / f"train.{language}").write_text(text, encoding="utf-8")
-    docs = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    docs = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
     [command] = re.findall(r"^paste train\.en .*> train\.tsv$", docs, re.MULTILINE)
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     files = ParallelFiles(pairs=str(tmp_path / "train.tsv"))

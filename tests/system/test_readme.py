@@ -104,13 +104,6 @@ def test_every_other_line_is_a_make_target_or_another_tool(document: Path) -> No
             assert NOT_OURS.match(line), line
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
-    assert missing == []
-
-
 def test_the_python_of_the_readme_runs(tiny, tmp_path, monkeypatch, capsys) -> None:
     """With a small run instead of the demo's."""
     (tmp_path / "runs").mkdir()

@@ -57,7 +57,7 @@ def test_a_config_with_the_recommended_overrides_follows_them(num_pairs: int) ->
 
 
 def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
-    text = Path("docs/training.md").read_text(encoding="utf-8")
+    text = Path("docs/choosing-a-size.md").read_text(encoding="utf-8")
     for row in RECOMMENDATIONS:
         line = f"| {row.fewest_pairs:,} | `{row.model}` | {row.vocabulary_size:,} | {row.batch_tokens:,} |"
         assert f"{line} {row.epochs:g} | {row.learning_rate:g} |" in text
