@@ -1,10 +1,11 @@
 # make demo   install, then prepare, train, evaluate and translate the embedded corpus, in under 6 minutes on two cores
 # make test   lint, types and all tests;  make check: without the slow tests;  make test-gpu: the tests that need CUDA
+# make docs   build the site of the documentation in build/site; warnings are errors
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check test-gpu lint format clean
+.PHONY: demo test check test-gpu lint format docs clean
 
 demo: .venv/installed
 	$(BIN)/python scripts/prepare.py
@@ -34,8 +35,12 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site: build/site/index.html; for the search: $(BIN)/python -m http.server --directory build/site"
+
 clean:
-	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/site .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "gnmt needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
@@ -45,4 +50,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) --editable '.[docs]'
 	@touch $@

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCS = [ROOT / "docs" / "architecture.md", ROOT / "docs" / "paper-map.md"]
 # A link with code as its text: [`A`, `B`](file.py) or [`file.py`](file.py).
 LINK = re.compile(r"\[((?:`[^`]+`(?:, )?)+)\]\(([^)#]+\.py)\)")
+API = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)  # what mkdocstrings documents
 CODE = re.compile(r"`([^`\n]+)`")
 # Names of other libraries and of the papers, and names of files and packages that a reader would add.
 NOT_OURS = {"CUBLAS_WORKSPACE_CONFIG", "beamsize", "mylab", "lp", "cp", "y_0", "configs/schedule/linear.yaml"}
@@ -103,6 +106,30 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
     text = "# A `b_c` [link](x.md)\n\n```\n# no heading\n```\n\n## BLEU, chrF (two-fold)?\n"
     (tmp_path / "page.md").write_text(text, encoding="utf-8")
     assert anchors(tmp_path / "page.md") == ["a-b_c-link", "bleu-chrf-two-fold"]
+
+
+def test_the_site_shows_every_page() -> None:
+    def pages(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    of_the_hook = ["changelog.md", "index.md"]  # from CHANGELOG.md and README.md
+    documents = [str(path.relative_to(ROOT / "docs")) for path in DOCUMENTS[1:]]
+    assert sorted(pages(nav)) == sorted(documents + of_the_hook), "each page stands once in nav of mkdocs.yml"
+
+
+def test_the_reference_names_what_exists() -> None:
+    named = [name for page in (ROOT / "docs" / "api").glob("*.md") for name in API.findall(page.read_text("utf-8"))]
+    assert len(named) > 30
+    missing = []
+    for name in named:
+        module, _, member = name.rpartition(".")
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        if not path.is_file() or member not in names_defined_in(path):
+            missing.append(name)
+    assert missing == []
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)

@@ -22,7 +22,7 @@ OWN_FILES = "your-own-model.md"
 # benchmarks.recurrent_layers (test_training_benchmark.py).
 NOT_OURS = re.compile(
     r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |paste "
-    r"|for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
+    r"|head |for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
 )
 PLUGINS = {"hydra/launcher=joblib": "hydra_joblib_launcher", "hydra/sweeper=optuna": "hydra_optuna_sweeper"}
 """Modules of hydra_plugins that some choices need; the extra `sweep` installs them."""
@@ -104,14 +104,31 @@ def test_every_other_line_is_a_make_target_or_another_tool(document: Path) -> No
             assert NOT_OURS.match(line), line
 
 
-def test_the_python_of_the_readme_runs(tiny, tmp_path, monkeypatch, capsys) -> None:
-    """With a small run instead of the demo's."""
+@pytest.fixture
+def run_demo(tiny, tmp_path, monkeypatch) -> None:
+    """Let runs/demo be a small run."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(tiny.folder)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("run_demo")
+def test_the_python_of_the_readme_runs(capsys) -> None:
     [code] = blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
     assert "torch.Size([" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("run_demo")
+def test_the_python_of_the_notebook_page_runs(tiny, tmp_path, capsys) -> None:
+    """The cells run one after another. The training has the overrides of the small run instead of those of the page."""
+    page = "\n".join(blocks(ROOT / "docs" / "notebooks.md", "python"))
+    code, num_replaced = re.subn(r"^overrides = .*$", f"overrides = {list(tiny.overrides)}", page, flags=re.MULTILINE)
+    assert num_replaced == 1
+    exec(compile(code, "notebooks.md", "exec"), {})
+    assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "runs" / "notebook" / "best.pt").is_file()
+    assert "'dev/bleu'" in capsys.readouterr().out
 
 
 def test_the_example_file_is_english_lines() -> None:

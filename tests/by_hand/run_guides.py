@@ -1,0 +1,202 @@
+"""Run the commands of the documents, shortened to seconds, in the order of the pages, in one folder.
+
+  python tests/by_hand/run_guides.py --folder /tmp/guides
+  python tests/by_hand/run_guides.py --folder /tmp/guides --multi30k FOLDER own-data is-it-better
+
+Trainings make three updates of a very small batch, searches use beam 2. The files that the pages name (a.en, b.de,
+train.en, ...) are made from the demo corpus, and the runs that they name before training them are copies of two small
+runs. Commands that need a download, other machines or an extra that is not installed are listed as left out; those of
+recipes for Multi30k need --multi30k. The names of pages, without .md, select some. Exits with 1 if a command failed.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import TINY, run_script  # noqa: E402
+
+# In the order in which a reader meets them. your-own-model.md has a test of its own (test_your_own_model.py).
+PAGES = [
+    "first-translator",
+    "own-data",
+    "subwords",
+    "choosing-a-size",
+    "training",
+    "models",
+    "reading-curves",
+    "evaluation",
+    "is-it-better",
+    "why-is-it-wrong",
+    "translation",
+    "faster",
+    "gpu-box",
+    "many-gpus",
+    "fine-tuning",
+    "refinement",
+    "distillation",
+    "languages",
+    "interchange",
+]
+BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TRAIN = (
+    "trainer.max_steps=3",
+    "trainer.evaluate_every_steps=3",
+    "trainer.save_every_steps=3",
+    "trainer.batch_tokens=400",
+    "decoding.max_length_factor=0.5",
+    "decoding.max_length_offset=2",
+    "device=cpu",
+)
+SHORT = {
+    "train": TRAIN,
+    "evaluate": ("device=cpu", "decoding.max_length_factor=0.5"),
+    "translate": ("device=cpu", "decoding.max_length_factor=0.5"),
+    "tune_decoding": ("device=cpu", "decoding.max_length_factor=0.5", "grid.length_penalty_alpha=[0.6,1.0]"),
+    "score": ("device=cpu",),
+    "benchmark": ("device=cpu", "repetitions=1", "memory=false", "sizes=[tiny]"),
+}
+SMALL_DEMO = ("data.num_train=120", "data.num_dev=6", "data.num_test=5", "tokenizer.vocab_size=420")
+LEFT_OUT = {
+    r"wmt16|wmt14": "downloads more than 1 GB",
+    r"koen": "needs a corpus that cannot be downloaded",
+    r"nvidia": "needs a checkpoint of NVIDIA",
+    r"torchrun|srun|#SBATCH": "several processes: tests/system/test_torchrun_train.py, tests/translation",
+    r"pip install|tensorboard|^make ": "installs, or runs until it is stopped",
+}
+
+
+def commands(page: str) -> list[str]:
+    text = "".join(BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[str]:
+    """Return the overrides with those that make the command short; they come last, so they win."""
+    line = " ".join(overrides)
+    added = list(SHORT.get(script, ()))
+    if script in ("train", "prepare"):
+        is_multi30k = "multi30k" in line
+        if is_multi30k:
+            added += [f"data.folder={multi30k}", "data.max_pairs=300"]
+        elif not re.search(r"data=|experiment=own_text|from_run|preprocessed", line):
+            added += SMALL_DEMO
+        if "initialize_from" not in line:
+            added += ["tokenizer.vocab_size=600" if "word_character" in line else "tokenizer.vocab_size=420"]
+            added += ["model=gnmt_tiny"] if re.search(r"experiment=own_text|model=gnmt( |$)", line) else []
+        if "data=demo" in line:
+            added += SMALL_DEMO
+    if script == "benchmark" and "checkpoint=" in line:
+        added = [each for each in added if not each.startswith("sizes=")]
+    return [*overrides, *added]
+
+
+def make_files(folder: Path) -> None:
+    """Write the corpora and the runs that the pages name."""
+    small = [*SMALL_DEMO, "data.num_dev=20", "data.num_test=20"]
+    done = run_script("prepare", "data=demo", "text_folder=text", *small, cwd=folder)
+    assert done.code == 0, done.err
+    for name, of in {
+        "train": "train",
+        "dev": "dev",
+        "test": "test",
+        "a": "train",
+        "b": "dev",
+        "b2": "dev",
+        "c": "test",
+    }.items():
+        for language in ("en", "de"):
+            [text] = folder.glob(f"text/{of}*.{language}")
+            shutil.copy(text, folder / f"{name}.{language}")
+    shutil.copy(folder / "a.de", folder / "mono.de")
+    shutil.copy(folder / "b.de", folder / "begin.de")
+    for name in "abc":
+        rows = [(folder / f"{name}.{language}").read_text("utf-8").splitlines() for language in ("en", "de")]
+        (folder / f"{name}.tsv").write_text("".join(f"{en}\t{de}\n" for en, de in zip(*rows, strict=True)), "utf-8")
+    for name, rows in (("train", "a"), ("dev", "b")):
+        pairs = [row.split("\t") for row in (folder / f"{rows}.tsv").read_text("utf-8").splitlines()]
+        objects: list[object] = [{"en": en, "de": de} for en, de in pairs]
+        objects = [{"translation": each} for each in objects] if name == "train" else objects
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in objects), "utf-8")
+    (folder / "examples").mkdir(exist_ok=True)
+    (folder / "examples" / "demo.en").write_text((folder / "b.en").read_text("utf-8"), "utf-8")
+    for name, seed in (("demo", 1), ("b", 2)):
+        done = run_script("train", *TINY, f"seed={seed}", f"name={name}", cwd=folder)
+        assert done.code == 0, done.err
+    for name in ("a", "one", "two", "de_en"):
+        shutil.copytree(folder / "runs" / "demo", folder / "runs" / name, symlinks=True)
+    done = run_script(
+        "translate", "checkpoint=runs/demo/best.pt", "input=b.en", "output=a.jsonl", "format=jsonl", cwd=folder
+    )
+    assert done.code == 0, done.err
+    for name in "ab":
+        done = run_script("evaluate", f"checkpoint=runs/{name}/best.pt", cwd=folder)
+        assert done.code == 0, done.err
+        [text] = (folder / "runs" / name / "translations").glob("test*.txt")
+        shutil.copy(text, folder / f"{name}.txt")
+
+
+def run(line: str, folder: Path, multi30k: str | None) -> str:
+    """Run one line and return what went wrong, or an empty text."""
+    before, _, command = shlex_pipe(line)
+    words = shlex.split(command, comments=True)
+    if words[0] != "python":
+        done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
+        return done.stderr if done.returncode else ""
+    stdin = (
+        subprocess.run(["bash", "-c", before], cwd=folder, capture_output=True, check=True).stdout if before else b""
+    )
+    script = Path(words[1]).stem
+    result = run_script(script, *shortened(script, words[2:], multi30k), cwd=folder, stdin=stdin)
+    return "" if result.code == 0 else result.err or f"exit code {result.code}"
+
+
+def shlex_pipe(line: str) -> tuple[str, str, str]:
+    """Split `a | b` at the pipe before the command of this project."""
+    before, pipe, command = line.rpartition("| python")
+    return (before, pipe, f"python{command}") if pipe else ("", "", line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--multi30k", help="folder with train.en and so on")
+    parser.add_argument("pages", nargs="*", default=PAGES)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if not (arguments.folder / "runs" / "b").exists():
+        make_files(arguments.folder)
+    failed = 0
+    for page in arguments.pages:
+        for line in commands(page):
+            reasons = [reason for pattern, reason in LEFT_OUT.items() if re.search(pattern, line)]
+            if "multi30k" in line and arguments.multi30k is None:
+                reasons.append("needs --multi30k")
+            if "target_language=ja" in line and importlib.util.find_spec("MeCab") is None:
+                reasons.append("needs the extra japanese")
+            if "hydra/" in line and importlib.util.find_spec("hydra_plugins") is None:
+                reasons.append("needs the extra sweep")
+            if reasons:
+                print(f"left out  {page}: {line}   [{reasons[0]}]", flush=True)
+                continue
+            start = time.monotonic()
+            error = run(line, arguments.folder, arguments.multi30k)
+            failed += bool(error)
+            print(f"{'FAILED' if error else 'ok':8}  {page}: {line}   [{time.monotonic() - start:.0f} s]", flush=True)
+            if error:
+                print("    " + "\n    ".join(error.strip().splitlines()[-6:]), flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
