@@ -5,6 +5,7 @@
   python scripts/compare.py 'runs=[runs/a,runs/b]' format=tsv
   python scripts/compare.py runs=runs by_length=true figure=runs/by_length.png
   python scripts/compare.py runs=runs plots=plots                          plots besides the table
+  python scripts/compare.py 'runs=[runs/a,runs/b]' scores=comet.json       with scores of another program
 
 Runs that differ only in their seed share a row. The scores come from the TensorBoard events and the best.pt of each
 run, and from the files that evaluate.py wrote into the run's translations/ folder. Damaged and unfinished runs are
@@ -15,6 +16,7 @@ Main keys:
   sort        column by which the rows are sorted, the best first
   columns     patterns of the columns to show
   filter      conditions that a run must meet: run=PATTERN or SETTING=PATTERN
+  scores      segment scores of another program: .json of comet-score, or a text file of numbers for each run
   by_length   true: BLEU for each range of source lengths instead, from the files of evaluate.py
   figure      with by_length=true: the figure to write, .png, .svg or .pdf
   plots       folder for plots as PNG: BLEU over length, dev loss and BLEU over updates, gradient norm by layer
@@ -35,11 +37,22 @@ log = logging.getLogger(__name__)
 
 
 def main(cfg: CompareConfig) -> None:
-    from gnmt.evaluation.compare import TableOptions, compare, compare_by_length, draw_by_length, draw_plots
+    from gnmt.evaluation.compare import (
+        TableOptions,
+        compare,
+        compare_by_length,
+        draw_by_length,
+        draw_plots,
+        filter_runs,
+        with_segment_scores,
+    )
     from gnmt.evaluation.run_records import find_runs, read_runs
+    from gnmt.evaluation.segment_scores import read_score_files
     from gnmt.fileio import check_output, check_output_folder, check_stdout, write_atomically
     from gnmt.reporting.figures import image_bytes
 
+    if cfg.scores is not None and cfg.by_length:
+        raise InputError("scores: the table of by_length=true holds BLEU alone: leave one of them out")
     if cfg.figure is not None and not (cfg.by_length and cfg.figure.endswith((".png", ".svg", ".pdf"))):
         raise InputError(f"figure={cfg.figure} needs by_length=true and a name that ends in .png, .svg or .pdf")
     check_stdout()
@@ -48,9 +61,11 @@ def main(cfg: CompareConfig) -> None:
         check_output("figure", cfg.figure, make_folder=True)
     if cfg.plots is not None:
         check_output_folder("plots", cfg.plots)
+    score_files = read_score_files(cfg.scores)
     records, left_out = read_runs(folders)
-    options = TableOptions(cfg.sort, cfg.columns, cfg.filter)
-    tables = [compare_by_length(records)] if cfg.by_length else compare(records, options)
+    records = filter_runs(with_segment_scores(records, score_files), cfg.filter)
+    options = TableOptions(cfg.sort, cfg.columns)
+    tables = [compare_by_length(records, options)] if cfg.by_length else compare(records, options)
     tables[-1].notes.extend(left_out)
     if cfg.figure is not None:
         write_atomically(Path(cfg.figure), image_bytes(draw_by_length(records), cfg.figure))

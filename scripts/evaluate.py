@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a test set: BLEU, chrF and TER with sacreBLEU's signatures, and GLEU.
+"""Evaluate a checkpoint on a test set: BLEU, chrF, chrF++ and TER with sacreBLEU's signatures, and GLEU.
 
   python scripts/evaluate.py checkpoint=runs/demo/best.pt                 the only test set of the data
   python scripts/evaluate.py checkpoint=runs/demo/best.pt test_set=dev
@@ -93,7 +93,7 @@ def main(cfg: EvaluateConfig) -> None:
         print(f"{evaluation.test_set}{zero_shot}, {sentences}, {', '.join(checkpoints)}")
         figures = asdict(evaluation.scores)
         for metric, signature in evaluation.scores.signatures.items():
-            print(f"{metric:5} {figures[metric]:6.2f}  {signature}")
+            print(f"{metric:6} {figures[metric]:6.2f}  {signature}")
         print(f"scores: {evaluation.scores_file}")
         print(f"translations: {evaluation.translations_file}")
         print(f"by sentence, worst first: {evaluation.sentences_file}")

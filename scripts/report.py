@@ -14,6 +14,7 @@ Main keys:
   output          the file to write
   test_set        the test set of the run folders, if they were evaluated on several
   source, target  the sentences and their references, for systems that are no evaluations
+  scores          segment scores of another program: .json of comet-score, or a text file of numbers for each system
   training_text   target side of the training text, for F1 by word frequency; by default that of the first run
 """
 

@@ -61,6 +61,7 @@ RECORDED_OR_SEARCH_PRECISION = {"choices": lambda: ("recorded", *_search_precisi
 DEVICE = {"pattern": r"auto|cpu|cuda(:\d+)?", "allowed": "auto, cpu, cuda or cuda:N"}
 PATHS = {"paths": True, "optional": False}
 OPTIONAL_PATHS = {"paths": True, "optional": True}
+SCORE_FILES = typed(str | list[str] | dict[str, str | list[str]] | None)
 CORPUS = component("gnmt.data.corpora.Corpus")
 TOKENIZER = component("gnmt.data.tokenizer.TokenizerSource")
 SEARCH = "gnmt.decoding.options.SearchOptions"
@@ -238,6 +239,7 @@ class CompareConfig:
     sort: str | None = MISSING
     columns: list[str] | None = MISSING
     filter: list[str] = MISSING
+    scores: Any = field(default=MISSING, metadata=SCORE_FILES)
     by_length: Any = field(default=MISSING, metadata=typed(bool))
     figure: str | None = MISSING
     plots: str | None = MISSING
@@ -252,7 +254,8 @@ class SystemsConfig:
     systems: Any = field(default=MISSING, metadata=PATHS)
     test_set: str | None = MISSING
     target: Any = field(default=MISSING, metadata=OPTIONAL_PATHS)
-    metrics: Any = field(default=MISSING, metadata=typed(list[Literal["bleu", "chrf", "ter"]]))
+    metrics: Any = field(default=MISSING, metadata=typed(list[Literal["bleu", "chrf", "chrfpp", "ter", "gleu"]]))
+    scores: Any = field(default=MISSING, metadata=SCORE_FILES)
     test: str = field(default=MISSING, metadata=choice("bootstrap", "randomization"))
     num_samples: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)] | None))
     bleu_tokenize: str | None = MISSING

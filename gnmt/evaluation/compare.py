@@ -2,7 +2,7 @@
 
 Runs that differ only in their seed form a group, which is one row of a table and one line of a plot. `compare` makes
 the tables of scores and settings, one for each corpus, `compare_by_length` that of BLEU by source length, and
-`draw_plots` the plots.
+`draw_plots` the plots. `filter_runs` and `with_segment_scores` prepare the records of the runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,53 +20,76 @@ from matplotlib.figure import Figure
 
 from gnmt.config.run_folder import compared_settings
 from gnmt.errors import InputError, flatten, format_count, format_value
+from gnmt.evaluation.metrics import METRIC_TITLES
 from gnmt.evaluation.run_records import EvaluationRecord, RunRecord, mean_by_layer
-from gnmt.fileio import write_atomically
+from gnmt.evaluation.segment_scores import ScoredText, ScoreFiles, check_number, normalized
+from gnmt.fileio import read_lines, write_atomically
 from gnmt.reporting.figures import image_bytes, lines_figure
 from gnmt.training.train_metrics import layer_sort_key
 
 NOTHING = "–"  # a missing value in a table
+SEGMENT_SCORE_DIGITS = 4  # decimals of the means of segment scores, most of which are between 0 and 1
 _LONGEST_LABEL = 60  # characters of a plot's legend
 
 ValueOf = Callable[[RunRecord], float | None]
 """Returns one value of a run, None if it has none."""
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """Which runs and columns a table shows, and in which order.
+def filter_runs(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[RunRecord]:
+    """Return the runs that meet all conditions.
 
     Args:
-        sort: Column by whose mean the rows are sorted, the best first (the smallest loss, the fewest minutes, otherwise
-            the largest value); None for the order of the runs.
-        columns: Patterns of column names, such as `*BLEU`, besides run and seeds; None for all.
-        filter: Conditions `key=pattern` that a run must meet. The key is `run` (the folder's name) or a setting, in
-            full or by its last part, such as `encoder.dropout`.
+        runs: The records of the runs.
+        conditions: Conditions `key=pattern`. The key is `run` (the folder's name) or a setting, in full or by its last
+            part, such as `encoder.dropout`.
+
+    Raises:
+        InputError: No run meets all conditions, or a condition has another form.
+    """
+    chosen = [run for run in runs if all(meets(run, condition) for condition in conditions)]
+    if not chosen:
+        raise InputError(f"filter: none of {format_count(len(runs), 'run')} meets {', '.join(conditions)}")
+    return chosen
+
+
+def meets(run: RunRecord, condition: str) -> bool:
+    """Return whether a run meets a condition; see `filter_runs`."""
+    key, equals, pattern = condition.partition("=")
+    if not equals:
+        raise InputError(
+            f"filter: found {condition}, allowed is key=value, such as optimizer.lr=0.005 or run=multi30k*"
+        )
+    if key == "run":
+        return fnmatchcase(run.folder.name, pattern)
+    settings = flatten(run.config)
+    found = [value for name, value in settings.items() if f".{name}".endswith(f".{key}")]
+    return any(fnmatchcase(format_value(value, quote=False), pattern) for value in found)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Which columns a table shows, and in which order its rows.
+
+    Args:
+        sort: Column by whose mean the rows are sorted, the best first (the smallest loss or TER, the fewest minutes,
+            otherwise the largest value); None for the order of the runs.
+        columns: Patterns of column names, such as `*BLEU`, besides `Table.key_columns`; None for all.
     """
 
     sort: str | None = None
     columns: Sequence[str] | None = None
-    filter: Sequence[str] = ()
 
 
 def compare(runs: Sequence[RunRecord], options: TableOptions = TableOptions()) -> list[Table]:
     """Return a table for each corpus: dev and test scores, the settings that differ, sizes, speed and time.
 
     Several seeds give mean ± sample standard deviation. Unfinished and damaged runs are included with the values that
-    they have, and named in the notes.
-
-    Raises:
-        InputError: No run meets the filter, or a pattern or the column to sort by fits no column.
+    they have, and named in the notes. Raises InputError if a pattern or the column to sort by fits no column.
     """
-    chosen = [run for run in runs if all(meets(run, condition) for condition in options.filter)]
-    if not chosen:
-        raise InputError(f"filter: none of {format_count(len(runs), 'run')} meets {', '.join(options.filter)}")
     by_corpus: dict[str, list[RunRecord]] = {}
-    for run in chosen:
+    for run in runs:
         by_corpus.setdefault(json.dumps(corpus_of(run)), []).append(run)
-    tables = [compare_on_one_corpus(of_corpus) for of_corpus in by_corpus.values()]
-    check_columns(tables, options)
-    return [table.selected(options) for table in tables]
+    return selected([compare_on_one_corpus(of_corpus) for of_corpus in by_corpus.values()], options)
 
 
 def compare_on_one_corpus(runs: Sequence[RunRecord]) -> Table:
@@ -108,22 +131,11 @@ def corpus_of(run: RunRecord) -> list[Any]:
     return [data.get(key, "") for key in keys]
 
 
-def meets(run: RunRecord, condition: str) -> bool:
-    """Return whether a run meets a condition `key=pattern`; raises InputError for one that has another form."""
-    key, equals, pattern = condition.partition("=")
-    if not equals:
-        raise InputError(
-            f"filter: found {condition}, allowed is key=value, such as optimizer.lr=0.005 or run=multi30k*"
-        )
-    if key == "run":
-        return fnmatchcase(run.folder.name, pattern)
-    settings = flatten(run.config)
-    found = [value for name, value in settings.items() if f".{name}".endswith(f".{key}")]
-    return any(fnmatchcase(format_value(value, quote=False), pattern) for value in found)
+def selected(tables: Sequence[Table], options: TableOptions) -> list[Table]:
+    """Return the tables with sorted rows and the chosen columns.
 
-
-def check_columns(tables: Sequence[Table], options: TableOptions) -> None:
-    """Raise InputError if the column to sort by, or a pattern, fits no column of any table."""
+    Raises InputError if a pattern or the column to sort by fits no column of any table.
+    """
     names = list(dict.fromkeys(name for table in tables for name in table.header))
     patterns = [("columns", pattern) for pattern in options.columns or ()]
     if options.sort is not None:
@@ -131,10 +143,14 @@ def check_columns(tables: Sequence[Table], options: TableOptions) -> None:
     for key, pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(f"{key}: found {pattern}, allowed are the columns {', '.join(names)}")
+    return [table.selected(options) for table in tables]
 
 
-def compare_by_length(runs: Sequence[RunRecord]) -> Table:
-    """Return a table of BLEU by range of source lengths, with a row for each group and evaluation."""
+def compare_by_length(runs: Sequence[RunRecord], options: TableOptions = TableOptions()) -> Table:
+    """Return a table of BLEU by range of source lengths, with a row for each group and evaluation.
+
+    Raises InputError as `compare` does, and if no run has BLEU by length.
+    """
     groups = group_runs(runs)
     differing, notes = differing_settings(groups)
     ranges, curves = length_curves(groups)
@@ -150,17 +166,23 @@ def compare_by_length(runs: Sequence[RunRecord]) -> Table:
         for curve in curves
     ]
     counts = ", ".join(map(str, ranges.values()))
-    return Table(header, rows, [*notes, f"BLEU by words of the source; sentences in each range, at most: {counts}"])
+    notes.append(f"BLEU by words of the source; sentences in each range, at most: {counts}")
+    [table] = selected([Table(header, rows, notes, key_columns=("run", "seeds", "evaluation"))], options)
+    return table
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with an optional title above it, and notes below, such as signatures and problems of runs."""
+    """A table with an optional title above it, and notes below, such as signatures and problems of runs.
+
+    A choice of columns always includes the `key_columns`, which say what a row is.
+    """
 
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
     title: str = ""
+    key_columns: tuple[str, ...] = ("run", "seeds")
 
     def as_markdown(self) -> str:
         """Return the title as a heading, a Markdown table, and the notes as a list."""
@@ -181,11 +203,11 @@ class Table:
         rows = self.rows
         if options.sort in self.header:
             column = self.header.index(options.sort)
-            is_smaller_better = options.sort.endswith(("loss", "minutes"))
+            is_smaller_better = options.sort.endswith(("loss", "minutes", "TER"))
             rows = sorted(rows, key=lambda row: _sort_key(row[column], is_smaller_better))
         if options.columns is None:
             return replace(self, rows=rows)
-        patterns = ("run", "seeds", *options.columns)
+        patterns = (*self.key_columns, *options.columns)
         kept = [n for n, name in enumerate(self.header) if any(fnmatchcase(name, pattern) for pattern in patterns)]
         chosen = [[row[n] for n in kept] for row in rows]
         return replace(self, header=[self.header[n] for n in kept], rows=chosen)
@@ -309,13 +331,10 @@ class Column(NamedTuple):
 def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
     """Return the columns of scores, and those of sizes, speed, time and spikes of the training.
 
-    Evaluations and spikes have columns only if some run has a value for them.
+    Evaluations, spikes, and metrics besides BLEU, chrF and loss have columns only if some run has a value for them.
     """
-    scores = [
-        Column("dev BLEU", lambda run: run.dev.get("dev/bleu"), 2),
-        Column("dev chrF", lambda run: run.dev.get("dev/chrf"), 2),
-        Column("dev loss", lambda run: run.dev.get("dev/loss"), 3),
-    ]
+    scores = [Column(f"dev {title}", dev_value(f"dev/{metric}"), 2) for metric, title in METRIC_TITLES.items()]
+    scores.append(Column("dev loss", dev_value("dev/loss"), 3))
     others = [
         Column("parameters", lambda run: run.parameters, 0),
         Column("updates", lambda run: run.updates, 0),
@@ -324,9 +343,13 @@ def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
     ]
     for name, shown in short_evaluations(runs).items():
         scores += [
-            Column(f"{shown} BLEU", evaluation_value(name, lambda evaluated: evaluated.scores["bleu"]), 2),
-            Column(f"{shown} chrF", evaluation_value(name, lambda evaluated: evaluated.scores["chrf"]), 2),
+            Column(f"{shown} {title}", evaluation_value(name, score_value(metric)), 2)
+            for metric, title in METRIC_TITLES.items()
         ]
+        found = [run.evaluations[name].segment_means for run in runs if name in run.evaluations]
+        for of_program in dict.fromkeys(of_program for means in found for of_program in means):
+            value = evaluation_value(name, segment_mean_value(of_program))
+            scores.append(Column(f"{shown} {of_program}", value, SEGMENT_SCORE_DIGITS))
         speed = evaluation_value(name, lambda evaluated: evaluated.sentences_per_second)
         others.append(Column(f"{shown} sentences/s", speed, 0))
     spikes = [
@@ -334,8 +357,14 @@ def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
         Column("largest loss rise", lambda run: run.largest_loss_rise, 2),
         Column("skipped updates", lambda run: run.skipped_updates, 0),
     ]
-    others += [column for column in spikes if any(column.value_of(run) is not None for run in runs)]
-    return scores, others
+    others += [column for column in spikes if has_values(column, runs)]
+    always = ("BLEU", "chrF", "loss")
+    return [column for column in scores if column.name.endswith(always) or has_values(column, runs)], others
+
+
+def has_values(column: Column, runs: Sequence[RunRecord]) -> bool:
+    """Return whether some run has a value for the column."""
+    return any(column.value_of(run) is not None for run in runs)
 
 
 def short_evaluations(runs: Sequence[RunRecord]) -> dict[str, str]:
@@ -345,7 +374,22 @@ def short_evaluations(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {name: one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)}
 
 
-def evaluation_value(name: str, value_of: Callable[[EvaluationRecord], float]) -> ValueOf:
+def dev_value(tag: str) -> ValueOf:
+    """Return a function that finds a dev metric of a run."""
+    return lambda run: run.dev.get(tag)
+
+
+def score_value(metric: str) -> Callable[[EvaluationRecord], float | None]:
+    """Return a function that finds a metric of an evaluation."""
+    return lambda evaluated: evaluated.scores.get(metric)
+
+
+def segment_mean_value(name: str) -> Callable[[EvaluationRecord], float | None]:
+    """Return a function that finds the mean of another program's segment scores."""
+    return lambda evaluated: evaluated.segment_means.get(name)
+
+
+def evaluation_value(name: str, value_of: Callable[[EvaluationRecord], float | None]) -> ValueOf:
     """Return a function that finds a value in a run's evaluation `name`."""
     return lambda run: value_of(run.evaluations[name]) if name in run.evaluations else None
 
@@ -363,7 +407,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
-    """Return a note with the signature of each BLEU and chrF column, and a warning if a column has several."""
+    """Return a note with the signature of each column of a metric, and a warning if a column has several."""
     notes = []
     shown = short_evaluations(runs)
     found: dict[str, dict[str, None]] = {}
@@ -372,13 +416,79 @@ def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
             found.setdefault(f"dev {metric}", {})[signature] = None
         for name, evaluated in run.evaluations.items():
             for metric, signature in evaluated.signatures.items():
-                if metric in ("bleu", "chrf"):
-                    found.setdefault(f"{shown[name]} {metric}", {})[signature] = None
+                found.setdefault(f"{shown[name]} {metric}", {})[signature] = None
     for name, signatures in found.items():
         notes.append(f"{name}: {' and '.join(signatures)}")
         if len(signatures) > 1:
             notes[-1] += ": these scores cannot be compared"
     return notes
+
+
+# Segment scores of other programs
+
+
+def with_segment_scores(runs: Sequence[RunRecord], score_files: Sequence[ScoreFiles]) -> list[RunRecord]:
+    """Return the runs whose evaluations have the means of the segment scores in the files.
+
+    The .json file of comet-score belongs to all evaluations with the translations in it. Of text files, there is one
+    for each run, in their order, which belongs to the run's only evaluation with as many sentences as it has lines.
+
+    Raises:
+        InputError: Scores belong to no evaluation or to several, or the number of text files is not that of runs.
+    """
+    means: dict[Path, dict[str, float]] = {}  # by translations file
+    translations = {
+        evaluated.translations_file: [normalized(line) for line in read_lines(str(evaluated.translations_file))]
+        for run in runs
+        for evaluated in run.evaluations.values()
+        if score_files
+    }
+    for files in score_files:
+        if not files.path and len(files.texts) != len(runs):
+            raise InputError(
+                f"scores: {format_count(len(files.texts), 'file')} ({files.described}) for "
+                f"{format_count(len(runs), 'run')}: give one file for each run, in their order: "
+                f"{', '.join(str(run.folder) for run in runs)}"
+            )
+        for index, text in enumerate(files.texts):
+            if files.path:
+                paths = [path for path, lines in translations.items() if lines == text.translations]
+            else:
+                paths = [_scored_evaluation(text, runs[index], translations)]
+            if not paths:
+                raise InputError(
+                    f"scores: {files.path} has scores of {text.label}, but no evaluation of these runs has its "
+                    f"{format_count(len(text.scores), 'translation')}: run comet-score on the files "
+                    "translations/*.txt of the runs as they are now"
+                )
+            for path in paths:
+                means.setdefault(path, {})[files.name] = statistics.fmean(text.scores)
+    return [
+        replace(
+            run,
+            evaluations={
+                name: replace(evaluated, segment_means=means.get(evaluated.translations_file, {}))
+                for name, evaluated in run.evaluations.items()
+            },
+        )
+        for run in runs
+    ]
+
+
+def _scored_evaluation(text: ScoredText, run: RunRecord, translations: Mapping[Path, list[str]]) -> Path:
+    """Return the translations of a run to which the lines of a text file of scores belong."""
+    own = [evaluated.translations_file for evaluated in run.evaluations.values()]
+    if len(own) == 1:
+        check_number(text, str(own[0]), len(translations[own[0]]))
+        return own[0]
+    fitting = [path for path in own if len(translations[path]) == len(text.scores)]
+    if len(fitting) != 1:
+        raise InputError(
+            f"scores: {text.label} has {format_count(len(text.scores), 'line')}, and {run.folder} has "
+            f"{format_count(len(fitting), 'evaluation')} with as many sentences, allowed is one; scores that "
+            "`comet-score --to_json` writes name the translations"
+        )
+    return fitting[0]
 
 
 # BLEU by source length

@@ -40,6 +40,7 @@ from gnmt.decoding.segments import Translation
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.metrics import (
+    METRIC_TITLES,
     LengthScores,
     Scores,
     check_tokenizer,
@@ -98,7 +99,7 @@ def evaluate(
         checkpoints: Files that the translator was loaded from.
         steps: Number of updates of each checkpoint.
         bleu_tokenize: Tokenization of BLEU and GLEU, one of `metrics.BLEU_TOKENIZERS`.
-        lowercase: BLEU, GLEU and chrF ignore case.
+        lowercase: BLEU, chrF, chrF++ and GLEU ignore case.
         num_alignments: Draw the attention of this number of sentences, the first ones.
         variant: Part of the names of files and tags, which distinguishes this evaluation from the default one.
         output: Folder for the files. By default `translations/` of the checkpoint's run, whose TensorBoard then gets
@@ -155,7 +156,7 @@ def evaluate(
         if direction is not None and direction.is_zero_shot:
             curve += ".zero_shot"
         with Reporter(run) as reporter:
-            for metric in ("bleu", "chrf", "ter", "gleu"):
+            for metric in METRIC_TITLES:
                 reporter.scalar(f"evaluation/{curve}{variant}/{metric}", getattr(scores, metric), steps[0])
     return evaluation
 

@@ -1,8 +1,8 @@
-"""BLEU, chrF and TER of translations, computed by sacreBLEU, and GLEU.
+"""BLEU, chrF, chrF++ and TER of translations, computed by sacreBLEU, and GLEU.
 
 A signature names everything that changes a score (tokenization, case, smoothing, version). Scores can be compared only
-if their signatures are equal. Nothing is downloaded. `sentence_gleu` is GLEU itself; the other functions here score
-whole texts.
+if their signatures are equal. Nothing is downloaded. `sentence_gleu` is GLEU itself, and `Gleu` makes it a metric of
+sacreBLEU, whose significance tests take any `Metric`. `score_translations` scores whole texts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-import sacrebleu
+import numpy as np
+from sacrebleu.metrics.base import Metric, Score, Signature
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -22,6 +24,16 @@ from sacrebleu.metrics.ter import TER
 from gnmt.errors import InputError, format_count
 
 log = logging.getLogger(__name__)
+
+MetricName = Literal["bleu", "chrf", "chrfpp", "ter", "gleu"]
+METRIC_TITLES: dict[MetricName, str] = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrfpp": "chrF++",
+    "ter": "TER",
+    "gleu": "GLEU",
+}
+"""The metrics, and their names in tables. All are in percent; only TER is better when it is smaller."""
 
 # The smallest and the largest number of words of a source in each range; None: no upper limit.
 LENGTH_RANGES = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30), (31, 40), (41, 50), (51, None))
@@ -46,19 +58,21 @@ class Scores:
     Args:
         bleu: BLEU.
         chrf: chrF.
+        chrfpp: chrF++: chrF with n-grams of one and two words besides those of characters (Popović 2017).
         ter: TER, or None if it was not requested.
-        signatures: The signatures of the scores, by "bleu", "chrf", "gleu" and "ter": sacreBLEU's, and for GLEU one of
-            the same form.
-        num_sentences: Number of sentences.
         gleu: The mean of `sentence_gleu` over the sentences.
+        signatures: The signatures of the scores, by the names of the metrics: sacreBLEU's, and for GLEU one of the same
+            form.
+        num_sentences: Number of sentences.
     """
 
     bleu: float
     chrf: float
+    chrfpp: float
     ter: float | None
+    gleu: float
     signatures: dict[str, str]
     num_sentences: int
-    gleu: float
 
 
 def score_translations(
@@ -89,24 +103,30 @@ def score_translations(
     if not hypotheses:
         raise InputError("there are 0 translations and 0 references; a score needs at least one pair")
     _warn_of_decomposed_hangul([reference for of_set in references for reference in of_set])
-    metrics: dict[str, BLEU | CHRF | TER] = {
-        "bleu": BLEU(tokenize=tokenize, lowercase=lowercase),
-        "chrf": CHRF(lowercase=lowercase),
-    }
-    if ter:
-        metrics["ter"] = TER()
-    scores = {name: metric.corpus_score(hypotheses, references).score for name, metric in metrics.items()}
-    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
-    case = "lc" if lowercase else "mixed"
-    signatures["gleu"] = f"nrefs:{len(references)}|case:{case}|tok:{tokenize}|mean|version:{sacrebleu.__version__}"
+    names: list[MetricName] = [name for name in METRIC_TITLES if ter or name != "ter"]
+    metrics = build_metrics(names, tokenize, lowercase)
+    scores = {name: float(metric.corpus_score(hypotheses, references).score) for name, metric in metrics.items()}
     return Scores(
         bleu=scores["bleu"],
         chrf=scores["chrf"],
+        chrfpp=scores["chrfpp"],
         ter=scores.get("ter"),
-        signatures=signatures,
+        gleu=scores["gleu"],
+        signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
         num_sentences=len(hypotheses),
-        gleu=_mean_gleu(hypotheses, references, word_splitter(tokenize, lowercase)),
     )
+
+
+def build_metrics(names: Sequence[MetricName], tokenize: str = "13a", lowercase: bool = False) -> dict[str, Metric]:
+    """Return metrics by name; see `score_translations` for the arguments."""
+    makers: dict[MetricName, Callable[[], Metric]] = {
+        "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase),
+        "chrf": lambda: CHRF(lowercase=lowercase),
+        "chrfpp": lambda: CHRF(word_order=2, lowercase=lowercase),
+        "ter": TER,
+        "gleu": lambda: Gleu(tokenize, lowercase),
+    }
+    return {name: makers[name]() for name in names}
 
 
 def sentence_chrf(hypotheses: Sequence[str], *references: Sequence[str], lowercase: bool = False) -> list[float]:
@@ -118,15 +138,67 @@ def sentence_chrf(hypotheses: Sequence[str], *references: Sequence[str], lowerca
     ]
 
 
-def _mean_gleu(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], split: Callable[[str], list[str]]
-) -> float:
-    """Return the mean of sentence GLEU in percent. With several references, the most similar one counts."""
-    total = 0.0
-    for hypothesis, *of_hypothesis in zip(hypotheses, *references, strict=True):
-        words = split(hypothesis)
-        total += max(sentence_gleu(words, split(reference)) for reference in of_hypothesis)
-    return 100 * total / len(hypotheses)
+class MeanMetric(Metric):
+    """A metric whose score of a text is the mean of its segment scores, which are given in place of the translations.
+
+    Args:
+        name: Name of the score.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.name = name
+
+    def _preprocess_segment(self, sent: Any) -> Any:
+        return sent
+
+    def _extract_reference_info(self, refs: Sequence[str]) -> dict[str, Any]:
+        return {}
+
+    def _compute_segment_statistics(self, hypothesis: Any, ref_kwargs: dict[str, Any]) -> list[float]:
+        return [hypothesis, 1.0]
+
+    def _aggregate_and_compute(self, stats: Any) -> Score:
+        return self._compute_score_from_stats(np.sum(stats, axis=0, dtype=np.float64))
+
+    def _compute_score_from_stats(self, stats: Any) -> Score:
+        return Score(self.name, float(stats[0] / stats[1]))
+
+
+class GleuSignature(Signature):
+    """The signature of `Gleu`, whose arguments are the attributes of the metric."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        super().__init__(args)
+        self.info["case"] = "lc" if args["lowercase"] else "mixed"
+        self.info["tok"] = f"{args['tokenize']}|mean"  # of the sentences
+
+
+class Gleu(MeanMetric):
+    """GLEU of a text: the mean of `sentence_gleu` in percent. With several references, the most similar one counts.
+
+    Args:
+        tokenize: Tokenization, as for BLEU.
+        lowercase: Ignore case.
+    """
+
+    _SIGNATURE_TYPE = GleuSignature
+
+    def __init__(self, tokenize: str = "13a", lowercase: bool = False) -> None:
+        super().__init__("GLEU")
+        self.tokenize = tokenize
+        self.lowercase = lowercase
+        self._split = word_splitter(tokenize, lowercase)
+
+    def _preprocess_segment(self, sent: str) -> Any:
+        return self._split(sent)
+
+    def _extract_reference_info(self, refs: Sequence[Any]) -> dict[str, Any]:
+        return {"references": refs}
+
+    def _compute_segment_statistics(self, hypothesis: Any, ref_kwargs: dict[str, Any]) -> list[float]:
+        best = max(sentence_gleu(hypothesis, reference) for reference in ref_kwargs["references"])
+        return [100 * best, 1.0]
 
 
 def sentence_gleu(hypothesis: Sequence[Hashable], reference: Sequence[Hashable]) -> float:

@@ -36,6 +36,7 @@ from gnmt.evaluation.compare import (
 from gnmt.evaluation.error_analysis import FREQUENCY_RANGES, Counts, Words, split_words
 from gnmt.evaluation.metrics import score_by_length, sentence_chrf
 from gnmt.evaluation.run_records import RunRecord, read_runs
+from gnmt.evaluation.segment_scores import read_score_files
 from gnmt.evaluation.significance import Test, compare_seeds, compare_systems
 from gnmt.evaluation.systems import (
     Scoring,
@@ -44,6 +45,7 @@ from gnmt.evaluation.systems import (
     choose_scoring,
     choose_sources,
     read_systems,
+    with_segment_scores,
 )
 from gnmt.fileio import path_list, read_text_lines
 from gnmt.reporting.figures import image_bytes, lines_figure
@@ -359,7 +361,10 @@ def svg_of(figure: Figure) -> str:
 
 
 def _sentences(inputs: Inputs) -> dict[str, Any]:
-    """Return the data of the page's script: names of the systems, and for each sentence its texts and scores."""
+    """Return the data of the page's script.
+
+    It holds the names of the systems and of the given segment scores, and for each sentence its texts and scores.
+    """
     chrf = [
         sentence_chrf(system.translations, *inputs.references, lowercase=inputs.scoring.lowercase)
         for system in inputs.systems
@@ -374,6 +379,8 @@ def _sentences(inputs: Inputs) -> dict[str, Any]:
             }
             if system.scores is not None:
                 entry["score"] = round(system.scores[index], 3)
+            if system.segment_scores:
+                entry["given"] = {name: round(scores[index], 4) for name, scores in system.segment_scores.items()}
             if system.attention is not None:
                 entry["attention"] = [[round(100 * weight) for weight in row] for row in system.attention[index]]
             if system.word_log_probs is not None:
@@ -387,7 +394,11 @@ def _sentences(inputs: Inputs) -> dict[str, Any]:
                 "systems": systems,
             }
         )
-    return {"systems": [system.name for system in inputs.systems], "rows": rows}
+    return {
+        "systems": [system.name for system in inputs.systems],
+        "scores": list(inputs.systems[0].segment_scores),
+        "rows": rows,
+    }
 
 
 # Read
@@ -396,7 +407,8 @@ def _sentences(inputs: Inputs) -> dict[str, Any]:
 def read_inputs(cfg: ReportConfig) -> Inputs:
     """Read everything that a report needs; raises InputError if a path cannot be read or the texts do not fit."""
     targets = path_list(cfg.target or [])
-    systems = read_systems(path_list(cfg.systems), targets, cfg.test_set)
+    score_files = read_score_files(cfg.scores)
+    systems = with_segment_scores(read_systems(path_list(cfg.systems), targets, cfg.test_set), score_files)
     references = choose_references(systems, targets)
     scoring = choose_scoring(systems, cfg.metrics, cfg.bleu_tokenize, cfg.lowercase)
     folders = [system.run for system in systems if system.run is not None]

@@ -22,6 +22,7 @@ from gnmt.checkpoint.file import REQUIRED_ENTRIES, read_checkpoint
 from gnmt.checkpoint.inspect import count_parameters
 from gnmt.config.run_folder import CONFIG, LOG
 from gnmt.errors import InputError
+from gnmt.evaluation.metrics import METRIC_TITLES
 from gnmt.training.train_metrics import GradientRecord, read_gradient_norms
 
 _ALL_EVENTS = {SCALARS: 0, TENSORS: 0}  # 0: keep every event instead of a sample
@@ -32,16 +33,20 @@ class EvaluationRecord:
     """Results that evaluate.py has written.
 
     Args:
-        scores: "bleu" and "chrf" in percent.
-        signatures: sacreBLEU's signature of each metric.
+        scores: Metrics in percent by their names in `METRIC_TITLES`: BLEU, chrF, and those others that the file has.
+        signatures: The signature of each metric.
         by_length: For each range of source lengths: from_words, to_words (None without limit), num_sentences, bleu.
         sentences_per_second: Speed of the translation.
+        translations_file: The translations, one per line.
+        segment_means: Means of the segment scores of other programs, by their name.
     """
 
     scores: dict[str, float]
     signatures: dict[str, str]
     by_length: list[dict[str, Any]]
     sentences_per_second: float
+    translations_file: Path
+    segment_means: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class RunRecord:
         config: The resolved config.
         parameters: Number of parameters of the model; tied ones count once.
         updates: Number of updates so far.
-        dev: Dev/loss, dev/bleu and dev/chrf of the best evaluation.
+        dev: Dev metrics of the best evaluation by TensorBoard tag, such as dev/loss and dev/bleu.
         tokens_per_second: Source and target tokens without padding, over all updates.
         seconds: Training time without evaluations and checkpoints.
         evaluations: Results of evaluate.py, by `<test set>-<hash of the text>.<checkpoint><variant>`.
-        signatures: sacreBLEU's signature of each dev metric.
+        signatures: The signature of each dev metric.
         problems: Messages about missing, damaged or unfinished parts; empty for a finished run.
         scalars: TensorBoard's points (step, value) by tag.
         gradient_norms: Gradient norms by layer.
@@ -234,7 +239,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Curves:
-    """TensorBoard's points (step, value) by tag, and sacreBLEU's signature of each dev metric."""
+    """TensorBoard's points (step, value) by tag, and the signature of each dev metric."""
 
     scalars: dict[str, list[tuple[int, float]]]
     signatures: dict[str, str]
@@ -254,8 +259,8 @@ def read_curves(folder: Path, problems: list[str]) -> Curves:
         tags = events.Tags()
         scalars = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags["scalars"]}
         signatures = {
-            metric: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
-            for metric in ("bleu", "chrf")
+            str(metric): events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+            for metric in METRIC_TITLES
             if (tag := f"about/signature/{metric}/text_summary") in tags["tensors"]
         }
     except Exception as error:  # TensorBoard's reader raises all kinds of errors for damaged files
@@ -281,7 +286,7 @@ def read_evaluations(folder: Path, best_step: int | None, problems: list[str]) -
     for path in sorted(folder.glob("*.json")):
         try:
             contents = json.loads(path.read_bytes())
-            evaluated = _parse_evaluated(contents)
+            evaluated = _parse_evaluated(contents, path.with_suffix(".txt"))
             steps = contents["step"] if isinstance(contents["step"], list) else [contents["step"]]
             step = max(_checked(value, int, "step") for value in steps)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -299,16 +304,24 @@ def read_evaluations(folder: Path, best_step: int | None, problems: list[str]) -
     return {name: evaluated for name, (_, evaluated) in newest.items()}
 
 
-def _parse_evaluated(contents: Any) -> EvaluationRecord:
-    """Check a file of evaluate.py; raises KeyError for a missing key and ValueError for a value of the wrong type."""
+def _parse_evaluated(contents: Any, translations_file: Path) -> EvaluationRecord:
+    """Check the contents of a file of evaluate.py.
+
+    Raises KeyError for a missing key and ValueError for a value of the wrong type.
+    """
     contents = _checked(contents, Mapping, "the file")
     signatures = _checked(contents["signatures"], Mapping, "signatures")
     rows = _checked(contents["by_length"], list, "by_length")
     return EvaluationRecord(
-        {metric: _number(contents[metric], metric) for metric in ("bleu", "chrf")},
+        {
+            metric: _number(contents[metric], metric)
+            for metric in METRIC_TITLES
+            if metric in contents or metric in ("bleu", "chrf")
+        },
         {str(metric): _checked(signature, str, f"signatures.{metric}") for metric, signature in signatures.items()},
         [_parse_row(row, f"by_length[{index}]") for index, row in enumerate(rows)],
         _number(contents["sentences_per_second"], "sentences_per_second"),
+        translations_file,
     )
 
 

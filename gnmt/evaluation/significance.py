@@ -13,12 +13,14 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
+from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
 from gnmt.errors import format_count
-from gnmt.evaluation.compare import NOTHING, Table
+from gnmt.evaluation.compare import NOTHING, SEGMENT_SCORE_DIGITS, Table
+from gnmt.evaluation.metrics import MeanMetric
 from gnmt.evaluation.systems import Scoring, System
 
 Test = Literal["bootstrap", "randomization"]
@@ -41,10 +43,10 @@ def compare_systems(
 ) -> Table:
     """Return a table of scores, 95% confidence intervals, differences to the first system, and their p-values.
 
-    The test is sacreBLEU's. Paired bootstrap (Koehn 2004) draws test sets of the same size with replacement; paired
-    approximate randomization (Riezler and Maxwell 2005) exchanges the translations of two systems at random. A p-value
-    is the probability of a difference at least this large if the systems were equally good. The intervals are those of
-    the bootstrap for both tests.
+    Segment scores of other programs are averaged, and tested like the metrics. The test is sacreBLEU's. Paired
+    bootstrap (Koehn 2004) draws test sets of the same size with replacement; paired approximate randomization (Riezler
+    and Maxwell 2005) exchanges the translations of two systems at random. A p-value is the probability of a difference
+    at least this large if the systems were equally good. The intervals are those of the bootstrap for both tests.
 
     Args:
         systems: The baseline, then the systems that are compared with it, at least one.
@@ -55,42 +57,50 @@ def compare_systems(
         seed: Seed of the samples.
     """
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # it logs each metric of each system
-    metrics = scoring.build()
-    with _sacrebleu_seed(seed):
-        paired_test = PairedTest(
-            [(system.name, system.translations) for system in systems],
-            metrics,
-            list(references),
-            test_type={"bootstrap": "bs", "randomization": "ar"}[test],
-            n_samples=num_samples or 0,
-            n_ar_confidence=0 if test == "randomization" else -1,
-        )
-        signatures, scores = paired_test()
     header, columns = ["system"], [[system.name for system in systems]]
-    by_metric = {name: [one for one in found if isinstance(one, Result)] for name, found in scores.items()}
-    del by_metric["System"]  # the names
-    for name, results in by_metric.items():
-        header += [name, "95% interval", "difference", "p"]
-        columns += [
-            [f"{result.score:.2f}" for result in results],
-            [interval(result) for result in results],
-            [NOTHING, *(f"{result.score - results[0].score:+.2f}" for result in results[1:])],
-            [NOTHING, *(f"{p_value(result, results[0]):.4f}" for result in results[1:])],
-        ]
     notes = [
         f"{format_count(len(systems[0].translations), 'sentence')}; baseline: {systems[0].name}; {_described(test)}",
         "p is the probability of a difference at least this large between equally good systems, by the choice of test "
         "sentences alone: another seed of training is another source of chance",
-        *(f"{name}: {signature}" for name, signature in signatures.items()),
     ]
+
+    def add(metrics: dict[str, Metric], inputs: Sequence[Sequence[Any]], digits: int) -> None:
+        with _sacrebleu_seed(seed):
+            signatures, scores = PairedTest(
+                [(system.name, texts) for system, texts in zip(systems, inputs, strict=True)],
+                metrics,
+                list(references),
+                test_type={"bootstrap": "bs", "randomization": "ar"}[test],
+                n_samples=num_samples or 0,
+                n_ar_confidence=0 if test == "randomization" else -1,
+            )()
+        for name, signature in signatures.items():
+            results = [one for one in scores[name] if isinstance(one, Result)]
+            header.extend([name, "95% interval", "difference", "p"])
+            columns.extend(
+                [
+                    [f"{result.score:.{digits}f}" for result in results],
+                    [interval(result, digits) for result in results],
+                    [NOTHING, *(f"{result.score - results[0].score:+.{digits}f}" for result in results[1:])],
+                    [NOTHING, *(f"{p_value(result, results[0]):.4f}" for result in results[1:])],
+                ]
+            )
+            notes.append(f"{name}: {signature}")
+
+    if scoring.metrics:
+        add(scoring.build(), [system.translations for system in systems], digits=2)
+    for name in systems[0].segment_scores:
+        # The test never looks into the segments, so it resamples given scores as it resamples translations.
+        given = [system.segment_scores[name] for system in systems]
+        add({name: MeanMetric(name)}, given, digits=SEGMENT_SCORE_DIGITS)
     return Table(header, [list(row) for row in zip(*columns, strict=True)], notes)
 
 
-def interval(result: Result) -> str:
+def interval(result: Result, digits: int = 2) -> str:
     """Return the text of the 95% confidence interval."""
     assert result.mean is not None
     assert result.ci is not None
-    return f"{result.mean - result.ci:.2f} to {result.mean + result.ci:.2f}"
+    return f"{result.mean - result.ci:.{digits}f} to {result.mean + result.ci:.{digits}f}"
 
 
 def p_value(result: Result, baseline: Result) -> float:
@@ -133,7 +143,7 @@ def compare_seeds(systems: Sequence[System], references: Sequence[Sequence[str]]
         return None
     metrics = scoring.build()
     header = ["runs", "seeds"]
-    for name in metrics:
+    for name in [*metrics, *systems[0].segment_scores]:
         header += [f"{name} over seeds", "95% t-interval of the mean"]
     rows = []
     for group in groups:
@@ -141,16 +151,22 @@ def compare_seeds(systems: Sequence[System], references: Sequence[Sequence[str]]
         for metric in metrics.values():
             scores = [metric.corpus_score(system.translations, list(references)).score for system in group]
             row += mean_and_interval(scores)
+        for name in systems[0].segment_scores:
+            means = [statistics.fmean(system.segment_scores[name]) for system in group]
+            row += mean_and_interval(means, SEGMENT_SCORE_DIGITS)
         rows.append(row)
     return Table(header, rows, ["± is the sample standard deviation over seeds"])
 
 
-def mean_and_interval(values: Sequence[float]) -> list[str]:
+def mean_and_interval(values: Sequence[float], digits: int = 2) -> list[str]:
     """Return the texts of mean ± sample standard deviation, and of the 95% t-interval of the mean."""
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return [f"{mean:.2f}", NOTHING]
+        return [f"{mean:.{digits}f}", NOTHING]
     deviation = statistics.stdev(values)
     quantile = _T_QUANTILES[min(len(values) - 1, len(_T_QUANTILES)) - 1]
     half_width = quantile * deviation / math.sqrt(len(values))
-    return [f"{mean:.2f} ± {deviation:.2f}", f"{mean - half_width:.2f} to {mean + half_width:.2f}"]
+    return [
+        f"{mean:.{digits}f} ± {deviation:.{digits}f}",
+        f"{mean - half_width:.{digits}f} to {mean + half_width:.{digits}f}",
+    ]

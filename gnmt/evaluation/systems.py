@@ -7,20 +7,18 @@ with which they are compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.metrics.ter import TER
 
 from gnmt.config.run_folder import CONFIG, compared_settings
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.evaluate import SENTENCE_COLUMNS
-from gnmt.evaluation.metrics import check_tokenizer
+from gnmt.evaluation.metrics import MetricName, build_metrics, check_tokenizer
+from gnmt.evaluation.segment_scores import ScoreFiles, normalized, scores_of
 from gnmt.fileio import parse_json, read_lines, read_text_lines
 
 
@@ -41,6 +39,7 @@ class System:
         attention: For each sentence the attention, a row for each word of the translation and a column for each word of
             the source; None if it is not known.
         word_log_probs: For each sentence the log-probability of each word of the translation; None if it is not known.
+        segment_scores: Scores of another program, by their name, one for each translation.
     """
 
     name: str
@@ -54,6 +53,7 @@ class System:
     scores: list[float] | None = None
     attention: list[list[list[float]]] | None = None
     word_log_probs: list[list[float]] | None = None
+    segment_scores: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,18 @@ class Scoring:
     """The metrics and how they read the text.
 
     Args:
-        metrics: Any of bleu, chrf and ter.
-        tokenize: Tokenization of BLEU.
-        lowercase: BLEU and chrF ignore case; sacreBLEU's TER always does.
+        metrics: Names of the metrics.
+        tokenize: Tokenization of BLEU and GLEU.
+        lowercase: BLEU, chrF, chrF++ and GLEU ignore case; sacreBLEU's TER always does.
     """
 
-    metrics: Sequence[str] = ("bleu", "chrf", "ter")
+    metrics: Sequence[MetricName] = ("bleu", "chrf", "chrfpp", "ter", "gleu")
     tokenize: str = "13a"
     lowercase: bool = False
 
     def build(self) -> dict[str, Metric]:
-        """Return sacreBLEU's metrics by name."""
-        makers: dict[str, Callable[[], Metric]] = {
-            "bleu": lambda: BLEU(tokenize=self.tokenize, lowercase=self.lowercase),
-            "chrf": lambda: CHRF(lowercase=self.lowercase),
-            "ter": TER,
-        }
-        return {name: makers[name]() for name in self.metrics}
+        """Return the metrics by name."""
+        return build_metrics(self.metrics, self.tokenize, self.lowercase)
 
 
 def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: str | None) -> list[System]:
@@ -104,6 +99,16 @@ def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: st
         for system in known[1:]:
             check_same_text(known[0], system, key)
     return systems
+
+
+def with_segment_scores(systems: Sequence[System], score_files: Sequence[ScoreFiles]) -> list[System]:
+    """Return the systems with their scores in the files; raises InputError if a system lacks some."""
+    translations = {system.name: system.translations for system in systems}
+    by_name = {files.name: scores_of(files, translations) for files in score_files}
+    return [
+        replace(system, segment_scores={name: scores[index] for name, scores in by_name.items()})
+        for index, system in enumerate(systems)
+    ]
 
 
 def check_same_text(first: System, system: System, key: str) -> None:
@@ -150,7 +155,7 @@ def _lines_for(system: System, path: str, belongs: str) -> list[str]:
 
 
 def choose_scoring(
-    systems: Sequence[System], metrics: Sequence[str], tokenize: str | None, lowercase: bool | None
+    systems: Sequence[System], metrics: Sequence[MetricName], tokenize: str | None, lowercase: bool | None
 ) -> Scoring:
     """Return the metrics, by default as the systems were evaluated; raises InputError if they were unequally."""
     for key, given, values in (
@@ -186,7 +191,7 @@ def _read_translations(path: str) -> System:
     for number, line in enumerate(read_lines(path), start=1):
         try:
             entry = parse_json(line)
-            sources.append(_normalized(entry["source"]))
+            sources.append(normalized(entry["source"]))
             best = entry["translations"][0] if "translations" in entry else {**entry, "text": entry["target"]}
             translations.append(str(best["text"]))
             scores.append(float(best["score"]))
@@ -209,11 +214,6 @@ def _read_translations(path: str) -> System:
 def _of_every_line(values: list[Any]) -> list[Any] | None:
     """Return the values, or None if a line has none."""
     return values if values and None not in values else None
-
-
-def _normalized(text: str) -> str:
-    """Return the text as evaluate.py's table has it, with a space for each run of white space."""
-    return " ".join(text.split())
 
 
 def find_evaluation(run: Path, test_set: str | None) -> Path:

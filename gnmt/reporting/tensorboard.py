@@ -65,7 +65,10 @@ class Reporter:
             self.text(tag, markdown, step)
 
     def overlay(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Arrange scalars for the tab CUSTOM SCALARS: for each category, charts with the tags of their curves."""
+        """Arrange scalars for the tab CUSTOM SCALARS: for each category, charts with patterns of their curves' tags.
+
+        A pattern is a regular expression for the beginning of a tag, so `train/loss$` leaves out `train/loss_max`.
+        """
         charts = {
             category: {chart: ["Multiline", list(tags)] for chart, tags in of_category.items()}
             for category, of_category in layout.items()

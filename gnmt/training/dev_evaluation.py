@@ -1,7 +1,8 @@
-"""Compute dev loss and BLEU during training.
+"""Compute dev loss, BLEU and the entropy of the attention during training.
 
 `DevEvaluator` translates the dev set with the same Translator that `evaluate.py` and `translate.py` use, and measures
-the loss of its references. `report_evaluation` writes the result to TensorBoard.
+the loss of its references, with the attention that this pass computes anyway. `report_evaluation` writes the result to
+TensorBoard.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gnmt.data.batching import batch_boundaries, batch_of
 from gnmt.data.corpora import Direction, bleu_tokenizer
@@ -45,13 +47,15 @@ class DevResult:
 
     Args:
         loss: Unsmoothed nats per target token with EOS.
-        scores: BLEU, chrF and GLEU of the translations.
+        scores: BLEU, chrF, chrF++ and GLEU of the translations.
         sources: The dev sentences.
         references: Reference translations.
         translations: Translations of the model.
         tokenizers: Tokenizers of the model.
         by_direction: Scores of each direction of a multilingual model by its name; ` (zero-shot)` follows the name of
             one that is not trained. `scores` are then the means over the trained directions.
+        attention_entropy: Entropy of the alignment attention over the source in nats, averaged over the target tokens
+            with EOS of the references; None for a model without attention.
     """
 
     loss: float
@@ -61,6 +65,7 @@ class DevResult:
     translations: Sequence[Translation]
     tokenizers: Tokenizers
     by_direction: Mapping[str, Scores] = field(default_factory=dict)
+    attention_entropy: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -74,8 +79,11 @@ class DevResult:
             "dev/perplexity": self.perplexity,
             "dev/bleu": self.scores.bleu,
             "dev/chrf": self.scores.chrf,
+            "dev/chrfpp": self.scores.chrfpp,
             "dev/gleu": self.scores.gleu,
         }
+        if self.attention_entropy is not None:
+            own["dev/attention_entropy"] = self.attention_entropy
         for name, scores in self.by_direction.items():
             tag = name.replace(" (zero-shot)", ".zero_shot")
             own |= {f"dev/{tag}/bleu": scores.bleu, f"dev/{tag}/chrf": scores.chrf}
@@ -90,16 +98,30 @@ class DevResult:
         ) + (f"; BLEU by direction: {by_direction}" if by_direction else "")
 
 
+class BatchLoss(NamedTuple):
+    """Sums over the target tokens with EOS of a batch.
+
+    Args:
+        loss: Nats.
+        num_tokens: Number of these tokens.
+        attention_entropy: Entropy of the attention of each of them, in nats; None for a model without attention.
+    """
+
+    loss: float
+    num_tokens: int
+    attention_entropy: float | None
+
+
 class RankResult(NamedTuple):
     """The translations and losses that one rank has computed.
 
     Args:
         translations: Translations of the rank's sentences, in their order.
-        losses: For each of the rank's batches, by index: summed nats and number of target tokens.
+        losses: For each of the rank's batches, by index, its sums.
     """
 
     translations: list[Translation]
-    losses: dict[int, tuple[float, int]]
+    losses: dict[int, BatchLoss]
 
 
 class DevEvaluator:
@@ -168,7 +190,7 @@ class DevEvaluator:
             own = None
         results: list[RankResult | None] = self.ranks.gather(own)
         translations: list[Translation] = []
-        losses: dict[int, tuple[float, int]] = {}
+        losses: dict[int, BatchLoss] = {}
         for result in results:
             if result is None:
                 raise Abandoned
@@ -180,8 +202,16 @@ class DevEvaluator:
         else:
             texts = [translation.text for translation in translations]
             scores = score_translations(texts, self.references, tokenize=self.bleu_tokenize)
-        loss, tokenizers = mean_loss(losses), self.tokenizers
-        return DevResult(loss, scores, self.sources, self.references, translations, tokenizers, by_direction)
+        return DevResult(
+            mean_loss(losses),
+            scores,
+            self.sources,
+            self.references,
+            translations,
+            self.tokenizers,
+            by_direction,
+            mean_attention_entropy(losses),
+        )
 
     def trained_names(self) -> list[str]:
         """Return the names of the trained directions."""
@@ -262,51 +292,68 @@ class DevEvaluator:
         return sorted(pairs, key=lambda pair: (len(pair[1]), len(pair[0])))
 
     @torch.no_grad()
-    def losses(self) -> dict[int, tuple[float, int]]:
-        """Measure the unsmoothed loss of the batches of this rank, which `measured_pairs` fill.
-
-        Returns:
-            For each batch, by index: summed nats and number of target tokens with EOS.
-        """
+    def losses(self) -> dict[int, BatchLoss]:
+        """Return the unsmoothed loss of each batch of this rank, by index; `measured_pairs` fill the batches."""
         pairs = self.measured_pairs()
         lengths = [np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1)]
         boundaries = batch_boundaries(lengths[0], lengths[1], budget=self.batch_size * TOKENS_PER_PAIR)
         self.objective.eval()
-        losses: dict[int, tuple[float, int]] = {}
+        losses: dict[int, BatchLoss] = {}
         for index, (start, end) in enumerate(pairwise(boundaries)):
             if index % self.ranks.world_size != self.ranks.rank:
                 continue
             rows = pairs[start:end]
             batch = batch_of([row[0] for row in rows], [row[1] for row in rows], np.arange(start, end))
+            batch = batch.to(self.precision.device)
             with self.precision.autocast():
-                loss_sum, num_tokens = self.objective(batch.to(self.precision.device))
-            losses[index] = float(loss_sum), int(num_tokens)
+                loss_sum, num_tokens, attention_BTS = self.objective.cross_entropy(batch, attention=True)
+            entropy = None if attention_BTS is None else float(sum_entropy(attention_BTS, batch.labels.mask_BT))
+            losses[index] = BatchLoss(float(loss_sum), int(num_tokens), entropy)
         return losses
 
 
+def sum_entropy(attention_BTS: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the entropy of each row of attention in nats, summed over the real target tokens (fp32 scalar).
+
+    Args:
+        attention_BTS: Attention over the source, 0 at padding.
+        mask_BT: True for real target tokens.
+    """
+    entropy_BT: Tensor = torch.special.entr(attention_BTS.float()).sum(-1)
+    return entropy_BT.masked_fill(~mask_BT, 0.0).sum()
+
+
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Return the means of BLEU, chrF and GLEU over several directions."""
+    """Return the means of BLEU, chrF, chrF++ and GLEU over several directions."""
     return Scores(
         bleu=sum(one.bleu for one in scores) / len(scores),
         chrf=sum(one.chrf for one in scores) / len(scores),
+        chrfpp=sum(one.chrfpp for one in scores) / len(scores),
         ter=None,
+        gleu=sum(one.gleu for one in scores) / len(scores),
         signatures={
             metric: f"mean of {format_count(len(scores), 'direction')}, {signature}"
             for metric, signature in scores[0].signatures.items()
         },
         num_sentences=sum(one.num_sentences for one in scores),
-        gleu=sum(one.gleu for one in scores) / len(scores),
     )
 
 
-def mean_loss(losses: Mapping[int, tuple[float, int]]) -> float:
+def mean_loss(losses: Mapping[int, BatchLoss]) -> float:
     """Return the mean loss of all batches in nats per token, or NaN without batches.
 
     It is summed in the order of the batches, so that it does not depend on the number of ranks.
     """
     in_order = [losses[index] for index in sorted(losses)]
-    num_tokens = sum(tokens for _, tokens in in_order)
-    return sum(loss_sum for loss_sum, _ in in_order) / num_tokens if num_tokens else math.nan
+    num_tokens = sum(batch.num_tokens for batch in in_order)
+    return sum(batch.loss for batch in in_order) / num_tokens if num_tokens else math.nan
+
+
+def mean_attention_entropy(losses: Mapping[int, BatchLoss]) -> float | None:
+    """Return the mean entropy of the attention in nats, or None without attention or batches."""
+    in_order = [losses[index] for index in sorted(losses)]
+    found = [batch.attention_entropy for batch in in_order if batch.attention_entropy is not None]
+    return sum(found) / sum(batch.num_tokens for batch in in_order) if found else None
 
 
 def max_measured_subwords(max_tokens: int | None) -> int:
@@ -315,6 +362,15 @@ def max_measured_subwords(max_tokens: int | None) -> int:
     max_tokens: number of learned positions, one of which is for EOS or BOS; None for a model without them.
     """
     return MAX_PAIR_TOKENS if max_tokens is None else min(MAX_PAIR_TOKENS, max_tokens - 1)
+
+
+def report_by_tokens(reporter: Reporter, metrics: Mapping[str, float], num_tokens: int) -> None:
+    """Write dev loss and BLEU to TensorBoard over the number of source and target tokens that were trained on.
+
+    With this number in place of the update, runs with batches of different sizes can be compared.
+    """
+    for name in ("loss", "bleu"):
+        reporter.scalar(f"dev_by_tokens/{name}", metrics[f"dev/{name}"], num_tokens)
 
 
 def report_evaluation(reporter: Reporter, result: DevResult, step: int, num_samples: int) -> None:

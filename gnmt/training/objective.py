@@ -103,6 +103,16 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss summed over the target tokens with EOS (fp32 scalar), and their number (int64 scalar)."""
+        return self.cross_entropy(batch)[:2]
+
+    def cross_entropy(self, batch: Batch, attention: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the summed cross-entropy, the number of target tokens, and the attention of `Seq2Seq.decode`.
+
+        Args:
+            batch: The batch.
+            attention: Whether to return the attention [B, T, S]. It must be False with R-Drop in training mode, which
+                repeats the rows.
+        """
         source, target, labels = batch.source, batch.target_input, batch.labels
         rows_N, steps_N = real_token_indices(labels.lengths_B, batch.num_labels)
         labels_N = labels.ids_BT[rows_N, steps_N]
@@ -111,10 +121,10 @@ class Objective(nn.Module):
             rows_N = torch.stack((rows_N, rows_N + len(labels.lengths_B)), dim=1).flatten()
             steps_N, labels_N = steps_N.repeat_interleave(2), labels_N.repeat_interleave(2)
             source, target = twice(source), twice(target)
-        hidden_BTH, _ = self.model.decode(target, self.model.encode(source))
+        hidden_BTH, attention_BTS = self.model.decode(target, self.model.encode(source), attention)
         hidden_NH = self.model.output_dropout(select_tokens(hidden_BTH, rows_N, steps_N))
         loss_sum = self.loss(hidden_NH, self.model.output_layer, labels_N, logit_bound=self.model.logit_bound)
-        return loss_sum, labels.lengths_B.sum()
+        return loss_sum, labels.lengths_B.sum(), attention_BTS
 
 
 def twice(tokens: Tokens) -> Tokens:

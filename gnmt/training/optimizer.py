@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
@@ -108,6 +108,7 @@ class StagedOptimizer:
         clip_norm: Largest global norm of the gradient; None for no clipping.
         precision: Device and number format; fp16 scales the loss.
         before_clipping: Called in every update when the gradient is complete and unscaled.
+        around_step: Returns a context in which the weights are changed; called in every update.
     """
 
     def __init__(
@@ -117,11 +118,13 @@ class StagedOptimizer:
         clip_norm: float | None,
         precision: Precision,
         before_clipping: Callable[[], None] = lambda: None,
+        around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.parameters = parameters
         self.stages = stages
         self.clip_norm = math.inf if clip_norm is None else clip_norm
         self.before_clipping = before_clipping
+        self.around_step = around_step
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.name == "fp16")
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=precision.device)
         """Number of updates skipped since the last one that was applied; on the device."""
@@ -163,7 +166,8 @@ class StagedOptimizer:
         self.before_clipping()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss_sum)
-        self._step_if(finite)
+        with self.around_step():
+            self._step_if(finite)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~finite

@@ -62,7 +62,7 @@ from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.recommendation import recommended_overrides
 from gnmt.training.rewards import WORD_REWARDS
 from gnmt.training.run_checkpoints import RunCheckpoints, is_writing
-from gnmt.training.train_metrics import BestMetric, TrainState
+from gnmt.training.train_metrics import UPDATE_RATIO_TAG, BestMetric, TrainState
 from gnmt.training.trainer import Trainer, TrainerOptions
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ TRAINING_ENTRIES = (
     "best_metric",
     "evaluations",
     "evaluation_due",
+    "tokens_seen",
+    "tokens_at_evaluations",
     "metrics",
     "loader_state",
     "rng",
@@ -332,6 +334,8 @@ def check_full_checkpoint(contents: Mapping[str, Any], origin: str) -> None:
         ("best_metric", state.best_metric in get_args(BestMetric)),
         ("evaluation_due", isinstance(state.evaluation_due, bool)),
         ("evaluations", isinstance(evaluations, list) and all(map(is_evaluation, evaluations))),
+        ("tokens_seen", isinstance(state.tokens_seen, int)),
+        ("tokens_at_evaluations", is_token_counts(state.tokens_at_evaluations, evaluations)),
         ("loader_state", isinstance(loader_state, tuple) and [*map(type, loader_state)] == [int] * len(LoaderState())),
     ):
         if not is_valid:
@@ -346,6 +350,15 @@ def is_evaluation(value: object) -> bool:
         and isinstance(value[0], int)
         and isinstance(value[1], dict)
         and all(isinstance(value[1].get(tag), float) for tag in get_args(BestMetric))
+    )
+
+
+def is_token_counts(value: object, evaluations: Sequence[tuple[int, Any]]) -> bool:
+    """Return whether a value is `TrainState.tokens_at_evaluations`: the number of tokens at each evaluation."""
+    return (
+        isinstance(value, dict)
+        and all(isinstance(number, int) for item in value.items() for number in item)
+        and all(step in value for step, _ in evaluations)
     )
 
 
@@ -762,12 +775,16 @@ def recommend(trainer: Trainer, preprocessed: PreprocessedData, config: Mapping[
 
 CURVES = {
     "training": {
-        "loss, nats per token (train with smoothing and dropout)": ["train/loss", "dev/loss"],
-        "gradient norm, mean and largest": ["train/gradient_norm", "train/gradient_norm_max"],
+        "loss, nats per token (train with smoothing and dropout)": ["train/loss$", "dev/loss$"],
+        "gradient norm, mean and largest": ["train/gradient_norm$", "train/gradient_norm_max$"],
+        "norm of the update divided by the norm of the weights, by layer": [f"{UPDATE_RATIO_TAG}/"],
     },
-    "dev": {"BLEU and chrF": ["dev/bleu", "dev/chrf"]},
+    "dev": {
+        "BLEU and chrF, over updates": ["dev/bleu$", "dev/chrf$"],
+        "BLEU, over source and target tokens": ["dev_by_tokens/bleu$"],
+    },
 }
-"""Categories, charts and curves of TensorBoard's tab CUSTOM SCALARS."""
+"""Categories, charts and patterns of the curves of TensorBoard's tab CUSTOM SCALARS."""
 
 
 def report_run(reporter: Reporter, config: Mapping[str, Any], step: int) -> None:

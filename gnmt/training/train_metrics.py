@@ -2,7 +2,8 @@
 
 `TrainState` holds the counters of a run. `TrainMetrics` sums loss, tokens and skipped updates between two log lines.
 `FirstEstimate` logs early how long the run will take. `describe_batch` describes a batch whose update was skipped.
-`GradientNorms` records the gradient norm of each layer. Full checkpoints hold the first two.
+`GradientNorms` records the gradient norm of each layer, and `UpdateRatios` the size of updates against that of the
+weights. Full checkpoints hold the first two.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ GRADIENT_NORMS_FILE = "gradient_norms.jsonl"
 """File in the run folder: a line {"update": 10, "norms": {"encoder.1": 0.3, ...}} per record, null if not finite."""
 GRADIENT_NORM_TAG = "train/gradient_norm_by_layer"
 """TensorBoard tag; the name of the layer follows after a slash."""
+UPDATE_RATIO_TAG = "train/update_ratio_by_layer"
+"""TensorBoard tag of `UpdateRatios`; the name of the layer follows after a slash."""
 LAYER_ORDER = ("embeddings", "encoder", "attention", "decoder", "output")
 LAYER_NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
@@ -70,6 +73,8 @@ class TrainState:
         best: Dev metrics of these weights; empty if there is no best.pt.
         evaluations: Step and dev metrics of each evaluation so far.
         evaluation_due: True if a signal interrupted the evaluation of this step; the resumed run begins with it.
+        tokens_seen: Source and target tokens without padding of all batches so far.
+        tokens_at_evaluations: This number at each evaluation, by its step.
     """
 
     best_metric: BestMetric = "dev/bleu"
@@ -78,6 +83,8 @@ class TrainState:
     best: dict[str, float] = field(default_factory=dict)
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     evaluation_due: bool = False
+    tokens_seen: int = 0
+    tokens_at_evaluations: dict[int, int] = field(default_factory=dict)
 
     def quality(self, metrics: Mapping[str, float]) -> Quality:
         """Return a pair that is larger for better metrics: `best_metric` decides, and dev loss breaks ties.
@@ -114,6 +121,7 @@ class TrainState:
         # A resumed run repeats the evaluation of its step if best.pt could not be written or is lost.
         self.evaluations = [(step, other) for step, other in self.evaluations if step != self.step]
         self.evaluations.append((self.step, metrics))
+        self.tokens_at_evaluations[self.step] = self.tokens_seen
         self.evaluation_due = False
         return self.stale_evaluations == 0
 
@@ -402,7 +410,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-# Gradient norms of layers
+# Gradient norms and update ratios of layers
 
 
 def layer_name(name: str) -> str:
@@ -513,6 +521,46 @@ class GradientNorms:
     def _give_up(self, error: OSError) -> None:
         log.error("%s cannot be written (%s): no more gradient norms are recorded", self.path, error)
         self.every_steps = None
+
+
+class UpdateRatios:
+    """Measure the norm of an update divided by the norm of the weights before it, in each layer.
+
+    Ratios stay on the device until `scalars`.
+
+    Args:
+        model: The model that is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = parameters_by_layer(model)
+        self._ratios_L: Tensor | None = None
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure the optimizer update that is made inside this context.
+
+        The weights are copied before it, which any optimizer allows; the optimizer's state would need a formula for
+        each. The copy costs as much as a small part of an update and is made only where a log line follows. The
+        activations are freed by then, so it does not raise the memory's peak.
+        """
+        copies = [[weight.detach().clone() for weight in weights] for weights in self.layers.values()]
+        norms_L = torch.stack([nn.utils.get_total_norm(tensors) for tensors in copies])
+        yield
+        for tensors, weights in zip(copies, self.layers.values(), strict=True):
+            torch._foreach_sub_(tensors, [weight.detach() for weight in weights])
+        self._ratios_L = torch.stack([nn.utils.get_total_norm(tensors) for tensors in copies]) / norms_L
+
+    def scalars(self) -> dict[str, float]:
+        """Return the ratios of the last measured update by TensorBoard tag, once; this waits for the device.
+
+        A skipped update has ratios of 0. Layers whose ratio is not finite, as all weights are 0, are left out.
+        """
+        if self._ratios_L is None:
+            return {}
+        ratios, self._ratios_L = self._ratios_L.tolist(), None
+        found = zip(self.layers, ratios, strict=True)
+        return {f"{UPDATE_RATIO_TAG}/{layer}": ratio for layer, ratio in found if math.isfinite(ratio)}
 
 
 def _norm_of(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -25,7 +25,7 @@ from gnmt.logs import format_duration, progress_bar
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import Abandoned, StopRequest, agreed_stop, describe_stop
 from gnmt.training.data_parallel import DataParallel
-from gnmt.training.dev_evaluation import DevResult, report_evaluation
+from gnmt.training.dev_evaluation import DevResult, report_by_tokens, report_evaluation
 from gnmt.training.objective import Objective
 from gnmt.training.optimizer import Stage, StagedOptimizer, StageOptions, WeightAverage, check_stages
 from gnmt.training.run_checkpoints import BackgroundWriter, RunCheckpoints, random_state, restore_random_state, snapshot
@@ -35,6 +35,7 @@ from gnmt.training.train_metrics import (
     GradientNorms,
     TrainMetrics,
     TrainState,
+    UpdateRatios,
     describe_batch,
     format_metrics,
 )
@@ -159,8 +160,14 @@ class Trainer:
         norms_every_steps = options.gradient_norms_every_steps if self.ranks.is_rank_0 else None
         self.gradient_norms = GradientNorms(objective.model, norms_every_steps, checkpoints.folder.parent, reporter)
         self.staged_optimizer = StagedOptimizer(
-            list(objective.parameters()), stages, options.clip_norm, precision, self.gradient_norms.record
+            list(objective.parameters()),
+            stages,
+            options.clip_norm,
+            precision,
+            self.gradient_norms.record,
+            self.measuring_logged_update,
         )
+        self.update_ratios = UpdateRatios(objective.model)
         self.average = None if options.ema_decay is None else WeightAverage(objective.model, options.ema_decay)
         self.writer = BackgroundWriter()
         self.stop_request = StopRequest()
@@ -179,6 +186,7 @@ class Trainer:
         first_estimate = FirstEstimate(options.log_every_steps)
         if self.ranks.is_rank_0:
             self.gradient_norms.start_after(state.step)
+            self.report_purged_points()
         with (
             self.stop_request,
             self.writer,
@@ -202,6 +210,17 @@ class Trainer:
                     self.evaluate_and_save()
         return state
 
+    def report_purged_points(self) -> None:
+        """Report the earlier evaluations over tokens again, after a resume.
+
+        TensorBoard's readers then drop all points whose step is after the checkpoint's. A number of tokens counts as a
+        step and is larger, so they drop the points of evaluations before the checkpoint, too.
+        """
+        for step, metrics in self.state.evaluations:
+            num_tokens = self.state.tokens_at_evaluations[step]
+            if num_tokens > self.state.step:
+                report_by_tokens(self.reporter, metrics, num_tokens)
+
     def update(self, local_batch: LocalBatch, metrics: TrainMetrics) -> None:
         """Make one optimizer update on a global batch.
 
@@ -217,6 +236,7 @@ class Trainer:
         self.parallel.begin_update(self.state.step)
         self.objective.begin_update(self.parallel.seed, self.state.step)
         metrics.count(local_batch)
+        self.state.tokens_seen += local_batch.source_tokens + local_batch.target_tokens
         batches = local_batch.to_compute
         update_loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
@@ -245,6 +265,11 @@ class Trainer:
             self.staged_optimizer.skipped_in_a_row,
             statistics_M,
         )
+
+    def measuring_logged_update(self) -> AbstractContextManager[None]:
+        """Return the context of an update's step, which measures its size if a log line follows, on rank 0."""
+        is_logged = (self.state.step + 1) % self.options.log_every_steps == 0
+        return self.update_ratios.measured() if is_logged and self.ranks.is_rank_0 else nullcontext()
 
     def evaluate_and_save(self) -> None:
         """Evaluate and save if either is due at this step, and stop if a rank has received a signal."""
@@ -304,7 +329,7 @@ class Trainer:
         self.gradient_norms.write()
         num_updates = len(metrics.loader_states)
         further = self.objective.scalars(metrics.statistics_M.tolist())
-        scalars = metrics.scalars(sums, seconds) | further
+        scalars = metrics.scalars(sums, seconds) | further | self.update_ratios.scalars()
         scalars["train/learning_rate"] = self.staged_optimizer.learning_rate
         for tag, value in scalars.items():
             self.reporter.scalar(tag, value, step)
@@ -357,6 +382,7 @@ class Trainer:
                 improved = state.record_evaluation(metrics)
                 if self.ranks.is_rank_0:
                     report_evaluation(self.reporter, result, state.step, self.options.num_sample_translations)
+                    report_by_tokens(self.reporter, metrics, state.tokens_seen)
                     if better_than_best:
                         self.save_best(metrics)
         except Abandoned:

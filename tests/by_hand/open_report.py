@@ -27,10 +27,15 @@ const choose = (id, value) => {
 };
 choose("order", "line");
 found.inOrder = JSON.stringify(lines()) === JSON.stringify([...lines()].sort((a, b) => a - b));
-const worst = () => current[0].systems[Number(byId("system").value)].chrf;
-choose("order", "worst"); const low = worst(); choose("order", "best");
-found.best = worst() >= low;
-choose("system", "1"); found.bySecond = worst() === Math.max(...data.rows.map((row) => row.systems[1].chrf));
+const first = () => current[0].systems[Number(byId("system").value)].chrf;
+choose("order", "lowest"); const low = first(); choose("order", "highest");
+found.highest = first() >= low;
+choose("system", "1"); found.bySecond = first() === Math.max(...data.rows.map((row) => row.systems[1].chrf));
+if (data.scores.length) {
+  choose("metric", data.scores[0]);
+  const given = (row) => row.systems[1].given[data.scores[0]];
+  found.given = given(current[0]) === Math.max(...data.rows.map(given));
+}
 const word = data.rows[0].source.split(" ")[0];
 choose("search", word);
 const holds = (row) => JSON.stringify(row).toLowerCase().includes(word.toLowerCase());

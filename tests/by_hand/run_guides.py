@@ -71,6 +71,7 @@ LEFT_OUT = {
     r"koen": "needs a corpus that cannot be downloaded",
     r"nvidia": "needs a checkpoint of NVIDIA",
     r"torchrun|srun|#SBATCH": "several processes: tests/system/test_torchrun_train.py, tests/translation",
+    r"comet|\.scores": "needs the scores of another program: tests/evaluation/test_segment_scores.py",
     r"pip install|tensorboard|^make ": "installs, or runs until it is stopped",
 }
 

@@ -104,7 +104,7 @@ def test_labels_are_folder_names_if_settings_are_too_long():
 
 def test_all_plots_are_written(tmp_path):
     by_length = [{"from_words": 1, "to_words": 5, "num_sentences": 7, "bleu": 40.0}]
-    evaluations = {"test.best": EvaluationRecord({"bleu": 30.0, "chrf": 60.0}, {}, by_length, 9.0)}
+    evaluations = {"test.best": EvaluationRecord({"bleu": 30.0, "chrf": 60.0}, {}, by_length, 9.0, Path("test.txt"))}
     paths = draw_plots([run("a", evaluations=evaluations), run("b")], tmp_path, 200)
     names = ["bleu_by_length.png", "dev_loss.png", "dev_bleu.png", "gradient_norm_by_layer.png"]
     assert [path.name for path in paths] == names

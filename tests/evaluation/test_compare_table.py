@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gnmt.errors import InputError
-from gnmt.evaluation.compare import TableOptions, compare_by_length, draw_by_length, group_runs, spread
+from gnmt.evaluation.compare import TableOptions, compare_by_length, draw_by_length, filter_runs, group_runs, spread
 from gnmt.evaluation.compare import compare as compare_corpora
 from gnmt.evaluation.run_records import EvaluationRecord, RunRecord
 
@@ -24,8 +24,8 @@ def run(name, seed=1, dropout=0.1, bleu=30.0, config=None, **figures):
     return RunRecord(Path("runs") / name, settings | (config or {}), 1000, 100, dev, **figures)
 
 
-def compare(runs, **options):
-    (table,) = compare_corpora(runs, TableOptions(**options))
+def compare(runs, filter=(), **options):
+    (table,) = compare_corpora(filter_runs(runs, filter), TableOptions(**options))
     return table
 
 
@@ -88,7 +88,8 @@ def test_a_setting_of_one_class_has_a_column_only_if_it_differs():
 
 
 def evaluated(bleu, signature="nrefs:1", by_length=()):
-    return {"test.best": EvaluationRecord({"bleu": bleu, "chrf": 60.0}, {"bleu": signature}, list(by_length), 412.3)}
+    scores, signatures = {"bleu": bleu, "chrf": 60.0}, {"bleu": signature}
+    return {"test.best": EvaluationRecord(scores, signatures, list(by_length), 412.3, Path("test.txt"))}
 
 
 def test_results_of_evaluate_have_columns_and_notes_of_signatures():
@@ -145,6 +146,10 @@ def test_bleu_by_length():
     assert table.header == ["run", "seeds", "dropout", "evaluation", "1-5 words", "51+ words"]
     assert table.rows == [["a", "1, 2", "0.1", "test.best", "40.0 ± 0.0", "10.0 (1 of 2)"]]
     assert "sentences in each range, at most: 7, 2" in table.notes[-1]
+    chosen = compare_by_length(runs, TableOptions(sort="51+ words", columns=["1-5*"]))
+    assert chosen.header == ["run", "seeds", "evaluation", "1-5 words"]
+    with pytest.raises(InputError, match=r"sort: found dev BLEU, allowed are the columns run, seeds, evaluation, 1-5"):
+        compare_by_length(runs, TableOptions(sort="dev BLEU"))
     [axes] = draw_by_length([*runs, run("c", dropout=0.5)]).axes
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["a"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1-5", "51+"]

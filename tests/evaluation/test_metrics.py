@@ -5,13 +5,22 @@ from __future__ import annotations
 import importlib.util
 import re
 import unicodedata
+from typing import get_args
 
 import pytest
 import sacrebleu
 
+from gnmt.config.schema import SystemsConfig
 from gnmt.errors import InputError
 from gnmt.evaluation import metrics
-from gnmt.evaluation.metrics import BLEU_TOKENIZERS, LengthScores, check_tokenizer, score_by_length, score_translations
+from gnmt.evaluation.metrics import (
+    BLEU_TOKENIZERS,
+    METRIC_TITLES,
+    LengthScores,
+    check_tokenizer,
+    score_by_length,
+    score_translations,
+)
 
 HYPOTHESES = ["The small dog sees a house.", "Two cats sleep in the old garden.", "He reads"]
 REFERENCES = ["The little dog sees a house.", "Two cats sleep in the big garden.", "She reads a long book."]
@@ -73,7 +82,7 @@ def test_gleu_is_the_mean_over_sentences_of_words_as_bleu_splits_them():
 def test_ter_is_computed_on_request():
     scores = score_translations(HYPOTHESES, REFERENCES)
     assert scores.ter is None
-    assert set(scores.signatures) == {"bleu", "chrf", "gleu"}
+    assert set(scores.signatures) == {"bleu", "chrf", "chrfpp", "gleu"}
 
 
 def test_lowercase_ignores_case():
@@ -192,3 +201,12 @@ def test_bleu_by_length_equals_bleu_of_the_sentences_in_each_range():
 def test_every_length_lies_in_one_range():
     for length in range(1, 70):
         assert [row.num_sentences for row in score_by_length(["w " * length], ["a b c d"], ["a b c d"])] == [1]
+
+
+def test_chrfpp_counts_words_too_and_is_that_of_sacrebleu():
+    scores = score_translations(HYPOTHESES, REFERENCES)
+    assert scores.chrfpp == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES], word_order=2).score
+    assert scores.chrfpp != scores.chrf
+    assert scores.signatures["chrfpp"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:")
+    [names] = get_args(SystemsConfig.__dataclass_fields__["metrics"].metadata["hint"])
+    assert get_args(names) == tuple(METRIC_TITLES)

@@ -19,7 +19,7 @@ RECORDED = SearchOptions(beam_size=4, max_length_offset=3)
 def trial(alpha: float, beta: float, bleu: float, chrf: float) -> Trial:
     values = {"length_penalty_alpha": alpha, "coverage_beta": beta}
     signatures = {"bleu": "signature of BLEU", "chrf": "signature of chrF"}
-    return Trial(RECORDED.with_changes(values), values, Scores(bleu, chrf, None, signatures, 2, gleu=0.0))
+    return Trial(RECORDED.with_changes(values), values, Scores(bleu, chrf, 0.0, None, 0.0, signatures, 2))
 
 
 TRIALS = [trial(0.6, 0.0, 30.0, 50.0), trial(0.6, 0.2, 31.0, 49.0), trial(1.0, 0.0, 31.0, 51.0)]

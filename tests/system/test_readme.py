@@ -22,7 +22,7 @@ OWN_FILES = "your-own-model.md"
 # benchmarks.recurrent_layers (test_training_benchmark.py).
 NOT_OURS = re.compile(
     r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |paste "
-    r"|head |for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
+    r"|head |comet-score |for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
 )
 PLUGINS = {"hydra/launcher=joblib": "hydra_joblib_launcher", "hydra/sweeper=optuna": "hydra_optuna_sweeper"}
 """Modules of hydra_plugins that some choices need; the extra `sweep` installs them."""

@@ -78,12 +78,14 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     run = tiny.copied_to(tmp_path)
     done = run_command("evaluate", "checkpoint=runs/tiny/best.pt", cwd=tmp_path)
     assert done.code == 0, done.err
-    heading, bleu, chrf, ter, gleu, *paths = done.out.splitlines()
+    heading, bleu, chrf, chrfpp, ter, gleu, *paths = done.out.splitlines()
     assert heading == "test, 5 sentences, runs/tiny/best.pt"
     assert bleu.startswith("bleu")
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in bleu
     assert chrf.startswith("chrf")
     assert "nc:6|nw:0|space:no|version:" in chrf
+    assert chrfpp.startswith("chrfpp")
+    assert "nc:6|nw:2|space:no|version:" in chrfpp
     assert ter.startswith("ter")
     assert "tok:tercom|norm:no|punct:yes|asian:no|version:" in ter
     assert gleu.startswith("gleu")
@@ -100,7 +102,7 @@ def test_evaluation_prints_signatures_writes_files_and_reports_to_tensorboard(ru
     assert translations.read_bytes().count(b"\n") == 5
     events = EventAccumulator(str(run.folder))
     events.Reload()
-    for metric in ("bleu", "chrf", "ter", "gleu"):
+    for metric in ("bleu", "chrf", "chrfpp", "ter", "gleu"):
         [point] = events.Scalars(f"evaluation/test/{metric}")
         assert point.step == figures["step"]
         assert point.value == pytest.approx(figures[metric])

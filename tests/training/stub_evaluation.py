@@ -19,7 +19,7 @@ def results(
 
     def evaluate(*_) -> DevResult:
         bleu, loss = next(scores)
-        score = Scores(bleu, chrf=0.0, ter=None, signatures={}, num_sentences=1, gleu=0.0)
+        score = Scores(bleu, chrf=0.0, chrfpp=0.0, ter=None, gleu=0.0, signatures={}, num_sentences=1)
         return DevResult(loss, score, ["a"], ["b"], [Translation("c", 0.0, (4,))], preprocessed.tokenizers)
 
     return evaluate

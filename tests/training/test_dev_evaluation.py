@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributions import Categorical
 
 from gnmt.batch import EOS_ID
 from gnmt.data.batching import batch_of
 from gnmt.decoding.translator import Translator
 from gnmt.errors import InputError
 from gnmt.evaluation.metrics import Scores
-from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator, DevResult, max_measured_subwords, mean_loss
+from gnmt.training.dev_evaluation import (
+    MAX_PAIR_TOKENS,
+    DevEvaluator,
+    DevResult,
+    max_measured_subwords,
+    mean_attention_entropy,
+    mean_loss,
+    sum_entropy,
+)
 
 
 @pytest.fixture
@@ -45,6 +54,41 @@ def test_the_loss_is_the_unsmoothed_mean_over_tokens(evaluator, batch_size):
     assert mean_loss(evaluator.losses()) == pytest.approx(plain_loss(evaluator), rel=1e-5)
 
 
+ARCHITECTURES = {
+    "gnmt_tiny": (),
+    "attention": ("model.encoder.hidden_size=16",),
+    "transformer_tiny": ("model.tie_embeddings=none",),
+    "convolutional_small": (),
+    "rnmt_plus_small": ("model.tie_embeddings=none",),
+    "hybrid": ("model.encoder.feed_forward_size=32",),
+    "hybrid_reverse": (),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_the_entropy_of_the_attention_is_the_mean_over_target_tokens(make_trainer, name):
+    """It is computed here from single sentences, which have no padding."""
+    evaluator = make_trainer(f"model={name}", "model.embedding_size=32", *ARCHITECTURES[name]).evaluate
+    evaluator.batch_size = 3
+    found = mean_attention_entropy(evaluator.losses())
+    model, tokenizers = evaluator.objective.model.eval(), evaluator.tokenizers
+    entropies = []
+    for source, target in zip(evaluator.sources, evaluator.references, strict=True):
+        batch = batch_of([tokenizers.source.encode(source)], [tokenizers.target.encode(target)], np.array([0]))
+        _, attention_BTS = model.decode(batch.target_input, model.encode(batch.source), attention=True)
+        entropies += [Categorical(probs=weights_S).entropy().item() for weights_S in attention_BTS[0]]
+    assert found == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+    longest = max(len(tokenizers.source.encode(source)) + 1 for source in evaluator.sources)
+    assert 0 < found <= math.log(longest)
+
+
+def test_attention_without_weight_on_a_token_has_finite_entropy():
+    attention_BTS = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [math.nan, math.nan, math.nan]]])
+    mask_BT = torch.tensor([[True, True, False]])
+    assert sum_entropy(attention_BTS, mask_BT).item() == pytest.approx(math.log(2))
+
+
 def test_pairs_with_a_blank_side_have_no_loss_but_their_translations_count(evaluator):
     expected = mean_loss(evaluator.losses())
     evaluator.sources, evaluator.references = ["", *evaluator.sources], ["ein Haus.", *evaluator.references]
@@ -57,12 +101,12 @@ def test_pairs_with_more_tokens_than_learned_positions_have_no_loss(evaluator):
     lengths = sorted(len(evaluator.tokenizers.target.encode(text)) for text in evaluator.references)
     assert lengths[0] < lengths[-1]
     num_tokens = sum(length + 1 for length in lengths)
-    assert sum(tokens for _, tokens in evaluator.losses().values()) == num_tokens
+    assert sum(batch.num_tokens for batch in evaluator.losses().values()) == num_tokens
     evaluator.objective.model.decoder.max_tokens = lengths[-1] + 1  # BOS and all subwords
-    assert sum(tokens for _, tokens in evaluator.losses().values()) == num_tokens
+    assert sum(batch.num_tokens for batch in evaluator.losses().values()) == num_tokens
     evaluator.objective.model.decoder.max_tokens = lengths[-1]
     left = [length for length in lengths if length < lengths[-1]]
-    assert sum(tokens for _, tokens in evaluator.losses().values()) == sum(length + 1 for length in left)
+    assert sum(batch.num_tokens for batch in evaluator.losses().values()) == sum(length + 1 for length in left)
     assert max_measured_subwords(None) == MAX_PAIR_TOKENS  # once, it was one fewer
 
 
@@ -106,7 +150,7 @@ def test_evaluation_suppresses_the_unused_ids(evaluator):
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
-    scores = Scores(10.0, 20.0, None, {}, 1, 30.0)
+    scores = Scores(10.0, 20.0, 25.0, None, 30.0, {}, 1)
     assert DevResult(math.log(7), scores, [], [], [], None).perplexity == pytest.approx(7)
     assert DevResult(1e4, scores, [], [], [], None).perplexity == math.inf
     assert DevResult(2.0, scores, [], [], [], None).scalars() == {
@@ -114,6 +158,7 @@ def test_perplexity_is_the_exponential_of_the_loss_and_may_be_infinite():
         "dev/perplexity": math.exp(2.0),
         "dev/bleu": 10.0,
         "dev/chrf": 20.0,
+        "dev/chrfpp": 25.0,
         "dev/gleu": 30.0,
     }
 
@@ -128,3 +173,5 @@ def test_a_model_without_attention_is_evaluated_without_a_figure(make_trainer):
     result = make_trainer("model=seq2seq", "model.embedding_size=8", "decoding.coverage_beta=0").evaluate()
     assert math.isfinite(result.loss)
     assert result.translations[0].attention_TS is None
+    assert result.attention_entropy is None
+    assert "dev/attention_entropy" not in result.scalars()

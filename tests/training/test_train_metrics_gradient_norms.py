@@ -137,7 +137,7 @@ def test_recording_does_not_change_training_and_costs_nothing_when_off(make_trai
             trainer.update(next(trainer.stream), TrainMetrics.begin(trainer.device))
         weights.append([weight.detach().clone() for weight in trainer.objective.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
-    off = make_trainer()
+    off = make_trainer("trainer.log_every_steps=10")
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", None)  # a call would fail
     off.update(next(off.stream), TrainMetrics.begin(off.device))
     assert not off.gradient_norms._pending

@@ -30,7 +30,8 @@ def test_a_run_folder_holds_config_log_curves_and_checkpoints(run, tmp_path):
     assert "training: 1 update (" in log
     assert "on cpu in fp32" in log
     assert (result.steps, result.best_step) == (1, 1)
-    assert set(result.best) == {"dev/loss", "dev/perplexity", "dev/bleu", "dev/chrf", "dev/gleu"}
+    metrics = ("loss", "perplexity", "bleu", "chrf", "chrfpp", "gleu", "attention_entropy")
+    assert set(result.best) == {f"dev/{metric}" for metric in metrics}
 
 
 def test_changed_settings_are_refused_with_a_diff(run, tmp_path):

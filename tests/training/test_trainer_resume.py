@@ -162,7 +162,7 @@ def test_a_resumed_run_has_the_learning_rates_of_the_plateau_schedule(run, tmp_p
     bleus = {1: 3.0, 2: 2.0, 3: 4.0, 4: 3.9, 5: 1.0, 6: 1.0}
 
     def scored(*_, **__):
-        return Scores(bleus[current[0].state.step], chrf=0.0, ter=None, signatures={}, num_sentences=1, gleu=0.0)
+        return Scores(bleus[current[0].state.step], 0.0, 0.0, ter=None, gleu=0.0, signatures={}, num_sentences=1)
 
     current: list[Trainer] = []
     fit = Trainer.fit
@@ -188,3 +188,25 @@ def test_a_finished_run_is_logged_as_finished_and_stays_unchanged(run, tmp_path,
         in caplog.text
     )
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.pt")} == before
+
+
+def test_dev_scores_over_tokens_survive_a_resume(run, tmp_path, preprocessed):
+    """TensorBoard drops all points after the checkpoint's step, and a number of tokens is larger than any step."""
+    every = ("trainer.evaluate_every_steps=2", "trainer.log_every_steps=2", "trainer.save_every_steps=3")
+    run(tmp_path / "whole", *every, "trainer.max_steps=6")
+    run(tmp_path / "split", *every, "trainer.max_steps=3")
+    run(tmp_path / "split", *every, "trainer.max_steps=6")
+    whole, split = scalars(tmp_path / "whole"), scalars(tmp_path / "split")
+    assert [step for step, _ in whole["dev/bleu"]] == [2, 4, 6]
+    tokens = [step for step, _ in whole["dev_by_tokens/bleu"]]
+    assert [value for _, value in whole["dev_by_tokens/bleu"]] == [value for _, value in whole["dev/bleu"]]
+    assert len(tokens) == 3
+    # The run that stopped after 3 updates was evaluated there, too.
+    assert [point for point in split["dev_by_tokens/loss"] if point[0] in tokens] == whole["dev_by_tokens/loss"]
+    assert len(split["dev_by_tokens/loss"]) == 4
+    store = preprocessed.store
+    epoch = int(store.source_lengths.sum() + store.target_lengths.sum()) + 2 * len(store)  # with EOS on both sides
+    last = read_checkpoint(tmp_path / "whole" / "last.pt")
+    assert last["tokens_seen"] == tokens[-1]
+    run(tmp_path / "epoch", "trainer.max_epochs=2")
+    assert read_checkpoint(tmp_path / "epoch" / "last.pt")["tokens_seen"] == 2 * epoch
