@@ -436,13 +436,11 @@ def with_segment_scores(runs: Sequence[RunRecord], score_files: Sequence[ScoreFi
     Raises:
         InputError: Scores belong to no evaluation or to several, or the number of text files is not that of runs.
     """
+    if not score_files:
+        return list(runs)
     means: dict[Path, dict[str, float]] = {}  # by translations file
-    translations = {
-        evaluated.translations_file: [normalized(line) for line in read_lines(str(evaluated.translations_file))]
-        for run in runs
-        for evaluated in run.evaluations.values()
-        if score_files
-    }
+    paths_of_all = [evaluated.translations_file for run in runs for evaluated in run.evaluations.values()]
+    translations = {path: [normalized(line) for line in read_lines(str(path))] for path in paths_of_all}
     for files in score_files:
         if not files.path and len(files.texts) != len(runs):
             raise InputError(

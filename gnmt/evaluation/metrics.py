@@ -88,7 +88,7 @@ def score_translations(
         hypotheses: The translations.
         references: One reference for each translation, or several such lists for several references of each.
         tokenize: Tokenization of BLEU and GLEU, one of `BLEU_TOKENIZERS` that passed `check_tokenizer`.
-        lowercase: BLEU, GLEU and chrF ignore case; sacreBLEU's TER always does.
+        lowercase: BLEU, chrF, chrF++ and GLEU ignore case; sacreBLEU's TER always does.
         ter: Compute TER, which takes many times as long as the others.
 
     Raises:
