@@ -10,6 +10,7 @@ recipes for Multi30k need --multi30k. The names of pages, without .md, select so
 """
 
 import argparse
+import gzip
 import importlib.util
 import json
 import re
@@ -89,7 +90,8 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
     if script in ("train", "prepare"):
         is_multi30k = "multi30k" in line
         if is_multi30k:
-            added += [f"data.folder={multi30k}", "data.max_pairs=300"]
+            plus = "++" if "-m" in overrides else ""  # as the page says
+            added += [f"{plus}data.folder={multi30k}", f"{plus}data.max_pairs=300"]
         elif not re.search(r"data=|experiment=own_text|from_run|preprocessed", line):
             added += SMALL_DEMO
         if "initialize_from" not in line:
@@ -104,23 +106,25 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
 
 def make_files(folder: Path) -> None:
     """Write the corpora and the runs that the pages name."""
-    small = [*SMALL_DEMO, "data.num_dev=20", "data.num_test=20"]
-    done = run_script("prepare", "data=demo", "text_folder=text", *small, cwd=folder)
+    done = run_script("prepare", "data=demo", "text_folder=text", *SMALL_DEMO, cwd=folder)
     assert done.code == 0, done.err
     for name, of in {
         "train": "train",
         "dev": "dev",
         "test": "test",
         "a": "train",
-        "b": "dev",
-        "b2": "dev",
-        "c": "test",
+        "b": "test",  # the test set of the two small runs too
+        "b2": "test",
+        "c": "dev",
     }.items():
         for language in ("en", "de"):
             [text] = folder.glob(f"text/{of}*.{language}")
             shutil.copy(text, folder / f"{name}.{language}")
     shutil.copy(folder / "a.de", folder / "mono.de")
-    shutil.copy(folder / "b.de", folder / "begin.de")
+    first_words = [line.split()[0] for line in (folder / "a.de").read_text("utf-8").splitlines()]
+    (folder / "begin.de").write_text("".join(f"{word}\n" for word in first_words), "utf-8")
+    for name in ("a.en", "b.en"):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
     for name in "abc":
         rows = [(folder / f"{name}.{language}").read_text("utf-8").splitlines() for language in ("en", "de")]
         (folder / f"{name}.tsv").write_text("".join(f"{en}\t{de}\n" for en, de in zip(*rows, strict=True)), "utf-8")
@@ -159,7 +163,19 @@ def run(line: str, folder: Path, multi30k: str | None) -> str:
     )
     script = Path(words[1]).stem
     result = run_script(script, *shortened(script, words[2:], multi30k), cwd=folder, stdin=stdin)
+    if result.code >= 128:
+        sys.exit(result.code)  # a signal, such as Ctrl-C
+    if script == "train":
+        give_names_of_recipes(folder)
     return "" if result.code == 0 else result.err or f"exit code {result.code}"
+
+
+def give_names_of_recipes(folder: Path) -> None:
+    """Rename runs of recipes as if they had no further overrides, because later commands name them so."""
+    for run in (folder / "runs").glob("multi30k_en_de*__data.max_pairs*"):
+        named = run.with_name(run.name.partition("__")[0])
+        shutil.rmtree(named, ignore_errors=True)
+        run.rename(named)
 
 
 def shlex_pipe(line: str) -> tuple[str, str, str]:
