@@ -17,6 +17,10 @@ class InputError(ValueError):
     """
 
 
+class DivergedError(InputError):
+    """Raised when the values that a model computes are no longer finite, which further updates cannot repair."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Raised when a signal stops the command.
 

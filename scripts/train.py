@@ -30,16 +30,27 @@ import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are im
 
 # isort: split
 import logging
+import math
 
 from gnmt.config.cli import run_command
 from gnmt.config.schema import TrainConfig
+from gnmt.errors import DivergedError
 
 log = logging.getLogger(__name__)
 
 
 def main(cfg: TrainConfig) -> float:
-    """Return the value of trainer.best_metric at the best evaluation, for Hydra's sweepers."""
-    from gnmt.config.run_folder import changes_from_run, check_sweep_direction, current_overrides, current_run_folder
+    """Return the value of trainer.best_metric at the best evaluation, for Hydra's sweepers.
+
+    In a search, such as Optuna's, a run that diverges has the worst value: 0, or infinity for dev/loss.
+    """
+    from gnmt.config.run_folder import (
+        changes_from_run,
+        check_sweep_direction,
+        current_overrides,
+        current_run_folder,
+        sweep_direction,
+    )
     from gnmt.distributed import current_ranks
     from gnmt.logs import note_in_run_file
     from gnmt.training.train import train
@@ -55,7 +66,13 @@ def main(cfg: TrainConfig) -> float:
             log.info("  %s", "\n  ".join(changes))
         else:
             log.info("the config is that of %s, except for what this command overrides", cfg.from_run)
-    result = train(cfg, folder, current_overrides())
+    try:
+        result = train(cfg, folder, current_overrides())
+    except DivergedError as error:
+        if sweep_direction() is None:
+            raise
+        log.error("%s; in this search, the result of the run is the worst possible value", error)
+        return math.inf if cfg.trainer.best_metric == "dev/loss" else 0.0
     best = "  ".join(f"{tag} {value:.2f}" for tag, value in result.best.items())
     if current_ranks().is_rank_0:
         for line in (

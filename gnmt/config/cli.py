@@ -33,8 +33,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -225,13 +226,17 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
             arguments.overrides = with_addable_model_keys(with_recorded_overrides(arguments.overrides))
         except InputError as error:
             _refuse(str(error))
-    if arguments.multirun:  # a job of the sweep finds here which overrides are not swept, see `current_run_folder`
-        shared = [override_key(one) for one in readable(arguments.overrides) if not one.is_sweep_override()]
+    search_path = search_path_override(arguments.config_dir, arguments.overrides)
+    swept: list[Override] = []
+    if arguments.multirun:
+        swept = sweep_overrides(config_name, arguments.overrides, search_path)
+        # A job of the sweep finds here which overrides are not swept, see `current_run_folder`.
+        shared = [override_key(one) for one in swept if not one.is_sweep_override()]
         excluded = f"hydra.job.config.override_dirname.exclude_keys={json.dumps(shared, ensure_ascii=False)}"
         arguments.overrides = [*arguments.overrides, excluded]
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna imports it, and it logs each of its plugins
     sys.argv[1:] = [*arguments.overrides, *flags]
     configure_logging()
-    search_path = search_path_override(arguments.config_dir, arguments.overrides)
     explained = functools.partial(
         explain,
         config_name=config_name,
@@ -253,12 +258,16 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
             vars(error)[RAISED_BY_JOB] = True
             if os.getpid() != command:
                 _fail_worker(error)
+            elif isinstance(error, InputError) and ends_search():
+                sys.exit(EXIT_WRONG_INPUT)  # Optuna would repeat the message several times
             raise  # Hydra runs the other jobs of a sweep before it raises the first error
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors of composition instead of printing them
     try:
         if _unknown_experiments(config_name, arguments.overrides, search_path):
             _refuse(explained(None))
+        if arguments.multirun and arguments.config_name is None:
+            check_sweep(config_name, swept, search_path)
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
     except Exception as error:
         if RAISED_BY_JOB in vars(error):
@@ -272,6 +281,59 @@ def _run_with_hydra(main: Callable[[Any], Any], config_name: str) -> None:
         _refuse(explained(error))
     if errors:
         raise errors[0]
+
+
+def sweep_overrides(config_name: str, overrides: Sequence[str], search_path: Sequence[str]) -> list[Override]:
+    """Return the overrides of a sweep: hydra.sweeper.params, then the command line's, without those of Hydra's config.
+
+    Of several overrides of a key, the last one counts. What cannot be read or composed is left to Hydra to report.
+    """
+    parsed = list(readable(overrides))
+    of_hydra = [str(one.input_line) for one in parsed if one.key_or_group.startswith("hydra")]
+    params = None
+    with suppress(*COMPOSITION_ERRORS), _composer():
+        hydra_config = compose(config_name, [*search_path, *of_hydra], return_hydra_config=True).hydra
+        params = OmegaConf.select(hydra_config, "sweeper.params")
+    listed = [] if params is None else list(readable([f"{key}={value}" for key, value in params.items()]))
+    by_key = {override_key(one): one for one in [*listed, *parsed] if not one.key_or_group.startswith("hydra")}
+    return list(by_key.values())
+
+
+def check_sweep(config_name: str, overrides: Sequence[Override], search_path: Sequence[str]) -> None:
+    """Check the configs of a sweep before its first job, which may have to wait for a machine.
+
+    Each value of a choice occurs in one of the checked configs, and the ends of each range and interval; the other keys
+    have their first values. Jobs with other combinations check their own configs.
+
+    Raises InputError with all errors at once, after printing it, and the exceptions of composing.
+    """
+    values = [values for one in overrides if (values := _ends_of_range(one))]
+    jobs = [[of_one[0] for of_one in values]]
+    jobs += [[*jobs[0][:n], value, *jobs[0][n + 1 :]] for n, of_one in enumerate(values) for value in of_one[1:]]
+    errors: dict[str, None] = {}
+    with _composer():
+        for job in jobs:
+            errors |= dict.fromkeys(config_errors(compose(config_name, [*search_path, *job])))
+    if errors:
+        _refuse("\n  ".join([f"{format_count(len(errors), 'error')} in the config:", *errors]))
+
+
+def _ends_of_range(override: Override) -> list[str]:
+    """Return the override with each of its values; with the first and the last one only if it is a range or interval.
+
+    A pattern of choices (`glob`) has no known values.
+    """
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    values = _values_of(override)
+    return [values[0], values[-1]] if override.is_range_sweep() else values
+
+
+def ends_search() -> bool:
+    """Return whether the failure of this job ends a search, such as Optuna's, which then launches no other job."""
+    hydra_config = HydraConfig.get()
+    # Sweepers that only list values have no such key: their other jobs run.
+    return hydra_config.mode == RunMode.MULTIRUN and OmegaConf.select(hydra_config.sweeper, "max_failure_rate") == 0
 
 
 def _fail_worker(error: Exception) -> None:
@@ -457,7 +519,11 @@ def _choices(
 
 
 def _values_of(override: Override) -> list[str]:
-    """Return the override as text, or one text for each value of a sweep over listed values."""
+    """Return the override as text; one text for each value of a sweep over listed values, two for an interval."""
+    if override.is_interval_sweep():
+        interval = override.value()
+        assert isinstance(interval, IntervalSweep)
+        return [f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)]
     if override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
         return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     return [str(override.input_line)]

@@ -104,15 +104,30 @@ def current_run_folder(cfg: Any) -> Path:
 
 
 def check_sweep_direction(best_metric: str) -> None:
-    """Raise InputError if Hydra's sweeper, such as optuna, optimizes the result of the run in the wrong direction."""
-    found = OmegaConf.select(HydraConfig.get().sweeper, "direction")  # None for a sweeper that only lists values
-    right = "minimize" if best_metric == "dev/loss" else "maximize"
-    name = found.name if isinstance(found, Enum) else found  # Optuna's own default is a member of an enumeration
-    if name is not None and name != right:
+    """Raise InputError if Hydra's sweeper optimizes in the wrong direction, or was chosen without -m."""
+    direction = sweep_direction()
+    if direction is None:
+        return
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
         raise InputError(
-            f"hydra.sweeper.direction is {name}, but the result of a run is trainer.best_metric="
+            f"hydra/sweeper is {HydraConfig.get().runtime.choices['hydra/sweeper']}, which searches only with -m: "
+            "give -m, or leave out hydra/sweeper for a single run"
+        )
+    right = "minimize" if best_metric == "dev/loss" else "maximize"
+    if direction != right:
+        raise InputError(
+            f"hydra.sweeper.direction is {direction}, but the result of a run is trainer.best_metric="
             f"{best_metric}: use hydra.sweeper.direction={right}"
         )
+
+
+def sweep_direction() -> str | None:
+    """Return whether Hydra's sweeper, such as optuna, means to `minimize` or to `maximize` the results of runs.
+
+    Returns None for a sweeper that only lists values.
+    """
+    found = OmegaConf.select(HydraConfig.get().sweeper, "direction")
+    return found.name if isinstance(found, Enum) else found  # Optuna's own default is a member of an enumeration
 
 
 def run_folder(
@@ -121,7 +136,8 @@ def run_folder(
     """Return `<runs>/<name>`. The default name is the experiment (or the data) and a slug of the other overrides.
 
     In a sweep the values that differ between the jobs come first, so that they remain where a long name is cut, and a
-    given `name` is followed by them alone.
+    given `name` is followed by them alone. A name with rounded numbers, or one that is cut, ends in a hash of the exact
+    and whole name.
 
     Raises InputError if `name` is not a plain folder name.
 
@@ -141,7 +157,7 @@ def run_folder(
     values = _last_values(overrides)
     group = None if cfg.name else next((key for key in GROUPS_IN_NAMES if values.get(key) is not None), None)
     base = cfg.name or (str(values[group]) if group else "demo")
-    slugs = []
+    named: dict[str, Any] = {}
     for key, value in sorted(values.items(), key=lambda item: (item[0] in shared, item[0])):
         # A single run is resumed with other limits. Jobs of a sweep that differ only in limits are different runs, and
         # so are runs with other schedules: only name= lengthens the schedule of an existing run.
@@ -150,10 +166,11 @@ def run_folder(
         else:
             unnamed = may_change(key) and key != "schedule.total_steps"
         if key != group and not unnamed and not (cfg.name is not None and key in shared):
-            slugs.append(_slug(key, value))
-    name = "__".join([base, *slugs])
-    if len(name) > MAX_NAME_LENGTH:  # file systems limit the length of names
-        name = f"{name[: MAX_NAME_LENGTH - 9]}-{short_hash(name)}"
+            named[key] = value
+    exact = "__".join([base, *(_slug(key, value) for key, value in named.items())])
+    name = "__".join([base, *(_slug(key, _rounded(value)) for key, value in named.items())])
+    if name != exact or len(name) > MAX_NAME_LENGTH:  # file systems limit the length of names
+        name = f"{name[: MAX_NAME_LENGTH - 9]}-{short_hash(exact)}"
     return Path(cfg.runs) / name
 
 
@@ -168,6 +185,11 @@ def _last_values(overrides: Sequence[str]) -> dict[str, Any]:
 def override_key(override: Override) -> str:
     """Return the key of an override as names of runs show it."""
     return str(override.get_key_element()).lstrip("+").replace("/", ".")
+
+
+def _rounded(value: Any) -> Any:
+    """Return a number rounded to four digits: a search proposes numbers of 17 digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _slug(key: str, value: Any) -> str:

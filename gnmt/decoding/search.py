@@ -31,7 +31,7 @@ from gnmt.decoding.beam import ActiveBatch, Sentences, advance, compact_order
 from gnmt.decoding.engine.cuda_graphs import Step, replayed
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
-from gnmt.errors import InputError
+from gnmt.errors import DivergedError
 from gnmt.model.interfaces import SearchModel
 
 # The active batch holds at most batch_size times this many padded source tokens.
@@ -127,7 +127,8 @@ def search_as_completed(
             batch_size padded source tokens. A sentence longer than that is searched alone.
 
     Raises:
-        InputError: The model's probabilities are NaN, or options.coverage_beta > 0 and the model has no attention.
+        DivergedError: The model's probabilities are NaN.
+        InputError: options.coverage_beta > 0 and the model has no attention.
     """
     assert EOS_ID not in suppressed, "a search without EOS never finishes"
     assert batch_size >= 1
@@ -265,7 +266,7 @@ class _Search:
         return results
 
     def _check_numbers(self, index: int, tokens_T: Tensor) -> None:
-        """Raise InputError if the model's probabilities are NaN for a sentence without a result.
+        """Raise DivergedError if the model's probabilities are NaN for a sentence without a result.
 
         A sentence has no result either because all tokens were suppressed or because of NaN, which search treats as
         impossible. The model is run again to distinguish the two.
@@ -277,7 +278,7 @@ class _Search:
         source, target = padded([self.sources[index]], self.device), padded([tokens_T.tolist()], self.device)
         found = force_decode(self.model, source, target, replace(self.options, coverage_beta=0.0))
         if found.token_log_probs_BT.isnan().any():
-            raise InputError(
+            raise DivergedError(
                 "the model's probabilities are not numbers (NaN), so its weights diverged in training: use an earlier "
                 "checkpoint"
             )

@@ -20,7 +20,7 @@ import torch
 from gnmt.config.validate import BatchSize, Range
 from gnmt.data.batching import LocalBatch, Prefetcher
 from gnmt.device import Precision
-from gnmt.errors import InputError
+from gnmt.errors import DivergedError
 from gnmt.logs import format_duration, progress_bar
 from gnmt.reporting.tensorboard import Reporter
 from gnmt.signals import Abandoned, StopRequest, agreed_stop, describe_stop
@@ -179,7 +179,7 @@ class Trainer:
         """Train until a limit is reached, then evaluate and save the last weights.
 
         Raises:
-            InputError: The training diverged.
+            DivergedError: The training diverged.
             Interrupted: A signal requested a stop; the state is saved.
         """
         options, state = self.options, self.state
@@ -320,7 +320,7 @@ class Trainer:
         The metrics cover the global batches; only padding is estimated from the local batches of rank 0.
 
         Raises:
-            InputError: As many updates in a row as max_nonfinite_updates were skipped.
+            DivergedError: As many updates in a row as max_nonfinite_updates were skipped.
         """
         if not self.ranks.is_rank_0:
             return
@@ -354,11 +354,11 @@ class Trainer:
                 f"\nThe last of them, update {step - num_updates + index + 1}, was on {batch}",
             )
 
-    def divergence_error(self, reason: str, details: str = "") -> InputError:
+    def divergence_error(self, reason: str, details: str = "") -> DivergedError:
         """Return the error that ends a run which further updates cannot repair."""
         self.writer.wait()
         saved = f"is saved up to update {self.last_saved_step}" if self.last_saved_step else "has no full checkpoint"
-        return InputError(
+        return DivergedError(
             f"training diverged: {reason} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm in a "
             f"new run (name=...); this one {saved}{details}"
         )
@@ -434,7 +434,7 @@ class Trainer:
         """Write a full checkpoint in the background, on rank 0.
 
         Raises:
-            InputError: Some weights are not finite. Such a checkpoint would displace usable ones.
+            DivergedError: Some weights are not finite. Such a checkpoint would displace usable ones.
         """
         if not self.ranks.is_rank_0:
             return

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import logging
+import math
 import os
 import re
 import subprocess
@@ -17,11 +18,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from gnmt.config.cli import COMPOSITION_ERRORS, CONFIG_FOLDER, explain, run_job
+from gnmt.config.cli import COMPOSITION_ERRORS, CONFIG_FOLDER, check_sweep, explain, run_job, sweep_overrides
 from gnmt.config.cli import run_command as run_main
 from gnmt.config.run_folder import current_run_folder
 from gnmt.config.validate import RENAMED, list_keys
-from gnmt.errors import InputError, Interrupted
+from gnmt.errors import DivergedError, InputError, Interrupted
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -564,7 +565,7 @@ run_command(main, "train")
         ("seed=1,4", 0, ["seed 1", "seed 4"], []),
         ("seed=1,2,4", 2, ["seed 1", "seed 4"], ["error: not 2", "overrides: ['seed=2'", "error: not 2"]),
         ("seed=1,3", 1, ["seed 1"], ['script.py", line 8, in main', "ValueError: a bug", "overrides: ['seed=3'"]),
-        ("seed=-1,4", 2, ["seed 4"], ["error: 1 error in the config", "overrides: ['seed=-1'", "seed: found -1"]),
+        ("seed=-1,4", 2, [], ["error: 1 error in the config", "seed: found -1"]),
     ],
 )
 def test_a_failed_job_of_a_parallel_launcher_fails_the_command(
@@ -665,13 +666,70 @@ def test_train_returns_the_value_of_the_metric_that_chooses_best_pt(
     monkeypatch.setattr("gnmt.config.run_folder.current_overrides", list)
     monkeypatch.setattr("gnmt.config.run_folder.current_run_folder", lambda cfg: tmp_path)
     monkeypatch.setattr("gnmt.config.run_folder.check_sweep_direction", lambda best_metric: None)
+    cfg = SimpleNamespace(trainer=SimpleNamespace(best_metric=metric), from_run=None)
+    assert train_script().main(cfg) == value
+
+
+def train_script() -> Any:
+    """Return scripts/train.py as a module."""
     spec = importlib.util.spec_from_file_location("script_train_main", CONFIG_FOLDER.parent / "scripts" / "train.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.parametrize(("metric", "worst"), [("dev/bleu", 0.0), ("dev/loss", math.inf)])
+def test_a_diverged_run_is_the_worst_of_a_search_and_an_error_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metric: str, worst: float
+) -> None:
+    """It ended the search, although settings that diverge are what a search of learning rates finds."""
+
+    def diverge(cfg: Any, folder: Path, overrides: list[str]) -> None:
+        raise DivergedError("training diverged")
+
+    monkeypatch.setattr("gnmt.training.train.train", diverge)
+    for name in ("current_overrides", "check_sweep_direction"):
+        monkeypatch.setattr(f"gnmt.config.run_folder.{name}", lambda *_: [])
+    monkeypatch.setattr("gnmt.config.run_folder.current_run_folder", lambda cfg: tmp_path)
     cfg = SimpleNamespace(trainer=SimpleNamespace(best_metric=metric), from_run=None)
-    assert script.main(cfg) == value
+    monkeypatch.setattr("gnmt.config.run_folder.sweep_direction", lambda: "maximize")
+    assert train_script().main(cfg) == worst
+    monkeypatch.setattr("gnmt.config.run_folder.sweep_direction", lambda: None)
+    with pytest.raises(DivergedError):
+        train_script().main(cfg)
+
+
+def test_a_sweep_checks_every_value_before_its_first_job(run: Run, tmp_path: Path) -> None:
+    """Each job checked its own config, perhaps after hours in a queue, and each printed the same message."""
+    code, out, err = run(
+        "-m", "seed=1,2,-3", "model.encoder.num_layers=2,0", "optimizer.lr=-1", "trainer.clip_norm=range(0,9,2)"
+    )
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0] == "error: 4 errors in the config:"
+    for line in ("seed: found -3", "model.encoder.num_layers: found 0", "optimizer.lr: found -1", "clip_norm: found 0"):
+        assert err.count(line) == 1, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ends_of_an_interval_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a search, whose values are not known before."""
+    overrides = ["model.encoder.dropout=interval(0.1,1.5)", "optimizer.lr=tag(log,interval(0.001,0.01))", "seed=1,2"]
+    swept = sweep_overrides("train", overrides, [])
+    with pytest.raises(
+        InputError, match=r"^1 error in the config:\n  model\.encoder\.dropout: found 1\.5, allowed is "
+    ):
+        check_sweep("train", swept, [])
+    check_sweep("train", swept[1:], [])
+
+
+def test_settings_that_a_sweeper_shares_among_its_jobs_are_in_no_name(run: Run) -> None:
+    """A limit among hydra.sweeper.params was in the name of each run, though it may change when the run is resumed."""
+    params = "hydra.sweeper.params={seed:'1,2',trainer.patience_evaluations:3,trainer.clip_norm:2}"
+    code, out, err = run("-m", params, "trainer.clip_norm=4")
+    assert code == 0, err
+    assert out.splitlines() == [f"runs/demo__seed-{seed}__trainer.clip_norm-4" for seed in (1, 2)]
 
 
 def test_wrong_overrides_of_a_sweep(run: Run) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from gnmt.config.cli import CONFIG_FOLDER
@@ -94,6 +95,15 @@ def test_a_given_name_is_the_folder_and_jobs_of_a_sweep_append_their_overrides()
     assert folder("seed=4", sweep=True) == "demo__seed-4"
 
 
+def test_long_numbers_are_rounded_and_names_stay_different() -> None:
+    """A search proposes numbers of 17 digits, and a name with four of them was cut."""
+    assert folder("optimizer.lr=0.003488", "seed=2", sweep=True) == "demo__optimizer.lr-0.003488__seed-2"
+    values = ("0.0034878527126234885", "0.003487852712", "0.003488000000001")
+    names = [folder(f"optimizer.lr={value}", "seed=2", sweep=True) for value in values]
+    assert all(re.fullmatch(r"demo__optimizer\.lr-0\.003488__seed-2-[0-9a-f]{8}", name) for name in names)
+    assert len({*names, folder(f"optimizer.lr={values[0]}", "seed=3", sweep=True)}) == 4
+
+
 def test_jobs_of_a_sweep_over_limits_or_data_do_not_share_a_folder() -> None:
     """Each job resumed the run of another."""
     assert folder("trainer.max_steps=2", sweep=True) != folder("trainer.max_steps=4", sweep=True)
@@ -177,7 +187,7 @@ def test_a_sweep_in_the_wrong_direction_is_refused(
     metric: str, sweeper: dict[str, str], advice: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Optuna minimizes by default, so it would look for the settings with the lowest BLEU."""
-    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"sweeper": sweeper}))
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"sweeper": sweeper, "mode": RunMode.MULTIRUN}))
     if advice is None:
         check_sweep_direction(metric)
     else:
@@ -220,8 +230,17 @@ def test_a_record_that_could_run_code_is_refused(foreign: str, tmp_path: Path) -
 def test_the_default_direction_of_optuna_is_that_of_a_loss_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a member of an enumeration, so it was refused for dev/loss too, as "Direction.minimize"."""
     direction = Enum("Direction", ["minimize", "maximize"])
-    sweeper = OmegaConf.create({"sweeper": {"direction": direction["minimize"]}})
+    sweeper = OmegaConf.create({"sweeper": {"direction": direction["minimize"]}, "mode": RunMode.MULTIRUN})
     monkeypatch.setattr(HydraConfig, "get", lambda: sweeper)
     with pytest.raises(InputError, match=r"^hydra\.sweeper\.direction is minimize, but"):
         check_sweep_direction("dev/bleu")
     check_sweep_direction("dev/loss")
+
+
+def test_a_sweeper_that_searches_is_refused_without_m(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was ignored, and one run with the default settings was trained."""
+    choices = {"hydra/sweeper": "search"}
+    hydra = {"sweeper": {"direction": "maximize"}, "mode": RunMode.RUN, "runtime": {"choices": choices}}
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra))
+    with pytest.raises(InputError, match=r"^hydra/sweeper is search, which searches only with -m: give -m"):
+        check_sweep_direction("dev/bleu")

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from gnmt.config.build import build, find_class, resolve
-from gnmt.config.cli import CONFIG_FOLDER
+from gnmt.config.cli import CONFIG_FOLDER, check_sweep, sweep_overrides
+from gnmt.config.run_folder import override_key
 from gnmt.config.schema import SCHEMAS
 from gnmt.config.validate import OPTIMIZER_RANGES, check_component, check_config, check_optimizer
 from gnmt.decoding.options import build_search_options, given_options
@@ -80,7 +81,7 @@ def test_no_yaml_escapes_these_tests() -> None:
     others = ["prepare", "report", "score", "significance", "train", "translate", "tune_decoding"]
     assert [*first, *others] == COMMANDS
     assert set(COMMANDS) == set(SCHEMAS)
-    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 99
+    assert len(CHOICES) == len(list(CONFIG_FOLDER.rglob("*.yaml"))) - len(COMMANDS) == 100
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -106,11 +107,22 @@ def command_of(choice: str) -> tuple[str, list[str]]:
     return ("translate", ["checkpoint=x.pt"]) if choice.endswith("/recorded") else ("train", [])
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "hydra/quiet"])
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith("hydra")])
 def test_every_choice_of_a_group_composes_and_passes_the_check(choice: str) -> None:
     group, name = group_and_name(choice)
     command, needed = command_of(choice)
     check_config(composed(command, *needed, f"{group}={name}", *NEEDED_BY.get(choice, [])))
+
+
+def test_the_search_space_has_keys_and_values_of_train() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    swept = sweep_overrides("train", ["hydra/sweeper=search"], [])
+    assert [override_key(one) for one in swept if one.is_sweep_override()] == [
+        "optimizer.lr",
+        "model.encoder.dropout",
+        "model.encoder.num_layers",
+    ]
+    check_sweep("train", swept, [])
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith(("experiment", "hydra"))])

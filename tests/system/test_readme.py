@@ -24,8 +24,13 @@ NOT_OURS = re.compile(
     r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |paste "
     r"|head |comet-score |for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
 )
-PLUGINS = {"hydra/launcher=joblib": "hydra_joblib_launcher", "hydra/sweeper=optuna": "hydra_optuna_sweeper"}
-"""Modules of hydra_plugins that some choices need; the extra `sweep` installs them."""
+PLUGINS = {
+    "hydra/launcher=joblib": "hydra_joblib_launcher",
+    "hydra/launcher=submitit_local": "hydra_submitit_launcher",
+    "hydra/launcher=submitit_slurm": "hydra_submitit_launcher",
+    "hydra/sweeper=search": "hydra_optuna_sweeper",
+}
+"""Modules of hydra_plugins that some choices need; the extras `sweep` and `slurm` install them."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -69,15 +74,21 @@ def test_a_documented_command_passes_validation(
     for module in (PLUGINS[word] for word in arguments if word in PLUGINS):
         pytest.importorskip(f"hydra_plugins.{module}")
     configs: list[Any] = []
+
+    def main(cfg: Any) -> float:  # Optuna's sweeper needs a number
+        configs.append(cfg)
+        return 0.0
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "demo").mkdir(parents=True)  # for from_run
-    (tmp_path / "runs" / "demo" / "overrides.json").write_text("[]", encoding="utf-8")
+    for name in ("demo", "search/BEST"):  # for from_run
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "overrides.json").write_text("[]", encoding="utf-8")
     (tmp_path / "runs" / "demo" / "decoding").mkdir()  # for decoding=tuned, which tune_decoding.py writes
     shutil.copy(CONFIG_FOLDER / "decoding" / "default.yaml", tmp_path / "runs" / "demo" / "decoding" / "tuned.yaml")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     try:
-        cli.run_command(configs.append, Path(script).stem)
+        cli.run_command(main, Path(script).stem)
     except SystemExit as exit_:
         pytest.fail(f"{script} ended with {exit_.code}: {capsys.readouterr().err}")
     shown = capsys.readouterr().out
