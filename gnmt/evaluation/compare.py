@@ -244,6 +244,8 @@ class Group:
         value = self.settings.get(key, NOTHING)
         if key.endswith("_target_") and isinstance(value, str):
             value = value.rpartition(".")[2]
+        if isinstance(value, float):  # a search proposes numbers of 17 digits
+            value = float(f"{value:.6g}")
         return format_value(value, quote=False)
 
 
@@ -280,7 +282,8 @@ def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
             together.setdefault(values, []).append(key)
     shown_keys, notes = [], []
     for keys in together.values():
-        first, *others = sorted(keys, key=lambda key: (key.count("."), len(key), key))
+        # Options of a decoder follow those of the encoder unless they are set.
+        first, *others = sorted(keys, key=lambda key: (key.count("."), ".decoder." in key, len(key), key))
         shown_keys.append(first)
         if others:
             notes.append(f"{first} stands for {', '.join(others)} too, which change with it in all of these runs")

@@ -724,10 +724,12 @@ def test_the_ends_of_an_interval_are_checked(capsys: pytest.CaptureFixture[str])
     check_sweep("train", swept[1:], [])
 
 
-def test_settings_that_a_sweeper_shares_among_its_jobs_are_in_no_name(run: Run) -> None:
+def test_settings_that_a_sweeper_shares_among_its_jobs_are_in_no_name(run: Run, tmp_path: Path) -> None:
     """A limit among hydra.sweeper.params was in the name of each run, though it may change when the run is resumed."""
-    params = "hydra.sweeper.params={seed:'1,2',trainer.patience_evaluations:3,trainer.clip_norm:2}"
-    code, out, err = run("-m", params, "trainer.clip_norm=4")
+    (tmp_path / "mine" / "hydra" / "sweeper").mkdir(parents=True)
+    params = "{seed: '1,2', trainer.patience_evaluations: 3, trainer.clip_norm: 2}"
+    (tmp_path / "mine" / "hydra" / "sweeper" / "wide.yaml").write_text(f"defaults: [basic, _self_]\nparams: {params}\n")
+    code, out, err = run("-m", "--config-dir=mine", "hydra/sweeper=wide", "trainer.clip_norm=4")
     assert code == 0, err
     assert out.splitlines() == [f"runs/demo__seed-{seed}__trainer.clip_norm-4" for seed in (1, 2)]
 

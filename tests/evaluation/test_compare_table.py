@@ -64,7 +64,7 @@ def test_settings_that_change_together_share_a_column():
     assert table.header[5:7] == ["dropout", "lr"]
     assert [row[5:7] for row in table.rows] == [["0.1", "–"], ["0.3", "–"], ["0.3", "0.1"]]
     assert (
-        "model.decoder.dropout stands for model.encoder.dropout too, which change with it in all of these runs"
+        "model.encoder.dropout stands for model.decoder.dropout too, which change with it in all of these runs"
         in table.notes
     )
 
