@@ -1,11 +1,15 @@
 """Attention over the encoder's states: additive, dot and general scores.
 
-Every class computes scores [B, T, S] in its own way, and `attend` turns them into weights and contexts. Additive scores
-are computed in chunks by an autograd function at the end of the file, because [B, T, S, A] would not fit into memory.
+Every class computes scores [B, T, S] in its own way, and `attend` turns them into weights and contexts. The elements
+[B, T, S, A] of additive scores would not fit into memory, so `additive_scores` calls the Triton kernels of
+attention_kernels.py, or computes in chunks by an autograd function at the end of the file.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -13,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.config.validate import Range, Size
-from gnmt.errors import InputError
+from gnmt.device import is_out_of_memory
+from gnmt.errors import InputError, first_line
 from gnmt.model.interfaces import Attention, Memory
 from gnmt.model.validate import check_heads
+
+log = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Elements of [B, T, S, A] that additive attention computes at a time: few enough for a CPU core's cache, or enough to
@@ -192,14 +199,61 @@ def product_scores(query_BTA: Tensor, keys_BSA: Tensor) -> Tensor:
 def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:
     """Return v . tanh(q + k) of every query with every key, [B, T, S] in fp32 or fp64.
 
+    On a GPU on which Triton compiles the kernels of attention_kernels.py, they run; otherwise the chunks of
+    `chunked_additive_scores`. Both compute the same up to rounding. The kernels read and write no element of
+    [B, T, S, A] in memory, where the chunks read and write each one several times.
+
+    Args:
+        query_BTA: Queries, in any floating-point type.
+        keys_BSA: Keys.
+        vector_A: The vector v.
+    """
+    if query_BTA.numel() and keys_BSA.numel() and kernels_run(query_BTA.device):
+        from gnmt.model.attention_kernels import fused_additive_scores
+
+        return fused_additive_scores(query_BTA, keys_BSA, vector_A)
+    return chunked_additive_scores(query_BTA, keys_BSA, vector_A)
+
+
+@functools.cache
+def kernels_run(device: torch.device) -> bool:
+    """Return whether the Triton kernels of additive scores run on a device; on other GPUs, warn once.
+
+    CUDA builds of torch bring Triton, but a compiler of C, which Triton needs when a kernel is first called, may be
+    missing, and old GPUs are not supported. A call with one query and one key finds out.
+    """
+    if device.type != "cuda":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        obstacle = "Triton is not installed"
+    else:
+        try:
+            from gnmt.model.attention_kernels import fused_additive_scores
+
+            with torch.inference_mode(False), torch.enable_grad():
+                query_BTA = torch.zeros(1, 1, 64, device=device, requires_grad=True)
+                scores_BTS = fused_additive_scores(query_BTA, query_BTA, query_BTA[0, 0])
+                torch.autograd.grad(scores_BTS.sum(), query_BTA)
+            return True
+        except Exception as error:  # of Triton, its compilers or the driver
+            if is_out_of_memory(error):
+                raise
+            obstacle = f"{type(error).__name__}: {first_line(error)}"
+    log.warning("additive attention runs in chunks and not in its Triton kernels: %s", obstacle)
+    return False
+
+
+def chunked_additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:
+    """Return v . tanh(q + k) of every query with every key, [B, T, S] in fp32 or fp64.
+
     Forward and backward hold at most CHUNK_ELEMENTS elements of [B, T, S, A] at a time; backward recomputes them.
     """
-    scores_BTS: Tensor = _AdditiveScores.apply(query_BTA, keys_BSA, vector_A)  # type: ignore[no-untyped-call]
+    scores_BTS: Tensor = _ChunkedScores.apply(query_BTA, keys_BSA, vector_A)  # type: ignore[no-untyped-call]
     return scores_BTS
 
 
-class _AdditiveScores(torch.autograd.Function):
-    """Autograd function of `additive_scores`.
+class _ChunkedScores(torch.autograd.Function):
+    """Autograd function of `chunked_additive_scores`.
 
     It computes v . tanh(x) as 2v . sigmoid(2x) - sum(v), because torch's sigmoid takes a sixth of the time of its tanh
     on a CPU.

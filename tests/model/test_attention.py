@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnmt.model.attention as attention_module
 from gnmt.errors import InputError
-from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, additive_scores
+from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, chunked_additive_scores
 from gnmt.model.interfaces import Memory
 
 
@@ -162,12 +162,12 @@ def test_the_chunked_scores_equal_the_plain_formula_in_values_and_gradients(monk
     query_BTA, keys_BSA, vector_A = parts
     weights_BTS = torch.randn(4, 3, 7, dtype=torch.float64)
     expected_BTS = torch.tanh(query_BTA[:, :, None] + keys_BSA[:, None]) @ vector_A
-    found_BTS = additive_scores(query_BTA, keys_BSA, vector_A)
+    found_BTS = chunked_additive_scores(query_BTA, keys_BSA, vector_A)
     torch.testing.assert_close(found_BTS, expected_BTS)
     expected = torch.autograd.grad((expected_BTS * weights_BTS).sum(), parts)
     found = torch.autograd.grad((found_BTS * weights_BTS).sum(), parts)
     torch.testing.assert_close(found, expected)
-    assert torch.autograd.gradcheck(additive_scores, parts)
+    assert torch.autograd.gradcheck(chunked_additive_scores, parts)
 
 
 @pytest.mark.parametrize("elements", CHUNKS)
@@ -176,21 +176,21 @@ def test_no_more_than_a_chunk_is_held(monkeypatch, elements):
     query_BTA, keys_BSA = torch.randn(4, 3, 5, requires_grad=True), torch.randn(4, 7, 5, requires_grad=True)
     vector_A = torch.randn(5, requires_grad=True)
     with LargestResult() as watch:
-        additive_scores(query_BTA, keys_BSA, vector_A).sum().backward()
+        chunked_additive_scores(query_BTA, keys_BSA, vector_A).sum().backward()
     assert watch.largest <= max(elements, 4 * 7 * 5)  # a chunk, or the keys themselves
 
 
 def test_in_bf16_scores_and_softmax_stay_in_fp32():
     torch.manual_seed(1)
     query_BTA, keys_BSA, vector_A = torch.randn(2, 3, 64), torch.randn(2, 7, 64), torch.randn(64)
-    exact_BTS = additive_scores(query_BTA.bfloat16().float(), keys_BSA.bfloat16().float(), vector_A)
-    found_BTS = additive_scores(query_BTA.bfloat16(), keys_BSA.bfloat16(), vector_A)
+    exact_BTS = chunked_additive_scores(query_BTA.bfloat16().float(), keys_BSA.bfloat16().float(), vector_A)
+    found_BTS = chunked_additive_scores(query_BTA.bfloat16(), keys_BSA.bfloat16(), vector_A)
     assert found_BTS.dtype == torch.float32
     torch.testing.assert_close(found_BTS, exact_BTS)
 
 
 def test_no_queries_give_no_scores():
-    assert additive_scores(torch.randn(2, 0, 5), torch.randn(2, 7, 5), torch.randn(5)).shape == (2, 0, 7)
+    assert chunked_additive_scores(torch.randn(2, 0, 5), torch.randn(2, 7, 5), torch.randn(5)).shape == (2, 0, 7)
 
 
 class LargestResult(TorchDispatchMode):

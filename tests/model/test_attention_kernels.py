@@ -1,0 +1,156 @@
+"""The Triton kernels of additive attention: parity with the chunked scores, compilation, and when they run.
+
+Without a GPU, the kernels run in Triton's interpreter, in a process of their own, and are compiled for a GPU without
+running. The interpreter accepts code that the compiler refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gnmt.model.attention as attention_module
+from gnmt.model.attention import additive_scores, chunked_additive_scores, kernels_run
+
+INTERPRETED = Path(__file__).with_name("interpreted_attention_kernels.py")
+
+# Triton is in the extra `dev` there. On other machines it may be missing.
+has_triton = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="Triton is for Linux on x86-64"
+)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@has_triton
+def test_the_kernels_equal_the_chunked_scores_in_the_interpreter():
+    """A run in which the tests do not start, because Triton is missing, fails too."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(INTERPRETED)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    counts = re.search(r"^(\d+) passed in", finished.stdout.splitlines()[-1])  # none was skipped
+    assert counts, finished.stdout
+    assert int(counts[1]) > 10
+
+
+@has_triton
+@pytest.mark.parametrize(("dtype", "aligned"), [("bf16", True), ("fp16", False), ("fp32", True), ("fp64", False)])
+def test_the_kernels_compile_for_a_gpu(monkeypatch, tmp_path, dtype, aligned):
+    """Triton compiles a kernel for pointers and numbers that are multiples of 16, and another one for all others."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gnmt.model import attention_kernels as kernels
+
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    wide_pointers = ("vector_ptr", "scores_ptr", "grad_ptr", "sums_ptr")
+    blocks = {"KEYS": kernels.KEYS, "ROWS": kernels.ROWS, "UNITS": kernels.UNITS}
+    for kernel, variants in (
+        (kernels.scores_kernel, [{}]),
+        (kernels.gradient_kernel, [{"OF_VECTOR": True}, {"OF_VECTOR": False}]),
+    ):
+        names = kernel.arg_names
+        never_aligned = set(kernel.do_not_specialize)
+        assert never_aligned < set(names)
+        for variant in variants:
+            constants = {name: value for name, value in {**blocks, **variant}.items() if name in names}
+            signature = {}
+            for name in names:
+                pointer = f"*{wide if name in wide_pointers else dtype}"
+                signature[name] = "constexpr" if name in constants else pointer if name.endswith("_ptr") else "i32"
+            attributes = {
+                (index,): [["tt.divisibility", 16]]
+                for index, name in enumerate(names)
+                if aligned and name not in constants and name not in never_aligned
+            }
+            source = ASTSource(kernel, signature, constants, attributes)
+            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+            assert compiled.asm["cubin"].startswith(b"\x7fELF")
+            assert "atom" not in compiled.asm["ptx"]  # sums have a fixed order
+
+
+def test_on_a_cpu_the_chunks_run():
+    assert not kernels_run(torch.device("cpu"))
+
+
+def test_without_triton_the_chunks_run_on_a_gpu_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        assert not kernels_run.__wrapped__(torch.device("cuda", 0))
+    assert "runs in chunks and not in its Triton kernels: Triton is not installed" in caplog.text
+
+
+def test_kernels_that_cannot_be_compiled_are_not_used(monkeypatch, caplog):
+    """Triton needs a compiler of C when a kernel is first called; without one, training ended in a traceback."""
+
+    def fails(*args: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease set the CC environment variable.")
+
+    kernels = type(sys)("gnmt.model.attention_kernels")
+    kernels.fused_additive_scores = fails
+    monkeypatch.setitem(sys.modules, "gnmt.model.attention_kernels", kernels)
+    monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name: "found")
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, requires_grad: torch.ones(1, 1, 64))
+    with caplog.at_level(logging.WARNING):
+        assert not kernels_run.__wrapped__(torch.device("cuda", 0))
+    assert "RuntimeError: Failed to find C compiler." in caplog.text
+    assert "Please" not in caplog.text
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 10), (2, 33, 65, 192), (64, 25, 25, 1024)])
+def test_the_kernels_equal_the_chunked_scores_on_a_gpu(shape, dtype):
+    assert kernels_run(torch.device("cuda", torch.cuda.current_device()))
+    torch.manual_seed(1)
+    batch, num_queries, num_keys, width = shape
+    wide = torch.promote_types(dtype, torch.float32)
+    parts = [
+        torch.randn(batch, num_queries, width, device="cuda", dtype=dtype),
+        torch.randn(batch, num_keys, width, device="cuda", dtype=dtype),
+        torch.randn(width, device="cuda", dtype=wide),
+    ]
+    for part in parts:
+        part.requires_grad_()
+    expected_BTS, found_BTS = chunked_additive_scores(*parts), additive_scores(*parts)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if wide == torch.float32 else {}
+    torch.testing.assert_close(found_BTS, expected_BTS, **tolerance)
+    grad_BTS = torch.randn_like(expected_BTS)
+    expected = torch.autograd.grad(expected_BTS, parts, grad_BTS)
+    found = torch.autograd.grad(found_BTS, parts, grad_BTS)
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, **(tolerance if dtype == torch.float32 else {}))
+    # The sum over all B * T * S scores.
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_on_a_gpu_no_element_of_btsa_is_in_memory():
+    query_BTA = torch.randn(16, 64, 512, device="cuda", requires_grad=True)
+    keys_BSA = torch.randn(16, 64, 512, device="cuda", requires_grad=True)
+    vector_A = torch.randn(512, device="cuda", requires_grad=True)
+    assert kernels_run(query_BTA.device)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    additive_scores(query_BTA, keys_BSA, vector_A).sum().backward()
+    used = torch.cuda.max_memory_allocated() - before
+    assert used < 4 * 16 * 64 * 64 * 512 / 8  # queries, keys and scores are smaller by far
