@@ -40,7 +40,7 @@ POOL_PAIRS = 1 << 17
 """Approximate number of pairs that are sorted by length together, enough for batches with little padding."""
 
 _BUCKET_TOKENS = 2  # target lengths per bucket; two cost little padding and leave more ways to combine pairs
-_CHECKED_PAIRS = 1 << 22  # pairs whose lengths `check_budget` reads at once
+_CHECKED_PAIRS = 1 << 22  # pairs whose lengths `longest_pair` reads at once
 
 Ints = NDArray[np.integer]
 Rows = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
@@ -216,14 +216,7 @@ def check_budget(
     source_lengths: Ints, target_lengths: Ints, budget: int, key: str, pad_to_multiple_of: int = 1
 ) -> None:
     """Raise InputError if a pair alone has more padded tokens than the budget; `key` is the budget's config key."""
-    cost, largest = 0, 0
-    for start in range(0, len(source_lengths), _CHECKED_PAIRS):
-        chunk = slice(start, start + _CHECKED_PAIRS)
-        sides = (round_up_lengths(lengths[chunk], pad_to_multiple_of) for lengths in (source_lengths, target_lengths))
-        costs_N = np.add(*sides) + 2
-        index = int(np.argmax(costs_N))
-        if costs_N[index] > cost:
-            cost, largest = int(costs_N[index]), start + index
+    cost, largest = longest_pair(source_lengths, target_lengths, pad_to_multiple_of)
     if cost > budget:
         raise InputError(
             f"{key}={budget} is too small for pair {largest} of the preprocessed text, which takes {cost} "
@@ -231,6 +224,19 @@ def check_budget(
             f"{f', in multiples of {pad_to_multiple_of}' if pad_to_multiple_of > 1 else ''}): "
             f"set {key}={cost} or more, or drop long pairs with data.cleaning.max_length_tokens"
         )
+
+
+def longest_pair(source_lengths: Ints, target_lengths: Ints, pad_to_multiple_of: int = 1) -> tuple[int, int]:
+    """Return the padded tokens of the longest pair, with EOS on both sides, and its index."""
+    cost, longest = 0, 0
+    for start in range(0, len(source_lengths), _CHECKED_PAIRS):
+        chunk = slice(start, start + _CHECKED_PAIRS)
+        sides = (round_up_lengths(lengths[chunk], pad_to_multiple_of) for lengths in (source_lengths, target_lengths))
+        costs_N = np.add(*sides) + 2
+        index = int(np.argmax(costs_N))
+        if costs_N[index] > cost:
+            cost, longest = int(costs_N[index]), start + index
+    return cost, longest
 
 
 # Collating
@@ -421,7 +427,7 @@ class BatchStream:
                 check_budget(store.source_lengths, store.target_lengths, limit, f"trainer.{key}", pad_to_multiple_of)
         self._store = store
         self._batch_tokens = batch_tokens
-        self._microbatch_tokens = microbatch_tokens
+        self.microbatch_tokens = microbatch_tokens
         self._pad_to_multiple_of = pad_to_multiple_of
         self._seed = seed
         self._rank = rank
@@ -481,6 +487,10 @@ class BatchStream:
         local_batch = self._local_batch(int(np.argmax(costs)), self.loader_state.epoch)
         return max(local_batch.to_compute, key=lambda batch: batch.num_padded_tokens)
 
+    def longest_pair_tokens(self) -> int:
+        """Return the padded tokens of the longest pair by its stored length, the least that a microbatch may have."""
+        return longest_pair(self._store.source_lengths, self._store.target_lengths, self._pad_to_multiple_of)[0]
+
     def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
         """Return index, source text and target text of each pair of the global batch after `loader_state`."""
         pairs_B = self._plan_of(loader_state.epoch, loader_state.block)[loader_state.batches].tolist()
@@ -522,11 +532,11 @@ class BatchStream:
     def _microbatches(self, pairs_B: NDArray[np.int64], epoch: int) -> list[Batch]:
         source, target = _ids_of(self._store, pairs_B, self._sampling(epoch))
         multiple = self._pad_to_multiple_of
-        if self._microbatch_tokens is None:
+        if self.microbatch_tokens is None:
             return [batch_of(source, target, pairs_B, multiple)]
         source_lengths = round_up_lengths(np.array([len(row) for row in source]), multiple)
         target_lengths = round_up_lengths(np.array([len(row) for row in target]), multiple)
-        boundaries = batch_boundaries(source_lengths, target_lengths, self._microbatch_tokens)
+        boundaries = batch_boundaries(source_lengths, target_lengths, self.microbatch_tokens)
         return [
             batch_of(source[start:end], target[start:end], pairs_B[start:end], multiple)
             for start, end in pairwise(boundaries)
@@ -587,6 +597,15 @@ class Prefetcher:
     def largest_microbatch(self) -> Batch:
         """Return `BatchStream.largest_microbatch`; call this before the first batch is taken."""
         return self._stream.largest_microbatch()
+
+    def longest_pair_tokens(self) -> int:
+        """Return `BatchStream.longest_pair_tokens`."""
+        return self._stream.longest_pair_tokens()
+
+    def limit_microbatches(self, num_tokens: int) -> None:
+        """Set the largest number of padded tokens in a microbatch; call this before the first batch is taken."""
+        assert self._thread is None
+        self._stream.microbatch_tokens = num_tokens
 
     def pairs_at(self, loader_state: LoaderState) -> list[tuple[int, str, str]]:
         """Return `BatchStream.pairs_at`."""

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
-from gnmt.batch import Batch
 from gnmt.checkpoint.file import (
     REQUIRED_ENTRIES,
     UnreadableCheckpointError,
@@ -57,6 +55,7 @@ from gnmt.training.data_parallel import DataParallel
 from gnmt.training.dev_evaluation import MAX_PAIR_TOKENS, DevEvaluator
 from gnmt.training.expected_reward import ExpectedRewardOptions
 from gnmt.training.initial_checkpoint import InitialCheckpoint, read_initial_checkpoint
+from gnmt.training.memory import choose_microbatch_tokens, estimate_state_bytes, measure_activation_bytes
 from gnmt.training.objective import ObjectiveOptions
 from gnmt.training.optimizer import MakeOptimizer, build_stages
 from gnmt.training.recommendation import recommended_overrides
@@ -78,6 +77,7 @@ TRAINING_ENTRIES = (
     "tokens_seen",
     "tokens_at_evaluations",
     "metrics",
+    "microbatch_tokens",
     "loader_state",
     "rng",
 )
@@ -190,6 +190,8 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
             if saved is not None:
                 restore(trainer, saved, folder)
                 tell_of_changed_schedule(trainer, saved, config)
+            if options.microbatch_tokens == "auto" and not trainer.finished():
+                choose_microbatch_tokens(trainer)
 
             fit(trainer, preprocessed, folder, config, overrides)
             best, best_step = ranks.from_rank_0((trainer.state.best, trainer.state.best_step))
@@ -336,10 +338,16 @@ def check_full_checkpoint(contents: Mapping[str, Any], origin: str) -> None:
         ("evaluations", isinstance(evaluations, list) and all(map(is_evaluation, evaluations))),
         ("tokens_seen", isinstance(state.tokens_seen, int)),
         ("tokens_at_evaluations", is_token_counts(state.tokens_at_evaluations, evaluations)),
+        ("microbatch_tokens", is_microbatch_tokens(contents["microbatch_tokens"])),
         ("loader_state", isinstance(loader_state, tuple) and [*map(type, loader_state)] == [int] * len(LoaderState())),
     ):
         if not is_valid:
             raise InputError(f"{origin}: {entry} is malformed: {format_value(contents[entry])}")
+
+
+def is_microbatch_tokens(value: object) -> bool:
+    """Return whether a value is the entry `microbatch_tokens` of a checkpoint; only runs with auto have a number."""
+    return value is None or (type(value) is int and value > 0)
 
 
 def is_evaluation(value: object) -> bool:
@@ -569,7 +577,7 @@ def build_trainer(
     stream = BatchStream(
         preprocessed.store,
         batch_tokens=options.batch_tokens,
-        microbatch_tokens=options.microbatch_tokens,
+        microbatch_tokens=None if options.microbatch_tokens == "auto" else options.microbatch_tokens,
         pad_to_multiple_of=options.pad_to_multiple_of,
         subword_regularization=options.subword_regularization,
         subword_regularization_epochs=options.subword_regularization_epochs,
@@ -824,38 +832,6 @@ def warn_of_unfinished_clipping(trainer: Trainer) -> None:
             clipping.steps,
             trainer.last_step,
         )
-
-
-def estimate_state_bytes(trainer: Trainer) -> int:
-    """Return the bytes of weights, gradients, optimizer state and averaged weights."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.objective.parameters())
-    group = trainer.staged_optimizer.optimizer.param_groups[0]
-    num_moments = 2 if "betas" in group else int(bool(group.get("momentum")))
-    return weights * (2 + num_moments + (trainer.average is not None))
-
-
-def measure_activation_bytes(trainer: Trainer, batch: Batch) -> int:
-    """Return the bytes that a forward pass over the batch keeps for its backward pass.
-
-    The forward pass is run. The random state is restored afterwards.
-    """
-    sizes: dict[int, int] = {}
-
-    def record(tensor: Tensor) -> Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    trainer.objective.train()
-    devices = [trainer.device] if trainer.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
-        trainer.precision.autocast(),
-    ):
-        loss_sum, _ = trainer.objective(batch.to(trainer.device))
-    del loss_sum
-    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
-    return sum(size for pointer, size in sizes.items() if pointer not in weights)
 
 
 def in_megabytes(num_bytes: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
@@ -61,7 +61,8 @@ class TrainerOptions:
             keys `optimizer` and `schedule`.
         batch_tokens: Largest number of source and target tokens of one update, padding included.
         microbatch_tokens: Largest number of such tokens in one forward and backward pass; None for the whole batch at
-            once.
+            once, "auto" for the largest number that fits into the memory of the GPU, see
+            `gnmt.training.memory.choose_microbatch_tokens`.
         pad_to_multiple_of: Lengths of both sides are padded to a multiple of this number, so that fewer shapes occur:
             a CPU compiles a kernel for each shape.
         clip_norm: Largest global norm of the gradient; None for no clipping.
@@ -92,7 +93,7 @@ class TrainerOptions:
     max_epochs: Annotated[int, Range(1)] | None = None
     stages: Sequence[StageOptions] | None = None
     batch_tokens: Annotated[int, Range(4)] = 4096
-    microbatch_tokens: Annotated[int, Range(4)] | None = None
+    microbatch_tokens: Annotated[int, Range(4)] | Literal["auto"] | None = None
     pad_to_multiple_of: Annotated[int, Range(1, 1024)] = 1
     clip_norm: Annotated[float, Range(0, open_low=True)] | None = 5.0
     max_nonfinite_updates: Annotated[int, Range(1)] = 25
@@ -174,6 +175,7 @@ class Trainer:
         self.state = TrainState(options.best_metric)
         self.metrics = self.empty_metrics()
         self.last_saved_step = 0
+        self.microbatch_tokens: int | None = None  # the number that microbatch_tokens=auto has chosen
 
     def fit(self) -> TrainState:
         """Train until a limit is reached, then evaluate and save the last weights.
@@ -451,6 +453,7 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             **self.state.state_dict(),
             "metrics": self.metrics.state_dict(),
+            "microbatch_tokens": self.microbatch_tokens,
             "loader_state": tuple(self.stream.loader_state),
             "rng": random_state(self.device),
         }
@@ -485,4 +488,5 @@ class Trainer:
         self.staged_optimizer.load_state_dict(contents, self.state.step)
         self.metrics = TrainMetrics.from_checkpoint(contents["metrics"], self.device)
         self.last_saved_step = self.state.step
+        self.microbatch_tokens = contents["microbatch_tokens"]
         restore_random_state(contents["rng"], self.device)
