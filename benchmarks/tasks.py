@@ -47,8 +47,10 @@ def run_benchmark(cfg: BenchmarkConfig) -> None:
         for name in precisions if cfg.profile is not None else []:
             profiles.append(profile_workload(workload, name, Path(cfg.profile)))
             print(profiles[-1], flush=True)
+        if cfg.output is not None:  # after each workload, so that a run that is stopped keeps its figures
+            write(Path(cfg.output), {"setting": setting(cfg), "figures": figures}, profiles)
     if cfg.output is not None:
-        write(Path(cfg.output), {"setting": setting(cfg), "figures": figures}, profiles)
+        print(f"figures: {cfg.output}")
 
 
 def decoding_workloads(cfg: BenchmarkConfig) -> list[decoding.Workload]:
@@ -143,4 +145,3 @@ def write(output: Path, contents: dict[str, object], profiles: list[str]) -> Non
             write_atomically(output.with_suffix(".profile.txt"), "\n".join(profiles).encode())
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    print(f"figures: {output}")

@@ -64,6 +64,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "gnmt": Size(4, 1024, 32_000, 64, 25),
+    "gnmt_128": Size(4, 1024, 32_000, 128, 25),
     "middle": Size(4, 512, 8_000, 64, 20),
     "small": Size(2, 256, 10_000, 32, 15),
     "tiny": Size(2, 16, 200, 4, 5),

@@ -29,6 +29,7 @@ has_triton = pytest.mark.skipif(
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.mark.slow
 @has_triton
 def test_the_kernels_equal_the_chunked_scores_in_the_interpreter():
     """A run in which the tests do not start, because Triton is missing, fails too."""
@@ -46,6 +47,7 @@ def test_the_kernels_equal_the_chunked_scores_in_the_interpreter():
     assert int(counts[1]) > 10
 
 
+@pytest.mark.slow
 @has_triton
 @pytest.mark.parametrize(("dtype", "aligned"), [("bf16", True), ("fp16", False), ("fp32", True), ("fp64", False)])
 def test_the_kernels_compile_for_a_gpu(monkeypatch, tmp_path, dtype, aligned):

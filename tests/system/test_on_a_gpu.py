@@ -1,0 +1,114 @@
+"""benchmarks/on_a_gpu.py runs steps within time limits, keeps their figures, and repeats the steps that are left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+
+from benchmarks import additive_scores, on_a_gpu
+
+# A command that ignores SIGTERM, after it has written its figures.
+STUBBORN = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "open(sys.argv[1].split('=')[1], 'w').write('[1]'); time.sleep(60)"
+)
+WRITES = "import sys; open(sys.argv[1].split('=')[1], 'w').write('[2]')"
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Return a folder for the output, in a session whose commands take seconds."""
+    monkeypatch.setattr(on_a_gpu.Session, "prepare", lambda session: None)
+    monkeypatch.setattr(on_a_gpu, "SAVING_SECONDS", 0.2)
+    monkeypatch.setattr(on_a_gpu, "STEP_SECONDS", 8.0)
+    return tmp_path / "out"
+
+
+def record(output) -> dict:
+    return json.loads((output / "on_a_gpu.json").read_text(encoding="utf-8"))["steps"]
+
+
+def test_a_step_that_takes_too_long_is_ended_and_keeps_its_figures(machine, monkeypatch, capsys):
+    def stubborn(session: on_a_gpu.Session) -> str:
+        return on_a_gpu.measured(session, "search", {"batch_1": ["-c", STUBBORN], "batch_2": ["-c", WRITES]}, "output=")
+
+    monkeypatch.setattr(on_a_gpu, "search", stubborn)
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        on_a_gpu.main([str(machine), "search", "nvidia"])
+    assert ended.value.code == 1
+    assert time.monotonic() - start < 20
+    steps = record(machine)
+    assert steps["search"]["state"] == "out of time"
+    assert steps["search"]["figures"] == {"batch_1": [1]}
+    assert [command["exit_code"] for command in steps["search"]["commands"]] == [-9]
+    assert steps["nvidia"]["state"] == "skipped: no --nvidia"
+    assert capsys.readouterr().out.endswith("left: search\n")
+
+
+def test_steps_that_are_left_are_added_to_the_results_of_the_others(machine, monkeypatch, capsys):
+    for name, code in (("search", WRITES), ("training", "raise SystemExit(3)")):
+        monkeypatch.setattr(
+            on_a_gpu,
+            name,
+            lambda session, name=name, code=code: on_a_gpu.measured(session, name, {"one": ["-c", code]}, "output="),
+        )
+    with pytest.raises(SystemExit):
+        on_a_gpu.main([str(machine), "training", "search"])
+    assert list(record(machine)) == ["search", "training"]  # in the order of the steps
+    assert capsys.readouterr().out.endswith("left: training\n")
+    monkeypatch.setattr(on_a_gpu, "training", lambda session: session.command("training", ["-c", "print('done')"]))
+    on_a_gpu.main([str(machine), "training"])
+    steps = record(machine)
+    assert [steps[name]["state"] for name in ("search", "training")] == ["finished", "finished"]
+    assert steps["search"]["figures"] == {"one": [2]}
+    assert (machine / "training.log").read_text(encoding="utf-8").endswith("done\n")
+    assert capsys.readouterr().out.endswith("left: none\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sleep"], "unknown step sleep: choose from search training nvidia multi30k demo"),
+        (["--wheels", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_wrong_arguments_are_refused(machine, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        on_a_gpu.main([str(machine), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_figures_of_a_training_come_from_its_log():
+    log = (
+        "12:00:00 update 50/5800, epoch 0.11: loss 6.1, 91234 tokens/s, 3.0% padding, about 2 minutes left\n"
+        "12:00:01 update 100/5800, epoch 0.22: loss 5.2, 95678 tokens/s, 3.1% padding, about 2 minutes left\n"
+        "12:00:05 update 100, dev: loss 4.9, BLEU 3.21 (best so far)\n"
+    )
+    assert on_a_gpu.training_figures(log) == {
+        "updates": 100,
+        "tokens_per_second": [91234, 95678],
+        "dev": ["update 100, dev: loss 4.9, BLEU 3.21 (best so far)"],
+    }
+
+
+@pytest.mark.slow
+def test_the_benchmarks_of_a_step_run_on_a_cpu_with_tiny_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_a_gpu, "STEP_SECONDS", 400.0)
+    on_a_gpu.main([str(tmp_path), "training", "--quick", "--device", "cpu"])
+    training = record(tmp_path)["training"]
+    assert training["state"] == "finished"
+    assert {figure["system"] for figure in training["figures"]["attention"]["figures"]} == {"chunks"}
+    assert {figure["system"] for figure in training["figures"]["tiny"]["figures"]} == {"baseline", "fp32"}
+    machine = json.loads((tmp_path / "on_a_gpu.json").read_text(encoding="utf-8"))["machine"]
+    assert machine["python"] == sys.version.split()[0]
+
+
+def test_the_scores_of_attention_are_timed_in_both_ways_where_both_run(tmp_path, capsys):
+    additive_scores.main(["2,3,4,8", "1,2,2,4", "--device", "cpu", "--output", str(tmp_path / "scores.json")])
+    figures = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["figures"]
+    assert [figure["shape"] for figure in figures] == ["2,3,4,8", "1,2,2,4"]
+    assert all(figure["milliseconds"] > 0 for figure in figures)
