@@ -221,7 +221,7 @@ def test_quantizable_layers_and_the_output_layer_use_the_range_of_training() -> 
     for fixed_ranges, number in ((True, 2 * (2 + 2 + 3) + 1), (False, 0)):
         copied = inference_copy(model, Precision("int8", CPU), fixed_ranges)
         fixed = [module for module in copied.modules() if isinstance(module, FixedRangeInt8Linear)]
-        assert [module.step for module in fixed] == [1 / 127] * number
+        assert [float(module.levels_per_unit) for module in fixed] == [127.0] * number
         assert isinstance(copied.decoder.attention.query_projection, Int8Linear)
     assert isinstance(copied.output_layer, Int8Linear)
 

@@ -92,22 +92,23 @@ class PackedLinear(OneDNNLinear):
 class Int8Linear(OneDNNLinear):
     """oneDNN's product of 8-bit integers, summed in 32 bits, with fp32 inputs and outputs.
 
-    Each output has its own scale for its weights, w = q * scale_O with q in [-127, 127], and each row its own scale for
+    Each output has its own scale for its weights, w = q * scale with q in [-127, 127], and each row its own scale for
     its activations: the row is divided by its largest absolute value, and its product is multiplied by that value. So
     the result of a row is a function of that row alone, to the last bit. torch's dynamic quantization has one scale for
     all rows, which makes the translation of a sentence depend on the others in its batch.
     """
 
-    scale_O: Tensor
+    output_scale_O: Tensor
     zero_O: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight_OI = _constant(weight, torch.float32)
         self.bias = None if bias is None else _constant(bias, torch.float32)
-        self.scale_O = weight_OI.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
+        scale_O = weight_OI.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny) / _INT8_LARGEST
+        self.output_scale_O = scale_O / _INT8_LARGEST
         self.zero_O = torch.zeros(len(weight_OI), dtype=torch.long)
-        self.packed = self.pack((weight_OI / self.scale_O[:, None]).round_().to(torch.int8))
+        self.packed = self.pack((weight_OI / scale_O[:, None]).round_().to(torch.int8))
         self.levels_middle = torch.tensor(_INT8_ZERO + 0.5)
 
     def pack(self, weight_OI: Tensor) -> Tensor:
@@ -122,21 +123,25 @@ class Int8Linear(OneDNNLinear):
         largest_N1 = inputs_NI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
         # [-1, 1] becomes 1 to 255. Truncation after adding the half rounds to the nearest integer.
         levels_NI = torch.addcmul(self.levels_middle, inputs_NI, _INT8_LARGEST / largest_N1).to(torch.uint8)
-        outputs_NO = self.product(levels_NI, 1 / _INT8_LARGEST)
+        outputs_NO = self.product(levels_NI)
         if self.bias is None:
             outputs_NO.mul_(largest_N1)
         else:
             torch.addcmul(self.bias, outputs_NO, largest_N1, out=outputs_NO)  # scale and bias in one pass
         return outputs_NO.view(*inputs.shape[:-1], -1)
 
-    def product(self, levels_NI: Tensor, step: float) -> Tensor:
-        """Return the product of the weights and step * (levels - 128), [N, O], without the bias."""
+    def product(self, levels_NI: Tensor) -> Tensor:
+        """Return output_scale_O times the integer product of weights and (levels - 128), [N, O], without the bias.
+
+        oneDNN multiplies by one number: with a second scale for the levels, the order of the two multiplications, and so
+        the last bit of the result, differs between its kernels for one row and for several.
+        """
         outputs_NO: Tensor = torch.ops.onednn.qlinear_pointwise(
             levels_NI,
-            step,
+            1.0,
             _INT8_ZERO,
             self.packed,
-            self.scale_O,
+            self.output_scale_O,
             self.zero_O,
             None,  # the bias is added after the row's scale
             1.0,
@@ -163,14 +168,14 @@ class FixedRangeInt8Linear(Int8Linear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bound: float) -> None:
         super().__init__(weight, bias)
-        self.step = bound / _INT8_LARGEST
-        self.levels_per_unit = torch.tensor(1 / self.step)
+        self.output_scale_O = self.output_scale_O * bound
+        self.levels_per_unit = torch.tensor(_INT8_LARGEST / bound)
 
     def forward(self, inputs: Tensor) -> Tensor:
         inputs_NI = inputs.reshape(-1, inputs.shape[-1])
         levels_NI = torch.addcmul(self.levels_middle, inputs_NI, self.levels_per_unit)
         levels_NI.clamp_(_INT8_ZERO - _INT8_LARGEST, _INT8_ZERO + _INT8_LARGEST + 0.5)
-        outputs_NO = self.product(levels_NI.to(torch.uint8), self.step)
+        outputs_NO = self.product(levels_NI.to(torch.uint8))
         if self.bias is not None:
             outputs_NO.add_(self.bias)
         return outputs_NO.view(*inputs.shape[:-1], -1)
