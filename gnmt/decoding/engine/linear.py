@@ -133,8 +133,8 @@ class Int8Linear(OneDNNLinear):
     def product(self, levels_NI: Tensor) -> Tensor:
         """Return output_scale_O times the integer product of weights and (levels - 128), [N, O], without the bias.
 
-        oneDNN multiplies by one number: with a second scale for the levels, the order of the two multiplications, and so
-        the last bit of the result, differs between its kernels for one row and for several.
+        oneDNN multiplies by one number. With a second scale for the levels, the order of the two multiplications, and
+        so the last bit of the result, differs between its kernels for one row and for several.
         """
         outputs_NO: Tensor = torch.ops.onednn.qlinear_pointwise(
             levels_NI,
