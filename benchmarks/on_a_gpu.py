@@ -255,7 +255,7 @@ def train_and_evaluate(session: Session, step: str, overrides: Sequence[str]) ->
         return trained
     evaluated = session.command(step, ["scripts/evaluate.py", f"checkpoint={best}", device])
     _, _, printed = (session.output / f"{step}.log").read_text(encoding="utf-8").rpartition("$ python ")
-    figures["evaluation"] = re.findall(r"^.*\bBLEU\b.*$", printed, re.MULTILINE)
+    figures["evaluation"] = evaluation_figures(printed)
     return evaluated
 
 
@@ -267,6 +267,11 @@ def training_figures(log: str) -> dict[str, Any]:
         "tokens_per_second": [int(number) for number in re.findall(r"(\d+) tokens/s", log)],
         "dev": re.findall(r"(update \d+, dev: .*)", log),
     }
+
+
+def evaluation_figures(printed: str) -> list[str]:
+    """Return the lines of evaluate.py's output that have a metric, its value and its signature."""
+    return re.findall(r"^(?:bleu|chrf|ter|gleu)\b.*$", printed, re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -112,3 +112,9 @@ def test_the_scores_of_attention_are_timed_in_both_ways_where_both_run(tmp_path,
     figures = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["figures"]
     assert [figure["shape"] for figure in figures] == ["2,3,4,8", "1,2,2,4"]
     assert all(figure["milliseconds"] > 0 for figure in figures)
+
+
+def test_the_figures_of_an_evaluation_are_the_lines_of_its_metrics():
+    """evaluate.py prints the metrics in lower case; the script once looked for BLEU, and its results were empty."""
+    printed = "bleu   37.93  nrefs:1|case:mixed\nchrf   63.66  nrefs:1\nscores: bleu.json\ntranslations: a.txt\n"
+    assert on_a_gpu.evaluation_figures(printed) == ["bleu   37.93  nrefs:1|case:mixed", "chrf   63.66  nrefs:1"]
