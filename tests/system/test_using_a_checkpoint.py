@@ -127,7 +127,7 @@ def test_several_references_and_files_of_pairs_are_test_sets(run_command, tiny, 
     files = [f"source={text}", "target=[a.de,b.de]"]
     done = run_command("evaluate", checkpoint, *files, "output=two", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert done.out.count("nrefs:2|") == 4  # BLEU, chrF, TER and GLEU
+    assert done.out.count("nrefs:2|") == 5  # BLEU, chrF, chrF++, TER and GLEU
     scores = read_scores(tmp_path / "two", "a.en-#.best.*")
     assert [Path(path).name for path in scores["target"]] == ["a.de", "b.de"]
     references = (tmp_path / "a.de").read_text(encoding="utf-8").splitlines()
