@@ -270,7 +270,8 @@ def test_the_inference_copy_computes_the_same(name: str, precision: str, toleran
     difference = (log_probs(fast, padded(SOURCE)) - log_probs(model, padded(SOURCE))).abs()
     if (name, precision) == ("attention_rg_lru", "int8"):
         # The RMSNorm of RG-LRU divides by the size of a state. A state near zero makes its rounding errors large.
-        assert difference.mean() < 0.1
+        assert difference.mean() < 0.05
+        assert difference.max() < 1
     else:
         assert difference.max() <= tolerance
 
