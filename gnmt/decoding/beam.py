@@ -564,7 +564,7 @@ def suppress_repeats(log_probs_BKV: Tensor, tokens_BKT: Tensor, length_B: Tensor
 
 
 def sample(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: SearchOptions) -> Tensor:
-    """Draw one token for each of the K samples of each sentence, int64 [B, K], by the Gumbel-max trick.
+    """Draw one token for each of the K samples of each sentence, int64 [B, K].
 
     The random numbers are a function of options.seed, the sentence's key, its step and the index of the sample, so
     they do not depend on the batch.
@@ -575,14 +575,17 @@ def sample(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: Sear
         steps_B: int64, decoder steps that each sentence has taken.
         options: The search options, of which temperature, top_k, top_p and seed are used.
     """
+    samples_K = torch.arange(log_probs_BKV.shape[1], device=log_probs_BKV.device)
+    stream_BK = hashed(hashed(hashed(torch.full_like(keys_B, options.seed), keys_B), steps_B)[:, None], samples_K)
+    bits_BK = hashed(stream_BK, torch.zeros_like(stream_BK))
     elements = SAMPLED_ELEMENTS.get(log_probs_BKV.device.type, log_probs_BKV.numel())
     block_size = max(1, elements // log_probs_BKV[0].numel())
     blocks = [slice(start, start + block_size) for start in range(0, len(keys_B), block_size)]
-    return torch.cat([_sample_block(log_probs_BKV[block], keys_B[block], steps_B[block], options) for block in blocks])
+    return torch.cat([_sample_block(log_probs_BKV[block], bits_BK[block], options) for block in blocks])
 
 
-def _sample_block(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, options: SearchOptions) -> Tensor:
-    """Draw the tokens of some sentences; see `sample`."""
+def _sample_block(log_probs_BKV: Tensor, bits_BK: Tensor, options: SearchOptions) -> Tensor:
+    """Draw the tokens of some sentences with the random bits of each sample; see `sample`."""
     # The largest value becomes 0 first, which changes no choice. Otherwise a low temperature makes all values -inf.
     values_BKN = (log_probs_BKV - log_probs_BKV.amax(2, keepdim=True)) / options.temperature
     tokens_BKN = torch.arange(log_probs_BKV.shape[2], device=log_probs_BKV.device)[None, None]  # 1, 1, V
@@ -597,19 +600,27 @@ def _sample_block(log_probs_BKV: Tensor, keys_B: Tensor, steps_B: Tensor, option
         better_BKN = probabilities_BKN.cumsum(2) - probabilities_BKN  # total probability of the tokens before this one
         values_BKN = values_BKN.masked_fill(better_BKN >= options.top_p, -math.inf)
 
-    samples_K = torch.arange(log_probs_BKV.shape[1], device=log_probs_BKV.device)
-    seed = torch.full_like(keys_B, options.seed)
-    stream_BK = hashed(hashed(hashed(seed, keys_B), steps_B)[:, None], samples_K)
-    drawn_BK1 = (values_BKN + gumbel(stream_BK[:, :, None], tokens_BKN)).argmax(2, keepdim=True)
-    return tokens_BKN.expand_as(values_BKN).gather(2, drawn_BK1).squeeze(2)
+    drawn_BK = draw(values_BKN, bits_BK)
+    return tokens_BKN.expand_as(values_BKN).gather(2, drawn_BK[:, :, None]).squeeze(2)
 
 
-def gumbel(streams: Tensor, numbers: Tensor) -> Tensor:
-    """Return the Gumbel variate of each number in its stream, fp32, finite or -inf. Both are int64 and broadcast."""
-    # A float keeps 24 significant bits of the 63 random ones, even of small numbers, which give the large variates.
-    bits = _shifted(hashed(streams, numbers), 1)
-    uniform = bits.to(torch.float32).mul_(2.0**-63).clamp_(min=2.0**-64)
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+def draw(values_BKN: Tensor, bits_BK: Tensor) -> Tensor:
+    """Draw an index of each row, int64 [B, K], with a probability proportional to the exponential of its value.
+
+    The probabilities become whole numbers, whose running sums are exact in any order of addition. The drawn index is
+    the first whose running sum is above a random number below the total.
+
+    Args:
+        values_BKN: fp32, the largest of each row is 0. Values below -27.7, 2^-40 of the largest probability, are never
+            drawn.
+        bits_BK: int64, 64 random bits for each row.
+    """
+    sums_BKN = values_BKN.exp().mul_(2.0**40).to(torch.int64).cumsum(2)
+    total_BK1 = sums_BKN[:, :, -1:]
+    uniform_BK1 = _shifted(bits_BK, 11)[:, :, None].to(torch.float64) * 2.0**-53  # in [0, 1)
+    # With a total above 2^53 the product may be rounded up to it.
+    threshold_BK1 = torch.minimum((uniform_BK1 * total_BK1).to(torch.int64), total_BK1 - 1)
+    return torch.searchsorted(sums_BKN, threshold_BK1, right=True).squeeze(2)
 
 
 def hashed(stream: Tensor, number: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from stub_models import CPU, HistoryModel, MarkovModel, batch_of, searched
 
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokens
-from gnmt.decoding.beam import gumbel, hashed, sample
+from gnmt.decoding.beam import draw, hashed, sample
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
 from gnmt.decoding.search import search
@@ -80,13 +80,37 @@ def test_samples_of_several_tokens_have_the_probability_of_the_model():
         assert abs(counts[tokens] / 5000 - probability) < 4.5 * math.sqrt(probability * (1 - probability) / 5000)
 
 
-def test_gumbel_variates_follow_the_gumbel_distribution():
-    numbers = gumbel(hashed(torch.tensor(7), torch.arange(300))[:, None], torch.arange(300)).flatten().double()
-    assert numbers.isfinite().all()
-    ordered = numbers.sort().values
-    expected = (-(-ordered).exp()).exp()  # its distribution function
-    places = (torch.arange(len(ordered)) + 0.5) / len(ordered)
-    assert (expected - places).abs().max() < 1.63 / math.sqrt(len(ordered))  # Kolmogorov-Smirnov at 0.01
+def test_the_drawn_index_is_that_of_the_random_bits():
+    """The bits are a number in [0, 1), here every eighth, which falls into the interval of its index."""
+    values_BKN = torch.tensor([0.0, -math.inf, math.log(0.5), 0.0, -math.inf, math.log(0.5), -math.inf])
+    eighths = torch.arange(8) << 61  # as signed numbers: the upper half is negative
+    found = draw(values_BKN.expand(1, 24, -1), torch.stack([eighths - 1, eighths, eighths + (1 << 11)]).flatten()[None])
+    # The weights are 2, 1, 2 and 1 of 6 in 8 parts: the borders are at 2.67, 4 and 6.67 eighths.
+    below, at = [5, 0, 0, 2, 2, 3, 3, 5], [0, 0, 0, 2, 3, 3, 3, 5]
+    assert found[0].tolist() == [*below, *at, *at]
+
+
+@pytest.mark.parametrize("bits", [-1, 0, (1 << 63) - 1], ids=["all ones", "zeros", "largest"])
+def test_extreme_bits_draw_no_index_outside_and_none_without_probability(bits):
+    """With 2^15 equal probabilities the total is above 2^53, so a product with a number below 1 may round up to it."""
+    values_BKN = torch.zeros(1, 1, 2**15 + 2)
+    values_BKN[:, :, [0, -1]] = -math.inf
+    [[found]] = draw(values_BKN, torch.tensor([[bits]])).tolist()
+    assert found == {-1: 2**15, 0: 1, (1 << 63) - 1: 2**14}[bits]
+
+
+def test_a_sharp_and_a_flat_distribution_of_many_tokens_are_drawn_exactly():
+    """A chi-squared test over 200,000 draws of each; a token in the long tail is as likely as it should be."""
+    for scale in (0.3, 3.0):
+        logits_N = scale * torch.randn(1000, generator=torch.Generator().manual_seed(1))
+        values_BKN = (logits_N - logits_N.max()).expand(200, 1000, -1)
+        bits_BK = hashed(torch.tensor(7), torch.arange(200_000)).view(200, 1000)
+        counts_N = draw(values_BKN, bits_BK).flatten().bincount(minlength=1000)
+        expected_N = 200_000 * logits_N.double().softmax(0)
+        common_N = expected_N > 5
+        statistic = ((counts_N - expected_N) ** 2 / expected_N)[common_N].sum()
+        freedom = int(common_N.sum())
+        assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
 
 
 def test_hashed_is_splitmix64():
