@@ -271,7 +271,7 @@ def training_figures(log: str) -> dict[str, Any]:
 
 def evaluation_figures(printed: str) -> list[str]:
     """Return the lines of evaluate.py's output that have a metric, its value and its signature."""
-    return re.findall(r"^(?:bleu|chrf|ter|gleu)\b.*$", printed, re.MULTILINE)
+    return re.findall(r"^(?:bleu|chrf|chrfpp|ter|gleu)\b.*$", printed, re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -118,3 +118,4 @@ def test_the_figures_of_an_evaluation_are_the_lines_of_its_metrics():
     """evaluate.py prints the metrics in lower case; the script once looked for BLEU, and its results were empty."""
     printed = "bleu   37.93  nrefs:1|case:mixed\nchrf   63.66  nrefs:1\nscores: bleu.json\ntranslations: a.txt\n"
     assert on_a_gpu.evaluation_figures(printed) == ["bleu   37.93  nrefs:1|case:mixed", "chrf   63.66  nrefs:1"]
+    assert on_a_gpu.evaluation_figures("chrfpp  62.10  nrefs:1\n") == ["chrfpp  62.10  nrefs:1"]
