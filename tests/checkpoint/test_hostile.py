@@ -77,8 +77,8 @@ def use(path: Path) -> None:
 def test_any_wrong_value_of_the_config_gives_a_message(tmp_path, contents, config):
     pytest.importorskip("safetensors")
     number = 0
-    for path in paths_in(config):
-        for value in VALUES:
+    for place, path in enumerate(paths_in(config)):
+        for value in VALUES[place % 3 :: 3]:  # a third of the values for each key; every third key has the same ones
             number += 1
             changed = {**contents, "config": json.dumps(replaced(config, path, value))}
             write_checkpoint(tmp_path / f"{number}.pt", changed)

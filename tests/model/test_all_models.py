@@ -49,7 +49,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "convolutional_small": SMALL_CONVOLUTIONAL,
     "gnmt": SMALL,
     "gnmt_8": (*SMALL, "model.encoder.num_layers=3"),
-    "gnmt_readout": SMALL,
+    "gnmt_readout": (*SMALL, "model.output_dropout=0", "model.word_dropout=0"),
     "gnmt_small": SMALL,
     "gnmt_tiny": SMALL,
     "hybrid": SMALL_TRANSFORMER,

@@ -14,7 +14,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "translate.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-SENTENCES = ["The old man reads a book.", "Does the child see the house?", "", "A dog sleeps."]
+SENTENCES = ["The old man reads a book.", "Does the child see the house?", "A dog sleeps."]
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def kill_after(num_chunks: int, partial: Path, process: subprocess.Popen[bytes])
 
 def test_two_processes_resume_what_one_killed_process_began(tiny, tmp_path) -> None:
     """The output equals that of one uninterrupted process."""
-    lines = [f"{SENTENCES[n % 4]} {n}".strip() if n % 4 != 2 else "" for n in range(1280)]
+    lines = [f"{SENTENCES[n % 3]} {n}" if n % 4 == 0 else "" for n in range(3 * 256)]  # three chunks of 256 lines
     (tmp_path / "a.en").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     settings = [
         f"checkpoint={tiny.folder}/best.pt",
@@ -62,12 +62,12 @@ def test_two_processes_resume_what_one_killed_process_began(tiny, tmp_path) -> N
     ]
     alone = (sys.executable,)
     partial = tmp_path / "a.jsonl.partial"
-    kill_after(2, partial, start(alone, [*settings, "output=a.jsonl"], tmp_path))
+    kill_after(1, partial, start(alone, [*settings, "output=a.jsonl"], tmp_path))
     assert not (tmp_path / "a.jsonl").exists()
     done = len(list(partial.glob("chunk-*")))
-    assert 2 <= done < 5
+    assert 1 <= done < 3
     err = run(TORCHRUN, [*settings, "output=a.jsonl"], tmp_path)
-    assert f"a.jsonl: {256 * done} of 1280 lines are done, resuming from" in err
+    assert f"a.jsonl: {256 * done} of 768 lines are done, resuming from" in err
     assert not partial.exists()
     run(alone, [*settings, "output=complete.jsonl"], tmp_path)
     output = (tmp_path / "a.jsonl").read_bytes()
