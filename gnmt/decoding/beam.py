@@ -14,7 +14,7 @@ vocabulary, T target positions, S source positions, P prefix tokens. A beam inde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -235,6 +235,34 @@ class ActiveBatch(NamedTuple):
             self.active.trim(target_width, source_width).select(rows_N),
             self.results.trim(target_width, source_width).select(rows_N),
             self.attention_BTKS[:, :target_width, :, :source_width].index_select(0, rows_N),
+        )
+
+    def mapped(self, function: Callable[..., Tensor], *others: ActiveBatch) -> ActiveBatch:
+        """Return a batch with the results of `function`, which gets each tensor and the same tensors of other batches.
+
+        Memories and decoder states of the others may hold further tensors.
+        """
+
+        def of_names(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: function(*(mapping[name] for mapping in mappings)) for name in mappings[0]}
+
+        batches = (self, *others)
+        memories = [batch.memory for batch in batches]
+        return ActiveBatch(
+            Sentences(*map(function, *(batch.sentences for batch in batches))),
+            Memory(
+                function(*(memory.states_BSH for memory in memories)),
+                function(*(memory.mask_BS for memory in memories)),
+                of_names([memory.extras for memory in memories]),
+                of_names([memory.by_sentence for memory in memories]),
+            ),
+            DecoderState(
+                of_names([batch.decoder.tensors for batch in batches]),
+                of_names([batch.decoder.by_step for batch in batches]),
+            ),
+            Hypotheses(*map(function, *(batch.active for batch in batches))),
+            Hypotheses(*map(function, *(batch.results for batch in batches))),
+            function(*(batch.attention_BTKS for batch in batches)),
         )
 
     @staticmethod

@@ -13,12 +13,13 @@ Active hypotheses of a sentence have the same length and compete by log P; finis
 a function of the input alone.
 
 Batching is continuous: waiting sentences enter in groups as others leave, so the model has a full batch whatever the
-lengths of the outputs. Limit, results, stopping and random numbers of a sentence do not depend on other sentences.
+lengths of the outputs (gnmt/decoding/engine/search_batch.py). Limit, results, stopping and random numbers of a sentence
+do not depend on other sentences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,8 +28,9 @@ import torch
 from torch import Tensor
 
 from gnmt.batch import EOS_ID, padded
-from gnmt.decoding.beam import ActiveBatch, Sentences, advance, compact_order
-from gnmt.decoding.engine.cuda_graphs import Step, replayed
+from gnmt.decoding.beam import ActiveBatch, Sentences, advance
+from gnmt.decoding.engine.cuda_graphs import search_stream
+from gnmt.decoding.engine.search_batch import CompactBatch, ResidentBatch, ResidentMemory, SearchBatch, Shape, Step
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
 from gnmt.errors import DivergedError
@@ -37,16 +39,9 @@ from gnmt.model.interfaces import SearchModel
 # The active batch holds at most batch_size times this many padded source tokens.
 LONG_SOURCE_TOKENS = 100
 
-# Waiting sentences enter when they make up this fraction of the active batch, because joining copies the whole batch.
+# Waiting sentences enter when they make up this fraction of the active batch, because the encoder is faster for many
+# sentences, and joining copies the whole batch.
 SMALLEST_GROUP = 1 / 4
-
-# Steps between two checks for finished sentences, by device type. A check synchronizes with a CUDA device, which costs
-# more than a few needless steps for finished sentences. On a CPU a check is free.
-STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 2}
-
-# Finished sentences leave when they make up more than this fraction of the active batch, by device type. On CUDA new
-# shapes need another graph, and finished rows make a step no slower. On a CPU every row takes time.
-SMALLEST_DEPARTURE = {"cpu": 0.0, "cuda": 1 / 2}
 
 
 @dataclass(frozen=True)
@@ -104,6 +99,7 @@ def search_as_completed(
     keys: Sequence[int] | None = None,
     with_attention: bool = False,
     batch_size: int = 64,
+    resident: ResidentMemory | None = None,
 ) -> Iterator[tuple[int, SearchResult]]:
     """Search the translations of each source, and yield its index and its result as soon as its search is over.
 
@@ -125,6 +121,8 @@ def search_as_completed(
         with_attention: Record attention in the hypotheses.
         batch_size: Largest number of sentences in the active batch, which also holds at most LONG_SOURCE_TOKENS *
             batch_size padded source tokens. A sentence longer than that is searched alone.
+        resident: Memory and CUDA graphs of earlier searches with this model. On CUDA without it, this search makes its
+            own; on a CPU with it, the search runs as on CUDA, without graphs.
 
     Raises:
         DivergedError: The model's probabilities are NaN.
@@ -137,13 +135,23 @@ def search_as_completed(
     assert len(prefixes) == len(keys) == len(sources), "one prefix and one key for each source"
     assert not any(EOS_ID in prefix for prefix in prefixes), "a prefix holds no EOS"
     suppressed_N = torch.tensor(suppressed, dtype=torch.long, device=device)
-    with replayed(partial(advance, model, suppressed_N=suppressed_N, options=options), device) as step:
-        run = _Search(model, step, sources, prefixes, keys, options, device)
+    step: Step = partial(advance, model, suppressed_N=suppressed_N, options=options)
+    with search_stream(device):
+        if resident is None and device.type == "cuda":
+            resident = ResidentMemory()
+        kind = options, tuple(suppressed), with_attention
+        batch: SearchBatch = (
+            CompactBatch(step) if resident is None else ResidentBatch(resident, step, kind, options.length_limit)
+        )
+        run = _Search(model, batch, sources, prefixes, keys, options, device)
         while run.unfinished():
             run.admit(batch_size, with_attention)
-            for _ in range(STEPS_BETWEEN_CHECKS[device.type]):
+            for _ in range(batch.steps_between_checks):
                 run.step()
-            yield from run.release()
+            yield from run.results()
+            run.release(batch_size)
+        yield from run.results()
+        batch.close()
 
 
 class _Search:
@@ -151,8 +159,8 @@ class _Search:
 
     Attributes:
         limits: Length limit of each sentence.
-        batch: The active batch; None when it is empty.
-        active_indices: The sentence in each row of the active batch.
+        active: The sentences in the active batch.
+        released: Sentences that have left the active batch, with a function that waits for their results.
         num_admitted: Number of sentences that have entered. The next one to enter has this index.
         num_steps: Steps taken so far.
         entered: Number of steps taken before each sentence entered.
@@ -163,7 +171,7 @@ class _Search:
     def __init__(
         self,
         model: SearchModel,
-        take_step: Step,
+        batch: SearchBatch,
         sources: Sequence[Sequence[int]],
         prefixes: Sequence[Sequence[int]],
         keys: Sequence[int],
@@ -171,7 +179,7 @@ class _Search:
         device: torch.device,
     ) -> None:
         self.model = model
-        self.take_step = take_step
+        self.batch = batch
         self.sources = sources
         self.prefixes = prefixes
         self.keys = keys
@@ -180,8 +188,8 @@ class _Search:
         self.limits = [
             options.length_limit(len(source), len(prefix)) for source, prefix in zip(sources, prefixes, strict=True)
         ]
-        self.batch: ActiveBatch | None = None
-        self.active_indices: list[int] = []
+        self.active: list[int] = []
+        self.released: list[tuple[list[int], Callable[[], ActiveBatch]]] = []
         self.num_admitted = 0
         self.num_steps = 0
         self.entered: dict[int, int] = {}
@@ -189,12 +197,12 @@ class _Search:
 
     def unfinished(self) -> bool:
         """Return True while a sentence is active or waiting."""
-        return bool(self.active_indices) or self.num_admitted < len(self.sources)
+        return bool(self.active) or self.num_admitted < len(self.sources)
 
     def admit(self, batch_size: int, with_attention: bool) -> None:
         """Move waiting sentences into the active batch if enough of them fit, or all of them."""
         group = self._waiting_group(batch_size)
-        is_small = len(group) < SMALLEST_GROUP * (len(self.active_indices) + len(group))
+        is_small = len(group) < SMALLEST_GROUP * (len(self.active) + len(group))
         if not group or (is_small and group.stop < len(self.sources)):
             return
         limits = [self.limits[index] for index in group]
@@ -206,16 +214,16 @@ class _Search:
         )
         source = padded([self.sources[index] for index in group], self.device)
         entering = ActiveBatch.start(self.model, source, sentences, max(limits) + 1, self.options, with_attention)
-        self.batch = entering if self.batch is None else ActiveBatch.join(self.batch, entering)
-        self.active_indices += group
+        self.active += group
         self.entered.update((index, self.num_steps) for index in group)
         self.num_admitted = group.stop
+        self.batch.enter(group, entering, self._needed_shape(len(self.active)))
         self._update_flags()
 
     def _waiting_group(self, batch_size: int) -> range:
         """Return the indices of the waiting sentences that fit into the active batch; see `search_as_completed`."""
-        num, end = len(self.active_indices), self.num_admitted
-        widest = max((len(self.sources[index]) for index in self.active_indices), default=0)
+        num, end = len(self.active), self.num_admitted
+        widest = max((len(self.sources[index]) for index in self.active), default=0)
         while end < len(self.sources) and num < batch_size:
             widest = max(widest, len(self.sources[end]))
             if num and (num + 1) * widest > batch_size * LONG_SOURCE_TOKENS:
@@ -223,47 +231,49 @@ class _Search:
             num, end = num + 1, end + 1
         return range(self.num_admitted, end)
 
+    def _needed_shape(self, rows: int) -> Shape:
+        """Return the smallest shape in which the active sentences fit, with the given number of rows."""
+        return Shape(
+            rows,
+            max((len(self.sources[index]) for index in self.active), default=1),
+            max((self.limits[index] for index in self.active), default=1) + 1,
+            max((len(self.prefixes[index]) for index in self.active), default=0),
+        )
+
     def _update_flags(self) -> None:
         """Compute last_forced and next_limit, which change only when sentences enter or leave."""
-        entered, active = self.entered, self.active_indices
+        entered, active = self.entered, self.active
         self.last_forced = max((entered[index] + len(self.prefixes[index]) for index in active), default=0)
         self.next_limit = min((entered[index] + self.limits[index] for index in active), default=0)
 
     def step(self) -> None:
         """Extend all active hypotheses by one token."""
-        assert self.batch is not None
         self.num_steps += 1
-        self.batch = self.take_step(
-            self.batch,
-            some_forced=self.num_steps <= self.last_forced,
-            some_at_limit=self.num_steps >= self.next_limit,
-        )
+        self.batch.step(some_forced=self.num_steps <= self.last_forced, some_at_limit=self.num_steps >= self.next_limit)
 
-    def release(self) -> list[tuple[int, SearchResult]]:
-        """Remove finished sentences from the active batch, and return the index and the result of each."""
-        assert self.batch is not None
-        done = self.batch.sentences.done_B.tolist()
-        if sum(done) <= SMALLEST_DEPARTURE[self.device.type] * len(done) and not all(done):
-            return []
-        leaving = [row for row, is_done in enumerate(done) if is_done]
-        staying = compact_order([row for row, is_done in enumerate(done) if not is_done])
-        indices = [self.active_indices[row] for row in leaving]
-        finished = self.batch.extract(torch.tensor(leaving, device=self.device))
-        found = search_results(finished, self.options.n_best)
-        for row, index in enumerate(indices):
-            if not found[row].hypotheses:
-                self._check_numbers(index, finished.active.tokens_BKT[row, 0, : found[row].steps + 1])
-        self.active_indices = [self.active_indices[row] for row in staying]
+    def release(self, batch_size: int) -> None:
+        """Remove finished sentences from the active batch."""
+        finished = self.batch.finished()
+        if not finished:
+            return
+        gone = set(finished)
+        self.active = [index for index in self.active if index not in gone]
         self._update_flags()
-        results = list(zip(indices, found, strict=True))
-        if not staying:
-            self.batch = None
-            return results
-        target_width = max(self.limits[index] for index in self.active_indices) + 1
-        source_width = max(len(self.sources[index]) for index in self.active_indices)
-        num_steps = max(self.num_steps - self.entered[index] for index in self.active_indices)
-        self.batch = self.batch.compact(staying, target_width, source_width, num_steps)
-        return results
+        num_waiting = len(self.sources) - self.num_admitted
+        needed = self._needed_shape(len(self.active) + min(num_waiting, batch_size - len(self.active)))
+        num_steps = max((self.num_steps - self.entered[index] for index in self.active), default=0)
+        self.released.append((finished, self.batch.leave(finished, needed, num_steps)))
+
+    def results(self) -> Iterator[tuple[int, SearchResult]]:
+        """Yield the index and the result of each sentence that has been released."""
+        released, self.released = self.released, []
+        for indices, read in released:
+            finished = read()
+            found = search_results(finished, self.options.n_best)
+            for row, (index, result) in enumerate(zip(indices, found, strict=True)):
+                if not result.hypotheses:
+                    self._check_numbers(index, finished.active.tokens_BKT[row, 0, : result.steps + 1])
+                yield index, result
 
     def _check_numbers(self, index: int, tokens_T: Tensor) -> None:
         """Raise DivergedError if the model's probabilities are NaN for a sentence without a result.
@@ -285,7 +295,7 @@ class _Search:
 
 
 def search_results(batch: ActiveBatch, n_best: int) -> list[SearchResult]:
-    """Return the results of sentences whose search is over, as Python numbers and tensors on the CPU."""
+    """Return the results of sentences whose search is over. batch: on the CPU, from `SearchBatch.leave`."""
     best = batch.results
     tokens_BKT = best.tokens_BKT[:, :n_best].tolist()
     lengths_BK = best.length_BK[:, :n_best].tolist()

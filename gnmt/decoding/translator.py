@@ -29,6 +29,7 @@ from gnmt.config.validate import Range, check_value
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import Words, copy_unknown_words, words_of_source
 from gnmt.decoding.engine.inference_copy import inference_copy
+from gnmt.decoding.engine.search_batch import ResidentMemory
 from gnmt.decoding.ensemble import Ensemble, Mean, load_members
 from gnmt.decoding.options import SearchOptions, build_search_options, given_options
 from gnmt.decoding.scoring import PairScore, joined_score, pairs_of_line, score_pairs, scoring_order
@@ -88,9 +89,14 @@ class Segment(NamedTuple):
 
 
 class FittingBatchSize:
-    """The largest batch size that fits into memory: halved after each shortage, doubled again after successes."""
+    """The largest batch size that fits into memory: halved after each shortage, doubled again after successes.
 
-    def __init__(self) -> None:
+    Args:
+        free: Called after a shortage, to free what can be made again.
+    """
+
+    def __init__(self, free: Callable[[], None]) -> None:
+        self._free = free
         self._fitting: int | None = None  # None while the requested size fits
         self._successes = 0  # attempts with this size; -1 after a shortage, so that the retry does not count
 
@@ -115,9 +121,11 @@ class FittingBatchSize:
                 f"{location} does not fit into memory, not even by itself: lower max_source_tokens, "
                 "decoding.beam_size or decoding.max_length_factor, or use another device"
             )
-        if self._successes < 0 and torch.cuda.is_available():
+        if self._successes < 0:
             # Done here, because until the failed block ended, its error's frames held the tensors that did not fit.
-            torch.cuda.empty_cache()
+            self._free()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         try:
             yield size
         except (RuntimeError, MemoryError) as error:
@@ -200,7 +208,8 @@ class Translator:
         self.options = options
         self.precision = precision
         self.batch_size = batch_size
-        self.fitting_batch_size = FittingBatchSize()
+        self.resident = ResidentMemory() if precision.device.type == "cuda" else None
+        self.fitting_batch_size = FittingBatchSize(self._free_memory)
         self.max_source_tokens = min([max_source_tokens, *limits])
         self.suppressed = tuple(sorted({*tokenizers.target.never_produced, *unused_target_ids}))
         self.copies_unknown = replace_unknown == "copy" and UNK_ID not in self.suppressed
@@ -461,6 +470,11 @@ class Translator:
         """Raise InputError if the model has several target languages and the translator has none of them."""
         self.tokenizers.into(self.tokenizers.target_language)
 
+    def _free_memory(self) -> None:
+        """Free the memory of earlier searches."""
+        if self.resident is not None:
+            self.resident.free()
+
     def _cut(self, line: str, tokenizers: Tokenizers, location: str) -> list[list[int]]:
         """Cut a line into the segments that are searched at once, with a warning if there are several."""
         segments = cut_line(tokenizers, line, self.max_source_tokens)
@@ -499,6 +513,7 @@ class Translator:
                     keys=[segments[index].key for index in remaining],
                     with_attention=with_attention,
                     batch_size=batch_size,
+                    resident=self.resident,
                 ):
                     finished.add(remaining[number])
                     yield segments[remaining[number]], result

@@ -10,6 +10,7 @@ from stub_models import CPU, HistoryModel, MarkovModel
 
 import gnmt.decoding.search as search_module
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from gnmt.decoding.engine.search_batch import CompactBatch
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search, search_as_completed
 
@@ -74,12 +75,12 @@ def test_a_sentence_does_not_depend_on_its_neighbors(options):
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=["beam", "greedy", "pruned", "no repeats", "sampled"])
 def test_steps_after_a_sentence_is_finished_change_nothing(options, monkeypatch):
-    """On CUDA, finished sentences are checked for every few steps only, and continue to be stepped until then."""
+    """Sentences are stepped until they leave."""
     sources = random_sources(12)
     prefixes = [[5] * (row % 3 * 9) for row in range(12)]  # some reach the limit
     expected = run(HistoryModel.random(13), sources, options, prefixes=prefixes, with_attention=True, batch_size=5)
     for interval in (4, 50):
-        monkeypatch.setattr(search_module, "STEPS_BETWEEN_CHECKS", {"cpu": interval})
+        monkeypatch.setattr(CompactBatch, "steps_between_checks", interval)
         model = HistoryModel.random(13)
         assert_equal(run(model, sources, options, prefixes=prefixes, with_attention=True, batch_size=5), expected)
         assert len(model.calls) % interval == 0

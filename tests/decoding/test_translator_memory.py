@@ -147,9 +147,11 @@ def test_batches_grow_again_when_memory_suffices(caplog):
                     raise torch.OutOfMemoryError
                 done = True
 
-    fitting = FittingBatchSize()
+    freed = []
+    fitting = FittingBatchSize(lambda: freed.append(True))
     work(fitting, 8)
     assert sizes == [8, 4, 2]
+    assert len(freed) == 2
     sizes.clear()
     for _ in range(SUCCESSES_UNTIL_LARGER + 2):
         work(fitting, 8)
@@ -183,7 +185,7 @@ def test_translations_do_not_depend_on_batches_that_grow_again(tokenizers, monke
 
 
 def test_other_errors_are_not_taken_for_out_of_memory():
-    fitting = FittingBatchSize()
+    fitting = FittingBatchSize(lambda: None)
     with pytest.raises(RuntimeError, match="shapes"), fitting.attempt(8, "line 1"):
         raise RuntimeError("shapes do not match")
     with fitting.attempt(8, "line 1") as batch_size:
