@@ -24,6 +24,7 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
+from gnmt.model.attention import kernels_run
 from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows, select_beams
 
 # Columns of one block in `best_candidates`.
@@ -492,6 +493,11 @@ def best_candidates(total_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     assert total_BN.dtype != torch.float64, "_best_columns packs values of 32 bits"
     total_BN = total_BN.float()
+    if kernels_run(total_BN.device):
+        from gnmt.decoding.engine import kernels
+
+        if count <= kernels.MOST_CANDIDATES:
+            return kernels.best_candidates(total_BN, count)
     width = total_BN.shape[1]
     num_blocks = width // BLOCK_SIZE
     if num_blocks <= 2 * count:

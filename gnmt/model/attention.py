@@ -217,7 +217,7 @@ def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Te
 
 @functools.cache
 def kernels_run(device: torch.device) -> bool:
-    """Return whether the Triton kernels of additive scores run on a device; on other GPUs, warn once.
+    """Return whether Triton kernels run on a device; on GPUs where they do not, warn once.
 
     CUDA builds of torch bring Triton, but a compiler of C, which Triton needs when a kernel is first called, may be
     missing, and old GPUs are not supported. A call with one query and one key finds out.
@@ -239,7 +239,7 @@ def kernels_run(device: torch.device) -> bool:
             if is_out_of_memory(error):
                 raise
             obstacle = f"{type(error).__name__}: {first_line(error)}"
-    log.warning("additive attention runs in chunks and not in its Triton kernels: %s", obstacle)
+    log.warning("attention and search run more slowly, without their Triton kernels: %s", obstacle)
     return False
 
 

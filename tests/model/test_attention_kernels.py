@@ -1,90 +1,47 @@
 """The Triton kernels of additive attention: parity with the chunked scores, compilation, and when they run.
 
-Without a GPU, the kernels run in Triton's interpreter, in a process of their own, and are compiled for a GPU without
-running. The interpreter accepts code that the compiler refuses.
+Without a GPU, the kernels run in Triton's interpreter and are compiled for a GPU without running; see triton_checks.py.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from triton_checks import check_in_interpreter, check_that_it_compiles, has_triton
 
 import gnmt.model.attention as attention_module
 from gnmt.model.attention import additive_scores, chunked_additive_scores, kernels_run
 
 INTERPRETED = Path(__file__).with_name("interpreted_attention_kernels.py")
 
-# Triton is in the extra `dev` there. On other machines it may be missing.
-has_triton = pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="Triton is for Linux on x86-64"
-)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.slow
 @has_triton
 def test_the_kernels_equal_the_chunked_scores_in_the_interpreter():
-    """A run in which the tests do not start, because Triton is missing, fails too."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(INTERPRETED)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    counts = re.search(r"^(\d+) passed in", finished.stdout.splitlines()[-1])  # none was skipped
-    assert counts, finished.stdout
-    assert int(counts[1]) > 10
+    check_in_interpreter(INTERPRETED, least=11)
 
 
 @pytest.mark.slow
 @has_triton
 @pytest.mark.parametrize(("dtype", "aligned"), [("bf16", True), ("fp16", False), ("fp32", True), ("fp64", False)])
 def test_the_kernels_compile_for_a_gpu(monkeypatch, tmp_path, dtype, aligned):
-    """Triton compiles a kernel for pointers and numbers that are multiples of 16, and another one for all others."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from gnmt.model import attention_kernels as kernels
 
     wide = "fp64" if dtype == "fp64" else "fp32"
-    wide_pointers = ("vector_ptr", "scores_ptr", "grad_ptr", "sums_ptr")
-    blocks = {"KEYS": kernels.KEYS, "ROWS": kernels.ROWS, "UNITS": kernels.UNITS}
-    for kernel, variants in (
-        (kernels.scores_kernel, [{}]),
-        (kernels.gradient_kernel, [{"OF_VECTOR": True}, {"OF_VECTOR": False}]),
-    ):
-        names = kernel.arg_names
-        never_aligned = set(kernel.do_not_specialize)
-        assert never_aligned < set(names)
-        for variant in variants:
-            constants = {name: value for name, value in {**blocks, **variant}.items() if name in names}
-            signature = {}
-            for name in names:
-                pointer = f"*{wide if name in wide_pointers else dtype}"
-                signature[name] = "constexpr" if name in constants else pointer if name.endswith("_ptr") else "i32"
-            attributes = {
-                (index,): [["tt.divisibility", 16]]
-                for index, name in enumerate(names)
-                if aligned and name not in constants and name not in never_aligned
-            }
-            source = ASTSource(kernel, signature, constants, attributes)
-            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-            assert compiled.asm["cubin"].startswith(b"\x7fELF")
-            assert "atom" not in compiled.asm["ptx"]  # sums have a fixed order
+    scores = {"query_ptr": dtype, "keys_ptr": dtype, "vector_ptr": wide, "scores_ptr": wide}
+    check_that_it_compiles(kernels.scores_kernel, scores, {"KEYS": kernels.KEYS, "UNITS": kernels.UNITS}, aligned)
+    gradient = {"rows_ptr": dtype, "columns_ptr": dtype, "vector_ptr": wide, "grad_ptr": wide, "result_ptr": dtype}
+    for of_vector in (True, False):
+        constants = {"OF_VECTOR": of_vector, "ROWS": kernels.ROWS, "UNITS": kernels.UNITS}
+        check_that_it_compiles(kernels.gradient_kernel, gradient | {"sums_ptr": wide}, constants, aligned)
 
 
 def test_on_a_cpu_the_chunks_run():
@@ -95,7 +52,7 @@ def test_without_triton_the_chunks_run_on_a_gpu_with_a_warning(monkeypatch, capl
     monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert not kernels_run.__wrapped__(torch.device("cuda", 0))
-    assert "runs in chunks and not in its Triton kernels: Triton is not installed" in caplog.text
+    assert "without their Triton kernels: Triton is not installed" in caplog.text
 
 
 def test_kernels_that_cannot_be_compiled_are_not_used(monkeypatch, caplog):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from gnmt.decoding.engine.linear import FixedRangeInt8Linear, LinearMaker, linear_maker
 from gnmt.device import Precision
-from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend
+from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend, kernels_run
 from gnmt.model.convolutional import NormalizedLinear
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
@@ -164,9 +164,21 @@ class InferenceLSTM(StepwiseLayer):
     def next_state(self, projected_NP: Tensor, state: LayerState) -> LayerState:
         return self.apply_gates(self.gates(projected_NP, state[0]), state)
 
-    def apply_gates(self, gates_NG: Tensor, state: LayerState) -> LayerState:
-        """Return c' = f c + i tanh(g) and h' = o tanh(c'), each tanh as a sigmoid. Overwrites the gates."""
+    def apply_gates(self, gates_NG: Tensor, state: LayerState, added_NG: Tensor | None = None) -> LayerState:
+        """Return c' = f c + i tanh(g) and h' = o tanh(c'), each tanh as a sigmoid. Overwrites the gates.
+
+        Args:
+            gates_NG: The gates before the sigmoid; see `gates`.
+            state: h and c.
+            added_NG: A second summand of the gates.
+        """
         hidden_NH, cell_NH = state
+        if kernels_run(gates_NG.device):
+            from gnmt.decoding.engine.kernels import lstm_cell
+
+            return lstm_cell(gates_NG, added_NG, cell_NH, hidden_NH.dtype)
+        if added_NG is not None:
+            gates_NG = gates_NG.add_(added_NG)
         gates_NG = gates_NG.float().sigmoid_()
         input_NH, forget_NH, doubled_NH, output_NH = gates_NG.chunk(4, dim=1)
         cell_NH = (forget_NH * cell_NH).add_(input_NH * doubled_NH, alpha=2).sub_(input_NH)
@@ -228,7 +240,7 @@ class ContextLSTM(StepLSTM):
 
     def step_with_context(self, inputs_NI: Tensor, from_context_NG: Tensor, state: LayerState) -> LayerState:
         """Run one step. from_context_NG: the context times `context_weights`, [N, 4H]."""
-        return self.apply_gates(self.gates(inputs_NI, state[0]).add_(from_context_NG), state)
+        return self.apply_gates(self.gates(inputs_NI, state[0]), state, from_context_NG)
 
 
 def _with_doubled_cell_gate(lstm: LSTM) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,9 +273,15 @@ class InferenceAttention(Attention):
 
     def keys(self, states_BSH: Tensor) -> Tensor:
         keys_BSA: Tensor = self.key_projection(states_BSH)
-        return keys_BSA.float()
+        return keys_BSA if kernels_run(keys_BSA.device) else keys_BSA.float()
 
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        if self.num_heads == 1 and kernels_run(query_BTH.device):
+            from gnmt.decoding.engine.kernels import LARGEST_SOURCE, attend_additively
+
+            if keys_BSA.shape[1] <= LARGEST_SOURCE:
+                query_BTA = self.query_projection(query_BTH)
+                return attend_additively(query_BTA, keys_BSA, self.vector_A, memory.states_BSH, memory.mask_BS)
         query_BTA = self.query_projection(query_BTH).float()
         hidden_BTSA = torch.add(query_BTA[:, :, None], keys_BSA[:, None]).sigmoid_()
         heads = zip(hidden_BTSA.chunk(self.num_heads, dim=-1), self.vector_A.chunk(self.num_heads), strict=True)

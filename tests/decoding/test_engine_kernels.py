@@ -1,0 +1,57 @@
+"""The Triton kernels of search: parity with plain PyTorch, and compilation for a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from triton_checks import check_in_interpreter, check_that_it_compiles, has_triton
+
+from gnmt.model.attention import kernels_run
+
+INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.slow
+@has_triton
+def test_the_kernels_equal_plain_pytorch_in_the_interpreter():
+    check_in_interpreter(INTERPRETED, least=18)
+
+
+@pytest.mark.slow
+@has_triton
+@pytest.mark.parametrize(("dtype", "aligned"), [("bf16", True), ("fp16", False), ("fp32", True)])
+def test_the_kernels_compile_for_a_gpu(monkeypatch, tmp_path, dtype, aligned):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    from gnmt.decoding.engine import kernels
+
+    cell = {"gates_ptr": dtype, "added_ptr": dtype, "cell_ptr": "fp32", "hidden_ptr": dtype, "new_cell_ptr": "fp32"}
+    for has_summand in (False, True):
+        constants = {"HAS_SUMMAND": has_summand, "UNITS": kernels.UNITS}
+        check_that_it_compiles(kernels.lstm_cell_kernel, cell, constants, aligned)
+    attention = dict.fromkeys(("query_ptr", "keys_ptr", "states_ptr", "context_ptr"), dtype)
+    attention |= {"vector_ptr": "fp32", "mask_ptr": "i1", "weights_ptr": "fp32"}
+    for positions in (1, 64, kernels.LARGEST_SOURCE):
+        constants = {"POSITIONS": positions, "UNITS": kernels.TILE // positions}
+        check_that_it_compiles(kernels.attend_kernel, attention, constants, aligned)
+    best = {"values_ptr": "fp32", "columns_ptr": "i64", "best_ptr": "fp32", "best_columns_ptr": "i64"}
+    for has_columns in (False, True):
+        constants = {"HAS_COLUMNS": has_columns, "COUNT": 10, "BLOCK": kernels.BLOCK}
+        check_that_it_compiles(kernels.best_kernel, best, constants, aligned)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize(("rows", "width", "count"), [(160, 32_000, 10), (1, 50, 10), (2_560, 32_000, 10)])
+def test_the_best_candidates_of_a_gpu_are_those_of_a_cpu(rows, width, count):
+    from gnmt.decoding.beam import best_candidates
+
+    assert kernels_run(torch.device("cuda", torch.cuda.current_device()))
+    torch.manual_seed(1)
+    total_BN = (torch.randn(rows, width) * 4).round()  # with ties
+    for one, other in zip(best_candidates(total_BN.cuda(), count), best_candidates(total_BN, count), strict=True):
+        assert torch.equal(one.cpu(), other)

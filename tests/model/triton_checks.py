@@ -1,0 +1,72 @@
+"""Checks of Triton kernels on machines without a GPU: they run in Triton's interpreter, and compile for a GPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Triton is in the extra `dev` there. On other machines it may be missing.
+has_triton = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="Triton is for Linux on x86-64"
+)
+
+
+def check_in_interpreter(tests: Path, least: int) -> None:
+    """Run a file of tests in a process with Triton's interpreter, which must be chosen before kernels are imported.
+
+    A run in which the tests do not start, because Triton is missing, fails too.
+
+    Args:
+        tests: The file.
+        least: Number of tests that must pass.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(tests)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    counts = re.search(r"^(\d+) passed in", finished.stdout.splitlines()[-1])  # none was skipped
+    assert counts, finished.stdout
+    assert int(counts[1]) >= least
+
+
+def check_that_it_compiles(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], aligned: bool) -> None:
+    """Compile a kernel for a GPU. The interpreter accepts code that the compiler refuses.
+
+    Args:
+        kernel: The kernel.
+        pointers: The data type behind each pointer, by argument.
+        constants: The values of tl.constexpr arguments.
+        aligned: Whether pointers and numbers are multiples of 16, for which Triton compiles another kernel.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    never_aligned = set(kernel.do_not_specialize)
+    assert never_aligned <= set(names)
+    assert set(pointers) | set(constants) <= set(names)
+    signature = {
+        name: "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
+        for name in names
+    }
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if aligned and name not in constants and name not in never_aligned
+    }
+    compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"].startswith(b"\x7fELF")
+    assert "atom" not in compiled.asm["ptx"]  # sums have a fixed order
