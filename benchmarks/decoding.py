@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.measuring import Column, Runner, in_own_process, peak_resident_m
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.checkpoint.load import load_model
 from gnmt.decoding.engine.inference_copy import inference_copy
+from gnmt.decoding.engine.search_batch import ResidentMemory
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import choose_device, choose_precision
@@ -99,8 +101,15 @@ class Workload:
             plain = Baseline(model, device)
             return lambda: plain.search(sources, self.options, suppressed, self.batch_size)
         fast = inference_copy(model, choose_precision(name, device))
-        return lambda: search(
-            fast, sources, self.options, device=device, suppressed=suppressed, batch_size=self.batch_size
+        return partial(
+            search,
+            fast,
+            sources,
+            self.options,
+            device=device,
+            suppressed=suppressed,
+            batch_size=self.batch_size,
+            resident=ResidentMemory() if device.type == "cuda" else None,  # for all repetitions, as in a Translator
         )
 
 
