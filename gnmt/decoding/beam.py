@@ -630,9 +630,10 @@ def _sample_block(log_probs_BKV: Tensor, bits_BK: Tensor, options: SearchOptions
     elif options.top_p is not None:
         values_BKN, tokens_BKN = values_BKN.sort(dim=2, descending=True, stable=True)
     if options.top_p is not None:
-        probabilities_BKN = values_BKN.softmax(2)
-        better_BKN = probabilities_BKN.cumsum(2) - probabilities_BKN  # total probability of the tokens before this one
-        values_BKN = values_BKN.masked_fill(better_BKN >= options.top_p, -math.inf)
+        numbers_BKN = whole_numbers(values_BKN)
+        sums_BKN = numbers_BKN.cumsum(2)
+        smallest_BK1 = options.top_p * sums_BKN[:, :, -1:].double()
+        values_BKN = values_BKN.masked_fill((sums_BKN - numbers_BKN).double() >= smallest_BK1, -math.inf)
 
     drawn_BK = draw(values_BKN, bits_BK)
     return tokens_BKN.expand_as(values_BKN).gather(2, drawn_BK[:, :, None]).squeeze(2)
@@ -641,20 +642,24 @@ def _sample_block(log_probs_BKV: Tensor, bits_BK: Tensor, options: SearchOptions
 def draw(values_BKN: Tensor, bits_BK: Tensor) -> Tensor:
     """Draw an index of each row, int64 [B, K], with a probability proportional to the exponential of its value.
 
-    The probabilities become whole numbers, whose running sums are exact in any order of addition. The drawn index is
-    the first whose running sum is above a random number below the total.
+    The drawn index is the first whose running sum of `whole_numbers` is above a random number below the total.
 
     Args:
         values_BKN: fp32, the largest of each row is 0. Values below -27.7, 2^-40 of the largest probability, are never
             drawn.
         bits_BK: int64, 64 random bits for each row.
     """
-    sums_BKN = values_BKN.exp().mul_(2.0**40).to(torch.int64).cumsum(2)
+    sums_BKN = whole_numbers(values_BKN).cumsum(2)
     total_BK1 = sums_BKN[:, :, -1:]
     uniform_BK1 = _shifted(bits_BK, 11)[:, :, None].to(torch.float64) * 2.0**-53  # in [0, 1)
     # With a total above 2^53 the product may be rounded up to it.
     threshold_BK1 = torch.minimum((uniform_BK1 * total_BK1).to(torch.int64), total_BK1 - 1)
     return torch.searchsorted(sums_BKN, threshold_BK1, right=True).squeeze(2)
+
+
+def whole_numbers(values: Tensor) -> Tensor:
+    """Return 2^40 times the exponential of values up to 0, int64. Sums of them are exact in any order of addition."""
+    return values.exp().mul_(2.0**40).to(torch.int64)
 
 
 def hashed(stream: Tensor, number: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class ResidentBatch:
         leaving = self.place.select([self.rows.pop(index) for index in indices], results_only=True)
         results, arrived = leaving.mapped(host_copy), arrival(self.place.device)
         if self.rows:
-            self._move_if_needed(needed, self.place.batch)
+            self._move_if_needed(needed, None)
 
         def read() -> ActiveBatch:
             arrived()
@@ -191,16 +191,22 @@ class ResidentBatch:
             self.memory.give(self.kind, self.place)
             self.place = None
 
-    def _move_if_needed(self, needed: Shape, example: ActiveBatch) -> None:
-        """Move to memory of another shape if the present one is too small, or larger than needed by far."""
+    def _move_if_needed(self, needed: Shape, entering: ActiveBatch | None) -> None:
+        """Move to memory of another shape if the present one is too small, or larger than needed by far.
+
+        entering: Sentences that will enter; needed for the first memory of a search.
+        """
         wanted = rounded(needed, self.length_limit)
         old = self.place
         if old is not None and old.shape.fits(wanted):
             return
         self.place = self.memory.take(self.kind, wanted)
         if self.place is None:
-            if old is None:  # the state after a step shows the data types of all states
-                example = self.take_step(example, some_forced=False, some_at_limit=False)
+            if old is not None:
+                example = old.batch
+            else:  # a state before its first step may have other data types
+                assert entering is not None
+                example = self.take_step(entering, some_forced=False, some_at_limit=False)
             self.place = Place(wanted, example, self.take_step, self.memory.record)
         if old is not None:
             if self.rows:
