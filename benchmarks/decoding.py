@@ -6,7 +6,9 @@ steps whatever the weights are.
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.baseline import Baseline
-from benchmarks.measuring import Column, Runner, in_own_process, peak_resident_mib, timed_in_turns
+from benchmarks.measuring import Column, Runner, in_own_process, peak_resident_mib, timed, timed_in_turns
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID
 from gnmt.checkpoint.load import load_model
 from gnmt.decoding.engine.inference_copy import inference_copy
@@ -28,6 +30,8 @@ from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
+
+Sources = Sequence[Sequence[int]]
 
 BASELINE = "baseline"
 # Encoder layers, decoder layers, width, subwords.
@@ -89,27 +93,24 @@ class Workload:
         return f"{Path(self.size).stem}_{self.lengths}_{self.beam}_{self.batch_size}"
 
     def call(self, name: str) -> Runner:
-        """Return a call of `system` with a new model."""
-        return self.system(name, self.model())
+        """Return a call of `system` with a new model and all sources."""
+        model = self.model()
+        return partial(self.system(name, model), self.sources(model.source_embedding.num_embeddings))
 
-    def system(self, name: str, model: Seq2Seq) -> Runner:
-        """Return a call that translates all sources, by the baseline or by search in a precision."""
+    def system(self, name: str, model: Seq2Seq) -> Callable[[Sources], object]:
+        """Return a function that translates sources, by the baseline or by search in a precision."""
         device = choose_device(self.device)
-        sources = self.sources(model.source_embedding.num_embeddings)
         suppressed = (PAD_ID, BOS_ID)
         if name == BASELINE:
             plain = Baseline(model, device)
-            return lambda: plain.search(sources, self.options, suppressed, self.batch_size)
+            return lambda sources: plain.search(sources, self.options, suppressed, self.batch_size)
         fast = inference_copy(model, choose_precision(name, device))
         return partial(
-            search,
-            fast,
-            sources,
-            self.options,
+            lambda sources, **settings: search(fast, sources, self.options, **settings),
             device=device,
             suppressed=suppressed,
             batch_size=self.batch_size,
-            resident=ResidentMemory() if device.type == "cuda" else None,  # for all repetitions, as in a Translator
+            resident=ResidentMemory() if device.type == "cuda" else None,  # for all calls, as in a Translator
         )
 
 
@@ -121,6 +122,8 @@ class Figure:
         ratio: Median time of the baseline divided by this system's.
         peak_mib: Peak resident memory of a separate process, including the original model (on CUDA: allocated device
             memory); None if not measured.
+        latency_p50_ms: Median time of a sentence that is translated alone; None for other batch sizes than 1.
+        latency_p99_ms: The time that 99 of 100 sentences do not exceed; None for other batch sizes than 1.
     """
 
     size: str
@@ -133,6 +136,8 @@ class Figure:
     tokens_per_second: float
     ratio: float
     peak_mib: float | None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
 
 
 COLUMNS = (
@@ -145,6 +150,8 @@ COLUMNS = (
     Column("tokens/s", "tokens_per_second", 11, ".1f"),
     Column("ratio", "ratio", 7, ".2f"),
     Column("peak MiB", "peak_mib", 9, ".0f"),
+    Column("p50 ms", "latency_p50_ms", 8, ".1f"),
+    Column("p99 ms", "latency_p99_ms", 8, ".1f"),
 )
 
 
@@ -159,10 +166,14 @@ def measure(workload: Workload, precisions: list[str], repetitions: int, memory:
     """Time the baseline and each precision in turns."""
     model = workload.model()
     names = [BASELINE, *precisions]
-    runners = {name: workload.system(name, model) for name in names}
+    sources = workload.sources(model.source_embedding.num_embeddings)
+    systems = {name: workload.system(name, model) for name in names}
+    runners = {name: partial(system, sources) for name, system in systems.items()}
     seconds = timed_in_turns(runners, repetitions, workload.device)
-    del runners, model
-    sources = workload.sources(5)  # their lengths do not depend on the vocabulary
+    latencies = {}
+    if workload.batch_size == 1:
+        latencies = {name: latencies_ms(system, sources, workload.device) for name, system in systems.items()}
+    del runners, systems, model
     num_tokens = sum(map(len, sources))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return [
@@ -174,9 +185,20 @@ def measure(workload: Workload, precisions: list[str], repetitions: int, memory:
             tokens_per_second=num_tokens / medians[name],
             ratio=medians[BASELINE] / medians[name],
             peak_mib=peak_mib(workload, name) if memory else None,
+            **latencies.get(name, {}),
         )
         for name in names
     ]
+
+
+def latencies_ms(system: Callable[[Sources], object], sources: Sources, device: str) -> dict[str, float]:
+    """Return the latencies of `Figure`, over 200 or more translations of one source at a time."""
+    rounds = -(-200 // len(sources))
+    times = sorted(1000 * timed(partial(system, [source]), device) for _ in range(rounds) for source in sources)
+    return {
+        "latency_p50_ms": statistics.median(times),
+        "latency_p99_ms": times[math.ceil(0.99 * len(times)) - 1],
+    }
 
 
 def peak_mib(workload: Workload, name: str) -> float:

@@ -197,6 +197,7 @@ def search(session: Session) -> str:
     shared = ["scripts/benchmark.py", f"device={device}", sizes, "lengths=[equal]", "memory=false", "repetitions=3"]
     precisions = "precisions=[fp32]" if quick else "precisions=[bf16]"
     batches = {"32": ["batch_sizes=[32]", "beams=[5]"], "128": ["batch_sizes=[128]", "beams=[5]"]}
+    batches["512"] = ["batch_sizes=[512]", "beams=[5]"]
     batches["1"] = ["batch_sizes=[1]", "beams=[1,5]"]
     commands = {f"batch_{name}": [*shared, precisions, "num_batches=2", *keys] for name, keys in batches.items()}
     return measured(session, "search", commands, "output=")

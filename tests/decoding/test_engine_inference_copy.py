@@ -344,9 +344,9 @@ def test_the_benchmark_models_translate_to_the_length_that_was_set() -> None:
     model = workload.model()
     sources = workload.sources(model.source_embedding.num_embeddings)
     assert len({len(ids) for ids in sources}) > 1
-    for ids, result in zip(sources, workload.system("fp32", model)(), strict=True):  # type: ignore[call-overload]
+    for ids, result in zip(sources, workload.system("fp32", model)(sources), strict=True):  # type: ignore[call-overload]
         assert len(result.hypotheses[0].tokens) == len(ids)
-    for ids, tokens in zip(sources, workload.system("baseline", model)(), strict=True):  # type: ignore[call-overload]
+    for ids, tokens in zip(sources, workload.system("baseline", model)(sources), strict=True):  # type: ignore[call-overload]
         assert len(tokens) == len(ids)
 
 

@@ -41,7 +41,7 @@ def test_decoding_benchmark_writes_finite_figures_and_profiles(
         assert len(figure["seconds"]) == 2
         for key in ("sentences_per_second", "tokens_per_second", "ratio"):
             assert 0 < figure[key] < math.inf
-        assert figure["peak_mib"] is None
+        assert figure["peak_mib"] is figure["latency_p50_ms"] is figure["latency_p99_ms"] is None
     assert written["figures"][0]["ratio"] == 1
     assert written["setting"]["repetitions"] == 2
     assert "_linear_pointwise" in (tmp_path / "out" / "figures.profile.txt").read_text(encoding="utf-8")
@@ -50,10 +50,20 @@ def test_decoding_benchmark_writes_finite_figures_and_profiles(
     assert [row[4] for row in rows] == ["system", *SYSTEMS]
 
 
+def test_sentences_that_are_translated_alone_have_latencies(run_command, tmp_path) -> None:
+    settings = ("sizes=[tiny]", "beams=[1]", "batch_sizes=[1]", "lengths=[mixed]", "source_tokens=3", "repetitions=1")
+    finished = run_command(
+        "benchmark", *settings, "device=cpu", "precisions=[fp32]", "memory=false", "output=a.json", cwd=tmp_path
+    )
+    assert finished.code == 0, finished.err
+    for figure in json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["figures"]:
+        assert 0 < figure["latency_p50_ms"] <= figure["latency_p99_ms"] < math.inf
+
+
 def test_a_row_shows_the_end_of_a_long_path() -> None:
     figure = Figure("runs/some_long_name/best.pt", "mixed", 5, 32, "int8", [0.5], 250.0, 10240.0, 2.25, 321.4)
     cells = row(COLUMNS, figure)
-    assert cells.split() == ["name/best.pt", "mixed", "5", "32", "int8", "250.00", "10240.0", "2.25", "321"]
+    assert cells.split() == ["name/best.pt", "mixed", "5", "32", "int8", "250.00", "10240.0", "2.25", "321", "-", "-"]
     assert len(cells) == len(header(COLUMNS))
 
 
