@@ -217,7 +217,8 @@ class DecoderState:
     """State of a decoder between two steps; every tensor is [B, K, ...].
 
     Sentences enter a search at different times, so the rows of one state may have taken different numbers of steps.
-    Each row therefore stores its own position in `tensors` where the decoder needs it.
+    Each row therefore stores its own position in `tensors` where the decoder needs it. Positions are whole numbers: on
+    CUDA, those of a finished sentence stay as they are while the other rows are stepped, so that they remain in range.
 
     Attributes:
         tensors: Tensors of fixed size by name.
