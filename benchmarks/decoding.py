@@ -192,8 +192,8 @@ def measure(workload: Workload, precisions: list[str], repetitions: int, memory:
 
 
 def latencies_ms(system: Callable[[Sources], object], sources: Sources, device: str) -> dict[str, float]:
-    """Return the latencies of `Figure`, over 200 or more translations of one source at a time."""
-    rounds = -(-200 // len(sources))
+    """Return the latencies of `Figure`, over at least 100 translations of one source at a time."""
+    rounds = math.ceil(100 / len(sources))
     times = sorted(1000 * timed(partial(system, [source]), device) for _ in range(rounds) for source in sources)
     return {
         "latency_p50_ms": statistics.median(times),
