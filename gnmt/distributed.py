@@ -18,6 +18,7 @@ import math
 import os
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +179,8 @@ class Ranks:
     def process_group(self, device: torch.device) -> Iterator[None]:
         """Join the process group of torch.distributed, with gloo on CPUs and NCCL between GPUs.
 
+        Processes that share a GPU, which NCCL refuses, communicate by gloo, through the memory of the CPU.
+
         After a failure the group is not destroyed, because the other processes may never reach that call.
         """
         if self.world_size == 1:
@@ -188,10 +191,14 @@ class Ranks:
             torch.cuda.set_device(device)
         # Joining the group and its collectives block in C++, where no signal is handled, so wait here for all ranks.
         name = self._next_barrier()
-        self._store.set(f"{name}/{self.rank}", "")
-        self._wait_for_keys({f"{name}/{rank}": rank for rank in range(self.world_size)})
+        self._store.set(f"{name}/{self.rank}", f"{socket.gethostname()} {device}")
+        ranks = {f"{name}/{rank}": rank for rank in range(self.world_size)}
+        self._wait_for_keys(ranks)
+        share_a_gpu = on_cuda and len({self._store.get(key) for key in ranks}) < self.world_size
+        if share_a_gpu:
+            log.warning("processes share a GPU, which is slow: start one for each GPU, and leave device=auto")
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            "cpu:gloo,cuda:nccl" if on_cuda and not share_a_gpu else "gloo",
             store=PrefixStore(name, self._store),
             rank=self.rank,
             world_size=self.world_size,

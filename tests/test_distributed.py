@@ -51,6 +51,34 @@ def test_without_torchrun_a_process_runs_alone_and_never_waits(monkeypatch):
     ranks.wait_before_exit()
 
 
+@pytest.mark.parametrize(
+    ("devices", "backend"),
+    [
+        (("cpu", "cpu"), "gloo"),
+        (("cuda:0", "cuda:1"), "cpu:gloo,cuda:nccl"),
+        (("cuda:0", "cuda:0"), "gloo"),
+    ],
+)
+def test_processes_that_share_a_gpu_communicate_by_gloo(pair, devices, backend, monkeypatch, caplog):
+    """NCCL refuses to connect them."""
+    backends: list[str] = []
+    monkeypatch.setattr("gnmt.distributed.dist.init_process_group", lambda backend, **_: backends.append(backend))
+    monkeypatch.setattr("gnmt.distributed._destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    def join(ranks: Ranks, device: str) -> None:
+        with ranks.process_group(torch.device(device)):
+            pass
+
+    threads = [threading.Thread(target=join, args=pair_of) for pair_of in zip(pair, devices, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert backends == [backend, backend]
+    assert ("processes share a GPU" in caplog.text) is (devices == ("cuda:0", "cuda:0"))
+
+
 def test_an_incomplete_environment_is_an_input_error(monkeypatch):
     for name, value in {
         "WORLD_SIZE": "2",

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gnmt.checkpoint.file import read_checkpoint
 
@@ -90,3 +91,35 @@ def test_two_processes_fine_tune_and_resume_without_the_other_run(tiny, tmp_path
     config = json.loads(read_checkpoint(tmp_path / "runs" / "domain" / "last.pt")["config"])
     assert config["model"]["embedding_size"] == 16
     assert config["model"]["decoder"]["dropout"] == 0.3
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_processes_share_a_gpu(tiny, tmp_path) -> None:
+    """The data-parallel path on CUDA, for machines with one GPU. Its gradients go through gloo."""
+    overrides = [text for text in tiny.overrides if not text.startswith(("device=", "name="))]
+    overrides += ["device=cuda:0", "precision=fp32", "model.encoder.dropout=0"]
+    log = tmp_path / "log"
+    process = start((), (*overrides, "name=shared"), tmp_path, log)
+    assert process.wait(240) == 0, log.read_text(encoding="utf-8")
+    output = log.read_text(encoding="utf-8")
+    assert "processes share a GPU" in output
+    assert "by 2 processes" in output
+    alone = subprocess.run([sys.executable, str(SCRIPT), *overrides, "name=alone"], cwd=tmp_path)
+    assert alone.returncode == 0
+    [together, single] = (read_checkpoint(tmp_path / "runs" / name / "last.pt") for name in ("shared", "alone"))
+    for name, weight in single["model"].items():
+        torch.testing.assert_close(together["model"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_processes_train_on_two_gpus(tiny, tmp_path) -> None:
+    """NCCL between two GPUs."""
+    overrides = [text for text in tiny.overrides if not text.startswith(("device=", "name="))]
+    log = tmp_path / "log"
+    process = start((), (*overrides, "device=cuda", "name=two"), tmp_path, log)
+    assert process.wait(240) == 0, log.read_text(encoding="utf-8")
+    output = log.read_text(encoding="utf-8")
+    assert "by 2 processes" in output
+    assert "processes share a GPU" not in output
