@@ -94,7 +94,7 @@ def lines_figure(
     Args:
         x_values: Positions of the points: numbers, or texts, which are placed at equal distances.
         lines: For each name in the legend, the values at each point, such as those of several seeds. A point without
-            values is a gap.
+            values is a gap between texts, and left out between numbers, where another line may have it.
         x_label: Label of the x axis.
         y_label: Label of the y axis.
         log_y: Use a logarithmic y axis.
@@ -103,14 +103,16 @@ def lines_figure(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     named = any(isinstance(value, str) for value in x_values)
-    x = range(len(x_values)) if named else [float(value) for value in x_values]
+    x = np.arange(len(x_values)) if named else np.array([float(value) for value in x_values])
     for index, (name, values) in enumerate(lines.items()):
         means = np.array([np.mean(found) if len(found) else np.nan for found in values])
         deviations = np.array([np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values])
+        # Runs are evaluated at different updates: a gap at the update of another run would break the line.
+        shown = np.full(len(means), True) if named else ~np.isnan(means)
         axes.errorbar(
-            x,
-            means,
-            yerr=deviations,
+            x[shown],
+            means[shown],
+            yerr=deviations[shown],
             marker=_MARKERS[index % len(_MARKERS)],
             markersize=4,
             capsize=3,

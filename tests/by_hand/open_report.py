@@ -3,7 +3,8 @@
   python tests/by_hand/open_report.py report.html screenshots
 
 The first argument is a report of scripts/report.py about two or more systems; the second is the folder for the
-screenshots: light, dark, and as wide as a phone. Needs Chromium (`apt install chromium`).
+screenshots of its top and of its sentences: light, dark, and as wide as a phone. Needs Chromium (`apt install
+chromium`).
 """
 
 import json
@@ -46,9 +47,22 @@ choose("search", "");
 const before = articles().length;
 byId("more").click();
 found.more = articles().length > before || before === data.rows.length;
+const color = (name, property) => getComputedStyle(document.querySelector(name))[property];
+found.figureText = color("figure svg text", "fill") === color("body", "color");
+document.querySelectorAll("details").forEach((one) => { one.open = true; one.dispatchEvent(new Event("toggle")); });
+found.fits = document.documentElement.scrollWidth <= window.innerWidth;
 document.title = JSON.stringify(found);
 </script>
 """
+
+
+# Shows the sentences alone, with the attention of the first ones, where it is known.
+SENTENCES = """
+<style>section:not(:last-of-type) { display: none; }</style>
+<script>[...document.querySelectorAll("article details")].slice(0, 2).forEach((one) => { one.open = true; });</script>
+"""
+DARK = "--blink-settings=preferredColorScheme=0"
+PHONE = "--window-size=420,3600"
 
 
 def browse(page: Path, *options: str) -> str:
@@ -62,19 +76,23 @@ def browse(page: Path, *options: str) -> str:
 def main() -> None:
     report, folder = Path(sys.argv[1]), Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    checked = folder / "checked.html"
-    checked.write_text(report.read_text(encoding="utf-8").replace("</body>", f"{CHECKS}</body>"), encoding="utf-8")
-    (title,) = re.findall("<title>(.*?)</title>", browse(checked, "--dump-dom"))
-    found = json.loads(title.replace("&quot;", '"'))
-    print(found)
-    assert all(found.values()), found
-    for name, size, options in (
-        ("light", "1200,2600", ()),
-        ("dark", "1200,2600", ("--blink-settings=preferredColorScheme=0",)),
-        ("phone", "420,3600", ()),
-    ):
-        browse(report, f"--window-size={size}", f"--screenshot={folder}/{name}.png", *options)
-        print(folder / f"{name}.png")
+    html = report.read_text(encoding="utf-8")
+    checked, sentences = folder / "checked.html", folder / "sentences.html"
+    checked.write_text(html.replace("</body>", f"{CHECKS}</body>"), encoding="utf-8")
+    sentences.write_text(html.replace("</body>", f"{SENTENCES}</body>"), encoding="utf-8")
+    for options in ((), (DARK,), (PHONE,)):
+        (title,) = re.findall("<title>(.*?)</title>", browse(checked, "--dump-dom", *options))
+        found = json.loads(title.replace("&quot;", '"'))
+        print(found)
+        assert all(found.values()), found
+    for name, page in (("", report), ("sentences_", sentences)):
+        for kind, options in (
+            ("light", ("--window-size=1200,2600",)),
+            ("dark", ("--window-size=1200,2600", DARK)),
+            ("phone", (PHONE,)),
+        ):
+            browse(page, f"--screenshot={folder}/{name}{kind}.png", *options)
+            print(folder / f"{name}{kind}.png")
 
 
 if __name__ == "__main__":

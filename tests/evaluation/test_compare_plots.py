@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_a_scalar_over_updates_is_the_mean_over_seeds():
     assert points(figure) == {"a": [(100, 4.5), (200, 3.0)], "b": [(100, 3.0), (200, 2.0)]}
     [axes] = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("updates", "dev loss")
+
+
+def test_runs_that_are_evaluated_at_different_updates_have_unbroken_lines():
+    """The line of a run had a gap at each update at which only another run was evaluated, so it fell into dots."""
+    other = replace(run("b"), scalars={"dev/loss": [(50, 3.5), (150, 2.5)]})
+    figure = draw_over_updates([run("a"), other], "dev/loss", "dev loss")
+    assert points(figure) == {"a": [(100, 3.0), (200, 2.0)], "b": [(50, 3.5), (150, 2.5)]}
 
 
 def test_gradient_norms_are_means_of_the_first_updates_over_layers():
