@@ -11,7 +11,7 @@ each word.
 
 Main keys:
   systems         run folders, .tsv files of evaluate.py, .jsonl files of translate.py or score.py, or text files
-  output          the file to write
+  output          the file to write, .html
   test_set        the test set of the run folders, if they were evaluated on several
   source, target  the sentences and their references, for systems that are no evaluations
   scores          segment scores of another program: .json of comet-score, or a text file of numbers for each system
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from gnmt.config.cli import run_command
 from gnmt.config.schema import ReportConfig
+from gnmt.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def main(cfg: ReportConfig) -> None:
     from gnmt.evaluation.report import build_report, read_inputs
     from gnmt.fileio import check_output, write_atomically
 
+    if not cfg.output.endswith(".html"):  # it might be one of the texts, which would be replaced
+        raise InputError(f"output={cfg.output} must end in .html: give the report a name such as report.html")
     check_output("output", cfg.output, make_folder=True)
     html = build_report(cfg.title, read_inputs(cfg)).as_html()
     write_atomically(Path(cfg.output), html.encode())

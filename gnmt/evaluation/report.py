@@ -414,9 +414,12 @@ def read_inputs(cfg: ReportConfig) -> Inputs:
     folders = [system.run for system in systems if system.run is not None]
     runs = read_runs(folders)[0] if folders else []
     languages = [run.config["data"].get("target_language") for run in runs if "data" in run.config]
+    # Everything is read before the tests of significance, which take most of the time.
+    sources = choose_sources(systems, cfg.source)
+    frequencies = word_frequencies(cfg.training_text, folders, scoring)
     return Inputs(
         systems,
-        choose_sources(systems, cfg.source),
+        sources,
         references,
         scoring,
         compare_systems(
@@ -425,7 +428,7 @@ def read_inputs(cfg: ReportConfig) -> Inputs:
         compare_seeds(systems, references, scoring),
         runs,
         cfg.target_language or next((language for language in languages if language), ""),
-        word_frequencies(cfg.training_text, folders, scoring),
+        frequencies,
     )
 
 
@@ -444,9 +447,8 @@ def word_frequencies(training_text: str | None, runs: Sequence[Path], scoring: S
     if training_text is not None:
         texts: Iterable[str] = read_text_lines(training_text)
     elif runs:
-        folder = read_checkpoint(runs[0] / "best.pt")["preprocessed_folder"]
         try:
-            store = read_preprocessed(folder).store
+            store = read_preprocessed(read_checkpoint(runs[0] / "best.pt")["preprocessed_folder"]).store
         except InputError as error:
             log.warning("no F1 by word frequency: %s; training_text= names the text", error)
             return None

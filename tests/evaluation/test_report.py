@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gnmt.errors import InputError
-from gnmt.evaluation.report import Inputs, Report, build_report
+from gnmt.evaluation.report import Inputs, Report, build_report, word_frequencies
 from gnmt.evaluation.significance import compare_systems
 from gnmt.evaluation.systems import Scoring, System, choose_sources, read_system
 
@@ -91,6 +91,13 @@ def test_the_numbers_stand_below_each_figure(page: Page) -> None:
     assert page.tags.count("svg") == 2
 
 
+def test_the_text_of_figures_has_the_color_of_the_page() -> None:
+    """In dark mode, the labels of the axes and the legend were black on black."""
+    html = make_report([GOOD]).as_html()
+    assert "figure svg text { fill: currentColor; }" in html
+    assert "#000000" not in html
+
+
 def test_the_embedded_data_holds_every_sentence(page: Page) -> None:
     data = json.loads(page.scripts["data"])
     assert data["systems"] == ["good", "<bad>"]
@@ -160,3 +167,24 @@ def test_the_command_writes_one_file(tmp_path: Path) -> None:
     found = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert json.loads(found.scripts["data"])["systems"] == ["a.txt", "b.txt"]
     assert any(row[0] == "1-4" for row in found.rows)
+
+
+def test_the_report_never_replaces_a_text(tmp_path: Path, run_command) -> None:
+    """output=a.txt replaced the translations of a system by the report about them."""
+    for name in ("a.txt", "b.txt", "r.de"):
+        write(tmp_path / name, REFERENCES)
+    texts = ["systems=[a.txt,b.txt]", "target=r.de", "source=r.de"]
+    for output in ("a.txt", "-", "report"):
+        done = run_command("report", *texts, f"output={output}", cwd=tmp_path)
+        assert (done.code, done.err) == (
+            2,
+            f"error: output={output} must end in .html: give the report a name such as report.html\n",
+        )
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8").splitlines() == REFERENCES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt", "r.de"]
+
+
+def test_a_run_without_its_checkpoint_has_no_word_frequencies(tmp_path: Path, caplog) -> None:
+    """A copy of a run without best.pt had no report at all."""
+    assert word_frequencies(None, [tmp_path], Scoring()) is None
+    assert "no F1 by word frequency: checkpoint" in caplog.text
