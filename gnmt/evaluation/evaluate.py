@@ -183,8 +183,12 @@ def evaluation_names(test_set: str, pairs: Rows, checkpoints: Sequence[Path], va
     """
     text_name = f"{test_set}-{short_hash(json.dumps(pairs))}"
     checkpoint_name = "+".join(checkpoint.stem for checkpoint in checkpoints)
-    checkpoints_hash = short_hash(json.dumps(sha256_of_checkpoints(checkpoints)))
-    return text_name, f"{text_name}.{checkpoint_name}{variant}.{checkpoints_hash}"
+    return text_name, f"{text_name}.{checkpoint_name}{variant}.{checkpoints_hash(checkpoints)}"
+
+
+def checkpoints_hash(checkpoints: Sequence[Path]) -> str:
+    """Return the hash of the contents of checkpoints that is in the names of their evaluation's files."""
+    return short_hash(json.dumps(sha256_of_checkpoints(checkpoints)))
 
 
 def output_folder(checkpoints: Sequence[Path], output: Path | None) -> Path:

@@ -112,12 +112,14 @@ def score_translations(
         chrfpp=scores["chrfpp"],
         ter=scores.get("ter"),
         gleu=scores["gleu"],
-        signatures={name: str(metric.get_signature()) for name, metric in metrics.items()},
+        signatures={str(name): str(metric.get_signature()) for name, metric in metrics.items()},
         num_sentences=len(hypotheses),
     )
 
 
-def build_metrics(names: Sequence[MetricName], tokenize: str = "13a", lowercase: bool = False) -> dict[str, Metric]:
+def build_metrics(
+    names: Sequence[MetricName], tokenize: str = "13a", lowercase: bool = False
+) -> dict[MetricName, Metric]:
     """Return metrics by name; see `score_translations` for the arguments."""
     makers: dict[MetricName, Callable[[], Metric]] = {
         "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gnmt.errors import InputError, format_count
+from gnmt.evaluation.metrics import METRIC_TITLES
 from gnmt.fileio import parse_json, path_list, read_text_lines
 
 COMET = "COMET"
@@ -70,7 +71,8 @@ def read_score_files(given: Given | None) -> list[ScoreFiles]:
         given: Value of the config key `scores`; None for no scores.
 
     Raises:
-        InputError: A file cannot be read, has a value that is not a finite number, or shares its name with another.
+        InputError: A file cannot be read, has a value that is not a finite number, or shares its name with another or
+            with a metric.
     """
     if given is None:
         return []
@@ -81,6 +83,9 @@ def read_score_files(given: Given | None) -> list[ScoreFiles]:
     else:
         found = _read(None, path_list(given))
     names = [files.name for files in found]
+    of_metrics = {title.lower() for title in METRIC_TITLES.values()} | set(METRIC_TITLES)
+    if taken := next((name for name in names if name.lower() in of_metrics), None):
+        raise InputError(f"scores: {taken} is the name of a metric that gnmt computes: give the scores another name")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(
             f"scores: several files hold scores of the name {twice}: name them, as in scores={{A:a.json,B:b.json}}"
@@ -142,6 +147,8 @@ def _read_comet(path: str) -> list[ScoredText]:
 
 def _checked(path: str, label: str, number: int, segment: Any, key: str) -> Any:
     """Return the score or the translation (key mt) of a segment in a file of comet-score."""
+    if isinstance(segment, Mapping) and key not in segment:
+        raise InputError(f"scores: {path}: segment {number} of {label} has no {key}, only {', '.join(segment)}")
     value = segment.get(key) if isinstance(segment, Mapping) else None
     if key == "mt":
         is_right, allowed = isinstance(value, str), "text"

@@ -11,8 +11,9 @@ import logging
 import math
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 from sacrebleu.metrics.base import Metric
@@ -20,12 +21,15 @@ from sacrebleu.significance import PairedTest, Result
 
 from gnmt.errors import format_count
 from gnmt.evaluation.compare import NOTHING, SEGMENT_SCORE_DIGITS, Table
-from gnmt.evaluation.metrics import MeanMetric
+from gnmt.evaluation.metrics import METRIC_TITLES, MeanMetric
 from gnmt.evaluation.systems import Scoring, System
 
 Test = Literal["bootstrap", "randomization"]
 
-# By degrees of freedom from 1: the 0.975 quantile of Student's t-distribution.
+_DEFAULT_SAMPLES: dict[Test, int] = {"bootstrap": 1000, "randomization": 10_000}
+
+# By degrees of freedom from 1: the 0.975 quantile of Student's t-distribution. It falls, so for more degrees of freedom
+# the last one gives a slightly wider interval.
 _T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -43,10 +47,11 @@ def compare_systems(
 ) -> Table:
     """Return a table of scores, 95% confidence intervals, differences to the first system, and their p-values.
 
-    Segment scores of other programs are averaged, and tested like the metrics. The test is sacreBLEU's. Paired
-    bootstrap (Koehn 2004) draws test sets of the same size with replacement; paired approximate randomization (Riezler
-    and Maxwell 2005) exchanges the translations of two systems at random. A p-value is the probability of a difference
-    at least this large if the systems were equally good. The intervals are those of the bootstrap for both tests.
+    It has a row for each metric and system. Segment scores of other programs are averaged, and tested like the metrics.
+    The test is sacreBLEU's. Paired bootstrap (Koehn 2004) draws test sets of the same size with replacement; paired
+    approximate randomization (Riezler and Maxwell 2005) exchanges the translations of two systems at random. A p-value
+    is the probability of a difference at least this large if the systems were equally good. The intervals are those of
+    the bootstrap for both tests.
 
     Args:
         systems: The baseline, then the systems that are compared with it, at least one.
@@ -57,43 +62,45 @@ def compare_systems(
         seed: Seed of the samples.
     """
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # it logs each metric of each system
-    header, columns = ["system"], [[system.name for system in systems]]
-    notes = [
-        f"{format_count(len(systems[0].translations), 'sentence')}; baseline: {systems[0].name}; {_described(test)}",
-        "p is the probability of a difference at least this large between equally good systems, by the choice of test "
-        "sentences alone: another seed of training is another source of chance",
-    ]
+    num_samples = num_samples or _DEFAULT_SAMPLES[test]
+    rows: list[list[str]] = []
 
-    def add(metrics: dict[str, Metric], inputs: Sequence[Sequence[Any]], digits: int) -> None:
+    def add(metrics: dict[str, Metric], inputs: Sequence[Sequence[Any]], digits: int) -> dict[str, str]:
+        """Add a row for each metric and system, and return the signatures of the metrics."""
         with _sacrebleu_seed(seed):
-            signatures, scores = PairedTest(
+            found, scores = PairedTest(
                 [(system.name, texts) for system, texts in zip(systems, inputs, strict=True)],
                 metrics,
                 list(references),
                 test_type={"bootstrap": "bs", "randomization": "ar"}[test],
-                n_samples=num_samples or 0,
+                n_samples=num_samples,
                 n_ar_confidence=0 if test == "randomization" else -1,
             )()
-        for name, signature in signatures.items():
-            results = [one for one in scores[name] if isinstance(one, Result)]
-            header.extend([name, "95% interval", "difference", "p"])
-            columns.extend(
-                [
-                    [f"{result.score:.{digits}f}" for result in results],
-                    [interval(result, digits) for result in results],
-                    [NOTHING, *(f"{result.score - results[0].score:+.{digits}f}" for result in results[1:])],
-                    [NOTHING, *(f"{p_value(result, results[0]):.4f}" for result in results[1:])],
-                ]
-            )
-            notes.append(f"{name}: {signature}")
+        for title, name in zip(metrics, found, strict=True):
+            baseline, *others = [one for one in scores[name] if isinstance(one, Result)]
+            cells = [[NOTHING, NOTHING]]
+            cells += [[f"{one.score - baseline.score:+.{digits}f}", f"{p_value(one, baseline):.4f}"] for one in others]
+            for system, result, difference in zip(systems, [baseline, *others], cells, strict=True):
+                score = f"{result.score:.{digits}f}"
+                rows.append([title, system.name, score, interval(result, digits), *difference])
+        return {title: str(signature) for title, signature in zip(metrics, found.values(), strict=True)}
 
+    notes = [
+        f"{_test_set(systems)}; baseline: {systems[0].name}; {_described(test, num_samples)}, seed {seed}",
+        "p is the probability of a difference at least this large between equally good systems, by the choice of test "
+        "sentences alone: another seed of training is another source of chance",
+    ]
     if scoring.metrics:
-        add(scoring.build(), [system.translations for system in systems], digits=2)
+        metrics = {METRIC_TITLES[name]: metric for name, metric in scoring.build().items()}
+        signatures = add(metrics, [system.translations for system in systems], digits=2)
+        for title, signature in signatures.items():
+            notes.append(f"{title}: {'smaller is better; ' if title == 'TER' else ''}{signature}")
     for name in systems[0].segment_scores:
         # The test never looks into the segments, so it resamples given scores as it resamples translations.
         given = [system.segment_scores[name] for system in systems]
         add({name: MeanMetric(name)}, given, digits=SEGMENT_SCORE_DIGITS)
-    return Table(header, [list(row) for row in zip(*columns, strict=True)], notes)
+        notes.append(f"{name}: mean of the scores that another program gave the sentences")
+    return Table(["metric", "system", "score", "95% interval", "difference", "p"], rows, notes)
 
 
 def interval(result: Result, digits: int = 2) -> str:
@@ -109,8 +116,16 @@ def p_value(result: Result, baseline: Result) -> float:
     return 1.0 if result.score == baseline.score else result.p_value
 
 
-def _described(test: Test) -> str:
-    return {"bootstrap": "paired bootstrap", "randomization": "paired approximate randomization"}[test]
+def _described(test: Test, num_samples: int) -> str:
+    if test == "bootstrap":
+        return f"paired bootstrap with {format_count(num_samples, 'resampled test set', comma=True)}"
+    return f"paired approximate randomization with {format_count(num_samples, 'random exchange', comma=True)}"
+
+
+def _test_set(systems: Sequence[System]) -> str:
+    """Return the name of the test set, if it is known, and the number of its sentences."""
+    names = [system.test_set for system in systems if system.test_set is not None]
+    return ", ".join([*names[:1], format_count(len(systems[0].translations), "sentence", comma=True)])
 
 
 @contextmanager
@@ -130,32 +145,53 @@ def _sacrebleu_seed(seed: int) -> Iterator[None]:
 def compare_seeds(systems: Sequence[System], references: Sequence[Sequence[str]], scoring: Scoring) -> Table | None:
     """Return mean, sample standard deviation and 95% t-interval of the mean over runs that differ in their seed.
 
-    Returns None if no two systems are runs with the same settings.
+    Evaluations of runs belong together if settings and evaluation (checkpoint, search options) are equal and the seeds
+    differ. Returns None if there are no such runs.
     """
     groups: list[list[System]] = []
     for system in systems:
-        group = next((group for group in groups if group[0].settings == system.settings), None)
-        if group is None or system.settings is None:
+        group = next((group for group in groups if _differ_in_seed(group, system)), None)
+        if group is None:
             groups.append([system])
         else:
             group.append(system)
     if max(map(len, groups)) < 2:
         return None
-    metrics = scoring.build()
-    header = ["runs", "seeds"]
-    for name in [*metrics, *systems[0].segment_scores]:
-        header += [f"{name} over seeds", "95% t-interval of the mean"]
     rows = []
-    for group in groups:
-        row = [group[0].name, str(len(group))]
-        for metric in metrics.values():
-            scores = [metric.corpus_score(system.translations, list(references)).score for system in group]
-            row += mean_and_interval(scores)
-        for name in systems[0].segment_scores:
-            means = [statistics.fmean(system.segment_scores[name]) for system in group]
-            row += mean_and_interval(means, SEGMENT_SCORE_DIGITS)
-        rows.append(row)
-    return Table(header, rows, ["± is the sample standard deviation over seeds"])
+
+    def add(title: str, score_of: Callable[[System], float], digits: int) -> None:
+        for group in groups:
+            seeds = ", ".join(str(seed) for seed in sorted(one.seed for one in group if one.seed is not None))
+            row = [title, group[0].name, seeds or NOTHING]
+            rows.append(row + mean_and_interval([score_of(system) for system in group], digits))
+
+    for metric_name, metric in scoring.build().items():
+        add(METRIC_TITLES[metric_name], partial(_score, metric, list(references)), digits=2)
+    for name in systems[0].segment_scores:
+        add(name, partial(_mean_of_segments, name), SEGMENT_SCORE_DIGITS)
+    note = (
+        "± is the sample standard deviation over seeds of training; the interval is where the mean over many seeds "
+        "lies on these test sentences"
+    )
+    return Table(["metric", "runs", "seeds", "mean", "95% t-interval"], rows, [note])
+
+
+def _differ_in_seed(group: Sequence[System], system: System) -> bool:
+    """Return whether a system differs from each of a group in nothing but its seed."""
+    return (
+        system.settings is not None
+        and group[0].settings == system.settings
+        and group[0].evaluation == system.evaluation
+        and system.seed not in [other.seed for other in group]
+    )
+
+
+def _score(metric: Metric, references: Sequence[Sequence[str]], system: System) -> float:
+    return float(metric.corpus_score(system.translations, references).score)
+
+
+def _mean_of_segments(name: str, system: System) -> float:
+    return statistics.fmean(system.segment_scores[name])
 
 
 def mean_and_interval(values: Sequence[float], digits: int = 2) -> list[str]:

@@ -16,7 +16,7 @@ from sacrebleu.metrics.base import Metric
 
 from gnmt.config.run_folder import CONFIG, compared_settings
 from gnmt.errors import InputError, format_count
-from gnmt.evaluation.evaluate import SENTENCE_COLUMNS
+from gnmt.evaluation.evaluate import SENTENCE_COLUMNS, checkpoints_hash
 from gnmt.evaluation.metrics import MetricName, build_metrics, check_tokenizer
 from gnmt.evaluation.segment_scores import ScoreFiles, normalized, scores_of
 from gnmt.fileio import parse_json, read_lines, read_text_lines
@@ -33,7 +33,11 @@ class System:
         sources: The sentences that were translated; None for a text file.
         tokenize: Tokenization of BLEU in its evaluation; None if it is none.
         lowercase: Whether its evaluation ignored case; None if it is none.
+        test_set: Name of the test set; None if it is no evaluation.
+        evaluation: Name of the evaluation's files without the hash of the checkpoint, which tells the test set, the
+            checkpoint and the search options; None if it is none.
         settings: Settings of its run without the seed, with dotted keys; None if it belongs to no run.
+        seed: Seed of its run; None if it belongs to no run.
         run: Its run folder; None if it belongs to no run.
         scores: The search's score of each translation; None if they are not known.
         attention: For each sentence the attention, a row for each word of the translation and a column for each word of
@@ -48,7 +52,10 @@ class System:
     sources: list[str] | None = None
     tokenize: str | None = None
     lowercase: bool | None = None
+    test_set: str | None = None
+    evaluation: str | None = None
     settings: dict[str, Any] | None = None
+    seed: int | None = None
     run: Path | None = None
     scores: list[float] | None = None
     attention: list[list[list[float]]] | None = None
@@ -70,7 +77,7 @@ class Scoring:
     tokenize: str = "13a"
     lowercase: bool = False
 
-    def build(self) -> dict[str, Metric]:
+    def build(self) -> dict[MetricName, Metric]:
         """Return the metrics by name."""
         return build_metrics(self.metrics, self.tokenize, self.lowercase)
 
@@ -94,6 +101,8 @@ def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: st
     systems = [read_system(path, test_set) for path in paths]
     if not target_paths and all(system.references is None for system in systems):
         raise InputError("systems: none of them is an evaluation, which has references: give them with target=")
+    if not systems[0].translations:
+        raise InputError(f"systems: {systems[0].name} has no sentence: there is nothing to compare")
     for key in ("translations", "sources", "references"):
         known = [system for system in systems if getattr(system, key) is not None]
         for system in known[1:]:
@@ -157,7 +166,12 @@ def _lines_for(system: System, path: str, belongs: str) -> list[str]:
 def choose_scoring(
     systems: Sequence[System], metrics: Sequence[MetricName], tokenize: str | None, lowercase: bool | None
 ) -> Scoring:
-    """Return the metrics, by default as the systems were evaluated; raises InputError if they were unequally."""
+    """Return the metrics, by default as the systems were evaluated.
+
+    Raises InputError if they were evaluated unequally, or if there is neither a metric nor a segment score.
+    """
+    if not metrics and not systems[0].segment_scores:
+        raise InputError("metrics: the list is empty, and there is no scores=: give one of them, as in metrics=[bleu]")
     for key, given, values in (
         ("bleu_tokenize", tokenize, {system.tokenize for system in systems} - {None}),
         ("lowercase", lowercase, {system.lowercase for system in systems} - {None}),
@@ -180,6 +194,8 @@ def read_system(path: str, test_set: str | None) -> System:
         return _read_evaluation(path, find_evaluation(Path(path), test_set))
     if path.endswith(".tsv"):
         return _read_evaluation(path, Path(path))
+    if path.endswith(".pt"):
+        raise InputError(f"systems: {path} is a checkpoint: give its run folder, after scripts/evaluate.py")
     if path.endswith((".jsonl", ".jsonl.gz")):
         return _read_translations(path)
     return System(path, list(read_lines(path)))
@@ -191,6 +207,8 @@ def _read_translations(path: str) -> System:
     for number, line in enumerate(read_lines(path), start=1):
         try:
             entry = parse_json(line)
+            if entry.get("rank", 1) != 1:  # score.py writes a line for each translation of an n-best list
+                continue
             sources.append(normalized(entry["source"]))
             best = entry["translations"][0] if "translations" in entry else {**entry, "text": entry["target"]}
             translations.append(str(best["text"]))
@@ -219,20 +237,36 @@ def _of_every_line(values: list[Any]) -> list[Any] | None:
 def find_evaluation(run: Path, test_set: str | None) -> Path:
     """Return the sentence table of a run's only evaluation, or of the only one on the test set.
 
-    Raises InputError if there is none, or more than one.
+    Evaluations of an earlier best.pt, which training has replaced since, do not count. Raises InputError if there is
+    none, or more than one.
     """
-    found = []
+    found: list[Path] = []
+    outdated: list[Path] = []
+    names = []
+    best = run / "best.pt"
+    newest = checkpoints_hash([best]) if best.is_file() else None
     for path in sorted((run / "translations").glob("*.tsv")):
-        scores = _scores_of(path)
-        if test_set is None or scores.get("test_set") == test_set:
-            found.append(path)
+        name, _, digest = path.stem.rpartition(".")
+        is_of_best = "best" in name.split(".")[1:]
+        found_set = str(_scores_of(path).get("test_set"))
+        names.append(found_set)
+        if test_set is None or found_set == test_set:
+            (outdated if is_of_best and newest not in (None, digest) else found).append(path)
     of_test_set = "" if test_set is None else f" on {test_set}"
-    if not found:
-        raise InputError(f"{run} has no evaluation{of_test_set}: run scripts/evaluate.py on its best.pt first")
-    if len(found) > 1:
+    if not found and outdated:
         raise InputError(
-            f"{run} has {len(found)} evaluations{of_test_set}: give test_set=, or one of these files instead of the "
-            f"folder: {', '.join(map(str, found))}"
+            f"{run} has an evaluation{of_test_set} of an earlier best.pt, which training has replaced since: run "
+            "scripts/evaluate.py on its best.pt again"
+        )
+    if not found:
+        others = f", only on {', '.join(dict.fromkeys(names))}" if names else ""
+        raise InputError(f"{run} has no evaluation{of_test_set}{others}: run scripts/evaluate.py on its best.pt first")
+    if len(found) > 1:
+        several = len(set(names)) > 1 and test_set is None
+        advice = f"give test_set= one of {', '.join(dict.fromkeys(names))}, or" if several else "give"
+        raise InputError(
+            f"{run} has {len(found)} evaluations{of_test_set}: {advice} one of these files instead of the folder: "
+            f"{', '.join(map(str, found))}"
         )
     return found[0]
 
@@ -264,7 +298,8 @@ def _read_evaluation(name: str, path: Path) -> System:
         raise InputError(f"{path}: the column line must hold each number from 1 to {len(lines)} once")
     rows = [by_line[number] for number in range(1, len(lines) + 1)]
     scores = _scores_of(path)
-    run_config = path.parent.parent / CONFIG
+    run = path.parent.parent if (path.parent.parent / CONFIG).is_file() else None
+    config = {} if run is None else json.loads((run / CONFIG).read_bytes())
     keys = ("score", "source", "translation", "reference")
     score, source, translation, reference = map(SENTENCE_COLUMNS.index, keys)
     return System(
@@ -272,9 +307,12 @@ def _read_evaluation(name: str, path: Path) -> System:
         [row[translation] for row in rows],
         [[row[column] for row in rows] for column in range(reference, len(heading))],
         [row[source] for row in rows],
-        scores.get("bleu_tokenize"),
-        scores.get("lowercase"),
-        compared_settings(json.loads(run_config.read_bytes())) if run_config.is_file() else None,
-        path.parent.parent if run_config.is_file() else None,
-        [float(row[score]) for row in rows],
+        tokenize=scores.get("bleu_tokenize"),
+        lowercase=scores.get("lowercase"),
+        test_set=scores.get("test_set"),
+        evaluation=path.stem.rpartition(".")[0],
+        settings=None if run is None else compared_settings(config),
+        seed=config.get("seed"),
+        run=run,
+        scores=[float(row[score]) for row in rows],
     )

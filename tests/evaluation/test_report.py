@@ -71,8 +71,8 @@ def page() -> Page:
 
 
 def test_the_tables_hold_the_scores_and_the_errors(page: Page) -> None:
-    (good,) = [row for row in page.rows if row[:2] == ["good", "100.00"]]
-    assert good[3:5] == ["–", "–"]
+    (good,) = [row for row in page.rows if row[:3] == ["BLEU", "good", "100.00"]]
+    assert good[4:] == ["–", "–"]
     rows = {tuple(row[:2]): row[2:] for row in page.rows}
     assert rows["words with digits", "good"] == ["1", "100.0", "100.0", "100.0"]
     assert rows["words with digits", "<bad>"][:2] == ["1", "–"]
@@ -141,6 +141,9 @@ def test_translations_of_translate_with_attention_are_a_system(tmp_path: Path) -
     scored = {"line": 1, "source": "a", "target": "x y", "score": -2, "word_log_probs": [-0.5, -1.5]}
     path.write_text(json.dumps(scored) + "\n", encoding="utf-8")
     expected = System(str(path), ["x y"], sources=["a"], scores=[-2.0], word_log_probs=[[-0.5, -1.5]])
+    assert read_system(str(path), None) == expected
+    worse = {**scored, "rank": 2, "target": "z"}  # of an n-best list, the best translation counts
+    path.write_text("".join(json.dumps({"rank": 1, **line}) + "\n" for line in (scored, worse)), encoding="utf-8")
     assert read_system(str(path), None) == expected
     path.write_text('{"line": 1, "source": "a"}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"a\.jsonl:1: not a line of translate\.py or score\.py"):
