@@ -158,13 +158,15 @@ def repetitions(translations: Sequence[Words], references: Sequence[Words]) -> d
 
 
 def copied_words(translations: Sequence[Words], references: Sequence[Words], sources: Sequence[Words]) -> Counter[str]:
-    """Count the source words with a letter that a translation holds and its reference does not."""
+    """Count the words of its source, with a letter, that a translation holds and no reference of any sentence does.
+
+    A word that both languages have, such as `in`, is in some reference.
+    """
+    known = {word for reference in references for word in reference}
     copied: Counter[str] = Counter()
-    for translation, reference, source in zip(translations, references, sources, strict=True):
-        surplus = Counter(translation) - Counter(reference)
-        copied.update(
-            {word: count for word, count in surplus.items() if word in source and any(map(str.isalpha, word))}
-        )
+    for translation, source in zip(translations, sources, strict=True):
+        own = set(source) - known
+        copied.update(word for word in translation if word in own and any(map(str.isalpha, word)))
     return copied
 
 

@@ -295,7 +295,7 @@ def _phrases_section(inputs: Inputs, words: _SystemWords) -> Section:
         surplus_rows,
         [
             "repeated: a phrase follows itself at once, and nothing does in the reference",
-            "copied: the translation has a word of the source that the reference does not have",
+            "copied: the translation has a word of the source that no reference of any sentence has",
         ],
     )
     phrases = Table(

@@ -83,6 +83,12 @@ def test_copied_words() -> None:
     assert copied == {"dog": 2}
 
 
+def test_a_word_of_both_languages_is_not_copied() -> None:
+    """Most of the words that a report called copied were German: in, an."""
+    translations, references = words("in dem Bus", "dog in Haus"), words("im Bus", "Hund in Haus")
+    assert copied_words(translations, references, words("in the bus", "dog in house")) == {"dog": 1}
+
+
 def test_phrases_that_are_produced_too_often_or_too_seldom() -> None:
     too_often, too_seldom = phrase_differences(words(*["das ist gut"] * 4), words(*["das war gut"] * 4), largest=2)
     assert [found.phrase for found in too_often] == ["das ist", "ist gut"]  # `ist` is inside of both
