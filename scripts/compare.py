@@ -1,4 +1,4 @@
-"""Compare training runs in a table for each corpus: scores, mean and spread over seeds, and settings that differ.
+"""Compare training runs in tables: scores on dev and test sets, settings that differ, mean and spread over seeds.
 
   python scripts/compare.py runs=runs
   python scripts/compare.py runs=runs 'sort="dev BLEU"' 'columns=["*BLEU",dropout]' 'filter=["run=multi30k*"]'
@@ -7,14 +7,15 @@
   python scripts/compare.py runs=runs plots=plots                          plots besides the table
   python scripts/compare.py 'runs=[runs/a,runs/b]' scores=comet.json       with scores of another program
 
-Runs that differ only in their seed share a row. The scores come from the TensorBoard events and the best.pt of each
-run, and from the files that evaluate.py wrote into the run's translations/ folder. Damaged and unfinished runs are
-listed below the table.
+Each corpus has a table for dev, one for each test set, one for settings, and one for size and speed. With columns=,
+format=tsv or by_length=true, all columns are in one table. Runs that differ only in their seed share a row. The scores
+come from the TensorBoard events and the best.pt of each run, and from the files that evaluate.py wrote into the run's
+translations/ folder. Damaged and unfinished runs are listed below the tables.
 
 Main keys:
   runs        folders of runs, or folders that contain runs at any depth
-  sort        column by which the rows are sorted, the best first
-  columns     patterns of the columns to show
+  sort        column by which the rows are sorted, the best first, with its test set: "dev BLEU", "test BLEU"
+  columns     patterns of the columns to show, or names of settings
   filter      conditions that a run must meet: run=PATTERN or SETTING=PATTERN
   scores      segment scores of another program: .json of comet-score, or a text file of numbers for each run
   by_length   true: BLEU for each range of source lengths instead, from the files of evaluate.py
@@ -67,6 +68,8 @@ def main(cfg: CompareConfig) -> None:
     options = TableOptions(cfg.sort, cfg.columns)
     tables = [compare_by_length(records, options)] if cfg.by_length else compare(records, options)
     tables[-1].notes.extend(left_out)
+    if cfg.columns is None and cfg.format == "markdown":
+        tables = [block for table in tables for block in table.in_blocks()]
     if cfg.figure is not None:
         write_atomically(Path(cfg.figure), image_bytes(draw_by_length(records), cfg.figure))
     if cfg.plots is not None:

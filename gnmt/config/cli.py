@@ -594,6 +594,10 @@ def _one_line(error: Exception) -> str:
         if isinstance(cause, ConfigKeyError):
             advice = did_you_mean(str(cause.key), list(hints)) or "; its keys are " + ", ".join(hints)
             return renamed(str(cause.key)) if cause.key in RENAMED else f"{key}: is no key of this config{advice}"
-        example = f", as in {key}=[{cause.value}]" if hints[cause.key] == list[str] else ""
+        # Hydra reads a word with `=` or `*` only in quotes, which the shell must not remove.
+        is_word = re.fullmatch(r"[\w./-]+", str(cause.value))
+        listed = f"{key}=[{cause.value}]" if is_word else f"'{key}=[\"{cause.value}\"]'"
+        is_list = hints[cause.key] in (list[str], list[str] | None)
+        example = f", as in {listed}" if is_list else ""
         return f"{key}: found {format_value(cause.value)}, allowed is {describe(hints[cause.key])}{example}"
     return " ".join(lines)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from gnmt.config.run_folder import compared_settings
-from gnmt.errors import InputError, flatten, format_count, format_value
+from gnmt.errors import InputError, did_you_mean, flatten, format_count, format_value
 from gnmt.evaluation.metrics import METRIC_TITLES
 from gnmt.evaluation.run_records import EvaluationRecord, RunRecord, mean_by_layer
 from gnmt.evaluation.segment_scores import ScoredText, ScoreFiles, check_number, normalized
@@ -30,6 +31,7 @@ from gnmt.training.train_metrics import layer_sort_key
 NOTHING = "–"  # a missing value in a table
 SEGMENT_SCORE_DIGITS = 4  # decimals of the means of segment scores, most of which are between 0 and 1
 _LONGEST_LABEL = 60  # characters of a plot's legend
+_SMALLER_IS_BETTER = ("loss", "TER", "loss rise", "gradient norm", "minutes", "skipped updates")  # ends of columns
 
 ValueOf = Callable[[RunRecord], float | None]
 """Returns one value of a run, None if it has none."""
@@ -48,8 +50,17 @@ def filter_runs(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[Ru
     """
     chosen = [run for run in runs if all(meets(run, condition) for condition in conditions)]
     if not chosen:
-        raise InputError(f"filter: none of {format_count(len(runs), 'run')} meets {', '.join(conditions)}")
+        found = [_values_of(runs, condition.partition("=")[0]) for condition in conditions]
+        raise InputError(
+            f"filter: none of {format_count(len(runs), 'run')} meets {' and '.join(conditions)}; {'; '.join(found)}"
+        )
     return chosen
+
+
+def _values_of(runs: Sequence[RunRecord], key: str) -> str:
+    """Return the values that a key of a condition has in the runs, for a message."""
+    values = dict.fromkeys(value for run in runs for value in values_for(run, key))
+    return f"{key} is {', '.join(values)} in them" if values else f"{key} is no setting of any of them"
 
 
 def meets(run: RunRecord, condition: str) -> bool:
@@ -59,11 +70,15 @@ def meets(run: RunRecord, condition: str) -> bool:
         raise InputError(
             f"filter: found {condition}, allowed is key=value, such as optimizer.lr=0.005 or run=multi30k*"
         )
+    return any(fnmatchcase(value, pattern) for value in values_for(run, key))
+
+
+def values_for(run: RunRecord, key: str) -> list[str]:
+    """Return the texts of the run's settings of this name, or the folder's name for the key `run`."""
     if key == "run":
-        return fnmatchcase(run.folder.name, pattern)
+        return [run.folder.name]
     settings = flatten(run.config)
-    found = [value for name, value in settings.items() if f".{name}".endswith(f".{key}")]
-    return any(fnmatchcase(format_value(value, quote=False), pattern) for value in found)
+    return [format_value(value, quote=False) for name, value in settings.items() if f".{name}".endswith(f".{key}")]
 
 
 @dataclass(frozen=True)
@@ -71,9 +86,10 @@ class TableOptions:
     """Which columns a table shows, and in which order its rows.
 
     Args:
-        sort: Column by whose mean the rows are sorted, the best first (the smallest loss or TER, the fewest minutes,
-            otherwise the largest value); None for the order of the runs.
-        columns: Patterns of column names, such as `*BLEU`, besides `Table.key_columns`; None for all.
+        sort: Column by whose mean the rows are sorted, the best first (the smallest loss, TER, loss rise or gradient
+            norm, the fewest minutes or skipped updates, otherwise the largest value); None for the order of the runs.
+        columns: Patterns of column names, such as `*BLEU`, or the last parts of settings, such as `dropout`, besides
+            `Table.key_columns`; None for all columns, which are the settings that differ and all results.
     """
 
     sort: str | None = None
@@ -89,14 +105,25 @@ def compare(runs: Sequence[RunRecord], options: TableOptions = TableOptions()) -
     by_corpus: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_corpus.setdefault(json.dumps(corpus_of(run)), []).append(run)
-    return selected([compare_on_one_corpus(of_corpus) for of_corpus in by_corpus.values()], options)
+    tables = [compare_on_one_corpus(of_corpus, options.columns or ()) for of_corpus in by_corpus.values()]
+    titles = [table.title for table in tables]
+    for index, of_corpus in enumerate(by_corpus.values()):
+        if titles.count(titles[index]) > 1:  # corpora of one name and languages have different dev sets
+            tables[index] = replace(tables[index], title=f"{titles[index]}, dev: {dev_files(of_corpus[0])}")
+    return selected(tables, options)
 
 
-def compare_on_one_corpus(runs: Sequence[RunRecord]) -> Table:
-    """Return the table of runs of one corpus, with all columns."""
+def compare_on_one_corpus(runs: Sequence[RunRecord], columns: Sequence[str] = ()) -> Table:
+    """Return the table of runs of one corpus, with all columns, and with the settings that `columns` names."""
     groups = group_runs(runs)
-    differing, notes = differing_settings(groups)
+    settings = differing_settings(groups)
+    differing, notes = list(settings.keys), [] if columns else list(settings.left_out)
     scores, others = columns_of(runs)
+    results = [column.name for column in (*scores, *others)]
+    for pattern in columns:
+        if not any(shows(pattern, name) for name in (*results, *short_keys(differing))):
+            keys = dict.fromkeys(key for group in groups for key in group.settings)
+            differing += [key for key in keys if shows(pattern, key) and key not in differing]
 
     def values(group: Group, columns: Sequence[Column]) -> list[str]:
         return [spread([column.value_of(run) for run in group.runs], column.digits) for column in columns]
@@ -115,12 +142,31 @@ def compare_on_one_corpus(runs: Sequence[RunRecord]) -> Table:
     notes += [
         *same_seed_notes(groups),
         "dev scores are those of best.pt; ± is the standard deviation over seeds",
-        *signature_notes(runs),
         *(f"{run.folder}: {problem}" for run in runs for problem in run.problems),
     ]
     _, name, *languages, _ = corpus_of(runs[0])
     title = f"{name}, {' to '.join(languages)}" if all(languages) else name
-    return Table([*header, *(column.name for column in others)], rows, notes, title)
+    blocks: dict[str, list[str]] = {}
+    for column in scores:
+        blocks.setdefault(column.block, []).append(column.name)
+    blocks["settings"] = short_keys(differing)
+    for column in others:
+        blocks.setdefault(column.block, []).append(column.name)
+    header += [column.name for column in others]
+    column_notes = signature_notes(runs) | settings.column_notes()
+    return Table(header, rows, notes, title, column_notes=column_notes, blocks=blocks)
+
+
+def shows(pattern: str, name: str) -> bool:
+    """Return whether a pattern of `TableOptions.columns` shows the column of this name."""
+    return fnmatchcase(name, pattern) or name.endswith(f".{pattern}")
+
+
+def dev_files(run: RunRecord) -> str:
+    """Return the source of a run's dev set as its config has it."""
+    dev = corpus_of(run)[-1]
+    named = [dev[key] for key in ("source", "pairs") if dev.get(key)] if isinstance(dev, dict) else []
+    return str(named[0]) if named else format_value(dev, quote=False)
 
 
 def corpus_of(run: RunRecord) -> list[Any]:
@@ -137,12 +183,14 @@ def selected(tables: Sequence[Table], options: TableOptions) -> list[Table]:
     Raises InputError if a pattern or the column to sort by fits no column of any table.
     """
     names = list(dict.fromkeys(name for table in tables for name in table.header))
-    patterns = [("columns", pattern) for pattern in options.columns or ()]
-    if options.sort is not None:
-        patterns.append(("sort", options.sort))
-    for key, pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"{key}: found {pattern}, allowed are the columns {', '.join(names)}")
+    wrong = [("columns", one) for one in options.columns or () if not any(shows(one, name) for name in names)]
+    if options.sort is not None and options.sort not in names:
+        wrong.append(("sort", options.sort))
+    for key, found in wrong:
+        text = found.strip("*").lower()
+        similar = [name for name in names if text and text in name.lower()][:3]
+        advice = f"; did you mean {' or '.join(similar)}?" if similar else did_you_mean(found, names)
+        raise InputError(f"{key}: found {found}, allowed are the columns {', '.join(names)}{advice}")
     return [table.selected(options) for table in tables]
 
 
@@ -152,7 +200,8 @@ def compare_by_length(runs: Sequence[RunRecord], options: TableOptions = TableOp
     Raises InputError as `compare` does, and if no run has BLEU by length.
     """
     groups = group_runs(runs)
-    differing, notes = differing_settings(groups)
+    settings = differing_settings(groups)
+    differing, notes = settings.keys, [] if options.columns else list(settings.left_out)
     ranges, curves = length_curves(groups)
     header = ["run", "seeds", *short_keys(differing), "evaluation", *(f"{words} words" for words in ranges)]
     rows = [
@@ -167,15 +216,23 @@ def compare_by_length(runs: Sequence[RunRecord], options: TableOptions = TableOp
     ]
     counts = ", ".join(map(str, ranges.values()))
     notes.append(f"BLEU by words of the source; sentences in each range, at most: {counts}")
-    [table] = selected([Table(header, rows, notes, key_columns=("run", "seeds", "evaluation"))], options)
-    return table
+    key_columns = ("run", "seeds", "evaluation")
+    table = Table(header, rows, notes, key_columns=key_columns, column_notes=settings.column_notes())
+    return selected([table], options)[0]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with an optional title above it, and notes below, such as signatures and problems of runs.
+    """A table with an optional title above it, and notes below.
 
-    A choice of columns always includes the `key_columns`, which say what a row is.
+    Args:
+        header: Names of the columns.
+        rows: The cells of each row.
+        notes: Notes about the whole table, such as problems of runs.
+        title: Its title; empty for none.
+        key_columns: Columns that say what a row is, which every choice of columns includes.
+        column_notes: A note for each column that has one, such as its signature; columns with equal notes share a line.
+        blocks: Names of groups of columns, each with its columns without the key columns; see `in_blocks`.
     """
 
     header: list[str]
@@ -183,34 +240,72 @@ class Table:
     notes: list[str]
     title: str = ""
     key_columns: tuple[str, ...] = ("run", "seeds")
+    column_notes: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def all_notes(self) -> list[str]:
+        """Return the notes of the columns that are shown, then those about the table."""
+        columns_of_note: dict[str, list[str]] = {}
+        for name in self.header:
+            if name in self.column_notes:
+                columns_of_note.setdefault(self.column_notes[name], []).append(name)
+        return [*(f"{', '.join(names)}: {note}" for note, names in columns_of_note.items()), *self.notes]
 
     def as_markdown(self) -> str:
-        """Return the title as a heading, a Markdown table, and the notes as a list."""
+        """Return the title as a heading, a Markdown table with aligned columns, and the notes as a list."""
         title = [f"## {on_one_line(self.title)}", ""] if self.title else []
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        table = ["| " + " | ".join(on_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-        notes = [f"- {on_one_line(note)}" for note in self.notes]
+        lines = [[on_one_line(cell).replace("|", "\\|") for cell in line] for line in (self.header, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * width for width in widths])
+        table = [
+            f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+        ]
+        notes = [f"- {on_one_line(note)}" for note in self.all_notes()]
         return "\n".join([*title, *table, *([""] if notes else []), *notes])
 
     def as_tsv(self) -> str:
         """Return the title after `# `, tab-separated rows, and the notes, each after `# `."""
         title = [f"# {on_one_line(self.title)}"] if self.title else []
         lines = ["\t".join(map(on_one_line, line)) for line in [self.header, *self.rows]]
-        return "\n".join([*title, *lines, *(f"# {on_one_line(note)}" for note in self.notes)])
+        return "\n".join([*title, *lines, *(f"# {on_one_line(note)}" for note in self.all_notes())])
+
+    def in_blocks(self) -> list[Table]:
+        """Return a table for each block, without rows that have no value in it. The notes stand below the last one.
+
+        The tables of many columns are too wide for a terminal.
+        """
+        tables = []
+        for block, names in self.blocks.items():
+            kept = [n for n, name in enumerate(self.header) if name in self.key_columns or name in names]
+            keys = [n for n in kept if self.header[n] in self.key_columns]
+            rows = [
+                [row[n] for n in kept] for row in self.rows if any(row[n] != NOTHING for n in kept if n not in keys)
+            ]
+            title = f"{self.title}: {block}" if self.title else block
+            header = [self.header[n].removeprefix(f"{block} ") for n in kept]
+            of_columns = {
+                name.removeprefix(f"{block} "): note for name, note in self.column_notes.items() if name in names
+            }
+            if rows:
+                tables.append(Table(header, rows, [], title, self.key_columns, of_columns))
+        if not tables:
+            return [self]
+        tables[-1].notes.extend(self.notes)
+        return tables
 
     def selected(self, options: TableOptions) -> Table:
         """Return the table with sorted rows and the chosen columns."""
         rows = self.rows
         if options.sort in self.header:
             column = self.header.index(options.sort)
-            is_smaller_better = options.sort.endswith(("loss", "minutes", "TER"))
+            is_smaller_better = options.sort.endswith(_SMALLER_IS_BETTER)
             rows = sorted(rows, key=lambda row: _sort_key(row[column], is_smaller_better))
         if options.columns is None:
             return replace(self, rows=rows)
         patterns = (*self.key_columns, *options.columns)
-        kept = [n for n, name in enumerate(self.header) if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        kept = [n for n, name in enumerate(self.header) if any(shows(pattern, name) for pattern in patterns)]
         chosen = [[row[n] for n in kept] for row in rows]
-        return replace(self, header=[self.header[n] for n in kept], rows=chosen)
+        return replace(self, header=[self.header[n] for n in kept], rows=chosen, blocks={})
 
 
 def _sort_key(cell: str, is_smaller_better: bool) -> tuple[int, float, str]:
@@ -262,8 +357,27 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     return groups
 
 
-def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
-    """Return the keys to show as columns, and notes about the keys that are left out.
+class DifferingSettings(NamedTuple):
+    """The settings in which groups differ.
+
+    Attributes:
+        keys: Those to show as columns.
+        notes: By key, a note about the keys that it stands for.
+        left_out: A note about the keys that are left out because of their class; empty if there are none.
+    """
+
+    keys: list[str]
+    notes: dict[str, str]
+    left_out: list[str]
+
+    def column_notes(self) -> dict[str, str]:
+        """Return the notes by the names of the columns."""
+        names = dict(zip(self.keys, short_keys(self.keys), strict=True))
+        return {names[key]: note for key, note in self.notes.items()}
+
+
+def differing_settings(groups: Sequence[Group]) -> DifferingSettings:
+    """Return the settings in which groups differ.
 
     Of keys that always change together, one is shown. A key that some groups lack because their component is of another
     class (a Transformer has no `residual_from`) is shown only if its values differ, since the classes are shown.
@@ -280,16 +394,17 @@ def differing_settings(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
             class_keys += [key] if lacking else []
         else:
             together.setdefault(values, []).append(key)
-    shown_keys, notes = [], []
+    shown_keys, notes = [], {}
     for keys in together.values():
         # Options of a decoder follow those of the encoder unless they are set.
         first, *others = sorted(keys, key=lambda key: (key.count("."), ".decoder." in key, len(key), key))
         shown_keys.append(first)
         if others:
-            notes.append(f"{first} stands for {', '.join(others)} too, which change with it in all of these runs")
-    if class_keys:
-        notes.append(f"not shown, because equal in all runs that have them: {', '.join(class_keys)}")
-    return shown_keys, notes
+            notes[first] = f"stands for {', '.join(others)} too, which change with it in all of these runs"
+    parents = Counter(key.rpartition(".")[0] for key in class_keys)
+    counts = [f"{format_count(number, 'setting')} of {parent}" for parent, number in parents.items()]
+    left_out = [f"not shown, because equal in all runs that have them: {', '.join(counts)}"] if counts else []
+    return DifferingSettings(shown_keys, notes, left_out)
 
 
 def short_keys(keys: Sequence[str]) -> list[str]:
@@ -324,11 +439,12 @@ def same_seed_notes(groups: Sequence[Group]) -> list[str]:
 
 
 class Column(NamedTuple):
-    """A column of results: its name, the value of a run, and the number of decimals."""
+    """A column of results: its name, the value of a run, the number of decimals, and its block of the table."""
 
     name: str
     value_of: ValueOf
     digits: int
+    block: str = "size and speed"
 
 
 def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
@@ -336,8 +452,8 @@ def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
 
     Evaluations, spikes, and metrics besides BLEU, chrF and loss have columns only if some run has a value for them.
     """
-    scores = [Column(f"dev {title}", dev_value(f"dev/{metric}"), 2) for metric, title in METRIC_TITLES.items()]
-    scores.append(Column("dev loss", dev_value("dev/loss"), 3))
+    scores = [Column(f"dev {title}", dev_value(f"dev/{metric}"), 2, "dev") for metric, title in METRIC_TITLES.items()]
+    scores.append(Column("dev loss", dev_value("dev/loss"), 3, "dev"))
     others = [
         Column("parameters", lambda run: run.parameters, 0),
         Column("updates", lambda run: run.updates, 0),
@@ -346,15 +462,15 @@ def columns_of(runs: Sequence[RunRecord]) -> tuple[list[Column], list[Column]]:
     ]
     for name, shown in short_evaluations(runs).items():
         scores += [
-            Column(f"{shown} {title}", evaluation_value(name, score_value(metric)), 2)
+            Column(f"{shown} {title}", evaluation_value(name, score_value(metric)), 2, shown)
             for metric, title in METRIC_TITLES.items()
         ]
         found = [run.evaluations[name].segment_means for run in runs if name in run.evaluations]
         for of_program in dict.fromkeys(of_program for means in found for of_program in means):
             value = evaluation_value(name, segment_mean_value(of_program))
-            scores.append(Column(f"{shown} {of_program}", value, SEGMENT_SCORE_DIGITS))
+            scores.append(Column(f"{shown} {of_program}", value, SEGMENT_SCORE_DIGITS, shown))
         speed = evaluation_value(name, lambda evaluated: evaluated.sentences_per_second)
-        others.append(Column(f"{shown} sentences/s", speed, 0))
+        others.append(Column(f"{shown} sentences/s", speed, 0, shown))
     spikes = [
         Column("largest gradient norm", lambda run: run.largest_gradient_norm, 2),
         Column("largest loss rise", lambda run: run.largest_loss_rise, 2),
@@ -371,9 +487,13 @@ def has_values(column: Column, runs: Sequence[RunRecord]) -> bool:
 
 
 def short_evaluations(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Return the name of each evaluation, without the hash of its text and without `.best`, where that is unique."""
+    """Return the name of each evaluation, without the hash of its text and without `.best`, where that is unique.
+
+    The evaluation of best.pt on dev is called `evaluated dev`, since the dev scores of training are called `dev`.
+    """
     names = sorted({name for run in runs for name in run.evaluations})
     short = [re.sub(r"\.best(?=\.|$)", "", re.sub(r"-[0-9a-f]{8,}(?=\.)", "", name)) for name in names]
+    short = ["evaluated dev" if name == "dev" else name for name in short]
     return {name: one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)}
 
 
@@ -409,22 +529,20 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)})"
 
 
-def signature_notes(runs: Sequence[RunRecord]) -> list[str]:
-    """Return a note with the signature of each column of a metric, and a warning if a column has several."""
-    notes = []
+def signature_notes(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the signature of each column of a metric, with a warning if its runs have several."""
     shown = short_evaluations(runs)
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for metric, signature in run.signatures.items():
-            found.setdefault(f"dev {metric}", {})[signature] = None
-        for name, evaluated in run.evaluations.items():
-            for metric, signature in evaluated.signatures.items():
-                found.setdefault(f"{shown[name]} {metric}", {})[signature] = None
-    for name, signatures in found.items():
-        notes.append(f"{name}: {' and '.join(signatures)}")
-        if len(signatures) > 1:
-            notes[-1] += ": these scores cannot be compared"
-    return notes
+        of_run = {"dev": run.signatures} | {shown[name]: one.signatures for name, one in run.evaluations.items()}
+        for text, signatures in of_run.items():
+            for metric, title in METRIC_TITLES.items():
+                if metric in signatures:
+                    found.setdefault(f"{text} {title}", {})[signatures[metric]] = None
+    return {
+        column: " and ".join(signatures) + (": these scores cannot be compared" if len(signatures) > 1 else "")
+        for column, signatures in found.items()
+    }
 
 
 # Segment scores of other programs
@@ -625,6 +743,6 @@ def labels_of(groups: Sequence[Group]) -> list[str]:
 
 def setting_labels(groups: Sequence[Group]) -> list[str]:
     """Return the differing settings of each group as `key=value`; a key is shortened to its last part if unique."""
-    keys, _ = differing_settings(groups)
+    keys = differing_settings(groups).keys
     short = short_keys(keys)
     return [", ".join(f"{name}={group.cell(key)}" for key, name in zip(keys, short, strict=True)) for group in groups]

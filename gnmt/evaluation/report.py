@@ -167,14 +167,15 @@ class _SystemWords:
 def _runs_section(runs: Sequence[RunRecord]) -> Section:
     """Return the settings in which the runs differ, and their curves on dev."""
     groups = group_runs(runs)
-    keys, notes = differing_settings(groups)
+    differing = differing_settings(groups)
     settings = Table(
-        ["run", "seeds", *short_keys(keys)],
+        ["run", "seeds", *short_keys(differing.keys)],
         [
-            [group.runs[0].folder.name, ", ".join(seeds(group.runs)), *(group.cell(key) for key in keys)]
+            [group.runs[0].folder.name, ", ".join(seeds(group.runs)), *(group.cell(key) for key in differing.keys)]
             for group in groups
         ],
-        notes,
+        differing.left_out,
+        column_notes=differing.column_notes(),
     )
     charts = []
     for tag, label in (("dev/loss", "dev loss, nats per token"), ("dev/bleu", "dev BLEU")):

@@ -252,7 +252,7 @@ def read_curves(folder: Path, problems: list[str]) -> Curves:
         folder: The run folder.
         problems: A message is appended if the events cannot be read.
     """
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it logs every file that it opens
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it logs every file, and a warning for a resumed run
     try:
         events = EventAccumulator(str(folder), size_guidance=_ALL_EVENTS)
         events.Reload()

@@ -105,6 +105,10 @@ def test_all_unknown_keys_are_reported_with_the_nearest_name(
             "trusted_packages=mylab",
             'trusted_packages: found "mylab", allowed is a list (text each), as in trusted_packages=[mylab]',
         ),
+        (  # the advice without quotes was refused too
+            'trusted_packages="a=b*"',
+            'trusted_packages: found "a=b*", allowed is a list (text each), as in \'trusted_packages=["a=b*"]\'',
+        ),
         ("precision=fp32,bf16", "Ambiguous value for argument 'precision=fp32,bf16' 1. To use it as a list, use key=["),
         ("runs=a=b", "runs=a=b: cannot be read (mismatched input '='"),
         ("data.name=ü", "data.name=ü: cannot be read. Values with "),

@@ -63,10 +63,8 @@ def test_settings_that_change_together_share_a_column():
     table = compare([run("a"), run("b", dropout=0.3), run("c", dropout=0.3, config={"optimizer": {"lr": 0.1}})])
     assert table.header[5:7] == ["dropout", "lr"]
     assert [row[5:7] for row in table.rows] == [["0.1", "–"], ["0.3", "–"], ["0.3", "0.1"]]
-    assert (
-        "model.encoder.dropout stands for model.decoder.dropout too, which change with it in all of these runs"
-        in table.notes
-    )
+    note = "dropout: stands for model.decoder.dropout too, which change with it in all of these runs"
+    assert note in table.all_notes()
 
 
 def test_a_setting_of_one_class_has_a_column_only_if_it_differs():
@@ -81,8 +79,8 @@ def test_a_setting_of_one_class_has_a_column_only_if_it_differs():
     table = compare([lstm, deeper, transformer])
     assert table.header[5:7] == ["_target_", "residual_from"]
     assert [row[5:7] for row in table.rows] == [["LSTM", "2"], ["LSTM", "3"], ["Transformer", "–"]]
-    alone = "not shown, because equal in all runs that have them: model.encoder.bridge, model.encoder.num_heads"
-    assert alone in table.notes
+    # The note named each of them, in 1,000 characters.
+    assert "not shown, because equal in all runs that have them: 2 settings of model.encoder" in table.notes
     # With the same class, nothing explains why a run lacks a key.
     assert "bridge" in compare([lstm, of_class("d", "gnmt.LSTM", residual_from=2)]).header
 
@@ -95,11 +93,11 @@ def evaluated(bleu, signature="nrefs:1", by_length=()):
 def test_results_of_evaluate_have_columns_and_notes_of_signatures():
     table = compare([run("a", evaluations=evaluated(31.0)), run("b", 2, evaluations=evaluated(33.0)), run("c", 3)])
     assert cells(table, 0)["test BLEU"] == "32.00 ± 1.41 (2 of 3)"
-    assert "test bleu: nrefs:1" in table.notes
+    assert "test BLEU: nrefs:1" in table.all_notes()
     table = compare(
         [run("a", evaluations=evaluated(31.0)), run("b", 2, evaluations=evaluated(33.0, "nrefs:1|tok:char"))]
     )
-    assert "test bleu: nrefs:1 and nrefs:1|tok:char: these scores cannot be compared" in table.notes
+    assert "test BLEU: nrefs:1 and nrefs:1|tok:char: these scores cannot be compared" in table.all_notes()
 
 
 def test_the_speed_of_translation_has_a_column():
@@ -146,6 +144,7 @@ def test_bleu_by_length():
     assert table.header == ["run", "seeds", "dropout", "evaluation", "1-5 words", "51+ words"]
     assert table.rows == [["a", "1, 2", "0.1", "test.best", "40.0 ± 0.0", "10.0 (1 of 2)"]]
     assert "sentences in each range, at most: 7, 2" in table.notes[-1]
+    assert table.all_notes()[0].startswith("dropout: stands for")
     chosen = compare_by_length(runs, TableOptions(sort="51+ words", columns=["1-5*"]))
     assert chosen.header == ["run", "seeds", "evaluation", "1-5 words"]
     with pytest.raises(InputError, match=r"sort: found dev BLEU, allowed are the columns run, seeds, evaluation, 1-5"):
@@ -162,7 +161,8 @@ def test_tables_in_both_formats():
     table = compare([run("a", evaluations=evaluated(31.0, "nrefs:1|case:mixed"))])
     lines = table.as_markdown().splitlines()
     assert lines[0].startswith("| run | seeds | dev BLEU | dev chrF | dev loss | test BLEU |")
-    assert lines[1].count("---") == len(table.header)
+    assert lines[1].count("| --") == len(table.header)
+    assert len(set(map(len, lines[:3]))) == 1, "a terminal shows the columns below each other"
     lines = table.as_tsv().splitlines()
     assert lines[1].split("\t")[:3] == ["a", "1", "30.00"]
     assert all(line.startswith("# ") for line in lines[2:])
@@ -230,10 +230,66 @@ def test_columns_and_runs_are_chosen_by_patterns():
     [
         ({"sort": "BLEU"}, "sort: found BLEU, allowed are the columns run, seeds, dev BLEU"),
         ({"columns": ["x*"]}, r"columns: found x\*, allowed are"),
-        ({"filter": ["run=x*"]}, r"filter: none of 1 run meets run=x\*"),
+        ({"sort": "bleu"}, r"did you mean dev BLEU\?"),
+        ({"sort": "*BLEU"}, r"sort: found \*BLEU, allowed are the columns"),
+        ({"filter": ["run=x*"]}, r"filter: none of 1 run meets run=x\*; run is a in them"),
+        ({"filter": ["dropout=0.5"]}, r"filter: none of 1 run meets dropout=0\.5; dropout is 0\.1 in them"),
+        ({"filter": ["dropuot=0.5"]}, "dropuot is no setting of any of them"),
         ({"filter": ["dropout"]}, "filter: found dropout, allowed is key=value"),
     ],
 )
 def test_wrong_options_of_a_table(options, message):
     with pytest.raises(InputError, match=message):
         compare([run("a")], **options)
+
+
+def test_a_setting_that_is_equal_in_all_runs_can_be_shown():
+    """The documented columns=["*BLEU",dropout] was refused unless dropout differed."""
+    table = compare([run("a"), run("b", config={"optimizer": {"lr": 0.1}})], columns=["*BLEU", "dropout"])
+    assert table.header == ["run", "seeds", "dev BLEU", "model.encoder.dropout", "model.decoder.dropout"]
+    assert table.rows[0] == ["a", "1", "30.00", "0.1", "0.1"]
+    assert compare([run("a")], columns=["num_layers"]).header == ["run", "seeds", "num_layers"]
+
+
+def test_dev_scores_of_training_and_of_evaluate_have_columns_of_different_names():
+    """Two columns were called dev BLEU, and their signatures were mixed."""
+    found = EvaluationRecord({"bleu": 31.0, "chrf": 60.0}, {"bleu": "tok:char"}, [], 9.0, Path("dev.txt"))
+    table = compare([run("a", evaluations={"dev-12345678.best": found}, signatures={"bleu": "tok:13a"})])
+    assert (cells(table, 0)["dev BLEU"], cells(table, 0)["evaluated dev BLEU"]) == ("30.00", "31.00")
+    assert {"dev BLEU: tok:13a", "evaluated dev BLEU: tok:char"} <= set(table.all_notes())
+    assert len(set(table.header)) == len(table.header)
+
+
+def test_notes_are_those_of_the_columns_that_are_shown():
+    """A table of two columns had twenty notes of signatures below it."""
+    runs = [run("a", evaluations=evaluated(31.0), signatures={"bleu": "nrefs:1", "chrf": "nc:6"})]
+    assert compare(runs).all_notes()[:2] == ["dev BLEU, test BLEU: nrefs:1", "dev chrF: nc:6"]
+    assert compare(runs, columns=["dev BLEU"]).all_notes()[0] == "dev BLEU: nrefs:1"
+    assert "nc:6" not in "".join(compare(runs, columns=["dev BLEU"]).all_notes())
+
+
+def test_each_test_set_has_a_table_of_its_own():
+    """17 runs had one table whose header had 1,400 characters."""
+    runs = [run("a", evaluations=evaluated(31.0)), run("b", dropout=0.5, bleu=40.0, problems=("damaged",))]
+    dev, test, settings, size = compare(runs, sort="dev BLEU").in_blocks()
+    assert [table.title for table in (dev, test, settings, size)] == ["dev", "test", "settings", "size and speed"]
+    assert dev.header == ["run", "seeds", "BLEU", "chrF", "loss"]
+    assert [row[:3] for row in dev.rows] == [["b", "1", "40.00"], ["a", "1", "30.00"]]
+    assert test.header == ["run", "seeds", "BLEU", "chrF", "sentences/s"]
+    assert test.rows == [["a", "1", "31.00", "60.00", "412"]], "b has not been evaluated on it"
+    assert test.all_notes() == ["BLEU: nrefs:1"]
+    assert settings.header == ["run", "seeds", "dropout"]
+    assert settings.all_notes()[0].startswith("dropout: stands for")
+    assert size.header[2:] == ["parameters", "updates", "tokens/s", "training minutes"]
+    assert "runs/b: damaged" in size.notes
+    assert [table.title for table in compare(runs[:1]).in_blocks()] == ["dev", "test", "size and speed"]
+
+
+def test_corpora_of_one_name_are_told_apart_by_their_dev_sets():
+    """Two tables had the title "files, en to de"."""
+    corpora = [
+        {"name": "files", "source_language": "en", "target_language": "de", "dev": {"source": path, "pairs": None}}
+        for path in ("a.en", "b.en")
+    ]
+    tables = compare_corpora([run(name, config={"data": data}) for name, data in zip("ab", corpora, strict=True)])
+    assert [table.title for table in tables] == ["files, en to de, dev: a.en", "files, en to de, dev: b.en"]
