@@ -169,10 +169,7 @@ def compare_seeds(systems: Sequence[System], references: Sequence[Sequence[str]]
         add(METRIC_TITLES[metric_name], partial(_score, metric, list(references)), digits=2)
     for name in systems[0].segment_scores:
         add(name, partial(_mean_of_segments, name), SEGMENT_SCORE_DIGITS)
-    note = (
-        "± is the sample standard deviation over seeds of training; the interval is where the mean over many seeds "
-        "lies on these test sentences"
-    )
+    note = "± is the sample standard deviation over seeds of training; the interval is that of the mean over seeds"
     return Table(["metric", "runs", "seeds", "mean", "95% t-interval"], rows, [note])
 
 
