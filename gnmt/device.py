@@ -10,7 +10,7 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -172,11 +172,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 LARGE_MODEL_PARAMETERS = 100_000_000
-"""`return_freed_memory` applies from this size. Updates of smaller models are so short that it would double their
-time."""
+"""`return_freed_memory` applies from this size, `keep_freed_memory` below it. Updates of smaller models are so short
+that returning memory would double their time."""
 
-_M_MMAP_THRESHOLD = -3  # constant of glibc's malloc.h
-_MMAP_THRESHOLD_BYTES = 1 << 20  # glibc maps each larger block separately, and returns it when it is freed
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # constants of glibc's malloc.h
+_RETURNED_BYTES = 1 << 20  # glibc maps each larger block separately, and returns it when it is freed
+_LARGEST_KEPT_BYTES = (1 << 28, 1 << 25)  # old versions of glibc refuse the first
+_KEPT_BYTES = 1 << 30  # freed memory at the end of the heap that glibc keeps
 
 
 def return_freed_memory(num_parameters: int, device: torch.device) -> bool:
@@ -188,12 +190,35 @@ def return_freed_memory(num_parameters: int, device: torch.device) -> bool:
     The setting is made only for models of at least LARGE_MODEL_PARAMETERS, on a CPU, with glibc, and if
     MALLOC_MMAP_THRESHOLD_ is not in the environment. It holds for the rest of the process. Returns True if it was made.
     """
-    if num_parameters < LARGE_MODEL_PARAMETERS or device.type != "cpu" or sys.platform != "linux":
+    mallopt = _mallopt(device)
+    if num_parameters < LARGE_MODEL_PARAMETERS or mallopt is None:
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    return bool(mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES))
+
+
+def keep_freed_memory(num_parameters: int, device: torch.device) -> bool:
+    """Make glibc keep the memory of freed tensors for the next ones.
+
+    By default glibc returns freed memory at the end of its heap to the system. In search, that is the memory of a
+    step's log-probabilities, which the next step asks for again: with 10,000 subwords, beam 5 and 64 sentences, this
+    took a quarter of the processor's time.
+
+    The setting is made only for models of fewer than LARGE_MODEL_PARAMETERS, on a CPU, with glibc, and if
+    MALLOC_MMAP_THRESHOLD_ is not in the environment. It holds for the rest of the process. Returns True if it was made.
+    """
+    mallopt = _mallopt(device)
+    if num_parameters >= LARGE_MODEL_PARAMETERS or mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES))
+    # The second setting alone would stop glibc from raising the first.
+    is_set = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT_BYTES)
+    return is_set and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+def _mallopt(device: torch.device) -> Callable[[int, int], int] | None:
+    """Return glibc's mallopt, or None where it is not to be called."""
+    if device.type != "cpu" or sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return None
+    return getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
 
 
 # Deterministic kernels

@@ -15,6 +15,7 @@ from gnmt.device import (
     choose_device,
     choose_precision,
     deterministic_kernels,
+    keep_freed_memory,
     return_freed_memory,
     set_onednn_cache_capacity,
 )
@@ -142,8 +143,45 @@ def test_a_large_model_returns_freed_memory_and_a_small_one_keeps_it(monkeypatch
     assert kept(LARGE_MODEL_PARAMETERS)[0] == "False"
 
 
+FAULTS_OF_STEPS = """
+import resource
+import sys
+import torch
+from gnmt.device import keep_freed_memory
+
+print(keep_freed_memory(int(sys.argv[1]), torch.device("cpu")))
+for _ in range(3):
+    torch.ones(4_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    log_probs = torch.ones(4_000_000)
+    chosen = log_probs + 1
+    del log_probs, chosen
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_a_small_model_keeps_the_memory_of_a_step_for_the_next_one(monkeypatch):
+    """Search once mapped the memory of its log-probabilities anew in each step."""
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+
+    def faults(num_parameters: int) -> tuple[str, int]:
+        command = [sys.executable, "-c", FAULTS_OF_STEPS, str(num_parameters)]
+        is_set, count = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return is_set, int(count)
+
+    is_set, count = faults(LARGE_MODEL_PARAMETERS - 1)
+    assert is_set == "True"
+    assert count < 20_000  # two tensors have 7,800 pages
+    is_set, count = faults(LARGE_MODEL_PARAMETERS)
+    assert is_set == "False"
+    assert count > 40_000
+
+
 def test_on_cuda_glibc_is_left_alone():
     assert not return_freed_memory(LARGE_MODEL_PARAMETERS, torch.device("cuda"))
+    assert not keep_freed_memory(1, torch.device("cuda"))
 
 
 def test_deterministic_kernels_are_set_inside_the_context_only(monkeypatch):

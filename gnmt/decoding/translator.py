@@ -35,7 +35,7 @@ from gnmt.decoding.options import SearchOptions, build_search_options, given_opt
 from gnmt.decoding.scoring import PairScore, joined_score, pairs_of_line, score_pairs, scoring_order
 from gnmt.decoding.search import Hypothesis, SearchResult, search_as_completed
 from gnmt.decoding.segments import Translation, cut_line
-from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory
+from gnmt.device import Precision, choose_device, choose_precision, is_out_of_memory, keep_freed_memory
 from gnmt.errors import InputError, format_count
 from gnmt.fileio import path_list
 from gnmt.model.interfaces import SearchModel
@@ -208,6 +208,7 @@ class Translator:
         self.options = options
         self.precision = precision
         self.batch_size = batch_size
+        keep_freed_memory(sum(p.numel() for member in models for p in member.parameters()), precision.device)
         self.resident = ResidentMemory() if precision.device.type == "cuda" else None
         self.fitting_batch_size = FittingBatchSize(self._free_memory)
         self.max_source_tokens = min([max_source_tokens, *limits])
