@@ -18,10 +18,10 @@ demo: .venv/installed
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs   (events in runs/demo)"
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: lint
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m cuda

@@ -1,6 +1,6 @@
 """Two gloo processes compute what one does: gradients, evaluation, whole runs; and they stop and fail together.
 
-One pair of processes serves all tests, which run in one worker for that; see parallel_child.py.
+One pair of processes serves all tests; see parallel_child.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gnmt.training.trainer import Trainer
 
 CHILD = Path(__file__).with_name("parallel_child.py")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
