@@ -105,6 +105,13 @@ def test_a_cache_capacity_in_the_environment_takes_precedence(monkeypatch):
     assert os.environ[name] == "4096"
 
 
+def printed(program: str, num_parameters: int) -> tuple[str, float]:
+    """Return the two values that a program prints: whether glibc was set for a model of this size, and a number."""
+    command = [sys.executable, "-c", program, str(num_parameters)]
+    is_set, number = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return is_set, float(number)
+
+
 KEPT_AFTER_FREEING = """
 import sys
 import torch
@@ -128,19 +135,14 @@ def test_a_large_model_returns_freed_memory_and_a_small_one_keeps_it(monkeypatch
     """With 4+4 layers of 1024 units, updates held half as much memory again as the target, all of it freed memory."""
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
 
-    def kept(num_parameters: int) -> tuple[str, float]:
-        command = [sys.executable, "-c", KEPT_AFTER_FREEING, str(num_parameters)]
-        is_set, kept_mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        return is_set, float(kept_mib)
-
-    is_set, kept_mib = kept(LARGE_MODEL_PARAMETERS)
+    is_set, kept_mib = printed(KEPT_AFTER_FREEING, LARGE_MODEL_PARAMETERS)
     assert is_set == "True"
     assert kept_mib < 40
-    is_set, kept_mib = kept(LARGE_MODEL_PARAMETERS - 1)
+    is_set, kept_mib = printed(KEPT_AFTER_FREEING, LARGE_MODEL_PARAMETERS - 1)
     assert is_set == "False"
     assert kept_mib > 350
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
-    assert kept(LARGE_MODEL_PARAMETERS)[0] == "False"
+    assert printed(KEPT_AFTER_FREEING, LARGE_MODEL_PARAMETERS)[0] == "False"
 
 
 FAULTS_OF_STEPS = """
@@ -166,17 +168,12 @@ def test_a_small_model_keeps_the_memory_of_a_step_for_the_next_one(monkeypatch):
     """Search once mapped the memory of its log-probabilities anew in each step."""
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
 
-    def faults(num_parameters: int) -> tuple[str, int]:
-        command = [sys.executable, "-c", FAULTS_OF_STEPS, str(num_parameters)]
-        is_set, count = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        return is_set, int(count)
-
-    is_set, count = faults(LARGE_MODEL_PARAMETERS - 1)
+    is_set, count = printed(FAULTS_OF_STEPS, LARGE_MODEL_PARAMETERS - 1)
     assert is_set == "True"
     assert count < 40_000  # the three tensors of a step have 9,400 pages
-    assert faults(LARGE_MODEL_PARAMETERS)[0] == "False"
+    assert printed(FAULTS_OF_STEPS, LARGE_MODEL_PARAMETERS)[0] == "False"
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")  # every tensor is mapped anew
-    is_set, count = faults(LARGE_MODEL_PARAMETERS - 1)
+    is_set, count = printed(FAULTS_OF_STEPS, LARGE_MODEL_PARAMETERS - 1)
     assert is_set == "False"
     assert count > 150_000
 
