@@ -105,12 +105,15 @@ class Workload:
             plain = Baseline(model, device)
             return lambda sources: plain.search(sources, self.options, suppressed, self.batch_size)
         fast = inference_copy(model, choose_precision(name, device))
-        return partial(
-            lambda sources, **settings: search(fast, sources, self.options, **settings),
+        resident = ResidentMemory() if device.type == "cuda" else None  # for all calls, as in a Translator
+        return lambda sources: search(
+            fast,
+            sources,
+            self.options,
             device=device,
             suppressed=suppressed,
             batch_size=self.batch_size,
-            resident=ResidentMemory() if device.type == "cuda" else None,  # for all calls, as in a Translator
+            resident=resident,
         )
 
 
