@@ -58,10 +58,6 @@ def main(cfg: CompareConfig) -> None:
         raise InputError(f"figure={cfg.figure} needs by_length=true and a name that ends in .png, .svg or .pdf")
     check_stdout()
     folders = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
-    if cfg.figure is not None:
-        check_output("figure", cfg.figure, make_folder=True)
-    if cfg.plots is not None:
-        check_output_folder("plots", cfg.plots)
     score_files = read_score_files(cfg.scores)
     records, left_out = read_runs(folders)
     records = filter_runs(with_segment_scores(records, score_files), cfg.filter)
@@ -71,8 +67,10 @@ def main(cfg: CompareConfig) -> None:
     if cfg.columns is None and cfg.format == "markdown":
         tables = [block for table in tables for block in table.in_blocks()]
     if cfg.figure is not None:
+        check_output("figure", cfg.figure, make_folder=True)
         write_atomically(Path(cfg.figure), image_bytes(draw_by_length(records), cfg.figure))
     if cfg.plots is not None:
+        check_output_folder("plots", cfg.plots)
         for path in draw_plots(records, Path(cfg.plots), cfg.gradient_updates):
             log.info("%s", path)
     print("\n\n".join(table.as_tsv() if cfg.format == "tsv" else table.as_markdown() for table in tables))

@@ -32,11 +32,11 @@ const first = () => current[0].systems[Number(byId("system").value)].chrf;
 choose("order", "lowest"); const low = first(); choose("order", "highest");
 found.highest = first() >= low;
 choose("system", "1"); found.bySecond = first() === Math.max(...data.rows.map((row) => row.systems[1].chrf));
-if (data.scores.length) {
-  choose("metric", data.scores[0]);
-  const given = (row) => row.systems[1].given[data.scores[0]];
-  found.given = given(current[0]) === Math.max(...data.rows.map(given));
-}
+metrics.forEach(([name, value], index) => {
+  choose("metric", String(index));
+  const values = data.rows.map((row) => value(row.systems[1])).filter((one) => one !== undefined);
+  found[name] = !values.length || value(current[0].systems[1]) === Math.max(...values);
+});
 const word = data.rows[0].source.split(" ")[0];
 choose("search", word);
 const holds = (row) => JSON.stringify(row).toLowerCase().includes(word.toLowerCase());

@@ -178,3 +178,10 @@ def test_the_command_writes_plots_and_shows_gradient_norms(tiny, tmp_path, run_c
     record = read_run(home.folder)
     mean = max(norm for _, norm in record.scalars["train/gradient_norm"])
     assert record.largest_gradient_norm >= mean > 0
+
+
+def test_a_refused_command_leaves_no_folder(tiny, tmp_path, run_command):
+    """It once left the empty folder of its plots behind."""
+    done = run_command("compare", f"runs={tiny.folder}", "plots=plots", "filter=[run=x]", cwd=tmp_path)
+    assert done.code == 2
+    assert not (tmp_path / "plots").exists()
