@@ -76,6 +76,7 @@ LEFT_OUT = {
     r"koen": "needs a corpus that cannot be downloaded",
     r"nvidia": "needs a checkpoint of NVIDIA",
     r"submitit_slurm": "needs Slurm",
+    r"on_a_gpu": "needs a GPU: tests/system/test_on_a_gpu.py",
     r"torchrun|srun|#SBATCH": "several processes: tests/system/test_torchrun_train.py, tests/translation",
     r"^comet-score": "needs another program; its file is made here",
     r"pip install|tensorboard|^make ": "installs, or runs until it is stopped",
@@ -86,7 +87,7 @@ PLUGINS = {
     r"sweeper=search": ("hydra_plugins.hydra_optuna_sweeper", "sweep"),
     r"launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
     r"launcher=submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    r"runs/search": ("hydra_plugins.hydra_optuna_sweeper", "sweep"),
+    r"runs/(search|seeds)": ("hydra_plugins.hydra_optuna_sweeper", "sweep"),
     r"target_language=ja": ("MeCab", "japanese"),
 }
 """Modules that the commands with these words need, and the extras that install them."""
@@ -121,6 +122,8 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
             added += ["model=gnmt_tiny"] if re.search(r"experiment=own_text|model=gnmt( |$)", line) else []
         if "data=demo" in line:
             added += SMALL_DEMO
+    if "n_best=" in line and "sampling" not in line:
+        added.append("decoding.beam_size=4")  # no fewer than the hypotheses
     if "hydra/sweeper=search" in line:
         added.append("hydra.sweeper.n_trials=2")
     if script == "benchmark" and "checkpoint=" in line:
