@@ -24,8 +24,9 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
+from gnmt.model import interfaces
 from gnmt.model.attention import kernels_run
-from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows, select_beams
+from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows
 
 # Columns of one block in `best_candidates`.
 BLOCK_SIZE = 128
@@ -412,7 +413,7 @@ def extend_active(
     beam = options.num_hypotheses
     if beam > 1 and not options.sampling:
         chosen = candidates.take(ends_BN.byte().argsort(dim=1, stable=True)[:, :beam])
-        decoder = decoder.reorder(chosen.parents_BN)
+        decoder = decoder.reorder(chosen.parents_BN, select_beams)
     else:  # each hypothesis keeps its beam index, so the state needs no reordering
         chosen = candidates
     active = grow(active, chosen, length_B, attention_BKS)
@@ -673,6 +674,18 @@ def hashed(stream: Tensor, number: Tensor) -> Tensor:
 def _shifted(bits: Tensor, count: int) -> Tensor:
     """Shift to the right by `count` bits and fill with zeros. `>>` of torch repeats the sign bit."""
     return (bits >> count).bitwise_and_((1 << (64 - count)) - 1)
+
+
+def select_beams(tensors: Sequence[Tensor], beams_BN: Tensor) -> list[Tensor]:
+    """Return the hypotheses [B, N, ...] with the given beam indices from each tensor [B, K, ...].
+
+    On a GPU on which Triton kernels run, one kernel copies all tensors.
+    """
+    if kernels_run(beams_BN.device):
+        from gnmt.decoding.engine import kernels
+
+        return kernels.select_beams(tensors, beams_BN)
+    return interfaces.select_beams(tensors, beams_BN)
 
 
 def grow(active: Hypotheses, chosen: Candidates, length_B: Tensor, attention_BKS: Tensor | None) -> Hypotheses:

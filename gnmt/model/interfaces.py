@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from gnmt.batch import Tokens
 
+SelectBeams = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
+"""Returns the hypotheses with given beam indices from several tensors, as `select_beams` does."""
+
 
 class Encoder(nn.Module):
     """Base class of encoders, which turn embedded source tokens into states.
@@ -212,6 +215,18 @@ class Decoder(nn.Module):
         """
 
 
+def select_beams(tensors: Sequence[Tensor], beams_BN: Tensor) -> list[Tensor]:
+    """Return the hypotheses [B, N, ...] with the given beam indices from each tensor [B, K, ...].
+
+    One `index_select` of whole hypotheses is faster than `gather`, which would index every element.
+    """
+    beam = tensors[0].shape[1]
+    starts_B1 = torch.arange(0, len(beams_BN) * beam, beam, device=beams_BN.device)[:, None]
+    flat_M = (beams_BN + starts_B1).flatten()
+    selected = [tensor.flatten(0, 1).index_select(0, flat_M) for tensor in tensors]
+    return [tensor.view(*beams_BN.shape, *tensor.shape[1:]) for tensor in selected]
+
+
 @dataclass(frozen=True)
 class DecoderState:
     """State of a decoder between two steps; every tensor is [B, K, ...].
@@ -230,16 +245,17 @@ class DecoderState:
     tensors: Mapping[str, Tensor]
     by_step: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def reorder(self, parents_BK: Tensor) -> DecoderState:
+    def reorder(self, parents_BK: Tensor, select: SelectBeams = select_beams) -> DecoderState:
         """Return the state in which each hypothesis has the state of its parent.
 
         Args:
             parents_BK: Beam index of each parent, within the same sentence, int64.
+            select: Selects the states of the parents.
         """
         tensors = (*self.tensors.values(), *self.by_step.values())
         if not tensors:
             return self
-        moved, num_fixed = select_beams(tensors, parents_BK), len(self.tensors)
+        moved, num_fixed = select(tensors, parents_BK), len(self.tensors)
         return DecoderState(
             dict(zip(self.tensors, moved[:num_fixed], strict=True)),
             dict(zip(self.by_step, moved[num_fixed:], strict=True)),
@@ -341,15 +357,3 @@ def join_rows(tensors: Sequence[Tensor]) -> Tensor:
 def _join_mappings(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Join the tensors of each name; all mappings have the same names."""
     return {name: join_rows([mapping[name] for mapping in mappings]) for name in mappings[0]}
-
-
-def select_beams(tensors: Sequence[Tensor], beams_BN: Tensor) -> list[Tensor]:
-    """Return the hypotheses [B, N, ...] with the given beam indices from each tensor [B, K, ...].
-
-    One `index_select` of whole hypotheses is faster than `gather`, which would index every element.
-    """
-    beam = tensors[0].shape[1]
-    starts_B1 = torch.arange(0, len(beams_BN) * beam, beam, device=beams_BN.device)[:, None]
-    flat_M = (beams_BN + starts_B1).flatten()
-    selected = [tensor.flatten(0, 1).index_select(0, flat_M) for tensor in tensors]
-    return [tensor.view(*beams_BN.shape, *tensor.shape[1:]) for tensor in selected]

@@ -148,6 +148,8 @@ def make_files(folder: Path) -> None:
             [text] = folder.glob(f"text/{of}*.{language}")
             shutil.copy(text, folder / f"{name}.{language}")
     shutil.copy(folder / "a.de", folder / "mono.de")
+    for name in "ab":
+        shutil.copy(folder / f"{name}.de", folder / f"{name}.ja")  # any text with the name of the page
     first_words = [line.split()[0] for line in (folder / "a.de").read_text("utf-8").splitlines()]
     (folder / "begin.de").write_text("".join(f"{word}\n" for word in first_words), "utf-8")
     for name in ("a.en", "b.en"):

@@ -21,7 +21,7 @@ from gnmt.decoding.engine.inference_copy import InferenceLSTM, inference_copy
 from gnmt.decoding.search import search
 from gnmt.device import Precision
 from gnmt.model.attention import attend
-from gnmt.model.interfaces import Memory
+from gnmt.model.interfaces import Memory, select_beams
 
 CPU = torch.device("cpu")
 
@@ -81,6 +81,25 @@ def test_numbers_that_are_not_numbers_stay_so() -> None:
     total_BN = torch.tensor([[1.0, math.nan, 2.0], [math.nan, math.nan, -math.inf]])
     for one, other in zip(kernels.best_candidates(total_BN, 2), best_candidates(total_BN, 2), strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_selected_hypotheses(beam, monkeypatch) -> None:
+    """Tensors of all data types and widths, none at all among them, and one that is a view of a wider one."""
+    monkeypatch.setattr(kernels, "ELEMENTS", 8)
+    torch.manual_seed(4)
+    tensors = [
+        torch.randn(3, beam, 2, 9),
+        torch.randn(3, beam, 20).bfloat16()[:, :, 3:],
+        torch.randn(3, beam, 0),
+        torch.randint(9, (3, beam)),
+        torch.rand(3, beam, 5) < 0.5,
+    ]
+    beams_BN = torch.randint(beam, (3, 6))[:, ::2]
+    found, expected = kernels.select_beams(tensors, beams_BN), select_beams(tensors, beams_BN)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
 
 
 def test_a_search_gives_the_same_results(monkeypatch) -> None:

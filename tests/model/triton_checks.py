@@ -7,7 +7,9 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -41,7 +43,13 @@ def check_in_interpreter(tests: Path, least: int) -> None:
     assert int(counts[1]) >= least
 
 
-def check_that_it_compiles(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], aligned: bool) -> None:
+def check_that_it_compiles(
+    kernel: Any,
+    pointers: dict[str, str],
+    constants: dict[str, Any],
+    aligned: bool,
+    tuples: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> None:
     """Compile a kernel for a GPU. The interpreter accepts code that the compiler refuses.
 
     Args:
@@ -49,6 +57,7 @@ def check_that_it_compiles(kernel: Any, pointers: dict[str, str], constants: dic
         pointers: The data type behind each pointer, by argument.
         constants: The values of tl.constexpr arguments.
         aligned: Whether pointers and numbers are multiples of 16, for which Triton compiles another kernel.
+        tuples: Triton's types of the elements, for each argument that is a tuple.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -57,15 +66,16 @@ def check_that_it_compiles(kernel: Any, pointers: dict[str, str], constants: dic
     names = kernel.arg_names
     never_aligned = set(kernel.do_not_specialize)
     assert never_aligned <= set(names)
-    assert set(pointers) | set(constants) <= set(names)
+    assert set(pointers) | set(constants) | set(tuples) <= set(names)
     signature = {
         name: "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
         for name in names
     }
+    signature |= tuples
     attributes = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if aligned and name not in constants and name not in never_aligned
+        if aligned and name not in constants and name not in never_aligned and name not in tuples
     }
     compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"].startswith(b"\x7fELF")

@@ -1,14 +1,16 @@
-"""Triton kernels of a search step: the LSTM cell, attention and the best candidates.
+"""Triton kernels of a search step: the LSTM cell, attention, the best candidates and the hypotheses that stay.
 
 Each function equals plain PyTorch, which runs on a CPU and where Triton is missing, in `InferenceLSTM.apply_gates`,
-`InferenceAttention.forward` and `gnmt.decoding.beam.best_candidates`. Plain PyTorch launches eight to twenty-five small
-kernels for each of them, and every one reads and writes memory.
+`InferenceAttention.forward`, `gnmt.decoding.beam.best_candidates` and `gnmt.model.interfaces.select_beams`. Plain
+PyTorch launches eight to twenty-five small kernels for each of them, and every one reads and writes memory.
 
 Importing this module needs Triton, which CUDA builds of torch bring. With TRITON_INTERPRET=1 in the environment before
 the import, the kernels run on a CPU, slowly, for tests. All arithmetic is fp32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -31,6 +33,9 @@ BLOCK, MOST_CANDIDATES = 1024, 64
 
 The latter is at most half of the former, so that each round halves the number of blocks.
 """
+
+ELEMENTS = 1024
+"""Elements of one hypothesis that a program of `select_beams` copies, of each tensor; a power of two."""
 
 
 def lstm_cell(gates_NG: Tensor, added_NG: Tensor | None, cell_NH: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -135,6 +140,26 @@ def best_candidates(total_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
         if num_blocks == 1:
             return total_BN.gather(1, best_columns_BM), best_columns_BM
         values_BN, columns_BN, width = best_BM, best_columns_BM, num_blocks * count
+
+
+def select_beams(tensors: Sequence[Tensor], beams_BN: Tensor) -> list[Tensor]:
+    """Return the hypotheses [B, N, ...] with the given beam indices from each tensor [B, K, ...].
+
+    One kernel copies all tensors, whatever their shapes and data types.
+
+    Args:
+        tensors: One or more tensors of hypotheses.
+        beams_BN: Beam indices, int64.
+    """
+    beam, beams_BN = tensors[0].shape[1], beams_BN.contiguous()
+    sources = tuple(tensor.contiguous() for tensor in tensors)
+    copies = tuple(tensor.new_empty(*beams_BN.shape, *tensor.shape[2:]) for tensor in sources)
+    widths = tuple(tensor[0, 0].numel() for tensor in sources)
+    with torch.cuda.device_of(beams_BN):
+        select_kernel[(beams_BN.numel(), max(1, triton.cdiv(max(widths), ELEMENTS)))](
+            sources, copies, widths, beams_BN, beam, beams_BN.shape[1], ELEMENTS=ELEMENTS
+        )
+    return list(copies)
 
 
 # Kernels. tl.load and tl.store with a mask do nothing outside of the tensors.
@@ -274,3 +299,23 @@ def best_kernel(
         value = (high ^ ((high >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
         tl.store(best_ptr + rank, value)
         tl.store(best_columns_ptr + rank, tl.where(key == -(2**63), -1, 0xFFFFFFFF - (key & 0xFFFFFFFF)))
+
+
+@triton.jit(do_not_specialize=["widths", "beam", "num_selected"])
+def select_kernel(
+    source_ptrs,
+    copy_ptrs,
+    widths,
+    beams_ptr,
+    beam,
+    num_selected,
+    ELEMENTS: tl.constexpr,
+):
+    """Copy ELEMENTS elements of one hypothesis from each tensor."""
+    row = tl.program_id(0).to(tl.int64)
+    elements = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
+    selected = row // num_selected * beam + tl.load(beams_ptr + row)
+    for index in tl.static_range(len(source_ptrs)):
+        is_element = elements < widths[index]
+        copied = tl.load(source_ptrs[index] + selected * widths[index] + elements, is_element)
+        tl.store(copy_ptrs[index] + row * widths[index] + elements, copied, is_element)
