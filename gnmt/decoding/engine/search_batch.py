@@ -175,7 +175,7 @@ class ResidentBatch:
 
     def leave(self, indices: Sequence[int], needed: Shape, num_steps: int) -> Callable[[], ActiveBatch]:
         assert self.place is not None
-        leaving = self.place.select([self.rows.pop(index) for index in indices], results_only=True)
+        leaving = self.place.results([self.rows.pop(index) for index in indices])
         results, arrived = leaving.mapped(host_copy), arrival(self.place.device)
         if self.rows:
             self._move_if_needed(needed, None)
@@ -210,7 +210,7 @@ class ResidentBatch:
             self.place = Place(wanted, example, self.take_step, self.memory.record)
         if old is not None:
             if self.rows:
-                moved = old.select(list(self.rows.values()), results_only=False)
+                moved = old.select(list(self.rows.values()))
                 self.rows = {index: row for row, index in enumerate(self.rows)}
                 self.place.write(list(self.rows.values()), moved)
             self.memory.give(self.kind, old)
@@ -283,12 +283,14 @@ class Place:
         rows_N = torch.tensor(rows, device=self.device)
         self.batch.mapped(lambda memory, tensor: memory.index_copy_(0, rows_N, fitted(tensor, memory)), batch)
 
-    def select(self, rows: Sequence[int], results_only: bool) -> ActiveBatch:
-        """Return a copy of the given rows. results_only: without encoder states and decoder state."""
+    def select(self, rows: Sequence[int]) -> ActiveBatch:
+        """Return a copy of the given rows."""
         rows_N = torch.tensor(rows, device=self.device)
-        if results_only:
-            return self.batch.extract(rows_N)
         return self.batch.mapped(lambda tensor: tensor.index_select(0, rows_N))
+
+    def results(self, rows: Sequence[int]) -> ActiveBatch:
+        """Return a copy of the given rows without encoder states and decoder state."""
+        return self.batch.extract(torch.tensor(rows, device=self.device))
 
     def step(self, some_forced: bool, some_at_limit: bool) -> None:
         """Extend all active hypotheses by one token, in place."""
