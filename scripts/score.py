@@ -2,8 +2,8 @@
 
   python scripts/score.py checkpoint=runs/demo/best.pt source=a.en target=a.de
   python scripts/score.py checkpoint=runs/demo/best.pt source=a.en target=a.de output=scores.tsv format=tsv
-  python scripts/score.py checkpoint=runs/demo/best.pt input=a.jsonl output=scores.jsonl
-  python scripts/score.py checkpoint=runs/demo/best.pt source=a.en target=a.de output=a.tsv format=tsv alignments=true
+  python scripts/score.py checkpoint=runs/demo/best.pt input=out.jsonl output=scores.jsonl
+  python scripts/score.py checkpoint=runs/demo/best.pt source=a.en target=a.de output=out.tsv format=tsv alignments=true
 
 Each translation gives one line of output: its line number and rank, log P(Y|X) (natural), the score of search (Wu et
 al. 2016, eq. 14), and in jsonl the tokens with the log-probability of each, and both texts with that of each word. The

@@ -1,10 +1,10 @@
 """Translate text files of any size, or standard input, line by line.
 
-  python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de
+  python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=out.de
   echo "The old man reads a book." | python scripts/translate.py checkpoint=runs/demo/best.pt
   python scripts/translate.py checkpoint=runs/demo/best.pt 'input=[a.en,b.en.gz]' output_folder=out decoding.beam_size=1
-  python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.jsonl format=jsonl decoding.n_best=3
-  torchrun --nproc-per-node=2 scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=a.de
+  python scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=out.jsonl format=jsonl decoding.n_best=3
+  torchrun --nproc-per-node=2 scripts/translate.py checkpoint=runs/demo/best.pt input=a.en output=out.de
 
 Line N of the output is the translation of line N of the input; a blank line stays blank. The output file appears when
 it is complete. Until then the finished lines are kept in <output>.partial, and the same command resumes after an

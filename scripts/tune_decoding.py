@@ -3,7 +3,7 @@
   python scripts/tune_decoding.py checkpoint=runs/demo/best.pt
   python scripts/tune_decoding.py checkpoint=runs/demo/best.pt grid.beam_size=[1,5,10] grid.no_repeat_ngram=[null,3]
   python scripts/tune_decoding.py checkpoint=[a.pt,b.pt] output=ensemble/decoding/tuned.yaml
-  python scripts/translate.py --config-dir runs/demo decoding=tuned checkpoint=runs/demo/best.pt input=a.en output=a.de
+  python scripts/translate.py --config-dir runs/demo decoding=tuned checkpoint=runs/demo/best.pt input=a.en
 
 The table of all combinations is printed. The best one is written as a decoding config, by default to
 decoding/tuned.yaml in the checkpoint's run; --config-dir with the folder above decoding/ lets every command find it.

@@ -114,7 +114,8 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
         is_multi30k = "multi30k" in line
         if is_multi30k:
             plus = "++" if "-m" in overrides else ""  # as the page says
-            added += [f"{plus}data.folder={multi30k}", f"{plus}data.max_pairs=300"]
+            for data in multi30k_nodes(line):
+                added += [f"{plus}{data}.folder={multi30k}", f"{plus}{data}.max_pairs=300"]
         elif not re.search(r"data=|experiment=own_text|from_run|preprocessed", line):
             added += SMALL_DEMO
         if "initialize_from" not in line:
@@ -122,6 +123,8 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
             added += ["model=gnmt_tiny"] if re.search(r"experiment=own_text|model=gnmt( |$)", line) else []
         if "data=demo" in line:
             added += SMALL_DEMO
+    if "format=pairs" in line:
+        added.append("decoding.sampling=true")  # the small models end hardly any sentence in another way
     if "n_best=" in line and "sampling" not in line:
         added.append("decoding.beam_size=4")  # no fewer than the hypotheses
     if "hydra/sweeper=search" in line:
@@ -129,6 +132,13 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
     if script == "benchmark" and "checkpoint=" in line:
         added = [each for each in added if not each.startswith("sizes=")]
     return [*overrides, *added]
+
+
+def multi30k_nodes(line: str) -> list[str]:
+    """Return the keys of the config nodes that are Multi30k."""
+    if "multi30k_multilingual" in line:
+        return [f"data.corpora.{name}" for name in ("en_de", "en_fr", "de_fr")]
+    return re.findall(r"@(data\.corpora\.\w+)=multi30k", line) or ["data"]
 
 
 def make_files(folder: Path) -> None:
@@ -170,7 +180,7 @@ def make_files(folder: Path) -> None:
     for name in ("a", "one", "two", "de_en"):
         shutil.copytree(folder / "runs" / "demo", folder / "runs" / name, symlinks=True)
     done = run_script(
-        "translate", "checkpoint=runs/demo/best.pt", "input=b.en", "output=a.jsonl", "format=jsonl", cwd=folder
+        "translate", "checkpoint=runs/demo/best.pt", "input=b.en", "output=out.jsonl", "format=jsonl", cwd=folder
     )
     assert done.code == 0, done.err
     for name in "ab":
