@@ -114,8 +114,8 @@ def shortened(script: str, overrides: list[str], multi30k: str | None) -> list[s
         is_multi30k = "multi30k" in line
         if is_multi30k:
             plus = "++" if "-m" in overrides else ""  # as the page says
-            for data in multi30k_nodes(line):
-                added += [f"{plus}{data}.folder={multi30k}", f"{plus}{data}.max_pairs=300"]
+            added += [f"{plus}{data}.folder={multi30k}" for data in multi30k_nodes(line)]
+            added.append(f"{plus}data.max_pairs={3000 if 'multilingual' in line else 300}")
         elif not re.search(r"data=|experiment=own_text|from_run|preprocessed", line):
             added += SMALL_DEMO
         if "initialize_from" not in line:
