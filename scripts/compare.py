@@ -17,7 +17,7 @@ Main keys:
   sort        column by which the rows are sorted, the best first, with its test set: "dev BLEU", "test BLEU"
   columns     patterns of the columns to show, or names of settings
   filter      conditions that a run must meet: run=PATTERN or SETTING=PATTERN
-  scores      segment scores of another program: .json of comet-score, or a text file of numbers for each run
+  scores      segment scores of another program: .json of comet-score, or a text file of numbers for each run of runs=
   by_length   true: BLEU for each range of source lengths instead, from the files of evaluate.py
   figure      with by_length=true: the figure to write, .png, .svg or .pdf
   plots       folder for plots as PNG: BLEU over length, dev loss and BLEU over updates, gradient norm by layer

@@ -6,9 +6,9 @@
   python scripts/significance.py 'systems=[runs/a,runs/b]' scores=comet.json   with scores of another program
   python scripts/significance.py 'systems=[runs/a1,runs/a2,runs/b1,runs/b2]'
 
-The first system is the baseline. The test is paired bootstrap or paired approximate randomization by sacreBLEU; it asks
-whether other test sentences could turn the difference around, and knows nothing of the seeds of training. If runs
-differ only in their seed, a second table has mean, standard deviation and t-interval over the seeds.
+The first system is the baseline. The test is paired bootstrap or paired approximate randomization by sacreBLEU.
+It estimates how probable such a difference is by the choice of test sentences alone. If runs differ only in their seed,
+a second table has mean, standard deviation and t-interval over the seeds.
 
 Main keys:
   systems      run folders, .tsv files of evaluate.py, .jsonl files of translate.py or score.py, or text files

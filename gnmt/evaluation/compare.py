@@ -74,10 +74,15 @@ def meets(run: RunRecord, condition: str) -> bool:
 
 
 def values_for(run: RunRecord, key: str) -> list[str]:
-    """Return the texts of the run's settings of this name, or the folder's name for the key `run`."""
+    """Return the texts of the run's setting with this key, or else of the settings whose keys end with it.
+
+    The value of the key `run` is the folder's name.
+    """
     if key == "run":
         return [run.folder.name]
     settings = flatten(run.config)
+    if key in settings:  # seed is not decoding.seed
+        return [format_value(settings[key], quote=False)]
     return [format_value(value, quote=False) for name, value in settings.items() if f".{name}".endswith(f".{key}")]
 
 
@@ -400,7 +405,8 @@ def differing_settings(groups: Sequence[Group]) -> DifferingSettings:
         first, *others = sorted(keys, key=lambda key: (key.count("."), ".decoder." in key, len(key), key))
         shown_keys.append(first)
         if others:
-            notes[first] = f"stands for {', '.join(others)} too, which change with it in all of these runs"
+            verb = "changes" if len(others) == 1 else "change"
+            notes[first] = f"stands for {', '.join(others)} too, which {verb} with it in all of these runs"
     parents = Counter(key.rpartition(".")[0] for key in class_keys)
     counts = [f"{format_count(number, 'setting')} of {parent}" for parent, number in parents.items()]
     left_out = [f"not shown, because equal in all runs that have them: {', '.join(counts)}"] if counts else []

@@ -28,6 +28,7 @@ _NEGATIONS = {
     "fr": {"ne", "n", "pas", "jamais", "rien", "personne", "aucun", "aucune", "ni", "sans"},
     "es": {"no", "nunca", "jamás", "nada", "nadie", "ningún", "ninguno", "ninguna", "ni", "sin", "tampoco"},
 }
+NEGATION_LANGUAGES = tuple(_NEGATIONS)
 _NEGATION_ENDINGS = {"en": ("n't", "n’t")}
 
 
@@ -111,6 +112,15 @@ def names(translations: Sequence[Words], references: Sequence[Words], sources: S
     return count_matches(translations, references, lambda word, index: word in candidates[index])
 
 
+def knows_negations(language: str) -> bool:
+    """Return whether `negation` knows the negations of a language."""
+    return _code(language) in NEGATION_LANGUAGES
+
+
+def _code(language: str) -> str:
+    return language.lower().replace("_", "-").split("-")[0]
+
+
 def negation(translations: Sequence[Words], references: Sequence[Words], language: str) -> Counts | None:
     """Return the counts of sentences that negate, or None for a language whose negations are not known here.
 
@@ -120,7 +130,7 @@ def negation(translations: Sequence[Words], references: Sequence[Words], languag
         translations, references: Words of each sentence.
         language: ISO 639 code of the target language; known are German, English, French and Spanish.
     """
-    code = language.lower().replace("_", "-").split("-")[0]
+    code = _code(language)
     if code not in _NEGATIONS:
         return None
     endings = _NEGATION_ENDINGS.get(code, ())

@@ -98,7 +98,7 @@ class Report:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        data = json.dumps(self.sentences, ensure_ascii=False, separators=(",", ":"))
+        data = json.dumps(self.sentences, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         # A script element ends at `</script`, wherever it stands; JSON may write < as an escape.
         data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
         return environment.get_template("report.html").render(title=self.title, sections=self.sections, data=data)
@@ -268,7 +268,8 @@ def _words_section(inputs: Inputs, words: _SystemWords) -> Section:
                 "F1 in percent",
             )
         )
-    return Section("Words", "Precision, recall and F1 in percent.", tables, charts)
+    explanation = f"Precision, recall and F1 in percent. {_which_reference(inputs)}".rstrip()
+    return Section("Words", explanation, tables, charts)
 
 
 def _phrases_section(inputs: Inputs, words: _SystemWords) -> Section:
@@ -304,7 +305,12 @@ def _phrases_section(inputs: Inputs, words: _SystemWords) -> Section:
         differences,
         ["in parentheses: occurrences in the translations, and in the references"],
     )
-    return Section("Phrases", "", [surplus, phrases])
+    return Section("Phrases", _which_reference(inputs), [surplus, phrases])
+
+
+def _which_reference(inputs: Inputs) -> str:
+    """Return a sentence that says which of several references count; empty for one."""
+    return "Only the first reference of each sentence counts." if len(inputs.references) > 1 else ""
 
 
 def _range_chart(
@@ -385,7 +391,8 @@ def _sentences(inputs: Inputs) -> dict[str, Any]:
             if system.attention is not None:
                 entry["attention"] = [[round(100 * weight) for weight in row] for row in system.attention[index]]
             if system.word_log_probs is not None:
-                entry["probabilities"] = [round(math.exp(log_prob), 2) for log_prob in system.word_log_probs[index]]
+                log_probs = system.word_log_probs[index]
+                entry["probabilities"] = [round(math.exp(min(log_prob, 0.0)), 2) for log_prob in log_probs]
             systems.append(entry)
         rows.append(
             {
@@ -415,6 +422,16 @@ def read_inputs(cfg: ReportConfig) -> Inputs:
     folders = [system.run for system in systems if system.run is not None]
     runs = read_runs(folders)[0] if folders else []
     languages = [run.config["data"].get("target_language") for run in runs if "data" in run.config]
+    language = cfg.target_language or next((language for language in languages if language), "")
+    if not error_analysis.knows_negations(language):
+        known = ", ".join(error_analysis.NEGATION_LANGUAGES)
+        if cfg.target_language is not None:
+            raise InputError(f"target_language: found {language}, allowed are {known}, whose negations are known")
+        log.warning(
+            "no accuracy of negations: the target language is %s; target_language= may be one of %s",
+            language or "not known",
+            known,
+        )
     # Everything is read before the tests of significance, which take most of the time.
     sources = choose_sources(systems, cfg.source)
     frequencies = word_frequencies(cfg.training_text, folders, scoring)
@@ -428,7 +445,7 @@ def read_inputs(cfg: ReportConfig) -> Inputs:
         ),
         compare_seeds(systems, references, scoring),
         runs,
-        cfg.target_language or next((language for language in languages if language), ""),
+        language,
         frequencies,
     )
 

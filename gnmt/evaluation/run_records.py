@@ -188,7 +188,7 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder} has no {CONFIG}, only {LOG}: the run was stopped before its first update, while the data was "
             "preprocessed, or is still there; the same command starts it"
         )
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     problems: list[str] = []
     parameters, dev, best_step = None, {}, None
     try:
@@ -225,7 +225,8 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config of a run; raises InputError if the file is not a JSON object."""
     try:
         config = json.loads(path.read_bytes())
     except RecursionError:

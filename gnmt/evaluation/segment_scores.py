@@ -130,7 +130,8 @@ def _read_comet(path: str) -> list[ScoredText]:
         raise InputError(f"scores: {path} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise InputError(f"scores: {path} is not JSON: {error}") from None
-    if not isinstance(contents, Mapping) or not all(isinstance(segments, list) for segments in contents.values()):
+    is_by_system = isinstance(contents, Mapping) and all(isinstance(one, list) for one in contents.values())
+    if not is_by_system or not contents:
         raise InputError(
             f'scores: {path} is not what `comet-score --to_json` writes: {{"FILE": [{{"mt": "TRANSLATION", '
             f'"{COMET}": NUMBER}}, ...], ...}}'

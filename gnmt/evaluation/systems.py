@@ -6,8 +6,8 @@ with which they are compared.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gnmt.config.run_folder import CONFIG, compared_settings
 from gnmt.errors import InputError, format_count
 from gnmt.evaluation.evaluate import SENTENCE_COLUMNS, checkpoints_hash
 from gnmt.evaluation.metrics import MetricName, build_metrics, check_tokenizer
+from gnmt.evaluation.run_records import read_config
 from gnmt.evaluation.segment_scores import ScoreFiles, normalized, scores_of
 from gnmt.fileio import parse_json, read_lines, read_text_lines
 
@@ -29,13 +30,13 @@ class System:
     Args:
         name: The path that named the system.
         translations: One for each sentence.
-        references: For each set of references, one for each sentence; None if it is no evaluation.
+        references: For each set of references, one for each sentence; None for a system that is not an evaluation.
         sources: The sentences that were translated; None for a text file.
-        tokenize: Tokenization of BLEU in its evaluation; None if it is none.
-        lowercase: Whether its evaluation ignored case; None if it is none.
-        test_set: Name of the test set; None if it is no evaluation.
-        evaluation: Name of the evaluation's files without the hash of the checkpoint, which tells the test set, the
-            checkpoint and the search options; None if it is none.
+        tokenize: Tokenization of BLEU in an evaluation, otherwise None.
+        lowercase: Whether an evaluation ignored case, otherwise None.
+        test_set: Name of an evaluation's test set, otherwise None.
+        evaluation: Name of an evaluation's files without the hash of the checkpoint: test set, checkpoint and search
+            options; otherwise None.
         settings: Settings of its run without the seed, with dotted keys; None if it belongs to no run.
         seed: Seed of its run; None if it belongs to no run.
         run: Its run folder; None if it belongs to no run.
@@ -89,7 +90,8 @@ def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: st
         paths: Run folders, tables of evaluate.py (.tsv), outputs of translate.py or score.py with format=jsonl, or text
             files with one translation per line.
         target_paths: Files of references, needed if no system is an evaluation. They replace those of the evaluations.
-        test_set: Test set of the run folders; None for the only one.
+        test_set: Test set of the run folders; None for the only one. If a run has no evaluation with this name, one of
+            the same sentences and references counts.
 
     Raises:
         InputError: A path cannot be read, or the systems translated different text.
@@ -98,7 +100,8 @@ def read_systems(paths: Sequence[str], target_paths: Sequence[str], test_set: st
         raise InputError("systems: give two or more, the baseline first")
     if len(set(paths)) < len(paths):
         raise InputError("systems: a path is given twice")
-    systems = [read_system(path, test_set) for path in paths]
+    texts = {text for path in paths for name, text in _evaluated_texts(Path(path)).values() if name == test_set}
+    systems = [read_system(path, test_set, texts) for path in paths]
     if not target_paths and all(system.references is None for system in systems):
         raise InputError("systems: none of them is an evaluation, which has references: give them with target=")
     if not systems[0].translations:
@@ -188,10 +191,10 @@ def choose_scoring(
     return Scoring(tuple(dict.fromkeys(metrics)), tokenize, lowercase)
 
 
-def read_system(path: str, test_set: str | None) -> System:
-    """Read a system; see `read_systems`."""
+def read_system(path: str, test_set: str | None, texts: Collection[str] = ()) -> System:
+    """Read a system; see `read_systems` and `find_evaluation`."""
     if Path(path).is_dir():
-        return _read_evaluation(path, find_evaluation(Path(path), test_set))
+        return _read_evaluation(path, find_evaluation(Path(path), test_set, texts))
     if path.endswith(".tsv"):
         return _read_evaluation(path, Path(path))
     if path.endswith(".pt"):
@@ -212,9 +215,10 @@ def _read_translations(path: str) -> System:
             sources.append(normalized(entry["source"]))
             best = entry["translations"][0] if "translations" in entry else {**entry, "text": entry["target"]}
             translations.append(str(best["text"]))
-            scores.append(float(best["score"]))
-            attention.append(best.get("word_attention"))
-            log_probs.append(best.get("word_log_probs"))
+            scores.append(_finite(best["score"]))
+            weights, words = best.get("word_attention"), best.get("word_log_probs")
+            attention.append(None if weights is None else [[_finite(weight) for weight in row] for row in weights])
+            log_probs.append(None if words is None else [_finite(log_prob) for log_prob in words])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise InputError(
                 f"{path}:{number}: not a line of translate.py or score.py with format=jsonl: {line[:80]!r}"
@@ -229,28 +233,52 @@ def _read_translations(path: str) -> System:
     )
 
 
+def _finite(value: Any) -> float:
+    """Return a number of a file, or raise ValueError unless it is finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"found {value!r}, allowed is a finite number")
+    return number
+
+
 def _of_every_line(values: list[Any]) -> list[Any] | None:
     """Return the values, or None if a line has none."""
     return values if values and None not in values else None
 
 
-def find_evaluation(run: Path, test_set: str | None) -> Path:
+def _evaluated_texts(run: Path) -> dict[Path, tuple[str, str]]:
+    """Return the name of the test set and the hash of its text for each sentence table of a run folder."""
+    found = {}
+    for path in sorted((run / "translations").glob("*.tsv")):
+        name = str(_scores_of(path).get("test_set"))
+        found[path] = name, path.name.removeprefix(f"{name}-").partition(".")[0]
+    return found
+
+
+def find_evaluation(run: Path, test_set: str | None, texts: Collection[str] = ()) -> Path:
     """Return the sentence table of a run's only evaluation, or of the only one on the test set.
 
     Evaluations of an earlier best.pt, which training has replaced since, do not count. Raises InputError if there is
     none, or more than one.
+
+    Args:
+        run: The run folder.
+        test_set: Name of the test set; None for the only one.
+        texts: Hashes of texts that count as the test set if none has its name.
     """
     found: list[Path] = []
     outdated: list[Path] = []
-    names = []
     best = run / "best.pt"
     newest = checkpoints_hash([best]) if best.is_file() else None
-    for path in sorted((run / "translations").glob("*.tsv")):
+    evaluated = _evaluated_texts(run)
+    names = [name for name, _ in evaluated.values()]
+    for path, (found_set, text) in evaluated.items():
         name, _, digest = path.stem.rpartition(".")
         is_of_best = "best" in name.split(".")[1:]
-        found_set = str(_scores_of(path).get("test_set"))
-        names.append(found_set)
-        if test_set is None or found_set == test_set:
+        if test_set is None or (found_set == test_set if test_set in names else text in texts):
             (outdated if is_of_best and newest not in (None, digest) else found).append(path)
     of_test_set = "" if test_set is None else f" on {test_set}"
     if not found and outdated:
@@ -293,13 +321,17 @@ def _read_evaluation(name: str, path: Path) -> System:
     for number, line in enumerate(lines, start=2):
         if len(line) != len(heading) or not line[0].isdigit():
             raise InputError(f"{path}:{number}: found {len(line)} columns, expected {len(heading)}, the first a number")
+        try:
+            _finite(line[SENTENCE_COLUMNS.index("score")])
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: score: {error}") from None
         by_line[int(line[0])] = line
     if sorted(by_line) != [*range(1, len(lines) + 1)]:
         raise InputError(f"{path}: the column line must hold each number from 1 to {len(lines)} once")
     rows = [by_line[number] for number in range(1, len(lines) + 1)]
     scores = _scores_of(path)
     run = path.parent.parent if (path.parent.parent / CONFIG).is_file() else None
-    config = {} if run is None else json.loads((run / CONFIG).read_bytes())
+    config = {} if run is None else read_config(run / CONFIG)
     keys = ("score", "source", "translation", "reference")
     score, source, translation, reference = map(SENTENCE_COLUMNS.index, keys)
     return System(

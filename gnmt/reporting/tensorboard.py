@@ -82,8 +82,7 @@ class Reporter:
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """Report the settings (nested or flat) and the final metrics; call it once, at the end.
 
-        The settings stand in their order. That of a class is the name of its component, with the class' own name as its
-        value.
+        The settings keep their order. A class is shown under the key of its component, by its name without the module.
 
         They are written to the same event file. `SummaryWriter.add_hparams` would open a second one: in a sub-run, or
         with run_name="." in the same folder, where readers that follow the newest file miss later events of the first.

@@ -63,7 +63,7 @@ def test_settings_that_change_together_share_a_column():
     table = compare([run("a"), run("b", dropout=0.3), run("c", dropout=0.3, config={"optimizer": {"lr": 0.1}})])
     assert table.header[5:7] == ["dropout", "lr"]
     assert [row[5:7] for row in table.rows] == [["0.1", "–"], ["0.3", "–"], ["0.3", "0.1"]]
-    note = "dropout: stands for model.decoder.dropout too, which change with it in all of these runs"
+    note = "dropout: stands for model.decoder.dropout too, which changes with it in all of these runs"
     assert note in table.all_notes()
 
 
@@ -223,6 +223,12 @@ def test_columns_and_runs_are_chosen_by_patterns():
     assert table.rows == [["a1", "1", "30.00", "0.1"], ["a2", "1", "30.00", "0.3"]]
     assert [row[0] for row in compare(runs, filter=["encoder.dropout=0.3"]).rows] == ["a2"]
     assert [row[0] for row in compare(runs, filter=["dropout=0.?", "run=b"]).rows] == ["b"]
+
+
+def test_a_condition_on_a_whole_key_is_on_this_key_alone():
+    """seed=1 kept every run, because decoding.seed is 1 in all of them."""
+    runs = [run(name, seed, config={"decoding": {"seed": 1}}) for seed, name in enumerate("ab", start=1)]
+    assert [row[:2] for row in compare(runs, filter=["seed=1"]).rows] == [["a", "1"]]
 
 
 @pytest.mark.parametrize(

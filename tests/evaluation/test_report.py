@@ -145,9 +145,16 @@ def test_translations_of_translate_with_attention_are_a_system(tmp_path: Path) -
     worse = {**scored, "rank": 2, "target": "z"}  # of an n-best list, the best translation counts
     path.write_text("".join(json.dumps({"rank": 1, **line}) + "\n" for line in (scored, worse)), encoding="utf-8")
     assert read_system(str(path), None) == expected
-    path.write_text('{"line": 1, "source": "a"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"a\.jsonl:1: not a line of translate\.py or score\.py"):
-        read_system(str(path), None)
+    incomplete = {"line": 1, "source": "a"}
+    for wrong in (
+        incomplete,
+        scored | {"score": float("nan")},
+        scored | {"word_log_probs": [float("-inf"), 0]},
+        scored | {"word_attention": "x"},
+    ):
+        path.write_text(json.dumps(wrong) + "\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"a\.jsonl:1: not a line of translate\.py or score\.py"):
+            read_system(str(path), None)
 
 
 def test_sources_of_text_files_must_be_given(tmp_path: Path) -> None:
@@ -170,6 +177,19 @@ def test_the_command_writes_one_file(tmp_path: Path) -> None:
     found = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert json.loads(found.scripts["data"])["systems"] == ["a.txt", "b.txt"]
     assert any(row[0] == "1-4" for row in found.rows)
+
+
+def test_an_unknown_target_language_is_refused(tmp_path: Path, run_command) -> None:
+    """The report had no row of negations, and nothing said why."""
+    for name in ("a.txt", "b.txt", "r.de"):
+        write(tmp_path / name, REFERENCES)
+    command = ["report", "systems=[a.txt,b.txt]", "target=r.de", "source=r.de", "output=r.html", "num_samples=2"]
+    done = run_command(*command, "target_language=German", cwd=tmp_path)
+    assert done.code == 2
+    assert "target_language: found German, allowed are de, en, fr, es" in done.err
+    done = run_command(*command, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "no accuracy of negations: the target language is not known" in done.out + done.err
 
 
 def test_the_report_never_replaces_a_text(tmp_path: Path, run_command) -> None:

@@ -194,6 +194,32 @@ def test_runs_tables_and_text_files_are_systems(tmp_path: Path) -> None:
     assert choose_scoring(systems, ["bleu"], "char", True) == Scoring(("bleu",), "char", True)
 
 
+def test_a_test_set_of_another_name_counts_if_its_text_is_the_same(tmp_path: Path) -> None:
+    """A student of data=translated calls the test set of its teacher `test`."""
+    teacher = write_evaluation(tmp_path / "teacher", lines(1, 0.3))
+    student = write_evaluation(tmp_path / "student", lines(2, 0.3), test_set="held_out")
+    systems = read_systems([teacher, student], [], "test")
+    assert [system.test_set for system in systems] == ["test", "held_out"]
+    with pytest.raises(InputError, match="teacher has no evaluation on dev, only on test"):
+        read_systems([teacher, student], [], "dev")
+
+
+def test_damaged_files_of_an_evaluation_are_named(tmp_path: Path) -> None:
+    """They ended in a traceback, and a score that is not a number gave a report without sentences."""
+    run, other = (write_evaluation(tmp_path / name, lines(seed, 0.3)) for seed, name in enumerate("ab"))
+    (tmp_path / "a" / "config.json").write_text('{"a":', encoding="utf-8")
+    with pytest.raises(InputError, match=r"a/config\.json cannot be read"):
+        read_systems([run, other], [], None)
+    [table] = (tmp_path / "b" / "translations").glob("*.tsv")
+    text = table.read_text(encoding="utf-8")
+    for wrong in ("nan", "-inf", "abc"):
+        rows = [row.split("\t") for row in text.splitlines()]
+        rows[3][2] = wrong
+        table.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"{table.name}:4: score: found '{wrong}', allowed is a finite number"):
+            read_systems([other, run], [], None)
+
+
 def test_wrong_systems(tmp_path: Path) -> None:
     run = write_evaluation(tmp_path / "a", lines(1, 0.3))
     short = write(tmp_path / "short.txt", lines(1)[:5])

@@ -11,7 +11,12 @@ from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.config.validate import check_config
 from gnmt.training.recommendation import RECOMMENDATIONS, recommended_overrides
 
-CONFIG = {"tokenizer": {"vocab_size": 4000}, "trainer": {"batch_tokens": 2048, "max_steps": 4500}}
+CONFIG = {
+    "model": {"embedding_size": 256},
+    "optimizer": {"lr": 0.007},
+    "tokenizer": {"vocab_size": 4000},
+    "trainer": {"batch_tokens": 2048, "max_steps": 4500},
+}
 
 
 def as_dict(overrides: list[str]) -> dict[str, str]:
@@ -34,7 +39,7 @@ def test_the_number_of_updates_is_that_of_the_epochs() -> None:
 
 def test_a_config_that_follows_it_gets_none() -> None:
     recommended = as_dict(recommended_overrides(30_000, 900_000, CONFIG))
-    config = {
+    config = CONFIG | {
         "tokenizer": {"vocab_size": int(recommended["tokenizer.vocab_size"])},
         "trainer": {
             "batch_tokens": int(recommended["trainer.batch_tokens"]),
@@ -44,6 +49,8 @@ def test_a_config_that_follows_it_gets_none() -> None:
     assert recommended_overrides(30_000, 900_000, config) == []
     assert recommended_overrides(300_000, 9_000_000, config) != []
     assert recommended_overrides(30_000, 900_000, {**config, "tokenizer": {}}) != []  # tokenizer=existing
+    for wrong in ({"model": {"embedding_size": 128}}, {"optimizer": {"lr": 0.1}}, {"optimizer": {}}):
+        assert recommended_overrides(30_000, 900_000, config | wrong) != [], "only the vocabulary was compared once"
 
 
 @pytest.mark.parametrize("num_pairs", [row.fewest_pairs for row in RECOMMENDATIONS])
