@@ -2,6 +2,9 @@
 
 `combinations` lists the search options of a grid, `tune` translates the dev set with each of them and scores it, and
 `write_config` writes the best ones as a decoding config.
+
+The sources are encoded again for each combination. On the 1,014 dev sentences of Multi30k, that took 0.9 of 11.4
+seconds of processor time with beam 5 (multi30k_en_de, int8, one thread), so keeping the states would save 8%.
 """
 
 from __future__ import annotations
