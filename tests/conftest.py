@@ -188,20 +188,33 @@ def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]],
         yield start
 
 
-def train_once(factory: pytest.TempPathFactory, name: str, overrides: tuple[str, ...]) -> Run:
-    """Return the run `name`. The first worker that needs it trains it, and the others wait."""
+@contextmanager
+def folder_of_all_workers(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """Yield the folder `name` of all workers, to one worker at a time. The first one fills it."""
     base = factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    record = home / "finished.json"
     home.mkdir(exist_ok=True)
-    overrides = (*overrides, f"name={name}")
     with FileLock(home.with_suffix(".lock")):
+        yield home
+
+
+def train_once(factory: pytest.TempPathFactory, name: str, overrides: tuple[str, ...]) -> Run:
+    """Return the run `name`. The first worker that needs it trains it, and the others wait."""
+    overrides = (*overrides, f"name={name}")
+    with folder_of_all_workers(factory, name) as home:
+        record = home / "finished.json"
         if not record.exists():
             finished = run_script("train", *overrides, cwd=home)
             assert finished.code == 0, finished.err
             record.write_text(json.dumps(asdict(finished)), encoding="utf-8")
     printed = CommandResult(**json.loads(record.read_text(encoding="utf-8")))
     return Run(home, home / "runs" / name, overrides, printed)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[Path]]:
+    """shared_folder(name): see folder_of_all_workers."""
+    return partial(folder_of_all_workers, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

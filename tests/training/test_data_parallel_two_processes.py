@@ -5,7 +5,9 @@ One pair of processes serves all tests; see parallel_child.py.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,8 +45,19 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def pair(settings, tmp_path_factory) -> Pair:
-    home = tmp_path_factory.mktemp("pair")
+def pair(settings, shared_folder) -> Pair:
+    """Return the pair. The first worker that needs it runs it, and the others wait. Tests must not change its files."""
+    with shared_folder("pair") as home:
+        record = home / "ended.json"
+        if not record.exists():
+            record.write_text(json.dumps(run_pair(home, settings)), encoding="utf-8")
+    err, codes = json.loads(record.read_text(encoding="utf-8"))
+    found = [torch.load(home / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
+    return Pair(home, found, err, codes)
+
+
+def run_pair(home: Path, settings: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """Run both processes, and return their stderr and exit codes."""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -62,8 +75,7 @@ def pair(settings, tmp_path_factory) -> Pair:
             process.kill()
     for rank in range(2):
         assert (home / f"found-{rank}.pt").exists(), "\n".join(err)
-    found = [torch.load(home / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
-    return Pair(home, found, err, [process.returncode for process in processes])
+    return err, [process.returncode for process in processes]
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
@@ -142,7 +154,8 @@ def test_one_process_resumes_the_run_of_two_in_the_same_data_order(pair, run, tm
     monkeypatch.setattr(Trainer, "update", watched)
     run(tmp_path / "alone", *EVERY_2, "trainer.max_steps=7")
     now = "resumed"
-    run(pair.home / "run", *EVERY_2, "trainer.max_steps=7")
+    shutil.copytree(pair.home / "run", tmp_path / "resumed", symlinks=True)
+    run(tmp_path / "resumed", *EVERY_2, "trainer.max_steps=7")
     assert len(consumed["resumed"]) == 3
     assert consumed["resumed"] == consumed["alone"][4:]
 
