@@ -111,15 +111,23 @@ def _read_numbers(path: str) -> list[float]:
     scores = []
     for number, line in enumerate(read_text_lines(path), start=1):
         try:
-            score = float(line)
+            scores.append(finite(line))
         except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
             raise InputError(
                 f"{path}:{number}: found {line[:40]!r}, allowed is a finite number, the score of a segment"
-            )
-        scores.append(score)
+            ) from None
     return scores
+
+
+def finite(value: Any) -> float:
+    """Return a number of a file; raises ValueError unless it is finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"found {value!r}, allowed is a finite number")
+    return number
 
 
 def _read_comet(path: str) -> list[ScoredText]:

@@ -96,7 +96,7 @@ def compare_systems(
         for title, signature in signatures.items():
             notes.append(f"{title}: {'smaller is better; ' if title == 'TER' else ''}{signature}")
     for name in systems[0].segment_scores:
-        # The test only counts segments in and out, so it resamples given scores as it resamples translations.
+        # The test reads no segment itself, so it resamples given scores as it resamples translations.
         given = [system.segment_scores[name] for system in systems]
         add({name: MeanMetric(name)}, given, digits=SEGMENT_SCORE_DIGITS)
         notes.append(f"{name}: mean of the scores that another program gave the sentences")

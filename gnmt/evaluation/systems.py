@@ -6,7 +6,6 @@ with which they are compared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from gnmt.errors import InputError, format_count
 from gnmt.evaluation.evaluate import SENTENCE_COLUMNS, checkpoints_hash
 from gnmt.evaluation.metrics import MetricName, build_metrics, check_tokenizer
 from gnmt.evaluation.run_records import read_config
-from gnmt.evaluation.segment_scores import ScoreFiles, normalized, scores_of
+from gnmt.evaluation.segment_scores import ScoreFiles, finite, normalized, scores_of
 from gnmt.fileio import parse_json, read_lines, read_text_lines
 
 
@@ -215,10 +214,10 @@ def _read_translations(path: str) -> System:
             sources.append(normalized(entry["source"]))
             best = entry["translations"][0] if "translations" in entry else {**entry, "text": entry["target"]}
             translations.append(str(best["text"]))
-            scores.append(_finite(best["score"]))
+            scores.append(finite(best["score"]))
             weights, words = best.get("word_attention"), best.get("word_log_probs")
-            attention.append(None if weights is None else [[_finite(weight) for weight in row] for row in weights])
-            log_probs.append(None if words is None else [_finite(log_prob) for log_prob in words])
+            attention.append(None if weights is None else [[finite(weight) for weight in row] for row in weights])
+            log_probs.append(None if words is None else [finite(log_prob) for log_prob in words])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise InputError(
                 f"{path}:{number}: not a line of translate.py or score.py with format=jsonl: {line[:80]!r}"
@@ -231,17 +230,6 @@ def _read_translations(path: str) -> System:
         attention=_of_every_line(attention),
         word_log_probs=_of_every_line(log_probs),
     )
-
-
-def _finite(value: Any) -> float:
-    """Return a number of a file, or raise ValueError unless it is finite."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"found {value!r}, allowed is a finite number")
-    return number
 
 
 def _of_every_line(values: list[Any]) -> list[Any] | None:
@@ -322,7 +310,7 @@ def _read_evaluation(name: str, path: Path) -> System:
         if len(line) != len(heading) or not line[0].isdigit():
             raise InputError(f"{path}:{number}: found {len(line)} columns, expected {len(heading)}, the first a number")
         try:
-            _finite(line[SENTENCE_COLUMNS.index("score")])
+            finite(line[SENTENCE_COLUMNS.index("score")])
         except ValueError as error:
             raise InputError(f"{path}:{number}: score: {error}") from None
         by_line[int(line[0])] = line
