@@ -6,7 +6,7 @@ Steps, in this order; without a list, all of them:
 
   search     beam search at several batch sizes (scripts/benchmark.py task=decoding)
   training   scores of attention in Triton kernels and in chunks, then updates (task=training)
-  nvidia     updates of NVIDIA's GNMT and of gnmt side by side; skipped without --nvidia
+  nvidia     search and updates of NVIDIA's GNMT and of gnmt side by side; skipped without --nvidia
   multi30k   train experiment=multi30k_en_de as long as the time allows, and evaluate it; skipped without --multi30k
   demo       train the demo as long as the time allows, and evaluate it
 
@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +219,10 @@ def training(session: Session) -> str:
 def nvidia(session: Session) -> str:
     if session.given.nvidia is None:
         return "skipped: no --nvidia"
-    folder, size = str(session.given.nvidia), "tiny" if session.given.quick else "gnmt_128"
-    command = ["-m", "benchmarks.nvidia", folder, "--device", session.given.device, "--size", size]
-    return measured(session, "nvidia", {size: command}, "--output=")
+    shared = ["--device", session.given.device, *(["--size", "tiny"] if session.given.quick else [])]
+    tasks = ("search", "training")
+    commands = {task: ["-m", "benchmarks.nvidia", str(session.given.nvidia), task, *shared] for task in tasks}
+    return measured(session, "nvidia", commands, "--output=")
 
 
 def multi30k(session: Session) -> str:
@@ -261,12 +263,31 @@ def train_and_evaluate(session: Session, step: str, overrides: Sequence[str]) ->
 
 
 def training_figures(log: str) -> dict[str, Any]:
-    """Return the number of updates, the tokens per second of each log line, and the dev results of a train.log."""
+    """Return the figures of a train.log.
+
+    Returns:
+        The number of updates; the tokens per second of each log line; for each evaluation its line, its seconds, and
+        the seconds of training up to its end; and the share of all evaluations in the seconds of training. Seconds
+        before the first update, also of a resumed run, are not counted. An evaluation begins with the log line before
+        its own, because `trainer.evaluate_every_steps` is a multiple of `trainer.log_every_steps`.
+    """
+    evaluations: list[dict[str, Any]] = []
+    seconds = 0.0
+    before: datetime | None = None
+    for time_of_line, logger, message in re.findall(r"^(\S+ \S+) [A-Z]+ (\S+): (.*)$", log, re.MULTILINE):
+        now = datetime.strptime(time_of_line, "%Y-%m-%d %H:%M:%S,%f")
+        if before is not None and logger == "gnmt.training.trainer":
+            seconds += (now - before).total_seconds()
+            if re.match(r"update \d+, dev: ", message):
+                duration = round((now - before).total_seconds(), 2)
+                evaluations.append({"line": message, "seconds": duration, "ended_after": round(seconds, 2)})
+        before = now
     updates = [int(number) for number in re.findall(r"update (\d+)/\d+, epoch", log)]
     return {
         "updates": max(updates, default=0),
         "tokens_per_second": [int(number) for number in re.findall(r"(\d+) tokens/s", log)],
-        "dev": re.findall(r"(update \d+, dev: .*)", log),
+        "evaluations": evaluations,
+        "evaluation_share": round(sum(one["seconds"] for one in evaluations) / seconds, 3) if seconds else None,
     }
 
 

@@ -83,16 +83,26 @@ def test_wrong_arguments_are_refused(machine, capsys, arguments, message):
 
 
 def test_figures_of_a_training_come_from_its_log():
-    log = (
-        "12:00:00 update 50/5800, epoch 0.11: loss 6.1, 91234 tokens/s, 3.0% padding, about 2 minutes left\n"
-        "12:00:01 update 100/5800, epoch 0.22: loss 5.2, 95678 tokens/s, 3.1% padding, about 2 minutes left\n"
-        "12:00:05 update 100, dev: loss 4.9, BLEU 3.21 (best so far)\n"
-    )
-    assert on_a_gpu.training_figures(log) == {
-        "updates": 100,
-        "tokens_per_second": [91234, 95678],
-        "dev": ["update 100, dev: loss 4.9, BLEU 3.21 (best so far)"],
+    """A run of 12 seconds up to update 150, two of them for an evaluation, that was stopped and resumed in between."""
+    progress = "INFO gnmt.training.trainer: update {}/5800, epoch 0.11: loss 6.1, {} tokens/s, 3.0% padding"
+    started = "INFO gnmt.training.train: training: 5,800 updates (13.0 epochs) on cuda in bf16"
+    evaluation = "update 100, dev: loss 4.900, perplexity 134.29, BLEU 3.21, chrF 20.01 (best so far)"
+    lines = [
+        f"12:00:00,000 {started}",
+        f"12:00:04,000 {progress.format(50, 91234)}",
+        "12:00:04,500 INFO gnmt.training.trainer: stopping after update 70",
+        f"12:30:00,000 {started}",
+        f"12:30:02,500 {progress.format(100, 95678)}",
+        f"12:30:04,500 INFO gnmt.training.trainer: {evaluation}",
+        f"12:30:07,500 {progress.format(150, 95000)}",
+    ]
+    assert on_a_gpu.training_figures("".join(f"2026-01-01 {line}\n" for line in lines)) == {
+        "updates": 150,
+        "tokens_per_second": [91234, 95678, 95000],
+        "evaluations": [{"line": evaluation, "seconds": 2.0, "ended_after": 9.0}],
+        "evaluation_share": 0.167,
     }
+    assert on_a_gpu.training_figures("")["evaluation_share"] is None
 
 
 @pytest.mark.slow
