@@ -12,6 +12,7 @@ from gnmt.config.validate import Probability, Range, Size
 from gnmt.model.clipping import Clip, Clipping
 from gnmt.model.interfaces import Decoder, DecoderState, Encoded, Encoder, Memory
 from gnmt.model.layers import Dropout, WordDropout
+from gnmt.model.recurrent.layers import RecurrentLayer
 from gnmt.model.validate import TIES_SIDES, TIES_TARGET_OUTPUT, check_clipping, check_parts
 
 
@@ -21,8 +22,8 @@ class Seq2Seq(nn.Module):
     Training and force-decoding call `encode`, `decode` and `output` with the whole target. Search calls `encode` and
     `start` once and `step` for each token. Both ways assign the same log-probabilities to a target.
 
-    Linear layers, recurrent layers and embeddings are initialized uniformly (see `initialize`), except where an encoder
-    or decoder draws its own weights. Embeddings of PAD are zero.
+    Linear layers, recurrent layers and embeddings are initialized uniformly (see `initialize`), except where an
+    encoder, decoder or recurrent layer draws its own weights. Embeddings of PAD are zero.
 
     Args:
         encoder: Encoder whose `input_size` is `embedding_size`.
@@ -87,8 +88,8 @@ class Seq2Seq(nn.Module):
     def initialize(self, init_range: float, embedding_init_range: float) -> None:
         """Draw the weights from torch's global generator.
 
-        First all Linear and recurrent modules are drawn uniformly. Then `Encoder.initialize` and `Decoder.initialize`
-        may draw other weights. The embeddings are drawn last. Other parameters, such as the attention's direction and
+        First all Linear and recurrent modules are drawn uniformly. Then `initialize` of the encoder, the decoder and
+        their recurrent layers may draw other weights. The embeddings are drawn last. Other parameters, such as the attention's direction and
         scale, keep the values from their modules' constructors.
 
         Args:
@@ -99,8 +100,9 @@ class Seq2Seq(nn.Module):
             if isinstance(module, nn.Linear | nn.RNNBase):
                 for parameter in module.parameters(recurse=False):
                     nn.init.uniform_(parameter, -init_range, init_range)
-        self.encoder.initialize()
-        self.decoder.initialize()
+        for part in self.modules():
+            if isinstance(part, Encoder | Decoder | RecurrentLayer):
+                part.initialize()
         # The output layer, drawn above, may share the embeddings' weight, so the embeddings are drawn after it.
         with torch.no_grad():
             for embedding in dict.fromkeys((self.source_embedding, self.target_embedding)):

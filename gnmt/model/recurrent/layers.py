@@ -90,6 +90,9 @@ class RecurrentLayer(nn.Module):
         """Return residual sums, clipped if the layer clips its outputs; here they are returned unchanged."""
         return sums
 
+    def initialize(self) -> None:
+        """Draw the weights that should differ from the uniform ones of `Seq2Seq.initialize`; the default draws none."""
+
 
 class LSTM(nn.LSTM, RecurrentLayer):
     """An LSTM layer, run by the device's fused kernel or by `gathered_lstm`, whichever trains faster.

@@ -104,6 +104,13 @@ def _scan_by_doubling(factors_TBH: Tensor, values_TBH: Tensor, reverse: bool) ->
     return values_TBH
 
 
+FIRST_FORGET_BIAS = -1.0
+"""Initial bias of minLSTM's forget gate.
+
+With it, a model of two layers learns the demo grammar sooner than with 0 or -2 (docs/results/comparison.md).
+"""
+
+
 class MinLSTM(RecurrentLayer):
     """A minLSTM layer (Feng et al. 2024, arXiv 2410.01201, section 3.2 and listings 6 and 10).
 
@@ -124,6 +131,16 @@ class MinLSTM(RecurrentLayer):
         super().__init__()
         self.hidden_size = hidden_size
         self.projection = nn.Linear(input_size, 3 * hidden_size)
+
+    def initialize(self) -> None:
+        """Draw the matrix with variance 1 / fan-in, whatever `Seq2Seq.init_range` is, and let the cell forget at first.
+
+        The biases are FIRST_FORGET_BIAS for the forget gate and zero for the others.
+        """
+        nn.init.kaiming_uniform_(self.projection.weight, nonlinearity="linear")
+        with torch.no_grad():
+            self.projection.bias.zero_()
+            self.projection.bias[: self.hidden_size] = FIRST_FORGET_BIAS
 
     def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
         return self._outputs_and_cells(inputs_TBI, state)[0]
@@ -207,6 +224,12 @@ class RGLRU(RecurrentLayer):
         decays = torch.empty(hidden_size).uniform_(*FIRST_DECAYS) ** (1 / DECAY_SCALE)
         self.decay = nn.Parameter(decays.logit())  # Lambda
         self.output = nn.Linear(hidden_size, hidden_size)
+
+    def initialize(self) -> None:
+        """Draw each matrix with variance 1 / fan-in and set its bias to zero, whatever `Seq2Seq.init_range` is."""
+        for linear in (self.branches, self.gates, self.output):
+            nn.init.kaiming_uniform_(linear.weight, nonlinearity="linear")
+            nn.init.zeros_(linear.bias)
 
     def forward(self, inputs_TBI: Tensor, state: LayerState | None = None) -> Tensor:
         return self._run(inputs_TBI, state)[0]

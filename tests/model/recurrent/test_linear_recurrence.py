@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from gnmt.model.attention import AdditiveAttention
 from gnmt.model.recurrent import linear_recurrence
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import Bidirectional, RecurrentLayer, reverse_by_length
 from gnmt.model.recurrent.linear_recurrence import RGLRU, MinLSTM, linear_scan
+from gnmt.model.seq2seq import Seq2Seq
 
 CLASSES = [MinLSTM, RGLRU]
 SCANS = [linear_recurrence._scan_by_steps, linear_recurrence._scan_by_doubling]
@@ -210,3 +214,27 @@ def test_decays_of_rg_lru_start_between_0_3_and_0_999():
     assert 0.299 < decays.min() < 0.31
     assert 0.99 < decays.max() < 1
     assert decays.mean() == pytest.approx(0.65, abs=0.02)
+
+
+@pytest.mark.parametrize("cell", ["min_lstm", "rg_lru"])
+def test_the_range_of_a_model_s_weights_does_not_change_those_of_these_layers(cell):
+    """With the range 0.4 of gnmt_tiny, an RG-LRU model had 1 BLEU on the demo where it has 75 in half the updates."""
+
+    def model_of(init_range: float) -> Seq2Seq:
+        torch.manual_seed(1)
+        encoder = LSTMEncoder(64, 64, 2, cell=cell)
+        decoder = GNMTDecoder(64, 64, 2, AdditiveAttention(64, 64, 64), cell=cell)
+        return Seq2Seq(encoder, decoder, 10, 10, 64, init_range=init_range)
+
+    small, large = model_of(1e-3), model_of(10.0)
+    assert large.decoder.attention.query_projection.weight.abs().max() > 9
+    layers = [layer for layer in large.modules() if isinstance(layer, MinLSTM | RGLRU)]
+    assert len(layers) == 5
+    for layer in layers:
+        for linear in (part for part in layer.modules() if isinstance(part, nn.Linear)):
+            assert linear.weight.std().item() == pytest.approx(linear.in_features**-0.5, rel=0.05)
+    for model in (small, large):
+        for layer in (part for part in model.modules() if isinstance(part, MinLSTM)):
+            forget, add, candidate = layer.projection.bias.chunk(3)
+            assert (forget == linear_recurrence.FIRST_FORGET_BIAS).all()
+            assert not add.any() and not candidate.any()
