@@ -47,8 +47,11 @@ def shell_lines(document: Path) -> list[list[str]]:
 
 
 def commands() -> list[Any]:
-    """Return (script, arguments) of every `python scripts/….py` in the documents, also after a pipe or torchrun."""
-    found = []
+    """Return (script, arguments) of every `python scripts/….py` in the documents, also after a pipe or torchrun.
+
+    A command that stands in several documents is returned once.
+    """
+    found: dict[tuple[str, ...], Any] = {}
     for document in (document for document in DOCUMENTS if document.name != OWN_FILES):
         for words in shell_lines(document):
             for place, word in enumerate(words[:-1]):
@@ -56,8 +59,9 @@ def commands() -> list[Any]:
                 if starts and words[place + 1].startswith("scripts/"):
                     arguments = words[place + 2 :]
                     name = f"{document.name}: {Path(words[place + 1]).stem} {' '.join(arguments)}"
-                    found.append(pytest.param(words[place + 1], arguments, id=name))
-    return found
+                    param = pytest.param(words[place + 1], arguments, id=name)
+                    found.setdefault(tuple(words[place + 1 :]), param)
+    return list(found.values())
 
 
 def test_the_documents_show_a_command_of_every_script() -> None:
