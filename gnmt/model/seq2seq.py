@@ -89,8 +89,8 @@ class Seq2Seq(nn.Module):
         """Draw the weights from torch's global generator.
 
         First all Linear and recurrent modules are drawn uniformly. Then `initialize` of the encoder, the decoder and
-        their recurrent layers may draw other weights. The embeddings are drawn last. Other parameters, such as the attention's direction and
-        scale, keep the values from their modules' constructors.
+        their recurrent layers may draw other weights. The embeddings are drawn last. Other parameters, such as the
+        attention's direction and scale, keep the values from their modules' constructors.
 
         Args:
             init_range: Bound of the weights and biases.

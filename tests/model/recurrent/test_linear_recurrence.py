@@ -237,4 +237,5 @@ def test_the_range_of_a_model_s_weights_does_not_change_those_of_these_layers(ce
         for layer in (part for part in model.modules() if isinstance(part, MinLSTM)):
             forget, add, candidate = layer.projection.bias.chunk(3)
             assert (forget == linear_recurrence.FIRST_FORGET_BIAS).all()
-            assert not add.any() and not candidate.any()
+            assert not add.any()
+            assert not candidate.any()
