@@ -53,8 +53,9 @@ class Figure:
         milliseconds: Median time of an update, or of the search for a batch.
         tokens_per_second: Source and target tokens of updates, target tokens of search.
         ratio: Median time of NVIDIA's code divided by this system's.
-        mib: Peak of the CUDA memory that one call allocates beside the weights, and in training beside gradients and
-            optimizer state; None on a CPU.
+        mib: Peak of the CUDA memory that one call allocates beside what is allocated before it; None on a CPU. For
+            search, the weights are allocated before. For updates, so are the weights, the optimizer's state and, of
+            NVIDIA's code alone, the fp32 gradients. The two systems' numbers for updates therefore differ by gradients.
     """
 
     system: str
