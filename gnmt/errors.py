@@ -69,8 +69,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a line "key: old → new" for each value that differs between two nested mappings, sorted by key."""
+    """Return a line "key: old → new" for each value that differs between two nested mappings, sorted by key.
+
+    A mapping that replaces another kind of value, such as a component in place of null, is one change.
+    """
     before, after = flatten(old), flatten(new)
+    for one, other in ((before, after), (after, before)):
+        for key in one.keys() - other.keys():
+            inner = [name for name in other if name.startswith(f"{key}.")]
+            if inner:
+                other[key] = {name.removeprefix(f"{key}."): other.pop(name) for name in inner}
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if key not in before:

@@ -57,6 +57,8 @@ def main(cfg: TranslateConfig) -> None:
     ranks = current_ranks()
     loaded = load_translator(cfg, ranks.local_device_name(cfg.device))
     loaded.translator.check_target_language()
+    if ranks.is_rank_0:
+        loaded.log_trained_directions()
     made_from = MadeFrom(checkpoints, options)
     output_format = OutputFormat(cfg.format, cfg.alignments, cfg.word_attention)
     with report_once(ranks):

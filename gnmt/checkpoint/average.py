@@ -15,6 +15,7 @@ from gnmt.config.run_folder import changed_settings
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.errors import InputError
 from gnmt.fileio import check_new_output, parse_json, sha256_of
+from gnmt.model.clipping import is_clipping_delta
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     """Write the mean of the checkpoints' weights for inference as a weights-only checkpoint.
 
     A checkpoint with averaged weights (trainer.ema_decay) contributes those. Sums are computed in fp64. Only the target
-    ids that are unused in all checkpoints remain unused. The other entries are copied from the checkpoint with the most
-    updates, without dev scores, which the mean does not have.
+    ids that are unused in all checkpoints remain unused. The other entries, and the bounds of clipped activations, are
+    copied from the checkpoint with the most updates, without dev scores, which the mean does not have.
 
     Warns if the checkpoints are of different runs without a common initialize_from: they may have no useful mean.
 
@@ -53,7 +54,8 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         log.info("%s: update %d", path, contents["step"])
     means: dict[int, Tensor] = {}  # by memory, so that tied weights stay tied and are written once
     for name, weight in newest["model"].items():
-        means.setdefault(weight.data_ptr(), (sums[name] / len(paths)).to(weight.dtype))
+        mean = weight if is_clipping_delta(name) else (sums[name] / len(paths)).to(weight.dtype)
+        means.setdefault(weight.data_ptr(), mean)
     result = {entry: newest[entry] for entry in REQUIRED_ENTRIES} | {
         "model": {name: means[weight.data_ptr()] for name, weight in newest["model"].items()},
         "best": {},

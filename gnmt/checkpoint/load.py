@@ -147,6 +147,8 @@ def build_model(
 ) -> Seq2Seq:
     """Validate a model's config node and build the model with the vocabulary sizes of the tokenizers.
 
+    Word dropout never drops the tag that names the target language of a multilingual model.
+
     Args:
         node: The config node.
         tokenizers: The tokenizers of both sides.
@@ -177,6 +179,7 @@ def build_model(
         if not is_out_of_memory(error):
             raise
         raise InputError(f"{origin}: a model of this size does not fit into memory: {first_line(error)}") from None
+    model.kept_source_ids = tuple(tokenizers.tags.values())
     return model
 
 

@@ -156,6 +156,10 @@ class Multilingual(Corpus):
             for one in self._evaluated()
         ]
 
+    def trained_sources(self, target_language: str) -> list[str]:
+        """Return the source languages of the directions that are trained into a language, sorted."""
+        return sorted({one.source_language for one in self._trained() if one.target_language == target_language})
+
     def test_texts(self) -> dict[str, ParallelText]:
         texts: dict[str, ParallelText] = {}
         for direction in self._evaluated():

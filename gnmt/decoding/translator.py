@@ -24,8 +24,9 @@ import torch
 
 from gnmt.batch import UNK_ID
 from gnmt.checkpoint.load import LoadedModel
-from gnmt.config.build import resolve
-from gnmt.config.validate import Range, check_value
+from gnmt.config.build import build, resolve
+from gnmt.config.validate import Range, check_component, check_value
+from gnmt.data.multilingual import Multilingual
 from gnmt.data.tokenizer import Tokenizers
 from gnmt.decoding.alignment import Words, copy_unknown_words, words_of_source
 from gnmt.decoding.engine.inference_copy import inference_copy
@@ -722,6 +723,16 @@ class LoadedTranslator(NamedTuple):
                 f"{option} needs attention that aligns target with source tokens, which this model does not have: "
                 f"leave out {option.partition('=')[0]}="
             )
+
+    def log_trained_directions(self) -> None:
+        """Log from which languages a multilingual model was trained into the target language; others are zero-shot."""
+        node, target = self.members[0].config["data"], self.translator.tokenizers.target_language
+        if target is None or check_component(node, "data", expected=(Multilingual,)):
+            return  # one direction, or corpora of another package
+        corpus: Multilingual = build(node)
+        sources = corpus.trained_sources(target)
+        trained = f"from {', '.join(sources)}" if sources else "from no language"
+        log.info("the model was trained into %s %s; any other source language is zero-shot", target, trained)
 
 
 def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.config.validate import Range
+from gnmt.errors import InputError
 
 Bound = Annotated[float, Range(0, 1000, open_low=True)]
 
@@ -33,6 +34,13 @@ class Clipping:
     steps: Annotated[int, Range(1)] = 4000
     logits: Bound = 25.0
 
+    def __post_init__(self) -> None:
+        if self.start < self.end:
+            raise InputError(
+                f"model.clipping.start={self.start:g} is less than model.clipping.end={self.end:g}: the bound falls in "
+                "training, so give a start of at least the end"
+            )
+
     def delta(self, step: int) -> float:
         """Return the bound of activations in update `step`, counted from 0."""
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
@@ -51,3 +59,8 @@ class Clip(nn.Module):
         """Return the clipped values, in their type; the gradient of a clipped value is 0."""
         delta = self.delta.to(values.dtype)
         return values.clamp(-delta, delta)
+
+
+def is_clipping_delta(name: str) -> bool:
+    """Return whether a name in a model's state dict is that of the delta of a `Clip`."""
+    return name.endswith("clip.delta")

@@ -47,11 +47,19 @@ class Dropout(nn.Dropout):
 class WordDropout(Dropout):
     """Dropout of whole embeddings in [B, T, E]."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Zero vectors with probability p and divide the others by 1 - p; in evaluation return the inputs."""
+    def forward(self, inputs: Tensor, kept_BT: Tensor | None = None) -> Tensor:
+        """Zero vectors with probability p and divide the others by 1 - p; in evaluation return the inputs.
+
+        Args:
+            inputs: Embeddings [B, T, E].
+            kept_BT: True for vectors that stay as they are; None for no such vector.
+        """
         if not self.training or self.p == 0:
             return inputs
-        return inputs * super().forward(inputs.new_ones(inputs.shape[:-1]))[..., None]
+        factors_BT = super().forward(inputs.new_ones(inputs.shape[:-1]))
+        if kept_BT is not None:
+            factors_BT = factors_BT.masked_fill(kept_BT, 1.0)
+        return inputs * factors_BT[..., None]
 
 
 def _random_mask(shape: torch.Size, keep: int) -> Tensor:

@@ -39,7 +39,8 @@ class Seq2Seq(nn.Module):
             weights distinguish words from the first update on, and attention learns to align several times sooner.
         output_dropout: Dropout probability of the hidden states before the output layer.
         word_dropout: Probability with which a token's whole embedding is zeroed in training, on both sides (Gal and
-            Ghahramani 2016); the other embeddings are divided by 1 - word_dropout.
+            Ghahramani 2016); the other embeddings are divided by 1 - word_dropout. The ids in the attribute
+            `kept_source_ids` are never dropped.
         memory_dropout: Dropout probability of the encoder's states that the decoder's attention reads (Caglayan et al.
             2017 use 0.5).
         clipping: Bounds of embeddings, encoder states, hidden states and logits, for a model with quantizable LSTM
@@ -76,6 +77,7 @@ class Seq2Seq(nn.Module):
             self.target_embedding = nn.Embedding(target_vocabulary_size, embedding_size, padding_idx=PAD_ID)
         self.output_dropout = Dropout(output_dropout)
         self.word_dropout = WordDropout(word_dropout)
+        self.kept_source_ids: tuple[int, ...] = ()
         self.memory_dropout = Dropout(memory_dropout)
         self.output_layer = nn.Linear(decoder.output_size, target_vocabulary_size)
         if tie_embeddings in TIES_TARGET_OUTPUT:
@@ -134,10 +136,17 @@ class Seq2Seq(nn.Module):
         Returns:
             Everything that decoding needs of the source.
         """
-        embedded_BSE = self.word_dropout(self.bounded(self.source_embedding(source.ids_BT)))
+        embedded_BSE = self.bounded(self.source_embedding(source.ids_BT))
+        embedded_BSE = self.word_dropout(embedded_BSE, self._kept_in_word_dropout(source.ids_BT))
         encoded: Encoded = self.encoder(embedded_BSE, source.lengths_B)
         encoded = encoded._replace(states_BSH=self.memory_dropout(self.bounded(encoded.states_BSH)))
         return Memory(encoded.states_BSH, source.mask_BT, self.decoder.prepare(encoded), encoded.by_sentence)
+
+    def _kept_in_word_dropout(self, ids_BS: Tensor) -> Tensor | None:
+        """Return a mask of the source tokens that word dropout keeps, or None if there is no such id."""
+        if not self.kept_source_ids or not self.training:
+            return None
+        return torch.stack([ids_BS == id for id in self.kept_source_ids]).any(0)
 
     def decode(self, target: Tokens, memory: Memory, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         """Decode whole targets with teacher forcing.

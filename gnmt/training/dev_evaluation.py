@@ -34,6 +34,7 @@ from gnmt.logs import counter, progress_bar
 from gnmt.reporting.tensorboard import Reporter, translations_table
 from gnmt.signals import Abandoned
 from gnmt.training.objective import Objective
+from gnmt.training.train_metrics import CLIPPING_DELTA
 
 MAX_PAIR_TOKENS = 1000
 """Largest number of tokens on either side of a pair whose loss is measured."""
@@ -56,6 +57,7 @@ class DevResult:
             one that is not trained. `scores` are then the means over the trained directions.
         attention_entropy: Entropy of the alignment attention over the source in nats, averaged over the target tokens
             with EOS of the references; None for a model without attention.
+        clipping_delta: Bound to which the model clipped activations; None for a model without `clipping`.
     """
 
     loss: float
@@ -66,6 +68,7 @@ class DevResult:
     tokenizers: Tokenizers
     by_direction: Mapping[str, Scores] = field(default_factory=dict)
     attention_entropy: float | None = None
+    clipping_delta: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -84,6 +87,8 @@ class DevResult:
         }
         if self.attention_entropy is not None:
             own["dev/attention_entropy"] = self.attention_entropy
+        if self.clipping_delta is not None:
+            own[CLIPPING_DELTA] = self.clipping_delta
         for name, scores in self.by_direction.items():
             tag = name.replace(" (zero-shot)", ".zero_shot")
             own |= {f"dev/{tag}/bleu": scores.bleu, f"dev/{tag}/chrf": scores.chrf}
@@ -95,7 +100,9 @@ class DevResult:
         return (
             f"loss {self.loss:.3f}, perplexity {self.perplexity:.2f}, "
             f"BLEU {self.scores.bleu:.2f}, chrF {self.scores.chrf:.2f}"
-        ) + (f"; BLEU by direction: {by_direction}" if by_direction else "")
+            + (f"; BLEU by direction: {by_direction}" if by_direction else "")
+            + ("" if self.clipping_delta is None else f"; activations clipped to {self.clipping_delta:.3g}")
+        )
 
 
 class BatchLoss(NamedTuple):
@@ -211,6 +218,7 @@ class DevEvaluator:
             self.tokenizers,
             by_direction,
             mean_attention_entropy(losses),
+            None if self.objective.model.clip is None else float(self.objective.model.clip.delta),
         )
 
     def trained_names(self) -> list[str]:

@@ -16,7 +16,7 @@ from gnmt.config.validate import Range
 
 Steps = Annotated[int, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Quality = tuple[float, float]
+Quality = tuple[float, ...]
 """Quality of a dev evaluation, larger for better ones; see `gnmt.training.train_metrics.TrainState.quality`."""
 
 
@@ -125,7 +125,8 @@ class Plateau(Schedule):
         return linear_warmup(step, self.warmup_steps)
 
     def plateau_factor(self, qualities: Sequence[Quality]) -> float:
-        best, stale, decays = (-math.inf, -math.inf), 0, 0
+        best: Quality = ()
+        stale, decays = 0, 0
         for quality in qualities:
             stale = 0 if quality > best else stale + 1
             best = max(best, quality)

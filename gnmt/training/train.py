@@ -190,6 +190,8 @@ def train(cfg: Any, folder: Path, overrides: Sequence[str] | None = None) -> Tra
             if saved is not None:
                 restore(trainer, saved, folder)
                 tell_of_changed_schedule(trainer, saved, config)
+            elif initial is not None:
+                trainer.state.evaluation_due = True  # the run keeps the initial weights if no update improves them
             if options.microbatch_tokens == "auto" and not trainer.finished():
                 choose_microbatch_tokens(trainer)
 

@@ -51,6 +51,8 @@ UPDATE_RATIO_TAG = "train/update_ratio_by_layer"
 LAYER_ORDER = ("embeddings", "encoder", "attention", "decoder", "output")
 LAYER_NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
+CLIPPING_DELTA = "dev/clipping_delta"
+"""TensorBoard tag of the bound to which a model with `clipping` clipped activations in an evaluation."""
 BestMetric = Literal["dev/bleu", "dev/chrf", "dev/loss"]
 """The dev metric that chooses best.pt."""
 ZERO_BLEU = 0.005
@@ -72,7 +74,8 @@ class TrainState:
         best_step: The update whose weights best.pt holds.
         best: Dev metrics of these weights; empty if there is no best.pt.
         evaluations: Step and dev metrics of each evaluation so far.
-        evaluation_due: True if a signal interrupted the evaluation of this step; the resumed run begins with it.
+        evaluation_due: True if the weights of this step must be evaluated before the next update: those of
+            `initialize_from`, or those whose evaluation a signal has interrupted.
         tokens_seen: Source and target tokens without padding of all batches so far.
         tokens_at_evaluations: This number at each evaluation, by its step.
     """
@@ -87,13 +90,15 @@ class TrainState:
     tokens_at_evaluations: dict[int, int] = field(default_factory=dict)
 
     def quality(self, metrics: Mapping[str, float]) -> Quality:
-        """Return a pair that is larger for better metrics: `best_metric` decides, and dev loss breaks ties.
+        """Return a tuple that is larger for better metrics: `best_metric` decides, and dev loss breaks ties.
 
-        A loss that is not a number is worse than any other.
+        A loss that is not a number is worse than any other. Of a model with `clipping`, weights that were evaluated
+        with a smaller delta are always better, so that best.pt has the last delta.
         """
         loss = metrics["dev/loss"]
         negative_loss = -math.inf if math.isnan(loss) else -loss
-        return (negative_loss if self.best_metric == "dev/loss" else metrics[self.best_metric], negative_loss)
+        main = negative_loss if self.best_metric == "dev/loss" else metrics[self.best_metric]
+        return (-metrics.get(CLIPPING_DELTA, 0.0), main, negative_loss)
 
     def qualities(self) -> list[tuple[int, Quality]]:
         """Return step and quality of each evaluation so far."""

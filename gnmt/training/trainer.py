@@ -282,7 +282,8 @@ class Trainer:
         else:
             signal = self.parallel.stop_after_update(self.stop_request.received)
         # The evaluation comes first: it may end the run by patience, and the checkpoint holds its result.
-        if state.step % options.save_every_steps == 0 or self.finished() or signal is not None:
+        is_save_due = state.step > 0 and state.step % options.save_every_steps == 0
+        if is_save_due or self.finished() or signal is not None:
             self.save()
         self.writer.poll()
         if signal is not None:

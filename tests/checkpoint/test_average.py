@@ -63,6 +63,17 @@ def test_one_checkpoint_is_its_own_mean_with_its_averaged_weights(contents, conf
         load_model(tmp_path / "average.pt", cpu, weights="raw")
 
 
+def test_the_bound_of_clipped_activations_is_that_of_the_newest_checkpoint(contents, tmp_path):
+    """Once, it was the mean of the bounds, which fits no checkpoint."""
+    paths = []
+    for step, delta in ((100, 8.0), (300, 1.0), (200, 4.0)):
+        weights = {**contents["model"], "clip.delta": torch.tensor(delta)}
+        paths.append(tmp_path / f"{step}.pt")
+        write_checkpoint(paths[-1], {**contents, "model": weights, "step": step})
+    average_checkpoints(paths, tmp_path / "average.pt")
+    assert float(read_checkpoint(tmp_path / "average.pt")["model"]["clip.delta"]) == 1.0
+
+
 def test_without_a_moving_average_raw_weights_are_the_usual_weights(tiny):
     cpu = torch.device("cpu")
     for name in ("best.pt", "last.pt"):

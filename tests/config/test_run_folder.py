@@ -148,6 +148,15 @@ def test_settings_that_may_change_are_no_changes() -> None:
     assert changed_settings(old, {**old, "optimizer": {"betas": (0.9, 0.98), "gone": 1}}) == []
 
 
+def test_a_component_in_place_of_null_is_one_change() -> None:
+    """Once, each of its keys was listed, and the changes that followed them were cut off."""
+    clipping = {"_target_": "gnmt.model.clipping.Clipping", "start": 8.0, "end": 1.0}
+    one, two = {"model": {"clipping": None, "z": 1}}, {"model": {"clipping": clipping, "z": 2}}
+    change = "a component (gnmt.model.clipping.Clipping)"
+    assert changed_settings(one, two) == [f"model.clipping: null → {change}", "model.z: 1 → 2"]
+    assert changed_settings(two, one) == [f"model.clipping: {change} → null", "model.z: 2 → 1"]
+
+
 def test_long_values_are_compared_whole() -> None:
     assert len(changed_settings({"a": "x" * 500 + "1"}, {"a": "x" * 500 + "2"})) == 1
 

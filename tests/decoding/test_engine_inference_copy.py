@@ -21,6 +21,7 @@ from gnmt.device import Precision, choose_precision, int8_obstacle
 from gnmt.model.attention import AdditiveAttention
 from gnmt.model.clipping import Clipping
 from gnmt.model.interfaces import Encoded, Memory, SearchModel
+from gnmt.model.recurrent.attention_decoder import AttentionDecoder
 from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.recurrent.layers import LSTM
@@ -207,17 +208,18 @@ def test_int8_products_of_a_fixed_range_are_exact_to_half_a_step_and_saturate() 
     torch.testing.assert_close(linear(rows.sign() * 7), linear(rows.sign() * 2))
 
 
-def quantizable_gnmt() -> Seq2Seq:
+def quantizable(decoder: type[GNMTDecoder | AttentionDecoder] = GNMTDecoder, delta: float = 1.0) -> Seq2Seq:
     torch.manual_seed(3)
     encoder = LSTMEncoder(8, 8, 3, cell="quantizable_lstm")
-    decoder = GNMTDecoder(8, 8, 3, AdditiveAttention(8, 8, 8), cell="quantizable_lstm")
-    model = Seq2Seq(encoder, decoder, SUBWORDS, SUBWORDS, 8, init_range=0.5, clipping=Clipping(steps=10)).eval()
+    layers = decoder(8, 8, 3, AdditiveAttention(8, 8, 8), cell="quantizable_lstm")
+    clipping = Clipping(end=delta, steps=10)
+    model = Seq2Seq(encoder, layers, SUBWORDS, SUBWORDS, 8, init_range=0.5, clipping=clipping).eval()
     model.begin_update(10)
     return model
 
 
 def test_quantizable_layers_and_the_output_layer_use_the_range_of_training() -> None:
-    model = quantizable_gnmt()
+    model = quantizable()
     for fixed_ranges, number in ((True, 2 * (2 + 2 + 3) + 1), (False, 0)):
         copied = inference_copy(model, Precision("int8", CPU), fixed_ranges)
         fixed = [module for module in copied.modules() if isinstance(module, FixedRangeInt8Linear)]
@@ -227,9 +229,10 @@ def test_quantizable_layers_and_the_output_layer_use_the_range_of_training() -> 
 
 
 @needs_int8
+@pytest.mark.parametrize(("decoder", "delta"), [(GNMTDecoder, 1.0), (AttentionDecoder, 0.25)])
 @torch.inference_mode()
-def test_a_quantizable_model_in_int8_is_close_to_fp32() -> None:
-    model = quantizable_gnmt()
+def test_a_quantizable_model_in_int8_is_close_to_fp32(decoder: type[GNMTDecoder], delta: float) -> None:
+    model = quantizable(decoder, delta)
     for fixed_ranges in (True, False):
         fast = inference_copy(model, Precision("int8", CPU), fixed_ranges)
         found, expected = (steps(one, batch(3, 7, 5))[0] for one in (fast, model))

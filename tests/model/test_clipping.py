@@ -10,8 +10,9 @@ from tiny_gnmt import SOURCE, TARGET, padded
 
 from gnmt.errors import InputError
 from gnmt.model.attention import AdditiveAttention
-from gnmt.model.clipping import Clipping
+from gnmt.model.clipping import Clip, Clipping, is_clipping_delta
 from gnmt.model.interfaces import Memory
+from gnmt.model.recurrent.attention_decoder import AttentionDecoder
 from gnmt.model.recurrent.encoder import LSTMEncoder
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
 from gnmt.model.seq2seq import Seq2Seq
@@ -22,6 +23,15 @@ def quantizable(clipping: Clipping | None, cell: Any = "quantizable_lstm") -> Se
     torch.manual_seed(3)
     encoder = LSTMEncoder(5, 6, 5, cell=cell)
     decoder = GNMTDecoder(5, 6, 3, AdditiveAttention(6, encoder.output_size, 3), residual_from=2, cell=cell)
+    return Seq2Seq(encoder, decoder, 9, 11, 5, init_range=2.0, clipping=clipping).double().eval()
+
+
+def with_input_feeding(query: Any, clipping: Clipping) -> Seq2Seq:
+    """Return a model whose decoder's bottom layer reads a result of attention, with weights as large."""
+    torch.manual_seed(3)
+    encoder = LSTMEncoder(5, 6, 2, cell="quantizable_lstm")
+    attention = AdditiveAttention(6, encoder.output_size, 3)
+    decoder = AttentionDecoder(5, 6, 2, attention, query, input_feeding=True, cell="quantizable_lstm")
     return Seq2Seq(encoder, decoder, 9, 11, 5, init_range=2.0, clipping=clipping).double().eval()
 
 
@@ -42,6 +52,11 @@ def test_the_bound_falls_linearly_and_stays():
     assert [clipping.delta(step) for step in (0, 50, 100, 1000)] == [8.0, 4.5, 1.0, 1.0]
 
 
+def test_a_bound_that_would_grow_is_refused():
+    with pytest.raises(InputError, match=r"model.clipping.start=0.5 is less than model.clipping.end=1: the "):
+        Clipping(start=0.5)
+
+
 def test_embeddings_states_hidden_states_and_logits_are_clipped_at_once_and_by_step():
     model = quantizable(Clipping(start=0.5, end=0.25, steps=10, logits=0.4))
     for step, delta in ((0, 0.5), (10, 0.25)):
@@ -58,11 +73,29 @@ def test_embeddings_states_hidden_states_and_logits_are_clipped_at_once_and_by_s
         torch.testing.assert_close(log_probs_BKV[:, 0], expected_BV.float())
 
 
+@pytest.mark.parametrize("query", ["current", "previous"])
+@torch.no_grad()
+def test_input_feeding_is_clipped_too(query):
+    """Once, h~ was not: with a delta below 1, int8 cut off the inputs of the bottom layer."""
+    model = with_input_feeding(query, Clipping(start=0.25, end=0.25))
+    inputs: list[torch.Tensor] = []
+    for layer in model.decoder.stack.layers:
+        layer.from_inputs.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    memory = model.encode(padded(SOURCE))
+    state, tokens_B1 = model.start(memory, 1), padded(TARGET).ids_BT[:, :1]
+    for _ in range(3):
+        _, _, state = model.step(tokens_B1, state, memory)
+    assert len(inputs) == 2 * 3
+    assert max(float(tensor.abs().max()) for tensor in inputs) == 0.25
+
+
 def test_a_state_dict_contains_the_bound_of_its_update():
     trained, loaded = quantizable(Clipping(steps=10)), quantizable(Clipping(steps=10))
     trained.begin_update(5)
     loaded.load_state_dict(trained.state_dict())
     assert float(loaded.clip.delta) == float(loaded.decoder.bottom.clip.delta) == 4.5
+    deltas = [value for name, value in loaded.state_dict().items() if is_clipping_delta(name)]
+    assert [float(delta) for delta in deltas] == [4.5] * sum(isinstance(module, Clip) for module in loaded.modules())
 
 
 def test_models_without_clipping_have_no_bound():

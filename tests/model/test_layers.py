@@ -79,6 +79,16 @@ def test_word_dropout_drops_whole_embeddings():
     assert torch.equal(WordDropout(0.25).eval()(outputs_BTE), outputs_BTE)
 
 
+def test_word_dropout_keeps_the_tokens_of_a_mask_as_they_are():
+    kept_BT = torch.arange(40).expand(50, 40) % 7 == 3
+    torch.manual_seed(1)
+    plain_BTE = WordDropout(0.25)(torch.ones(50, 40, 8))
+    torch.manual_seed(1)
+    outputs_BTE = WordDropout(0.25)(torch.ones(50, 40, 8), kept_BT)
+    assert torch.equal(outputs_BTE[~kept_BT], plain_BTE[~kept_BT])
+    assert (outputs_BTE[kept_BT] == 1).all()
+
+
 def test_distant_positions_differ_in_bf16():
     """Angles computed in bf16 would be equal for hundreds of neighboring positions."""
     far = torch.arange(1000, 1010)

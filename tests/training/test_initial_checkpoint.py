@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import shutil
+import signal
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from run_outcome import differences, outcome, scalars
 
 from gnmt.checkpoint.file import read_checkpoint, write_checkpoint
 from gnmt.config.build import resolve
@@ -17,7 +19,8 @@ from gnmt.config.cli import CONFIG_FOLDER
 from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.store import read_preprocessed
 from gnmt.data.tokenizer import Tokenizers
-from gnmt.errors import InputError
+from gnmt.errors import InputError, Interrupted
+from gnmt.training.dev_evaluation import DevEvaluator
 from gnmt.training.initial_checkpoint import InitialCheckpoint
 
 ONE_STEP = ("trainer.max_steps=1",)
@@ -87,6 +90,41 @@ def test_the_dev_loss_starts_at_that_of_the_checkpoint_and_falls(run, first, tmp
     assert unchanged.best["dev/loss"] == pytest.approx(before, abs=1e-6)
     better = run(tmp_path / "better", "trainer.max_steps=6", *start)
     assert better.best["dev/loss"] < before - 0.1
+
+
+def test_the_checkpoint_is_the_first_best_which_only_better_weights_replace(run, first, tmp_path):
+    """Once, the initial weights were not evaluated, and best.pt had weights that were worse."""
+    command = (f"initialize_from={first}/best.pt", "trainer.best_metric=dev/loss", "trainer.evaluate_every_steps=1")
+    result = run(tmp_path / "worse", *command, "optimizer.lr=0.5", "trainer.max_steps=2")
+    before, best = (read_checkpoint(folder / "best.pt") for folder in (first, tmp_path / "worse"))
+    assert (result.best_step, result.best["dev/loss"]) == (0, pytest.approx(before["best"]["dev/loss"], abs=1e-6))
+    assert all(torch.equal(best["model"][name], weight) for name, weight in before["model"].items())
+    losses = scalars(tmp_path / "worse")["dev/loss"]
+    assert [step for step, _ in losses] == [0, 1, 2]
+    assert min(losses, key=lambda point: point[1])[0] == 0
+    better = run(tmp_path / "better", *command, "trainer.max_steps=3")
+    assert better.best_step > 0
+    assert better.best["dev/loss"] < result.best["dev/loss"]
+
+
+def test_a_signal_interrupts_the_evaluation_of_the_checkpoint_and_the_resumed_run_repeats_it(
+    run, first, tmp_path, monkeypatch
+):
+    command = (f"initialize_from={first}/best.pt", "trainer.max_steps=2", "trainer.ema_decay=0.9")
+    run(tmp_path / "whole", *command)
+    translations = DevEvaluator.translations
+
+    def signal_before_the_work(evaluator):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return translations(evaluator)
+
+    monkeypatch.setattr(DevEvaluator, "translations", signal_before_the_work)
+    with pytest.raises(Interrupted, match="SIGTERM: "):
+        run(tmp_path / "split", *command)
+    monkeypatch.undo()
+    run(tmp_path / "split", *command)
+    assert differences(outcome(tmp_path / "split"), outcome(tmp_path / "whole")) == []
+    assert [step for step, _ in scalars(tmp_path / "split")["dev/bleu"]] == [0, 2]
 
 
 def test_a_run_resumes_without_the_other_run(run, first, tmp_path):

@@ -74,6 +74,19 @@ def test_the_final_evaluation_is_missing_until_its_best_is_written():
     assert state(best=best, evaluations=[(4, worse)], evaluation_due=True).needs_final_evaluation(), "interrupted"
 
 
+def test_weights_with_a_smaller_bound_of_activations_are_better():
+    """Once, best.pt of a quantizable model could have a bound larger than that of its int8 decoding."""
+    early, first_with_1, later = (
+        {"dev/bleu": bleu, "dev/loss": 1.0, "dev/clipping_delta": delta}
+        for bleu, delta in ((30.0, 2.5), (20.0, 1.0), (21.0, 1.0))
+    )
+    state = TrainState(best=early)
+    assert state.is_better_than_best(first_with_1)
+    state.best = first_with_1
+    assert state.is_better_than_best(later)
+    assert not state.is_better_than_best(early)
+
+
 def full_disk(monkeypatch: pytest.MonkeyPatch, *of_updates: int, name: str = "") -> None:
     """Make writes of these updates fail if the name of what is written starts with `name`."""
     start = BackgroundWriter.start

@@ -6,16 +6,19 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from run_outcome import scalars
 
+from gnmt.batch import Tokens
 from gnmt.checkpoint.file import read_checkpoint
-from gnmt.checkpoint.load import read_description
+from gnmt.checkpoint.load import load_model, read_description
 from gnmt.config.cli import CONFIG_FOLDER
-from gnmt.decoding.translator import Translator
+from gnmt.decoding.translator import Translator, load_translator
 from gnmt.errors import InputError
 from gnmt.evaluation.evaluate import TrainingData
 from gnmt.evaluation.metrics import score_translations
+from gnmt.model.layers import WordDropout
 from gnmt.training.train import train
 
 WORDS = {
@@ -117,6 +120,28 @@ def test_a_language_must_be_named(checkpoint: Path) -> None:
     assert translation.source_tokens[0] == german.tokenizers.tags["de"]
     [score] = german.score([("a house.", translation)])
     assert score.score == pytest.approx(translation.score, abs=1e-4)
+
+
+def test_word_dropout_keeps_the_tag_of_the_target_language(checkpoint: Path) -> None:
+    """Once, it dropped the tag of every tenth training sentence, which then had no language to be translated to."""
+    model = load_model(checkpoint, torch.device("cpu")).model.train()
+    tags = Translator.load(checkpoint).tokenizers.tags
+    assert set(model.kept_source_ids) == set(tags.values())
+    model.word_dropout = WordDropout(1.0)
+    embedded: list[torch.Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, given: embedded.append(given[0]))
+    source = Tokens(torch.tensor([[tags["de"], 9, 3], [tags["fr"], 8, 3]]), torch.tensor([3, 3]))
+    model.encode(source)
+    assert torch.equal(embedded[0][:, 0], model.source_embedding(source.ids_BT[:, 0]))
+    assert not embedded[0][:, 1:].any()
+
+
+def test_the_languages_that_were_trained_into_the_target_language_are_logged(checkpoint: Path, caplog) -> None:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose("translate", [f"checkpoint={checkpoint}", "target_language=de", "device=cpu"])
+    with caplog.at_level("INFO"):
+        load_translator(cfg).log_trained_directions()
+    assert "the model was trained into de from en; any other source language is zero-shot" in caplog.text
 
 
 def test_test_sets_have_directions(checkpoint: Path) -> None:

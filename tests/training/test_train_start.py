@@ -140,7 +140,9 @@ def test_a_bound_that_will_not_have_fallen_at_the_end_is_warned_about(run, tmp_p
     ) in caplog.messages
     caplog.clear()
     run(tmp_path / "long", *quantizable, "model.clipping.steps=1", "trainer.max_steps=2")
-    assert not [message for message in caplog.messages if "clipped" in message]
+    assert not [message for message in caplog.messages if "and not yet to" in message]
+    assert dict(scalars(tmp_path / "short")["dev/clipping_delta"]) == {2: 4.5}
+    assert "; activations clipped to 4.5" in (tmp_path / "short" / "train.log").read_text(encoding="utf-8")
 
 
 def test_a_run_may_be_resumed_with_a_longer_schedule(run, tmp_path, caplog):

@@ -184,5 +184,6 @@ class AttentionDecoder(Decoder):
         return outputs_NH.view(*embedded_BKE.shape[:2], -1), dict(pack_states(states, len(embedded_BKE)).tensors)
 
     def _combine(self, context_BTH: Tensor, outputs_BTH: Tensor) -> Tensor:
-        """Return h~ (Luong et al. 2015, eq. 5)."""
-        return torch.tanh(self.combination(torch.cat((context_BTH, outputs_BTH.to(context_BTH.dtype)), dim=-1)))
+        """Return h~ (Luong et al. 2015, eq. 5), which quantizable layers clip because the bottom layer may read it."""
+        hidden_BTH = torch.tanh(self.combination(torch.cat((context_BTH, outputs_BTH.to(context_BTH.dtype)), dim=-1)))
+        return self.stack.recurrent_layers()[0].bounded(hidden_BTH)
