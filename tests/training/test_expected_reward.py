@@ -209,6 +209,26 @@ def test_statistics_are_those_of_the_samples():
     assert objective.scalars([0.0] * 5) == {}
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_draws_samples_and_agrees_with_the_cpu_on_their_loss():
+    found = []
+    for device in (CPU, torch.device("cuda")):
+        model = tiny_model(dropout=0.0).to(device)
+        objective = expected_reward(model, num_samples=3, likelihood_weight=0.3).to(device)
+        objective.begin_update(1, 0)
+        drawn = objective.draw([SOURCE, (4, EOS_ID)], [0, 1])
+        assert [len(tokens) for tokens in drawn.tokens] == [3, 3]
+        assert drawn.log_prob_BK.device.type == device.type
+        tokens = [[(4, EOS_ID), (4, 4), (EOS_ID,)], [(1, EOS_ID), (1, EOS_ID), (4, 1)]]
+        samples = Samples(tokens, torch.full((2, 3), -1.0, device=device))
+        loss = objective.reward_loss(padded([SOURCE] * 2, device), samples, [[4, EOS_ID], [1, EOS_ID]])
+        whole, _ = objective(three_pairs().to(device))
+        assert whole.isfinite()
+        found.append((loss.cpu(), gradient(loss, model).cpu()))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_sampling_under_autocast_leaves_no_weights_without_gradients_behind():
     """Autocast caches the bf16 copies of the weights, and the search makes them without gradients."""
     model = tiny_model(dropout=0.0, cell="gru").float()  # not every CPU has a bf16 kernel for LSTMs

@@ -164,6 +164,22 @@ def test_outputs_and_gradients_of_1000_steps_in_fp32_equal_those_in_fp64(cls, bo
         assert (one - other).norm() <= 2e-4 * other.norm()
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("num_steps", [1, 37, 1000])
+def test_cuda_agrees_with_the_cpu(cls, num_steps):
+    """A GPU computes the scan by doubling."""
+    layer, inputs_TBI = layer_of(cls), inputs_of(num_steps)
+    expected_TBH = layer(inputs_TBI)
+    expected = torch.autograd.grad(expected_TBH.square().sum(), list(layer.parameters()))
+    layer, inputs_TBI = layer.to("cuda"), inputs_TBI.to("cuda")
+    found_TBH = layer(inputs_TBI)
+    found = torch.autograd.grad(found_TBH.square().sum(), list(layer.parameters()))
+    torch.testing.assert_close(found_TBH.cpu(), expected_TBH)
+    torch.testing.assert_close([gradient.cpu() for gradient in found], list(expected), rtol=1e-6, atol=1e-9)
+
+
 def test_the_sum_over_time_in_logarithms_would_lose_digits():
     """The reason for `linear_scan`: the logarithms' error grows with the length."""
     layer, inputs_TBI = layer_of(MinLSTM).float(), inputs_of(1000, batch=2)

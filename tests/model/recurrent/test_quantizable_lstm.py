@@ -107,3 +107,19 @@ def test_a_step_does_not_depend_on_bf16_cells():
             state = layer.step(inputs_BI, state)
     assert [tensor.dtype for tensor in state] == [torch.bfloat16, torch.float32]
     torch.testing.assert_close(state[0].float(), layer(inputs_TBI.float())[-1], atol=0.05, rtol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu():
+    """Training with its gradients, and the loop over steps of inference."""
+    found = []
+    for device in ("cpu", "cuda"):
+        layer, (inputs_TBI, state) = layer_with_bound(0.4).to(device), inputs_and_state()
+        inputs_TBI, state = inputs_TBI.to(device), tuple(tensor.detach().to(device) for tensor in state)
+        outputs_TBH = layer.train()(inputs_TBI, state)
+        gradients = torch.autograd.grad(outputs_TBH.square().sum(), list(layer.parameters()))
+        with torch.no_grad():
+            inferred_TBH = layer.eval()(inputs_TBI, state)
+        found.append([tensor.detach().cpu() for tensor in (outputs_TBH, inferred_TBH, *gradients)])
+    torch.testing.assert_close(found[1], found[0])
