@@ -10,7 +10,6 @@ peak of allocated device memory beside the inputs. Where the kernels cannot run 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.measuring import timed_in_turns
 from gnmt.device import choose_device
+from gnmt.fileio import json_bytes, write_atomically
 from gnmt.model.attention import chunked_additive_scores, kernels_run
 
 SHAPES = ("64,25,25,1024", "128,25,25,1024", "64,50,50,1024", "64,20,20,512")
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             figures.append({"shape": shape, "system": name, "milliseconds": 1000 * median(times), "memory_mib": memory})
             print(figures[-1], flush=True)
         if given.output is not None:
-            given.output.write_text(json.dumps({"figures": figures}, indent=2) + "\n", encoding="utf-8")
+            write_atomically(given.output, json_bytes({"figures": figures}))
 
 
 def random_parts(batch: int, num_queries: int, num_keys: int, width: int, device: torch.device) -> list[Tensor]:

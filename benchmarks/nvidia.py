@@ -5,15 +5,14 @@ python -m benchmarks.nvidia FOLDER {training,search} [--size SIZE] [--device cud
 FOLDER is PyTorch/Translation/GNMT of github.com/NVIDIA/DeepLearningExamples. Both models have the same widths, layers,
 vocabulary, dropout and batches: random subwords, all sentences of the same length. NVIDIA's update is that of its
 trainer with `--math manual_fp16`, with its own FP16Optimizer, label smoothing and reading of the loss. NVIDIA's search
-is that of its translator, with the model in fp16. Both searches take as many steps as the sources have tokens, because
-EOS is suppressed. On a CPU, NVIDIA's code runs in fp32. The packages apex and dllogger need not be installed, because
-these paths do not call them.
+is that of its translator, with the model in fp16 and batch-first. Both searches take as many steps as the sources have
+tokens, because EOS is suppressed. On a CPU, NVIDIA's code runs in fp32. The packages apex and dllogger need not be
+installed, because these paths do not call them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from benchmarks.measuring import Runner, timed_in_turns
 from benchmarks.training import CLIP_NORM, LEARNING_RATE, SIZES, SMOOTHING, Step, TrainingWorkload, updates
 from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, Batch
 from gnmt.device import choose_device
+from gnmt.fileio import json_bytes, write_atomically
 
 PRECISIONS = {"cuda": ("bf16", "fp16"), "cpu": ("fp32",)}
 REPETITIONS = {"training": 5, "search": 3}
@@ -53,9 +53,9 @@ class Figure:
         milliseconds: Median time of an update, or of the search for a batch.
         tokens_per_second: Source and target tokens of updates, target tokens of search.
         ratio: Median time of NVIDIA's code divided by this system's.
-        mib: Peak of the CUDA memory that one call allocates beside what is allocated before it; None on a CPU. For
-            search, the weights are allocated before. For updates, so are the weights, the optimizer's state and, of
-            NVIDIA's code alone, the fp32 gradients. The two systems' numbers for updates therefore differ by gradients.
+        mib: Peak of the CUDA memory that an update needs beside weights and optimizer state, or that the search for a
+            batch needs beside weights; None on a CPU. Gradients count for both systems, although NVIDIA's code
+            allocates its fp32 gradients only once and gnmt allocates its own anew in each update.
     """
 
     system: str
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures.append(figure)
         if given.output is not None:
             contents = {"size": size, "figures": [asdict(one) for one in figures]}
-            given.output.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+            write_atomically(given.output, json_bytes(contents))
 
 
 def make_importable(folder: Path) -> None:
@@ -106,11 +106,14 @@ def training(size: str, device: torch.device) -> list[Figure]:
     """Time updates."""
     workload = TrainingWorkload(size, "equal", DROPOUT, NUM_BATCHES, 1, str(device))
     batches = workload.batches()
-    steps = {"nvidia": nvidia_step(workload, device)}
+    nvidia_update, nvidia_optimizer = nvidia_step(workload, device)
+    steps = {"nvidia": nvidia_update}
     steps |= {precision: workload.step(precision, workload.model()) for precision in PRECISIONS[device.type]}
     for step in steps.values():
         step(batches[0])  # creates the optimizer's state
     mib = {name: allocated_mib(partial(step, batches[0]), device) for name, step in steps.items()}
+    if mib["nvidia"] is not None:
+        mib["nvidia"] += gradient_mib(nvidia_optimizer)
     runners = {name: updates(step, batches) for name, step in steps.items()}
     seconds = timed_in_turns(runners, REPETITIONS["training"], str(device))
     num_tokens = sum(batch.num_real_tokens for batch in batches)
@@ -176,8 +179,14 @@ def allocated_mib(call: Runner, device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def nvidia_step(workload: TrainingWorkload, device: torch.device) -> Step:
-    """Return a function that makes one update of NVIDIA's model, like `iterate` of its trainer."""
+def gradient_mib(optimizer: torch.optim.Optimizer) -> float:
+    """Return the memory of the gradients that exist between updates."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None) / 2**20
+
+
+def nvidia_step(workload: TrainingWorkload, device: torch.device) -> tuple[Step, torch.optim.Optimizer]:
+    """Return a function that makes one update of NVIDIA's model, like `iterate` of its trainer, and its optimizer."""
     from seq2seq.models.gnmt import GNMT  # type: ignore[import-not-found]
     from seq2seq.train.fp_optimizers import FP16Optimizer, FP32Optimizer  # type: ignore[import-not-found]
     from seq2seq.train.smoothing import LabelSmoothing  # type: ignore[import-not-found]
@@ -203,7 +212,7 @@ def nvidia_step(workload: TrainingWorkload, device: torch.device) -> Step:
         fp_optimizer.step(loss, optimizer, NoSchedule())
         return loss.detach()
 
-    return step
+    return step, optimizer
 
 
 def nvidia_search(workload: decoding.Workload, device: torch.device) -> Callable[[decoding.Sources], object]:
@@ -213,7 +222,7 @@ def nvidia_search(workload: decoding.Workload, device: torch.device) -> Callable
 
     _, num_layers, width, num_subwords = decoding.SIZES[workload.size]
     torch.manual_seed(workload.seed)
-    model = GNMT(num_subwords, width, num_layers, share_embedding=False).to(device).eval()
+    model = GNMT(num_subwords, width, num_layers, batch_first=True, share_embedding=False).to(device).eval()
     with torch.no_grad():
         model.decoder.classifier.classifier.bias[EOS_ID] = SUPPRESSED_LOGIT
     if device.type == "cuda":
@@ -221,7 +230,7 @@ def nvidia_search(workload: decoding.Workload, device: torch.device) -> Callable
     # The first of max_seq_len tokens is BOS.
     generator = SequenceGenerator(model, workload.beam, max_seq_len=workload.source_tokens + 1)
     find = generator.greedy_search if workload.beam == 1 else generator.beam_search
-    first_1N = torch.full((1, workload.batch_size * workload.beam), BOS_ID, device=device)
+    first_N1 = torch.full((workload.batch_size * workload.beam, 1), BOS_ID, device=device)
 
     @torch.no_grad()
     def translate(sources: decoding.Sources) -> list[Tensor]:
@@ -229,8 +238,8 @@ def nvidia_search(workload: decoding.Workload, device: torch.device) -> Callable
         for start in range(0, len(sources), workload.batch_size):
             chunk = torch.tensor(sources[start : start + workload.batch_size]).to(device)
             lengths_B = torch.full((len(chunk),), chunk.shape[1], device=device)
-            context = [model.encode(chunk.T.contiguous(), lengths_B), lengths_B, None]
-            found.append(find(len(chunk), first_1N, context)[0].cpu())
+            context = [model.encode(chunk, lengths_B), lengths_B, None]
+            found.append(find(len(chunk), first_N1, context)[0].cpu())
         return found
 
     return translate

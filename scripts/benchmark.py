@@ -21,8 +21,8 @@ The table is printed to stdout; output= writes all figures as JSON.
 Main keys:
   task                      decoding, training, length
   sizes                     decoding: gnmt (4+4 layers of 1024, 32,000 subwords), multi30k (2+2 of 256, 10,000), tiny
-                            training: gnmt (64 sentences), gnmt_128 (128 sentences), middle (4+4 of 512, 8,000),
-                            small (2+2 of 256, 10,000), tiny
+                            training: gnmt (64 sentences), gnmt_128, gnmt_256, gnmt_512 (as many sentences), gnmt_8
+                            (8+8 layers, 128 sentences), middle (4+4 of 512, 8,000), small (2+2 of 256, 10,000), tiny
                             length: names of experiments, whose models start from random weights
   precisions, lengths       lists; every combination is measured, for decoding also with every one of
   beams, batch_sizes
