@@ -9,31 +9,38 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.autograd import DeviceType
 
 from benchmarks.measuring import Runner, synchronize
 from gnmt.device import choose_device
 
-# The first matching pattern gives the group of an operator.
+# The first matching pattern gives the group of an operator, or on CUDA of a kernel.
 GROUPS = (
-    ("optimizer", r"_fused_adam|_fused_sgd|Optimizer\."),
-    ("LSTM kernels", r"rnn|lstm"),
+    ("optimizer", r"_fused_adam|_fused_sgd|Optimizer\.|FusedAdam|FusedSgd"),
+    ("LSTM kernels", r"rnn|RNN|lstm|LSTM"),
     (
         "matrix products",
-        r"\b(mm|addmm|addmm_|bmm|baddbmm|addmv|mv|dot|linear|_?linear_pointwise|matmul)\b|mkldnn::_lin",
+        r"\b(mm|addmm|addmm_|bmm|baddbmm|addmv|mv|dot|linear|_?linear_pointwise|matmul)\b|mkldnn::_lin"
+        r"|gemm|gemv|nvjet|cutlass|splitK",
     ),
-    ("random numbers", r"random_|bernoulli|dropout|uniform_|normal_"),
-    ("copies and fills", r"copy_|clone|::cat|fill_|zero_|zeros|stack|contiguous|reorder"),
+    ("attention kernels", r"^(scores|gradient|attend)_kernel"),
+    ("search kernels", r"^(best|select)_kernel"),
+    ("random numbers", r"random_|bernoulli|dropout|uniform_|normal_|distribution_"),
+    ("copies and fills", r"copy_|clone|::cat|fill_|zero_|zeros|stack|contiguous|reorder|Memcpy|Memset|Fill|CatArray"),
     ("indexing", r"index|gather|scatter|embedding|repeat_interleave|masked"),
-    ("softmax, sigmoid, tanh", r"softmax|sigmoid|tanh|::exp"),
-    ("sums and norms", r"sum|norm|max|mean|foreach"),
-    ("elementwise", r"::(add|sub|mul|div|neg|addcmul|addr|where|lt|eq|ge|ne|bitwise\w*|logical\w*|isfinite)_?$"),
+    ("softmax, sigmoid, tanh", r"[Ss]oft[Mm]ax|sigmoid|tanh|::exp"),
+    ("sums and norms", r"sum|norm|Norm|max|mean|foreach|reduce_kernel|multi_tensor_apply"),
+    (
+        "elementwise",
+        r"elementwise_kernel|::(add|sub|mul|div|neg|addcmul|addr|where|lt|eq|ge|ne|bitwise\w*|logical\w*|isfinite)_?$",
+    ),
 )
 OTHER = "other"
 
 
 @dataclass
 class Group:
-    """Time spent in a group of operators, without their children, summed over threads."""
+    """Time spent in a group of operators without their children, summed over threads, or in a group of CUDA kernels."""
 
     seconds: float = 0.0
     calls: int = 0
@@ -77,6 +84,8 @@ def profile(runner: Runner, device_name: str, trace: Path) -> str:
     rows = [
         (event.key, (event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1e6, event.count)
         for event in averages
+        # On CUDA, the time of an operator and of an annotation is that of their kernels, which are events of their own.
+        if not on_cuda or (event.device_type != DeviceType.CPU and not event.is_user_annotation)
     ]
     order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
     table = averages.table(sort_by=order, row_limit=25, max_name_column_width=60)

@@ -107,6 +107,23 @@ def test_operators_are_grouped_by_kind():
     ]
 
 
+def test_cuda_kernels_are_grouped_by_kind():
+    names = {
+        "nvjet_tst_128x64_64x8_2x1_v_bz_TNT": "matrix products",
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16_128x64_64x4_tn_align8>(...)": "matrix products",
+        "void RNN_blockPersist_fp_LSTM<__half, __half, float, 256>(...)": "LSTM kernels",
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor<...>>": "optimizer",
+        "gradient_kernel": "attention kernels",
+        "best_kernel": "search kernels",
+        "Memcpy DtoD (Device -> Device)": "copies and fills",
+        "void (anonymous namespace)::cunn_SoftMaxForward<8, float, float>(...)": "softmax, sigmoid, tanh",
+        "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<...>>(...)": "sums and norms",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>(...)": "elementwise",
+    }
+    groups = grouped([(name, 1.0, 1) for name in names])
+    assert {operator: label for label, group in groups.items() for operator in group.operators} == names
+
+
 def test_training_benchmark_writes_finite_figures_and_profiles(
     run_command: Callable[..., object], tmp_path: Path
 ) -> None:
