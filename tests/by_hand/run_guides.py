@@ -79,7 +79,7 @@ LEFT_OUT = {
     r"on_a_gpu": "needs a GPU: tests/system/test_on_a_gpu.py",
     r"torchrun|srun|#SBATCH": "several processes: tests/system/test_torchrun_train.py, tests/translation",
     r"^comet-score": "needs another program; its file is made here",
-    r"pip install|tensorboard|^make ": "installs, or runs until it is stopped",
+    r"pip install|pip wheel|tensorboard|^make ": "installs, or runs until it is stopped",
 }
 
 

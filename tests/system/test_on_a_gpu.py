@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from benchmarks import additive_scores, nvidia, on_a_gpu
+from benchmarks.tasks import check_lists
+from gnmt.config.cli import run_command
 
 ROOT = Path(__file__).parents[2]
 # A command that ignores SIGTERM, after it has written its figures.
@@ -156,6 +158,30 @@ def test_the_training_of_a_step_keeps_the_time_of_an_evaluation_and_of_ending_bo
     training, *evaluations = getattr(on_a_gpu, name)(on_a_gpu.Session(given))
     assert training.kept_seconds == on_a_gpu.EVALUATION_SECONDS + on_a_gpu.SAVING_SECONDS
     assert all(evaluation.kept_seconds == 0 for evaluation in evaluations)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_command_of_a_script_passes_validation(tmp_path, monkeypatch, capsys, quick):
+    """A wrong override would be noticed on the machine with the GPU, when its time has begun."""
+    given = SimpleNamespace(output=tmp_path, device="cpu", quick=quick, multi30k=tmp_path, nvidia=tmp_path)
+    session = on_a_gpu.Session(given)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    num_validated = 0
+    for step in on_a_gpu.STEPS:
+        for words in [command.arguments for command in getattr(on_a_gpu, step)(session)]:
+            scripts = [index for index, word in enumerate(words) if word.startswith("scripts/")]
+            if not scripts:
+                continue
+            [index] = scripts
+            monkeypatch.setattr(sys, "argv", [*words[index:]])
+            script = Path(words[index]).stem
+            try:
+                run_command(check_lists if script == "benchmark" else lambda cfg: None, script)
+            except SystemExit as exit_:
+                pytest.fail(f"{words} ended with {exit_.code}: {capsys.readouterr().err}")
+            num_validated += 1
+    assert num_validated == 4 + (2 if quick else 4) + (3 if quick else 4) + 2 + 5 + 2 + 2 + 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -22,8 +22,8 @@ OWN_FILES = "your-own-model.md"
 # Commands of other tools, and three that have tests of their own: that with `paste` (tests/data/test_held_out.py),
 # benchmarks.recurrent_layers (test_training_benchmark.py) and benchmarks/on_a_gpu.py (test_on_a_gpu.py).
 NOT_OURS = re.compile(
-    r"python3 -m venv |(\.venv/bin/)?pip install |\. \.venv/bin/activate$|tensorboard --logdir |paste "
-    r"|head |comet-score |for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
+    r"python3 -m venv |(\.venv/bin/)?pip install |python -m pip wheel |\. \.venv/bin/activate$|tensorboard --logdir "
+    r"|paste |head |comet-score |for run in |do$|done$|OMP_NUM_THREADS=1 python -m benchmarks\.recurrent_layers "
     r"|python benchmarks/on_a_gpu\.py "
 )
 PLUGINS = {
