@@ -392,7 +392,7 @@ A comment explains each key: those of this command in configs/{config_name}.yaml
 def _describe_groups(config_name: str) -> str:
     """Return one line for each group with its choices; the default choice stands in brackets."""
     with _composer() as loader:
-        chosen = _chosen_groups(config_name)
+        chosen, _ = _compose_groups_and_keys(config_name)
         lines = []
         for group in chosen:
             choices = _choices(group, loader, chosen)
@@ -448,15 +448,15 @@ def explain(
         with _composer() as loader:
             parsed = OverridesParser.create().parse_overrides(list(overrides))
             parsed = [one for one in parsed if not one.key_or_group.startswith("hydra")]
-            groups = _chosen_groups(config_name, search_path)
+            groups, keys = _compose_groups_and_keys(config_name, search_path)
             composed = list(search_path)
             for one in [one for one in parsed if one.key_or_group in groups]:
-                choices = _choices(one.key_or_group, loader, groups, config_name, search_path)
-                wrong = _unknown_choices(one, choices)
+                wrong = _unknown_choices(one, _choices(one.key_or_group, loader, groups, search_path))
                 problems += wrong
                 composed += [] if wrong else _values_of(one)[:1]
-            chosen = _chosen_groups(config_name, composed)
-            keys = list_keys(compose(config_name, composed))
+            chosen = groups
+            if composed != list(search_path):
+                chosen, keys = _compose_groups_and_keys(config_name, composed)
             added = [one.key_or_group for one in parsed if one.is_add() or one.is_force_add()]
             known = []
             for one in [one for one in parsed if one.key_or_group not in groups]:
@@ -466,8 +466,8 @@ def explain(
                 else:
                     origin = f" (from_run sets it; '~{key}' removes it)" if one.input_line in recorded else ""
                     problems.append(f"{unknown_key(key, keys, chosen)}{origin}")
-            cfg = compose(config_name, [*composed, *(_values_of(one)[0] for one in known)])
-            if problems:
+            if problems and known:
+                cfg = compose(config_name, [*composed, *(_values_of(one)[0] for one in known)])
                 problems += _errors_of_values(cfg, [one.key_or_group for one in known])
     except COMPOSITION_ERRORS as further:
         problems.append(_one_line(further))
@@ -495,25 +495,26 @@ def _composer() -> Iterator[ConfigLoader]:
         yield GlobalHydra.instance().config_loader()
 
 
-def _chosen_groups(config_name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
-    """Return the groups of a command's config with the choice of each."""
-    chosen = compose(config_name, list(overrides), return_hydra_config=True).hydra.runtime.choices
-    return {str(group): choice for group, choice in chosen.items() if not str(group).startswith("hydra/")}
+def _compose_groups_and_keys(config_name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, str], list[str]]:
+    """Return the groups of a command's config with the choice of each, and all keys of the config."""
+    cfg = compose(config_name, list(overrides), return_hydra_config=True)
+    chosen = cfg.hydra.runtime.choices
+    groups = {str(group): choice for group, choice in chosen.items() if not str(group).startswith("hydra/")}
+    return groups, [key for key in list_keys(cfg) if key.partition(".")[0] != "hydra"]
 
 
 def _choices(
     group: str,
     loader: ConfigLoader,
     groups: Collection[str],
-    config_name: str | None = None,
     search_path: Sequence[str] = (),
 ) -> list[str]:
     """Return the choices of a group; those in a subfolder that is no group itself as `folder/name`, last."""
-    options = functools.partial(loader.get_group_options, config_name=config_name, overrides=list(search_path))
+    options = functools.partial(loader.get_group_options, overrides=list(search_path))
     names = sorted(options(group, ObjectType.CONFIG))
     for folder in sorted(options(group, ObjectType.GROUP)):
         if f"{group}/{folder}" not in groups:
-            inner = _choices(f"{group}/{folder}", loader, groups, config_name, search_path)
+            inner = _choices(f"{group}/{folder}", loader, groups, search_path)
             names += [f"{folder}/{name}" for name in inner]
     return names
 
@@ -538,7 +539,7 @@ def _unknown_experiments(config_name: str, overrides: Sequence[str], search_path
     if not given or config_name != "train":
         return []
     with _composer() as loader:
-        choices = _choices(EXPERIMENT, loader, (), config_name, search_path)
+        choices = _choices(EXPERIMENT, loader, (), search_path)
     return [problem for one in given for problem in _unknown_choices(one, choices)]
 
 
