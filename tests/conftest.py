@@ -32,6 +32,8 @@ from types import ModuleType
 
 import pytest
 from filelock import FileLock
+from hydra._internal.hydra import Hydra
+from hydra.plugins.sweeper import Sweeper
 
 from gnmt.config.cli import run_command as run_main
 
@@ -161,6 +163,19 @@ def decode_stream(stream: io.TextIOWrapper) -> str:
     stream.flush()
     assert isinstance(stream.buffer, io.BytesIO)
     return stream.buffer.getvalue().decode("utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compose_once() -> Iterator[None]:
+    """Let Hydra compose the config of a command, and that of each job of a sweep, once instead of twice.
+
+    Hydra composes a command's config first to read hydra.mode, which no config of this project sets, and those of all
+    jobs before the first one, as `check_sweep` does. Tests that start a process have Hydra as it is.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")
