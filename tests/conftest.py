@@ -245,6 +245,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
+def compiling_triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let Triton compile kernels that the test imports, instead of interpreting them, into an empty cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
     """Return a context `file_size_limit(size)` in which writing a file beyond `size` bytes fails, as on a full disk."""
 

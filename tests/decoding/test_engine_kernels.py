@@ -24,9 +24,8 @@ def test_the_kernels_equal_plain_pytorch_in_the_interpreter():
 @pytest.mark.slow
 @has_triton
 @pytest.mark.parametrize(("dtype", "aligned"), [("bf16", True), ("fp16", False), ("fp32", True)])
-def test_the_kernels_compile_for_a_gpu(monkeypatch, tmp_path, dtype, aligned):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+@pytest.mark.usefixtures("compiling_triton")
+def test_the_kernels_compile_for_a_gpu(dtype, aligned):
     from gnmt.decoding.engine import kernels
 
     cell = {"gates_ptr": dtype, "added_ptr": dtype, "cell_ptr": "fp32", "hidden_ptr": dtype, "new_cell_ptr": "fp32"}

@@ -30,9 +30,8 @@ def test_the_kernels_equal_the_chunked_scores_in_the_interpreter():
 @pytest.mark.slow
 @has_triton
 @pytest.mark.parametrize(("dtype", "aligned"), [("bf16", True), ("fp16", False), ("fp32", True), ("fp64", False)])
-def test_the_kernels_compile_for_a_gpu(monkeypatch, tmp_path, dtype, aligned):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+@pytest.mark.usefixtures("compiling_triton")
+def test_the_kernels_compile_for_a_gpu(dtype, aligned):
     from gnmt.model import attention_kernels as kernels
 
     wide = "fp64" if dtype == "fp64" else "fp32"
