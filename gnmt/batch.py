@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gnmt.device import copied_to
+
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 """Ids of padding, of unknown text, and of the begin and the end of a sentence."""
 
@@ -85,4 +87,4 @@ class Batch(NamedTuple):
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
     """Return rows of token ids as one padded batch on the device. A row may be empty."""
     ids_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=PAD_ID)
-    return Tokens(ids_BT, torch.tensor([len(row) for row in rows])).to(device)
+    return Tokens(*(copied_to(device, part) for part in (ids_BT, torch.tensor([len(row) for row in rows]))))

@@ -7,6 +7,7 @@ are independent of each other and stand in sections of their own.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gnmt.errors import InputError
+from gnmt.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,11 @@ def device_name(device: torch.device) -> str:
 
 
 # Precision
+
+
+def copied_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor from the CPU to a device. On CUDA, the host does not wait for earlier work of the device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,37 @@ def _mallopt(device: torch.device) -> Callable[[int, int], int] | None:
     if device.type != "cpu" or sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return None
     return getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+
+
+# Triton kernels
+
+
+def triton_runs(device: torch.device, trial: Callable[[], object], slower: str) -> bool:
+    """Return whether Triton kernels run on a device; on GPUs where they do not, warn.
+
+    CUDA builds of torch bring Triton, but a compiler of C, which Triton needs when a kernel is first called, may be
+    missing, and old GPUs are not supported. A trial finds out. GNMT_TRITON=0 in the environment turns the kernels off,
+    to compare them with the plain PyTorch that replaces them.
+
+    Args:
+        device: The device.
+        trial: Calls each kernel with small tensors.
+        slower: What runs more slowly without the kernels, for the warning.
+    """
+    if device.type != "cuda" or os.environ.get("GNMT_TRITON") == "0":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        obstacle = "Triton is not installed"
+    else:
+        try:
+            trial()
+            return True
+        except Exception as error:  # of Triton, its compilers or the driver
+            if is_out_of_memory(error):
+                raise
+            obstacle = f"{type(error).__name__}: {first_line(error)}"
+    log.warning("%s runs more slowly, without its Triton kernels: %s", slower, obstacle)
+    return False
 
 
 # Deterministic kernels

@@ -13,6 +13,7 @@ vocabulary, T target positions, S source positions, P prefix tokens. A beam inde
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -24,8 +25,8 @@ from torch import Tensor
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import length_penalty, score
+from gnmt.device import triton_runs
 from gnmt.model import interfaces
-from gnmt.model.attention import kernels_run
 from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows
 
 # Columns of one block in `best_candidates`.
@@ -310,17 +311,67 @@ def advance(
         some_forced: A sentence may still be within its prefix.
         some_at_limit: A sentence may reach its length limit in this step.
     """
-    sentences, active = batch.sentences, batch.active
-    length_BK1 = sentences.length_B[:, None, None].expand(-1, options.num_hypotheses, -1)
-    last_BK = active.tokens_BKT.gather(2, length_BK1).squeeze(2)
+    length_BK1 = batch.sentences.length_B[:, None, None].expand(-1, options.num_hypotheses, -1)
+    last_BK = batch.active.tokens_BKT.gather(2, length_BK1).squeeze(2)
     log_probs_BKV, attention_BKS, decoder = model.step(last_BK, batch.decoder, batch.memory)
     batch = record_attention(batch, attention_BKS)
     candidates = next_candidates(log_probs_BKV, batch, suppressed_N, options, some_forced)
+    batch, parents_BK = update_hypotheses(batch, candidates, attention_BKS, options, some_at_limit)
+    if options.num_hypotheses > 1 and not options.sampling:
+        decoder = decoder.reorder(parents_BK, select_beams)
+    # Otherwise each hypothesis keeps its beam index, so the state needs no reordering.
+    return batch._replace(decoder=decoder)
+
+
+def update_hypotheses(
+    batch: ActiveBatch,
+    candidates: Candidates,
+    attention_BKS: Tensor | None,
+    options: SearchOptions,
+    some_at_limit: bool,
+) -> tuple[ActiveBatch, Tensor]:
+    """Finish, extend, prune and stop hypotheses after a step, but for the decoder's state.
+
+    On a GPU on which Triton kernels run, two of them do this for beam and greedy search.
+
+    Args:
+        batch: The active batch before the step.
+        candidates: The candidates of the step.
+        attention_BKS: The attention of the step.
+        options: The search options.
+        some_at_limit: A sentence may reach its length limit in this step.
+
+    Returns:
+        The batch after the step, and the beam index of each active hypothesis's parent, int64 [B, K].
+    """
+    sentences, active = batch.sentences, batch.active
+    if not options.sampling and search_kernels_run(sentences.done_B.device):
+        from gnmt.decoding.engine import kernels
+
+        if options.beam_size <= kernels.LARGEST_BEAM:
+            updated = kernels.update_hypotheses(
+                sentences[:4],
+                active,
+                batch.results,
+                candidates,
+                attention_BKS,
+                batch.memory.mask_BS,
+                options,
+                at_limit=some_at_limit,
+            )
+            return (
+                batch._replace(
+                    sentences=sentences._replace(length_B=updated.length_B, done_B=updated.done_B),
+                    active=Hypotheses(*updated.active),
+                    results=Hypotheses(*updated.results),
+                ),
+                updated.parents_BK,
+            )
 
     length_B = sentences.length_B + ~sentences.done_B
     ends_BN = candidates.tokens_BN == EOS_ID
     results = finish(batch, candidates, ends_BN, length_B, attention_BKS, options)
-    active, decoder = extend_active(active, decoder, candidates, ends_BN, length_B, attention_BKS, options)
+    active, parents_BK = extend_active(active, candidates, ends_BN, length_B, attention_BKS, options)
     if options.pruning is not None and not options.sampling:
         active = prune(active, results, options, options.pruning)
     if some_at_limit:
@@ -331,7 +382,7 @@ def advance(
     done_B = sentences.done_B | stopped(active, results, sentences, options)
     active = active._replace(log_prob_BK=active.log_prob_BK.masked_fill(done_B[:, None], -math.inf))
     sentences = sentences._replace(done_B=done_B)
-    return batch._replace(sentences=sentences, decoder=decoder, active=active, results=results)
+    return batch._replace(sentences=sentences, active=active, results=results), parents_BK
 
 
 def record_attention(batch: ActiveBatch, attention_BKS: Tensor | None) -> ActiveBatch:
@@ -399,26 +450,22 @@ def finish(
 
 def extend_active(
     active: Hypotheses,
-    decoder: DecoderState,
     candidates: Candidates,
     ends_BN: Tensor,
     length_B: Tensor,
     attention_BKS: Tensor | None,
     options: SearchOptions,
-) -> tuple[Hypotheses, DecoderState]:
-    """Return the hypotheses that stay active, the best K candidates without EOS, and their decoder state.
+) -> tuple[Hypotheses, Tensor]:
+    """Return the hypotheses that stay active, the best K candidates without EOS, and the beam indices of their parents.
 
-    `decoder` is the state after this step; see `finish` for the other arguments.
+    See `finish` for the arguments.
     """
-    beam = options.num_hypotheses
+    beam, chosen = options.num_hypotheses, candidates
     if beam > 1 and not options.sampling:
         chosen = candidates.take(ends_BN.byte().argsort(dim=1, stable=True)[:, :beam])
-        decoder = decoder.reorder(chosen.parents_BN, select_beams)
-    else:  # each hypothesis keeps its beam index, so the state needs no reordering
-        chosen = candidates
     active = grow(active, chosen, length_B, attention_BKS)
     log_prob_BK = active.log_prob_BK.masked_fill(chosen.tokens_BN == EOS_ID, -math.inf)
-    return active._replace(log_prob_BK=log_prob_BK), decoder
+    return active._replace(log_prob_BK=log_prob_BK), chosen.parents_BN
 
 
 def add_unfinished(
@@ -494,7 +541,7 @@ def best_candidates(total_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     assert total_BN.dtype != torch.float64, "_best_columns packs values of 32 bits"
     total_BN = total_BN.float()
-    if kernels_run(total_BN.device):
+    if search_kernels_run(total_BN.device):
         from gnmt.decoding.engine import kernels
 
         if count <= kernels.MOST_CANDIDATES:
@@ -676,12 +723,24 @@ def _shifted(bits: Tensor, count: int) -> Tensor:
     return (bits >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
+@functools.cache
+def search_kernels_run(device: torch.device) -> bool:
+    """Return whether the Triton kernels of search run on a device; see `triton_runs`."""
+
+    def trial() -> None:
+        from gnmt.decoding.engine import kernels
+
+        kernels.call_all(device)
+
+    return triton_runs(device, trial, "search")
+
+
 def select_beams(tensors: Sequence[Tensor], beams_BN: Tensor) -> list[Tensor]:
     """Return the hypotheses [B, N, ...] with the given beam indices from each tensor [B, K, ...].
 
     On a GPU on which Triton kernels run, one kernel copies all tensors.
     """
-    if kernels_run(beams_BN.device):
+    if search_kernels_run(beams_BN.device):
         from gnmt.decoding.engine import kernels
 
         return kernels.select_beams(tensors, beams_BN)

@@ -33,6 +33,7 @@ from gnmt.decoding.engine.cuda_graphs import search_stream
 from gnmt.decoding.engine.search_batch import CompactBatch, ResidentBatch, ResidentMemory, SearchBatch, Shape, Step
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.scoring import force_decode
+from gnmt.device import copied_to
 from gnmt.errors import DivergedError
 from gnmt.model.interfaces import SearchModel
 
@@ -207,8 +208,8 @@ class _Search:
             return
         limits = [self.limits[index] for index in group]
         sentences = Sentences.start(
-            torch.tensor(limits, device=self.device),
-            torch.tensor([self.keys[index] for index in group], device=self.device),
+            copied_to(self.device, torch.tensor(limits)),
+            copied_to(self.device, torch.tensor([self.keys[index] for index in group])),
             padded([self.prefixes[index] for index in group], self.device),
             self.options,
         )

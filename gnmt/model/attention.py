@@ -8,8 +8,6 @@ attention_kernels.py, or computes in chunks by an autograd function at the end o
 from __future__ import annotations
 
 import functools
-import importlib.util
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -17,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gnmt.config.validate import Range, Size
-from gnmt.device import is_out_of_memory
-from gnmt.errors import InputError, first_line
+from gnmt.device import triton_runs
+from gnmt.errors import InputError
 from gnmt.model.interfaces import Attention, Memory
 from gnmt.model.validate import check_heads
-
-log = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Elements of [B, T, S, A] that additive attention computes at a time: few enough for a CPU core's cache, or enough to
@@ -217,30 +213,17 @@ def additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Te
 
 @functools.cache
 def kernels_run(device: torch.device) -> bool:
-    """Return whether Triton kernels run on a device; on GPUs where they do not, warn once.
+    """Return whether the Triton kernels of additive scores run on a device; see `triton_runs`."""
 
-    CUDA builds of torch bring Triton, but a compiler of C, which Triton needs when a kernel is first called, may be
-    missing, and old GPUs are not supported. A call with one query and one key finds out.
-    """
-    if device.type != "cuda":
-        return False
-    if importlib.util.find_spec("triton") is None:
-        obstacle = "Triton is not installed"
-    else:
-        try:
-            from gnmt.model.attention_kernels import fused_additive_scores
+    def trial() -> None:
+        from gnmt.model.attention_kernels import fused_additive_scores
 
-            with torch.inference_mode(False), torch.enable_grad():
-                query_BTA = torch.zeros(1, 1, 64, device=device, requires_grad=True)
-                scores_BTS = fused_additive_scores(query_BTA, query_BTA, query_BTA[0, 0])
-                torch.autograd.grad(scores_BTS.sum(), query_BTA)
-            return True
-        except Exception as error:  # of Triton, its compilers or the driver
-            if is_out_of_memory(error):
-                raise
-            obstacle = f"{type(error).__name__}: {first_line(error)}"
-    log.warning("attention and search run more slowly, without their Triton kernels: %s", obstacle)
-    return False
+        with torch.inference_mode(False), torch.enable_grad():
+            query_BTA = torch.zeros(1, 1, 64, device=device, requires_grad=True)
+            scores_BTS = fused_additive_scores(query_BTA, query_BTA, query_BTA[0, 0])
+            torch.autograd.grad(scores_BTS.sum(), query_BTA)
+
+    return triton_runs(device, trial, "attention")
 
 
 def chunked_additive_scores(query_BTA: Tensor, keys_BSA: Tensor, vector_A: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ imported.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,15 @@ from test_search_continuous_batching import ALL_OPTIONS, SUPPRESSED, assert_equa
 
 import gnmt.decoding.beam as beam_module
 import gnmt.decoding.engine.inference_copy as inference_copy_module
-from gnmt.decoding.beam import best_candidates
+from gnmt.batch import EOS_ID, padded
+from gnmt.decoding.beam import ActiveBatch, Candidates, Hypotheses, Sentences, best_candidates, update_hypotheses
 from gnmt.decoding.engine import kernels
 from gnmt.decoding.engine.inference_copy import InferenceLSTM, inference_copy
+from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import Precision
 from gnmt.model.attention import attend
-from gnmt.model.interfaces import Memory, select_beams
+from gnmt.model.interfaces import DecoderState, Memory, select_beams
 
 CPU = torch.device("cpu")
 
@@ -102,6 +105,100 @@ def test_selected_hypotheses(beam, monkeypatch) -> None:
         assert torch.equal(one, other)
 
 
+UPDATES = [
+    SearchOptions(beam_size=4, coverage_beta=0.2, n_best=2),
+    SearchOptions(beam_size=3, stop="first", coverage_beta=0.0, length_penalty_alpha=0.0),
+    SearchOptions(beam_size=5, stop="exhausted", pruning=1.5, length_penalty_alpha=1.3),
+    SearchOptions(beam_size=1, coverage_beta=0.3),
+]
+
+
+def random_batch(options: SearchOptions, with_beam_index: bool) -> ActiveBatch:
+    """Return six sentences: new, without and with results, done, and at their length limit."""
+    sentences, beam, num_tokens, num_positions = 6, options.beam_size, 9, 5
+    lengths_B, limits_B = torch.tensor([0, 1, 3, 5, 6, 7]), torch.tensor([1, 8, 4, 8, 7, 8])
+    num_results_B = torch.tensor([0, 0, 0, min(2, beam), beam, 1])
+    ranks_K = torch.arange(beam)
+
+    def hypotheses(log_prob_BK: torch.Tensor, lengths_BK: torch.Tensor, score_BK: torch.Tensor) -> Hypotheses:
+        shape = (sentences, beam)
+        return Hypotheses(
+            tokens_BKT=torch.randint(4, 9, (*shape, num_tokens)),
+            length_BK=lengths_BK,
+            log_prob_BK=log_prob_BK,
+            score_BK=score_BK,
+            coverage_BKS=torch.rand(*shape, num_positions if options.coverage_beta else 0),
+            beam_index_BKT=torch.randint(beam, (*shape, num_tokens if with_beam_index else 0)),
+        )
+
+    has_result_BK = ranks_K < num_results_B[:, None]
+    scores_BK = -torch.rand(sentences, beam).sort(dim=1).values.mul(4).round().div(2)  # with ties
+    result_BK = torch.where(has_result_BK, scores_BK, -math.inf)
+    active_BK = -torch.rand(sentences, beam).mul(4).sort(dim=1).values
+    active_BK[5] = -math.inf
+    nothing_BK = torch.full_like(active_BK, -math.inf)
+    mask_BS = torch.arange(num_positions) < torch.tensor([5, 4, 1, 2, 5, 3])[:, None]
+    return ActiveBatch(
+        sentences=Sentences.start(limits_B, lengths_B, padded([[]] * sentences, CPU), options)._replace(
+            length_B=lengths_B, done_B=torch.tensor([False] * 5 + [True])
+        ),
+        memory=Memory(torch.zeros(sentences, num_positions, 1), mask_BS, {}),
+        decoder=DecoderState({}),
+        active=hypotheses(active_BK, lengths_B[:, None].expand(-1, beam).contiguous(), nothing_BK),
+        results=hypotheses(result_BK * 2, torch.randint(1, 5, (sentences, beam)) * has_result_BK, result_BK),
+        attention_BTKS=torch.zeros(0),
+    )
+
+
+@pytest.mark.parametrize("options", UPDATES, ids=["bound", "first", "pruning", "greedy"])
+@pytest.mark.parametrize("at_limit", [False, True])
+@pytest.mark.parametrize("share_of_ends", [0.4, 1.0])
+def test_updated_hypotheses(options, at_limit, share_of_ends, monkeypatch) -> None:
+    """Candidates with ties, impossible ones, and more of them that end than continue; several tiles with a rest."""
+    monkeypatch.setattr(kernels, "ELEMENTS", 4)
+    monkeypatch.setattr(kernels, "TILE", 8)
+    torch.manual_seed(5)
+    batch = random_batch(options, with_beam_index=at_limit)
+    beam, number = options.beam_size, 2 * options.beam_size if options.beam_size > 1 else 1
+    for _ in range(2):
+        log_prob_BN = -torch.rand(6, number).mul(6).sort(dim=1).values.mul(4).round().div(4)
+        log_prob_BN[1, 1:] = log_prob_BN[5] = -math.inf
+        tokens_BN = torch.where(torch.rand(6, number) < share_of_ends, EOS_ID, torch.randint(4, 9, (6, number)))
+        candidates = Candidates(log_prob_BN, torch.randint(beam, (6, number)), tokens_BN)
+        attention_BKS = torch.rand(6, beam, 5)
+        given = batch, candidates, attention_BKS, options, at_limit
+        expected, parents_BK = update_hypotheses(*given)
+        with monkeypatch.context() as patched:
+            patched.setattr(beam_module, "search_kernels_run", lambda device: True)
+            found, found_parents_BK = update_hypotheses(*given)
+        assert torch.equal(found_parents_BK, parents_BK)
+        assert torch.equal(found.sentences.length_B, expected.sentences.length_B)
+        assert torch.equal(found.sentences.done_B, expected.sentences.done_B)
+        for one, other in ((found.active, expected.active), (found.results, expected.results)):
+            for name, tensor, wanted in zip(Hypotheses._fields, one, other, strict=True):
+                assert tensor.dtype == wanted.dtype, name
+                torch.testing.assert_close(tensor, wanted, msg=name)
+
+
+def test_the_trial_calls_every_kernel(monkeypatch) -> None:
+    """Once, search used its kernels wherever another one, that of attention in training, could be compiled."""
+    called = []
+
+    class Launched:
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            called.append(self.name)
+            return self.kernel[grid]
+
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
+    for name in names:
+        monkeypatch.setattr(kernels, name, Launched(name, getattr(kernels, name)))
+    kernels.call_all(CPU)
+    assert set(called) == set(names)
+
+
 def test_a_search_gives_the_same_results(monkeypatch) -> None:
     """All of them together, as on a GPU."""
     model, sources = small_model(), random_sources(3, longest=4)
@@ -109,7 +206,7 @@ def test_a_search_gives_the_same_results(monkeypatch) -> None:
     expected = search(inference_copy(model, Precision("fp32", CPU)), sources, ALL_OPTIONS[0], **settings)
     calls = []
     for module in (beam_module, inference_copy_module):
-        monkeypatch.setattr(module, "kernels_run", lambda device: calls.append(device) or True)
+        monkeypatch.setattr(module, "search_kernels_run", lambda device: calls.append(device) or True)
     found = search(inference_copy(model, Precision("fp32", CPU)), sources, ALL_OPTIONS[0], **settings)
     assert calls
     assert_equal(found, expected)

@@ -132,12 +132,12 @@ def test_a_batch_moves_when_sentences_are_longer_or_much_shorter_or_few() -> Non
     settings = {"device": CPU, "suppressed": SUPPRESSED, "batch_size": 4}
     expected = search(model, sources, options, **settings)
     assert_equal(search(model, sources, options, resident=resident, **settings), expected)
-    shapes = {shape[:2] for _, shape in resident.places}
+    shapes = {shape[:2] for _, shape in resident.unused}
     assert (4, 64) in shapes
     assert any(source == 16 for _, source in shapes)
-    kept = dict(resident.places)
+    kept = dict(resident.unused)
     assert_equal(search(model, sources, options, resident=resident, **settings), expected)
-    assert dict(resident.places) == kept
+    assert dict(resident.unused) == kept
 
 
 def test_the_number_of_kept_shapes_is_bounded(monkeypatch) -> None:
@@ -145,9 +145,9 @@ def test_the_number_of_kept_shapes_is_bounded(monkeypatch) -> None:
     resident = ResidentMemory(StubRecorder())
     model = HistoryModel.random(13)
     assert_equal(run(model, ALL_OPTIONS[0], resident=resident), run(model, ALL_OPTIONS[0]))
-    assert len(resident.places) == 2
+    assert len(resident.unused) == 2
     resident.free()
-    assert not resident.places
+    assert not resident.unused
 
 
 def test_two_searches_at_the_same_time_share_no_memory() -> None:
@@ -167,14 +167,14 @@ def test_two_searches_at_the_same_time_share_no_memory() -> None:
 def test_a_copy_and_a_pickle_start_without_memory() -> None:
     resident = ResidentMemory(StubRecorder())
     run(HistoryModel.random(13), ALL_OPTIONS[0], resident=resident)
-    assert resident.places
+    assert resident.unused
     if torch.cuda.is_available():
-        assert not pickle.loads(pickle.dumps(resident)).places
-        assert not copy.copy(resident).places
+        assert not pickle.loads(pickle.dumps(resident)).unused
+        assert not copy.copy(resident).unused
 
 
-def test_steps_that_cannot_be_recorded_run_one_by_one() -> None:
-    """A decoder of another package may read a number from the device, which a graph cannot."""
+def test_steps_that_cannot_be_recorded_run_one_by_one(caplog) -> None:
+    """A decoder of another package may read a number from the device, which a graph cannot. Once, nothing was said."""
     tries = []
 
     def refuse(work):
@@ -187,6 +187,10 @@ def test_steps_that_cannot_be_recorded_run_one_by_one() -> None:
     num_tries = len(tries)
     run(model, ALL_OPTIONS[0], resident=resident)
     assert len(tries) == num_tries, "each step is tried once"
+    assert [message for message in caplog.messages if "CUDA graphs" in message] == [
+        "search runs more slowly, because its steps cannot be recorded as CUDA graphs: operation not permitted when "
+        "stream is capturing"
+    ]
 
 
 def test_out_of_memory_while_recording_is_raised() -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 from gnmt.device import is_out_of_memory
+from gnmt.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ Work = Callable[[], None]
 
 @contextmanager
 def search_stream(device: torch.device) -> Iterator[None]:
-    """On CUDA, make a stream for searches the current one, because the default stream cannot be recorded."""
+    """Return a context in which, on CUDA, a stream for searches is current: the default stream cannot be recorded."""
     if device.type != "cuda":
         yield
         return
@@ -60,8 +61,11 @@ class CudaRecorder:
         graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # after a failure, the end of the recording fails too
+                graph.capture_end()
+            raise
+        graph.capture_end()
         self.last = graph
         return graph.replay
 
@@ -90,7 +94,13 @@ class Repeated:
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                log.debug("search steps are not replayed as CUDA graphs: %s", error)
+                _warn_once(first_line(error))
                 self.recorded = self.work
         (self.recorded or self.work)()
         self.has_run = True
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    """Log why steps are not recorded, once for each reason."""
+    log.warning("search runs more slowly, because its steps cannot be recorded as CUDA graphs: %s", reason)

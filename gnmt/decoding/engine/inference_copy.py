@@ -27,9 +27,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gnmt.decoding.beam import search_kernels_run
 from gnmt.decoding.engine.linear import FixedRangeInt8Linear, LinearMaker, linear_maker
 from gnmt.device import Precision
-from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend, kernels_run
+from gnmt.model.attention import AdditiveAttention, DotAttention, GeneralAttention, attend
 from gnmt.model.convolutional import NormalizedLinear
 from gnmt.model.interfaces import Attention, Decoder, DecoderState, Encoded, Memory
 from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
@@ -173,7 +174,7 @@ class InferenceLSTM(StepwiseLayer):
             added_NG: A second summand of the gates.
         """
         hidden_NH, cell_NH = state
-        if kernels_run(gates_NG.device):
+        if search_kernels_run(gates_NG.device):
             from gnmt.decoding.engine.kernels import lstm_cell
 
             return lstm_cell(gates_NG, added_NG, cell_NH, hidden_NH.dtype)
@@ -273,10 +274,10 @@ class InferenceAttention(Attention):
 
     def keys(self, states_BSH: Tensor) -> Tensor:
         keys_BSA: Tensor = self.key_projection(states_BSH)
-        return keys_BSA if kernels_run(keys_BSA.device) else keys_BSA.float()
+        return keys_BSA if search_kernels_run(keys_BSA.device) else keys_BSA.float()
 
     def forward(self, query_BTH: Tensor, keys_BSA: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        if self.num_heads == 1 and kernels_run(query_BTH.device):
+        if self.num_heads == 1 and search_kernels_run(query_BTH.device):
             from gnmt.decoding.engine.kernels import LARGEST_SOURCE, attend_additively
 
             if keys_BSA.shape[1] <= LARGEST_SOURCE:

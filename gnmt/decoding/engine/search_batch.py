@@ -19,12 +19,13 @@ from torch import Tensor
 
 from gnmt.decoding.beam import ActiveBatch, Hypotheses, Sentences, compact_order
 from gnmt.decoding.engine.cuda_graphs import CudaRecorder, Repeated, Work
+from gnmt.device import copied_to
 from gnmt.model.interfaces import DecoderState, Memory
 
 # Shapes whose memory and graphs a translator keeps. Sentences of one file need fewer.
 LARGEST_NUMBER_OF_SHAPES = 16
 
-# Steps of a resident batch between two looks at finished sentences. With few rows, it looks after each step, because
+# Steps of a resident batch between two checks for finished sentences. With few rows, it checks after each step, because
 # needless steps then cost more.
 STEPS_BETWEEN_CHECKS = 4
 FEW_ROWS = 8
@@ -54,7 +55,8 @@ class Shape(NamedTuple):
     prefix: int
 
     def fits(self, wanted: Shape) -> bool:
-        """Return whether memory of this shape can hold the wanted one, and is not larger by far."""
+        """Return whether memory of this shape can hold the wanted one, with less than four times its rows and twice its
+        source positions."""
         is_large_enough = all(size <= own for size, own in zip(wanted, self, strict=True))
         return is_large_enough and wanted.rows * 4 > self.rows and wanted.source * 2 > self.source
 
@@ -141,29 +143,29 @@ class ResidentBatch:
         self.kind = kind
         self.length_limit = length_limit
         self.rows: dict[int, int] = {}  # the row of each sentence
-        self.place: Place | None = None
+        self.buffers: StaticBuffers | None = None
         # The rows, done_B and its arrival on the CPU, as of the latest check.
         self.flags: tuple[dict[int, int], Tensor, Callable[[], None]] | None = None
 
     @property
     def steps_between_checks(self) -> int:
-        return 1 if self.place is not None and self.place.shape.rows <= FEW_ROWS else STEPS_BETWEEN_CHECKS
+        return 1 if self.buffers is not None and self.buffers.shape.rows <= FEW_ROWS else STEPS_BETWEEN_CHECKS
 
     def enter(self, indices: Sequence[int], entering: ActiveBatch, needed: Shape) -> None:
         self._move_if_needed(needed, entering)
-        assert self.place is not None
+        assert self.buffers is not None
         occupied = set(self.rows.values())
-        free = [row for row in range(self.place.shape.rows) if row not in occupied][: len(indices)]
-        self.place.write(free, entering)
+        free = [row for row in range(self.buffers.shape.rows) if row not in occupied][: len(indices)]
+        self.buffers.write(free, entering)
         self.rows.update(zip(indices, free, strict=True))
 
     def step(self, *, some_forced: bool, some_at_limit: bool) -> None:
-        assert self.place is not None
-        self.place.step(some_forced, some_at_limit)
+        assert self.buffers is not None
+        self.buffers.step(some_forced, some_at_limit)
 
     def finished(self) -> list[int]:
-        assert self.place is not None
-        flags = dict(self.rows), host_copy(self.place.batch.sentences.done_B), arrival(self.place.device)
+        assert self.buffers is not None
+        flags = dict(self.rows), host_copy(self.buffers.batch.sentences.done_B), arrival(self.buffers.device)
         earlier, self.flags = self.flags, flags
         if earlier is None:
             return []
@@ -174,9 +176,9 @@ class ResidentBatch:
         return [index for index, row in rows.items() if done[row] and index in self.rows]
 
     def leave(self, indices: Sequence[int], needed: Shape, num_steps: int) -> Callable[[], ActiveBatch]:
-        assert self.place is not None
-        leaving = self.place.results([self.rows.pop(index) for index in indices])
-        results, arrived = leaving.mapped(host_copy), arrival(self.place.device)
+        assert self.buffers is not None
+        leaving = self.buffers.results([self.rows.pop(index) for index in indices])
+        results, arrived = leaving.mapped(host_copy), arrival(self.buffers.device)
         if self.rows:
             self._move_if_needed(needed, None)
 
@@ -187,39 +189,40 @@ class ResidentBatch:
         return read
 
     def close(self) -> None:
-        if self.place is not None:
-            self.memory.give(self.kind, self.place)
-            self.place = None
+        if self.buffers is not None:
+            self.memory.give(self.kind, self.buffers)
+            self.buffers = None
 
     def _move_if_needed(self, needed: Shape, entering: ActiveBatch | None) -> None:
-        """Move to memory of another shape if the present one is too small, or larger than needed by far.
+        """Move to memory of another shape if the present one does not fit; see `Shape.fits`.
 
-        entering: Sentences that will enter; needed for the first memory of a search.
+        entering: Sentences that will enter; required for the first memory of a search.
         """
         wanted = rounded(needed, self.length_limit)
-        old = self.place
+        old = self.buffers
         if old is not None and old.shape.fits(wanted):
             return
-        self.place = self.memory.take(self.kind, wanted)
-        if self.place is None:
+        self.buffers = self.memory.take(self.kind, wanted)
+        if self.buffers is None:
             if old is not None:
                 example = old.batch
             else:  # a state before its first step may have other data types
                 assert entering is not None
                 example = self.take_step(entering, some_forced=False, some_at_limit=False)
-            self.place = Place(wanted, example, self.take_step, self.memory.record)
+            self.buffers = StaticBuffers(wanted, example, self.take_step, self.memory.record)
         if old is not None:
             if self.rows:
                 moved = old.select(list(self.rows.values()))
                 self.rows = {index: row for row, index in enumerate(self.rows)}
-                self.place.write(list(self.rows.values()), moved)
+                self.buffers.write(list(self.rows.values()), moved)
             self.memory.give(self.kind, old)
 
 
 class ResidentMemory:
     """The memory and the graphs of search steps that a translator keeps from one search to the next.
 
-    It serves one model. `take` hands out each place once, so searches that run at the same time do not share any.
+    It serves one model. `take` returns the same buffers only once, so searches that run at the same time do not share
+    any.
 
     Args:
         record: Turns work into a function that repeats it; by default, a recorder of CUDA graphs.
@@ -227,32 +230,32 @@ class ResidentMemory:
 
     def __init__(self, record: Callable[[Work], Work] | None = None) -> None:
         self.record = CudaRecorder() if record is None else record
-        self.places: dict[tuple[Hashable, Shape], Place] = {}
+        self.unused: dict[tuple[Hashable, Shape], StaticBuffers] = {}
 
     def __reduce__(self) -> tuple[type[ResidentMemory], tuple[()]]:
         """Let copies of a translator in other processes start without memory and graphs, which cannot be pickled."""
         return ResidentMemory, ()
 
-    def take(self, kind: Hashable, shape: Shape) -> Place | None:
-        """Return memory of this kind and shape without sentences, or None if there is none."""
-        place = self.places.pop((kind, shape), None)
-        if place is not None:
-            place.clear()
-        return place
+    def take(self, kind: Hashable, shape: Shape) -> StaticBuffers | None:
+        """Return buffers of this kind and shape without sentences, or None if there are none."""
+        buffers = self.unused.pop((kind, shape), None)
+        if buffers is not None:
+            buffers.clear()
+        return buffers
 
-    def give(self, kind: Hashable, place: Place) -> None:
-        """Keep memory for later searches. When there are too many shapes, the one given first is freed."""
-        self.places[kind, place.shape] = place
-        if len(self.places) > LARGEST_NUMBER_OF_SHAPES:
-            del self.places[next(iter(self.places))]
+    def give(self, kind: Hashable, buffers: StaticBuffers) -> None:
+        """Keep buffers for later searches. When there are too many shapes, the buffers given first are freed."""
+        self.unused[kind, buffers.shape] = buffers
+        if len(self.unused) > LARGEST_NUMBER_OF_SHAPES:
+            del self.unused[next(iter(self.unused))]
 
     def free(self) -> None:
         """Free the memory that no search uses."""
-        self.places.clear()
+        self.unused.clear()
 
 
-class Place:
-    """An active batch of a fixed shape in memory that stays where it is, and the recordings of its step.
+class StaticBuffers:
+    """Tensors of an active batch of a fixed shape, which are never allocated again, and the recordings of its step.
 
     Rows without a sentence are marked as done. They are stepped too, which changes no other row.
 
@@ -280,17 +283,17 @@ class Place:
 
     def write(self, rows: Sequence[int], batch: ActiveBatch) -> None:
         """Write sentences into the given rows."""
-        rows_N = torch.tensor(rows, device=self.device)
+        rows_N = copied_to(self.device, torch.tensor(rows))
         self.batch.mapped(lambda memory, tensor: memory.index_copy_(0, rows_N, fitted(tensor, memory)), batch)
 
     def select(self, rows: Sequence[int]) -> ActiveBatch:
         """Return a copy of the given rows."""
-        rows_N = torch.tensor(rows, device=self.device)
+        rows_N = copied_to(self.device, torch.tensor(rows))
         return self.batch.mapped(lambda tensor: tensor.index_select(0, rows_N))
 
     def results(self, rows: Sequence[int]) -> ActiveBatch:
         """Return a copy of the given rows without encoder states and decoder state."""
-        return self.batch.extract(torch.tensor(rows, device=self.device))
+        return self.batch.extract(copied_to(self.device, torch.tensor(rows)))
 
     def step(self, some_forced: bool, some_at_limit: bool) -> None:
         """Extend all active hypotheses by one token, in place."""
@@ -310,8 +313,8 @@ class Place:
             two if two.is_floating_point() else torch.where(done_B1.view(-1, *[1] * (one.dim() - 1)), one, two)
             for one, two in zip(old, new, strict=True)
         ]
-        for name, entries in batch.decoder.by_step.items():
-            old.append(entries)
+        for name, tensor in batch.decoder.by_step.items():
+            old.append(tensor)
             new.append(after.decoder.by_step[name][:, :, : self.shape.target])
         old += [*batch.sentences, *batch.active, *batch.results]
         new += [*after.sentences, *after.active, *after.results]
