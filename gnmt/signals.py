@@ -232,12 +232,12 @@ def agreed_stop(number: signal.Signals, message: str) -> Interrupted:
     return interruption(number, message, agreed=True)
 
 
-def describe_stop(step: int, saved_step: int) -> str:
+def describe_stop(step: int, saved_step: int | None) -> str:
     """Return the message for a training that stopped after update `step`.
 
-    `saved_step` is the update of the newest checkpoint, 0 if there is none.
+    `saved_step` is the update of the newest checkpoint, None if there is none.
     """
-    if not saved_step:
+    if saved_step is None:
         return f"stopped after update {step}, no checkpoint could be written: the same command starts from scratch"
     return f"stopped after update {step}, saved up to {saved_step}: the same command resumes from there"
 

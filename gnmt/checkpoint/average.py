@@ -24,8 +24,8 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
     """Write the mean of the checkpoints' weights for inference as a weights-only checkpoint.
 
     A checkpoint with averaged weights (trainer.ema_decay) contributes those. Sums are computed in fp64. Only the target
-    ids that are unused in all checkpoints remain unused. The other entries, and the bounds of clipped activations, are
-    copied from the checkpoint with the most updates, without dev scores, which the mean does not have.
+    ids that are unused in all checkpoints remain unused. The other entries and the bounds of clipped activations are
+    those of the checkpoint with the most updates. Dev scores are left out, because the mean has not been evaluated.
 
     Warns if the checkpoints are of different runs without a common initialize_from: they may have no useful mean.
 

@@ -725,14 +725,19 @@ class LoadedTranslator(NamedTuple):
             )
 
     def log_trained_directions(self) -> None:
-        """Log from which languages a multilingual model was trained into the target language; others are zero-shot."""
+        """Log from which languages the last training of a multilingual model was into the target language.
+
+        For an ensemble, the training is that of the first checkpoint.
+        """
         node, target = self.members[0].config["data"], self.translator.tokenizers.target_language
         if target is None or check_component(node, "data", expected=(Multilingual,)):
             return  # one direction, or corpora of another package
         corpus: Multilingual = build(node)
         sources = corpus.trained_sources(target)
-        trained = f"from {', '.join(sources)}" if sources else "from no language"
-        log.info("the model was trained into %s %s; any other source language is zero-shot", target, trained)
+        if sources:
+            log.info("the model was last trained into %s from %s", target, ", ".join(sources))
+        else:
+            log.warning("the last training of the model had no direction into %s", target)
 
 
 def load_translator(cfg: Any, device: str | None = None) -> LoadedTranslator:

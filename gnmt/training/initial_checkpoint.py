@@ -23,6 +23,7 @@ from gnmt.config.validate import check_component
 from gnmt.data.pretokenized import PretokenizedTokenizer
 from gnmt.data.tokenizer import CheckpointTokenizers, Tokenizers, TokenizerSource
 from gnmt.errors import InputError, describe_changes, format_count
+from gnmt.model.clipping import is_clipping_delta
 from gnmt.model.seq2seq import Seq2Seq
 
 log = logging.getLogger(__name__)
@@ -159,12 +160,22 @@ class InitialCheckpoint:
 
 
 def read_initial_checkpoint(path: str, trusted_packages: Sequence[str]) -> InitialCheckpoint:
-    """Read the checkpoint of initialize_from. Raises InputError if it is not usable, see `InitialCheckpoint.of`."""
+    """Read the checkpoint of initialize_from.
+
+    The bound of clipped activations falls from that of the checkpoint, which becomes model.clipping.start.
+
+    Raises InputError if the checkpoint is not usable, see `InitialCheckpoint.of`.
+    """
     try:
         contents = read_checkpoint(path, REQUIRED_ENTRIES)
     except InputError as error:
         raise InputError(f"initialize_from: {error}") from None
-    return InitialCheckpoint.of(contents, f"initialize_from={path}", trusted_packages)
+    initial = InitialCheckpoint.of(contents, f"initialize_from={path}", trusted_packages)
+    clipping = initial.config[MODEL].get("clipping")
+    for name, value in contents["model"].items():
+        if clipping is not None and is_clipping_delta(name):
+            clipping["start"] = float(value)  # otherwise the bound would begin to fall again
+    return initial
 
 
 def _errors_of_node(config: Mapping[str, Any], name: str, trusted_packages: Sequence[str]) -> list[str]:

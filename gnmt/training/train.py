@@ -825,11 +825,14 @@ def warn_of_long_warmup(trainer: Trainer) -> None:
 def warn_of_unfinished_clipping(trainer: Trainer) -> None:
     """Log a warning if the run ends before the bound of activations has fallen to its last value."""
     clipping = trainer.objective.model.clipping
-    if clipping is not None and 0 < trainer.last_step <= clipping.steps:
+    if clipping is None or trainer.last_step == 0:
+        return
+    last_delta = clipping.delta(trainer.last_step - 1)
+    if last_delta > clipping.end:
         log.warning(
             "activations are clipped to %.3g at the end of the run and not yet to model.clipping.end=%.3g, because "
             "model.clipping.steps=%d is not less than the run's %d updates",
-            clipping.delta(trainer.last_step - 1),
+            last_delta,
             clipping.end,
             clipping.steps,
             trainer.last_step,
@@ -859,14 +862,14 @@ def check_final_writes(trainer: Trainer) -> None:
         if not trainer.checkpoints.best.is_file():  # somebody has deleted it during the run
             raise InputError(f"{trainer.checkpoints.best} was removed during the run: the same command writes it again")
         return
-    if not trainer.last_saved_step and not state.best:
+    if trainer.last_saved_step is None and not state.best:
         raise InputError(
             f"{folder}: no checkpoint could be written, so nothing of this training is kept (the reason is logged "
             "above): make room on the disk, and the same command starts from scratch"
         )
     best = f"best.pt is of update {state.best_step}" if state.best else "there is no best.pt of this run"
     newest, then = "there is no checkpoint to resume from", "starts from scratch"
-    if trainer.last_saved_step:
+    if trainer.last_saved_step is not None:
         newest, then = f"the newest checkpoint is of update {trainer.last_saved_step}", "resumes from there"
     raise InputError(
         f"{folder}: {' and '.join(lost)} could not be written (the reason is logged above); {best}, and {newest}: "

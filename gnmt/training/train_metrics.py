@@ -92,8 +92,8 @@ class TrainState:
     def quality(self, metrics: Mapping[str, float]) -> Quality:
         """Return a tuple that is larger for better metrics: `best_metric` decides, and dev loss breaks ties.
 
-        A loss that is not a number is worse than any other. Of a model with `clipping`, weights that were evaluated
-        with a smaller delta are always better, so that best.pt has the last delta.
+        A loss that is not a number is worse than any other. For a model with `clipping`, a smaller delta decides before
+        `best_metric` does, so that best.pt gets the smallest delta of the run.
         """
         loss = metrics["dev/loss"]
         negative_loss = -math.inf if math.isnan(loss) else -loss

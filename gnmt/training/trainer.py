@@ -174,7 +174,7 @@ class Trainer:
         self.stop_request = StopRequest()
         self.state = TrainState(options.best_metric)
         self.metrics = self.empty_metrics()
-        self.last_saved_step = 0
+        self.last_saved_step: int | None = None  # of the newest full checkpoint
         self.microbatch_tokens: int | None = None  # the number that microbatch_tokens=auto has chosen
 
     def fit(self) -> TrainState:
@@ -360,7 +360,8 @@ class Trainer:
     def divergence_error(self, reason: str, details: str = "") -> DivergedError:
         """Return the error that ends a run which further updates cannot repair."""
         self.writer.wait()
-        saved = f"is saved up to update {self.last_saved_step}" if self.last_saved_step else "has no full checkpoint"
+        step = self.last_saved_step
+        saved = "has no full checkpoint" if step is None else f"is saved up to update {step}"
         return DivergedError(
             f"training diverged: {reason} at update {self.state.step}: lower optimizer.lr or trainer.clip_norm in a "
             f"new run (name=...); this one {saved}{details}"

@@ -81,11 +81,12 @@ def test_two_processes_fine_tune_and_resume_without_the_other_run(tiny, tmp_path
     (tmp_path / "a.tsv").write_text("".join(f"a house {n}\tein Haus {n}\n" for n in range(60)), encoding="utf-8")
     command = ["initialize_from=general.pt", "data=files", "data.train.pairs=a.tsv", "data.dev.pairs=a.tsv"]
     command += ["name=domain", "device=cpu", "decoding.max_length_factor=1", "model.encoder.dropout=0.3"]
-    for steps, message in ((2, "initial weights: update"), (4, "2 updates from update 2")):
+    for steps, message, num_first in ((2, "initial weights: update", 1), (4, "2 updates from update 2", 0)):
         process = start((), (*command, f"trainer.max_steps={steps}"), tmp_path, log)
         assert process.wait(240) == 0, log.read_text(encoding="utf-8")
         output = log.read_text(encoding="utf-8")
         assert message in output
+        assert output.count("update 0, dev: ") == num_first
         assert "by 2 processes" in output
         general.unlink(missing_ok=True)
     config = json.loads(read_checkpoint(tmp_path / "runs" / "domain" / "last.pt")["config"])

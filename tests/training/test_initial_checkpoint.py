@@ -102,9 +102,28 @@ def test_the_checkpoint_is_the_first_best_which_only_better_weights_replace(run,
     losses = scalars(tmp_path / "worse")["dev/loss"]
     assert [step for step, _ in losses] == [0, 1, 2]
     assert min(losses, key=lambda point: point[1])[0] == 0
+    patient = run(tmp_path / "patience", *command, "optimizer.lr=0.5", "trainer.patience_evaluations=2")
+    assert (patient.steps, patient.best_step) == (2, 0)
     better = run(tmp_path / "better", *command, "trainer.max_steps=3")
     assert better.best_step > 0
     assert better.best["dev/loss"] < result.best["dev/loss"]
+
+
+def test_the_bound_of_activations_falls_from_that_of_the_checkpoint(run, tmp_path, caplog):
+    """Once, it began at 8 again, so no later evaluation could be better than that of the checkpoint."""
+    quantizable = ("model/clipping=annealed", "model.encoder.cell=quantizable_lstm", "model.clipping.steps=3")
+    run(tmp_path / "first", *quantizable, "trainer.max_steps=3")
+    start = f"initialize_from={tmp_path}/first/best.pt"
+    run(tmp_path / "second", start, "trainer.max_steps=2", "trainer.evaluate_every_steps=1")
+    clipping = model_of(tmp_path / "second")["clipping"]
+    assert (clipping["start"], clipping["end"], clipping["steps"]) == (pytest.approx(8 - 7 * 2 / 3), 1.0, 3)
+    deltas = [delta for _, delta in scalars(tmp_path / "second")["dev/clipping_delta"]]
+    assert deltas == pytest.approx([8 - 7 * 2 / 3, 8 - 7 * 2 / 3, (1 + 2 * (8 - 7 * 2 / 3)) / 3], rel=1e-5)
+    run(tmp_path / "second", start, "trainer.max_steps=3", "trainer.evaluate_every_steps=1")
+    caplog.clear()
+    run(tmp_path / "third", *ONE_STEP, start, given=(*quantizable, "model.clipping.start=1"))
+    assert model_of(tmp_path / "third")["clipping"]["start"] == 1
+    assert "activations are clipped" not in caplog.text, "once, a bound that does not fall was warned about"
 
 
 def test_a_signal_interrupts_the_evaluation_of_the_checkpoint_and_the_resumed_run_repeats_it(
@@ -119,8 +138,11 @@ def test_a_signal_interrupts_the_evaluation_of_the_checkpoint_and_the_resumed_ru
         return translations(evaluator)
 
     monkeypatch.setattr(DevEvaluator, "translations", signal_before_the_work)
-    with pytest.raises(Interrupted, match="SIGTERM: "):
+    with pytest.raises(Interrupted) as stopped:
         run(tmp_path / "split", *command)
+    assert str(stopped.value) == (
+        "SIGTERM: stopped after update 0, saved up to 0: the same command resumes from there"
+    ), "once, update 0 was taken for no checkpoint"
     monkeypatch.undo()
     run(tmp_path / "split", *command)
     assert differences(outcome(tmp_path / "split"), outcome(tmp_path / "whole")) == []
