@@ -381,8 +381,11 @@ def pytest_figures(printed: str) -> dict[str, Any] | None:
 
 def search(session: Session) -> list[Command]:
     return [
-        benchmark(session, "search", f"batch_{size}", *decoding(session, size, beams))
-        for size, beams in ((32, "5"), (128, "5"), (512, "5"), (1, "1,5"))
+        *(
+            benchmark(session, "search", f"batch_{size}", *decoding(session, size, beams))
+            for size, beams in ((32, "5"), (128, "5"), (512, "5"), (1, "1,5"))
+        ),
+        benchmark(session, "search", "without_kernels", *decoding(session, 32, "5"), "triton=false"),
     ]
 
 

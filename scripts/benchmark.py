@@ -33,6 +33,7 @@ Main keys:
 import gnmt.signals  # noqa: F401 (first: handles Ctrl-C while the others are imported)
 
 # isort: split
+import os
 import sys
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from gnmt.config.schema import BenchmarkConfig
 
 
 def main(cfg: BenchmarkConfig) -> None:
+    if not cfg.triton:
+        os.environ["GNMT_TRITON"] = "0"  # also for the processes that measure memory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not part of the package
     from benchmarks.tasks import run_benchmark
 

@@ -298,6 +298,7 @@ class BenchmarkConfig:
     sentence_tokens: Any = field(default=MISSING, metadata=typed(list[Annotated[int, Range(2)]]))
     batch_tokens: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(4)]))
     repetitions: Any = field(default=MISSING, metadata=typed(Annotated[int, Range(1)]))
+    triton: Any = field(default=MISSING, metadata=typed(bool))
     memory: Any = field(default=MISSING, metadata=typed(bool))
     profile: str | None = MISSING
     output: str | None = MISSING

@@ -13,18 +13,31 @@ import pytest
 import torch
 from test_engine_inference_copy import small_model
 from test_search_continuous_batching import ALL_OPTIONS, SUPPRESSED, assert_equal, random_sources
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import gnmt.decoding.beam as beam_module
 import gnmt.decoding.engine.inference_copy as inference_copy_module
-from gnmt.batch import EOS_ID, padded
-from gnmt.decoding.beam import ActiveBatch, Candidates, Hypotheses, Sentences, best_candidates, update_hypotheses
+from gnmt.batch import BOS_ID, EOS_ID, PAD_ID, padded
+from gnmt.decoding.beam import (
+    ActiveBatch,
+    Candidates,
+    Hypotheses,
+    Sentences,
+    advance,
+    best_candidates,
+    update_hypotheses,
+)
 from gnmt.decoding.engine import kernels
 from gnmt.decoding.engine.inference_copy import InferenceLSTM, inference_copy
+from gnmt.decoding.engine.search_batch import Shape, StaticBuffers
 from gnmt.decoding.options import SearchOptions
 from gnmt.decoding.search import search
 from gnmt.device import Precision
-from gnmt.model.attention import attend
+from gnmt.model.attention import AdditiveAttention, attend
 from gnmt.model.interfaces import DecoderState, Memory, select_beams
+from gnmt.model.recurrent.encoder import LSTMEncoder
+from gnmt.model.recurrent.gnmt_decoder import GNMTDecoder
+from gnmt.model.seq2seq import Seq2Seq
 
 CPU = torch.device("cpu")
 
@@ -160,43 +173,119 @@ def test_updated_hypotheses(options, at_limit, share_of_ends, monkeypatch) -> No
     torch.manual_seed(5)
     batch = random_batch(options, with_beam_index=at_limit)
     beam, number = options.beam_size, 2 * options.beam_size if options.beam_size > 1 else 1
-    for _ in range(2):
-        log_prob_BN = -torch.rand(6, number).mul(6).sort(dim=1).values.mul(4).round().div(4)
-        log_prob_BN[1, 1:] = log_prob_BN[5] = -math.inf
-        tokens_BN = torch.where(torch.rand(6, number) < share_of_ends, EOS_ID, torch.randint(4, 9, (6, number)))
-        candidates = Candidates(log_prob_BN, torch.randint(beam, (6, number)), tokens_BN)
-        attention_BKS = torch.rand(6, beam, 5)
-        given = batch, candidates, attention_BKS, options, at_limit
-        expected, parents_BK = update_hypotheses(*given)
-        with monkeypatch.context() as patched:
-            patched.setattr(beam_module, "search_kernels_run", lambda device: True)
-            found, found_parents_BK = update_hypotheses(*given)
-        assert torch.equal(found_parents_BK, parents_BK)
-        assert torch.equal(found.sentences.length_B, expected.sentences.length_B)
-        assert torch.equal(found.sentences.done_B, expected.sentences.done_B)
-        for one, other in ((found.active, expected.active), (found.results, expected.results)):
-            for name, tensor, wanted in zip(Hypotheses._fields, one, other, strict=True):
-                assert tensor.dtype == wanted.dtype, name
-                torch.testing.assert_close(tensor, wanted, msg=name)
+    log_prob_BN = -torch.rand(6, number).mul(6).sort(dim=1).values.mul(4).round().div(4)
+    log_prob_BN[1, 1:] = log_prob_BN[5] = -math.inf
+    tokens_BN = torch.where(torch.rand(6, number) < share_of_ends, EOS_ID, torch.randint(4, 9, (6, number)))
+    candidates = Candidates(log_prob_BN, torch.randint(beam, (6, number)), tokens_BN)
+    attention_BKS = torch.rand(6, beam, 5)
+    given = batch, candidates, attention_BKS, options, at_limit
+    expected, parents_BK = update_hypotheses(*given)
+    with monkeypatch.context() as patched:
+        patched.setattr(beam_module, "search_kernels_run", lambda device: True)
+        found, found_parents_BK = update_hypotheses(*given)
+    assert torch.equal(found_parents_BK, parents_BK)
+    assert torch.equal(found.sentences.length_B, expected.sentences.length_B)
+    assert torch.equal(found.sentences.done_B, expected.sentences.done_B)
+    for one, other in ((found.active, expected.active), (found.results, expected.results)):
+        for name, tensor, wanted in zip(Hypotheses._fields, one, other, strict=True):
+            assert tensor.dtype == wanted.dtype, name
+            torch.testing.assert_close(tensor, wanted, msg=name)
 
 
-def test_the_trial_calls_every_kernel(monkeypatch) -> None:
+class Launched:
+    """A kernel that adds its name to a list when it is launched."""
+
+    def __init__(self, name: str, kernel: Any, launched: list[str]) -> None:
+        self.name, self.kernel, self.launched = name, kernel, launched
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.launched.append(self.name)
+            with _disable_current_modes():  # the interpreter's own operations
+                self.kernel[grid](*args, **kwargs)
+
+        return launch
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched in the test."""
+    names: list[str] = []
+    for name, kernel in list(vars(kernels).items()):
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(kernels, name, Launched(name, kernel, names))
+    return names
+
+
+def test_the_trial_calls_every_kernel(launched) -> None:
     """Once, search used its kernels wherever another one, that of attention in training, could be compiled."""
-    called = []
-
-    class Launched:
-        def __init__(self, name: str, kernel: Any) -> None:
-            self.name, self.kernel = name, kernel
-
-        def __getitem__(self, grid: Any) -> Any:
-            called.append(self.name)
-            return self.kernel[grid]
-
-    names = [name for name in vars(kernels) if name.endswith("_kernel")]
-    for name in names:
-        monkeypatch.setattr(kernels, name, Launched(name, getattr(kernels, name)))
     kernels.call_all(CPU)
-    assert set(called) == set(names)
+    assert set(launched) == {name for name in vars(kernels) if name.endswith("_kernel")}
+
+
+class CountOperations(TorchDispatchMode):
+    """Count torch's operations that launch a kernel on a GPU."""
+
+    VIEWS = frozenset(
+        (
+            *(
+                "alias",
+                "as_strided",
+                "detach",
+                "empty",
+                "empty_like",
+                "empty_strided",
+                "expand",
+                "new_empty",
+                "permute",
+            ),
+            *(
+                "select",
+                "slice",
+                "split",
+                "split_with_sizes",
+                "squeeze",
+                "t",
+                "transpose",
+                "unbind",
+                "unsqueeze",
+                "view",
+            ),
+            *("_reshape_alias", "_unsafe_view"),
+        )
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation._schema.name.partition("::")[2]
+        if name not in self.VIEWS:
+            self.names.append(name)
+        return operation(*args, **kwargs or {})
+
+
+@torch.no_grad()
+def test_a_step_of_beam_search_launches_34_kernels(monkeypatch, launched) -> None:
+    """The figure of docs/results/decoding.md, for 4+4 layers and 32,000 subwords."""
+    for module in (beam_module, inference_copy_module):
+        monkeypatch.setattr(module, "search_kernels_run", lambda device: True)
+    decoder = GNMTDecoder(4, 4, 4, AdditiveAttention(4, 4, 4))
+    model = inference_copy(Seq2Seq(LSTMEncoder(4, 4, 4), decoder, 9, 32_000, 4), Precision("fp32", CPU))
+    options, suppressed_N = SearchOptions(beam_size=5), torch.tensor([PAD_ID, BOS_ID])
+    sentences = Sentences.start(torch.tensor([9]), torch.tensor([0]), padded([[]], CPU), options)
+    entering = ActiveBatch.start(model, padded([[5, 6, EOS_ID]], CPU), sentences, 10, options, with_attention=False)
+
+    def take_step(batch: ActiveBatch, *, some_forced: bool, some_at_limit: bool) -> ActiveBatch:
+        return advance(model, batch, suppressed_N, options, some_forced=some_forced, some_at_limit=some_at_limit)
+
+    buffers = StaticBuffers(Shape(1, 16, 16, 0), entering, take_step, lambda work: work)
+    buffers.write([0], entering)
+    launched.clear()
+    with CountOperations() as counted:
+        buffers._step(some_forced=False, some_at_limit=False)
+    assert len(counted.names) + len(launched) == 34, (counted.names, launched)
 
 
 def test_a_search_gives_the_same_results(monkeypatch) -> None:

@@ -5,6 +5,7 @@ Without a GPU, the kernels run in Triton's interpreter and are compiled for a GP
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from triton_checks import check_in_interpreter, check_that_it_compiles, has_triton
 
-import gnmt.model.attention as attention_module
+from gnmt.decoding.beam import search_kernels_run
 from gnmt.model.attention import additive_scores, chunked_additive_scores, kernels_run
 
 INTERPRETED = Path(__file__).with_name("interpreted_attention_kernels.py")
@@ -48,10 +49,10 @@ def test_on_a_cpu_the_chunks_run():
 
 
 def test_without_triton_the_chunks_run_on_a_gpu_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert not kernels_run.__wrapped__(torch.device("cuda", 0))
-    assert "without their Triton kernels: Triton is not installed" in caplog.text
+    assert "without its Triton kernels: Triton is not installed" in caplog.text
 
 
 def test_kernels_that_cannot_be_compiled_are_not_used(monkeypatch, caplog):
@@ -63,12 +64,20 @@ def test_kernels_that_cannot_be_compiled_are_not_used(monkeypatch, caplog):
     kernels = type(sys)("gnmt.model.attention_kernels")
     kernels.fused_additive_scores = fails
     monkeypatch.setitem(sys.modules, "gnmt.model.attention_kernels", kernels)
-    monkeypatch.setattr(attention_module.importlib.util, "find_spec", lambda name: "found")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
     monkeypatch.setattr(torch, "zeros", lambda *size, device, requires_grad: torch.ones(1, 1, 64))
     with caplog.at_level(logging.WARNING):
         assert not kernels_run.__wrapped__(torch.device("cuda", 0))
     assert "RuntimeError: Failed to find C compiler." in caplog.text
     assert "Please" not in caplog.text
+
+
+def test_the_environment_turns_the_kernels_off(monkeypatch, caplog):
+    monkeypatch.setenv("GNMT_TRITON", "0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("Triton is not tried"))
+    assert not kernels_run.__wrapped__(torch.device("cuda", 0))
+    assert not search_kernels_run.__wrapped__(torch.device("cuda", 0))
+    assert not caplog.messages
 
 
 @pytest.mark.cuda

@@ -1,8 +1,8 @@
 """Work on CUDA that is recorded as CUDA graphs and replayed.
 
-A search step launches about two hundred small kernels, and the host needs longer to launch them than the device to run
-them. Replaying a graph is a single launch. A graph computes exactly what the recorded work computes, in the same
-memory, so the work must read and write tensors that stay where they are.
+A search step of GNMT launches 34 kernels, and 204 without those of engine/kernels.py. The host needs longer to launch
+them than the device to run them. Replaying a graph is a single launch. A graph computes exactly what the recorded work
+computes, in the same memory, so the work must read and write tensors that stay where they are.
 """
 
 from __future__ import annotations
