@@ -89,7 +89,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "attention_rg_lru": ("attention", ("model.encoder.cell=rg_lru",)),
     "gnmt_quantizable": (
         "gnmt_8",
-        ("model.encoder.cell=quantizable_lstm", "model/clipping=annealed", "model.clipping.start=0.9"),
+        (
+            *("model.encoder.cell=quantizable_lstm", "model/clipping=annealed"),
+            *("model.clipping.start=0.9", "model.clipping.end=0.5"),
+        ),
     ),
     "gnmt_shortcuts": (
         "gnmt_small",
