@@ -1,9 +1,10 @@
 """Compare int8 with scales by row and int8 with the ranges of training, for one checkpoint with quantizable layers.
 
-python -m benchmarks.int8_ranges CHECKPOINT SOURCE REFERENCES
+python -m benchmarks.int8_ranges CHECKPOINT SOURCE REFERENCES [OTHER]
 
 Translates the lines of SOURCE in fp32 and both kinds of int8, three times in turns after a warm-up, with as many
-threads as OMP_NUM_THREADS says and the checkpoint's search options. Prints BLEU and the median time.
+threads as OMP_NUM_THREADS says and the checkpoint's search options. Prints BLEU and the median time. OTHER is a
+checkpoint without quantizable layers, which translates in fp32 and int8 in the same turns.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ CPU = torch.device("cpu")
 REPETITIONS = 3
 
 
-def main(checkpoint: str, source: str, references: str) -> None:
+def main(checkpoint: str, source: str, references: str, other: str | None = None) -> None:
     lines, expected = list(read_lines(source)), list(read_lines(references))
     translators = translators_of(checkpoint)
+    if other is not None:
+        members = load_members(other, CPU, ())
+        translators |= {f"{name}, {other}": Translator.from_loaded(members, name) for name in ("fp32", "int8")}
     translations: dict[str, list[str]] = {}
 
     def translate(name: str) -> None:
