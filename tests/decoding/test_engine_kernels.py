@@ -65,8 +65,9 @@ def test_the_kernels_compile_for_a_gpu(dtype, aligned):
         constants = {"HAS_COLUMNS": has_columns, "COUNT": 10, "BLOCK": kernels.BLOCK}
         check_that_it_compiles(kernels.best_kernel, best, constants, aligned)
     for options in ({"STOP": "bound", "HAS_PRUNING": False}, {"STOP": "first", "HAS_PRUNING": True}):
-        for at_limit in (False, True):
-            constants = {"AT_LIMIT": at_limit, "EOS": 3, "FLOOR": 1e-6, "BEAMS": 8, "CANDIDATES": 16, "POSITIONS": 64}
+        for at_limit, beams, candidates in ((False, 8, 16), (True, 8, 16), (True, 1, 1)):
+            constants = {"AT_LIMIT": at_limit, "EOS": 3, "FLOOR": 1e-6, "POSITIONS": 64}
+            constants |= {"BEAMS": beams, "CANDIDATES": candidates}
             check_that_it_compiles(kernels.plan_kernel, plan_pointers(dtype), constants | options, aligned, NUMBERS)
     for has_beam_index in (False, True):
         constants = {"HAS_BEAM_INDEX": has_beam_index, "ELEMENTS": kernels.ELEMENTS}

@@ -269,10 +269,10 @@ def update_hypotheses(
             num_candidates,
             num_positions,
             options.n_best,
-            options.length_penalty_alpha,
-            options.length_penalty_constant,
-            options.coverage_beta,
-            0.0 if options.pruning is None else options.pruning,
+            float(options.length_penalty_alpha),
+            float(options.length_penalty_constant),
+            float(options.coverage_beta),
+            float(options.pruning or 0),
             HAS_PRUNING=options.pruning is not None,
             AT_LIMIT=at_limit,
             STOP="first" if beam == 1 else options.stop,
@@ -478,7 +478,7 @@ def select_kernel(
         tl.store(copy_ptrs[index] + row * widths[index] + elements, copied, is_element)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sentences", "num_beams", "num_candidates", "num_positions", "n_best"])
 def plan_kernel(
     length_ptr,
     limit_ptr,
@@ -669,7 +669,7 @@ def first(beams, values):
     return tl.sum(tl.where(beams == 0, values, 0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sentences", "num_beams", "num_tokens", "num_positions"])
 def grow_kernel(
     tokens_ptr,
     coverage_ptr,
