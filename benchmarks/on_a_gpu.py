@@ -258,6 +258,9 @@ class Session:
             self.record["steps"][step]["figures"][command.name] = figures
         elif entry["state"] == "finished":
             entry |= {"state": "failed", "problem": problem}
+        for warning in dict.fromkeys(re.findall(r".*without its Triton kernels.*|.*CUDA graphs: .*", printed)):
+            entry["warning"] = warning
+            print(f"{step} {command.name}: {warning}", flush=True)
         if entry["state"] == "out of time" and command.stops_with is not None and command.stops_with.exists():
             entry["state"] = STOPPED
         self.record["steps"][step]["commands"][command.name] = entry
@@ -311,7 +314,7 @@ def state_of_step(states: dict[str, str]) -> str:
 
 
 def figures_of_file(path: Path) -> Figures:
-    """Return the function for a command that writes a JSON file: its contents, if it has been written since."""
+    """Return a function that reads the JSON file of a command, or returns None if the command has not written it."""
 
     def modified() -> int | None:
         return path.stat().st_mtime_ns if path.exists() else None
@@ -380,12 +383,14 @@ def pytest_figures(printed: str) -> dict[str, Any] | None:
 
 
 def search(session: Session) -> list[Command]:
+    half = [] if session.given.quick else ["precisions=[fp16]"]
     return [
         *(
             benchmark(session, "search", f"batch_{size}", *decoding(session, size, beams))
-            for size, beams in ((32, "5"), (128, "5"), (512, "5"), (1, "1,5"))
+            for size, beams in ((32, "5"), (128, "5"), (512, "1,5"), (1, "1,5"))
         ),
         benchmark(session, "search", "without_kernels", *decoding(session, 32, "5"), "triton=false"),
+        benchmark(session, "search", "fp16", *decoding(session, 32, "5"), *half),
     ]
 
 

@@ -14,9 +14,11 @@ from benchmarks import decoding, length, training
 from benchmarks.measuring import header, row
 from benchmarks.profiling import profile_workload
 from gnmt.config.schema import BenchmarkConfig
+from gnmt.decoding.beam import search_kernels_run
 from gnmt.device import choose_device, choose_precision, device_name
 from gnmt.errors import InputError
 from gnmt.fileio import check_output, check_output_folder, check_stdout, write_atomically
+from gnmt.model.attention import kernels_run
 
 TASKS = {"decoding": decoding, "training": training, "length": length}
 ALLOWED = {
@@ -130,6 +132,7 @@ def setting(cfg: BenchmarkConfig) -> dict[str, object]:
         "hardware": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "triton_kernels": {"attention": kernels_run(device), "search": search_kernels_run(device)},
         "repetitions": cfg.repetitions,
         "num_batches": cfg.num_batches,
         **{key: getattr(cfg, key) for key in SETTINGS[cfg.task]},

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gnmt.errors import InputError, first_line
+from gnmt.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ def device_name(device: torch.device) -> str:
     return str(torch.cpu.get_capabilities()["cpu_name"])
 
 
-# Precision
-
-
 def copied_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor from the CPU to a device. On CUDA, the host does not wait for earlier work of the device."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+# Precision
 
 
 @dataclass(frozen=True)
@@ -235,14 +235,19 @@ def triton_runs(device: torch.device, trial: Callable[[], object], slower: str) 
 
     CUDA builds of torch bring Triton, but a compiler of C, which Triton needs when a kernel is first called, may be
     missing, and old GPUs are not supported. A trial finds out. GNMT_TRITON=0 in the environment turns the kernels off,
-    to compare them with the plain PyTorch that replaces them.
+    to compare them with the plain PyTorch that replaces them; 1 is the default.
+
+    Raises InputError for another value of GNMT_TRITON.
 
     Args:
         device: The device.
         trial: Calls each kernel with small tensors.
         slower: What runs more slowly without the kernels, for the warning.
     """
-    if device.type != "cuda" or os.environ.get("GNMT_TRITON") == "0":
+    wanted = os.environ.get("GNMT_TRITON", "1")
+    if wanted not in ("0", "1"):
+        raise InputError(f"GNMT_TRITON={wanted} in the environment: allowed are 0 (no Triton kernels) and 1")
+    if device.type != "cuda" or wanted == "0":
         return False
     if importlib.util.find_spec("triton") is None:
         obstacle = "Triton is not installed"
@@ -253,7 +258,8 @@ def triton_runs(device: torch.device, trial: Callable[[], object], slower: str) 
         except Exception as error:  # of Triton, its compilers or the driver
             if is_out_of_memory(error):
                 raise
-            obstacle = f"{type(error).__name__}: {first_line(error)}"
+            lines = str(error).strip().splitlines() or [""]
+            obstacle = f"{type(error).__name__}: " + " ... ".join(dict.fromkeys((lines[0], lines[-1])))
     log.warning("%s runs more slowly, without its Triton kernels: %s", slower, obstacle)
     return False
 

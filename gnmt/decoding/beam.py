@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gnmt.batch import BOS_ID, EOS_ID, Tokens
 from gnmt.decoding.options import SearchOptions
-from gnmt.decoding.scoring import length_penalty, score
+from gnmt.decoding.scoring import check_coverage, length_penalty, score
 from gnmt.device import triton_runs
 from gnmt.model import interfaces
 from gnmt.model.interfaces import DecoderState, Memory, SearchModel, join_rows
@@ -344,6 +344,7 @@ def update_hypotheses(
     Returns:
         The batch after the step, and the beam index of each active hypothesis's parent, int64 [B, K].
     """
+    check_coverage(options, has_attention=attention_BKS is not None)
     sentences, active = batch.sentences, batch.active
     if not options.sampling and search_kernels_run(sentences.done_B.device):
         from gnmt.decoding.engine import kernels

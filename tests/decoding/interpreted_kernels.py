@@ -163,22 +163,25 @@ def random_batch(options: SearchOptions, with_beam_index: bool) -> ActiveBatch:
     )
 
 
+def random_candidates(options: SearchOptions, share_of_ends: float) -> tuple[Candidates, torch.Tensor]:
+    """Return candidates of the six sentences, with ties, -inf and NaN, and the attention of the step."""
+    beam, number = options.beam_size, 2 * options.beam_size if options.beam_size > 1 else 1
+    log_prob_BN = -torch.rand(6, number).mul(6).sort(dim=1).values.mul(4).round().div(4)
+    log_prob_BN[1, 1:] = log_prob_BN[5] = -math.inf
+    log_prob_BN[2, 0] = math.nan
+    tokens_BN = torch.where(torch.rand(6, number) < share_of_ends, EOS_ID, torch.randint(4, 9, (6, number)))
+    return Candidates(log_prob_BN, torch.randint(beam, (6, number)), tokens_BN), torch.rand(6, beam, 5)
+
+
 @pytest.mark.parametrize("options", UPDATES, ids=["bound", "first", "pruning", "greedy"])
-@pytest.mark.parametrize("at_limit", [False, True])
-@pytest.mark.parametrize("share_of_ends", [0.4, 1.0])
+@pytest.mark.parametrize(("at_limit", "share_of_ends"), [(False, 0.4), (True, 0.4), (True, 1.0)])
 def test_updated_hypotheses(options, at_limit, share_of_ends, monkeypatch) -> None:
     """Candidates with ties, impossible ones, and more of them that end than continue; several tiles with a rest."""
     monkeypatch.setattr(kernels, "ELEMENTS", 4)
     monkeypatch.setattr(kernels, "TILE", 8)
     torch.manual_seed(5)
     batch = random_batch(options, with_beam_index=at_limit)
-    beam, number = options.beam_size, 2 * options.beam_size if options.beam_size > 1 else 1
-    log_prob_BN = -torch.rand(6, number).mul(6).sort(dim=1).values.mul(4).round().div(4)
-    log_prob_BN[1, 1:] = log_prob_BN[5] = -math.inf
-    tokens_BN = torch.where(torch.rand(6, number) < share_of_ends, EOS_ID, torch.randint(4, 9, (6, number)))
-    candidates = Candidates(log_prob_BN, torch.randint(beam, (6, number)), tokens_BN)
-    attention_BKS = torch.rand(6, beam, 5)
-    given = batch, candidates, attention_BKS, options, at_limit
+    given = batch, *random_candidates(options, share_of_ends), options, at_limit
     expected, parents_BK = update_hypotheses(*given)
     with monkeypatch.context() as patched:
         patched.setattr(beam_module, "search_kernels_run", lambda device: True)
@@ -189,7 +192,7 @@ def test_updated_hypotheses(options, at_limit, share_of_ends, monkeypatch) -> No
     for one, other in ((found.active, expected.active), (found.results, expected.results)):
         for name, tensor, wanted in zip(Hypotheses._fields, one, other, strict=True):
             assert tensor.dtype == wanted.dtype, name
-            torch.testing.assert_close(tensor, wanted, msg=name)
+            torch.testing.assert_close(tensor, wanted, equal_nan=True, msg=name)
 
 
 class Launched:

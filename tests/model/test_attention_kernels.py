@@ -15,6 +15,7 @@ import torch
 from triton_checks import check_in_interpreter, check_that_it_compiles, has_triton
 
 from gnmt.decoding.beam import search_kernels_run
+from gnmt.errors import InputError
 from gnmt.model.attention import additive_scores, chunked_additive_scores, kernels_run
 
 INTERPRETED = Path(__file__).with_name("interpreted_attention_kernels.py")
@@ -69,7 +70,7 @@ def test_kernels_that_cannot_be_compiled_are_not_used(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert not kernels_run.__wrapped__(torch.device("cuda", 0))
     assert "RuntimeError: Failed to find C compiler." in caplog.text
-    assert "Please" not in caplog.text
+    assert "Please set the CC environment variable." in caplog.text
 
 
 def test_the_environment_turns_the_kernels_off(monkeypatch, caplog):
@@ -77,6 +78,9 @@ def test_the_environment_turns_the_kernels_off(monkeypatch, caplog):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("Triton is not tried"))
     assert not kernels_run.__wrapped__(torch.device("cuda", 0))
     assert not search_kernels_run.__wrapped__(torch.device("cuda", 0))
+    monkeypatch.setenv("GNMT_TRITON", "off")
+    with pytest.raises(InputError, match="GNMT_TRITON=off in the environment: allowed are 0"):
+        kernels_run.__wrapped__(torch.device("cuda", 0))
     assert not caplog.messages
 
 

@@ -7,7 +7,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -80,3 +81,52 @@ def check_that_it_compiles(
     compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"].startswith(b"\x7fELF")
     assert "atom" not in compiled.asm["ptx"]  # sums have a fixed order
+
+
+class FakeDriver:
+    """A driver of a GPU of compute capability 9.0 that can launch nothing."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@contextmanager
+def launches_compile(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let the functions of kernels.py compile what they launch, for a GPU, and launch nothing; their results are zeros.
+
+    Triton's own front end gets the arguments, and compiles other code for a size of 1. Yields the names of the kernels
+    in the order in which they are compiled.
+    """
+    import torch
+    from triton.runtime import driver
+
+    from gnmt.decoding.engine import kernels
+
+    compiled: list[str] = []
+
+    class Compiled:
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*args: Any, **kwargs: Any) -> None:
+                self.kernel.warmup(*args, grid=grid, **kwargs)
+                compiled.append(self.name)
+
+            return launch
+
+    for name, kernel in list(vars(kernels).items()):
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(kernels, name, Compiled(name, kernel))
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    monkeypatch.setattr(driver, "_active", FakeDriver())
+    yield compiled

@@ -181,7 +181,7 @@ def test_every_command_of_a_script_passes_validation(tmp_path, monkeypatch, caps
             except SystemExit as exit_:
                 pytest.fail(f"{words} ended with {exit_.code}: {capsys.readouterr().err}")
             num_validated += 1
-    assert num_validated == 5 + (2 if quick else 4) + (3 if quick else 4) + 2 + 5 + 2 + 2 + 2
+    assert num_validated == 6 + (2 if quick else 4) + (3 if quick else 4) + 2 + 5 + 2 + 2 + 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -25,7 +25,7 @@ Work = Callable[[], None]
 
 @contextmanager
 def search_stream(device: torch.device) -> Iterator[None]:
-    """Return a context in which, on CUDA, a stream for searches is current: the default stream cannot be recorded."""
+    """Run the block on a stream for searches if the device is CUDA, because the default stream cannot be recorded."""
     if device.type != "cuda":
         yield
         return

@@ -86,7 +86,7 @@ def attend_additively(
     Args:
         query_BKA: Queries of the hypotheses.
         keys_BSA: Keys.
-        vector_A: The vector v of the scores v . tl.sigmoid(q + k), fp32; see InferenceAttention.
+        vector_A: The vector v of the scores v . sigmoid(q + k), fp32; see InferenceAttention.
         states_BSH: Encoder states.
         mask_BS: bool, True for real source tokens. S is at most LARGEST_SOURCE.
     """
@@ -219,7 +219,7 @@ def update_hypotheses(
     """Finish, extend, prune and stop hypotheses after the candidates of a step of beam search are known.
 
     Two kernels: `plan_kernel` orders candidates and results and computes everything of one number per hypothesis;
-    `grow_kernel` copies tokens, coverage and beam indices.
+    `grow_kernel` copies tokens, coverage and beam indices. Scores may differ from those of plain PyTorch by rounding.
 
     Args:
         sentences: length_B, limit_B, longest_penalty_B and done_B.
@@ -592,7 +592,9 @@ def plan_kernel(
         result_parent = at_ranks(beams, old_rank, result_parent) + at_ranks(beams, rank, active_parent)
         result_token = at_ranks(beams, old_rank, result_token) + at_ranks(beams, rank, active_token)
 
-    best_active = tl.max(active_log_prob, 0)
+    is_nan = active_log_prob != active_log_prob
+    best_active = tl.max(tl.where(is_nan, float("-inf"), active_log_prob), 0)
+    best_active = tl.where(tl.sum(is_nan.to(tl.int32), 0) > 0, float("nan"), best_active)
     stops = (limit <= length) | (best_active == float("-inf"))
     if STOP == "first":
         stops = stops | (tl.sum(tl.where(is_beam & (result_score == float("-inf")), 1, 0), 0) == 0)
