@@ -368,11 +368,12 @@ def test_fine_tuning_needs_the_checkpoint_and_the_data_alone(run_command, tiny, 
     assert unchanged["best"]["dev/loss"] == pytest.approx(before["best"]["dev/loss"], abs=0.01)
     assert json.loads(unchanged["config"])["model"] == json.loads(before["config"])["model"]
     torch.testing.assert_close(unchanged["model"], before["model"], rtol=0, atol=1e-6)
-    done = run_command(*command, *limits[1:], "trainer.max_steps=10", "name=domain", cwd=tmp_path)
+    limits = [*limits[1:], "trainer.best_metric=dev/loss"]
+    done = run_command(*command, *limits, "trainer.max_steps=10", "name=domain", cwd=tmp_path)
     assert done.code == 0, done.err
     assert read_checkpoint(tmp_path / "runs" / "domain" / "best.pt")["best"]["dev/loss"] < unchanged["best"]["dev/loss"]
     shutil.rmtree(general)
-    done = run_command(*command, *limits[1:], "trainer.max_steps=12", "name=domain", cwd=tmp_path)
+    done = run_command(*command, *limits, "trainer.max_steps=12", "name=domain", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "2 updates from update 10" in done.err
     refused = run_command(*command, "name=new", cwd=tmp_path)

@@ -152,9 +152,15 @@ def test_training_benchmark_writes_finite_figures_and_profiles(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sizes=[multi30k]", "sizes: found multi30k, allowed are gnmt, gnmt_128, middle, small, tiny"),
+        (
+            "sizes=[multi30k]",
+            "sizes: found multi30k, allowed are gnmt, gnmt_128, gnmt_256, gnmt_512, gnmt_8, middle",
+        ),
         ("precisions=[int8]", "precisions: found int8, allowed are auto, fp32, bf16, fp16"),
-        ("sizes=[]", "there is nothing to measure: give sizes= (of gnmt, gnmt_128, middle, small, tiny)"),
+        (
+            "sizes=[]",
+            "there is nothing to measure: give sizes= (of gnmt, gnmt_128, gnmt_256, gnmt_512, gnmt_8, ",
+        ),
         ("checkpoint=best.pt", "checkpoint=best.pt is for task=decoding"),
         ("dropout=1", "dropout"),
     ],

@@ -211,7 +211,7 @@ def test_other_prefixes_are_refused_on_resume(home):
     (home / "p.de").write_text("p\n" * NUM_LINES)
     with pytest.raises(Killed):
         translate(kill_at(10), Job("a.en", "a.de", "p.de"))
-    with pytest.raises(InputError, match=r"prefixes\.num_lines: 18 → absent"):
+    with pytest.raises(InputError, match=r"\n  prefixes: \{\"num_lines\": 18, .* → null\n"):
         translate(StubTranslator())
 
 
