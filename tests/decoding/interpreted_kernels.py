@@ -177,7 +177,7 @@ def random_candidates(options: SearchOptions, share_of_ends: float) -> tuple[Can
 @pytest.mark.parametrize(("at_limit", "share_of_ends"), [(False, 0.4), (True, 0.4), (True, 1.0)])
 def test_updated_hypotheses(options, at_limit, share_of_ends, monkeypatch) -> None:
     """Candidates with ties, impossible ones, and more of them that end than continue; several tiles with a rest."""
-    monkeypatch.setattr(kernels, "ELEMENTS", 4)
+    monkeypatch.setattr(kernels, "ELEMENTS", 8)
     monkeypatch.setattr(kernels, "TILE", 8)
     torch.manual_seed(5)
     batch = random_batch(options, with_beam_index=at_limit)
