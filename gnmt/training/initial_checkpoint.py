@@ -172,9 +172,9 @@ def read_initial_checkpoint(path: str, trusted_packages: Sequence[str]) -> Initi
         raise InputError(f"initialize_from: {error}") from None
     initial = InitialCheckpoint.of(contents, f"initialize_from={path}", trusted_packages)
     clipping = initial.config[MODEL].get("clipping")
-    for name, value in contents["model"].items():
-        if clipping is not None and is_clipping_delta(name):
-            clipping["start"] = float(value)  # otherwise the bound would begin to fall again
+    deltas = [value for name, value in contents["model"].items() if is_clipping_delta(name)]
+    if clipping is not None and deltas:
+        clipping["start"] = float(deltas[0])  # all deltas are equal
     return initial
 
 
